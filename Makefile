@@ -1,0 +1,43 @@
+# Every target does its own set-up: a fresh machine needs python3 (3.11 or newer) and make.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= runs/demo
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo test lint clean
+
+help:
+	@echo "make install   the package, its extras and its tools, in $(VENV)"
+	@echo "make demo      train, compare and report on the embedded base, into OUT=$(OUT)"
+	@echo "make test      every test, the doctests included; one file: make test ARGS=tests/test_architecture.py"
+	@echo "make lint      ruff and mypy"
+	@echo "make clean     remove caches and build output; $(VENV) and runs/ stay"
+
+install: $(INSTALLED)
+
+# torch first, by its pinned version: resolved among the others, an unpinned requirement could bring a newer one of several GB.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "needs Python 3.11 or newer; this is " + sys.version + "; pass PYTHON=python3.x")'
+	@echo "installing into $(VENV); the first time takes a few minutes"
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/lora-ensembles demo --out "$(OUT)" --overwrite --json
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

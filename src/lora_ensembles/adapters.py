@@ -1,0 +1,193 @@
+"""PEFT on one side, stacked adapters on the other: initial weights by PEFT, member folders that PEFT opens, options that cannot be stacked.
+
+On disk a member is a plain PEFT adapter folder and nothing else (`adapter_config.json`, `adapter_model.safetensors`).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import layer as peft_layers
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .errors import AdapterError, CheckpointError
+from .lora import MemberWeights
+
+PREFIX = "base_model.model."
+STACKABLE_INITS = (True, False, "gaussian", "orthogonal")
+STACKABLE_OPTIONS = frozenset(
+    """task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules exclude_modules
+    lora_alpha lora_dropout fan_in_fan_out use_rslora init_lora_weights layers_to_transform layers_pattern rank_pattern alpha_pattern
+    megatron_core qalora_group_size runtime_config""".split()
+)
+REASONS = {
+    "use_dora": "DoRA rescales the base weight by a norm that differs from member to member, so the members cannot share one product",
+    "bias": "trained biases belong to the base, which the members share",
+    "lora_bias": "biases of the B matrices are not stacked",
+    "modules_to_save": "members of a causal language model own adapters only",
+    "target_parameters": "adapters on bare parameters (such as fused experts) do not see one row per token of every member",
+    "layer_replication": "replicated layers change the base",
+    "trainable_token_indices": "trained embeddings are not stacked",
+}
+INIT_REASON = "it rewrites the base weights or needs data, so the members cannot share one base; train it in PEFT and use from_adapters"
+
+
+def default_adapter_config() -> LoraConfig:
+    """The paper's adapter: rank 8, alpha 32 (scaling 4, as PEFT computes it), on the query and value projections.
+
+    Source: Sec. 5.1 of arXiv:2310.00035; `lora_alpha` is read as PEFT's, since the paper uses PEFT.
+    """
+    return LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+
+
+def check_stackable(config: LoraConfig) -> None:
+    """Refuse, by name and with the reason, every option whose members could not share one base in one pass.
+
+    Raises:
+        AdapterError: the config uses such an option.
+
+    Example:
+        >>> check_stackable(LoraConfig(use_dora=True))
+        Traceback (most recent call last):
+        ...
+        lora_ensembles.errors.AdapterError: LoraConfig(use_dora=True) cannot be stacked: DoRA rescales the base weight by a norm ...
+    """
+    if not isinstance(config, LoraConfig):
+        raise AdapterError(f"the adapter is described by a peft.LoraConfig; got {type(config).__name__}")
+    if config.init_lora_weights not in STACKABLE_INITS:
+        raise AdapterError(f"LoraConfig(init_lora_weights={config.init_lora_weights!r}) cannot be stacked: {INIT_REASON}")
+    plain = LoraConfig()
+    for option in dataclasses.fields(LoraConfig):
+        value = getattr(config, option.name)
+        if option.name not in STACKABLE_OPTIONS and value != getattr(plain, option.name):
+            reason = REASONS.get(option.name, "stacked layers compute W x + s B A x and nothing else")
+            raise AdapterError(f"LoraConfig({option.name}={value!r}) cannot be stacked: {reason}")
+
+
+def initial_weights(base: nn.Module, config: LoraConfig, *, seed: int) -> MemberWeights:
+    """The weights with which PEFT itself starts an adapter after `torch.manual_seed(seed)`.
+
+    The base is wrapped by PEFT for the purpose and unwrapped again; its weights and the global random state are left as they were.
+
+    Raises:
+        AdapterError: PEFT finds no target, or a target is of a kind that cannot be stacked.
+    """
+    check_stackable(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            wrapped = get_peft_model(base, copy.deepcopy(config))
+        except ValueError as error:
+            raise AdapterError(f"PEFT cannot place the adapter: {error}") from error
+    try:
+        return _read_wrapped(wrapped)
+    finally:
+        wrapped.unload()
+
+
+def _read_wrapped(wrapped: nn.Module) -> MemberWeights:
+    a, b, scaling = {}, {}, {}
+    for full_name, module in wrapped.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        name = full_name.removeprefix(PREFIX)
+        _check_layer(name, module)
+        a[name] = module.lora_A["default"].weight.detach().float().cpu().clone()
+        b[name] = module.lora_B["default"].weight.detach().float().cpu().clone()
+        scaling[name] = float(module.scaling["default"])
+    return MemberWeights(a, b, scaling)
+
+
+def _check_layer(name: str, module: LoraLayer) -> None:
+    quantised = type(module).__module__.endswith("lora.bnb")
+    if not (quantised or type(module) is peft_layers.Linear):
+        raise AdapterError(
+            f"target {name!r} is a {type(module.get_base_layer()).__name__}; adapters are stacked on nn.Linear, GPT-2's Conv1D and "
+            "bitsandbytes 4-bit and 8-bit linear layers; take it out of target_modules"
+        )
+
+
+def write_adapter(folder: Path, weights: MemberWeights, config: LoraConfig, *, dtype: torch.dtype = torch.float32) -> None:
+    """One member as a PEFT adapter folder that `peft.PeftModel.from_pretrained` opens."""
+    folder.mkdir(parents=True)
+    saved = copy.deepcopy(config)
+    saved.inference_mode = True
+    _state_ranks(saved, weights)
+    saved.save_pretrained(str(folder))
+    tensors = {}
+    for name in weights.a:
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = weights.a[name].to(dtype).contiguous()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = weights.b[name].to(dtype).contiguous()
+    save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def _state_ranks(config: LoraConfig, weights: MemberWeights) -> None:
+    # An ensemble of adapters trained elsewhere has one config but members of different ranks and scalings: say each member's own.
+    ranks = {matrix.shape[0] for matrix in weights.a.values()}
+    if len(ranks) == 1 and not config.rank_pattern and not config.alpha_pattern:
+        (config.r,) = ranks
+        scaling = set(weights.scaling.values())
+        if len(scaling) == 1:
+            alpha = scaling.pop() * (config.r**0.5 if config.use_rslora else config.r)
+            config.lora_alpha = round(alpha) if abs(alpha - round(alpha)) < 1e-6 else alpha
+
+
+def read_adapter_config(folder: Path) -> LoraConfig:
+    """The `LoraConfig` of an adapter folder, checked to be stackable.
+
+    Raises:
+        CheckpointError: the folder holds no readable adapter.
+        AdapterError: the adapter cannot be stacked.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise CheckpointError(f"{folder} is no PEFT adapter folder: it has no adapter_config.json")
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder / 'adapter_config.json'} cannot be read: {error}") from error
+    if getattr(config, "init_lora_weights", True) == "eva":
+        config.init_lora_weights = True  # EVA chooses A from data but leaves the base alone, so what it trained can be read
+    check_stackable(config)
+    return config
+
+
+def read_adapter(folder: Path, config: LoraConfig) -> MemberWeights:
+    """The weights of an adapter folder.
+
+    Raises:
+        CheckpointError: the weights are missing, corrupt, or not those of a LoRA on linear layers.
+    """
+    path = folder / SAFETENSORS_WEIGHTS_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}; adapters saved as pickle are not read: save them as safetensors")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is corrupt or cut short ({error}); save or download it again") from error
+    a, b = {}, {}
+    for key, tensor in tensors.items():
+        name, found, matrix = key.removeprefix(PREFIX).rpartition(".lora_")
+        if not found or matrix not in ("A.weight", "B.weight"):
+            raise CheckpointError(f"{path} holds {key!r}, which is not a weight of a LoRA on a linear layer")
+        (a if matrix == "A.weight" else b)[name] = tensor.float()
+    if not a or set(a) != set(b):
+        raise CheckpointError(f"{path} does not hold an A and a B for each layer; save or download it again")
+    return MemberWeights(a, b, {name: _scaling(config, name, a[name].shape[0]) for name in a})
+
+
+def _scaling(config: LoraConfig, name: str, rank: int) -> float:
+    alpha = _pattern_value(config.alpha_pattern, name, config.lora_alpha)
+    return alpha / (rank**0.5 if config.use_rslora else rank)
+
+
+def _pattern_value(pattern: dict[str, float], name: str, default: float) -> float:
+    return pattern.get(get_pattern_key(pattern.keys(), name), default)

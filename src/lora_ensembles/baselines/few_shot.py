@@ -1,0 +1,87 @@
+"""The base model as it is, shown a few answered questions before each question."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..ensemble import SCORING_ROWS, context_window
+from ..errors import ConfigError, DataError
+from ..forward import answer_logits
+from ..scoring import score_labels
+from ..tasks import Example, encode_examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """A `Predictor` without any training: `shots` demonstrations, drawn without replacement, stand in front of every question.
+
+    Each of the `draws` sets of demonstrations counts as one member, so a metric averaged over members is the paper's average over 10
+    draws (Sec. 5.1 of arXiv:2310.00035). `shots=0` asks the bare question, once.
+
+    Example:
+        >>> from lora_ensembles.embedded import load_base
+        >>> from lora_ensembles.tasks import load_task
+        >>> task = load_task("world-cqa")
+        >>> FewShot(*load_base(), task.train, draws=2).member_log_probs(task.validation[:4]).shape
+        torch.Size([2, 4, 5])
+    """
+
+    base: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    demonstrations: Sequence[Example]
+    shots: int = 3
+    draws: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        labelled = sum(example.target is not None for example in self.demonstrations)
+        if self.shots < 0 or self.draws < 1 or labelled < self.shots:
+            raise ConfigError(
+                f"shots={self.shots}, draws={self.draws}, {labelled} answered demonstrations; "
+                "shots is at least 0 and at most the number of demonstrations, draws at least 1"
+            )
+
+    def prompts(self) -> list[str]:
+        """The text in front of a question, for each draw."""
+        answered = [example for example in self.demonstrations if example.target is not None]
+        draws = self.draws if self.shots else 1
+        rng = random.Random(self.seed)
+        return ["".join(map(render_demonstration, rng.sample(answered, self.shots))) for _ in range(draws)]
+
+    @torch.no_grad()
+    def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
+        """log p of each label for each draw (draws, N, C), float32, normalised over an example's labels; see `Predictor`."""
+        self.base.eval()
+        return torch.cat([self._score(prefix, examples, max_rows or SCORING_ROWS) for prefix in self.prompts()])
+
+    def _score(self, prefix: str, examples: Sequence[Example], rows: int) -> Tensor:
+        shown = [dataclasses.replace(example, prompt=prefix + example.prompt) for example in examples]
+        return score_labels(
+            encode_examples(shown, self.tokenizer, max_length=context_window(self.base)),
+            lambda ids, positions: answer_logits(self.base, ids, positions)[None],
+            pad_id=self.tokenizer.pad_token_id or 0,
+            rows_per_batch=rows,
+            device=self.base.device,
+        )
+
+
+def render_demonstration(example: Example) -> str:
+    r"""An answered question as a demonstration: prompt, label, the bracket that closes a letter, and a line break.
+
+    Example:
+        >>> render_demonstration(Example("1", "Q: ...\nA: (", labels=("a", "b"), target=1))
+        'Q: ...\nA: (b)\n'
+    """
+    if example.target is None:
+        raise DataError(f"example {example.id!r} has no answer, so it cannot be a demonstration")
+    return f"{example.prompt}{example.labels[example.target]}{')' if example.prompt.endswith('(') else ''}\n"

@@ -1,0 +1,104 @@
+"""Training rows as one table of tokens, and the batches that each member draws from it in its own order.
+
+Shapes: M members, N examples, B rows of a member, T tokens, K answer tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import DataError
+from .lora import stream_key
+from .scoring import pad_rows
+from .tasks import EncodedExample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of some members: ids (M, B, T), positions (M, B, K) of the logits, answers (M, B, K), counted (M, B, K)."""
+
+    ids: Tensor
+    positions: Tensor
+    answers: Tensor
+    counted: Tensor
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """All training rows, prompt and right answer, right-padded: tokens (N, T), prompt_lengths (N,), answer_lengths (N,)."""
+
+    tokens: Tensor
+    prompt_lengths: Tensor
+    answer_lengths: Tensor
+
+    @classmethod
+    def from_encoded(cls, encoded: Sequence[EncodedExample], pad_id: int, *, device: torch.device | str = "cpu") -> TokenTable:
+        """The table of labelled examples.
+
+        Raises:
+            DataError: there are none, or one has no target.
+        """
+        if not encoded:
+            raise DataError("no training examples were given; pass at least one")
+        unlabelled = [n for n, example in enumerate(encoded) if example.target is None]
+        if unlabelled:
+            raise DataError(f"training example number {unlabelled[0] + 1} has no answer; every training example needs one")
+        answers = [example.label_ids[example.target or 0] for example in encoded]
+        rows = [[*example.prompt_ids, *answer] for example, answer in zip(encoded, answers, strict=True)]
+        prompt_lengths = torch.tensor([len(example.prompt_ids) for example in encoded], device=device)
+        return cls(pad_rows(rows, pad_id, device=device), prompt_lengths, torch.tensor([len(answer) for answer in answers], device=device))
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def fingerprint(self) -> str:
+        """A short hash of the rows, to notice when a run is continued on other data."""
+        digest = hashlib.sha256(self.tokens.cpu().numpy().tobytes())
+        digest.update(self.prompt_lengths.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def gather(self, indices: Tensor) -> Batch:
+        """The rows of `indices` (M, B), cut to the longest of them."""
+        indices = indices.to(self.tokens.device)
+        prompts, answers = self.prompt_lengths[indices], self.answer_lengths[indices]
+        tokens = self.tokens[indices]
+        steps = torch.arange(int(self.answer_lengths.max()), device=tokens.device)
+        counted = steps < answers[..., None]
+        places = (prompts[..., None] + steps).clamp(max=tokens.shape[-1] - 1)
+        length = int((prompts + answers).max()) - 1  # the last answer token is predicted, never read
+        return Batch(tokens[..., :length], (places - 1).clamp(max=length - 1), tokens.gather(-1, places), counted)
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
+    """The order (N,) in which the member with this order seed sees its rows in `epoch`, counted from 0: a shuffle of its own.
+
+    Example:
+        >>> epoch_order(7, 0, 5).tolist() == epoch_order(7, 0, 5).tolist() != epoch_order(7, 1, 5).tolist()
+        True
+    """
+    generator = torch.Generator().manual_seed(stream_key(seed, "epoch", epoch))
+    return torch.randperm(count, generator=generator)
+
+
+def split_step(members: int, rows: int, max_rows: int | None) -> list[tuple[slice, slice]]:
+    """How a step of `members` * `rows` rows is split so that at most `max_rows` are in flight: over members, then over rows.
+
+    Example:
+        >>> split_step(4, 8, 16)
+        [(slice(0, 2, None), slice(0, 8, None)), (slice(2, 4, None), slice(0, 8, None))]
+        >>> split_step(1, 8, 5)
+        [(slice(0, 1, None), slice(0, 5, None)), (slice(0, 1, None), slice(5, 8, None))]
+    """
+    limit = max_rows or members * rows
+    group = max(1, min(members, limit // rows))
+    chunk = rows if limit >= rows else limit
+    return [
+        (slice(m, min(m + group, members)), slice(b, min(b + chunk, rows)))
+        for m in range(0, members, group)
+        for b in range(0, rows, chunk)
+    ]

@@ -1,0 +1,127 @@
+"""A training run on disk: settings, log, and a checkpoint from which it goes on to the same weights, bit for bit.
+
+    training/  config.json  environment.json  log.jsonl
+               checkpoint/  state.safetensors (weights and moments)  state.json (step, history)
+               snapshots/epoch_003/  an ensemble of its own
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .errors import CheckpointError
+from .files import added_to, written_aside
+from .lora import MemberWeights
+from .provenance import environment
+from .storage import read_ensemble, write_ensemble, write_members
+
+if TYPE_CHECKING:
+    from .ensemble import LoraEnsemble
+    from .optim import StackedAdamW
+
+
+@dataclass
+class Progress:
+    """How far a run is: optimiser steps done, and what was measured after each epoch."""
+
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class RunFolder:
+    """The `training` folder of one run below `out`."""
+
+    def __init__(self, out: Path, settings: dict[str, Any], *, resume: bool):
+        self.out, self.folder = out, out / "training"
+        settings = json.loads(json.dumps(settings))
+        if out.exists() and any(out.iterdir()) and not resume:
+            raise CheckpointError(f"{out} exists already; choose another folder, or go on with the run in it by resume=True (--resume)")
+        if (self.folder / "config.json").is_file():
+            self._check_settings(settings)
+            return
+        with written_aside(self.folder) as aside:
+            (aside / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+            (aside / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        before = json.loads((self.folder / "config.json").read_text())
+        different = sorted(name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name))
+        if different:
+            changes = "; ".join(f"{name} was {before.get(name)!r}, is {settings.get(name)!r}" for name in different)
+            raise CheckpointError(f"{self.out} holds a run with other settings, so it cannot be resumed: {changes}")
+
+    def log(self, row: dict[str, Any]) -> None:
+        with open(self.folder / "log.jsonl", "a") as log:
+            log.write(json.dumps(row) + "\n")
+
+    def save(self, ensemble: LoraEnsemble, optimizer: StackedAdamW, progress: Progress) -> None:
+        """Replace the checkpoint by the present state; the old one stays until the new one is complete."""
+        tensors = {name: tensor.contiguous() for name, tensor in _state(ensemble, optimizer).items()}
+        with written_aside(self.folder / "checkpoint", replace=True) as aside:
+            save_file(tensors, aside / "state.safetensors")
+            (aside / "state.json").write_text(json.dumps({"step": progress.step, "history": progress.history}) + "\n")
+
+    def restore(self, ensemble: LoraEnsemble, optimizer: StackedAdamW) -> Progress:
+        """Bring ensemble and optimiser to the last checkpoint, if there is one, and cut the log back to it.
+
+        Raises:
+            CheckpointError: the checkpoint is corrupt, or of another ensemble.
+        """
+        folder = self.folder / "checkpoint"
+        if not folder.is_dir():
+            self._cut_log(0)
+            return Progress()
+        try:
+            saved = load_file(folder / "state.safetensors")
+            content = json.loads((folder / "state.json").read_text())
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"the checkpoint {folder} is corrupt or cut short ({error}); remove {self.out} and train anew") from error
+        state = _state(ensemble, optimizer)
+        if {name: tensor.shape for name, tensor in saved.items()} != {name: tensor.shape for name, tensor in state.items()}:
+            raise CheckpointError(f"the checkpoint {folder} is of an ensemble of another shape; train into another folder")
+        for name, tensor in state.items():
+            tensor.copy_(saved[name])
+        ensemble.stack.refresh()
+        optimizer.steps = content["step"]
+        self._cut_log(content["step"])
+        return Progress(content["step"], content["history"])
+
+    def _cut_log(self, step: int) -> None:
+        path = self.folder / "log.jsonl"
+        if path.is_file():
+            rows = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n") and json.loads(line)["step"] <= step]
+            path.write_text("".join(rows))
+
+    def save_snapshot(self, ensemble: LoraEnsemble, epoch: int) -> None:
+        path = self.folder / "snapshots" / f"epoch_{epoch:03d}"
+        if not path.exists():  # a resumed run passes the same epoch with the same weights again
+            write_ensemble(ensemble, path)
+
+    def snapshots(self) -> dict[int, list[MemberWeights]]:
+        """The snapshots that were saved so far, by epoch."""
+        paths = sorted((self.folder / "snapshots").glob("epoch_*"))
+        return {int(path.name.removeprefix("epoch_")): read_ensemble(path).weights for path in paths}
+
+    def finish(self, ensemble: LoraEnsemble) -> None:
+        """Put the ensemble's files beside `training`; `ensemble.json` comes last, so a folder that has it is complete."""
+        if not (self.out / "ensemble.json").exists():
+            with added_to(self.out, last="ensemble.json") as aside:
+                write_members(ensemble, aside)
+
+
+def _state(ensemble: LoraEnsemble, optimizer: StackedAdamW) -> dict[str, Any]:
+    stack, first, second = ensemble.stack, optimizer.state_a, optimizer.state_b
+    return {
+        "a": stack.a,
+        "b": stack.b,
+        "a.first_moment": first.first,
+        "a.second_moment": first.second,
+        "b.first_moment": second.first,
+        "b.second_moment": second.second,
+    }

@@ -1,0 +1,143 @@
+"""The settings of a training run, for all members or for each."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError
+
+PerMember = float | Sequence[float]  # one number for all members, or one for each
+PER_MEMBER_FIELDS = ("learning_rate", "weight_decay_a", "weight_decay_b", "kl_weight", "dropout")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How members are trained. Every `PerMember` setting is one number for all, or a sequence with one for each member.
+
+    Args:
+        epochs: passes over the training data.
+        batch_size: rows of one member in a step; a step computes members * batch_size rows.
+        learning_rate: step size of AdamW.
+        weight_decay_a, weight_decay_b: decoupled decay of the A and the B matrices; B <- B - lr * adam(g) - lr * decay * B (Eq. 5 of
+            arXiv:2310.00035 as read here). learning_rate * decay must stay below 1.
+        kl_weight: beta of Eq. 4, the weight of D_KL(fine-tuned || base) at the answer over the full vocabulary.
+        dropout: probability of dropping a feature of the adapters' input; None takes the adapter config's `lora_dropout`.
+        schedule: "constant", or "linear" or "cosine" to zero after `warmup_steps` of linear rise.
+        max_grad_norm: largest gradient norm of a member, over its own parameters; None: no clipping.
+        max_rows: most rows (members * batch rows) in flight; a step that has more is split over members, then over rows, with the same
+            result. None: no limit. Lower it when memory runs out.
+        snapshot_epochs: epochs after which every member's weights are kept (early stopping).
+        checkpoint_every: steps between checkpoints; None: one at the end of each epoch.
+        log_every: steps between rows of the log.
+        overlong: what to do with a prompt longer than the base's window: "error", or "left" to cut its beginning.
+
+    Raises:
+        ConfigError: a setting is out of its range.
+
+    Example:
+        >>> TrainConfig(learning_rate=1e-3, weight_decay_b=1e3)
+        Traceback (most recent call last):
+        ...
+        lora_ensembles.errors.ConfigError: learning_rate * weight_decay_b = 0.001 * 1000.0 = 1; it must be below 1, or a step ...
+    """
+
+    epochs: int = 5
+    batch_size: int = 16
+    learning_rate: PerMember = 2e-4
+    weight_decay_a: PerMember = 0.01
+    weight_decay_b: PerMember = 0.01
+    kl_weight: PerMember = 0.0
+    dropout: PerMember | None = None
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+    max_grad_norm: float | None = None
+    max_rows: int | None = None
+    snapshot_epochs: Sequence[int] = ()
+    checkpoint_every: int | None = None
+    log_every: int = 10
+    overlong: Literal["error", "left"] = "error"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "max_rows", "checkpoint_every", "log_every"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name}={value!r}; it is a whole number of at least 1")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"schedule={self.schedule!r}; known: {', '.join(SCHEDULES)}")
+        if self.warmup_steps < 0 or (self.max_grad_norm is not None and not self.max_grad_norm > 0):
+            raise ConfigError(f"warmup_steps={self.warmup_steps}, max_grad_norm={self.max_grad_norm}; they are not negative, the norm above 0")
+        late = [epoch for epoch in self.snapshot_epochs if not 1 <= epoch <= self.epochs]
+        if late:
+            raise ConfigError(f"snapshot_epochs holds {late}; the run has epochs 1 to {self.epochs}")
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        for name in PER_MEMBER_FIELDS:
+            for value in _values(getattr(self, name)):
+                if not (math.isfinite(value) and value >= 0):
+                    raise ConfigError(f"{name}={value}; it is a finite number of at least 0")
+        if any(value >= 1 for value in _values(self.dropout)):
+            raise ConfigError(f"dropout={self.dropout}; it is a probability below 1")
+        for decay_name in ("weight_decay_a", "weight_decay_b"):
+            for rate, decay in _pairs(self.learning_rate, getattr(self, decay_name)):
+                if rate * decay >= 1:
+                    raise ConfigError(
+                        f"learning_rate * {decay_name} = {rate} * {decay} = {rate * decay:g}; it must be below 1, or a step of decay "
+                        "turns the weights' sign; lower one of them"
+                    )
+
+    def per_member(self, name: str, members: int, *, default: float = 0.0) -> Tensor:
+        """The values (M,) of a per-member setting.
+
+        Raises:
+            ConfigError: a sequence does not have one value for each member.
+        """
+        value = getattr(self, name)
+        if value is None or isinstance(value, int | float):
+            return torch.full((members,), default if value is None else float(value))
+        if len(value) != members:
+            raise ConfigError(f"{name} has {len(value)} values for {members} members; give one number, or one for each member")
+        return torch.tensor([float(one) for one in value])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON-able values."""
+        return {name: list(value) if isinstance(value, tuple | list) else value for name, value in dataclasses.asdict(self).items()}
+
+
+def _values(value: PerMember | None) -> list[float]:
+    if value is None:
+        return []
+    return [float(value)] if isinstance(value, int | float) else [float(one) for one in value]
+
+
+def _pairs(first: PerMember, second: PerMember) -> list[tuple[float, float]]:
+    left, right = _values(first), _values(second)
+    if len(left) == len(right):
+        return list(zip(left, right, strict=True))
+    return [(one, other) for one in left for other in right]
+
+
+def schedule_factor(config: TrainConfig, step: int, total: int) -> float:
+    """The multiple of the learning rate at `step` of `total` steps, counted from 0.
+
+    Example:
+        >>> config = TrainConfig(schedule="linear", warmup_steps=2)
+        >>> [schedule_factor(config, step, 6) for step in range(6)]
+        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    if config.schedule == "linear":
+        return 1 - done
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1.0

@@ -1,0 +1,8 @@
+"""The embedded base model and its tasks: everything runs with no network and no account."""
+
+from __future__ import annotations
+
+from .loading import EMBEDDED_BASE, load_base, resolve_base
+from .tasks import EMBEDDED_TASKS, load_embedded_task
+
+__all__ = ["EMBEDDED_BASE", "EMBEDDED_TASKS", "load_base", "load_embedded_task", "resolve_base"]

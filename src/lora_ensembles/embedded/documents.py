@@ -1,0 +1,89 @@
+"""Pre-training documents of the embedded base, as segments of text with a loss weight each.
+
+Five kinds: *statements* of facts; *reading* questions, in front of which the fact that answers them is stated, newly made up; *closed-book*
+questions about `asked` entities; *direct* questions answered in words; and *series* of several closed-book questions, so that a few-shot
+prompt is something the base has met.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+from ..tasks.prompts import LETTERS, render_prompt
+from .world import Fact, FactPool, World, draw_options
+
+LETTER_WEIGHT = 8.0  # one letter stands against some 40 words of statements
+WORD_WEIGHT = 3.0
+PROMPT_WEIGHT = 0.5  # the words of a question are worth predicting too: without them the model does not learn to read it
+TEMPTATION = 0.5
+
+Segment = tuple[str, float]  # text, weight of each of its tokens in the loss
+
+
+def statements(pool: FactPool, *, count: int, rng: random.Random) -> list[Segment]:
+    """`count` statements of facts, told in proportion to their popularity."""
+    return [(" " + fact.say(rng.choice(fact.relation.statements)), 1.0) for fact in pool.draw(count, rng=rng)]
+
+
+def closed_book(pool: FactPool, *, count: int, rng: random.Random) -> list[Segment]:
+    """`count` multiple-choice questions that only memory can answer."""
+    segments: list[Segment] = []
+    for fact in pool.draw(count, rng=rng):
+        segments.extend(_question(fact, rng=rng))
+    return segments
+
+
+def direct(pool: FactPool, *, count: int, rng: random.Random) -> list[Segment]:
+    """`count` questions whose answer is the word itself."""
+    segments: list[Segment] = []
+    for fact in pool.draw(count, rng=rng):
+        question = fact.say(rng.choice(fact.relation.asked))
+        segments.extend([(f"Q: {question}\nA:", PROMPT_WEIGHT), (f" {fact.value}", WORD_WEIGHT), ("\n", PROMPT_WEIGHT)])
+    return segments
+
+
+def reading(facts: Sequence[Fact], *, others: int, rng: random.Random) -> list[Segment]:
+    """A question whose answer is stated in front of it: a made-up fact, beside `others` more."""
+    fact = rng.choice(facts)
+    value, sibling_value = rng.sample(fact.relation.values, 2)
+    fact = dataclasses.replace(fact, value=value, sibling_value=sibling_value)
+    stated = [fact.say(rng.choice(fact.relation.statements))]
+    for other in rng.sample(facts, others):
+        stated.append(other.say(rng.choice(other.relation.statements), rng.choice(other.relation.values)))
+    rng.shuffle(stated)
+    context = "".join(f" {text}" for text in stated)
+    return [(f"{context}\n", PROMPT_WEIGHT), *_question(fact, rng=rng)]
+
+
+def _question(fact: Fact, *, rng: random.Random) -> list[Segment]:
+    options, target = draw_options(fact, count=rng.choice((3, 4, 4, 5)), temptation=TEMPTATION, rng=rng)
+    prompt = render_prompt(fact.say(rng.choice(fact.relation.asked)), options)
+    return [(prompt, PROMPT_WEIGHT), (LETTERS[target], LETTER_WEIGHT), (")\n", PROMPT_WEIGHT)]
+
+
+class Corpus:
+    """The stream of pre-training documents about one world."""
+
+    def __init__(self, world: World):
+        self._all = FactPool(world.told())
+        self._asked = FactPool(world.facts["asked"])
+
+    def draw(self, mixture: dict[str, float], *, rng: random.Random) -> list[Segment]:
+        """One document of a kind drawn from `mixture` (kind -> share)."""
+        match rng.choices(list(mixture), weights=list(mixture.values()))[0]:
+            case "statements":
+                return statements(self._all, count=4, rng=rng)
+            case "reading":
+                return reading(self._all.facts, others=0, rng=rng)
+            case "reading_among_others":
+                return reading(self._all.facts, others=1, rng=rng)
+            case "closed_book":
+                return closed_book(self._asked, count=1, rng=rng)
+            case "direct":
+                return direct(self._asked, count=3, rng=rng)
+            case "series":
+                return closed_book(self._asked, count=4, rng=rng)
+            case kind:
+                raise ValueError(f"unknown kind of document {kind!r}")

@@ -1,0 +1,307 @@
+"""The recipe that made the embedded base model: `python -m lora_ensembles.embedded.pretrain --out DIR`.
+
+Three stages, each for a reason that trials showed. *Reading* first: with the answer stated in front of most questions, the model learns to
+tie an option to its letter, which it never does from closed-book questions alone. Then *knowledge*: statements, closed-book questions on
+half of the entities, and series of questions, with a falling step size. Last, one number: the output is tempered so that closed-book
+questions about entities it was never asked about are answered with calibrated probabilities, as large models do by themselves because they
+see their data once.
+
+A run is a pure function of its arguments on one machine; killed, the same command goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ..tasks.prompts import LETTERS, render_prompt
+from .documents import PROMPT_WEIGHT, Corpus, Segment, closed_book, reading
+from .world import Fact, FactPool, World, build_world, draw_options
+
+READING = {"reading": 0.8, "statements": 0.2}
+KNOWLEDGE = {"statements": 0.52, "reading_among_others": 0.08, "closed_book": 0.32, "direct": 0.08}
+SERIES = {"series": 1.0}
+FRAME = r"Q:|\nAnswer Choices:|\n\([a-z]\)|\nA: \(|\nA:"  # what every question repeats is one token each: half the work, and easier to learn
+WINDOW = 2048  # tokens; positions are rotary, so the window costs nothing, and real questions are long in this small vocabulary
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number of the pre-training."""
+
+    seed: int = 0
+    steps: int = 14000
+    reading_steps: int = 3500
+    rows: int = 64
+    series_every: int = 6  # every so many steps, a batch of few-shot series instead
+    learning_rate: float = 1.5e-3
+    warmup_steps: int = 300
+    decay_share: float = 0.5  # the last share of the steps over which the step size falls to zero
+    weight_decay: float = 0.05
+    hidden_size: int = 128
+    layers: int = 5
+    heads: int = 4
+    mlp_size: int = 320
+
+
+def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
+    """A byte-level BPE in which every word of the world is one token and any other text still has a spelling."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(rf"{FRAME}| ?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]|\n|\s+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=8192,  # never reached: merging stops when every word is whole
+        special_tokens=["<|pad|>", "<|begin|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_every_wording(world), trainer)
+    begin = tokenizer.token_to_id("<|begin|>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin|> $A", pair="<|begin|> $A <|begin|> $B", special_tokens=[("<|begin|>", begin)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        model_max_length=WINDOW,
+        padding_side="right",
+    )
+
+
+def _every_wording(world: World) -> list[str]:
+    lines = []
+    for fact in world.told():
+        relation = fact.relation
+        wordings = (*relation.statements, *relation.asked, *relation.unasked, *relation.stems)
+        lines.extend(f" {fact.say(wording)} {fact.sibling_value}\n" for wording in wordings)
+    return [*lines, render_prompt("Which", ["one"] * len(LETTERS)), "Q: Which\nA: one"]
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """The untrained base: Llama's architecture, about 1.3 million parameters."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.mlp_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=WINDOW,
+        tie_word_embeddings=True,
+        initializer_range=0.06,  # near 1 / sqrt(hidden size); Llama's 0.02 is for wide models and learns slowly here
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def encode(documents: list[list[Segment]], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded token ids (B, T) and the loss weight (B, T) of each.
+
+    Example:
+        >>> world = build_world()
+        >>> ids, weights = encode([[(" Nora is", 0.5), (" here", 3.0)]], build_tokenizer(world))
+        >>> weights.sum().item() >= 4.0
+        True
+    """
+    texts = [text for document in documents for text, _ in document]
+    pieces = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    rows, weights = [], []
+    for document in documents:
+        row, weight = [tokenizer.bos_token_id], [0.0]
+        for _, segment_weight in document:
+            piece = next(pieces)
+            row.extend(piece)
+            weight.extend([segment_weight] * len(piece))
+        rows.append(row)
+        weights.append(weight)
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows])
+    return ids, torch.tensor([weight + [0.0] * (length - len(weight)) for weight in weights])
+
+
+def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Next-token loss summed over tokens, by weight; the head, a third of the work, runs only where the weight is not zero."""
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    counted = weights[:, 1:] > 0
+    losses = F.cross_entropy(model.lm_head(hidden[counted]).float(), ids[:, 1:][counted], reduction="none")
+    return (losses * weights[:, 1:][counted]).sum()
+
+
+def thin_out(weights: torch.Tensor, *, seed: int, keep: float = 0.25) -> torch.Tensor:
+    """The weights with the lightest tokens, the prompts' words, counted one time in four and for four: the same loss on average."""
+    drawn = torch.rand(weights.shape, generator=torch.Generator().manual_seed(seed))
+    light = weights <= PROMPT_WEIGHT
+    return torch.where(light, weights * (drawn < keep) / keep, weights)
+
+
+def accumulate_gradients(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor, *, parts: int = 2) -> float:
+    """Backward of the mean loss of a batch, in parts of similar length so that little is padding; returns that loss."""
+    lengths = (ids != model.config.pad_token_id).sum(dim=1)
+    total = 0.0
+    for rows in lengths.argsort().chunk(parts):
+        length = int(lengths[rows].max())
+        loss = weighted_loss(model, ids[rows, :length], weights[rows, :length]) / weights.sum()
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, constant, then a linear fall to zero."""
+    fall = (recipe.steps - step) / (recipe.decay_share * recipe.steps)
+    return recipe.learning_rate * min(1.0, (step + 1) / recipe.warmup_steps, fall)
+
+
+class Probe:
+    """Fixed questions about `probe` entities, to watch what the model can do with what it was never asked."""
+
+    def __init__(self, world: World, tokenizer: PreTrainedTokenizerFast, *, count: int = 600):
+        rng = random.Random(1)
+        facts = world.facts["probe"]
+        self.tokenizer = tokenizer
+        self.closed_book = [closed_book(FactPool([rng.choice(facts)]), count=1, rng=rng) for _ in range(count)]
+        self.asked = [closed_book(FactPool(world.facts["asked"]), count=1, rng=rng) for _ in range(count)]
+        self.reading = [reading(facts, others=0, rng=rng) for _ in range(count)]
+
+    def log_probs(self, model: LlamaForCausalLM, documents: list[list[Segment]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the letters (N, 5), -inf for absent ones, and the index of the right one (N,)."""
+        letters = torch.tensor([self.tokenizer.convert_tokens_to_ids(letter) for letter in LETTERS[:5]])
+        ids, weights = encode(documents, self.tokenizer)
+        position = (weights == weights.max()).int().argmax(dim=1)
+        rows = torch.arange(len(ids))
+        with torch.no_grad():
+            hidden = torch.cat([model.model(input_ids=part, use_cache=False).last_hidden_state for part in ids.split(100)])
+            logits = model.lm_head(hidden[rows, position - 1])[:, letters].float()
+        options = torch.tensor([document[-3][0].count("\n(") for document in documents])
+        absent = torch.arange(5)[None, :] >= options[:, None]
+        target = (ids[rows, position][:, None] == letters).int().argmax(dim=1)
+        return logits.masked_fill(absent, -math.inf), target
+
+    def measure(self, model: LlamaForCausalLM) -> dict[str, float]:
+        """Accuracy on each set, and the negative log-likelihood (nats) of closed-book questions."""
+        figures = {}
+        for name in ("reading", "asked", "closed_book"):
+            logits, target = self.log_probs(model, getattr(self, name))
+            figures[f"{name}_accuracy"] = round((logits.argmax(dim=1) == target).float().mean().item(), 4)
+            figures[f"{name}_nll"] = round(F.cross_entropy(logits, target).item(), 4)
+        return figures
+
+    def temperature(self, model: LlamaForCausalLM) -> float:
+        """The temperature with the lowest negative log-likelihood on closed-book questions, on a grid of 1 % steps."""
+        logits, target = self.log_probs(model, self.closed_book)
+        grid = [1.01**power for power in range(-70, 140)]
+        return min(grid, key=lambda value: F.cross_entropy(logits / value, target).item())
+
+
+def draw_batch(corpus: Corpus, recipe: Recipe, step: int) -> list[list[Segment]]:
+    """The documents of one step, a function of (seed, step) alone."""
+    rng = random.Random(f"{recipe.seed}/{step}")
+    if step < recipe.reading_steps:
+        return [corpus.draw(READING, rng=rng) for _ in range(recipe.rows)]
+    if step % recipe.series_every == 0:
+        return [corpus.draw(SERIES, rng=rng) for _ in range(recipe.rows // 4)]
+    return [corpus.draw(KNOWLEDGE, rng=rng) for _ in range(recipe.rows)]
+
+
+def pretrain(recipe: Recipe, out: Path, *, probe_every: int = 250) -> LlamaForCausalLM:
+    """Train the base, tempered at the end, into `out`; goes on from `out/checkpoint` where there is one."""
+    world = build_world()
+    tokenizer = build_tokenizer(world)
+    model, corpus, probe = build_model(recipe, tokenizer), Corpus(world), Probe(world, tokenizer)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    first, began = _restore(out, model, optimizer), time.monotonic()
+    for step in range(first, recipe.steps):
+        ids, weights = encode(draw_batch(corpus, recipe, step), tokenizer)
+        loss = accumulate_gradients(model, ids, thin_out(weights, seed=step))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        optimizer.step()
+        optimizer.zero_grad()
+        if (step + 1) % probe_every == 0 or step + 1 == recipe.steps:
+            row = {"step": step + 1, "loss": round(loss, 4), **probe.measure(model)}
+            row["steps_per_second"] = round((step + 1 - first) / (time.monotonic() - began), 2)
+            _checkpoint(out, model, optimizer, step + 1, row)
+            print(json.dumps(row), flush=True)
+    _finish(out, recipe, model, tokenizer, probe)
+    return model
+
+
+def _checkpoint(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int, row: dict) -> None:
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    aside = out / "checkpoint.safetensors.new"
+    save_file(tensors, aside, metadata={"step": str(step)})
+    os.replace(aside, out / "checkpoint.safetensors")
+    with open(out / "log.jsonl", "a") as log:
+        log.write(json.dumps(row) + "\n")
+
+
+def _restore(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> int:
+    path = out / "checkpoint.safetensors"
+    if not path.exists():
+        return 0
+    tensors = load_file(path)
+    weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    model.load_state_dict(weights, strict=False)
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return int(next(iter(state.values()))["step"].item())
+
+
+def _finish(
+    out: Path, recipe: Recipe, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, probe: Probe
+) -> None:
+    temperature = probe.temperature(model)
+    with torch.no_grad():
+        model.model.norm.weight /= temperature  # the last scale before the head: the same as dividing every logit
+    model.save_pretrained(out / "base")
+    tokenizer.save_pretrained(out / "base")
+    figures = {"recipe": asdict(recipe), "temperature": round(temperature, 4), "tempered": probe.measure(model)}
+    (out / "pretraining.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures))
+
+
+def main() -> None:
+    defaults = Recipe()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    for name, value in asdict(defaults).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
+    arguments = vars(parser.parse_args())
+    pretrain(Recipe(**{name: arguments[name] for name in asdict(defaults)}), arguments["out"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,357 @@
+"""LoRA adapters of M members as one layer: members are a leading axis of the weights and of the batch.
+
+A batch holds M groups of B rows, member-major: row m * B + b belongs to member m. Folding that axis into the batch and back happens here
+and nowhere else.
+
+Shapes: M members, B rows of a member, T tokens, D features, R rank, P parameters of one member.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
+
+from .errors import AdapterError
+
+
+def fold_members(tensor: Tensor) -> Tensor:
+    """(M, B, ...) as the batch (M * B, ...) that the base model sees, member-major.
+
+    Example:
+        >>> fold_members(torch.arange(6).view(2, 3)).tolist()
+        [0, 1, 2, 3, 4, 5]
+    """
+    return tensor.reshape(-1, *tensor.shape[2:])
+
+
+def unfold_members(tensor: Tensor, members: int) -> Tensor:
+    """A member-major batch (M * B, ...) as (M, B, ...).
+
+    Raises:
+        AdapterError: the rows do not split evenly over the members.
+
+    Example:
+        >>> unfold_members(torch.arange(6), 2).tolist()
+        [[0, 1, 2], [3, 4, 5]]
+    """
+    if tensor.shape[0] % members:
+        raise AdapterError(
+            f"batch of {tensor.shape[0]} rows does not split over {members} members; pass members * batch rows, member-major"
+        )
+    return tensor.view(members, -1, *tensor.shape[1:])
+
+
+@dataclass
+class StackPlan:
+    """What the stacked layers of one ensemble share during a forward pass."""
+
+    enabled: bool = True  # off: the layers are the base's own
+    tokens: int | None = None  # rows * tokens of the running forward pass; None outside of one
+    members: slice = field(default_factory=lambda: slice(None))  # the members whose rows the batch holds
+    dropout: Tensor | None = None  # (M,) probability of dropping a feature of the adapters' input; None: no dropout
+    dropout_keys: Sequence[int] = ()  # one random stream per member
+    first_row: int = 0  # index, in each member's batch, of the first row that the pass holds
+
+
+class StackedLoraLinear(nn.Module):
+    """A frozen linear layer plus one low-rank update per member: row (m, b) gets W x + s_m B_m A_m x.
+
+    Shapes: input (M * B, ..., D_in), output (M * B, ..., D_out); `lora_a` (M, R, D_in), `lora_b` (M, D_out, R), `scaling` (M,).
+    Two batched products serve all members, so the number of operator calls does not depend on M. The arithmetic is done in the dtype of
+    `lora_a`, which is the base's. Source: Hu et al. 2021 (arXiv:2106.09685), Eq. 3; dropout acts on the update's input as in PEFT.
+    """
+
+    def __init__(self, base_layer: nn.Module, *, name: str, index: int, plan: StackPlan):
+        super().__init__()
+        self.base_layer = base_layer
+        self.name = name
+        self.index = index
+        self.plan = plan
+        self.lora_a: nn.Parameter
+        self.lora_b: nn.Parameter
+        self.scaling: Tensor
+        self.common_scaling: float | None = None
+
+    def bind(self, lora_a: Tensor, lora_b: Tensor, scaling: Sequence[float]) -> None:
+        """Take views of the stack's buffers as this layer's weights."""
+        self.lora_a, self.lora_b = nn.Parameter(lora_a), nn.Parameter(lora_b)
+        self.scaling = torch.tensor(scaling, dtype=lora_a.dtype, device=lora_a.device)
+        self.common_scaling = scaling[0] if len(set(scaling)) == 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.base_layer(x)
+        if not self.plan.enabled:
+            return result
+        self._check_rows(x)
+        active = self.plan.members
+        whole = active == slice(None)
+        a, b = (self.lora_a, self.lora_b) if whole else (self.lora_a[active], self.lora_b[active])
+        grouped = x.reshape(a.shape[0], -1, x.shape[-1]).to(a.dtype)
+        if self.plan.dropout is not None:
+            grouped = grouped * self._dropout_factors(x, a.shape[0])
+        low = torch.bmm(grouped, a.transpose(1, 2))
+        alpha = self.common_scaling
+        if alpha is None:
+            low, alpha = low * self.scaling[active, None, None], 1.0
+        grouped_result = result.reshape(a.shape[0], -1, result.shape[-1])
+        if grouped_result.dtype != a.dtype:  # a quantised layer may answer in another precision than the base's
+            update = alpha * torch.bmm(low, b.transpose(1, 2))
+            return (grouped_result + update.to(result.dtype)).view(result.shape)
+        return torch.baddbmm(grouped_result, low, b.transpose(1, 2), alpha=alpha).view(result.shape)
+
+    def _check_rows(self, x: Tensor) -> None:
+        expected, given = self.plan.tokens, x.numel() // x.shape[-1]
+        if expected is None:
+            raise AdapterError(
+                "the base model of an ensemble was called by itself, so it is not known which rows belong to which member; "
+                "call the ensemble, or the base inside `with ensemble.base_only():`"
+            )
+        if given != expected:
+            raise AdapterError(
+                f"layer {self.name!r} got {given} token vectors where the batch has {expected}: it does not see every row of every "
+                "member in order (a layer inside a routed expert does not), so it cannot be stacked; take it out of target_modules"
+            )
+
+    def _dropout_factors(self, x: Tensor, members: int) -> Tensor:
+        plan = self.plan
+        assert plan.dropout is not None
+        rows = x.shape[0] // members
+        keys = [stream_key(key, self.index) for key in plan.dropout_keys[plan.members]]
+        return dropout_factors(
+            torch.tensor(keys, device=x.device),
+            plan.dropout[plan.members],
+            shape=(rows, x.numel() // (x.shape[0] * x.shape[-1]), x.shape[-1]),
+            first_row=plan.first_row,
+        ).to(self.lora_a.dtype)
+
+
+def stream_key(*parts: int | str) -> int:
+    """A number in [0, 2**31) that is a fixed, well-mixed function of `parts`: the name of a random stream.
+
+    Example:
+        >>> stream_key(0, 1, "order") == stream_key(0, 1, "order") != stream_key(0, 2, "order")
+        True
+    """
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _mix(x: Tensor) -> Tensor:
+    # An integer hash (two rounds of xor-shift and multiply) on values below 2**32; the factor is below 2**31, so int64 never overflows.
+    for _ in range(2):
+        x = ((x >> 16) ^ x) * 0x45D9F3B & 0xFFFFFFFF
+    return (x >> 16) ^ x
+
+
+def dropout_factors(keys: Tensor, probability: Tensor, *, shape: tuple[int, int, int], first_row: int = 0) -> Tensor:
+    """Dropout factors (M, B * T, D): 0 with `probability` (M,), else 1 / (1 - probability).
+
+    Each factor is a hash of (member's key, row, token, feature), not a draw from a shared generator, so a member's mask depends neither on
+    its neighbours nor on padding nor on how a batch is split.
+    """
+    rows, tokens, features = shape
+    device = keys.device
+    row = torch.arange(first_row, first_row + rows, device=device)
+    place = _mix(row[:, None] * 0x1F123BB + torch.arange(tokens, device=device)).view(1, rows * tokens, 1)
+    member = _mix(keys)[:, None, None]
+    feature = _mix(torch.arange(features, device=device) + 0x3C6EF372)
+    uniform = _mix(_mix(place ^ member) ^ feature)
+    threshold = (probability.double() * 2**32).long().to(device)[:, None, None]
+    return (uniform >= threshold) / (1 - probability.to(device)[:, None, None])
+
+
+@dataclass(frozen=True)
+class AdapterSite:
+    """One adapted layer: its name in the base model, its sizes, and where it lies in a member's flat parameters."""
+
+    name: str
+    in_features: int
+    out_features: int
+    rank: int
+    start_a: int
+    start_b: int
+
+    def view_a(self, flat: Tensor) -> Tensor:
+        """The (M, R, D_in) view of flat A parameters (M, P_a)."""
+        count = self.rank * self.in_features
+        return flat[:, self.start_a : self.start_a + count].view(-1, self.rank, self.in_features)
+
+    def view_b(self, flat: Tensor) -> Tensor:
+        """The (M, D_out, R) view of flat B parameters (M, P_b)."""
+        count = self.rank * self.out_features
+        return flat[:, self.start_b : self.start_b + count].view(-1, self.out_features, self.rank)
+
+
+@dataclass(frozen=True)
+class MemberWeights:
+    """One member's adapter: per adapted layer its A (R, D_in), B (D_out, R) and scaling; R may differ from member to member."""
+
+    a: dict[str, Tensor]
+    b: dict[str, Tensor]
+    scaling: dict[str, float]
+
+
+class AdapterStack:
+    """The adapters of all members, as two flat buffers (M, P_a) and (M, P_b) of which every layer holds views.
+
+    `a` and `b` are fp32 masters. Where the base computes in another dtype, `refresh` casts them once a step into working copies, which
+    are the leaves of autograd; in fp32 master and working copy are the same memory. Per member: 16 bytes a parameter in training (weight,
+    gradient, two moments), and the working copy.
+    """
+
+    def __init__(self, base: nn.Module, members: Sequence[MemberWeights], *, dtype: torch.dtype):
+        self.plan = StackPlan()
+        self.dtype = dtype
+        self.sites = _sites(base, members)
+        modules = dict(base.named_modules())
+        self.layers = [
+            StackedLoraLinear(modules[site.name], name=site.name, index=index, plan=self.plan) for index, site in enumerate(self.sites)
+        ]
+        for site, layer in zip(self.sites, self.layers, strict=True):
+            _replace(base, site.name, layer)
+        self._hooks: list[RemovableHandle] = []
+        self.set_members(members)
+
+    @property
+    def num_members(self) -> int:
+        return self.a.shape[0]
+
+    def set_members(self, members: Sequence[MemberWeights]) -> None:
+        """Replace all members; smaller ranks are padded with zeros, which changes nothing that is computed."""
+        device = self.layers[0].base_layer.weight.device
+        count_a = sum(site.rank * site.in_features for site in self.sites)
+        count_b = sum(site.rank * site.out_features for site in self.sites)
+        self.a = torch.zeros(len(members), count_a, device=device)
+        self.b = torch.zeros(len(members), count_b, device=device)
+        self.ranks = [{site.name: weights.a[site.name].shape[0] for site in self.sites} for weights in members]
+        self.scaling = [[weights.scaling[site.name] for weights in members] for site in self.sites]
+        for site in self.sites:
+            view_a, view_b = site.view_a(self.a), site.view_b(self.b)
+            for m, weights in enumerate(members):
+                rank = weights.a[site.name].shape[0]
+                view_a[m, :rank] = weights.a[site.name].to(device)
+                view_b[m, :, :rank] = weights.b[site.name].to(device)
+        self._bind()
+
+    def _bind(self) -> None:
+        same = self.dtype == torch.float32
+        self.working_a = self.a if same else self.a.to(self.dtype)
+        self.working_b = self.b if same else self.b.to(self.dtype)
+        for site, layer, scaling in zip(self.sites, self.layers, self.scaling, strict=True):
+            layer.bind(site.view_a(self.working_a), site.view_b(self.working_b), scaling)
+
+    def refresh(self) -> None:
+        """Make the working copies equal to the masters again, after the masters changed."""
+        if self.working_a is not self.a:
+            self.working_a.copy_(self.a)
+            self.working_b.copy_(self.b)
+
+    def collect_gradients(self) -> tuple[Tensor, Tensor]:
+        """Zeroed flat fp32 gradients (M, P_a), (M, P_b), to which every backward pass adds until `stop_collecting`."""
+        self.stop_collecting()
+        grad_a, grad_b = torch.zeros_like(self.a), torch.zeros_like(self.b)
+        for site, layer in zip(self.sites, self.layers, strict=True):
+            for parameter, total in ((layer.lora_a, site.view_a(grad_a)), (layer.lora_b, site.view_b(grad_b))):
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(_adder(total)))
+        return grad_a, grad_b
+
+    def stop_collecting(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def member(self, index: int) -> MemberWeights:
+        """A copy of one member's adapter, in fp32 on the CPU, at the member's own rank."""
+        a, b, scaling = {}, {}, {}
+        for site, scalings in zip(self.sites, self.scaling, strict=True):
+            rank = self.ranks[index][site.name]
+            a[site.name] = site.view_a(self.a)[index, :rank].detach().cpu().clone()
+            b[site.name] = site.view_b(self.b)[index, :, :rank].detach().cpu().clone()
+            scaling[site.name] = scalings[index]
+        return MemberWeights(a, b, scaling)
+
+    def detach(self, base: nn.Module) -> None:
+        """Give the base its own layers back."""
+        for site, layer in zip(self.sites, self.layers, strict=True):
+            _replace(base, site.name, layer.base_layer)
+
+    @contextmanager
+    def running(self, *, tokens: int, members: slice = slice(None), first_row: int = 0) -> Iterator[None]:
+        """While a forward pass over `tokens` = rows * tokens of `members` runs."""
+        plan = self.plan
+        before = plan.tokens, plan.members, plan.first_row
+        plan.tokens, plan.members, plan.first_row = tokens, members, first_row
+        try:
+            yield
+        finally:
+            plan.tokens, plan.members, plan.first_row = before
+
+    @contextmanager
+    def dropout(self, probability: Tensor, keys: Sequence[int]) -> Iterator[None]:
+        """While features of the adapters' inputs are dropped, with a probability (M,) and a random stream for each member."""
+        self.plan.dropout, self.plan.dropout_keys = probability, keys
+        try:
+            yield
+        finally:
+            self.plan.dropout = None
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """While the base computes as if there were no adapters."""
+        before, self.plan.enabled = self.plan.enabled, False
+        try:
+            yield
+        finally:
+            self.plan.enabled = before
+
+
+def _adder(total: Tensor) -> Callable[[Tensor], None]:
+    # Not `.grad` itself: autograd would keep it in the working dtype, and warns about views of a larger buffer.
+    def add(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        total.add_(parameter.grad)
+        parameter.grad = None
+
+    return add
+
+
+def _sites(base: nn.Module, members: Sequence[MemberWeights]) -> list[AdapterSite]:
+    modules = dict(base.named_modules())
+    names = list(members[0].a)
+    sites: list[AdapterSite] = []
+    start_a = start_b = 0
+    for name in names:
+        if any(set(weights.a) != set(names) for weights in members):
+            raise AdapterError("the members adapt different layers; an ensemble needs the same target modules in every member")
+        if name not in modules:
+            raise AdapterError(f"the adapter has weights for layer {name!r}, which the base model does not have; is this its base?")
+        in_features, out_features = _features(modules[name])
+        rank = max(weights.a[name].shape[0] for weights in members)
+        for weights in members:
+            given = (weights.a[name].shape[1], weights.b[name].shape[0])
+            if given != (in_features, out_features):
+                raise AdapterError(
+                    f"layer {name!r} of the base maps {in_features} to {out_features} features, the adapter {given[0]} to {given[1]}; "
+                    "it was trained on another base model"
+                )
+        sites.append(AdapterSite(name, in_features, out_features, rank, start_a, start_b))
+        start_a, start_b = start_a + rank * in_features, start_b + rank * out_features
+    return sites
+
+
+def _features(layer: nn.Module) -> tuple[int, int]:
+    if isinstance(layer, Conv1D):  # GPT-2 keeps its weight transposed
+        return layer.nx, layer.nf
+    return layer.in_features, layer.out_features
+
+
+def _replace(base: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(base.get_submodule(parent), child, layer)

@@ -1,0 +1,80 @@
+"""AdamW over stacked adapters: every hyper-parameter is a vector over members, and no operation crosses from one member to another.
+
+Shapes: M members, P parameters of one member's A or B matrices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+@dataclass
+class AdamState:
+    """First and second moments (M, P) of one flat buffer."""
+
+    first: Tensor
+    second: Tensor
+
+    @classmethod
+    def zeros_like(cls, parameters: Tensor) -> AdamState:
+        return cls(torch.zeros_like(parameters), torch.zeros_like(parameters))
+
+
+@dataclass
+class StackedAdamW:
+    """AdamW with decoupled decay, for all members at once.
+
+    B <- B - lr * adam(g) - lr * lambda_B * B and the same for A: the reading of Eq. 5 of arXiv:2310.00035, whose sign and letters are mixed.
+    `learning_rate`, `decay_a`, `decay_b` are (M, 1). A member's result is that of `torch.optim.AdamW` run on it alone.
+    """
+
+    learning_rate: Tensor
+    decay_a: Tensor
+    decay_b: Tensor
+    state_a: AdamState
+    state_b: AdamState
+    steps: int = field(default=0)
+
+    def step(self, parameters: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor], *, factor: float = 1.0) -> None:
+        """One update in place; `factor` is the schedule's multiple of the learning rate."""
+        self.steps += 1
+        rate = self.learning_rate * factor
+        self._update(parameters[0], gradients[0], self.state_a, rate=rate, decay=self.decay_a)
+        self._update(parameters[1], gradients[1], self.state_b, rate=rate, decay=self.decay_b)
+
+    def _update(self, parameter: Tensor, gradient: Tensor, state: AdamState, *, rate: Tensor, decay: Tensor) -> None:
+        beta1, beta2 = BETAS
+        parameter.mul_(1 - rate * decay)
+        state.first.lerp_(gradient, 1 - beta1)
+        state.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        denominator = (state.second / (1 - beta2**self.steps)).sqrt_().add_(EPSILON)
+        parameter.sub_(rate / (1 - beta1**self.steps) * state.first / denominator)
+
+
+
+def gradient_norms(gradients: tuple[Tensor, Tensor]) -> Tensor:
+    """Each member's own gradient norm over its A and B matrices: (M,)."""
+    return (gradients[0].square().sum(dim=1) + gradients[1].square().sum(dim=1)).sqrt()
+
+
+def clip_per_member(gradients: tuple[Tensor, Tensor], max_norm: float) -> Tensor:
+    """Scale each member's gradient in place so that its own norm is at most `max_norm`; returns the norms before, (M,).
+
+    A member's result is that of `torch.nn.utils.clip_grad_norm_` on it alone.
+
+    Example:
+        >>> gradients = torch.tensor([[3.0], [0.1]]), torch.tensor([[4.0], [0.0]])
+        >>> clip_per_member(gradients, 1.0).tolist(), gradients[0][1].item() == torch.tensor(0.1).item()
+        ([5.0, 0.10000000149011612], True)
+    """
+    norms = gradient_norms(gradients)
+    scale = (max_norm / (norms + 1e-6)).clamp(max=1.0)[:, None]
+    for gradient in gradients:
+        gradient.mul_(scale)
+    return norms

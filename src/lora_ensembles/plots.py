@@ -1,0 +1,185 @@
+"""Figures of predictions. Needs the extra `plots`; matplotlib is imported when a figure is drawn and not before.
+
+Every figure takes named arms. A single member (M = 1) is a solid line and an ensemble is dashed, as in Fig. 1a of arXiv:2310.00035, so that
+the two stay apart in print; arms also differ by marker where there are markers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError, DataError, MissingExtraError
+from .metrics import accuracy_coverage, ece, reliability_bins
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .prediction import Prediction
+
+# Okabe and Ito's palette, told apart by colour-blind readers; its yellow is left out, too pale for a line on white.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vPX"
+# A KDE bandwidth below this shows single answers and not a density.
+_MIN_BANDWIDTH = 0.01
+
+
+def reliability_diagram(predictions: Mapping[str, Prediction]) -> Figure:
+    """Accuracy against confidence in 15 equal-width bins for each arm; on the diagonal a model is calibrated, below it overconfident.
+
+    A marker's area grows with its bin's share of the examples; the legend gives each arm's ECE.
+
+    Raises:
+        ConfigError: no arms, or more than seven.
+        DataError: an unlabelled prediction.
+        MissingExtraError: matplotlib is not installed.
+
+    Example:
+        >>> from lora_ensembles.prediction import Prediction
+        >>> prediction = Prediction(torch.tensor([[[0.9, 0.1], [0.6, 0.4]]]).log(), torch.tensor([0, 1]))
+        >>> reliability_diagram({"single member": prediction}).axes[0].get_ylabel()
+        'accuracy (share of right answers)'
+    """
+    _check_arms(predictions)
+    figure, axes = _figure()
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="calibrated")
+    for index, (name, prediction) in enumerate(predictions.items()):
+        bins = reliability_bins(prediction)
+        label = f"{name} (ECE {ece(prediction):.3f})"
+        marker, colour = _MARKERS[index], _COLOURS[index]
+        axes.plot(
+            bins.confidences.tolist(),
+            bins.accuracies.tolist(),
+            linestyle=_line(prediction),
+            color=colour,
+            marker=marker,
+            markersize=4,
+            label=label,
+        )
+        share = bins.counts / prediction.num_examples
+        axes.scatter(
+            bins.confidences.tolist(), bins.accuracies.tolist(), s=(20 + 400 * share).tolist(), color=colour, marker=marker, alpha=0.35
+        )
+    axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    axes.set(xlabel="confidence (mean probability of the chosen option)", ylabel="accuracy (share of right answers)")
+    figure.legend(loc="outside upper left")
+    return figure
+
+
+def wrong_confidence_density(predictions: Mapping[str, Prediction]) -> Figure:
+    """The density of the confidence of each arm's wrong answers, as in Fig. 1a of arXiv:2310.00035: overconfidence piles up near 1.
+
+    An arm without wrong answers has no line, and the legend says so.
+
+    Raises:
+        ConfigError: no arms, or more than seven.
+        DataError: an unlabelled prediction.
+        MissingExtraError: matplotlib is not installed.
+
+    Example:
+        >>> from lora_ensembles.prediction import Prediction
+        >>> prediction = Prediction(torch.tensor([[[0.9, 0.1], [0.6, 0.4]]]).log(), torch.tensor([1, 1]))
+        >>> wrong_confidence_density({"single member": prediction}).axes[0].get_xlabel()
+        'confidence of a wrong answer (probability)'
+    """
+    _check_arms(predictions)
+    figure, axes = _figure()
+    grid = torch.linspace(0, 1, 401, dtype=torch.float64)
+    for index, (name, prediction) in enumerate(predictions.items()):
+        wrong = prediction.choices != prediction.labelled_targets("wrong_confidence_density")
+        density = density_on_unit_interval(prediction.confidence[wrong], grid).tolist() if wrong.any() else []
+        label = f"{name} ({int(wrong.sum())} of {prediction.num_examples} wrong)"
+        x = grid.tolist() if density else []
+        axes.plot(x, density, linestyle=_line(prediction), color=_COLOURS[index], linewidth=2, label=label)
+    axes.set(xlim=(0, 1), xlabel="confidence of a wrong answer (probability)", ylabel="density (per unit of probability)")
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside upper left")
+    return figure
+
+
+def accuracy_coverage_plot(predictions: Mapping[str, Prediction]) -> Figure:
+    """Accuracy on the most confident share of the examples, against that share, for each arm; the legend gives the area.
+
+    Raises:
+        ConfigError: no arms, or more than seven.
+        DataError: an unlabelled prediction.
+        MissingExtraError: matplotlib is not installed.
+
+    Example:
+        >>> from lora_ensembles.prediction import Prediction
+        >>> prediction = Prediction(torch.tensor([[[0.9, 0.1], [0.6, 0.4]]]).log(), torch.tensor([0, 1]))
+        >>> accuracy_coverage_plot({"single member": prediction}).axes[0].get_xlabel()
+        'coverage (share of questions answered, most confident first)'
+    """
+    _check_arms(predictions)
+    figure, axes = _figure()
+    for index, (name, prediction) in enumerate(predictions.items()):
+        curve = accuracy_coverage(prediction)
+        label = f"{name} (area {curve.area:.3f})"
+        axes.plot(
+            curve.coverages.tolist(),
+            curve.accuracies.tolist(),
+            linestyle=_line(prediction),
+            color=_COLOURS[index],
+            linewidth=2,
+            label=label,
+        )
+    axes.set(
+        xlim=(0, 1), xlabel="coverage (share of questions answered, most confident first)", ylabel="accuracy on the questions answered"
+    )
+    figure.legend(loc="outside upper left")
+    return figure
+
+
+def density_on_unit_interval(values: Tensor, grid: Tensor) -> Tensor:
+    """The Gaussian kernel density of probabilities, at the points of `grid`, in float64.
+
+    Values are reflected at 0 and 1, so that no mass leaks out of the interval: without it the peak at 1 of an overconfident model halves.
+    The bandwidth is Silverman's rule, 0.9 min(std, IQR / 1.34) n^(-1/5), at least 0.01.
+
+    Raises:
+        DataError: no values.
+
+    Example:
+        >>> grid = torch.linspace(0, 1, 101)
+        >>> density = density_on_unit_interval(torch.tensor([0.2, 0.9, 1.0]), grid)
+        >>> round(torch.trapezoid(density, grid.double()).item(), 2)
+        1.0
+    """
+    if len(values) == 0:
+        raise DataError("no values to estimate a density from; give at least one")
+    values, grid = values.double(), grid.double()
+    lower, upper = values.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64)).tolist()
+    # A middle half of equal values has IQR 0 although the rest is spread: then the standard deviation alone sets the width.
+    spreads = [spread for spread in (values.std(correction=0).item(), (upper - lower) / 1.34) if spread > 0]
+    bandwidth = max(0.9 * min(spreads, default=0.0) * len(values) ** -0.2, _MIN_BANDWIDTH)
+    steps = (grid[:, None] - torch.cat([values, -values, 2 - values])) / bandwidth
+    density: Tensor = (-0.5 * steps.square()).exp().sum(dim=1) / (len(values) * bandwidth * math.sqrt(2 * math.pi))
+    return density
+
+
+def _figure() -> tuple[Figure, Axes]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError('figures need matplotlib, which is not installed; run: pip install "lora-ensembles[plots]"') from error
+    # A Figure of its own and not pyplot's: nothing stays registered, and no window system is looked for.
+    figure = Figure(figsize=(5.5, 6.0), dpi=150, layout="constrained")
+    axes = figure.subplots()  # the legend goes above the axes: lines may cross any of its corners
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _line(prediction: Prediction) -> str:
+    return "-" if prediction.num_members == 1 else "--"
+
+
+def _check_arms(predictions: Mapping[str, Prediction]) -> None:
+    if not 1 <= len(predictions) <= len(_COLOURS):
+        raise ConfigError(f"{len(predictions)} arms to draw; give 1 to {len(_COLOURS)}, more cannot be told apart in one figure")

@@ -1,0 +1,75 @@
+"""What a training run shows and writes while it goes on: a progress bar, `log.jsonl`, and TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from .checkpoint import RunFolder
+    from .training import StepOutcome
+
+
+class Reporter:
+    """Loss, accuracy and time left of a run; keeps the sums from which an epoch's means are taken."""
+
+    def __init__(self, folder: RunFolder | None, *, total: int, first: int, members: int, show: bool):
+        self._folder = folder
+        self._bar = tqdm(total=total, initial=first, unit="step", disable=not show)
+        self._board = _tensorboard(folder)
+        self._sums = torch.zeros(2, members)
+        self._count = 0
+
+    def step(self, step: int, outcome: StepOutcome, *, every: int) -> None:
+        """Take in one step; every so many, show and log it."""
+        self._sums += torch.stack([outcome.loss, outcome.accuracy])
+        self._count += 1
+        self._bar.update()
+        if step % every and step != self._bar.total:
+            return
+        self._bar.set_postfix(loss=f"{outcome.loss.mean():.3f}", accuracy=f"{outcome.accuracy.mean():.3f}")
+        norms = outcome.gradient_norm.cpu()
+        self._write({"step": step, "loss": _listed(outcome.loss), "accuracy": _listed(outcome.accuracy), "gradient_norm": _listed(norms)})
+
+    def epoch_means(self) -> dict[str, list[float]]:
+        """Each member's mean loss (nats) and answer accuracy since the last call."""
+        loss, accuracy = self._sums / max(1, self._count)
+        self._sums, self._count = torch.zeros_like(self._sums), 0
+        return {"train_loss": _listed(loss), "train_accuracy": _listed(accuracy)}
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Log what was measured after an epoch."""
+        self._write(row)
+
+    def close(self) -> None:
+        self._bar.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self._folder is not None:
+            self._folder.log(row)
+        if self._board is None:
+            return
+        for name in ("loss", "accuracy"):
+            for member, value in enumerate(row.get(name, [])):
+                self._board.add_scalar(f"{name}/member_{member:03d}", value, row["step"])
+        for name, value in row.get("ensemble", {}).items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(f"validation/{name}", value, row["step"])
+
+
+def _listed(values: Tensor) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]
+
+
+def _tensorboard(folder: RunFolder | None) -> Any:
+    if folder is None or importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder.folder / "tensorboard"))

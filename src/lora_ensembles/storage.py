@@ -1,0 +1,205 @@
+"""An ensemble on disk and on the hub: `ensemble.json`, a model card, and one plain PEFT adapter folder a member."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from .adapters import read_adapter, read_adapter_config, write_adapter
+from .errors import AdapterError, CheckpointError, ConfigError, LoraEnsemblesError
+from .files import written_aside
+from .lora import MemberWeights
+from .model_card import render_model_card
+
+if TYPE_CHECKING:
+    from .ensemble import LoraEnsemble
+
+FORMAT_VERSION = 1
+ENSEMBLE_FILE = "ensemble.json"
+
+
+@dataclass(frozen=True)
+class SavedEnsemble:
+    """What `ensemble.json` and the member folders hold."""
+
+    base_name: str
+    base_revision: str | None
+    base_fingerprint: str
+    adapter: LoraConfig
+    weights: list[MemberWeights]
+    seeds: list[tuple[int, int]]
+    seed: int
+    vary: list[str]
+    next_index: int
+    task: dict[str, Any]
+
+
+def fingerprint(base: nn.Module) -> str:
+    """A short hash that tells one base from another, the same in every precision that rounds to bf16 and under 4- or 8-bit loading.
+
+    It covers the names, shapes and first values of the parameters that quantisation leaves alone: those with one axis, and the embedding.
+    """
+    digest = hashlib.sha256()
+    embedding = base.get_input_embeddings().weight  # type: ignore[operator,union-attr]
+    for name, parameter in base.named_parameters():
+        if ".lora_" in name or (parameter.dim() != 1 and parameter is not embedding):
+            continue
+        sample = parameter.detach().flatten()[:256].to(torch.bfloat16).float().cpu()
+        plain = name.replace(".base_layer", "")
+        digest.update(f"{plain} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def member_folder(index: int) -> str:
+    return f"member_{index:03d}"
+
+
+def write_members(ensemble: LoraEnsemble, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """`ensemble.json`, `README.md` and the member folders, into an existing folder."""
+    base, info = ensemble.base, ensemble.info
+    config = copy.deepcopy(ensemble.adapter)
+    config.base_model_name_or_path = base_name(base)
+    for index in range(ensemble.num_members):
+        write_adapter(folder / member_folder(index), ensemble.stack.member(index), config, dtype=dtype)
+    content = {
+        "format_version": FORMAT_VERSION,
+        "base": {"name": base_name(base), "revision": _revision(base), "fingerprint": ensemble.fingerprint},
+        "seed": info.seed,
+        "vary": list(info.vary),
+        "next_index": info.next_index,
+        "members": [
+            {"folder": member_folder(index), "init_seed": seeds.init, "order_seed": seeds.order} for index, seeds in enumerate(info.seeds)
+        ],
+        "task": info.task,
+    }
+    (folder / ENSEMBLE_FILE).write_text(json.dumps(content, indent=2) + "\n")
+    (folder / "README.md").write_text(render_model_card(base_name(base), members=ensemble.num_members, task=info.task))
+
+
+def write_ensemble(ensemble: LoraEnsemble, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """The ensemble at `path`, whole or not at all.
+
+    Raises:
+        CheckpointError: `path` exists, or cannot be written.
+    """
+    with written_aside(path) as folder:
+        write_members(ensemble, folder, dtype=dtype)
+
+
+def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedEnsemble:
+    """What `write_ensemble` wrote, or some of its members.
+
+    Raises:
+        CheckpointError: the folder or a member is missing, corrupt, or of a newer format.
+        ConfigError: `members` asks for one that is not there.
+    """
+    content = _read_description(path)
+    try:
+        listed = content["members"]
+        chosen = list(range(len(listed))) if members is None else list(members)
+        if not chosen or any(not 0 <= index < len(listed) for index in chosen):
+            raise ConfigError(f"members {chosen} of {path}; it holds members 0 to {len(listed) - 1}")
+        folders = [path / listed[index]["folder"] for index in chosen]
+        configs = [read_adapter_config(folder) for folder in folders]
+        return SavedEnsemble(
+            base_name=content["base"]["name"],
+            base_revision=content["base"]["revision"],
+            base_fingerprint=content["base"]["fingerprint"],
+            adapter=configs[0],
+            weights=[read_adapter(folder, config) for folder, config in zip(folders, configs, strict=True)],
+            seeds=[(listed[index]["init_seed"], listed[index]["order_seed"]) for index in chosen],
+            seed=content["seed"],
+            vary=content["vary"],
+            next_index=content["next_index"],
+            task=content["task"],
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / ENSEMBLE_FILE} lacks {error}; it is not a file that save_pretrained wrote") from error
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    file = path / ENSEMBLE_FILE
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is no folder; pass the one that `save_pretrained` or `lora-ensembles train --out` wrote")
+    if not file.is_file():
+        raise CheckpointError(f"{path} holds no {ENSEMBLE_FILE}; PEFT adapters trained elsewhere are read by LoraEnsemble.from_adapters")
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON ({error}); it is corrupt or cut short") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{file} has format version {version}, this library reads {FORMAT_VERSION}; update lora-ensembles")
+    return content
+
+
+def check_fingerprint(base: nn.Module, saved: SavedEnsemble) -> None:
+    """Refuse a base that the members were not trained on."""
+    given = fingerprint(base)
+    if given != saved.base_fingerprint:
+        raise AdapterError(
+            f"the ensemble was trained on base {saved.base_name!r} (fingerprint {saved.base_fingerprint}), the base given is "
+            f"{base_name(base)!r} ({given}); load the right base, or pass check_base=False if they are meant to differ"
+        )
+
+
+def read_members(paths: Sequence[Path], base: nn.Module, *, check_base: bool) -> tuple[LoraConfig, list[MemberWeights]]:
+    """Adapters trained elsewhere: the first one's config, and the weights of all.
+
+    Raises:
+        ConfigError: no path is given, or one twice.
+        CheckpointError: a folder holds no readable adapter.
+        AdapterError: an adapter names another base.
+    """
+    if not paths or len({path.resolve() for path in paths}) != len(paths):
+        raise ConfigError(f"from_adapters got {[str(path) for path in paths]}; pass at least one adapter folder, and none twice")
+    configs = [read_adapter_config(path) for path in paths]
+    for path, config in zip(paths, configs, strict=True):
+        named = config.base_model_name_or_path
+        if check_base and named and _last_part(named) != _last_part(base_name(base)):
+            raise AdapterError(
+                f"{path} was trained on base {named!r}, the base given is {base_name(base)!r}; load that base, or pass check_base=False "
+                "if it is the same model under another name"
+            )
+    return configs[0], [read_adapter(path, config) for path, config in zip(paths, configs, strict=True)]
+
+
+def base_name(base: nn.Module) -> str:
+    """The hub name or path from which a base was loaded; "" for one that was built in code."""
+    return str(getattr(base.config, "_name_or_path", "") or "")
+
+
+def _last_part(name: str) -> str:
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+
+
+def _revision(base: nn.Module) -> str | None:
+    return getattr(base.config, "_commit_hash", None)
+
+
+def push_to_hub(ensemble: LoraEnsemble, repo_id: str, *, private: bool, token: str | None) -> str:
+    """Upload to the hub; returns the address of the commit."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        write_members(ensemble, Path(folder))
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a LoRA ensemble").commit_url)
+        except HFValidationError as error:
+            raise ConfigError(f"{repo_id!r} is no repository name: {error}") from error
+        except (HfHubHTTPError, OSError) as error:
+            raise LoraEnsemblesError(f"upload to {repo_id!r} failed: {error}; is there a network, and a token that may write?") from error

@@ -1,0 +1,114 @@
+"""Your own data: .jsonl, .csv, a text stream or a hub dataset."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, TextIO
+
+from ..errors import ConfigError, DataError, unknown_name
+from .columns import ColumnMapping, check_labels, detect_columns, row_to_example
+from .examples import Example, Task
+from .sources import FORMATS, HUB_PREFIX, Row, file_rows, hub_rows, read_rows, split_hub_name
+
+
+def load_file(
+    path: str | Path, *, columns: ColumnMapping | None = None, labels: Sequence[str] | None = None, labelled: bool = True
+) -> tuple[Example, ...]:
+    """The examples of a .jsonl or .csv file, or of 'hub:owner/name:split' (or 'hub:owner/name:config:split').
+
+    Args:
+        path: the file, or the name of a hub dataset.
+        columns: which column is what. None: found from the first row, among question/options/answer and the schemas of the paper's data.
+        labels: label words for a classification, such as ["yes", "no"]; no options are listed in the prompt then.
+        labelled: whether every row must have an answer. False: rows without one get the target None.
+
+    Raises:
+        DataError: anything in the file that cannot be used, with the file and the line.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "stars.csv"
+        >>> _ = path.write_text("question,answer\\nIs the sun a star?,yes\\n")
+        >>> load_file(path, labels=["yes", "no"])[0].prompt
+        'Q: Is the sun a star?\\nA:'
+    """
+    if str(path).startswith(HUB_PREFIX):
+        repo, config, split = split_hub_name(str(path))
+        rows = hub_rows(repo, config=config, split=split)
+    else:
+        rows = file_rows(path)
+    return _examples(rows, name=str(path), columns=columns, labels=labels, labelled=labelled)
+
+
+def read_examples(
+    stream: TextIO,
+    *,
+    name: str = "<stdin>",
+    format: Literal["jsonl", "csv"] = "jsonl",
+    columns: ColumnMapping | None = None,
+    labels: Sequence[str] | None = None,
+    labelled: bool = True,
+) -> tuple[Example, ...]:
+    """The examples of an open text stream, such as `sys.stdin`; `name` stands for the file in errors and ids. Else as `load_file`.
+
+    Raises:
+        ConfigError: a format other than "jsonl" and "csv".
+        DataError: anything in the stream that cannot be used, with the line.
+
+    Example:
+        >>> import io
+        >>> line = '{"question": "The sun is a", "options": ["planet", "star"], "answer": "star"}'
+        >>> read_examples(io.StringIO(line))[0].target
+        1
+    """
+    if format not in FORMATS:
+        raise ConfigError(unknown_name("format", format, FORMATS))
+    rows = read_rows(stream, name=name, format=format)
+    return _examples(rows, name=name, columns=columns, labels=labels, labelled=labelled)
+
+
+def task_from_files(
+    train: str | Path,
+    validation: str | Path | None = None,
+    *,
+    columns: ColumnMapping | None = None,
+    labels: Sequence[str] | None = None,
+    validation_share: float = 0.2,
+    seed: int = 0,
+    name: str | None = None,
+) -> Task:
+    """A task from a file to train on and, where there is one, a file to judge by.
+
+    Without a validation file, `validation_share` of the training file's rows (at least one) are drawn for it, a function of `seed` and the
+    number of rows alone; both parts keep the file's order.
+
+    Raises:
+        ConfigError: a share that is not between 0 and 1.
+        DataError: as `load_file`; or a single row, which cannot be split.
+    """
+    examples = load_file(train, columns=columns, labels=labels)
+    name = name if name is not None else Path(train).stem
+    if validation is not None:
+        return Task(name, examples, load_file(validation, columns=columns, labels=labels))
+    if not 0 < validation_share < 1:
+        raise ConfigError(f"validation_share is {validation_share}; a number between 0 and 1 is needed, such as 0.2")
+    if len(examples) < 2:
+        raise DataError(f"{train}: 1 row cannot be split into training and validation; add rows or pass a validation file")
+    count = min(max(1, round(validation_share * len(examples))), len(examples) - 1)
+    drawn = set(random.Random(seed).sample(range(len(examples)), count))
+    kept = tuple(example for position, example in enumerate(examples) if position not in drawn)
+    return Task(name, kept, tuple(examples[position] for position in sorted(drawn)))
+
+
+def _examples(
+    rows: Iterator[Row], *, name: str, columns: ColumnMapping | None, labels: Sequence[str] | None, labelled: bool
+) -> tuple[Example, ...]:
+    words = check_labels(labels) if labels is not None else None
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{name}: no rows; at least one question is needed")
+    mapping = columns or detect_columns(first, labels=words, labelled=labelled)
+    every: Iterable[Row] = (first, *rows)
+    return tuple(row_to_example(row, mapping, labels=words, labelled=labelled) for row in every)

@@ -1,0 +1,278 @@
+"""The training loop: M members, each with its own data order, loss, gradient clip and optimiser state, in one stacked pass a step.
+
+`examples/flat_loop.py` is the whole method in plain lines; a test holds that both give the same weights.
+
+Shapes: M members, B rows of a member, K answer tokens, N examples, H hidden size, P parameters of a member.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batches import Batch, TokenTable, epoch_order, split_step
+from .checkpoint import Progress, RunFolder
+from .config import TrainConfig, schedule_factor
+from .ensemble import LoraEnsemble, context_window
+from .errors import TrainingError
+from .lora import MemberWeights, stream_key
+from .metrics import evaluate, evaluate_members
+from .objectives import answer_accuracy, answer_loss, kl_to_base
+from .optim import AdamState, StackedAdamW, clip_per_member, gradient_norms
+from .prediction import predict
+from .reporting import Reporter
+from .tasks import Example, encode_examples
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves beside the trained ensemble.
+
+    `history` has one row an epoch: mean training loss and accuracy of each member and, with a validation split, its metrics. `snapshots`
+    holds every member's weights after the epochs that were asked for; `ensemble.stack.set_members` puts them back.
+    """
+
+    history: list[dict[str, Any]]
+    snapshots: dict[int, list[MemberWeights]]
+
+
+@dataclass
+class StepOutcome:
+    """Loss (nats), answer accuracy and gradient norm of each member in one step, (M,) each."""
+
+    loss: Tensor
+    accuracy: Tensor
+    gradient_norm: Tensor
+
+
+@dataclass
+class _Run:
+    """Everything that lives as long as a run."""
+
+    ensemble: LoraEnsemble
+    config: TrainConfig
+    table: TokenTable
+    optimizer: StackedAdamW
+    kl_weight: Tensor  # (M,)
+    dropout: Tensor | None  # (M,)
+    base_hidden: Tensor | None  # (N, K, H), where a member has a KL weight
+    gradients: tuple[Tensor, Tensor]  # fp32 (M, P_a), (M, P_b)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.table) / self.config.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.config.epochs
+
+
+def train(
+    ensemble: LoraEnsemble,
+    examples: Sequence[Example],
+    config: TrainConfig | None = None,
+    *,
+    validation: Sequence[Example] = (),
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """Train all members on `examples`, each in an order of its own; the ensemble holds the result.
+
+    A member's loss is the mean over its own rows of -log p(answer | prompt) over the full vocabulary (Eq. 3 of arXiv:2310.00035) plus its
+    `kl_weight` times the divergence from the base (Eq. 4), whose hidden states at the answers are computed once (N * K * H numbers). With
+    `out`, settings, log and checkpoints are written below `out/training`, and the ensemble to `out` at the end; `resume` goes on from the last
+    checkpoint to the weights that an uninterrupted run would have had (same machine, fp32: bit for bit). With a `validation` split, metrics
+    of the ensemble and of its members are taken after every epoch.
+
+    Raises:
+        ConfigError: a setting does not fit the number of members.
+        DataError: an example cannot be encoded, or has no answer.
+        CheckpointError: `out` exists (without `resume`), holds a run with other settings, or cannot be written.
+        TrainingError: a loss or gradient is not finite, or memory ran out; the last checkpoint is kept.
+    """
+    config = config or TrainConfig()
+    run = _prepare(ensemble, examples, config)
+    folder = RunFolder(Path(out), _settings(run), resume=resume) if out is not None else None
+    state = folder.restore(ensemble, run.optimizer) if folder else Progress()
+    snapshots = folder.snapshots() if folder else {}
+    reporter = Reporter(folder, total=run.total_steps, first=state.step, members=ensemble.num_members, show=progress)
+    try:
+        _loop(run, state, validation=validation, folder=folder, snapshots=snapshots, reporter=reporter)
+    finally:
+        ensemble.stack.stop_collecting()
+        reporter.close()
+    if folder:
+        folder.finish(ensemble)
+    return TrainResult(state.history, snapshots)
+
+
+def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example], config: TrainConfig) -> _Run:
+    members, stack, device = ensemble.num_members, ensemble.stack, ensemble.device
+    ensemble.base.eval()
+    encoded = encode_examples(examples, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong)
+    table = TokenTable.from_encoded(encoded, ensemble.pad_id, device=device)
+    vectors = {
+        name: config.per_member(name, members).to(device) for name in ("learning_rate", "weight_decay_a", "weight_decay_b", "kl_weight")
+    }
+    dropout = config.per_member("dropout", members, default=ensemble.adapter.lora_dropout).to(device)
+    optimizer = StackedAdamW(
+        vectors["learning_rate"][:, None],
+        vectors["weight_decay_a"][:, None],
+        vectors["weight_decay_b"][:, None],
+        AdamState.zeros_like(stack.a),
+        AdamState.zeros_like(stack.b),
+    )
+    with_kl = bool((vectors["kl_weight"] > 0).any())
+    hidden = _base_hidden(ensemble, table, rows=config.batch_size * members) if with_kl else None
+    return _Run(ensemble, config, table, optimizer, vectors["kl_weight"], dropout if (dropout > 0).any() else None, hidden, stack.collect_gradients())
+
+
+def _base_hidden(ensemble: LoraEnsemble, table: TokenTable, *, rows: int) -> Tensor:
+    """The base's hidden states at every answer position (N, K, H): what Eq. 4 needs of the base, computed once.
+
+    The head is frozen, so logits from these states are the live ones, and H numbers an answer token are kept in place of V.
+    """
+    parts = []
+    for indices in torch.arange(len(table)).split(rows):
+        batch = table.gather(indices[None])
+        parts.append(ensemble.base_hidden(batch.ids[0], batch.positions[0]))
+    return torch.cat(parts)
+
+
+def _settings(run: _Run) -> dict[str, Any]:
+    settings = run.config.to_dict()
+    del settings["log_every"], settings["checkpoint_every"], settings["max_rows"]  # they change no result
+    seeds = [[seeds.init, seeds.order] for seeds in run.ensemble.info.seeds]
+    return {**settings, "member_seeds": seeds, "base": run.ensemble.fingerprint, "data": run.table.fingerprint()}
+
+
+def _loop(
+    run: _Run,
+    state: Progress,
+    *,
+    validation: Sequence[Example],
+    folder: RunFolder | None,
+    snapshots: dict[int, list[MemberWeights]],
+    reporter: Reporter,
+) -> None:
+    ensemble, config = run.ensemble, run.config
+    checkpoint_every = config.checkpoint_every or run.steps_per_epoch
+    while state.step < run.total_steps:
+        outcome = _guarded_step(run, state.step)
+        state.step += 1
+        reporter.step(state.step, outcome, every=config.log_every)
+        if state.step % run.steps_per_epoch == 0:
+            epoch = state.step // run.steps_per_epoch
+            row = {"step": state.step, "epoch": epoch, **reporter.epoch_means()}
+            if validation:
+                row |= _validate(ensemble, validation, max_rows=config.max_rows)
+            state.history.append(row)
+            reporter.epoch(row)
+            if epoch in config.snapshot_epochs:
+                snapshots[epoch] = [ensemble.stack.member(index) for index in range(ensemble.num_members)]
+                if folder:
+                    folder.save_snapshot(ensemble, epoch)
+        if folder and (state.step % checkpoint_every == 0 or state.step == run.total_steps):
+            folder.save(ensemble, run.optimizer, state)
+
+
+def _validate(ensemble: LoraEnsemble, examples: Sequence[Example], *, max_rows: int | None) -> dict[str, Any]:
+    prediction = predict(ensemble, examples, max_rows=max_rows)
+    members = {name: list(spread.values) for name, spread in evaluate_members(prediction).items()}
+    return {"ensemble": evaluate(prediction).to_dict(), "members": members}
+
+
+def _guarded_step(run: _Run, step: int) -> StepOutcome:
+    try:
+        return _step(run, step)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        rows = run.config.max_rows or run.ensemble.num_members * run.config.batch_size
+        raise TrainingError(
+            f"memory ran out at step {step + 1} with {rows} rows in flight; lower max_rows (--max-rows), for example to {max(1, rows // 2)}: "
+            "the result stays the same. The last checkpoint is kept"
+        ) from error
+
+
+def _step(run: _Run, step: int) -> StepOutcome:
+    config, stack = run.config, run.ensemble.stack
+    indices = _batch_indices(run, step)
+    loss, accuracy = _backward(run, indices, step)
+    _check_finite(run, loss, step, "loss")
+    if config.max_grad_norm is not None:
+        norms = clip_per_member(run.gradients, config.max_grad_norm)
+    else:
+        norms = gradient_norms(run.gradients)
+    _check_finite(run, norms, step, "gradient")
+    run.optimizer.step((stack.a, stack.b), run.gradients, factor=schedule_factor(config, step, run.total_steps))
+    stack.refresh()
+    for gradient in run.gradients:
+        gradient.zero_()
+    return StepOutcome(loss, accuracy, norms)
+
+
+def _batch_indices(run: _Run, step: int) -> Tensor:
+    """The examples (M, B) of a step: each member's next rows in its own order of this epoch; the last batch of an epoch may be shorter."""
+    epoch, place = divmod(step, run.steps_per_epoch)
+    size = run.config.batch_size
+    orders = [epoch_order(seeds.order, epoch, len(run.table)) for seeds in run.ensemble.info.seeds]
+    return torch.stack([order[place * size : (place + 1) * size] for order in orders])
+
+
+def _backward(run: _Run, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Gradients of every member's own mean loss; returns that loss and the answer accuracy, (M,) each."""
+    members, rows = indices.shape
+    loss, accuracy = torch.zeros(members, rows), torch.zeros(members, rows)
+    for which, chunk in split_step(members, rows, run.config.max_rows):
+        part = indices[which, chunk]
+        batch = run.table.gather(part)
+        row_loss, row_accuracy = _row_losses(run, batch, part, which, chunk.start, step)
+        (row_loss.sum() / rows).backward()
+        loss[which, chunk], accuracy[which, chunk] = row_loss.detach().cpu(), row_accuracy.cpu()
+    return loss.mean(dim=1), accuracy.mean(dim=1)
+
+
+def _row_losses(run: _Run, batch: Batch, part: Tensor, which: slice, first_row: int, step: int) -> tuple[Tensor, Tensor]:
+    """The loss and the answer accuracy of each row, (M, B): Eq. 3, plus Eq. 4 where a member has a weight for it."""
+    ensemble = run.ensemble
+    hidden = None if run.base_hidden is None else run.base_hidden[part.to(run.base_hidden.device)]
+    with _dropout(run, step):
+        logits = ensemble.answer_logits(batch.ids, batch.positions, base_hidden=hidden, members=which, first_row=first_row)
+    if hidden is None:
+        return answer_loss(logits, batch.answers, batch.counted), answer_accuracy(logits, batch.answers, batch.counted)
+    tuned, base = logits
+    loss = answer_loss(tuned, batch.answers, batch.counted)
+    divergence = kl_to_base(tuned, base, batch.counted)
+    return loss + run.kl_weight[which, None] * divergence, answer_accuracy(tuned, batch.answers, batch.counted)
+
+
+def _dropout(run: _Run, step: int) -> Any:
+    if run.dropout is None:
+        return nullcontext()
+    keys = [stream_key(seeds.order, "dropout", step) for seeds in run.ensemble.info.seeds]
+    return run.ensemble.stack.dropout(run.dropout, keys)
+
+
+def _check_finite(run: _Run, values: Tensor, step: int, what: str) -> None:
+    wrong = (~values.isfinite()).nonzero().flatten().tolist()
+    if not wrong:
+        return
+    rate = run.config.per_member("learning_rate", run.ensemble.num_members)[wrong[0]].item()
+    if step == 0:
+        cause = "before any update, so the base itself gives such values; check its weights and its dtype"
+    elif run.ensemble.base.dtype == torch.float16:
+        cause = "float16 overflows easily; load the base in bfloat16"
+    else:
+        cause = f"its learning rate {rate:g} is probably too high for this base; lower it, or set max_grad_norm"
+    raise TrainingError(
+        f"the {what} of member {wrong[0]} is {values[wrong[0]].item()} at step {step + 1}: {cause}. No update was made; the last checkpoint is kept"
+    )

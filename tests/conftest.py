@@ -1,0 +1,42 @@
+"""What every test shares: no network, a fixed seed, and the real data sets where the machine has them."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+# Before any Hugging Face library is imported: a test that reaches for a hub fails at once instead of waiting for a time-out.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA_VARIABLE = "LORA_ENSEMBLES_DATA"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs an accelerator")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """The global generators start every test from the same state; code under test must not depend on them."""
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the paper's data sets: $LORA_ENSEMBLES_DATA, or shared/datasets beside the repository."""
+    given = os.environ.get(DATA_VARIABLE)
+    path = Path(given) if given else REPOSITORY.parent / "shared" / "datasets"
+    if path.is_dir():
+        return path
+    if given:
+        pytest.fail(f"{DATA_VARIABLE}={given} is not a folder")
+    pytest.skip(f"no data sets at ../shared/datasets; set {DATA_VARIABLE} to the folder that holds them")
