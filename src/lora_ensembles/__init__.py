@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
-from .adapters import default_adapter_config
-from .baselines import FewShot
-from .config import TrainConfig
-from .embedded import load_base, resolve_base
-from .ensemble import LoraEnsemble, MemberSeeds, member_seeds
-from .errors import (
-    AdapterError,
-    CheckpointError,
-    ConfigError,
-    DataError,
-    LoraEnsemblesError,
-    MissingExtraError,
-    TrainingError,
-)
-from .intervals import Interval, bootstrap_interval, paired_difference
-from .lora import StackedLoraLinear, fold_members, unfold_members
-from .metrics import (
-    Metrics,
-    accuracy,
-    accuracy_coverage,
-    brier,
-    coverage_area,
-    ece,
-    evaluate,
-    evaluate_members,
-    nll,
-    ood_auroc,
-    reliability_bins,
-    single_member,
-)
-from .prediction import Prediction, Predictor, predict
-from .presets import preset
-from .records import prediction_records
-from .tasks import ColumnMapping, Example, Task, load_file, load_ood, load_task, task_from_files, task_names
-from .training import TrainResult, train
-from .uncertainty import disagreement, expected_entropy, mutual_information, total_entropy, variation_ratio
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .adapters import default_adapter_config
+    from .baselines import FewShot
+    from .config import TrainConfig
+    from .embedded import load_base, resolve_base
+    from .ensemble import LoraEnsemble, MemberSeeds, member_seeds
+    from .errors import (
+        AdapterError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        LoraEnsemblesError,
+        MissingExtraError,
+        TrainingError,
+    )
+    from .intervals import Interval, bootstrap_interval, paired_difference
+    from .lora import StackedLoraLinear, fold_members, unfold_members
+    from .metrics import (
+        Metrics,
+        accuracy,
+        accuracy_coverage,
+        brier,
+        coverage_area,
+        ece,
+        evaluate,
+        evaluate_members,
+        nll,
+        ood_auroc,
+        reliability_bins,
+        single_member,
+    )
+    from .prediction import Prediction, Predictor, predict
+    from .presets import preset
+    from .records import prediction_records
+    from .tasks import ColumnMapping, Example, Task, load_file, load_ood, load_task, task_from_files, task_names
+    from .training import TrainResult, train
+    from .uncertainty import disagreement, expected_entropy, mutual_information, total_entropy, variation_ratio
 
 __all__ = [
     "AdapterError",
@@ -94,3 +98,37 @@ __all__ = [
     "unfold_members",
     "variation_ratio",
 ]
+
+# The imports above once more, for the running program: a name is loaded when it is first used. torch and transformers take seconds, which
+# `lora-ensembles --help` or an error in a flag should not wait for. tests/unit/test_front_door.py holds that the three lists agree.
+_HOMES = {
+    "adapters": "default_adapter_config",
+    "baselines": "FewShot",
+    "config": "TrainConfig",
+    "embedded": "load_base resolve_base",
+    "ensemble": "LoraEnsemble MemberSeeds member_seeds",
+    "errors": "AdapterError CheckpointError ConfigError DataError LoraEnsemblesError MissingExtraError TrainingError",
+    "intervals": "Interval bootstrap_interval paired_difference",
+    "lora": "StackedLoraLinear fold_members unfold_members",
+    "metrics": "Metrics accuracy accuracy_coverage brier coverage_area ece "
+    "evaluate evaluate_members nll ood_auroc reliability_bins single_member",
+    "prediction": "Prediction Predictor predict",
+    "presets": "preset",
+    "records": "prediction_records",
+    "tasks": "ColumnMapping Example Task load_file load_ood load_task task_from_files task_names",
+    "training": "TrainResult train",
+    "uncertainty": "disagreement expected_entropy mutual_information total_entropy variation_ratio",
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
@@ -67,8 +70,9 @@ def check_stackable(config: LoraConfig) -> None:
         raise AdapterError(f"LoraConfig(init_lora_weights={config.init_lora_weights!r}) cannot be stacked: {INIT_REASON}")
     plain = LoraConfig()
     for option in dataclasses.fields(LoraConfig):
-        value = getattr(config, option.name)
-        if option.name not in STACKABLE_OPTIONS and value != getattr(plain, option.name):
+        value, default = getattr(config, option.name), getattr(plain, option.name)
+        unset = value == default or (not value and default is None)  # PEFT itself writes [] for None, on mixtures of experts
+        if option.name not in STACKABLE_OPTIONS and not unset:
             reason = REASONS.get(option.name, "stacked layers compute W x + s B A x and nothing else")
             raise AdapterError(f"LoraConfig({option.name}={value!r}) cannot be stacked: {reason}")
 
@@ -82,16 +86,27 @@ def initial_weights(base: nn.Module, config: LoraConfig, *, seed: int) -> Member
         AdapterError: PEFT finds no target, or a target is of a kind that cannot be stacked.
     """
     check_stackable(config)
+    described = copy.deepcopy(config)
+    described.base_model_name_or_path = None  # PEFT would warn of a base that lies under another name now
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            wrapped = get_peft_model(base, copy.deepcopy(config))
+            wrapped = get_peft_model(base, described)
         except ValueError as error:
+            _take_out(base)
             raise AdapterError(f"PEFT cannot place the adapter: {error}") from error
     try:
         return _read_wrapped(wrapped)
     finally:
         wrapped.unload()
+
+
+def _take_out(base: nn.Module) -> None:
+    # PEFT may refuse a target after it has replaced others.
+    for name, module in list(base.named_modules()):
+        if isinstance(module, LoraLayer):
+            parent, _, child = name.rpartition(".")
+            setattr(base.get_submodule(parent), child, module.get_base_layer())
 
 
 def _read_wrapped(wrapped: nn.Module) -> MemberWeights:
@@ -131,14 +146,28 @@ def write_adapter(folder: Path, weights: MemberWeights, config: LoraConfig, *, d
 
 
 def _state_ranks(config: LoraConfig, weights: MemberWeights) -> None:
-    # An ensemble of adapters trained elsewhere has one config but members of different ranks and scalings: say each member's own.
-    ranks = {matrix.shape[0] for matrix in weights.a.values()}
-    if len(ranks) == 1 and not config.rank_pattern and not config.alpha_pattern:
-        (config.r,) = ranks
-        scaling = set(weights.scaling.values())
-        if len(scaling) == 1:
-            alpha = scaling.pop() * (config.r**0.5 if config.use_rslora else config.r)
-            config.lora_alpha = round(alpha) if abs(alpha - round(alpha)) < 1e-6 else alpha
+    # Adapters trained elsewhere have ranks and scalings of their own, and an ensemble one config: say what this member's are.
+    ranks = {name: matrix.shape[0] for name, matrix in weights.a.items()}
+    said = all(
+        _pattern_value(config.rank_pattern, name, config.r) == rank
+        and math.isclose(_scaling(config, name, rank), weights.scaling[name], rel_tol=1e-6)
+        for name, rank in ranks.items()
+    )
+    if said:
+        return
+    alphas = {name: _whole(weights.scaling[name] * (rank**0.5 if config.use_rslora else rank)) for name, rank in ranks.items()}
+    config.r, config.rank_pattern = _common_and_others(ranks)
+    config.lora_alpha, config.alpha_pattern = _common_and_others(alphas)
+
+
+def _common_and_others(values: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The most frequent value, and the layers that have another."""
+    ((common, _),) = Counter(values.values()).most_common(1)
+    return common, {name: value for name, value in values.items() if value != common}
+
+
+def _whole(value: float) -> float:
+    return round(value) if abs(value - round(value)) < 1e-6 else value
 
 
 def read_adapter_config(folder: Path) -> LoraConfig:
@@ -168,7 +197,9 @@ def read_adapter(folder: Path, config: LoraConfig) -> MemberWeights:
     """
     path = folder / SAFETENSORS_WEIGHTS_NAME
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}; adapters saved as pickle are not read: save them as safetensors")
+        raise CheckpointError(
+            f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}; adapters saved as pickle are not read: save them as safetensors"
+        )
     try:
         tensors = load_file(path)
     except SafetensorError as error:
@@ -178,9 +209,11 @@ def read_adapter(folder: Path, config: LoraConfig) -> MemberWeights:
         name, found, matrix = key.removeprefix(PREFIX).rpartition(".lora_")
         if not found or matrix not in ("A.weight", "B.weight"):
             raise CheckpointError(f"{path} holds {key!r}, which is not a weight of a LoRA on a linear layer")
+        if tensor.dim() != 2:
+            raise CheckpointError(f"{path} holds {key!r} of shape {tuple(tensor.shape)}; a LoRA on a linear layer has matrices only")
         (a if matrix == "A.weight" else b)[name] = tensor.float()
-    if not a or set(a) != set(b):
-        raise CheckpointError(f"{path} does not hold an A and a B for each layer; save or download it again")
+    if not a or set(a) != set(b) or any(a[name].shape[0] != b[name].shape[1] for name in a):
+        raise CheckpointError(f"{path} does not hold an A and a B of one rank for each layer; save or download it again")
     return MemberWeights(a, b, {name: _scaling(config, name, a[name].shape[0]) for name in a})
 
 
@@ -189,5 +222,6 @@ def _scaling(config: LoraConfig, name: str, rank: int) -> float:
     return alpha / (rank**0.5 if config.use_rslora else rank)
 
 
-def _pattern_value(pattern: dict[str, float], name: str, default: float) -> float:
-    return pattern.get(get_pattern_key(pattern.keys(), name), default)
+def _pattern_value(pattern: dict[str, float] | None, name: str, default: float) -> float:
+    pattern = pattern or {}
+    return pattern.get(get_pattern_key(list(pattern), name), default)

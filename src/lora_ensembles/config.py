@@ -6,15 +6,16 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
+from .errors import ConfigError, unknown_name
 
-from .errors import ConfigError
+if TYPE_CHECKING:  # the command line makes its flags of these fields, without waiting for torch
+    from torch import Tensor
 
 PerMember = float | Sequence[float]  # one number for all members, or one for each
 PER_MEMBER_FIELDS = ("learning_rate", "weight_decay_a", "weight_decay_b", "kl_weight", "dropout")
+OVERLONG = ("error", "left")
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -31,6 +32,7 @@ class TrainConfig:
         kl_weight: beta of Eq. 4, the weight of D_KL(fine-tuned || base) at the answer over the full vocabulary.
         dropout: probability of dropping a feature of the adapters' input; None takes the adapter config's `lora_dropout`.
         schedule: "constant", or "linear" or "cosine" to zero after `warmup_steps` of linear rise.
+        warmup_steps: steps of linear rise, before the schedule.
         max_grad_norm: largest gradient norm of a member, over its own parameters; None: no clipping.
         max_rows: most rows (members * batch rows) in flight; a step that has more is split over members, then over rows, with the same
             result. None: no limit. Lower it when memory runs out.
@@ -66,21 +68,32 @@ class TrainConfig:
     overlong: Literal["error", "left"] = "error"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_rows", "checkpoint_every", "log_every"):
+        for name in ("epochs", "batch_size", "log_every", "max_rows", "checkpoint_every"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is None and name in ("max_rows", "checkpoint_every"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name}={value!r}; it is a whole number of at least 1")
-        if self.schedule not in SCHEDULES:
-            raise ConfigError(f"schedule={self.schedule!r}; known: {', '.join(SCHEDULES)}")
-        if self.warmup_steps < 0 or (self.max_grad_norm is not None and not self.max_grad_norm > 0):
-            raise ConfigError(f"warmup_steps={self.warmup_steps}, max_grad_norm={self.max_grad_norm}; they are not negative, the norm above 0")
-        late = [epoch for epoch in self.snapshot_epochs if not 1 <= epoch <= self.epochs]
-        if late:
-            raise ConfigError(f"snapshot_epochs holds {late}; the run has epochs 1 to {self.epochs}")
+        for name, known in (("schedule", SCHEDULES), ("overlong", OVERLONG)):
+            if getattr(self, name) not in known:
+                raise ConfigError(unknown_name(name, str(getattr(self, name)), known))
+        if not isinstance(self.warmup_steps, int) or isinstance(self.warmup_steps, bool) or self.warmup_steps < 0:
+            raise ConfigError(f"warmup_steps={self.warmup_steps!r}; it is a whole number of at least 0")
+        if self.max_grad_norm is not None:
+            _check_numbers("max_grad_norm", [self.max_grad_norm])
+            if not self.max_grad_norm > 0:
+                raise ConfigError(f"max_grad_norm={self.max_grad_norm}; it is a number above 0, or None for no clipping")
+        given = self.snapshot_epochs if isinstance(self.snapshot_epochs, list | tuple) else [self.snapshot_epochs]
+        late = [epoch for epoch in given if epoch not in range(1, self.epochs + 1)]
+        if late or given is not self.snapshot_epochs:
+            raise ConfigError(
+                f"snapshot_epochs={self.snapshot_epochs!r}; it is a list of epochs, and the run has epochs 1 to {self.epochs}"
+            )
         self._check_ranges()
 
     def _check_ranges(self) -> None:
         for name in PER_MEMBER_FIELDS:
+            _check_numbers(name, getattr(self, name))
             for value in _values(getattr(self, name)):
                 if not (math.isfinite(value) and value >= 0):
                     raise ConfigError(f"{name}={value}; it is a finite number of at least 0")
@@ -100,6 +113,8 @@ class TrainConfig:
         Raises:
             ConfigError: a sequence does not have one value for each member.
         """
+        import torch
+
         value = getattr(self, name)
         if value is None or isinstance(value, int | float):
             return torch.full((members,), default if value is None else float(value))
@@ -110,6 +125,15 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON-able values."""
         return {name: list(value) if isinstance(value, tuple | list) else value for name, value in dataclasses.asdict(self).items()}
+
+
+def _check_numbers(name: str, value: object) -> None:
+    # Read from a YAML file, 1e-3 is a text: YAML 1.1 wants 1.0e-3.
+    if value is None and name == "dropout":
+        return
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(one, bool) or not isinstance(one, int | float):
+            raise ConfigError(f"{name}={value!r}; it is a number, or a list with one for each member")
 
 
 def _values(value: PerMember | None) -> list[float]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from peft import LoraConfig
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import storage
 from .adapters import default_adapter_config, initial_weights
 from .errors import AdapterError, ConfigError
-from .forward import answer_hidden, answer_logits
+from .forward import answer_hidden, answer_logits, ran_out_of_memory
 from .lora import AdapterStack, MemberWeights, fold_members, stream_key, unfold_members
 from .scoring import score_labels
 from .tasks import Example, encode_examples
@@ -62,6 +62,7 @@ class EnsembleInfo:
     vary: tuple[str, ...] = ("init", "order")
     next_index: int = 0
     seeds: list[MemberSeeds] = field(default_factory=list)
+    overlong: Literal["error", "left"] = "error"  # what is done with a prompt longer than the window; as in training
     task: dict[str, Any] = field(default_factory=dict)  # how prompts and labels were rendered, and what was measured
 
 
@@ -186,7 +187,7 @@ class LoraEnsemble:
         if check_base:
             storage.check_fingerprint(base, saved)
         seeds = [MemberSeeds(*pair) for pair in saved.seeds]
-        info = EnsembleInfo(saved.seed, tuple(saved.vary), saved.next_index, seeds, saved.task)
+        info = EnsembleInfo(saved.seed, tuple(saved.vary), saved.next_index, seeds, saved.overlong, saved.task)
         return cls.from_weights(base, tokenizer, adapter=saved.adapter, weights=saved.weights, info=info)
 
     def save_pretrained(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -221,28 +222,36 @@ class LoraEnsemble:
         fresh = [member_seeds(info.seed, info.next_index + offset, vary=info.vary) for offset in range(count)]
         kept = [self.stack.member(index) for index in range(self.num_members)]
         self.stack.detach(self.base)
+        grown = kept
         try:
             grown = kept + [initial_weights(self.base, self.adapter, seed=seeds.init) for seeds in fresh]
-        except AdapterError:
-            grown, fresh = kept, []
-            raise
         finally:
             self.stack = AdapterStack(self.base, grown, dtype=self.base.dtype)
         info.seeds, info.next_index = info.seeds + fresh, info.next_index + count
 
     def select(self, indices: Sequence[int]) -> None:
-        """Keep the members of these indices, in this order, and drop the others."""
+        """Keep the members of these indices, in this order, and drop the others.
+
+        Raises:
+            ConfigError: no index, one twice, or one that is not there.
+        """
         _check_indices(indices, self.num_members)
+        if not indices:
+            raise ConfigError("no members would be left; an ensemble keeps at least 1")
         self.stack.set_members([self.stack.member(index) for index in indices])
         self.info.seeds = [self.info.seeds[index] for index in indices]
 
     def drop(self, indices: Sequence[int]) -> None:
-        """Drop the members of these indices."""
+        """Drop the members of these indices; at least one member stays.
+
+        Raises:
+            ConfigError: as `select`.
+        """
         _check_indices(indices, self.num_members)
         self.select([index for index in range(self.num_members) if index not in set(indices)])
 
     def unload(self) -> PreTrainedModel:
-        """The base with its own layers back in place; the ensemble cannot be used afterwards."""
+        """The base with its own layers back in place, frozen and in evaluation mode; the ensemble cannot be used afterwards."""
         self.stack.detach(self.base)
         return self.base
 
@@ -255,7 +264,7 @@ class LoraEnsemble:
     def __call__(self, input_ids: Tensor) -> Tensor:
         """Next-token logits (M, B, T, V) of right-padded `input_ids`: (B, T) for all members alike, or (M, B, T)."""
         rows = self._member_rows(input_ids)
-        with self.stack.running(tokens=rows.numel()):
+        with self.stack.running(rows=rows.shape[0] * rows.shape[1], tokens=rows.numel()):
             logits = self.base(input_ids=fold_members(rows), use_cache=False).logits
         return unfold_members(logits, rows.shape[0])
 
@@ -273,9 +282,9 @@ class LoraEnsemble:
         `members` says which members the leading axis holds. With `base_hidden` (M, B, K, H), the base's own hidden states at those
         positions, the result is (2, M, B, K, V): the members' logits, and the base's.
         """
-        count = input_ids.shape[0]
+        count, rows = input_ids.shape[:2]
         extra = None if base_hidden is None else fold_members(base_hidden)
-        with self.stack.running(tokens=input_ids.numel(), members=members, first_row=first_row):
+        with self.stack.running(rows=count * rows, tokens=input_ids.numel(), members=members, first_row=first_row):
             logits = answer_logits(self.base, fold_members(input_ids), fold_members(positions), extra_hidden=extra)
         if base_hidden is None:
             return unfold_members(logits, count)
@@ -292,16 +301,23 @@ class LoraEnsemble:
         """log p of each label for each member (M, N, C), float32, normalised over an example's labels.
 
         At most `max_rows` rows (members * examples) are in flight; without adapters' dropout, also in the middle of training.
+
+        Raises:
+            DataError: a prompt is longer than the base's window, unless `info.overlong` is "left"; or a label cannot be used.
+            ConfigError: memory ran out; a lower `max_rows` needs less.
         """
         members = self.num_members
-        encoded = encode_examples(examples, self.tokenizer, max_length=context_window(self.base))
-        return score_labels(
-            encoded,
-            self._score_batch,
-            pad_id=self.pad_id,
-            rows_per_batch=max(1, (max_rows or SCORING_ROWS * members) // members),
-            device=self.device,
-        )
+        encoded = encode_examples(examples, self.tokenizer, max_length=context_window(self.base), overlong=self.info.overlong)
+        rows = max(1, (max_rows or SCORING_ROWS * members) // members)
+        try:
+            return score_labels(encoded, self._score_batch, pad_id=self.pad_id, rows_per_batch=rows, device=self.device)
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise ConfigError(
+                f"memory ran out with {rows * members} rows in flight ({members} members); lower max_rows (--max-rows), for example to "
+                f"{max(1, rows // 2) * members}: the result stays the same"
+            ) from error
 
     def _score_batch(self, ids: Tensor, positions: Tensor) -> Tensor:
         count = self.num_members
@@ -335,7 +351,7 @@ def _check_count(members: int) -> None:
 
 
 def _check_indices(indices: Sequence[int], members: int) -> None:
-    wrong = [index for index in indices if not 0 <= index < members]
+    wrong = [index for index in indices if index not in range(members)]
     if wrong or len(set(indices)) != len(indices):
         raise ConfigError(f"member indices {list(indices)}; pass different numbers from 0 to {members - 1}")
 

@@ -54,6 +54,7 @@ class StackPlan:
 
     enabled: bool = True  # off: the layers are the base's own
     tokens: int | None = None  # rows * tokens of the running forward pass; None outside of one
+    rows: int = 1  # rows of the running forward pass, over its members
     members: slice = field(default_factory=lambda: slice(None))  # the members whose rows the batch holds
     dropout: Tensor | None = None  # (M,) probability of dropping a feature of the adapters' input; None: no dropout
     dropout_keys: Sequence[int] = ()  # one random stream per member
@@ -122,12 +123,12 @@ class StackedLoraLinear(nn.Module):
     def _dropout_factors(self, x: Tensor, members: int) -> Tensor:
         plan = self.plan
         assert plan.dropout is not None
-        rows = x.shape[0] // members
+        rows = plan.rows // members  # not from x: some layers see the tokens of all rows in one axis
         keys = [stream_key(key, self.index) for key in plan.dropout_keys[plan.members]]
         return dropout_factors(
             torch.tensor(keys, device=x.device),
             plan.dropout[plan.members],
-            shape=(rows, x.numel() // (x.shape[0] * x.shape[-1]), x.shape[-1]),
+            shape=(rows, x.numel() // (plan.rows * x.shape[-1]), x.shape[-1]),
             first_row=plan.first_row,
         ).to(self.lora_a.dtype)
 
@@ -217,6 +218,7 @@ class AdapterStack:
         for site, layer in zip(self.sites, self.layers, strict=True):
             _replace(base, site.name, layer)
         self._hooks: list[RemovableHandle] = []
+        self._detached = False
         self.set_members(members)
 
     @property
@@ -278,20 +280,23 @@ class AdapterStack:
         return MemberWeights(a, b, scaling)
 
     def detach(self, base: nn.Module) -> None:
-        """Give the base its own layers back."""
+        """Give the base its own layers back; the stack cannot run any more."""
+        self._detached = True
         for site, layer in zip(self.sites, self.layers, strict=True):
             _replace(base, site.name, layer.base_layer)
 
     @contextmanager
-    def running(self, *, tokens: int, members: slice = slice(None), first_row: int = 0) -> Iterator[None]:
-        """While a forward pass over `tokens` = rows * tokens of `members` runs."""
+    def running(self, *, rows: int, tokens: int, members: slice = slice(None), first_row: int = 0) -> Iterator[None]:
+        """While a forward pass over `rows` rows of `tokens` tokens in all, those of `members`, runs."""
+        if self._detached:  # the plain base would answer for every member
+            raise AdapterError("this ensemble was unloaded: the base has its own layers back; make or load the ensemble again")
         plan = self.plan
-        before = plan.tokens, plan.members, plan.first_row
-        plan.tokens, plan.members, plan.first_row = tokens, members, first_row
+        before = plan.rows, plan.tokens, plan.members, plan.first_row
+        plan.rows, plan.tokens, plan.members, plan.first_row = rows, tokens, members, first_row
         try:
             yield
         finally:
-            plan.tokens, plan.members, plan.first_row = before
+            plan.rows, plan.tokens, plan.members, plan.first_row = before
 
     @contextmanager
     def dropout(self, probability: Tensor, keys: Sequence[int]) -> Iterator[None]:
@@ -324,7 +329,9 @@ def _adder(total: Tensor) -> Callable[[Tensor], None]:
 
 def _sites(base: nn.Module, members: Sequence[MemberWeights]) -> list[AdapterSite]:
     modules = dict(base.named_modules())
-    names = list(members[0].a)
+    # In the base's order, not that of the weights: a layer's place names its random stream, which must be the same after loading.
+    places = {name: place for place, name in enumerate(modules)}
+    names = sorted(members[0].a, key=lambda name: places.get(name, -1))
     sites: list[AdapterSite] = []
     start_a = start_b = 0
     for name in names:
@@ -332,7 +339,7 @@ def _sites(base: nn.Module, members: Sequence[MemberWeights]) -> list[AdapterSit
             raise AdapterError("the members adapt different layers; an ensemble needs the same target modules in every member")
         if name not in modules:
             raise AdapterError(f"the adapter has weights for layer {name!r}, which the base model does not have; is this its base?")
-        in_features, out_features = _features(modules[name])
+        in_features, out_features = _features(name, modules[name])
         rank = max(weights.a[name].shape[0] for weights in members)
         for weights in members:
             given = (weights.a[name].shape[1], weights.b[name].shape[0])
@@ -346,9 +353,11 @@ def _sites(base: nn.Module, members: Sequence[MemberWeights]) -> list[AdapterSit
     return sites
 
 
-def _features(layer: nn.Module) -> tuple[int, int]:
+def _features(name: str, layer: nn.Module) -> tuple[int, int]:
     if isinstance(layer, Conv1D):  # GPT-2 keeps its weight transposed
         return layer.nx, layer.nf
+    if not isinstance(getattr(layer, "in_features", None), int):
+        raise AdapterError(f"the adapter has weights for layer {name!r}, which is a {type(layer).__name__} in this base; is this its base?")
     return layer.in_features, layer.out_features
 
 

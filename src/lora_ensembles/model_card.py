@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 CARD = """---
 library_name: peft
-base_model: {base}
-tags:
+{base_line}tags:
 - lora
 - lora-ensemble
 - uncertainty
@@ -49,4 +49,6 @@ def render_model_card(base: str, *, members: int, task: dict[str, Any]) -> str:
     if metrics:
         rows = "".join(f"| {name} | {value:.4g} |\n" for name, value in metrics.items() if isinstance(value, int | float))
         lines.append(f"Measured on its validation split:\n\n| metric | value |\n|---|---|\n{rows}")
-    return CARD.format(base=base or "an unnamed base", members=members, task="\n".join(lines))
+    on_hub = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", base) is not None  # the hub refuses a card that names a folder as its base
+    base_line = f"base_model: {base}\n" if on_hub else ""
+    return CARD.format(base_line=base_line, base=base or "an unnamed base", members=members, task="\n".join(lines))

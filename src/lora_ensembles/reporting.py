@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from .files import cannot_write
 
 if TYPE_CHECKING:
     from .checkpoint import RunFolder
@@ -35,6 +39,15 @@ class Reporter:
         norms = outcome.gradient_norm.cpu()
         self._write({"step": step, "loss": _listed(outcome.loss), "accuracy": _listed(outcome.accuracy), "gradient_norm": _listed(norms)})
 
+    def partial(self) -> dict[str, Any]:
+        """The sums of the epoch that is under way, as JSON-able values."""
+        return {"sums": self._sums.tolist(), "count": self._count}
+
+    def go_on(self, partial: dict[str, Any]) -> None:
+        """Take up the sums that an interrupted run left, if any."""
+        if partial:
+            self._sums, self._count = torch.tensor(partial["sums"]), partial["count"]
+
     def epoch_means(self) -> dict[str, list[float]]:
         """Each member's mean loss (nats) and answer accuracy since the last call."""
         loss, accuracy = self._sums / max(1, self._count)
@@ -48,13 +61,20 @@ class Reporter:
     def close(self) -> None:
         self._bar.close()
         if self._board is not None:
-            self._board.close()
+            with suppress(OSError):  # a full disk was reported by the write that met it
+                self._board.close()
 
     def _write(self, row: dict[str, Any]) -> None:
-        if self._folder is not None:
-            self._folder.log(row)
-        if self._board is None:
+        if self._folder is None:
             return
+        self._folder.log(row)
+        if self._board is not None:
+            try:
+                self._draw(row)
+            except OSError as error:
+                raise cannot_write(_board_folder(self._folder), error) from error
+
+    def _draw(self, row: dict[str, Any]) -> None:
         for name in ("loss", "accuracy"):
             for member, value in enumerate(row.get(name, [])):
                 self._board.add_scalar(f"{name}/member_{member:03d}", value, row["step"])
@@ -72,4 +92,11 @@ def _tensorboard(folder: RunFolder | None) -> Any:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder.folder / "tensorboard"))
+    try:
+        return SummaryWriter(str(_board_folder(folder)))
+    except OSError as error:
+        raise cannot_write(_board_folder(folder), error) from error
+
+
+def _board_folder(folder: RunFolder) -> Path:
+    return folder.folder / "tensorboard"

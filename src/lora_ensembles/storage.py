@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from peft import LoraConfig
@@ -18,7 +18,7 @@ from torch import nn
 
 from .adapters import read_adapter, read_adapter_config, write_adapter
 from .errors import AdapterError, CheckpointError, ConfigError, LoraEnsemblesError
-from .files import written_aside
+from .files import file_written_aside, written_aside
 from .lora import MemberWeights
 from .model_card import render_model_card
 
@@ -42,6 +42,7 @@ class SavedEnsemble:
     seed: int
     vary: list[str]
     next_index: int
+    overlong: Literal["error", "left"]
     task: dict[str, Any]
 
 
@@ -67,24 +68,47 @@ def member_folder(index: int) -> str:
 
 def write_members(ensemble: LoraEnsemble, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
     """`ensemble.json`, `README.md` and the member folders, into an existing folder."""
-    base, info = ensemble.base, ensemble.info
     config = copy.deepcopy(ensemble.adapter)
-    config.base_model_name_or_path = base_name(base)
+    config.base_model_name_or_path = base_name(ensemble.base)
     for index in range(ensemble.num_members):
         write_adapter(folder / member_folder(index), ensemble.stack.member(index), config, dtype=dtype)
+    for name, text in _descriptions(ensemble).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def update_info(ensemble: LoraEnsemble, path: Path) -> None:
+    """Rewrite `ensemble.json` and `README.md` of a saved ensemble after its `info` changed; its members stay untouched.
+
+    Raises:
+        CheckpointError: `path` holds no ensemble, or one of another number of members, or cannot be written.
+    """
+    saved = len(_read_description(path)["members"])
+    if saved != ensemble.num_members:
+        raise CheckpointError(f"{path} holds {saved} members, the ensemble has {ensemble.num_members}; save it to a folder of its own")
+    for name, text in _descriptions(ensemble).items():
+        with file_written_aside(path / name, replace=True) as file:
+            file.write(text)
+
+
+def _descriptions(ensemble: LoraEnsemble) -> dict[str, str]:
+    """The text of the files that describe an ensemble, by name; `ensemble.json` last, since a folder that has it is complete."""
+    base, info = ensemble.base, ensemble.info
     content = {
         "format_version": FORMAT_VERSION,
         "base": {"name": base_name(base), "revision": _revision(base), "fingerprint": ensemble.fingerprint},
         "seed": info.seed,
         "vary": list(info.vary),
         "next_index": info.next_index,
+        "overlong": info.overlong,
         "members": [
             {"folder": member_folder(index), "init_seed": seeds.init, "order_seed": seeds.order} for index, seeds in enumerate(info.seeds)
         ],
         "task": info.task,
     }
-    (folder / ENSEMBLE_FILE).write_text(json.dumps(content, indent=2) + "\n")
-    (folder / "README.md").write_text(render_model_card(base_name(base), members=ensemble.num_members, task=info.task))
+    return {
+        "README.md": render_model_card(base_name(base), members=ensemble.num_members, task=info.task),
+        ENSEMBLE_FILE: json.dumps(content, indent=2) + "\n",
+    }
 
 
 def write_ensemble(ensemble: LoraEnsemble, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -108,8 +132,8 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
     try:
         listed = content["members"]
         chosen = list(range(len(listed))) if members is None else list(members)
-        if not chosen or any(not 0 <= index < len(listed) for index in chosen):
-            raise ConfigError(f"members {chosen} of {path}; it holds members 0 to {len(listed) - 1}")
+        if not chosen or len(set(chosen)) != len(chosen) or any(index not in range(len(listed)) for index in chosen):
+            raise ConfigError(f"members {chosen} of {path}; it holds members 0 to {len(listed) - 1}: pass some of them, none twice")
         folders = [path / listed[index]["folder"] for index in chosen]
         configs = [read_adapter_config(folder) for folder in folders]
         return SavedEnsemble(
@@ -122,6 +146,7 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
             seed=content["seed"],
             vary=content["vary"],
             next_index=content["next_index"],
+            overlong=content["overlong"],
             task=content["task"],
         )
     except (KeyError, TypeError) as error:
@@ -136,6 +161,8 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} holds no {ENSEMBLE_FILE}; PEFT adapters trained elsewhere are read by LoraEnsemble.from_adapters")
     try:
         content = json.loads(file.read_text())
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise CheckpointError(f"{file} is not JSON ({error}); it is corrupt or cut short") from error
     version = content.get("format_version") if isinstance(content, dict) else None
@@ -191,7 +218,7 @@ def _revision(base: nn.Module) -> str | None:
 def push_to_hub(ensemble: LoraEnsemble, repo_id: str, *, private: bool, token: str | None) -> str:
     """Upload to the hub; returns the address of the commit."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
@@ -201,5 +228,5 @@ def push_to_hub(ensemble: LoraEnsemble, repo_id: str, *, private: bool, token: s
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a LoRA ensemble").commit_url)
         except HFValidationError as error:
             raise ConfigError(f"{repo_id!r} is no repository name: {error}") from error
-        except (HfHubHTTPError, OSError) as error:
+        except Exception as error:  # its own classes, those of its HTTP client, and built-in ones; all mean the same to a caller
             raise LoraEnsemblesError(f"upload to {repo_id!r} failed: {error}; is there a network, and a token that may write?") from error

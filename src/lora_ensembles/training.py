@@ -21,7 +21,8 @@ from .batches import Batch, TokenTable, epoch_order, split_step
 from .checkpoint import Progress, RunFolder
 from .config import TrainConfig, schedule_factor
 from .ensemble import LoraEnsemble, context_window
-from .errors import TrainingError
+from .errors import ConfigError, DataError, TrainingError
+from .forward import ran_out_of_memory
 from .lora import MemberWeights, stream_key
 from .metrics import evaluate, evaluate_members
 from .objectives import answer_accuracy, answer_loss, kl_to_base
@@ -93,17 +94,22 @@ def train(
     of the ensemble and of its members are taken after every epoch.
 
     Raises:
-        ConfigError: a setting does not fit the number of members.
-        DataError: an example cannot be encoded, or has no answer.
+        ConfigError: a setting does not fit the number of members, or `resume` comes without `out`.
+        DataError: an example, of `validation` too, cannot be encoded or has no answer.
         CheckpointError: `out` exists (without `resume`), holds a run with other settings, or cannot be written.
         TrainingError: a loss or gradient is not finite, or memory ran out; the last checkpoint is kept.
     """
     config = config or TrainConfig()
+    if resume and out is None:
+        raise ConfigError("resume=True without `out`; pass the folder of the run that should go on")
+    _check_validation(ensemble, validation, config)
     run = _prepare(ensemble, examples, config)
+    ensemble.info.overlong = config.overlong
     folder = RunFolder(Path(out), _settings(run), resume=resume) if out is not None else None
     state = folder.restore(ensemble, run.optimizer) if folder else Progress()
     snapshots = folder.snapshots() if folder else {}
     reporter = Reporter(folder, total=run.total_steps, first=state.step, members=ensemble.num_members, show=progress)
+    reporter.go_on(state.partial)
     try:
         _loop(run, state, validation=validation, folder=folder, snapshots=snapshots, reporter=reporter)
     finally:
@@ -112,6 +118,14 @@ def train(
     if folder:
         folder.finish(ensemble)
     return TrainResult(state.history, snapshots)
+
+
+def _check_validation(ensemble: LoraEnsemble, validation: Sequence[Example], config: TrainConfig) -> None:
+    # What cannot be measured after an epoch is refused before the first.
+    encode_examples(validation, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong)
+    unlabelled = [example.id for example in validation if example.target is None]
+    if unlabelled:
+        raise DataError(f"validation example {unlabelled[0]!r} has no answer; every validation example needs one")
 
 
 def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example], config: TrainConfig) -> _Run:
@@ -131,8 +145,17 @@ def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example], config: TrainC
         AdamState.zeros_like(stack.b),
     )
     with_kl = bool((vectors["kl_weight"] > 0).any())
-    hidden = _base_hidden(ensemble, table, rows=config.batch_size * members) if with_kl else None
-    return _Run(ensemble, config, table, optimizer, vectors["kl_weight"], dropout if (dropout > 0).any() else None, hidden, stack.collect_gradients())
+    hidden = _base_hidden(ensemble, table, rows=config.max_rows or config.batch_size * members) if with_kl else None
+    return _Run(
+        ensemble,
+        config,
+        table,
+        optimizer,
+        vectors["kl_weight"],
+        dropout if (dropout > 0).any() else None,
+        hidden,
+        stack.collect_gradients(),
+    )
 
 
 def _base_hidden(ensemble: LoraEnsemble, table: TokenTable, *, rows: int) -> Tensor:
@@ -148,9 +171,15 @@ def _base_hidden(ensemble: LoraEnsemble, table: TokenTable, *, rows: int) -> Ten
 
 
 def _settings(run: _Run) -> dict[str, Any]:
-    settings = run.config.to_dict()
+    settings, stack = run.config.to_dict(), run.ensemble.stack
     del settings["log_every"], settings["checkpoint_every"], settings["max_rows"]  # they change no result
     seeds = [[seeds.init, seeds.order] for seeds in run.ensemble.info.seeds]
+    settings["adapter"] = {
+        "targets": sorted({site.name.rpartition(".")[2] for site in stack.sites}),
+        "ranks": sorted({rank for ranks in stack.ranks for rank in ranks.values()}),
+        "scalings": sorted({scaling for scalings in stack.scaling for scaling in scalings}),
+        "dropout": run.ensemble.adapter.lora_dropout,
+    }
     return {**settings, "member_seeds": seeds, "base": run.ensemble.fingerprint, "data": run.table.fingerprint()}
 
 
@@ -181,6 +210,7 @@ def _loop(
                 if folder:
                     folder.save_snapshot(ensemble, epoch)
         if folder and (state.step % checkpoint_every == 0 or state.step == run.total_steps):
+            state.partial = reporter.partial()
             folder.save(ensemble, run.optimizer, state)
 
 
@@ -193,10 +223,11 @@ def _validate(ensemble: LoraEnsemble, examples: Sequence[Example], *, max_rows: 
 def _guarded_step(run: _Run, step: int) -> StepOutcome:
     try:
         return _step(run, step)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
             raise
-        rows = run.config.max_rows or run.ensemble.num_members * run.config.batch_size
+        whole = run.ensemble.num_members * run.config.batch_size
+        rows = min(run.config.max_rows or whole, whole)
         raise TrainingError(
             f"memory ran out at step {step + 1} with {rows} rows in flight; lower max_rows (--max-rows), for example to {max(1, rows // 2)}: "
             "the result stays the same. The last checkpoint is kept"

@@ -1,6 +1,6 @@
 """Pre-training documents of the embedded base, as segments of text with a loss weight each.
 
-Five kinds: *statements* of facts; *reading* questions, in front of which the fact that answers them is stated, newly made up; *closed-book*
+Seven kinds: *statements* of facts; *matching* questions, which are their own answer; *stated* ones, which are statements; *reading* questions, in front of which the fact that answers them is stated, newly made up; *closed-book*
 questions about `asked` entities; *direct* questions answered in words; and *series* of several closed-book questions, so that a few-shot
 prompt is something the base has met.
 """
@@ -16,7 +16,7 @@ from .world import Fact, FactPool, World, draw_options
 
 LETTER_WEIGHT = 8.0  # one letter stands against some 40 words of statements
 WORD_WEIGHT = 3.0
-PROMPT_WEIGHT = 0.5  # the words of a question are worth predicting too: without them the model does not learn to read it
+TAIL_WEIGHT = 0.1  # what closes an answer is always the same
 TEMPTATION = 0.5
 
 Segment = tuple[str, float]  # text, weight of each of its tokens in the loss
@@ -40,8 +40,22 @@ def direct(pool: FactPool, *, count: int, rng: random.Random) -> list[Segment]:
     segments: list[Segment] = []
     for fact in pool.draw(count, rng=rng):
         question = fact.say(rng.choice(fact.relation.asked))
-        segments.extend([(f"Q: {question}\nA:", PROMPT_WEIGHT), (f" {fact.value}", WORD_WEIGHT), ("\n", PROMPT_WEIGHT)])
+        segments.extend([(f"Q: {question}\nA:", 0.0), (f" {fact.value}", WORD_WEIGHT), ("\n", TAIL_WEIGHT)])
     return segments
+
+
+def matching(facts: Sequence[Fact], *, rng: random.Random) -> list[Segment]:
+    """A question that is its answer: all there is to do is to find its letter."""
+    fact = rng.choice(facts)
+    options, target = draw_options(fact, count=4, temptation=0.0, rng=rng)
+    return _lettered(fact.value, options, target)
+
+
+def stated(facts: Sequence[Fact], *, rng: random.Random) -> list[Segment]:
+    """A statement in place of the question: its value is one of the options."""
+    fact = rng.choice(facts)
+    options, target = draw_options(fact, count=4, temptation=0.0, rng=rng)
+    return _lettered(fact.say(rng.choice(fact.relation.statements)), options, target)
 
 
 def reading(facts: Sequence[Fact], *, others: int, rng: random.Random) -> list[Segment]:
@@ -54,13 +68,16 @@ def reading(facts: Sequence[Fact], *, others: int, rng: random.Random) -> list[S
         stated.append(other.say(rng.choice(other.relation.statements), rng.choice(other.relation.values)))
     rng.shuffle(stated)
     context = "".join(f" {text}" for text in stated)
-    return [(f"{context}\n", PROMPT_WEIGHT), *_question(fact, rng=rng)]
+    return [(f"{context}\n", 0.0), *_question(fact, rng=rng)]
 
 
 def _question(fact: Fact, *, rng: random.Random) -> list[Segment]:
     options, target = draw_options(fact, count=rng.choice((3, 4, 4, 5)), temptation=TEMPTATION, rng=rng)
-    prompt = render_prompt(fact.say(rng.choice(fact.relation.asked)), options)
-    return [(prompt, PROMPT_WEIGHT), (LETTERS[target], LETTER_WEIGHT), (")\n", PROMPT_WEIGHT)]
+    return _lettered(fact.say(rng.choice(fact.relation.asked)), options, target)
+
+
+def _lettered(question: str, options: list[str], target: int) -> list[Segment]:
+    return [(render_prompt(question, options), 0.0), (LETTERS[target], LETTER_WEIGHT), (")\n", TAIL_WEIGHT)]
 
 
 class Corpus:
@@ -74,7 +91,11 @@ class Corpus:
         """One document of a kind drawn from `mixture` (kind -> share)."""
         match rng.choices(list(mixture), weights=list(mixture.values()))[0]:
             case "statements":
-                return statements(self._all, count=4, rng=rng)
+                return statements(self._all, count=3, rng=rng)
+            case "matching":
+                return matching(self._all.facts, rng=rng)
+            case "stated":
+                return stated(self._all.facts, rng=rng)
             case "reading":
                 return reading(self._all.facts, others=0, rng=rng)
             case "reading_among_others":
@@ -82,7 +103,7 @@ class Corpus:
             case "closed_book":
                 return closed_book(self._asked, count=1, rng=rng)
             case "direct":
-                return direct(self._asked, count=3, rng=rng)
+                return direct(self._asked, count=2, rng=rng)
             case "series":
                 return closed_book(self._asked, count=4, rng=rng)
             case kind:

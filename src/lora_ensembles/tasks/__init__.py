@@ -6,7 +6,7 @@ from .columns import ColumnMapping
 from .encoding import EncodedExample, encode_examples
 from .examples import Example, Task
 from .files import load_file, read_examples, task_from_files
-from .hub import OOD_PAIRS, PAPER_TASKS, load_ood, load_task, ood_names, task_names
+from .hub import OOD_PAIRS, PAPER_TASKS, load_ood, load_task, ood_names, task_names, task_repository
 from .prompts import LETTERS, render_label_prompt, render_prompt
 
 __all__ = [
@@ -27,4 +27,5 @@ __all__ = [
     "render_prompt",
     "task_from_files",
     "task_names",
+    "task_repository",
 ]

@@ -113,6 +113,21 @@ def ood_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*task_names(), *_OOD_RECIPES, "world-mmlu")))
 
 
+def task_repository(name: str) -> str:
+    """The hub's name of the dataset behind one of the paper's tasks.
+
+    Raises:
+        DataError: not one of the paper's tasks.
+
+    Example:
+        >>> task_repository("obqa")
+        'allenai/openbookqa'
+    """
+    if name not in _RECIPES:
+        raise DataError(unknown_name("task", name, PAPER_TASKS))
+    return _RECIPES[name].dataset.repo
+
+
 def load_task(name: str, *, data: str | Path | None = None) -> Task:
     """One of the paper's six tasks, or an embedded one.
 

@@ -1,0 +1,162 @@
+"""What the verbs share: the parser, groups of flags, and how base, data and results are asked for and shown."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..errors import CheckpointError, ConfigError
+from ..report import Table
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..ensemble import LoraEnsemble
+    from ..metrics import MemberSpread, Metrics
+
+SHOWN = ("accuracy", "nll", "ece", "brier", "ood_auroc")
+NOT_GIVEN = argparse.SUPPRESS  # a flag with this default is in the namespace only if it was given
+
+
+class Arguments(argparse.Namespace):
+    """The values of a verb's flags."""
+
+    def given(self, names: Iterable[str]) -> dict[str, Any]:
+        """Those of the flags that were given."""
+        return {name: vars(self)[name] for name in names if name in vars(self)}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are the library's own."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog.removeprefix('lora-ensembles').strip() or 'command line'}: {message}; --help shows what fits")
+
+
+def flags_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """Every flag "--name" of a parser and its action."""
+    return {name: action for name, action in parser._option_string_actions.items() if name.startswith("--")}
+
+
+def words(text: str) -> list[str]:
+    """Comma-separated words.
+
+    Example:
+        >>> words("q_proj, v_proj")
+        ['q_proj', 'v_proj']
+    """
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def numbers(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """A parser of comma-separated numbers."""
+
+    def parse(text: str) -> list[Any]:
+        return [kind(word) for word in words(text)]
+
+    parse.__name__ = f"comma-separated {kind.__name__}"  # argparse's error names it
+    return parse
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def add_model_flags(parser: argparse.ArgumentParser, *, base: str | None) -> None:
+    """--base, --dtype, --device."""
+    group = parser.add_argument_group("model")
+    meaning = "'embedded', a folder, or a name on the hub"
+    group.add_argument("--base", default=base, metavar="NAME", help=f"{meaning} (default: {base or 'the one it was trained on'})")
+    group.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help=f"load the base so (default: as {'stored' if base else 'in training'})"
+    )
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes the GPU where there is one")
+
+
+def add_ensemble_flags(parser: argparse.ArgumentParser) -> None:
+    """The saved ensemble, which of its members, and how it is loaded."""
+    parser.add_argument("ensemble", metavar="DIR", type=Path, help="folder that `lora-ensembles train` or save_pretrained wrote")
+    parser.add_argument("--members", type=numbers(int), metavar="0,1", help="only these members (default: all)")
+    parser.add_argument(
+        "--max-rows", type=count, metavar="N", help="most rows (members * questions) at once; lower it when memory runs out"
+    )
+    add_model_flags(parser, base=None)
+
+
+def device_named(name: str) -> torch.device:
+    """The device that "auto", "cpu" or "cuda" means on this machine.
+
+    Raises:
+        ConfigError: "cuda" without a GPU that torch can use.
+    """
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no GPU here; leave it at 'auto', or install a torch build for your GPU")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def load_model(
+    name: str, *, dtype: str | None, device: str, revision: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A base by name, on a device, and its tokenizer."""
+    from ..embedded import resolve_base
+
+    place = device_named(device)
+    base, tokenizer = resolve_base(name, revision=revision, dtype=dtype)
+    base.to(place)  # type: ignore[arg-type]
+    return base, tokenizer
+
+
+def load_ensemble(args: Arguments) -> LoraEnsemble:
+    """The ensemble that a verb's arguments name, on its base."""
+    from ..ensemble import LoraEnsemble
+    from ..storage import read_ensemble
+
+    saved = read_ensemble(args.ensemble, members=args.members)
+    revision = None if args.base else saved.base_revision
+    dtype = args.dtype or saved.task.get("dtype")
+    base, tokenizer = load_model(args.base or saved.base_name, dtype=dtype, device=args.device, revision=revision)
+    return LoraEnsemble.from_pretrained(args.ensemble, base=base, tokenizer=tokenizer, members=args.members)
+
+
+def check_new(path: Path, *, way_out: str) -> None:
+    """Refuse an output that exists, before anything slow happens."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise CheckpointError(f"{path} exists already; choose another name, or {way_out}")
+
+
+def say(text: str) -> None:
+    """A line for the reader, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def spread_to_dict(spread: dict[str, MemberSpread]) -> dict[str, Any]:
+    """Single members' metrics: the mean by name, and the standard deviations under "std"."""
+    return {**{name: one.mean for name, one in spread.items()}, "std": {name: one.std for name, one in spread.items()}}
+
+
+def metrics_table(spread: dict[str, MemberSpread], ensemble: Metrics, *, intervals: dict[str, Any] | None = None) -> Table:
+    """Single member (mean and spread) beside ensemble, a column a metric."""
+    names = [name for name in SHOWN if getattr(ensemble, name) is not None]
+    rows = [
+        ("single member", *(str(spread[name]) for name in names)),
+        (f"ensemble of {ensemble.num_members}", *(f"{getattr(ensemble, name):.4f}" for name in names)),
+    ]
+    if intervals:
+        rows.append(
+            ("  95 % interval", *(f"{intervals[name].low:.4f} to {intervals[name].high:.4f}" for name in names if name in intervals))
+        )
+    return Table(("", *(name.replace("_", " ") for name in names)), tuple(tuple(row) for row in rows))
+
+
+def first(examples: Sequence[Any], limit: int | None) -> Sequence[Any]:
+    """The first `limit` examples; all of them without a limit."""
+    return examples if limit is None else examples[:limit]

@@ -1,0 +1,127 @@
+"""Answer the questions of a file: probabilities, the members' votes, and how uncertain the ensemble is, one row a question."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from .common import Arguments, add_ensemble_flags, check_new, load_ensemble, say
+from .data import add_column_flags, given_columns, remembered_source
+
+if TYPE_CHECKING:
+    from ..ensemble import LoraEnsemble
+    from ..tasks import Example
+
+SUMMARY = "answer the questions of a file, with probabilities and uncertainty"
+EXAMPLES = """examples:
+  lora-ensembles predict runs/cqa --in questions.jsonl                     to standard output
+  lora-ensembles predict runs/cqa --in questions.jsonl --out answers.csv
+  lora-ensembles predict runs/exam --in exam.csv --question stem --options a,b,c,d --out answers.jsonl
+  cat questions.jsonl | lora-ensembles predict runs/cqa --in - | jq .prediction"""
+FORMATS = ("jsonl", "csv")
+GROUPS = {"prob": "probs", "vote": "votes"}  # columns of the csv, by what they begin with, and the record's key they come from
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_ensemble_flags(parser)
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--in",
+        dest="source",
+        required=True,
+        metavar="FILE",
+        help=".jsonl, .csv, hub:owner/name:split, or '-' for standard input; answers may be missing",
+    )
+    data.add_argument("--in-format", choices=FORMATS, default="jsonl", help="what standard input holds (default: jsonl)")
+    data.add_argument("--out", default="-", metavar="FILE", help="'-' for standard output, the default")
+    data.add_argument("--format", choices=FORMATS, help="of the output (default: by the suffix of --out, else jsonl)")
+    data.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
+    add_column_flags(parser)
+
+
+def run(args: Arguments) -> dict[str, Any]:
+    """Read, predict, write; returns the summary."""
+    from ..prediction import predict
+    from ..records import prediction_records
+
+    begin = time.monotonic()
+    if args.out != "-" and not args.overwrite:
+        check_new(Path(args.out), way_out="replace it by --overwrite")
+    format = args.format or ("csv" if Path(args.out).suffix.lower() == ".csv" else "jsonl")
+    ensemble = load_ensemble(args)
+    examples = _examples(args, ensemble)
+    records = prediction_records(predict(ensemble, examples, max_rows=args.max_rows), examples)
+    with _output(args.out, overwrite=args.overwrite) as stream:
+        if format == "csv":
+            write_csv(list(records), stream)
+        else:
+            stream.writelines(f"{json.dumps(record)}\n" for record in records)
+    seconds = round(time.monotonic() - begin, 1)
+    say(f"{len(examples)} questions answered by {ensemble.num_members} members in {seconds} s")
+    return {"questions": len(examples), "members": ensemble.num_members, "out": args.out, "format": format, "seconds": seconds}
+
+
+def _examples(args: Arguments, ensemble: LoraEnsemble) -> tuple[Example, ...]:
+    from ..tasks import ColumnMapping, load_file, read_examples
+
+    remembered = remembered_source(ensemble.info.task)  # the questions must read as those that the members were trained on
+    columns, labels = given_columns(args) or remembered.columns, args.labels or remembered.labels
+    mapping = ColumnMapping(**columns) if columns else None
+    if args.source != "-":
+        return load_file(args.source, columns=mapping, labels=labels, labelled=False)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", newline="")  # as in files, whatever the terminal's own encoding is
+    return read_examples(sys.stdin, format=args.in_format, columns=mapping, labels=labels, labelled=False)
+
+
+@contextmanager
+def _output(name: str, *, overwrite: bool) -> Iterator[TextIO]:
+    from ..files import file_written_aside
+
+    if name == "-":
+        yield sys.stdout
+        return
+    with file_written_aside(Path(name), replace=overwrite) as file:
+        yield file
+
+
+def write_csv(records: Sequence[dict[str, Any]], stream: TextIO) -> None:
+    """One row a record and one column a value: prob_LABEL for each label (empty where a row has no such option), vote_0, vote_1, ...
+
+    Example:
+        >>> record = {"id": "q1", "prediction": "a", "probs": {"a": 0.75, "b": 0.25}, "votes": ["a", "b"]}
+        >>> write_csv([record], sys.stdout)
+        id,prediction,prob_a,prob_b,vote_0,vote_1
+        q1,a,0.75,0.25,a,b
+    """
+    rows = [_flat(record) for record in records]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    order = [*records[0]]  # a label that only later rows have still belongs among the probabilities
+    columns.sort(key=lambda name: order.index(_key(name)))
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _key(column: str) -> str:
+    return GROUPS.get(column.partition("_")[0], column)
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        if name == "probs":
+            flat |= {f"prob_{label}": probability for label, probability in value.items()}
+        elif name == "votes":
+            flat |= {f"vote_{member}": label for member, label in enumerate(value)}
+        else:
+            flat[name] = value
+    return flat

@@ -1,0 +1,72 @@
+"""List the tasks that have a name: their sizes, and which set is out of distribution for them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from ..report import Table
+from .common import Arguments, say
+
+SUMMARY = "list the tasks that have a name"
+EXAMPLES = """examples:
+  lora-ensembles tasks                        the embedded tasks, and where the paper's come from
+  lora-ensembles tasks --data datasets        the paper's six, read from files
+  lora-ensembles tasks --data datasets --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with the paper's datasets as .jsonl files; see docs/data.md")
+
+
+def run(args: Arguments) -> dict[str, Any]:
+    """Print the table; returns the summary.
+
+    Raises:
+        DataError: --data is no folder, or none of the tasks can be read from it.
+    """
+    from ..tasks import PAPER_TASKS, task_repository
+
+    if args.data is None:
+        from ..embedded.tasks import EMBEDDED_TASKS
+
+        summary = _described(EMBEDDED_TASKS, None)
+        summary["named"] = {name: task_repository(name) for name in PAPER_TASKS}
+    elif not args.data.is_dir():
+        raise DataError(f"--data {args.data} is no folder; give the one that holds commonsense_qa/, openbookqa/, ai2_arc/ and mmlu/")
+    else:
+        summary = _described(PAPER_TASKS, args.data)
+        if not summary["tasks"]:
+            raise DataError(f"none of the tasks can be read from {args.data}: {next(iter(summary['missing'].values()))}")
+    print(_table(summary))
+    for name, repository in summary.get("named", {}).items():
+        say(f"{name:<10} {repository} on the Hugging Face hub: --task {name} reads it over the network, or from files with --data DIR")
+    return summary
+
+
+def _described(names: tuple[str, ...], data: Path | None) -> dict[str, Any]:
+    from ..tasks import OOD_PAIRS, load_ood, load_task
+
+    summary: dict[str, Any] = {"tasks": {}, "ood": {}}
+    for name in names:
+        try:
+            task = load_task(name, data=data)
+            summary["tasks"][name] = {"train": len(task.train), "validation": len(task.validation), "options": task.options}
+            if name in OOD_PAIRS:
+                paired = OOD_PAIRS[name]
+                summary["ood"][name] = {"set": paired, "questions": len(load_ood(paired, data=data))}
+        except DataError as error:
+            say(f"{name}: {error}")
+            summary.setdefault("missing", {})[name] = str(error)
+    return summary
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    rows = []
+    for name, task in summary["tasks"].items():
+        ood = summary["ood"].get(name)
+        sizes = str(task["train"]), str(task["validation"]), ", ".join(map(str, task["options"]))
+        rows.append((name, *sizes, f"{ood['set']} ({ood['questions']})" if ood else "-"))
+    return Table(("task", "train", "validation", "options", "out of distribution"), tuple(rows))

@@ -1,0 +1,121 @@
+"""Train an ensemble on a named task or on your own file, measure it on the validation part, and save it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+from . import settings
+from .common import Arguments, add_model_flags, check_new, count, first, load_model, metrics_table, say, spread_to_dict, words
+from .data import Source, add_column_flags, source_from_flags
+
+if TYPE_CHECKING:
+    from ..ensemble import LoraEnsemble
+    from ..tasks import Task
+    from ..training import TrainResult
+
+SUMMARY = "train an ensemble"
+EXAMPLES = """examples:
+  lora-ensembles train --task world-cqa --out runs/cqa
+  lora-ensembles train --task obqa --data datasets --base meta-llama/Llama-2-7b-hf --dtype bfloat16 --preset paper --out runs/obqa
+  lora-ensembles train --train exam.csv --question stem --options a,b,c,d --answer correct --base Qwen/Qwen3-0.6B --out runs/exam
+  lora-ensembles train --train reviews.jsonl --labels positive,negative --base Qwen/Qwen3-0.6B --members 8 --out runs/reviews
+  lora-ensembles train --task world-obqa --members 3 --weight-decay-b 0.01,20,50 --epochs 10 --out runs/sweep   one value a member
+  lora-ensembles train --config settings.yaml --out runs/again --seed 1
+  lora-ensembles train --task world-cqa --out runs/cqa --resume                                                 go on after a break"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("data")
+    data.add_argument("--task", metavar="NAME", help="a task that has a name; `lora-ensembles tasks` lists them")
+    data.add_argument("--data", type=Path, metavar="DIR", help="folder with the paper's datasets (default: the Hugging Face hub)")
+    data.add_argument("--train", metavar="FILE", help="your own .jsonl or .csv file, or hub:owner/name:split")
+    data.add_argument("--validation", metavar="FILE", help="the questions to judge by (default: a fifth of --train is held out)")
+    data.add_argument("--limit", type=count, metavar="N", help="only the first N training questions")
+    data.add_argument("--limit-validation", type=count, metavar="N", help="only the first N validation questions")
+    add_column_flags(parser)
+    ensemble = parser.add_argument_group("ensemble")
+    ensemble.add_argument("--members", type=int, default=5, metavar="M", help="number of members (default: 5)")
+    ensemble.add_argument("--seed", type=int, default=0, metavar="N", help="members' seeds follow from it (default: 0)")
+    ensemble.add_argument(
+        "--vary", type=words, default=["init", "order"], metavar="init,order", help="what differs between members (default: both)"
+    )
+    add_model_flags(parser, base="embedded")
+    settings.add_adapter_flags(parser)
+    parser.add_argument(
+        "--preset", metavar="NAME", help="paper, default or embedded (default: embedded for the embedded base, else default)"
+    )
+    settings.add_training_flags(parser)
+    run_group = parser.add_argument_group("run")
+    run_group.add_argument("--out", type=Path, metavar="DIR", help="where the ensemble is saved; needed, here or in --config")
+    run_group.add_argument(
+        "--config", type=Path, metavar="FILE", help=".yaml or .json file that gives any of these flags a value; flags win"
+    )
+    run_group.add_argument("--resume", action="store_true", help="go on with the run in --out from its last checkpoint")
+    run_group.add_argument("--no-progress", action="store_true", help="no progress bar")
+
+
+expand = settings.expand_config
+
+
+def run(args: Arguments) -> dict[str, Any]:
+    """Train, measure, save; returns the summary."""
+    begin = time.monotonic()
+    if args.out is None:
+        raise ConfigError("train: --out DIR is needed; the ensemble is saved there")
+    source = source_from_flags(args, train=args.train, validation=args.validation)
+    from ..embedded import EMBEDDED_BASE
+
+    embedded = args.base in ("embedded", EMBEDDED_BASE)
+    config = settings.train_config(args, default="embedded" if embedded else "default", task=source.task)
+    if not args.resume:
+        check_new(args.out, way_out="go on with the run in it by --resume")
+    task = source.load()
+    ensemble = _build(args, source, task)
+    result = _train(ensemble, task, config, args)
+    spread = _record(ensemble, result, args.out)
+    return {
+        "out": str(args.out),
+        "task": task.name,
+        "members": ensemble.num_members,
+        "single": spread_to_dict(spread),
+        "ensemble": ensemble.info.task["metrics"],
+        "seconds": round(time.monotonic() - begin, 1),
+    }
+
+
+def _build(args: Arguments, source: Source, task: Task) -> LoraEnsemble:
+    from ..ensemble import LoraEnsemble
+
+    base, tokenizer = load_model(args.base, dtype=args.dtype, device=args.device)
+    adapter = settings.adapter_config(args, base)
+    ensemble = LoraEnsemble(base, tokenizer, members=args.members, adapter=adapter, seed=args.seed, vary=args.vary)
+    ensemble.info.task = {"name": task.name, "source": source.to_dict(), "dtype": str(base.dtype).removeprefix("torch.")}
+    return ensemble
+
+
+def _train(ensemble: LoraEnsemble, task: Task, config: Any, args: Arguments) -> TrainResult:
+    from ..training import train
+
+    examples, validation = first(task.train, args.limit), first(task.validation, args.limit_validation)
+    sizes = f"{len(examples)} training and {len(validation)} validation questions"
+    say(f"{task.name}: {sizes}, {ensemble.num_members} members on {ensemble.device}")
+    return train(ensemble, examples, config, validation=validation, out=args.out, resume=args.resume, progress=not args.no_progress)
+
+
+def _record(ensemble: LoraEnsemble, result: TrainResult, out: Path) -> dict[str, Any]:
+    """Put the last epoch's metrics into the saved ensemble and show them; returns the single members'."""
+    from ..metrics import MemberSpread, Metrics
+    from ..storage import update_info
+
+    last = result.history[-1]
+    metrics = Metrics(**last["ensemble"])
+    spread = {name: MemberSpread(tuple(values)) for name, values in last["members"].items()}
+    ensemble.info.task |= {"metrics": metrics.to_dict(), "single": spread_to_dict(spread)}
+    update_info(ensemble, out)
+    print(metrics_table(spread, metrics))
+    say(f"saved to {out}; next: lora-ensembles evaluate {out}")
+    return spread

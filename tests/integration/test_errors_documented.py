@@ -1,0 +1,319 @@
+"""Every row of docs/errors.md: the real mistake is made, and class and message are those that the table says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pickle
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from tiny_ensembles import WINDOW, adapter, ensemble, largest_file, llama, memory_left, questions, tokenizer
+
+from lora_ensembles import errors
+from lora_ensembles.cli import main
+from lora_ensembles.config import TrainConfig
+from lora_ensembles.embedded import resolve_base
+from lora_ensembles.ensemble import LoraEnsemble
+from lora_ensembles.plots import reliability_diagram
+from lora_ensembles.prediction import Prediction, predict
+from lora_ensembles.presets import preset
+from lora_ensembles.tasks import Example, load_file, load_task
+from lora_ensembles.training import train
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
+GOOD = {"question": "The sun is a", "options": ["planet", "star", "moon"], "answer": "star"}
+SHORT = TrainConfig(epochs=1, batch_size=4, learning_rate=1e-2)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table."""
+
+    error: type[Exception]
+    message: str
+    advice: str
+
+    @property
+    def pattern(self) -> str:
+        """The message with `...` for any text."""
+        return ".*".join(map(re.escape, self.message.split("...")))
+
+
+def documented() -> dict[str, Row]:
+    """The rows of all tables, by their id."""
+    found: dict[str, Row] = {}
+    for line in DOCUMENT.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if not line.startswith("|") or len(cells) != 5 or cells[0] in ("id", "---"):
+            continue
+        name, _given, error, message, advice = cells
+        assert name not in found, f"{name} stands in the table twice"
+        found[name] = Row(getattr(errors, error), message.removeprefix("`").removesuffix("`"), advice)
+    return found
+
+
+PROVOKERS: dict[str, Callable[[Path], object]] = {}
+
+
+def provokes(name: str) -> Callable[[Callable[[Path], object]], Callable[[Path], object]]:
+    """Register the mistake that a row is about; it gets an empty folder."""
+
+    def register(function: Callable[[Path], object]) -> Callable[[Path], object]:
+        PROVOKERS[name] = function
+        return function
+
+    return register
+
+
+def write_lines(folder: Path, *lines: object) -> Path:
+    path = folder / "data.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def saved(folder: Path, *, members: int = 2) -> Path:
+    ensemble(members=members).save_pretrained(folder / "saved")
+    return folder / "saved"
+
+
+def load(path: Path, *, base: torch.nn.Module | None = None, check_base: bool = True) -> LoraEnsemble:
+    return LoraEnsemble.from_pretrained(path, base=base or llama(), tokenizer=tokenizer(), check_base=check_base)
+
+
+def made(config: LoraConfig, *, members: int = 2) -> LoraEnsemble:
+    return LoraEnsemble(llama(), tokenizer(), members=members, adapter=config)
+
+
+def peft_adapter(folder: Path, *, base: str = "tiny/llama", targets: tuple[str, ...] = ("q_proj", "v_proj")) -> Path:
+    model = get_peft_model(llama(), adapter(targets=targets))
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    return folder
+
+
+def trained(config: TrainConfig = SHORT, *, on: LoraEnsemble | None = None, out: Path | None = None, resume: bool = False) -> object:
+    return train(on or ensemble(), questions(8), config, out=out, resume=resume, progress=False)
+
+
+# Tasks, models and data
+
+provokes("unknown-task")(lambda folder: load_task("obqaa"))
+provokes("unknown-model")(lambda folder: resolve_base("tiny/lama"))
+provokes("unknown-column")(lambda folder: load_file(write_lines(folder, {"qestion": "?", "options": ["a", "b"], "answer": "a"})))
+provokes("missing-file")(lambda folder: load_file(folder / "gone.jsonl"))
+provokes("empty-file")(lambda folder: load_file(write_lines(folder)))
+provokes("bad-line")(lambda folder: load_file(write_lines(folder, GOOD, '{"question": "cut')))
+provokes("duplicate-option")(lambda folder: load_file(write_lines(folder, GOOD, {**GOOD, "options": ["star", "moon", "star"]})))
+provokes("duplicate-label")(lambda folder: load_file(write_lines(folder, GOOD), labels=["yes", "no", "yes"]))
+provokes("label-not-in-options")(lambda folder: load_file(write_lines(folder, GOOD, {**GOOD, "answer": "sun"})))
+provokes("no-examples")(lambda folder: train(ensemble(), [], SHORT, progress=False))
+
+
+@provokes("unreadable-file")
+def _unreadable(folder: Path) -> object:
+    path = write_lines(folder, GOOD)
+    path.write_bytes(path.read_bytes() + '{"question": "café'.encode("latin-1"))
+    return load_file(path)
+
+
+@provokes("overlong-prompt")
+def _overlong(folder: Path) -> object:
+    long = Example("long", "otter " * WINDOW + questions(1)[0].prompt, ("a", "b"), 0)
+    return train(ensemble(), [long], SHORT, progress=False)
+
+
+@provokes("unlabelled-example")
+def _unlabelled(folder: Path) -> object:
+    examples = questions(4)
+    return train(ensemble(), [*examples[:2], dataclasses.replace(examples[2], target=None)], SHORT, progress=False)
+
+
+# Settings
+
+provokes("no-members")(lambda folder: made(adapter(), members=0))
+provokes("decay-too-large")(lambda folder: TrainConfig(learning_rate=1e-3, weight_decay_b=1e3))
+provokes("wrong-count")(lambda folder: TrainConfig(batch_size=0))
+provokes("wrong-number")(lambda folder: TrainConfig(kl_weight=-0.1))
+provokes("text-for-number")(lambda folder: TrainConfig(learning_rate="1e-3"))  # type: ignore[arg-type]
+provokes("wrong-length")(lambda folder: trained(TrainConfig(kl_weight=[0.1, 0.2, 0.3])))
+provokes("unknown-preset")(lambda folder: preset("papers"))
+provokes("no-paper-settings")(lambda folder: preset("paper", task="my-task"))
+
+# Adapters and base models
+
+provokes("unstackable-option")(lambda folder: made(LoraConfig(target_modules=["q_proj"], use_dora=True)))
+provokes("unstackable-init")(lambda folder: made(LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa")))
+provokes("unstackable-target")(lambda folder: made(adapter(targets=["q_proj", "embed_tokens"])))
+provokes("head-as-target")(lambda folder: made(adapter(targets=["q_proj", "lm_head"])))
+provokes("unknown-target")(lambda folder: made(adapter(targets=["c_attn"])))
+provokes("base-in-use")(lambda folder: ensemble(base=ensemble().base))
+provokes("base-called")(lambda folder: ensemble().base(torch.ones(1, 2, dtype=torch.int64)))
+provokes("other-base")(lambda folder: load(saved(folder), base=llama(seed=1, name="tiny/other")))
+provokes("other-shape")(lambda folder: load(saved(folder), base=llama(hidden=32), check_base=False))
+
+
+@provokes("base-wrapped")
+def _wrapped(folder: Path) -> object:
+    return LoraEnsemble(get_peft_model(llama(), adapter()), tokenizer(), adapter=adapter())  # type: ignore[arg-type]
+
+
+@provokes("adapter-of-other-base")
+def _other_base(folder: Path) -> object:
+    paths = [peft_adapter(folder / "one"), peft_adapter(folder / "two", base="other/gpt")]
+    return LoraEnsemble.from_adapters(llama(), tokenizer(), paths)
+
+
+@provokes("other-targets")
+def _other_targets(folder: Path) -> object:
+    paths = [peft_adapter(folder / "one"), peft_adapter(folder / "two", targets=("q_proj",))]
+    return LoraEnsemble.from_adapters(llama(), tokenizer(), paths)
+
+
+# Files and checkpoints
+
+provokes("existing-output")(lambda folder: ensemble().save_pretrained(saved(folder)))
+provokes("no-ensemble")(lambda folder: load(folder / "gone"))
+provokes("wrong-folder")(load)
+
+
+@provokes("existing-run")
+def _existing_run(folder: Path) -> object:
+    trained(out=folder / "out")
+    return trained(out=folder / "out")
+
+
+@provokes("other-run")
+def _other_run(folder: Path) -> object:
+    trained(out=folder / "out")
+    return trained(dataclasses.replace(SHORT, learning_rate=2e-2), out=folder / "out", resume=True)
+
+
+@provokes("newer-format")
+def _newer(folder: Path) -> object:
+    path = saved(folder) / "ensemble.json"
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+    return load(path.parent)
+
+
+@provokes("corrupt-weights")
+def _corrupt(folder: Path) -> object:
+    path = saved(folder) / "member_001" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    return load(folder / "saved")
+
+
+@provokes("pickled-weights")
+def _pickled(folder: Path) -> object:
+    path = saved(folder) / "member_000" / "adapter_model.safetensors"
+    torch.save(load_file(path), path.with_name("adapter_model.bin"))
+    path.unlink()
+    return load(folder / "saved")
+
+
+@provokes("corrupt-checkpoint")
+def _corrupt_checkpoint(folder: Path) -> object:
+    trained(out=folder / "out")
+    path = folder / "out" / "training" / "checkpoint" / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    return trained(out=folder / "out", resume=True)
+
+
+@provokes("no-space")
+def _no_space(folder: Path) -> object:
+    with largest_file(100):
+        return saved(folder)
+
+
+# While it runs
+
+
+@provokes("out-of-memory")
+def _memory(folder: Path) -> object:
+    with memory_left(32 << 20):
+        return train(ensemble(), questions(8) * 256, TrainConfig(epochs=1, batch_size=2048), progress=False)
+
+
+@provokes("out-of-memory-predicting")
+def _memory_predicting(folder: Path) -> object:
+    with memory_left(32 << 20):
+        return predict(ensemble(), questions(8) * 256, max_rows=4096)
+
+
+@provokes("loss-not-finite")
+def _blown_up(folder: Path) -> object:
+    return trained(TrainConfig(batch_size=4, learning_rate=[1e-3, 1e30], weight_decay_a=0, weight_decay_b=0))
+
+
+@provokes("base-not-finite")
+def _poisoned(folder: Path) -> object:
+    base = llama()
+    base.model.norm.weight.data[0] = math.nan
+    return trained(on=ensemble(base=base))
+
+
+@provokes("missing-extra")
+def _missing_extra(folder: Path) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("matplotlib", "matplotlib.figure"):  # what Python itself records for a package that must not be imported
+            patch.setitem(sys.modules, name, None)
+        return reliability_diagram({"arm": Prediction(torch.full((1, 2, 2), 0.5).log(), torch.tensor([0, 1]))})
+
+
+provokes("bad-repository")(lambda folder: ensemble().push_to_hub("two words"))
+provokes("no-network")(lambda folder: ensemble().push_to_hub("me/ensemble"))
+
+
+def test_every_row_of_the_document_is_provoked_and_every_mistake_is_in_the_document() -> None:
+    assert documented().keys() == PROVOKERS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(PROVOKERS))
+def test_documented_error_is_the_one_that_is_raised(name: str, tmp_path: Path) -> None:
+    row = documented()[name]
+
+    with pytest.raises(errors.LoraEnsemblesError) as caught:
+        PROVOKERS[name](tmp_path)
+
+    assert type(caught.value) is row.error
+    assert re.fullmatch(row.pattern, str(caught.value), flags=re.DOTALL), f"documented: {row.message}\nraised: {caught.value}"
+    assert row.advice
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again)) == (type(caught.value), str(caught.value))
+
+
+def test_documented_classes_are_value_errors_or_runtime_errors_as_the_document_says() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    sentence = next(line for line in text.split(". ") if "ValueError" in line.replace("`", ""))
+    for kind in (errors.ConfigError, errors.DataError, errors.AdapterError, errors.CheckpointError):
+        assert issubclass(kind, ValueError)
+        assert kind.__name__ in sentence
+    for kind in (errors.TrainingError, errors.MissingExtraError):
+        assert issubclass(kind, RuntimeError)
+        assert kind.__name__ in sentence
+
+
+@pytest.mark.parametrize(
+    ("command", "row"),
+    [
+        (["train", "--task", "obqaa", "--out", "out"], "unknown-task"),
+        (["evaluate", "gone"], "no-ensemble"),
+    ],
+)
+def test_command_line_says_it_in_one_line_with_exit_code_2(
+    command: list[str], row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert main(command) == 2
+    shown = capsys.readouterr().err
+    assert re.fullmatch(rf"lora-ensembles: error: {documented()[row].pattern}\n", shown), shown
+    assert list(tmp_path.iterdir()) == []

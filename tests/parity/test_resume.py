@@ -1,0 +1,103 @@
+"""A run that is killed and resumed ends with the weights of one that never was, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lora_ensembles import TrainConfig, train
+from lora_ensembles.errors import CheckpointError
+from tiny_models import build_ensemble, letter_examples
+
+TESTS = Path(__file__).resolve().parents[1]
+# All that a step depends on beside weights and moments: the order of the epoch, the schedule, dropout, the base's states, the clip.
+CONFIG = TrainConfig(
+    epochs=14,
+    batch_size=4,
+    learning_rate=2e-3,
+    weight_decay_b=20.0,
+    kl_weight=0.1,
+    dropout=0.2,
+    schedule="cosine",
+    warmup_steps=4,
+    max_grad_norm=1.0,
+    snapshot_epochs=(1, 14),
+    checkpoint_every=4,  # not a multiple of the epoch's 3 steps: the sums of an epoch under way are kept as well
+    log_every=1,
+)
+STEPS = 3 * CONFIG.epochs
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_resume import run
+run(sys.argv[2])
+"""
+
+
+def run(out: str | Path, *, resume: bool = False, config: TrainConfig = CONFIG) -> list[dict[str, object]]:
+    ensemble = build_ensemble(members=2)
+    return train(ensemble, letter_examples(), config, validation=letter_examples()[:2], out=out, resume=resume, progress=False).history
+
+
+def results(out: Path) -> dict[str, bytes]:
+    """All that a run leaves, but for the last checkpoint's and the log's own files."""
+    paths = [path for path in sorted(out.rglob("*")) if path.is_file() and path.suffix in (".safetensors", ".json", ".md")]
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths if path.name != "environment.json"}
+
+
+def log(out: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
+
+
+def kill_in_the_middle(out: Path) -> int:
+    """Start a run in a process of its own and kill it as soon as it has a checkpoint; returns the checkpoint's step."""
+    state = out / "training" / "checkpoint" / "state.json"
+    arguments = [sys.executable, "-c", CHILD, str(TESTS / "parity"), str(out)]
+    with subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": str(TESTS)}, stderr=subprocess.PIPE, text=True) as child:
+        deadline = time.monotonic() + 120
+        while not state.exists() and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        child.send_signal(signal.SIGKILL)
+        _, errors = child.communicate()
+    assert child.returncode == -signal.SIGKILL, errors
+    return int(json.loads(state.read_text())["step"])
+
+
+def test_run_resumed_after_kill_9_equals_one_never_killed_bit_for_bit(tmp_path: Path) -> None:
+    expected_history = run(tmp_path / "whole")
+    step = kill_in_the_middle(tmp_path / "killed")
+    assert 0 < step < STEPS
+    assert not (tmp_path / "killed" / "ensemble.json").exists()
+    history = run(tmp_path / "killed", resume=True)
+    whole, resumed = results(tmp_path / "whole"), results(tmp_path / "killed")
+    assert {"member_000/adapter_model.safetensors", "training/checkpoint/state.safetensors"} <= whole.keys()
+    assert resumed.keys() == whole.keys()
+    assert [name for name in whole if resumed[name] != whole[name]] == []
+    assert history == expected_history
+    steps = [row["step"] for row in log(tmp_path / "killed") if "epoch" not in row]
+    assert steps == sorted(set(steps))  # no step is logged twice
+
+
+def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
+    config = replace(CONFIG, epochs=2, snapshot_epochs=())
+    first = run(tmp_path / "run", config=config)
+    before = results(tmp_path / "run")
+    assert run(tmp_path / "run", resume=True, config=config) == first
+    assert results(tmp_path / "run") == before
+
+
+def test_a_run_does_not_go_on_with_other_settings_or_over_an_existing_one(tmp_path: Path) -> None:
+    config = replace(CONFIG, epochs=1, snapshot_epochs=())
+    run(tmp_path / "run", config=config)
+    with pytest.raises(CheckpointError, match="exists already"):
+        run(tmp_path / "run", config=config)
+    with pytest.raises(CheckpointError, match=r"learning_rate was 0.002, is 0.001"):
+        run(tmp_path / "run", resume=True, config=replace(config, learning_rate=1e-3))

@@ -1,0 +1,119 @@
+"""One member trained by PEFT and torch.optim alone, in plain lines: what a stack is held against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tiny_models import pad
+from transformers import PreTrainedModel
+
+from lora_ensembles.batches import epoch_order
+from lora_ensembles.ensemble import MemberSeeds
+from lora_ensembles.lora import MemberWeights, dropout_factors, stream_key
+from lora_ensembles.tasks import EncodedExample
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of one member's run, under the names of `TrainConfig`."""
+
+    epochs: int = 7
+    batch_size: int = 4
+    learning_rate: float = 3e-3
+    weight_decay_a: float = 0.0
+    weight_decay_b: float = 0.0
+    kl_weight: float = 0.0
+    dropout: float = 0.0
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    max_grad_norm: float | None = None
+
+
+def train_by_peft(
+    base: PreTrainedModel, adapter: LoraConfig, seeds: MemberSeeds, encoded: Sequence[EncodedExample], recipe: Recipe
+) -> MemberWeights:
+    """The weights of the member with these seeds, after PEFT's own adapter met the same batches."""
+    torch.manual_seed(seeds.init)
+    model = get_peft_model(base, adapter).eval()  # evaluation mode: the base's dropout stays off, as in a stack
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for name, p in model.named_parameters() if ".lora_A." in name], "weight_decay": recipe.weight_decay_a},
+            {"params": [p for name, p in model.named_parameters() if ".lora_B." in name], "weight_decay": recipe.weight_decay_b},
+        ],
+        lr=recipe.learning_rate,
+    )
+    per_epoch = math.ceil(len(encoded) / recipe.batch_size)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(recipe, step, per_epoch * recipe.epochs))
+    for step in range(per_epoch * recipe.epochs):
+        epoch, place = divmod(step, per_epoch)
+        order = epoch_order(seeds.order, epoch, len(encoded)).tolist()
+        batch = [encoded[n] for n in order[place * recipe.batch_size : (place + 1) * recipe.batch_size]]
+        if recipe.dropout:
+            _place_dropout(model, recipe.dropout, seeds, step)
+        _loss(model, batch, recipe.kl_weight).backward()
+        if recipe.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    return _weights(model)
+
+
+def _loss(model: PeftModel, batch: Sequence[EncodedExample], kl_weight: float) -> Tensor:
+    """Mean over the batch of the summed loss of each answer's tokens: an attention mask, full logits, the base asked live."""
+    answers = [example.label_ids[example.target or 0] for example in batch]
+    ids, mask = pad([[*example.prompt_ids, *answer] for example, answer in zip(batch, answers, strict=True)])
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    with model.disable_adapter(), torch.no_grad():
+        base = model(input_ids=ids, attention_mask=mask, use_cache=False).logits if kl_weight else logits
+    losses = []
+    for row, (example, answer) in enumerate(zip(batch, answers, strict=True)):
+        start = len(example.prompt_ids) - 1
+        tuned, untouched = logits[row, start : start + len(answer)], base[row, start : start + len(answer)]
+        loss = F.cross_entropy(tuned, torch.tensor(answer), reduction="sum")
+        if kl_weight:  # torch's kl_div(input, target) is D(target || input)
+            loss = loss + kl_weight * F.kl_div(untouched.log_softmax(-1), tuned.log_softmax(-1), reduction="sum", log_target=True)
+        losses.append(loss)
+    return torch.stack(losses).mean()
+
+
+def _factor(recipe: Recipe, step: int, total: int) -> float:
+    if step < recipe.warmup_steps:
+        return (step + 1) / recipe.warmup_steps
+    done = (step - recipe.warmup_steps) / (total - recipe.warmup_steps)
+    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[recipe.schedule]
+
+
+class _GivenDropout(nn.Module):
+    """Stands where PEFT drops features, and drops those that the member's own stream names."""
+
+    def __init__(self, key: int, probability: float):
+        super().__init__()
+        self.key, self.probability = key, probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (x.shape[0], x.shape[1], x.shape[2])
+        factors = dropout_factors(torch.tensor([self.key]), torch.tensor([self.probability]), shape=shape)
+        return x * factors.float().view(shape)
+
+
+def _place_dropout(model: PeftModel, probability: float, seeds: MemberSeeds, step: int) -> None:
+    layers = [module for module in model.modules() if hasattr(module, "lora_dropout")]
+    for index, layer in enumerate(layers):
+        key = stream_key(stream_key(seeds.order, "dropout", step), index)
+        layer.lora_dropout["default"] = _GivenDropout(key, probability)
+
+
+def _weights(model: PeftModel) -> MemberWeights:
+    a, b = {}, {}
+    for name, parameter in model.named_parameters():
+        site, found, matrix = name.removeprefix("base_model.model.").rpartition(".lora_")
+        if found:
+            (a if matrix.startswith("A") else b)[site] = parameter.detach().clone()
+    return MemberWeights(a, b, {})
