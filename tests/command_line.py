@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from lora_ensembles.embedded.world import build_world
 def base_folder() -> str:
     """A folder with an untrained base of the embedded one's kind, small enough to train in a second, that reads any text."""
     folder = tempfile.mkdtemp(prefix="tiny-base-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     tokenizer = build_tokenizer(build_world())
     build_model(Recipe(hidden_size=32, layers=2, mlp_size=32), tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -10,13 +10,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tiny_models import pad
 from transformers import PreTrainedModel
 
 from lora_ensembles.batches import epoch_order
 from lora_ensembles.ensemble import MemberSeeds
 from lora_ensembles.lora import MemberWeights, dropout_factors, stream_key
 from lora_ensembles.tasks import EncodedExample
+from tiny_models import pad
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,8 @@ def write_adapter(folder: Path, weights: MemberWeights, config: LoraConfig, *, d
     folder.mkdir(parents=True)
     saved = copy.deepcopy(config)
     saved.inference_mode = True
+    if saved.target_modules is not None and not isinstance(saved.target_modules, str):
+        saved.target_modules = sorted(saved.target_modules)  # the same file in every process: the order of a set of strings is not
     _state_ranks(saved, weights)
     saved.save_pretrained(str(folder))
     tensors = {}
@@ -204,7 +206,8 @@ def read_adapter(folder: Path, config: LoraConfig) -> MemberWeights:
         tensors = load_file(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is corrupt or cut short ({error}); save or download it again") from error
-    a, b = {}, {}
+    a: dict[str, torch.Tensor] = {}
+    b: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
         name, found, matrix = key.removeprefix(PREFIX).rpartition(".lora_")
         if not found or matrix not in ("A.weight", "B.weight"):

@@ -98,7 +98,5 @@ def split_step(members: int, rows: int, max_rows: int | None) -> list[tuple[slic
     group = max(1, min(members, limit // rows))
     chunk = rows if limit >= rows else limit
     return [
-        (slice(m, min(m + group, members)), slice(b, min(b + chunk, rows)))
-        for m in range(0, members, group)
-        for b in range(0, rows, chunk)
+        (slice(m, min(m + group, members)), slice(b, min(b + chunk, rows))) for m in range(0, members, group) for b in range(0, rows, chunk)
     ]

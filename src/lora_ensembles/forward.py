@@ -18,8 +18,8 @@ def answer_logits(model: nn.Module, input_ids: Tensor, positions: Tensor, *, ext
     """Next-token logits (B, K, V) at `positions` (B, K) of right-padded `input_ids` (B, T).
 
     The model runs through its own `forward`, so whatever it does behind its head (soft caps, scales) is done; only what enters the head is
-    narrowed to the chosen positions. `extra_hidden` (B', K, H), from `answer_hidden`, goes through the head behind the others: the result is
-    then (B + B', K, V).
+    narrowed to the chosen positions. `extra_hidden` (B', K, H), from `answer_hidden`, goes through the head behind the others: the result
+    is then (B + B', K, V).
 
     No attention mask is passed: a causal model never looks right, where all padding is, and without a mask attention takes its fast path.
     The key-value cache is off: nothing is generated.

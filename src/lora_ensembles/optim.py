@@ -57,7 +57,6 @@ class StackedAdamW:
         parameter.sub_(rate / (1 - beta1**self.steps) * state.first / denominator)
 
 
-
 def gradient_norms(gradients: tuple[Tensor, Tensor]) -> Tensor:
     """Each member's own gradient norm over its A and B matrices: (M,)."""
     return (gradients[0].square().sum(dim=1) + gradients[1].square().sum(dim=1)).sqrt()

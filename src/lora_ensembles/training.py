@@ -89,9 +89,9 @@ def train(
 
     A member's loss is the mean over its own rows of -log p(answer | prompt) over the full vocabulary (Eq. 3 of arXiv:2310.00035) plus its
     `kl_weight` times the divergence from the base (Eq. 4), whose hidden states at the answers are computed once (N * K * H numbers). With
-    `out`, settings, log and checkpoints are written below `out/training`, and the ensemble to `out` at the end; `resume` goes on from the last
-    checkpoint to the weights that an uninterrupted run would have had (same machine, fp32: bit for bit). With a `validation` split, metrics
-    of the ensemble and of its members are taken after every epoch.
+    `out`, settings, log and checkpoints are written below `out/training`, and the ensemble to `out` at the end; `resume` goes on from the
+    last checkpoint to the weights that an uninterrupted run would have had (same machine, fp32: bit for bit). With a `validation` split,
+    metrics of the ensemble and of its members are taken after every epoch.
 
     Raises:
         ConfigError: a setting does not fit the number of members, or `resume` comes without `out`.
@@ -229,8 +229,8 @@ def _guarded_step(run: _Run, step: int) -> StepOutcome:
         whole = run.ensemble.num_members * run.config.batch_size
         rows = min(run.config.max_rows or whole, whole)
         raise TrainingError(
-            f"memory ran out at step {step + 1} with {rows} rows in flight; lower max_rows (--max-rows), for example to {max(1, rows // 2)}: "
-            "the result stays the same. The last checkpoint is kept"
+            f"memory ran out at step {step + 1} with {rows} rows in flight; lower max_rows (--max-rows), for example to "
+            f"{max(1, rows // 2)}: the result stays the same. The last checkpoint is kept"
         ) from error
 
 
@@ -305,5 +305,6 @@ def _check_finite(run: _Run, values: Tensor, step: int, what: str) -> None:
     else:
         cause = f"its learning rate {rate:g} is probably too high for this base; lower it, or set max_grad_norm"
     raise TrainingError(
-        f"the {what} of member {wrong[0]} is {values[wrong[0]].item()} at step {step + 1}: {cause}. No update was made; the last checkpoint is kept"
+        f"the {what} of member {wrong[0]} is {values[wrong[0]].item()} at step {step + 1}: {cause}. No update was made; "
+        "the last checkpoint is kept"
     )

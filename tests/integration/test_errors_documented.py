@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
-from tiny_ensembles import WINDOW, adapter, ensemble, largest_file, llama, memory_left, questions, tokenizer
+from safetensors.torch import load_file as load_tensors
 
 from lora_ensembles import errors
 from lora_ensembles.cli import main
@@ -28,6 +27,7 @@ from lora_ensembles.prediction import Prediction, predict
 from lora_ensembles.presets import preset
 from lora_ensembles.tasks import Example, load_file, load_task
 from lora_ensembles.training import train
+from tiny_ensembles import WINDOW, adapter, ensemble, largest_file, llama, memory_left, questions, tokenizer
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 GOOD = {"question": "The sun is a", "options": ["planet", "star", "moon"], "answer": "star"}
@@ -214,7 +214,7 @@ def _corrupt(folder: Path) -> object:
 @provokes("pickled-weights")
 def _pickled(folder: Path) -> object:
     path = saved(folder) / "member_000" / "adapter_model.safetensors"
-    torch.save(load_file(path), path.with_name("adapter_model.bin"))
+    torch.save(load_tensors(path), path.with_name("adapter_model.bin"))
     path.unlink()
     return load(folder / "saved")
 

@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lora_ensembles import LoraEnsemble, TrainConfig, train
 from lora_ensembles.errors import AdapterError
@@ -196,8 +197,9 @@ class HeadlessLanguageModel(torch.nn.Module):
     def get_output_embeddings(self) -> torch.nn.Module:
         return self.model.get_output_embeddings()
 
-    def forward(self, input_ids: Tensor, use_cache: bool) -> Tensor:
-        return self.model.model(input_ids=input_ids, use_cache=use_cache)[0] @ self.get_output_embeddings().weight.T
+    def forward(self, input_ids: Tensor, use_cache: bool) -> CausalLMOutputWithPast:
+        hidden = self.model.model(input_ids=input_ids, use_cache=use_cache)[0]
+        return CausalLMOutputWithPast(logits=hidden @ self.get_output_embeddings().weight.T)
 
 
 @pytest.mark.parametrize("function", [answer_logits, answer_hidden])

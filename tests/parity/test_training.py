@@ -1,8 +1,8 @@
 """Training in a stack against training alone and against PEFT with torch.optim.AdamW, on the same batches.
 
-Tolerance 1e-5 on weights of size 0.01 to 0.5 after up to 21 steps: fp32, the same numbers summed in another order. Adam divides a gradient by
-its own size, so where a gradient is as small as rounding itself (1e-8 beside a typical 1e-3) the step keeps few right digits. Such an element
-of thousands may be off by a part of one step; `assert_same_weights` lets one in 500 be, by less than one learning rate.
+Tolerance 1e-5 on weights of size 0.01 to 0.5 after up to 21 steps: fp32, the same numbers summed in another order. Adam divides a gradient
+by its own size, so where a gradient is as small as rounding itself (1e-8 beside a typical 1e-3) the step keeps few right digits. Such an
+element of thousands may be off by a part of one step; `assert_same_weights` lets one in 500 be, by less than one learning rate.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reference_training import Recipe, train_by_peft
 
 from lora_ensembles import LoraEnsemble, TrainConfig, train
 from lora_ensembles.lora import MemberWeights
 from lora_ensembles.tasks import Example, encode_examples
+from reference_training import Recipe, train_by_peft
 from tiny_models import ARCHITECTURES, adapter_config, build, build_ensemble, letter_examples, phrase_examples, tokenizer
 
 LONG = Recipe()  # 10 examples in batches of 4, 4 and 2: 3 steps an epoch, 21 in all
@@ -110,7 +110,7 @@ def test_answers_of_several_tokens_train_as_by_peft() -> None:
     check_against_alone_and_peft("llama", replace(LONG, epochs=5, kl_weight=0.5), phrase_examples())
 
 
-@pytest.mark.parametrize("recipe", ["decay_and_kl", "clip", "dropout"])
+@pytest.mark.parametrize("recipe", ["none", "everything"])
 def test_member_of_a_stack_of_2_equals_that_member_of_a_stack_of_8(recipe: str) -> None:
     few = run(build_ensemble(members=2), config_of(RECIPES[recipe]))
     many = run(build_ensemble(members=8), config_of(RECIPES[recipe]))
@@ -133,7 +133,7 @@ def test_a_sweep_in_one_stack_equals_separate_runs() -> None:
         kl_weight=[0.0, 0.5, 1.5],
         dropout=[0.3, 0.0, 0.1],
     )
-    config = config_of(LONG)
+    config = config_of(replace(LONG, epochs=5))
     swept = run(build_ensemble(members=3), replace(config, **values))  # type: ignore[arg-type]
     for m in range(3):
         own = replace(config, **{name: value[m] for name, value in values.items()})

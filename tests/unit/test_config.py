@@ -78,19 +78,19 @@ def test_unknown_choice_offers_the_nearest(name: str, given: str, nearest: str) 
 
 @pytest.mark.parametrize("steps", [-1, 2.0, True])
 def test_warm_up_is_a_number_of_steps(steps: object) -> None:
-    with pytest.raises(ConfigError, match="warmup_steps=.*whole number of at least 0"):
+    with pytest.raises(ConfigError, match=r"warmup_steps=.*whole number of at least 0"):
         TrainConfig(warmup_steps=steps)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("norm", [0.0, -1.0, math.nan])
 def test_largest_gradient_norm_is_above_zero(norm: float) -> None:
-    with pytest.raises(ConfigError, match="max_grad_norm=.*number above 0, or None"):
+    with pytest.raises(ConfigError, match=r"max_grad_norm=.*number above 0, or None"):
         TrainConfig(max_grad_norm=norm)
 
 
 @pytest.mark.parametrize("epochs", [[0], [1, 4], 2])
 def test_snapshot_epochs_are_a_list_of_epochs_of_the_run(epochs: object) -> None:
-    with pytest.raises(ConfigError, match="snapshot_epochs=.*the run has epochs 1 to 3"):
+    with pytest.raises(ConfigError, match=r"snapshot_epochs=.*the run has epochs 1 to 3"):
         TrainConfig(epochs=3, snapshot_epochs=epochs)  # type: ignore[arg-type]
 
 

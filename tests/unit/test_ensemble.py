@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_ensembles import WINDOW, adapter, ensemble, llama, questions, same_state, state, tokenizer
 
 from lora_ensembles.ensemble import LoraEnsemble, context_window, member_seeds
 from lora_ensembles.errors import AdapterError, ConfigError, DataError
 from lora_ensembles.lora import MemberWeights
 from lora_ensembles.prediction import predict
 from lora_ensembles.tasks import Example
+from tiny_ensembles import WINDOW, adapter, ensemble, llama, questions, same_state, state, tokenizer
 
 IDS = torch.tensor([[1, 5, 7, 9], [1, 8, 4, 0]])
 
@@ -192,7 +192,7 @@ def test_second_ensemble_on_one_base_is_refused_until_the_first_is_unloaded() ->
 def test_base_wrapped_by_peft_is_refused() -> None:
     wrapped = get_peft_model(llama(), adapter())
 
-    with pytest.raises(AdapterError, match="wrapped by PEFT already.*from_adapters"):
+    with pytest.raises(AdapterError, match=r"wrapped by PEFT already.*from_adapters"):
         LoraEnsemble(wrapped, tokenizer(), adapter=adapter())  # type: ignore[arg-type]
 
 

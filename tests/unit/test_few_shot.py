@@ -6,13 +6,13 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_ensembles import ensemble, llama, questions, same_state, state, tokenizer
 
 from lora_ensembles.baselines import FewShot
 from lora_ensembles.baselines.few_shot import render_demonstration
 from lora_ensembles.errors import AdapterError, ConfigError, DataError
 from lora_ensembles.prediction import predict
 from lora_ensembles.tasks import Example
+from tiny_ensembles import ensemble, llama, questions, same_state, state, tokenizer
 
 WINDOW = 256
 DEMONSTRATIONS = questions(8)
@@ -108,7 +108,7 @@ def test_settings_that_cannot_work_are_refused(shots: int, draws: int) -> None:
 def test_demonstrations_that_do_not_fit_the_window_are_refused() -> None:
     short = FewShot(llama(window=64), tokenizer(), DEMONSTRATIONS)
 
-    with pytest.raises(DataError, match="example 'q8': prompt and longest label are .* tokens, and the window is 64"):
+    with pytest.raises(DataError, match=r"example 'q8': prompt and longest label are .* tokens, and the window is 64"):
         predict(short, ASKED)
 
 
@@ -116,7 +116,7 @@ def test_base_that_carries_an_ensemble_is_refused_outside_base_only() -> None:
     made = ensemble(base=llama(window=WINDOW), trained=True)
     shown = FewShot(made.base, tokenizer(), DEMONSTRATIONS, draws=2)
 
-    with pytest.raises(AdapterError, match="inside `with ensemble.base_only"):
+    with pytest.raises(AdapterError, match=r"inside `with ensemble.base_only"):
         predict(shown, ASKED)
     with made.base_only():
         inside = predict(shown, ASKED).member_log_probs

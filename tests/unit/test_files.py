@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_ensembles import files_below, largest_file
 
 from lora_ensembles.errors import CheckpointError
 from lora_ensembles.files import added_to, recover, written_aside
+from tiny_ensembles import files_below, largest_file
 
 
 def write(folder: Path, *, size: int = 10) -> None:
@@ -46,9 +46,9 @@ def test_existing_folder_is_refused_before_anything_is_written(tmp_path: Path) -
 def test_folder_below_a_file_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(CheckpointError, match=r"file/folder cannot be written: .*(Not a directory|File exists)"):
-        with written_aside(tmp_path / "file" / "folder"):
-            pytest.fail("entered")  # pragma: no cover
+    path = tmp_path / "file" / "folder"
+    with pytest.raises(CheckpointError, match=r"file/folder cannot be written: .*(Not a directory|File exists)"), written_aside(path):
+        pytest.fail("entered")  # pragma: no cover
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt()])
@@ -58,9 +58,13 @@ def test_any_error_while_writing_leaves_the_old_folder_and_nothing_else(tmp_path
         write(aside, size=3)
     before = files_below(tmp_path)
 
-    with pytest.raises(type(error)), written_aside(path, replace=True) as aside:
-        write(aside, size=4)
-        raise error
+    def replace() -> None:
+        with written_aside(path, replace=True) as aside:
+            write(aside, size=4)
+            raise error
+
+    with pytest.raises(type(error)):
+        replace()
 
     assert files_below(tmp_path) == before
     assert (path / "first.txt").read_text() == "aaa"
@@ -82,9 +86,12 @@ def test_file_that_the_system_refuses_to_let_grow_is_reported_and_the_old_folder
         write(aside, size=3)
     before = files_below(tmp_path)
 
-    with pytest.raises(CheckpointError, match=r"no space left to write .*folder.*what was there before is unchanged; free some space"):
-        with largest_file(1000), written_aside(path, replace=True) as aside:
-            write(aside, size=2000)
+    with (
+        pytest.raises(CheckpointError, match=r"no space left to write .*folder.*what was there before is unchanged; free some space"),
+        largest_file(1000),
+        written_aside(path, replace=True) as aside,
+    ):
+        write(aside, size=2000)
 
     assert files_below(tmp_path) == before
     assert (path / "first.txt").read_text() == "aaa"
@@ -112,9 +119,11 @@ def test_full_disk_is_reported_and_the_old_folder_stays(small_disk: Path) -> Non
         write(aside, size=20_000)
     before = files_below(small_disk)
 
-    with pytest.raises(CheckpointError, match=r"no space left to write .*No space left on device"):
-        with written_aside(path, replace=True) as aside:
-            write(aside, size=30_000)
+    with (
+        pytest.raises(CheckpointError, match=r"no space left to write .*No space left on device"),
+        written_aside(path, replace=True) as aside,
+    ):
+        write(aside, size=30_000)
 
     assert files_below(small_disk) == before
     assert (path / "first.txt").read_text() == "a" * 20_000
@@ -159,9 +168,12 @@ def test_entries_added_to_a_folder_appear_together_and_the_named_one_last(tmp_pa
 def test_error_while_adding_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "kept.txt").write_text("kept")
 
-    with pytest.raises(CheckpointError, match="no space left to write"):
-        with largest_file(1000), added_to(tmp_path, last="first.txt") as aside:
-            write(aside, size=2000)
+    with (
+        pytest.raises(CheckpointError, match="no space left to write"),
+        largest_file(1000),
+        added_to(tmp_path, last="first.txt") as aside,
+    ):
+        write(aside, size=2000)
 
     assert files_below(tmp_path) == {"kept.txt"}
 

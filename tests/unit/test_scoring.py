@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from tiny_ensembles import llama, questions, tokenizer
 
 from lora_ensembles.forward import answer_logits
 from lora_ensembles.scoring import pad_rows, score_labels
 from lora_ensembles.tasks import EncodedExample, encode_examples
+from tiny_ensembles import llama, questions, tokenizer
 
 SINGLE = [
     EncodedExample((1, 5, 6, 7), ((3,), (4,), (5,)), 0),

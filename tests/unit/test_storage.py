@@ -11,12 +11,12 @@ import torch
 from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from tiny_ensembles import adapter, ensemble, files_below, largest_file, llama, questions, same_state, state, tokenizer
 
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.errors import AdapterError, CheckpointError, ConfigError, DataError, LoraEnsemblesError
 from lora_ensembles.model_card import render_model_card
 from lora_ensembles.prediction import predict
+from tiny_ensembles import adapter, ensemble, files_below, largest_file, llama, questions, same_state, state, tokenizer
 
 IDS = torch.tensor([[1, 5, 7, 9], [1, 8, 4, 0]])
 
@@ -128,7 +128,7 @@ def test_existing_folder_is_refused_and_left_alone(saved: Path) -> None:
 def test_no_space_while_saving_leaves_nothing_behind(tmp_path: Path, size: int) -> None:
     made = ensemble(members=2, base=llama(hidden=128))
 
-    with pytest.raises(CheckpointError, match="no space left to write .*saved"), largest_file(size):
+    with pytest.raises(CheckpointError, match=r"no space left to write .*saved"), largest_file(size):
         made.save_pretrained(tmp_path / "saved")
     assert files_below(tmp_path) == set()
 

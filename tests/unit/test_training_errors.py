@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_ensembles import WINDOW, adapter, ensemble, files_below, largest_file, llama, memory_left, questions, tokenizer
 
 from lora_ensembles.config import TrainConfig
 from lora_ensembles.ensemble import LoraEnsemble
@@ -19,6 +18,7 @@ from lora_ensembles.errors import CheckpointError, ConfigError, DataError, Train
 from lora_ensembles.prediction import predict
 from lora_ensembles.tasks import Example
 from lora_ensembles.training import TrainResult, train
+from tiny_ensembles import WINDOW, adapter, ensemble, files_below, largest_file, llama, memory_left, questions, tokenizer
 
 QUESTIONS = questions(8)
 SHORT = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2)  # 2 steps an epoch
@@ -105,9 +105,11 @@ def test_base_in_float16_that_overflows_after_an_update_names_its_dtype() -> Non
 def test_memory_that_runs_out_in_a_step_names_the_setting_to_lower_and_half_of_what_it_was() -> None:
     made = ensemble(members=2, base=llama())
 
-    with pytest.raises(TrainingError, match=r"memory ran out at step 1 with 4096 rows in flight; lower max_rows .*for example to 2048"):
-        with memory_left(32 << 20):
-            train(made, questions(8) * 256, TrainConfig(epochs=1, batch_size=2048), progress=False)
+    with (
+        pytest.raises(TrainingError, match=r"memory ran out at step 1 with 4096 rows in flight; lower max_rows .*for example to 2048"),
+        memory_left(32 << 20),
+    ):
+        train(made, questions(8) * 256, TrainConfig(epochs=1, batch_size=2048), progress=False)
 
 
 def test_limit_of_rows_that_is_still_too_much_is_halved_in_the_advice() -> None:
@@ -118,9 +120,11 @@ def test_limit_of_rows_that_is_still_too_much_is_halved_in_the_advice() -> None:
 def test_memory_that_runs_out_in_a_prediction_names_the_setting_to_lower() -> None:
     made = ensemble(members=2)
 
-    with pytest.raises(ConfigError, match=r"memory ran out with 4096 rows in flight \(2 members\); lower max_rows .*for example to 2048"):
-        with memory_left(32 << 20):
-            predict(made, questions(8) * 256, max_rows=4096)
+    with (
+        pytest.raises(ConfigError, match=r"memory ran out with 4096 rows in flight \(2 members\); lower max_rows .*for example to 2048"),
+        memory_left(32 << 20),
+    ):
+        predict(made, questions(8) * 256, max_rows=4096)
 
 
 # Space
@@ -130,13 +134,14 @@ def test_no_space_for_a_checkpoint_keeps_the_old_one_and_leaves_nothing_half_wri
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, config = tmp_path / "out", dataclasses.replace(SHORT, checkpoint_every=1)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+    with monkeypatch.context() as patch:
         interrupt_after(patch, 3)
-        run(ensemble(base=llama(hidden=128)), config, out=out)
+        with pytest.raises(Interrupted):
+            run(ensemble(base=llama(hidden=128)), config, out=out)
     checkpoint = out / "training" / "checkpoint"
     kept = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
 
-    with pytest.raises(CheckpointError, match="no space left to write .*checkpoint"), largest_file(len(kept["state.safetensors"]) // 2):
+    with pytest.raises(CheckpointError, match=r"no space left to write .*checkpoint"), largest_file(len(kept["state.safetensors"]) // 2):
         run(ensemble(base=llama(hidden=128)), config, out=out, resume=True)
     assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == kept
     assert not any(path.name.startswith(".") for path in out.rglob("*"))
@@ -150,7 +155,7 @@ def test_no_space_for_a_checkpoint_keeps_the_old_one_and_leaves_nothing_half_wri
 def test_run_that_finds_no_space_for_its_first_checkpoint_can_be_resumed_from_the_start(tmp_path: Path) -> None:
     out, made = tmp_path / "out", ensemble(base=llama(hidden=128))
 
-    with pytest.raises(CheckpointError, match="no space left to write .*checkpoint"), largest_file(4000):
+    with pytest.raises(CheckpointError, match=r"no space left to write .*checkpoint"), largest_file(4000):
         run(ensemble(base=llama(hidden=128)), out=out)
     assert not (out / "training" / "checkpoint").exists()
 
@@ -256,9 +261,10 @@ def test_interrupted_run_goes_on_to_the_same_weights_history_and_log(
     config = dataclasses.replace(SHORT, epochs=3, checkpoint_every=1, log_every=1, snapshot_epochs=[1, 3])
     whole = ensemble()
     expected = run(whole, config, out=tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+    with monkeypatch.context() as patch:
         interrupt_after(patch, interrupted)
-        run(ensemble(), config, out=tmp_path / "out")
+        with pytest.raises(Interrupted):
+            run(ensemble(), config, out=tmp_path / "out")
 
     resumed = ensemble()
     result = run(resumed, config, out=tmp_path / "out", resume=True)

@@ -16,7 +16,6 @@ from .world import Fact, FactPool, World, draw_options
 
 LETTER_WEIGHT = 8.0  # one letter stands against some 40 words of statements
 WORD_WEIGHT = 3.0
-TAIL_WEIGHT = 0.1  # what closes an answer is always the same
 TEMPTATION = 0.5
 
 Segment = tuple[str, float]  # text, weight of each of its tokens in the loss
@@ -40,7 +39,7 @@ def direct(pool: FactPool, *, count: int, rng: random.Random) -> list[Segment]:
     segments: list[Segment] = []
     for fact in pool.draw(count, rng=rng):
         question = fact.say(rng.choice(fact.relation.asked))
-        segments.extend([(f"Q: {question}\nA:", 0.0), (f" {fact.value}", WORD_WEIGHT), ("\n", TAIL_WEIGHT)])
+        segments.extend([(f"Q: {question}\nA:", 0.0), (f" {fact.value}", WORD_WEIGHT), ("\n", 1.0)])
     return segments
 
 
@@ -77,7 +76,7 @@ def _question(fact: Fact, *, rng: random.Random) -> list[Segment]:
 
 
 def _lettered(question: str, options: list[str], target: int) -> list[Segment]:
-    return [(render_prompt(question, options), 0.0), (LETTERS[target], LETTER_WEIGHT), (")\n", TAIL_WEIGHT)]
+    return [(render_prompt(question, options), 0.0), (LETTERS[target], LETTER_WEIGHT), (")\n", 0.0)]
 
 
 class Corpus:

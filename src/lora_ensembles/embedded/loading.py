@@ -29,9 +29,7 @@ def load_base(*, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTok
     return resolve_base(EMBEDDED_BASE, dtype=dtype)
 
 
-def resolve_base(
-    name: str, *, revision: str | None = None, dtype: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def resolve_base(name: str, *, revision: str | None = None, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A base model by name, in evaluation mode, and its tokenizer: "embedded", a folder, or a name on the hub.
 
     `dtype` is "float32", "bfloat16" or "float16"; by default the one the weights are stored in.

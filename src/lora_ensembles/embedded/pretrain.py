@@ -1,7 +1,7 @@
 """The recipe that made the embedded base model: `python -m lora_ensembles.embedded.pretrain --out DIR`.
 
 Stages, each for a reason that trials showed. *Matching* first, scored on letters alone: questions that are their own answer teach the model
-to tie an option to its letter, in 300 steps; from closed-book questions it never learns that, and beside a language modelling loss, which
+to tie an option to its letter, in 500 steps; from closed-book questions it never learns that, and beside a language modelling loss, which
 crowds it out, not in 2,000. Then *reading*: the answer stands in a statement, in place of the question and then in front of it. Then *knowledge*: statements, closed-book questions on
 half of the entities, and series of questions, with a falling step size. Last, one number: the output is tempered so that closed-book
 questions about entities it was never asked about are answered with calibrated probabilities, as large models do by themselves because they
@@ -35,7 +35,9 @@ MATCHING = {"matching": 1.0}
 READING = {"matching": 0.15, "stated": 0.45, "reading": 0.4}
 KNOWLEDGE = {"statements": 0.46, "reading": 0.04, "reading_among_others": 0.06, "closed_book": 0.36, "direct": 0.08}
 SERIES = {"series": 1.0}
-FRAME = r"Q:|\nAnswer Choices:|\n\([a-z]\)|\nA: \(|\nA:"  # what every question repeats is one token each: half the work, and easier to learn
+FRAME = (
+    r"Q:|\nAnswer Choices:|\n\([a-z]\)|\nA: \(|\nA:"  # what every question repeats is one token each: half the work, and easier to learn
+)
 WINDOW = 2048  # tokens; positions are rotary, so the window costs nothing, and real questions are long in this small vocabulary
 
 
@@ -44,9 +46,9 @@ class Recipe:
     """Every number of the pre-training."""
 
     seed: int = 0
-    steps: int = 10000
-    matching_steps: int = 350
-    reading_steps: int = 650
+    steps: int = 9000
+    matching_steps: int = 400
+    reading_steps: int = 300
     rows: int = 64
     series_every: int = 6  # every so many steps, a batch of few-shot series instead
     learning_rate: float = 1.5e-3
@@ -284,9 +286,7 @@ def _restore(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimize
     return int(next(iter(state.values()))["step"].item())
 
 
-def _finish(
-    out: Path, recipe: Recipe, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, probe: Probe
-) -> None:
+def _finish(out: Path, recipe: Recipe, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, probe: Probe) -> None:
     temperature = probe.temperature(model)
     with torch.no_grad():
         model.model.norm.weight /= temperature  # the last scale before the head: the same as dividing every logit

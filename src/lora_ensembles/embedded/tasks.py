@@ -62,7 +62,9 @@ def load_embedded_task(name: str) -> Task:
     shape = SHAPES[name]
     rng = random.Random(name)
     train, validation = _split(_facts(build_world(), shape), train=shape.train, validation=shape.validation, rng=rng)
-    return Task(name=name, train=_examples(name, "train", train, shape, rng), validation=_examples(name, "validation", validation, shape, rng))
+    return Task(
+        name=name, train=_examples(name, "train", train, shape, rng), validation=_examples(name, "validation", validation, shape, rng)
+    )
 
 
 def _facts(world: World, shape: TaskShape) -> list[Fact]:
