@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -227,7 +228,7 @@ class AdapterStack:
 
     def set_members(self, members: Sequence[MemberWeights]) -> None:
         """Replace all members; smaller ranks are padded with zeros, which changes nothing that is computed."""
-        device = self.layers[0].base_layer.weight.device
+        device = next(self.layers[0].base_layer.parameters()).device
         count_a = sum(site.rank * site.in_features for site in self.sites)
         count_b = sum(site.rank * site.out_features for site in self.sites)
         self.a = torch.zeros(len(members), count_a, device=device)
@@ -353,7 +354,7 @@ def _sites(base: nn.Module, members: Sequence[MemberWeights]) -> list[AdapterSit
     return sites
 
 
-def _features(name: str, layer: nn.Module) -> tuple[int, int]:
+def _features(name: str, layer: Any) -> tuple[int, int]:
     if isinstance(layer, Conv1D):  # GPT-2 keeps its weight transposed
         return layer.nx, layer.nf
     if not isinstance(getattr(layer, "in_features", None), int):

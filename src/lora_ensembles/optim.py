@@ -30,8 +30,8 @@ class AdamState:
 class StackedAdamW:
     """AdamW with decoupled decay, for all members at once.
 
-    B <- B - lr * adam(g) - lr * lambda_B * B and the same for A: the reading of Eq. 5 of arXiv:2310.00035, whose sign and letters are mixed.
-    `learning_rate`, `decay_a`, `decay_b` are (M, 1). A member's result is that of `torch.optim.AdamW` run on it alone.
+    B <- B - lr * adam(g) - lr * lambda_B * B and the same for A: the reading of Eq. 5 of arXiv:2310.00035, whose sign and letters are
+    mixed. `learning_rate`, `decay_a`, `decay_b` are (M, 1). A member's result is that of `torch.optim.AdamW` run on it alone.
     """
 
     learning_rate: Tensor

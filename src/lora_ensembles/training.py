@@ -239,10 +239,8 @@ def _step(run: _Run, step: int) -> StepOutcome:
     indices = _batch_indices(run, step)
     loss, accuracy = _backward(run, indices, step)
     _check_finite(run, loss, step, "loss")
-    if config.max_grad_norm is not None:
-        norms = clip_per_member(run.gradients, config.max_grad_norm)
-    else:
-        norms = gradient_norms(run.gradients)
+    limit = config.max_grad_norm
+    norms = gradient_norms(run.gradients) if limit is None else clip_per_member(run.gradients, limit)
     _check_finite(run, norms, step, "gradient")
     run.optimizer.step((stack.a, stack.b), run.gradients, factor=schedule_factor(config, step, run.total_steps))
     stack.refresh()

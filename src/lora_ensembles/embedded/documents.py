@@ -1,8 +1,8 @@
 """Pre-training documents of the embedded base, as segments of text with a loss weight each.
 
-Seven kinds: *statements* of facts; *matching* questions, which are their own answer; *stated* ones, which are statements; *reading* questions, in front of which the fact that answers them is stated, newly made up; *closed-book*
-questions about `asked` entities; *direct* questions answered in words; and *series* of several closed-book questions, so that a few-shot
-prompt is something the base has met.
+Seven kinds: *statements* of facts; *matching* questions, which are their own answer; *stated* ones, which are statements; *reading*
+questions, in front of which the fact that answers them is stated, newly made up; *closed-book* questions about `asked` entities; *direct*
+questions answered in words; and *series* of several closed-book questions, so that a few-shot prompt is something the base has met.
 """
 
 from __future__ import annotations

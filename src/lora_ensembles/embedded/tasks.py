@@ -1,8 +1,8 @@
 """Six tasks over the embedded world that mirror the paper's six in shape.
 
-Every question is about an entity that pre-training never asked about, in wordings that pre-training never asked with; training and validation
-questions are about different entities. What differs is what differs between the paper's tasks: the number of options, the size of the
-training set, how well the facts are known, and the domain.
+Every question is about an entity that pre-training never asked about, in wordings that pre-training never asked with; training and
+validation questions are about different entities. What differs is what differs between the paper's tasks: the number of options, the size
+of the training set, how well the facts are known, and the domain.
 """
 
 from __future__ import annotations
