@@ -47,19 +47,26 @@ class SavedEnsemble:
 
 
 def fingerprint(base: nn.Module) -> str:
-    """A short hash that tells one base from another, the same in every precision that rounds to bf16 and under 4- or 8-bit loading.
+    """Two short hashes that tell one base from another, the same in every precision that rounds to bf16: "1b2c...-9f8e...".
 
-    It covers the names, shapes and first values of the parameters that quantisation leaves alone: those with one axis, and the embedding.
+    They cover names, shapes and first values of parameters: the first of those that quantisation leaves alone (one axis, and the
+    embedding), the second of all others. A base loaded in 4 or 8 bits has the first only.
     """
-    digest = hashlib.sha256()
-    embedding = base.get_input_embeddings().weight  # type: ignore[operator,union-attr]
+    embedding = base.get_input_embeddings().weight  # type: ignore[operator]
+    kept, rounded = hashlib.sha256(), hashlib.sha256()
+    plain = True
     for name, parameter in base.named_parameters():
-        if ".lora_" in name or (parameter.dim() != 1 and parameter is not embedding):
+        if ".lora_" in name:
             continue
+        plain = plain and parameter.is_floating_point()
         sample = parameter.detach().flatten()[:256].to(torch.bfloat16).float().cpu()
-        plain = name.replace(".base_layer", "")
-        digest.update(f"{plain} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()[:16]
+        digest = kept if parameter.dim() == 1 or parameter is embedding else rounded
+        digest.update(f"{name.replace('.base_layer', '')} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    return f"{kept.hexdigest()[:12]}-{rounded.hexdigest()[:12]}" if plain else kept.hexdigest()[:12]
+
+
+def _same_base(first: str, second: str) -> bool:
+    return all(one == other for one, other in zip(first.split("-"), second.split("-"), strict=False))
 
 
 def member_folder(index: int) -> str:
@@ -174,7 +181,7 @@ def _read_description(path: Path) -> dict[str, Any]:
 def check_fingerprint(base: nn.Module, saved: SavedEnsemble) -> None:
     """Refuse a base that the members were not trained on."""
     given = fingerprint(base)
-    if given != saved.base_fingerprint:
+    if not _same_base(given, saved.base_fingerprint):
         raise AdapterError(
             f"the ensemble was trained on base {saved.base_name!r} (fingerprint {saved.base_fingerprint}), the base given is "
             f"{base_name(base)!r} ({given}); load the right base, or pass check_base=False if they are meant to differ"

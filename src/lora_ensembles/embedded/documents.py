@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from ..tasks.prompts import LETTERS, render_prompt
 from .world import Fact, FactPool, World, draw_options
 
-LETTER_WEIGHT = 8.0  # one letter stands against some 40 words of statements
-WORD_WEIGHT = 3.0
+# What a document teaches is its letters and values; the words around them are the same in thousands of documents.
+LETTER_WEIGHT = 8.0
+VALUE_WEIGHT = 4.0
+WORD_WEIGHT = 0.3
 TEMPTATION = 0.5
 
 Segment = tuple[str, float]  # text, weight of each of its tokens in the loss
@@ -23,7 +25,11 @@ Segment = tuple[str, float]  # text, weight of each of its tokens in the loss
 
 def statements(pool: FactPool, *, count: int, rng: random.Random) -> list[Segment]:
     """`count` statements of facts, told in proportion to their popularity."""
-    return [(" " + fact.say(rng.choice(fact.relation.statements)), 1.0) for fact in pool.draw(count, rng=rng)]
+    segments: list[Segment] = []
+    for fact in pool.draw(count, rng=rng):
+        before, after = fact.say(rng.choice(fact.relation.statements), " | ").split("  | ")
+        segments.extend([(f" {before}", WORD_WEIGHT), (f" {fact.value}", VALUE_WEIGHT), (after, WORD_WEIGHT)])
+    return segments
 
 
 def closed_book(pool: FactPool, *, count: int, rng: random.Random) -> list[Segment]:
@@ -39,7 +45,7 @@ def direct(pool: FactPool, *, count: int, rng: random.Random) -> list[Segment]:
     segments: list[Segment] = []
     for fact in pool.draw(count, rng=rng):
         question = fact.say(rng.choice(fact.relation.asked))
-        segments.extend([(f"Q: {question}\nA:", 0.0), (f" {fact.value}", WORD_WEIGHT), ("\n", 1.0)])
+        segments.extend([(f"Q: {question}\nA:", 0.0), (f" {fact.value}", VALUE_WEIGHT), ("\n", 1.0)])
     return segments
 
 

@@ -1,6 +1,6 @@
 """The embedded world: entities, their facts, and the English sentences and questions that can be made of them.
 
-A fact is (entity, relation, value). How often it is told differs from fact to fact by a factor of up to 40, so facts are known to
+A fact is (entity, relation, value). How often it is told differs from fact to fact by a factor of up to 10, so facts are known to
 different degrees. Entities have one of three roles: `asked` ones are asked about in pre-training, `task` ones only in the embedded tasks,
 `probe` ones only to watch and temper the pre-training. Everything is a pure function of a seed.
 """
@@ -16,7 +16,7 @@ from . import vocabulary
 from .relations import RELATIONS, Relation
 
 WORLD_SEED = 2310_00035
-POPULARITY_RANGE = 40.0  # the most told fact is told this many times as often as the least told
+POPULARITY_RANGE = 10.0  # the most told fact is told this many times as often as the least told
 ROLE_SHARES = (("asked", 0.5), ("probe", 0.1), ("task", 0.4))
 ENTITIES_PER_KIND = {"person": 320, "creature": 180, "object": 180}
 
@@ -30,7 +30,7 @@ class Fact:
     relation: Relation
     value: str
     sibling_value: str
-    popularity: float  # relative frequency with which the fact is told, in (1/40, 1]
+    popularity: float  # relative frequency with which the fact is told, in (1/10, 1]
 
     def say(self, wording: str, value: str | None = None) -> str:
         """`wording` with this fact's entity and `value` (its own by default) filled in, capitalised."""

@@ -1,0 +1,79 @@
+"""Adapters on bitsandbytes 4-bit and 8-bit layers: stacked = PEFT on the same quantised base, and the base stays as it is."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_models import tokenizer
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lora_ensembles import LoraEnsemble, TrainConfig, train
+from lora_ensembles.tasks import Example, render_prompt
+
+bnb: Any = pytest.importorskip("bitsandbytes", reason="bitsandbytes is part of the development extra on Linux only")
+TARGETS = ["q_proj", "v_proj"]
+
+# Not ours: the library's notes on its own CPU kernels.
+pytestmark = pytest.mark.filterwarnings("ignore:.*(float16 during quantization|MatMul8bitLt|Some matrices).*")
+
+
+def quantised(kind: str) -> LlamaForCausalLM:
+    """A tiny Llama whose query and value projections hold 4-bit or 8-bit weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer()), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4
+    )
+    model = LlamaForCausalLM(config).eval()
+    for name, layer in list(model.named_modules()):
+        if name.rpartition(".")[2] in TARGETS:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, quantised_layer(layer.weight.data, kind))
+    return model.to("cpu")  # quantises
+
+
+def quantised_layer(weight: torch.Tensor, kind: str) -> nn.Module:
+    rows, columns = weight.shape
+    if kind == "4-bit":
+        layer = bnb.nn.Linear4bit(columns, rows, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+        layer.weight = bnb.nn.Params4bit(weight.clone(), requires_grad=False, quant_type="nf4")
+        return layer
+    layer = bnb.nn.Linear8bitLt(columns, rows, bias=False, has_fp16_weights=False)
+    layer.weight = bnb.nn.Int8Params(weight.clone(), requires_grad=False, has_fp16_weights=False)
+    return layer
+
+
+@pytest.mark.parametrize("kind", ["4-bit", "8-bit"])
+def test_stacked_forward_on_a_quantised_base_equals_peft(kind: str) -> None:
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS)
+    ensemble = LoraEnsemble(quantised(kind), tokenizer(), members=2, adapter=copy.deepcopy(config))
+    with torch.no_grad():
+        ensemble.stack.b.normal_(generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, 20, (3, 7), generator=torch.Generator().manual_seed(2))
+    stacked = ensemble(ids)
+    for index in range(2):
+        reference = get_peft_model(quantised(kind), copy.deepcopy(config)).eval()
+        parameters, weights = dict(reference.named_parameters()), ensemble.stack.member(index)
+        for name in weights.a:
+            parameters[f"base_model.model.{name}.lora_A.default.weight"].data.copy_(weights.a[name])
+            parameters[f"base_model.model.{name}.lora_B.default.weight"].data.copy_(weights.b[name])
+        # The 8-bit kernel rounds its input per row, and every row is the same in both; only the order of sums differs.
+        torch.testing.assert_close(stacked[index], reference(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["4-bit", "8-bit"])
+def test_training_on_a_quantised_base_learns_and_leaves_the_base_bit_identical(kind: str) -> None:
+    base = quantised(kind)
+    before = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
+    ensemble = LoraEnsemble(base, tokenizer(), members=2, adapter=LoraConfig(r=4, target_modules=TARGETS))
+    examples = [Example(str(n), render_prompt("one", ["two", "three"]), ("a", "b"), target=0) for n in range(4)]
+
+    result = train(ensemble, examples, TrainConfig(epochs=10, batch_size=4, learning_rate=1e-2), progress=False)
+
+    assert all(last < first for first, last in zip(result.history[0]["train_loss"], result.history[-1]["train_loss"], strict=True))
+    after = dict(ensemble.unload().named_parameters())
+    assert all(torch.equal(after[name], value) for name, value in before.items())
