@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..tasks.prompts import LETTERS, render_prompt
 from .world import Fact, FactPool, World, draw_options
@@ -20,7 +21,12 @@ VALUE_WEIGHT = 4.0
 WORD_WEIGHT = 0.3
 TEMPTATION = 0.5
 
-Segment = tuple[str, float]  # text, weight of each of its tokens in the loss
+class Segment(NamedTuple):
+    """A piece of a document."""
+
+    text: str
+    weight: float  # of each of its tokens in the loss
+    word: str | None = None  # the word that answers here; a middle layer is trained to name it, also where the text is its letter
 
 
 def statements(pool: FactPool, *, count: int, rng: random.Random) -> list[Segment]:
@@ -28,7 +34,8 @@ def statements(pool: FactPool, *, count: int, rng: random.Random) -> list[Segmen
     segments: list[Segment] = []
     for fact in pool.draw(count, rng=rng):
         before, after = fact.say(rng.choice(fact.relation.statements), " | ").split("  | ")
-        segments.extend([(f" {before}", WORD_WEIGHT), (f" {fact.value}", VALUE_WEIGHT), (after, WORD_WEIGHT)])
+        segments.append(Segment(f" {before}", WORD_WEIGHT))
+        segments.extend([Segment(f" {fact.value}", VALUE_WEIGHT, fact.value), Segment(after, WORD_WEIGHT)])
     return segments
 
 
@@ -45,7 +52,8 @@ def direct(pool: FactPool, *, count: int, rng: random.Random) -> list[Segment]:
     segments: list[Segment] = []
     for fact in pool.draw(count, rng=rng):
         question = fact.say(rng.choice(fact.relation.asked))
-        segments.extend([(f"Q: {question}\nA:", 0.0), (f" {fact.value}", VALUE_WEIGHT), ("\n", 1.0)])
+        segments.append(Segment(f"Q: {question}\nA:", 0.0))
+        segments.extend([Segment(f" {fact.value}", VALUE_WEIGHT, fact.value), Segment("\n", 1.0)])
     return segments
 
 
@@ -73,7 +81,7 @@ def reading(facts: Sequence[Fact], *, others: int, rng: random.Random) -> list[S
         stated.append(other.say(rng.choice(other.relation.statements), rng.choice(other.relation.values)))
     rng.shuffle(stated)
     context = "".join(f" {text}" for text in stated)
-    return [(f"{context}\n", 0.0), *_question(fact, rng=rng)]
+    return [Segment(f"{context}\n", 0.0), *_question(fact, rng=rng)]
 
 
 def _question(fact: Fact, *, rng: random.Random) -> list[Segment]:
@@ -82,7 +90,8 @@ def _question(fact: Fact, *, rng: random.Random) -> list[Segment]:
 
 
 def _lettered(question: str, options: list[str], target: int) -> list[Segment]:
-    return [(render_prompt(question, options), 0.0), (LETTERS[target], LETTER_WEIGHT), (")\n", 0.0)]
+    letter = Segment(LETTERS[target], LETTER_WEIGHT, options[target])
+    return [Segment(render_prompt(question, options), 0.0), letter, Segment(")\n", 0.0)]
 
 
 class Corpus:

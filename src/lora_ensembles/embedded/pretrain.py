@@ -4,7 +4,9 @@ Stages, each for a reason that trials showed. *Matching* first, scored on letter
 to tie an option to its letter, in 300 steps; beside a loss on the words of the question, which crowds the letters out, it was at chance
 after 2,000. Then *reading*: the answer stands in a statement, in place of the question and then in front of it; 200 steps. Then *telling*:
 statements of facts. Only then *asking*, closed-book questions on half of the entities among the statements, with a falling step size: asked
-before it knows the facts, the model learns the questions by heart and has nothing to say about other entities. Last, one number: the output is
+before it knows the facts, the model learns the questions by heart and has nothing to say about other entities. Throughout, the third of five layers
+is trained to name the word that answers, there and where the answer is its letter: left to itself the model recalls a fact in its last layers,
+too late to look for the word among the options. Last, one number: the output is
 tempered so that closed-book questions about entities it was never asked about are answered with calibrated probabilities, as large
 models do by themselves because they see their data once.
 
@@ -21,6 +23,7 @@ import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -37,6 +40,7 @@ READING = {"matching": 0.15, "stated": 0.45, "reading": 0.4}
 TELLING = {"statements": 0.85, "reading": 0.05, "reading_among_others": 0.1}
 ASKING = {"statements": 0.5, "reading_among_others": 0.08, "closed_book": 0.32, "direct": 0.1}
 SERIES = {"series": 1.0}
+NAMING_WEIGHT = 4.0
 FRAME = (
     r"Q:|\nAnswer Choices:|\n\([a-z]\)|\nA: \(|\nA:"  # what every question repeats is one token each: half the work, and easier to learn
 )
@@ -48,10 +52,11 @@ class Recipe:
     """Every number of the pre-training."""
 
     seed: int = 0
-    steps: int = 6700
+    steps: int = 4800  # of the schedule
+    stop: int = 3000  # early, where the loss on entities that were never asked about stops falling
     matching_steps: int = 400
     reading_steps: int = 300
-    telling_steps: int = 2500
+    telling_steps: int = 1100
     rows: int = 64
     series_every: int = 6  # every so many steps, a batch of few-shot series instead
     learning_rate: float = 1.5e-3
@@ -60,6 +65,7 @@ class Recipe:
     weight_decay: float = 0.05
     hidden_size: int = 128
     layers: int = 5
+    naming_layer: int = 3
     heads: int = 4
     mlp_size: int = 320
 
@@ -130,47 +136,59 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
     return model
 
 
-def encode(documents: list[list[Segment]], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded token ids (B, T) and the loss weight (B, T) of each.
+class Rows(NamedTuple):
+    """Right-padded token ids (B, T), and for each token its loss weight and the id of the word to name in its place, or -1."""
 
-    Example:
-        >>> world = build_world()
-        >>> ids, weights = encode([[(" Nora is", 0.5), (" here", 3.0)]], build_tokenizer(world))
-        >>> weights.sum().item() >= 4.0
-        True
-    """
-    texts = [text for document in documents for text, _ in document]
+    ids: torch.Tensor
+    weights: torch.Tensor
+    words: torch.Tensor
+
+    def take(self, rows: torch.Tensor, length: int) -> Rows:
+        return Rows(self.ids[rows, :length], self.weights[rows, :length], self.words[rows, :length])
+
+
+def encode(documents: list[list[Segment]], tokenizer: PreTrainedTokenizerFast) -> Rows:
+    """Documents as rows, each behind the begin token."""
+    texts = [segment.text for document in documents for segment in document]
     pieces = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
-    rows, weights = [], []
+    columns: tuple[list, list, list] = ([], [], [])
     for document in documents:
-        row, weight = [tokenizer.bos_token_id], [0.0]
-        for _, segment_weight in document:
+        ids, weights, words = [tokenizer.bos_token_id], [0.0], [-1]
+        for segment in document:
             piece = next(pieces)
-            row.extend(piece)
-            weight.extend([segment_weight] * len(piece))
-        rows.append(row)
-        weights.append(weight)
-    length = max(map(len, rows))
-    ids = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows])
-    return ids, torch.tensor([weight + [0.0] * (length - len(weight)) for weight in weights])
+            ids.extend(piece)
+            weights.extend([segment.weight] * len(piece))
+            word = -1 if segment.word is None else tokenizer.convert_tokens_to_ids(f"Ġ{segment.word}")
+            words.extend([word] * len(piece))
+        for column, row in zip(columns, (ids, weights, words), strict=True):
+            column.append(row)
+    length = max(map(len, columns[0]))
+    fills = (tokenizer.pad_token_id, 0.0, -1)
+    return Rows(
+        *(torch.tensor([row + [fill] * (length - len(row)) for row in column]) for column, fill in zip(columns, fills, strict=True))
+    )
 
 
-def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Next-token loss summed over tokens, by weight; the head, a third of the work, runs only where the weight is not zero."""
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    counted = weights[:, 1:] > 0
-    logits: torch.Tensor = model.lm_head(hidden[counted])
-    losses = F.cross_entropy(logits.float(), ids[:, 1:][counted], reduction="none")
-    return (losses * weights[:, 1:][counted]).sum()
+def weighted_loss(model: LlamaForCausalLM, rows: Rows, *, naming_layer: int) -> torch.Tensor:
+    """Loss summed over tokens: the next token by weight, and at `naming_layer` the word that answers.
+
+    The head, a third of the work, runs only where something is counted.
+    """
+    output = model.model(input_ids=rows.ids, use_cache=False, output_hidden_states=True)
+    counted, named = rows.weights[:, 1:] > 0, rows.words[:, 1:] >= 0
+    final = model.lm_head(output.last_hidden_state[:, :-1][counted])
+    middle = model.lm_head(model.model.norm(output.hidden_states[naming_layer][:, :-1][named]))
+    losses = F.cross_entropy(final, rows.ids[:, 1:][counted], reduction="none")
+    return (losses * rows.weights[:, 1:][counted]).sum() + NAMING_WEIGHT * F.cross_entropy(middle, rows.words[:, 1:][named], reduction="sum")
 
 
-def accumulate_gradients(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor, *, parts: int = 2) -> float:
+def accumulate_gradients(model: LlamaForCausalLM, rows: Rows, *, naming_layer: int, parts: int = 2) -> float:
     """Backward of the mean loss of a batch, in parts of similar length so that little is padding; returns that loss."""
-    lengths = (ids != model.config.pad_token_id).sum(dim=1)
+    lengths = (rows.ids != model.config.pad_token_id).sum(dim=1)
     total = 0.0
-    for rows in lengths.argsort().chunk(parts):
-        length = int(lengths[rows].max())
-        loss = weighted_loss(model, ids[rows, :length], weights[rows, :length]) / weights.sum()
+    for chosen in lengths.argsort().chunk(parts):
+        part = rows.take(chosen, int(lengths[chosen].max()))
+        loss = weighted_loss(model, part, naming_layer=naming_layer) / rows.weights.sum()
         loss.backward()
         total += loss.item()
     return total
@@ -196,13 +214,13 @@ class Probe:
     def log_probs(self, model: LlamaForCausalLM, documents: list[list[Segment]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of the letters (N, 5), -inf for absent ones, and the index of the right one (N,)."""
         letters = torch.tensor([self.tokenizer.convert_tokens_to_ids(letter) for letter in LETTERS[:5]])
-        ids, weights = encode(documents, self.tokenizer)
+        ids, weights, _ = encode(documents, self.tokenizer)
         position = (weights == weights.max()).int().argmax(dim=1)
         rows = torch.arange(len(ids))
         with torch.no_grad():
             hidden = torch.cat([model.model(input_ids=part, use_cache=False).last_hidden_state for part in ids.split(100)])
             logits = model.lm_head(hidden[rows, position - 1])[:, letters].float()
-        options = torch.tensor([document[-3][0].count("\n(") for document in documents])
+        options = torch.tensor([document[-3].text.count("\n(") for document in documents])
         absent = torch.arange(5)[None, :] >= options[:, None]
         target = (ids[rows, position][:, None] == letters).int().argmax(dim=1)
         return logits.masked_fill(absent, -math.inf), target
@@ -247,15 +265,15 @@ def pretrain(recipe: Recipe, out: Path, *, probe_every: int = 250) -> LlamaForCa
     )
     out.mkdir(parents=True, exist_ok=True)
     first, began = _restore(out, model, optimizer), time.monotonic()
-    for step in range(first, recipe.steps):
-        ids, weights = encode(draw_batch(corpus, recipe, step), tokenizer)
-        loss = accumulate_gradients(model, ids, weights)
+    for step in range(first, recipe.stop):
+        rows = encode(draw_batch(corpus, recipe, step), tokenizer)
+        loss = accumulate_gradients(model, rows, naming_layer=recipe.naming_layer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
         optimizer.step()
         optimizer.zero_grad()
-        if (step + 1) % probe_every == 0 or step + 1 == recipe.steps:
+        if (step + 1) % probe_every == 0 or step + 1 == recipe.stop:
             row = {"step": step + 1, "loss": round(loss, 4), **probe.measure(model)}
             row["steps_per_second"] = round((step + 1 - first) / (time.monotonic() - began), 2)
             _checkpoint(out, model, optimizer, step + 1, row)
