@@ -84,9 +84,15 @@ def reading(facts: Sequence[Fact], *, others: int, rng: random.Random) -> list[S
     return [Segment(f"{context}\n", 0.0), *_question(fact, rng=rng)]
 
 
-def _question(fact: Fact, *, rng: random.Random) -> list[Segment]:
+def few_shot(facts: Sequence[Fact], *, shots: int, rng: random.Random) -> list[Segment]:
+    """A closed-book question in a wording that pre-training never asks with, behind `shots` answered ones: what a task asks of the base."""
+    chosen = rng.sample(facts, shots + 1)
+    return [segment for fact in chosen for segment in _question(fact, rng=rng, wordings=fact.relation.unasked)]
+
+
+def _question(fact: Fact, *, rng: random.Random, wordings: Sequence[str] = ()) -> list[Segment]:
     options, target = draw_options(fact, count=rng.choice((3, 4, 4, 5)), temptation=TEMPTATION, rng=rng)
-    return _lettered(fact.say(rng.choice(fact.relation.asked)), options, target)
+    return _lettered(fact.say(rng.choice(wordings or fact.relation.asked)), options, target)
 
 
 def _lettered(question: str, options: list[str], target: int) -> list[Segment]:

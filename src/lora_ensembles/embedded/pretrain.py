@@ -7,8 +7,8 @@ statements of facts. Only then *asking*, closed-book questions on half of the en
 before it knows the facts, the model learns the questions by heart and has nothing to say about other entities. Throughout, the third of five layers
 is trained to name the word that answers, there and where the answer is its letter: left to itself the model recalls a fact in its last layers,
 too late to look for the word among the options. Last, one number: the output is
-tempered so that closed-book questions about entities it was never asked about are answered with calibrated probabilities, as large
-models do by themselves because they see their data once.
+tempered so that few-shot questions about `probe` entities, in wordings that pre-training never asks with, are answered with calibrated
+probabilities, as large models do by themselves because they see their data once.
 
 A run is a pure function of its arguments on one machine; killed, the same command goes on from its last checkpoint.
 """
@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..tasks.prompts import LETTERS, render_prompt
-from .documents import Corpus, Segment, closed_book, reading
+from .documents import Corpus, Segment, closed_book, few_shot, reading
 from .world import FactPool, World, build_world
 
 MATCHING = {"matching": 1.0}
@@ -209,13 +209,14 @@ class Probe:
         self.tokenizer = tokenizer
         self.closed_book = [closed_book(FactPool([rng.choice(facts)]), count=1, rng=rng) for _ in range(count)]
         self.asked = [closed_book(FactPool(world.facts["asked"]), count=1, rng=rng) for _ in range(count)]
+        self.few_shot = [few_shot(facts, shots=3, rng=rng) for _ in range(count)]
         self.reading = [reading(facts, others=0, rng=rng) for _ in range(count)]
 
     def log_probs(self, model: LlamaForCausalLM, documents: list[list[Segment]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of the letters (N, 5), -inf for absent ones, and the index of the right one (N,)."""
         letters = torch.tensor([self.tokenizer.convert_tokens_to_ids(letter) for letter in LETTERS[:5]])
         ids, weights, _ = encode(documents, self.tokenizer)
-        position = (weights == weights.max()).int().argmax(dim=1)
+        position = weights.shape[1] - 1 - (weights == weights.max()).int().flip(dims=[1]).argmax(dim=1)  # the last letter of each row
         rows = torch.arange(len(ids))
         with torch.no_grad():
             hidden = torch.cat([model.model(input_ids=part, use_cache=False).last_hidden_state for part in ids.split(100)])
@@ -228,15 +229,15 @@ class Probe:
     def measure(self, model: LlamaForCausalLM) -> dict[str, float]:
         """Accuracy on each set, and the negative log-likelihood (nats) of closed-book questions."""
         figures = {}
-        for name in ("reading", "asked", "closed_book"):
+        for name in ("reading", "asked", "closed_book", "few_shot"):
             logits, target = self.log_probs(model, getattr(self, name))
             figures[f"{name}_accuracy"] = round((logits.argmax(dim=1) == target).float().mean().item(), 4)
             figures[f"{name}_nll"] = round(F.cross_entropy(logits, target).item(), 4)
         return figures
 
     def temperature(self, model: LlamaForCausalLM) -> float:
-        """The temperature with the lowest negative log-likelihood on closed-book questions, on a grid of 1 % steps."""
-        logits, target = self.log_probs(model, self.closed_book)
+        """The temperature with the lowest negative log-likelihood on few-shot questions, on a grid of 1 % steps."""
+        logits, target = self.log_probs(model, self.few_shot)
         grid = [1.01**power for power in range(-70, 140)]
         return min(grid, key=lambda value: F.cross_entropy(logits / value, target).item())
 
