@@ -50,23 +50,22 @@ def build(layers: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def count(run: Callable[[], Tensor]) -> dict[str, int]:
-    """Operators of a forward pass and of the backward pass from its sum."""
+def count(run: Callable[[], Tensor], backward: Callable[[Tensor], None] | None = None) -> dict[str, int]:
+    """Operators of a forward pass, and of the backward pass from its sum."""
     with Counter() as forward:
         loss = run()
-    if not loss.requires_grad:
-        return {"forward": forward.count, "backward": 0}
-    with Counter() as backward:
-        loss.backward()
-    return {"forward": forward.count, "backward": backward.count}
+    with Counter() as behind:
+        if backward is not None:
+            backward(loss)
+    return {"forward": forward.count, "backward": behind.count}
 
 
 def stacked(layers: int, members: int, tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     adapter = LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"])
     ensemble = LoraEnsemble(build(layers), tokenizer, members=members, adapter=adapter)
-    ensemble.stack.collect_gradients()
+    totals = ensemble.stack.zero_gradients()
     ids = torch.ones(members, 2, 12, dtype=torch.long)
-    return count(lambda: ensemble(ids).sum())
+    return count(lambda: ensemble(ids).sum(), lambda loss: ensemble.stack.add_gradients(loss, totals))
 
 
 def frozen(layers: int) -> dict[str, int]:

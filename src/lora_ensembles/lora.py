@@ -9,14 +9,13 @@ Shapes: M members, B rows of a member, T tokens, D features, R rank, P parameter
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from .errors import AdapterError
@@ -218,7 +217,6 @@ class AdapterStack:
         ]
         for site, layer in zip(self.sites, self.layers, strict=True):
             _replace(base, site.name, layer)
-        self._hooks: list[RemovableHandle] = []
         self._detached = False
         self.set_members(members)
 
@@ -256,19 +254,18 @@ class AdapterStack:
             self.working_a.copy_(self.a)
             self.working_b.copy_(self.b)
 
-    def collect_gradients(self) -> tuple[Tensor, Tensor]:
-        """Zeroed flat fp32 gradients (M, P_a), (M, P_b), to which every backward pass adds until `stop_collecting`."""
-        self.stop_collecting()
-        grad_a, grad_b = torch.zeros_like(self.a), torch.zeros_like(self.b)
-        for site, layer in zip(self.sites, self.layers, strict=True):
-            for parameter, total in ((layer.lora_a, site.view_a(grad_a)), (layer.lora_b, site.view_b(grad_b))):
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(_adder(total)))
-        return grad_a, grad_b
+    def zero_gradients(self) -> tuple[Tensor, Tensor]:
+        """Zeroed flat fp32 gradients (M, P_a), (M, P_b)."""
+        return torch.zeros_like(self.a), torch.zeros_like(self.b)
 
-    def stop_collecting(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+    def add_gradients(self, loss: Tensor, totals: tuple[Tensor, Tensor]) -> None:
+        """Add the gradients of `loss` to flat fp32 ones: parts of a split step are summed in fp32, whatever the base computes in."""
+        parameters = [parameter for layer in self.layers for parameter in (layer.lora_a, layer.lora_b)]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        views = [view for site in self.sites for view in (site.view_a(totals[0]), site.view_b(totals[1]))]
+        for view, gradient in zip(views, gradients, strict=True):
+            if gradient is not None:  # None: the pass did not reach this layer
+                view.add_(gradient)
 
     def member(self, index: int) -> MemberWeights:
         """A copy of one member's adapter, in fp32 on the CPU, at the member's own rank."""
@@ -316,16 +313,6 @@ class AdapterStack:
             yield
         finally:
             self.plan.enabled = before
-
-
-def _adder(total: Tensor) -> Callable[[Tensor], None]:
-    # Not `.grad` itself: autograd would keep it in the working dtype, and warns about views of a larger buffer.
-    def add(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        total.add_(parameter.grad)
-        parameter.grad = None
-
-    return add
 
 
 def _sites(base: nn.Module, members: Sequence[MemberWeights]) -> list[AdapterSite]:

@@ -113,7 +113,6 @@ def train(
     try:
         _loop(run, state, validation=validation, folder=folder, snapshots=snapshots, reporter=reporter)
     finally:
-        ensemble.stack.stop_collecting()
         reporter.close()
     if folder:
         folder.finish(ensemble)
@@ -154,7 +153,7 @@ def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example], config: TrainC
         vectors["kl_weight"],
         dropout if (dropout > 0).any() else None,
         hidden,
-        stack.collect_gradients(),
+        stack.zero_gradients(),
     )
 
 
@@ -265,7 +264,7 @@ def _backward(run: _Run, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
         part = indices[which, chunk]
         batch = run.table.gather(part)
         row_loss, row_accuracy = _row_losses(run, batch, part, which, chunk.start, step)
-        (row_loss.sum() / rows).backward()
+        run.ensemble.stack.add_gradients(row_loss.sum() / rows, run.gradients)
         loss[which, chunk], accuracy[which, chunk] = row_loss.detach().cpu(), row_accuracy.cpu()
     return loss.mean(dim=1), accuracy.mean(dim=1)
 

@@ -21,6 +21,7 @@ VALUE_WEIGHT = 4.0
 WORD_WEIGHT = 0.3
 TEMPTATION = 0.5
 
+
 class Segment(NamedTuple):
     """A piece of a document."""
 

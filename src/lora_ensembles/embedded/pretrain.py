@@ -179,7 +179,9 @@ def weighted_loss(model: LlamaForCausalLM, rows: Rows, *, naming_layer: int) -> 
     final = model.lm_head(output.last_hidden_state[:, :-1][counted])
     middle = model.lm_head(model.model.norm(output.hidden_states[naming_layer][:, :-1][named]))
     losses = F.cross_entropy(final, rows.ids[:, 1:][counted], reduction="none")
-    return (losses * rows.weights[:, 1:][counted]).sum() + NAMING_WEIGHT * F.cross_entropy(middle, rows.words[:, 1:][named], reduction="sum")
+    return (losses * rows.weights[:, 1:][counted]).sum() + NAMING_WEIGHT * F.cross_entropy(
+        middle, rows.words[:, 1:][named], reduction="sum"
+    )
 
 
 def accumulate_gradients(model: LlamaForCausalLM, rows: Rows, *, naming_layer: int, parts: int = 2) -> float:
