@@ -111,6 +111,8 @@ def _take_out(base: nn.Module) -> None:
 
 def _read_wrapped(wrapped: nn.Module) -> MemberWeights:
     a, b, scaling = {}, {}, {}
+    full_name: str
+    module: Any
     for full_name, module in wrapped.named_modules():
         if not isinstance(module, LoraLayer):
             continue

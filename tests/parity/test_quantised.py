@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_models import tokenizer
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_ensembles import LoraEnsemble, TrainConfig, train
 from lora_ensembles.tasks import Example, render_prompt
+from tiny_models import tokenizer
 
 bnb: Any = pytest.importorskip("bitsandbytes", reason="bitsandbytes is part of the development extra on Linux only")
 TARGETS = ["q_proj", "v_proj"]
