@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from peft import LoraConfig
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
@@ -116,3 +120,17 @@ def memory_left(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def passed_in_fresh_process(request: pytest.FixtureRequest) -> bool:
+    """Run the calling test in a process of its own, and say so; False in that process, where the test goes on.
+
+    A limit on memory tells nothing in a process that other tests have left large and full of free memory.
+    """
+    if os.environ.get("LORA_ENSEMBLES_FRESH_PROCESS"):
+        return False
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", request.node.nodeid]
+    environment = {**os.environ, "LORA_ENSEMBLES_FRESH_PROCESS": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=request.config.rootpath, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return True

@@ -18,7 +18,18 @@ from lora_ensembles.errors import CheckpointError, ConfigError, DataError, Train
 from lora_ensembles.prediction import predict
 from lora_ensembles.tasks import Example
 from lora_ensembles.training import TrainResult, train
-from tiny_ensembles import WINDOW, adapter, ensemble, files_below, largest_file, llama, memory_left, questions, tokenizer
+from tiny_ensembles import (
+    WINDOW,
+    adapter,
+    ensemble,
+    files_below,
+    largest_file,
+    llama,
+    memory_left,
+    passed_in_fresh_process,
+    questions,
+    tokenizer,
+)
 
 QUESTIONS = questions(8)
 SHORT = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2)  # 2 steps an epoch
@@ -102,7 +113,9 @@ def test_base_in_float16_that_overflows_after_an_update_names_its_dtype() -> Non
 # Memory
 
 
-def test_memory_that_runs_out_in_a_step_names_the_setting_to_lower_and_half_of_what_it_was() -> None:
+def test_memory_that_runs_out_in_a_step_names_the_setting_to_lower_and_half_of_what_it_was(request: pytest.FixtureRequest) -> None:
+    if passed_in_fresh_process(request):
+        return
     made = ensemble(members=2, base=llama())
 
     with (
@@ -112,12 +125,16 @@ def test_memory_that_runs_out_in_a_step_names_the_setting_to_lower_and_half_of_w
         train(made, questions(8) * 256, TrainConfig(epochs=1, batch_size=2048), progress=False)
 
 
-def test_limit_of_rows_that_is_still_too_much_is_halved_in_the_advice() -> None:
+def test_limit_of_rows_that_is_still_too_much_is_halved_in_the_advice(request: pytest.FixtureRequest) -> None:
+    if passed_in_fresh_process(request):
+        return
     with pytest.raises(TrainingError, match=r"with 3000 rows in flight; lower max_rows .*for example to 1500"), memory_left(32 << 20):
         train(ensemble(members=2), questions(8) * 256, TrainConfig(epochs=1, batch_size=2048, max_rows=3000), progress=False)
 
 
-def test_memory_that_runs_out_in_a_prediction_names_the_setting_to_lower() -> None:
+def test_memory_that_runs_out_in_a_prediction_names_the_setting_to_lower(request: pytest.FixtureRequest) -> None:
+    if passed_in_fresh_process(request):
+        return
     made = ensemble(members=2)
 
     with (
