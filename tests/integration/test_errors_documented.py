@@ -27,7 +27,7 @@ from lora_ensembles.prediction import Prediction, predict
 from lora_ensembles.presets import preset
 from lora_ensembles.tasks import Example, load_file, load_task
 from lora_ensembles.training import train
-from tiny_ensembles import WINDOW, adapter, ensemble, largest_file, llama, memory_left, passed_in_fresh_process, questions, tokenizer
+from tiny_ensembles import WINDOW, adapter, ensemble, largest_file, llama, no_memory_left, questions, tokenizer
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 GOOD = {"question": "The sun is a", "options": ["planet", "star", "moon"], "answer": "star"}
@@ -238,13 +238,13 @@ def _no_space(folder: Path) -> object:
 
 @provokes("out-of-memory")
 def _memory(folder: Path) -> object:
-    with memory_left(32 << 20):
+    with no_memory_left():
         return train(ensemble(), questions(8) * 256, TrainConfig(epochs=1, batch_size=2048), progress=False)
 
 
 @provokes("out-of-memory-predicting")
 def _memory_predicting(folder: Path) -> object:
-    with memory_left(32 << 20):
+    with no_memory_left():
         return predict(ensemble(), questions(8) * 256, max_rows=4096)
 
 
@@ -277,9 +277,7 @@ def test_every_row_of_the_document_is_provoked_and_every_mistake_is_in_the_docum
 
 
 @pytest.mark.parametrize("name", sorted(PROVOKERS))
-def test_documented_error_is_the_one_that_is_raised(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if name.startswith("out-of-memory") and passed_in_fresh_process(request):
-        return
+def test_documented_error_is_the_one_that_is_raised(name: str, tmp_path: Path) -> None:
     row = documented()[name]
 
     with pytest.raises(errors.LoraEnsemblesError) as caught:

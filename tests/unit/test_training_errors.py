@@ -18,18 +18,7 @@ from lora_ensembles.errors import CheckpointError, ConfigError, DataError, Train
 from lora_ensembles.prediction import predict
 from lora_ensembles.tasks import Example
 from lora_ensembles.training import TrainResult, train
-from tiny_ensembles import (
-    WINDOW,
-    adapter,
-    ensemble,
-    files_below,
-    largest_file,
-    llama,
-    memory_left,
-    passed_in_fresh_process,
-    questions,
-    tokenizer,
-)
+from tiny_ensembles import WINDOW, adapter, ensemble, files_below, largest_file, llama, no_memory_left, questions, tokenizer
 
 QUESTIONS = questions(8)
 SHORT = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2)  # 2 steps an epoch
@@ -113,33 +102,27 @@ def test_base_in_float16_that_overflows_after_an_update_names_its_dtype() -> Non
 # Memory
 
 
-def test_memory_that_runs_out_in_a_step_names_the_setting_to_lower_and_half_of_what_it_was(request: pytest.FixtureRequest) -> None:
-    if passed_in_fresh_process(request):
-        return
+def test_memory_that_runs_out_in_a_step_names_the_setting_to_lower_and_half_of_what_it_was() -> None:
     made = ensemble(members=2, base=llama())
 
     with (
         pytest.raises(TrainingError, match=r"memory ran out at step 1 with 4096 rows in flight; lower max_rows .*for example to 2048"),
-        memory_left(32 << 20),
+        no_memory_left(),
     ):
         train(made, questions(8) * 256, TrainConfig(epochs=1, batch_size=2048), progress=False)
 
 
-def test_limit_of_rows_that_is_still_too_much_is_halved_in_the_advice(request: pytest.FixtureRequest) -> None:
-    if passed_in_fresh_process(request):
-        return
-    with pytest.raises(TrainingError, match=r"with 3000 rows in flight; lower max_rows .*for example to 1500"), memory_left(32 << 20):
+def test_limit_of_rows_that_is_still_too_much_is_halved_in_the_advice() -> None:
+    with pytest.raises(TrainingError, match=r"with 3000 rows in flight; lower max_rows .*for example to 1500"), no_memory_left():
         train(ensemble(members=2), questions(8) * 256, TrainConfig(epochs=1, batch_size=2048, max_rows=3000), progress=False)
 
 
-def test_memory_that_runs_out_in_a_prediction_names_the_setting_to_lower(request: pytest.FixtureRequest) -> None:
-    if passed_in_fresh_process(request):
-        return
+def test_memory_that_runs_out_in_a_prediction_names_the_setting_to_lower() -> None:
     made = ensemble(members=2)
 
     with (
         pytest.raises(ConfigError, match=r"memory ran out with 4096 rows in flight \(2 members\); lower max_rows .*for example to 2048"),
-        memory_left(32 << 20),
+        no_memory_left(),
     ):
         predict(made, questions(8) * 256, max_rows=4096)
 
