@@ -53,7 +53,7 @@ class Recipe:
 
     seed: int = 0
     steps: int = 4800  # of the schedule
-    stop: int = 3000  # early, where the loss on entities that were never asked about stops falling
+    stop: int = 3000  # before its end: some facts shall stay uncertain
     matching_steps: int = 400
     reading_steps: int = 300
     telling_steps: int = 1100
@@ -132,7 +132,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
     with torch.no_grad():
         for layer in model.model.layers:
             # Keys equal to queries: from the first step on a token attends to its own earlier occurrences, which is the first half of tying
-            # an option to its letter. From independent weights that half alone takes thousands of steps.
+            # an option to its letter.
             layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
     return model
 
