@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def initial_weights(base: nn.Module, config: LoraConfig, *, seed: int) -> Member
     check_stackable(config)
     described = copy.deepcopy(config)
     described.base_model_name_or_path = None  # PEFT would warn of a base that lies under another name now
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # Between PEFT and transformers, whose property PEFT reads; no caller can act on it.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
         torch.manual_seed(seed)
         try:
             wrapped = get_peft_model(base, described)

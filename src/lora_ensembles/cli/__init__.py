@@ -12,7 +12,6 @@ import io
 import json
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -39,10 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character gets its escape, not a traceback
     summary = None
     try:
-        with warnings.catch_warnings(), contextlib.suppress(SystemExit):  # argparse exits after --help and --version, and only then
-            warnings.filterwarnings(
-                "ignore", message="`is_gradient_checkpointing`"
-            )  # between peft and transformers; no reader can act on it
+        with contextlib.suppress(SystemExit):  # argparse exits after --help and --version, and only then
             summary = _run(list(sys.argv[1:] if argv is None else argv))
         if summary is not None:
             print(json.dumps(summary))
