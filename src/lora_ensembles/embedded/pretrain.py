@@ -1,13 +1,13 @@
 """The recipe that made the embedded base model: `python -m lora_ensembles.embedded.pretrain --out DIR`.
 
 Stages, each for a reason. *Matching* first, scored on letters alone: questions that are their own answer teach the model to tie an option
-to its letter, without a loss on the words of the question that would crowd the letters out. Then *reading*: the answer stands in a statement, in place of the question and then in front of
-it. Then *telling*: statements of facts. Only then *asking*, closed-book questions on half of the entities among the statements, with a
-falling step size: asked before it knows the facts, the model learns the questions by heart and has nothing to say about other entities.
-Throughout, the third of five layers is trained to name the word that answers, there and where the answer is its letter: left to itself
-the model recalls a fact in its last layers, too late to look for the word among the options. Last, one number: the output is divided by a
-temperature that makes the answers about entities it was never asked about roughly calibrated, as large models are by themselves because
-they see their data once.
+to its letter, without a loss on the words of the question that would crowd the letters out. Then *reading*: the answer stands in a
+statement, in place of the question and then in front of it. Then *telling*: statements of facts. Only then *asking*, closed-book questions
+on half of the entities among the statements, with a falling step size: asked before it knows the facts, the model learns the questions by
+heart and has nothing to say about other entities. Throughout, the third of five layers is trained to name the word that answers, there and
+where the answer is its letter: left to itself the model recalls a fact in its last layers, too late to look for the word among the
+options. Last, one number: the output is divided by a temperature that makes the answers about entities it was never asked about roughly
+calibrated, as large models are by themselves because they see their data once.
 
 A run is a pure function of its arguments on one machine; killed, the same command goes on from its last checkpoint.
 """
