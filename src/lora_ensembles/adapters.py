@@ -104,6 +104,18 @@ def initial_weights(base: nn.Module, config: LoraConfig, *, seed: int) -> Member
         wrapped.unload()
 
 
+def keep_differentiable(base: nn.Module) -> None:
+    """Stop bitsandbytes from repacking a 4-bit base for its CPU inference kernel, and undo where it has.
+
+    On CPUs with AVX512-BF16 a layer in evaluation mode is repacked at its first input without gradient, for good; from then on its result
+    carries no gradient. A frozen base is always in evaluation mode here, so the layers below it would silently stop learning.
+    """
+    for module in base.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.state_dict()  # bitsandbytes unpacks a layer whenever its state is asked for
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
 def _take_out(base: nn.Module) -> None:
     # PEFT may refuse a target after it has replaced others.
     for name, module in list(base.named_modules()):

@@ -16,7 +16,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from . import storage
-from .adapters import default_adapter_config, initial_weights
+from .adapters import default_adapter_config, initial_weights, keep_differentiable
 from .errors import AdapterError, ConfigError
 from .forward import answer_hidden, answer_logits, ran_out_of_memory
 from .lora import AdapterStack, MemberWeights, fold_members, stream_key, unfold_members
@@ -123,6 +123,7 @@ class LoraEnsemble:
         self.base, self.tokenizer, self.adapter, self.info = base, tokenizer, config, info
         self.fingerprint = storage.fingerprint(base)
         base.requires_grad_(False).eval()
+        keep_differentiable(base)
         self.stack = AdapterStack(base, weights, dtype=base.dtype)
 
     @classmethod
@@ -260,6 +261,23 @@ class LoraEnsemble:
         """While the base computes as if it had no adapters."""
         with self.stack.disabled():
             yield self.base
+
+    def as_causal_lm(self) -> PreTrainedModel:
+        """The ensemble as a Hugging Face causal language model, for `generate` and whatever else takes one; see `generation.py`."""
+        from .generation import as_causal_lm
+
+        return as_causal_lm(self)
+
+    def member(self, index: int) -> PreTrainedModel:
+        """One member alone as a Hugging Face causal language model.
+
+        Raises:
+            ConfigError: no such member.
+        """
+        from .generation import as_causal_lm
+
+        _check_indices([index], self.num_members)
+        return as_causal_lm(self, slice(index, index + 1))
 
     def __call__(self, input_ids: Tensor) -> Tensor:
         """Next-token logits (M, B, T, V) of right-padded `input_ids`: (B, T) for all members alike, or (M, B, T)."""

@@ -1,7 +1,8 @@
 """How unsure an ensemble is, and why: unsure members (expected entropy) or members that contradict each other (mutual information).
 
-Every function takes a `Prediction` of M members, N examples and C options and returns an (N,) float32 tensor. Entropies are in nats.
-Sums are done in float64, because mutual information is a small difference of two entropies. An absent option contributes exactly 0.
+Every function but `split_entropy` takes a `Prediction` of M members, N examples and C options and returns an (N,) float32 tensor.
+Entropies are in nats. Sums are done in float64, because mutual information is a small difference of two entropies. An absent option
+contributes exactly 0.
 """
 
 from __future__ import annotations
@@ -17,6 +18,23 @@ if TYPE_CHECKING:
     from .prediction import Prediction
 
 
+def split_entropy(member_log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Total entropy, expected entropy and mutual information (...,), in nats and float64, of members' distributions (M, ..., C).
+
+    Mutual information, total minus expected, is clamped at 0: where members agree, the difference of two rounded numbers can be -1e-16.
+
+    Example:
+        >>> total, expected, mutual = split_entropy(torch.tensor([[[0.5, 0.5]], [[0.5, 0.5]]]).log())
+        >>> total.item(), mutual.item()
+        (0.693, 0.0)
+    """
+    log_probs = member_log_probs.double()
+    # Not a Prediction's own mean: that is rounded to float32, and the rounding would show in a difference of entropies.
+    total = _entropy(log_probs.logsumexp(dim=0) - math.log(log_probs.shape[0]))
+    expected = _entropy(log_probs).mean(dim=0)
+    return total, expected, (total - expected).clamp_min(0.0)
+
+
 def total_entropy(prediction: Prediction) -> Tensor:
     """(N,) entropy of the ensemble's distribution, H[mean_m p_m], in nats; 0 to log C.
 
@@ -26,7 +44,7 @@ def total_entropy(prediction: Prediction) -> Tensor:
         >>> round(total_entropy(sure_but_opposed).item(), 4)  # log 2
         0.6931
     """
-    return _total(prediction).float()
+    return split_entropy(prediction.member_log_probs)[0].float()
 
 
 def expected_entropy(prediction: Prediction) -> Tensor:
@@ -38,14 +56,13 @@ def expected_entropy(prediction: Prediction) -> Tensor:
         >>> round(expected_entropy(sure_but_opposed).item(), 4)
         0.056
     """
-    return _expected(prediction).float()
+    return split_entropy(prediction.member_log_probs)[1].float()
 
 
 def mutual_information(prediction: Prediction) -> Tensor:
     """(N,) mutual information of the answer and the member, H[mean_m p_m] - mean_m H[p_m], in nats; 0 to log min(M, C).
 
-    It is never negative by Jensen's inequality, since entropy is concave; the difference of two rounded numbers can be, by 1e-16 where
-    members agree, so it is clamped at 0. It is 0 for a single member.
+    It is never negative by Jensen's inequality, since entropy is concave, and 0 for a single member.
 
     Example:
         >>> from lora_ensembles.prediction import Prediction
@@ -53,7 +70,7 @@ def mutual_information(prediction: Prediction) -> Tensor:
         >>> round(mutual_information(sure_but_opposed).item(), 4)
         0.6371
     """
-    return (_total(prediction) - _expected(prediction)).clamp_min(0.0).float()
+    return split_entropy(prediction.member_log_probs)[2].float()
 
 
 def disagreement(prediction: Prediction) -> Tensor:
@@ -85,16 +102,6 @@ def variation_ratio(prediction: Prediction) -> Tensor:
         0.3333
     """
     return 1.0 - _votes(prediction).amax(dim=-1).float() / prediction.num_members
-
-
-def _total(prediction: Prediction) -> Tensor:
-    # Not prediction.log_probs: that is rounded to float32, and the rounding would show in a difference of entropies.
-    log_mean_nc = prediction.member_log_probs.double().logsumexp(dim=0) - math.log(prediction.num_members)
-    return _entropy(log_mean_nc)
-
-
-def _expected(prediction: Prediction) -> Tensor:
-    return _entropy(prediction.member_log_probs.double()).mean(dim=0)
 
 
 def _entropy(log_probs: Tensor) -> Tensor:

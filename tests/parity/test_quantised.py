@@ -57,6 +57,9 @@ def test_stacked_forward_on_a_quantised_base_equals_peft(kind: str) -> None:
     stacked = ensemble(ids)
     for index in range(2):
         reference = get_peft_model(quantised(kind), copy.deepcopy(config)).eval()
+        for layer in reference.modules():
+            if isinstance(layer, bnb.nn.Linear4bit):
+                layer.train()  # in evaluation mode, where the CPU has AVX512-BF16, its kernel rounds to bf16
         parameters, weights = dict(reference.named_parameters()), ensemble.stack.member(index)
         for name in weights.a:
             parameters[f"base_model.model.{name}.lora_A.default.weight"].data.copy_(weights.a[name])
@@ -77,3 +80,23 @@ def test_training_on_a_quantised_base_learns_and_leaves_the_base_bit_identical(k
     assert all(last < first for first, last in zip(result.history[0]["train_loss"], result.history[-1]["train_loss"], strict=True))
     after = dict(ensemble.unload().named_parameters())
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_base_that_answered_in_inference_mode_still_passes_gradients_down() -> None:
+    config = LoraConfig(r=4, target_modules=TARGETS)
+    ids = torch.randint(0, 20, (2, 5), generator=torch.Generator().manual_seed(2))
+    gradients = []
+    for answered in (False, True):
+        base = quantised("4-bit")
+        if answered:
+            with torch.no_grad():
+                base(input_ids=ids)  # where the CPU has AVX512-BF16, bitsandbytes repacks its layers here
+        ensemble = LoraEnsemble(base, tokenizer(), members=2, adapter=copy.deepcopy(config))
+        with torch.no_grad():
+            ensemble.stack.b.normal_(generator=torch.Generator().manual_seed(1))
+            ensemble(ids)
+        ensemble.stack.add_gradients(ensemble(ids).square().sum(), found := ensemble.stack.zero_gradients())
+        gradients.append(found)
+    for fresh, after in zip(*gradients, strict=True):
+        assert torch.equal(fresh, after)
+        assert (fresh != 0).any(dim=0).float().mean() > 0.9  # the first layer's too
