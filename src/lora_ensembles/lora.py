@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,9 @@ def unfold_members(tensor: Tensor, members: int) -> Tensor:
     return tensor.view(members, -1, *tensor.shape[1:])
 
 
+_ALL = slice(None)
+
+
 @dataclass
 class StackPlan:
     """What the stacked layers of one ensemble share during a forward pass."""
@@ -55,7 +58,7 @@ class StackPlan:
     enabled: bool = True  # off: the layers are the base's own
     tokens: int | None = None  # rows * tokens of the running forward pass; None outside of one
     rows: int = 1  # rows of the running forward pass, over its members
-    members: slice = field(default_factory=lambda: slice(None))  # the members whose rows the batch holds
+    members: slice = field(default_factory=lambda: _ALL)  # the members whose rows the batch holds
     dropout: Tensor | None = None  # (M,) probability of dropping a feature of the adapters' input; None: no dropout
     dropout_keys: Sequence[int] = ()  # one random stream per member
     first_row: int = 0  # index, in each member's batch, of the first row that the pass holds
@@ -79,46 +82,55 @@ class StackedLoraLinear(nn.Module):
         self.lora_b: nn.Parameter
         self.scaling: Tensor
         self.common_scaling: float | None = None
+        self._transposed: tuple[Tensor, Tensor]
 
     def bind(self, lora_a: Tensor, lora_b: Tensor, scaling: Sequence[float]) -> None:
         """Take views of the stack's buffers as this layer's weights."""
         self.lora_a, self.lora_b = nn.Parameter(lora_a), nn.Parameter(lora_b)
+        self._transposed = lora_a.detach().transpose(1, 2), lora_b.detach().transpose(1, 2)
         self.scaling = torch.tensor(scaling, dtype=lora_a.dtype, device=lora_a.device)
         self.common_scaling = scaling[0] if len(set(scaling)) == 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
         result = self.base_layer(x)
-        if not self.plan.enabled:
+        plan = self.plan
+        if not plan.enabled:
             return result
-        self._check_rows(x)
-        active = self.plan.members
-        whole = active == slice(None)
-        a, b = (self.lora_a, self.lora_b) if whole else (self.lora_a[active], self.lora_b[active])
-        grouped = x.reshape(a.shape[0], -1, x.shape[-1]).to(a.dtype)
-        if self.plan.dropout is not None:
-            grouped = grouped * self._dropout_factors(x, a.shape[0])
-        low = torch.bmm(grouped, a.transpose(1, 2))
-        alpha = self.common_scaling
+        if plan.tokens != x.numel() // x.shape[-1]:
+            self._refuse_rows(x)
+        a, b, alpha = self._weights()
+        members = a.shape[0]
+        grouped = x.reshape(members, -1, x.shape[-1])
+        if grouped.dtype != a.dtype:
+            grouped = grouped.to(a.dtype)
+        if plan.dropout is not None:
+            grouped = grouped * self._dropout_factors(x, members)
+        low = torch.bmm(grouped, a)
         if alpha is None:
-            low, alpha = low * self.scaling[active, None, None], 1.0
-        grouped_result = result.reshape(a.shape[0], -1, result.shape[-1])
-        if grouped_result.dtype != a.dtype:  # a quantised layer may answer in another precision than the base's
-            update = alpha * torch.bmm(low, b.transpose(1, 2))
-            return (grouped_result + update.to(result.dtype)).view(result.shape)
-        return torch.baddbmm(grouped_result, low, b.transpose(1, 2), alpha=alpha).view(result.shape)
+            low, alpha = low * self.scaling[plan.members, None, None], 1.0
+        if result.dtype != a.dtype:  # a quantised layer may answer in another precision than the base's
+            update = alpha * torch.bmm(low, b)
+            return result + update.to(result.dtype).view(result.shape)
+        return torch.baddbmm(result.reshape(members, -1, result.shape[-1]), low, b, alpha=alpha).view(result.shape)
 
-    def _check_rows(self, x: Tensor) -> None:
+    def _weights(self) -> tuple[Tensor, Tensor, float | None]:
+        """A (M, D_in, R), B (M, R, D_out) and their common scaling, of the members whose rows the batch holds."""
+        # Decoding passes here for every layer and token: views that need no gradient are made once.
+        a, b = (self.lora_a.transpose(1, 2), self.lora_b.transpose(1, 2)) if torch.is_grad_enabled() else self._transposed
+        active = self.plan.members
+        return (a, b, self.common_scaling) if active == _ALL else (a[active], b[active], self.common_scaling)
+
+    def _refuse_rows(self, x: Tensor) -> NoReturn:
         expected, given = self.plan.tokens, x.numel() // x.shape[-1]
         if expected is None:
             raise AdapterError(
                 "the base model of an ensemble was called by itself, so it is not known which rows belong to which member; "
                 "call the ensemble, or the base inside `with ensemble.base_only():`"
             )
-        if given != expected:
-            raise AdapterError(
-                f"layer {self.name!r} got {given} token vectors where the batch has {expected}: it does not see every row of every "
-                "member in order (a layer inside a routed expert does not), so it cannot be stacked; take it out of target_modules"
-            )
+        raise AdapterError(
+            f"layer {self.name!r} got {given} token vectors where the batch has {expected}: it does not see every row of every "
+            "member in order (a layer inside a routed expert does not), so it cannot be stacked; take it out of target_modules"
+        )
 
     def _dropout_factors(self, x: Tensor, members: int) -> Tensor:
         plan = self.plan
@@ -284,7 +296,7 @@ class AdapterStack:
             _replace(base, site.name, layer.base_layer)
 
     @contextmanager
-    def running(self, *, rows: int, tokens: int, members: slice = slice(None), first_row: int = 0) -> Iterator[None]:
+    def running(self, *, rows: int, tokens: int, members: slice = _ALL, first_row: int = 0) -> Iterator[None]:
         """While a forward pass over `rows` rows of `tokens` tokens in all, those of `members`, runs."""
         if self._detached:  # the plain base would answer for every member
             raise AdapterError("this ensemble was unloaded: the base has its own layers back; make or load the ensemble again")
