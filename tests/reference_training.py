@@ -1,7 +1,8 @@
-"""One member trained by PEFT and torch.optim alone, in plain lines: what a stack is held against."""
+"""One member trained by PEFT and torch.optim alone, in plain lines: what a stack is held against, and how equal the two must be."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from lora_ensembles import TrainConfig
 from lora_ensembles.batches import epoch_order
 from lora_ensembles.ensemble import MemberSeeds
 from lora_ensembles.lora import MemberWeights, dropout_factors, stream_key
@@ -117,3 +119,32 @@ def _weights(model: PeftModel) -> MemberWeights:
         if found:
             (a if matrix.startswith("A") else b)[site] = parameter.detach().clone()
     return MemberWeights(a, b, {})
+
+
+def config_of(recipe: Recipe) -> TrainConfig:
+    """The same settings for the library's own loop."""
+    return TrainConfig(**dataclasses.asdict(recipe))  # type: ignore[arg-type]
+
+
+def assert_same_weights(found: MemberWeights, expected: MemberWeights) -> None:
+    """Within 1e-5, for weights of size 0.01 to 0.5 after up to 30 steps: fp32, the same numbers summed in another order.
+
+    Adam divides a gradient by its own size, so where a gradient is as small as rounding itself (1e-8 beside a typical 1e-3) the step keeps
+    few right digits. Such an element of thousands may be off by a part of one step; one in 500 may be, by less than one learning rate.
+    """
+    assert found.a.keys() == expected.a.keys()
+    for matrices, others in ((found.a, expected.a), (found.b, expected.b)):
+        one, other = (torch.cat([part[site].flatten() for site in expected.a]) for part in (matrices, others))
+        torch.testing.assert_close(one, other, atol=Recipe.learning_rate, rtol=0)
+        off = (~torch.isclose(one, other, atol=1e-5, rtol=1e-5)).sum().item()
+        assert off <= len(one) / 500, f"{off} of {len(one)} weights differ by more than 1e-5"
+
+
+def assert_identical_weights(found: MemberWeights, expected: MemberWeights) -> None:
+    """Bit for bit."""
+    assert all(torch.equal(found.a[site], expected.a[site]) and torch.equal(found.b[site], expected.b[site]) for site in expected.a)
+
+
+def assert_different_weights(found: MemberWeights, expected: MemberWeights) -> None:
+    """By far more than the tolerance: what is said to matter does."""
+    assert max(float((found.b[site] - expected.b[site]).abs().max()) for site in expected.b) > 1e-3

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lora_ensembles import LoraEnsemble
-from lora_ensembles.tasks import Example
+from lora_ensembles.tasks import Completion, Example
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 WINDOW = 64  # tokens that the models see
@@ -45,6 +45,17 @@ def phrase_examples() -> list[Example]:
     labels = (" yes", " no", " not at all", " maybe so")
     places = "home", "the river", "a small old river", "near home", "an old home", "the red river"
     return [Example(id=f"p{n}", prompt=f"Q: is the fox {place}?\nA:", labels=labels, target=n % 4) for n, place in enumerate(places)]
+
+
+def open_examples() -> list[Completion]:
+    """Ten prompts with open answers of one to nine words, in the words of the other examples."""
+    fillers = "the red fox saw a small bird near an old river and went home".split()
+    examples = []
+    for n in range(10):
+        question = " ".join(fillers[(n + k) % len(fillers)] for k in range(1 + (n * 5) % 9))
+        answer = "".join(f" {fillers[(3 * n + 2 * k) % len(fillers)]}" for k in range(1 + (n * 7) % 9))
+        examples.append(Completion(id=f"o{n}", prompt=f"Q: {question}?\nA:", completion=answer))
+    return examples
 
 
 @functools.cache

@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .adapters import default_adapter_config
     from .baselines import FewShot
+    from .completion_scores import (
+        CompletionMetrics,
+        CompletionScores,
+        evaluate_completion_members,
+        evaluate_completions,
+        score_completions,
+    )
     from .config import TrainConfig
     from .embedded import load_base, resolve_base
     from .ensemble import LoraEnsemble, MemberSeeds, member_seeds
@@ -39,7 +46,21 @@ if TYPE_CHECKING:
     from .prediction import Prediction, Predictor, predict
     from .presets import preset
     from .records import prediction_records
-    from .tasks import ColumnMapping, Example, Task, load_file, load_ood, load_task, task_from_files, task_names
+    from .tasks import (
+        ColumnMapping,
+        Completion,
+        CompletionTask,
+        Example,
+        Message,
+        Task,
+        completions_from_files,
+        load_completions,
+        load_file,
+        load_ood,
+        load_task,
+        task_from_files,
+        task_names,
+    )
     from .training import TrainResult, train
     from .uncertainty import disagreement, expected_entropy, mutual_information, total_entropy, variation_ratio
 
@@ -47,6 +68,10 @@ __all__ = [
     "AdapterError",
     "CheckpointError",
     "ColumnMapping",
+    "Completion",
+    "CompletionMetrics",
+    "CompletionScores",
+    "CompletionTask",
     "ConfigError",
     "DataError",
     "Example",
@@ -55,6 +80,7 @@ __all__ = [
     "LoraEnsemble",
     "LoraEnsemblesError",
     "MemberSeeds",
+    "Message",
     "Metrics",
     "MissingExtraError",
     "Prediction",
@@ -68,15 +94,19 @@ __all__ = [
     "accuracy_coverage",
     "bootstrap_interval",
     "brier",
+    "completions_from_files",
     "coverage_area",
     "default_adapter_config",
     "disagreement",
     "ece",
     "evaluate",
+    "evaluate_completion_members",
+    "evaluate_completions",
     "evaluate_members",
     "expected_entropy",
     "fold_members",
     "load_base",
+    "load_completions",
     "load_file",
     "load_ood",
     "load_task",
@@ -90,6 +120,7 @@ __all__ = [
     "preset",
     "reliability_bins",
     "resolve_base",
+    "score_completions",
     "single_member",
     "task_from_files",
     "task_names",
@@ -104,6 +135,7 @@ __all__ = [
 _HOMES = {
     "adapters": "default_adapter_config",
     "baselines": "FewShot",
+    "completion_scores": "CompletionMetrics CompletionScores evaluate_completion_members evaluate_completions score_completions",
     "config": "TrainConfig",
     "embedded": "load_base resolve_base",
     "ensemble": "LoraEnsemble MemberSeeds member_seeds",
@@ -115,7 +147,8 @@ _HOMES = {
     "prediction": "Prediction Predictor predict",
     "presets": "preset",
     "records": "prediction_records",
-    "tasks": "ColumnMapping Example Task load_file load_ood load_task task_from_files task_names",
+    "tasks": "ColumnMapping Completion CompletionTask Example Message Task completions_from_files load_completions "
+    "load_file load_ood load_task task_from_files task_names",
     "training": "TrainResult train",
     "uncertainty": "disagreement expected_entropy mutual_information total_entropy variation_ratio",
 }

@@ -127,15 +127,16 @@ def _take_out(base: nn.Module) -> None:
 def _read_wrapped(wrapped: nn.Module) -> MemberWeights:
     a, b, scaling = {}, {}, {}
     full_name: str
-    module: Any
+    module: nn.Module
     for full_name, module in wrapped.named_modules():
         if not isinstance(module, LoraLayer):
             continue
         name = full_name.removeprefix(PREFIX)
         _check_layer(name, module)
-        a[name] = module.lora_A["default"].weight.detach().float().cpu().clone()
-        b[name] = module.lora_B["default"].weight.detach().float().cpu().clone()
-        scaling[name] = float(module.scaling["default"])
+        layer: Any = module  # to a type checker, whatever a module holds is a tensor or a module
+        a[name] = layer.lora_A["default"].weight.detach().float().cpu().clone()
+        b[name] = layer.lora_B["default"].weight.detach().float().cpu().clone()
+        scaling[name] = float(layer.scaling["default"])
     return MemberWeights(a, b, scaling)
 
 

@@ -1,6 +1,6 @@
 """Training rows as one table of tokens, and the batches that each member draws from it in its own order.
 
-Shapes: M members, N examples, B rows of a member, T tokens, K answer tokens.
+Shapes: M members, N examples, B rows of a member, T tokens, K answer tokens of a row, n answer tokens in all.
 """
 
 from __future__ import annotations
@@ -8,24 +8,84 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from .errors import DataError
+from .forward import Places
 from .lora import stream_key
 from .scoring import pad_rows
-from .tasks import EncodedExample
+from .tasks import Completion, EncodedExample, Example, encode_completions, encode_examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def encode_rows(
+    examples: Sequence[Example] | Sequence[Completion],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    overlong: Literal["error", "left"],
+) -> list[EncodedExample]:
+    """Token ids of questions with options, or of open answers, as `encode_examples` and `encode_completions` give them.
+
+    Raises:
+        DataError: some examples are of one kind and some of the other; else as these two.
+    """
+    questions = [example for example in examples if isinstance(example, Example)]
+    completions = [example for example in examples if isinstance(example, Completion)]
+    if questions and completions:
+        raise DataError(
+            f"{len(questions)} questions with options (Example) and {len(completions)} open answers (Completion) in one list; "
+            "their losses mean different things: train on one kind"
+        )
+    if completions:
+        return encode_completions(completions, tokenizer, max_length=max_length, overlong=overlong)
+    return encode_examples(questions, tokenizer, max_length=max_length, overlong=overlong)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of some members: ids (M, B, T), positions (M, B, K) of the logits, answers (M, B, K), counted (M, B, K)."""
+    """Rows of some members: ids (M, B, T), positions (M, B, K) of the logits, answers (M, B, K), counted (M, B, K).
+
+    `numbers` (M, B, K) says which of all the table's answer tokens each one is.
+    """
 
     ids: Tensor
     positions: Tensor
     answers: Tensor
     counted: Tensor
+    numbers: Tensor
+
+    def answer_tokens(self) -> AnswerTokens:
+        """The tokens that count, without padding."""
+        flat = self.counted.flatten().nonzero()[:, 0]
+        places = Places(flat // self.counted.shape[-1], self.positions.flatten()[flat])
+        return AnswerTokens(places, self.answers.flatten()[flat], self.numbers.flatten()[flat], flat, self.counted.shape)
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """The n answer tokens of a batch, member-major: places (n) in the folded batch, answers (n,), numbers (n,) in the table's count."""
+
+    places: Places
+    answers: Tensor
+    numbers: Tensor
+    flat: Tensor  # (n,) index into the padded (M, B, K)
+    padded: torch.Size
+
+    def unpacked(self, values: Tensor) -> Tensor:
+        """Values (n,) at their places in (M, B, K), 0 elsewhere."""
+        if len(self.flat) < self.padded.numel():
+            values = values.new_zeros(self.padded.numel()).index_copy(0, self.flat, values)
+        return values.view(self.padded)
+
+    def per_row(self, values: Tensor) -> Tensor:
+        """Values (n,) summed over the tokens of each row: (M, B)."""
+        return self.unpacked(values).sum(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -59,7 +119,8 @@ class TokenTable:
     def fingerprint(self) -> str:
         """A short hash of the rows, to notice when a run is continued on other data."""
         digest = hashlib.sha256(self.tokens.cpu().numpy().tobytes())
-        digest.update(self.prompt_lengths.cpu().numpy().tobytes())
+        for lengths in (self.prompt_lengths, self.answer_lengths):
+            digest.update(lengths.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def gather(self, indices: Tensor) -> Batch:
@@ -69,9 +130,11 @@ class TokenTable:
         tokens = self.tokens[indices]
         steps = torch.arange(int(self.answer_lengths.max()), device=tokens.device)
         counted = steps < answers[..., None]
+        first = (self.answer_lengths.cumsum(0) - self.answer_lengths)[indices]
         places = (prompts[..., None] + steps).clamp(max=tokens.shape[-1] - 1)
         length = int((prompts + answers).max()) - 1  # the last answer token is predicted, never read
-        return Batch(tokens[..., :length], (places - 1).clamp(max=length - 1), tokens.gather(-1, places), counted)
+        positions = (places - 1).clamp(max=length - 1)
+        return Batch(tokens[..., :length], positions, tokens.gather(-1, places), counted, first[..., None] + steps)
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:

@@ -1,6 +1,6 @@
 """LoraEnsemble: a frozen base model, its tokenizer, and M adapters that run through it in one pass.
 
-Shapes: M members, B rows of a member, T tokens, K answer positions, H hidden size, V vocabulary, N examples, C options.
+Shapes: M members, B rows of a member, T tokens, K answer positions, V vocabulary, N examples, C options.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import storage
 from .adapters import default_adapter_config, initial_weights, keep_differentiable
 from .errors import AdapterError, ConfigError
-from .forward import answer_hidden, answer_logits, ran_out_of_memory
+from .forward import answer_logits, ran_out_of_memory
 from .lora import AdapterStack, MemberWeights, fold_members, stream_key, unfold_members
 from .scoring import score_labels
 from .tasks import Example, encode_examples
@@ -286,33 +286,15 @@ class LoraEnsemble:
             logits = self.base(input_ids=fold_members(rows), use_cache=False).logits
         return unfold_members(logits, rows.shape[0])
 
-    def answer_logits(
-        self,
-        input_ids: Tensor,
-        positions: Tensor,
-        *,
-        base_hidden: Tensor | None = None,
-        members: slice = slice(None),
-        first_row: int = 0,
-    ) -> Tensor:
+    def answer_logits(self, input_ids: Tensor, positions: Tensor, *, members: slice = slice(None)) -> Tensor:
         """Next-token logits (M, B, K, V) at `positions` (M, B, K) of right-padded `input_ids` (M, B, T).
 
-        `members` says which members the leading axis holds. With `base_hidden` (M, B, K, H), the base's own hidden states at those
-        positions, the result is (2, M, B, K, V): the members' logits, and the base's.
+        `members` says which members the leading axis holds.
         """
         count, rows = input_ids.shape[:2]
-        extra = None if base_hidden is None else fold_members(base_hidden)
-        with self.stack.running(rows=count * rows, tokens=input_ids.numel(), members=members, first_row=first_row):
-            logits = answer_logits(self.base, fold_members(input_ids), fold_members(positions), extra_hidden=extra)
-        if base_hidden is None:
-            return unfold_members(logits, count)
-        return logits.view(2, count, -1, *logits.shape[1:])
-
-    @torch.no_grad()
-    def base_hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """The base's own last hidden states (B, K, H) at `positions` (B, K) of right-padded `input_ids` (B, T)."""
-        with self.base_only():
-            return answer_hidden(self.base, input_ids, positions)
+        with self.stack.running(rows=count * rows, tokens=input_ids.numel(), members=members):
+            logits = answer_logits(self.base, fold_members(input_ids), fold_members(positions))
+        return unfold_members(logits, count)
 
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:

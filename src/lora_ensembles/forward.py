@@ -1,25 +1,48 @@
-"""One forward pass of a causal language model with its head at chosen positions only.
+"""One forward pass of a causal language model with its head at chosen places only.
 
-Shapes: B rows, T tokens, K chosen positions of a row, H hidden size, V vocabulary.
+Shapes: B rows, T tokens, K chosen positions of a row, n chosen places in all, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .errors import AdapterError
 
+LOGIT_BUDGET = 2**27
+"""Most logits made at once, where the head runs apart from the body: 512 MiB in float32. What a loss makes of them (softmax, gradient)
+comes to a few times as much; a chunk of 1,000 positions of a vocabulary of 128,000 is large enough to fill a device."""
 
-def answer_logits(model: nn.Module, input_ids: Tensor, positions: Tensor, *, extra_hidden: Tensor | None = None) -> Tensor:
+
+@dataclass(frozen=True)
+class Places:
+    """n places of a batch (B, T), in any order: rows (n,) and positions (n,)."""
+
+    rows: Tensor
+    positions: Tensor
+
+
+def answer_logits(model: nn.Module, input_ids: Tensor, positions: Tensor) -> Tensor:
     """Next-token logits (B, K, V) at `positions` (B, K) of right-padded `input_ids` (B, T).
 
+    Raises:
+        AdapterError: the model does not call the head that it names.
+    """
+    rows = torch.arange(input_ids.shape[0], device=input_ids.device)[:, None].expand_as(positions)
+    return logits_at(model, input_ids, Places(rows.flatten(), positions.flatten())).unflatten(0, positions.shape)
+
+
+def logits_at(model: nn.Module, input_ids: Tensor, places: Places, *, extra_hidden: Tensor | None = None) -> Tensor:
+    """Next-token logits (n, V) at some places of right-padded `input_ids` (B, T).
+
     The model runs through its own `forward`, so whatever it does behind its head (soft caps, scales) is done; only what enters the head is
-    narrowed to the chosen positions. `extra_hidden` (B', K, H), from `answer_hidden`, goes through the head behind the others: the result
-    is then (B + B', K, V).
+    narrowed to the places. `extra_hidden` (n, H), from `hidden_at`, goes through the head with the others: the result is then (2, n, V).
 
     No attention mask is passed: a causal model never looks right, where all padding is, and without a mask attention takes its fast path.
     The key-value cache is off: nothing is generated.
@@ -29,15 +52,16 @@ def answer_logits(model: nn.Module, input_ids: Tensor, positions: Tensor, *, ext
     """
 
     def narrow(hidden: Tensor) -> Tensor:
-        chosen = take_positions(hidden, positions)
-        return chosen if extra_hidden is None else torch.cat([chosen, extra_hidden])
+        chosen = hidden[places.rows, places.positions]
+        return chosen[None] if extra_hidden is None else torch.stack([chosen, extra_hidden])
 
     with _into_head(model, narrow):
-        return model(input_ids=input_ids, use_cache=False).logits
+        logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
+    return logits[0] if extra_hidden is None else logits
 
 
-def answer_hidden(model: nn.Module, input_ids: Tensor, positions: Tensor) -> Tensor:
-    """The last hidden states (B, K, H) at `positions` (B, K): what enters the head.
+def hidden_at(model: nn.Module, input_ids: Tensor, places: Places) -> Tensor:
+    """The last hidden states (n, H) at some places of `input_ids` (B, T): what enters the head.
 
     Raises:
         AdapterError: the model does not call the head that it names.
@@ -45,24 +69,40 @@ def answer_hidden(model: nn.Module, input_ids: Tensor, positions: Tensor) -> Ten
     caught: list[Tensor] = []
 
     def narrow(hidden: Tensor) -> Tensor:
-        caught.append(take_positions(hidden, positions))
-        return caught[-1][:, :1]  # the head's own answer is thrown away; one position of it costs next to nothing
+        caught.append(hidden[places.rows, places.positions])
+        return caught[-1][None, :1]  # the head's own answer is thrown away; one position of it costs next to nothing
 
     with _into_head(model, narrow):
         model(input_ids=input_ids, use_cache=False)
     return caught[0]
 
 
+def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
+    """The logits (..., n, V) of hidden states (..., n, H) from `hidden_at`, by the model's head and all that it does behind it.
+
+    The model's own `forward` runs on a single token, and the states take its place at the head's entrance; gradients flow into them. Call
+    it where the model computes as the base alone: the token's own way through the body means nothing.
+
+    Raises:
+        AdapterError: the model does not call the head that it names.
+    """
+    token = torch.zeros(1, 1, dtype=torch.int64, device=hidden.device)
+    with _into_head(model, lambda _: hidden.reshape(1, -1, hidden.shape[-1])):
+        logits: Tensor = model(input_ids=token, use_cache=False).logits
+    return logits.view(*hidden.shape[:-1], -1)
+
+
+def places_at_once(model: nn.Module, *, copies: int = 1) -> int:
+    """How many places may have their logits at once within `LOGIT_BUDGET`, `copies` of them each; at least 1."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    config: Any = model.config
+    return max(1, LOGIT_BUDGET // (copies * int(getattr(head, "out_features", config.vocab_size))))
+
+
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device, or the computer, has no memory left."""
     said = any(words in str(error) for words in ("allocate memory", "bad_alloc"))
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and said)
-
-
-def take_positions(hidden: Tensor, positions: Tensor) -> Tensor:
-    """Rows of (B, T, H) at `positions` (B, K): (B, K, H)."""
-    rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
-    return hidden[rows, positions]
 
 
 @contextmanager

@@ -74,7 +74,8 @@ def as_causal_lm(ensemble: LoraEnsemble, members: slice = slice(None)) -> PreTra
         torch.Size([1, 9])
     """
     base = ensemble.base
-    made: Any = object.__new__(_class_on(type(base)))
+    base_class: Any = type(base)
+    made: Any = object.__new__(_class_on(base_class))
     made.__dict__ = dict(base.__dict__)
     for name, value in base.__dict__.items():
         if "_hooks" in name and isinstance(value, dict):  # a hook on this model shall not run when the base is called
@@ -168,6 +169,6 @@ def _static_cache_on(base_class: type[Any]) -> Any:
     return prepare_for_members
 
 
+@functools.wraps(PreTrainedModel.save_pretrained)
 def _refuse_to_save(self: Any, *_arguments: Any, **_options: Any) -> NoReturn:
-    """Refuse: what is saved is the ensemble."""
     raise ConfigError("this model is a view of an ensemble; save that one: model.ensemble.save_pretrained(path)")

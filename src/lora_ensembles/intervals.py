@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .prediction import Prediction
+
+Measured = TypeVar("Measured", bound="Resampled")
+
+
+class Resampled(Protocol):
+    """What a bootstrap draws from: a `Prediction`, or `CompletionScores`."""
+
+    @property
+    def num_examples(self) -> int: ...
+
+    def take(self: Measured, rows: Tensor) -> Measured: ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,7 @@ class Interval:
 
 
 def bootstrap_interval(
-    metric: Callable[[Prediction], float], prediction: Prediction, *, samples: int = 1000, level: float = 0.95, seed: int = 0
+    metric: Callable[[Measured], float], prediction: Measured, *, samples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Interval:
     """The metric with its percentile bootstrap interval over examples; members are kept as they are.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, multiclass_accuracy, multiclass_calibration_error
 
 from .errors import ConfigError
+from .selective import AccuracyCoverage, accuracy_by_doubt
 from .uncertainty import disagreement, expected_entropy, mutual_information, total_entropy
 
 if TYPE_CHECKING:
@@ -126,28 +127,10 @@ def ood_auroc(prediction: Prediction, ood: Prediction) -> float:
     return binary_auroc(scores, labels).item()
 
 
-class AccuracyCoverage(NamedTuple):
-    """Selective prediction: the accuracy on the most confident share of the examples, for every share.
-
-    Attributes:
-        coverages: (N,) shares 1/N, 2/N, ..., 1.
-        accuracies: (N,) accuracy on that share, 0 to 1; the last is the accuracy on all.
-    """
-
-    coverages: Tensor
-    accuracies: Tensor
-
-    @property
-    def area(self) -> float:
-        """The mean accuracy over all coverages, 0 to 1; one minus it is the area under the risk-coverage curve (AURC)."""
-        return self.accuracies.mean().item()
-
-
 def accuracy_coverage(prediction: Prediction) -> AccuracyCoverage:
     """The accuracy on the k most confident examples for k = 1 to N, in float64.
 
-    Confidence is the largest option probability, as precise as in `ood_auroc`. Examples of equal confidence have no order among
-    themselves: each counts as the mean correctness of all of them, so the curve does not depend on the order of the examples.
+    Confidence is the largest option probability, as precise as in `ood_auroc`; equal confidences are treated as `accuracy_by_doubt` does.
 
     Raises:
         DataError: the prediction is unlabelled.
@@ -158,12 +141,7 @@ def accuracy_coverage(prediction: Prediction) -> AccuracyCoverage:
         >>> accuracy_coverage(Prediction(probs.log(), torch.tensor([0, 1, 1]))).accuracies.tolist()[:2]
         [1.0, 1.0]
     """
-    correct = (prediction.choices == prediction.labelled_targets("accuracy_coverage")).double()
-    doubt, order = _doubt(prediction).sort()
-    _, group, sizes = torch.unique_consecutive(doubt, return_inverse=True, return_counts=True)
-    correct = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, group, correct[order]).div_(sizes)[group]
-    ranks = torch.arange(1, len(correct) + 1, dtype=torch.float64)
-    return AccuracyCoverage(coverages=ranks / len(correct), accuracies=correct.cumsum(0) / ranks)
+    return accuracy_by_doubt(_doubt(prediction), prediction.choices == prediction.labelled_targets("accuracy_coverage"))
 
 
 def coverage_area(prediction: Prediction) -> float:

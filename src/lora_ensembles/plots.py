@@ -7,8 +7,9 @@ the two stay apart in print; arms also differ by marker where there are markers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from .errors import ConfigError, DataError, MissingExtraError
 from .metrics import accuracy_coverage, ece, reliability_bins
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from .prediction import Prediction
@@ -136,6 +136,52 @@ def accuracy_coverage_plot(predictions: Mapping[str, Prediction]) -> Figure:
     return figure
 
 
+def selective_panels(points: Mapping[str, Sequence[float]], curves: Mapping[str, Tensor]) -> Figure:
+    """Left: the AUROC of each score of doubt, a point a seed and a bar at their mean. Right: accuracy against coverage, an arm a line.
+
+    Args:
+        points: by the name of a score.
+        curves: (N,) accuracies on the k least doubtful of N answers, by the name of an arm; an ensemble's name begins with "ensemble".
+
+    Raises:
+        ConfigError: no arms, or more than seven.
+        MissingExtraError: matplotlib is not installed.
+
+    Example:
+        >>> figure = selective_panels({"entropy": [0.7, 0.8]}, {"ensemble": torch.tensor([1.0, 0.5])})
+        >>> [axes.get_xlabel() for axes in figure.axes]
+        ['AUROC of wrong answers (0.5 is chance)', 'coverage (share of questions answered, least doubtful first)']
+    """
+    _check_arms(curves)
+    figure, (left, right) = _figure(columns=2)
+    for row, values in enumerate(points.values()):
+        mean = sum(values) / len(values)
+        left.barh(row, mean - 0.5, left=0.5, height=0.6, color=_COLOURS[0], alpha=0.35)
+        left.plot(list(values), [row] * len(values), "o", color=_COLOURS[1], markersize=4)
+    left.set_yticks(range(len(points)), list(points))
+    left.invert_yaxis()
+    left.set(xlim=(0.4, 1.0), xlabel="AUROC of wrong answers (0.5 is chance)")
+    left.axvline(0.5, color="0.4", linewidth=1)
+    for index, (name, accuracies) in enumerate(curves.items()):
+        coverage = [(place + 1) / len(accuracies) for place in range(len(accuracies))]
+        line = "--" if name.startswith("ensemble") else "-"
+        label = f"{name} (area {accuracies.mean().item():.3f})"
+        right.plot(coverage, accuracies.tolist(), linestyle=line, color=_COLOURS[index], linewidth=2, label=label)
+    right.set(xlim=(0, 1), xlabel="coverage (share of questions answered, least doubtful first)", ylabel="share of right answers")
+    right.legend(loc="best")
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """The figure as `path`.png and `path`.svg, the same bytes on every run."""
+    from matplotlib import rc_context
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
 def density_on_unit_interval(values: Tensor, grid: Tensor) -> Tensor:
     """The Gaussian kernel density of probabilities, at the points of `grid`, in float64.
 
@@ -163,16 +209,17 @@ def density_on_unit_interval(values: Tensor, grid: Tensor) -> Tensor:
     return density
 
 
-def _figure() -> tuple[Figure, Axes]:
+def _figure(*, columns: int = 1) -> tuple[Figure, Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError('figures need matplotlib, which is not installed; run: pip install "lora-ensembles[plots]"') from error
     # A Figure of its own and not pyplot's: nothing stays registered, and no window system is looked for.
-    figure = Figure(figsize=(5.5, 6.0), dpi=150, layout="constrained")
-    axes = figure.subplots()  # the legend goes above the axes: lines may cross any of its corners
-    axes.grid(color="0.9", linewidth=0.6)
-    axes.set_axisbelow(True)
+    figure = Figure(figsize=(5.5 * columns, 6.0 if columns == 1 else 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots(ncols=columns)  # a single legend goes above the axes: lines may cross any of its corners
+    for one in figure.axes:
+        one.grid(color="0.9", linewidth=0.6)
+        one.set_axisbelow(True)
     return figure, axes
 
 
@@ -180,6 +227,6 @@ def _line(prediction: Prediction) -> str:
     return "-" if prediction.num_members == 1 else "--"
 
 
-def _check_arms(predictions: Mapping[str, Prediction]) -> None:
+def _check_arms(predictions: Mapping[str, object]) -> None:
     if not 1 <= len(predictions) <= len(_COLOURS):
         raise ConfigError(f"{len(predictions)} arms to draw; give 1 to {len(_COLOURS)}, more cannot be told apart in one figure")

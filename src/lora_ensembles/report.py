@@ -56,6 +56,11 @@ class Table:
             for line in lines
         )
 
+    def to_markdown(self) -> str:
+        """The table in Markdown, ending with a line break."""
+        lines = (self.header, ("---",) * len(self.header), *self.rows)
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
     def to_html(self) -> str:
         """The table as an HTML element; cells are escaped."""
         head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in self.header)

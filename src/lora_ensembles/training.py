@@ -2,7 +2,7 @@
 
 `examples/flat_loop.py` is the whole method in plain lines; a test holds that both give the same weights.
 
-Shapes: M members, B rows of a member, K answer tokens, N examples, H hidden size, P parameters of a member.
+Shapes: M members, B rows of a member, N examples, P parameters of a member.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batches import Batch, TokenTable, epoch_order, split_step
+from .answer_losses import BaseStates, row_losses
+from .batches import Batch, TokenTable, encode_rows, epoch_order, split_step
 from .checkpoint import Progress, RunFolder
+from .completion_scores import CompletionMetrics, evaluate_completion_members, evaluate_completions, score_completions
 from .config import TrainConfig, schedule_factor
 from .ensemble import LoraEnsemble, context_window
 from .errors import ConfigError, DataError, TrainingError
 from .forward import ran_out_of_memory
 from .lora import MemberWeights, stream_key
-from .metrics import evaluate, evaluate_members
-from .objectives import answer_accuracy, answer_loss, kl_to_base
+from .metrics import Metrics, evaluate, evaluate_members
 from .optim import AdamState, StackedAdamW, clip_per_member, gradient_norms
 from .prediction import predict
 from .reporting import Reporter
-from .tasks import Example, encode_examples
+from .tasks import Completion, Example
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class _Run:
     optimizer: StackedAdamW
     kl_weight: Tensor  # (M,)
     dropout: Tensor | None  # (M,)
-    base_hidden: Tensor | None  # (N, K, H), where a member has a KL weight
+    base_states: BaseStates | None  # where a member has a KL weight
     gradients: tuple[Tensor, Tensor]  # fp32 (M, P_a), (M, P_b)
 
     @property
@@ -77,25 +78,28 @@ class _Run:
 
 def train(
     ensemble: LoraEnsemble,
-    examples: Sequence[Example],
+    examples: Sequence[Example] | Sequence[Completion],
     config: TrainConfig | None = None,
     *,
-    validation: Sequence[Example] = (),
+    validation: Sequence[Example] | Sequence[Completion] = (),
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> TrainResult:
     """Train all members on `examples`, each in an order of its own; the ensemble holds the result.
 
-    A member's loss is the mean over its own rows of -log p(answer | prompt) over the full vocabulary (Eq. 3 of arXiv:2310.00035) plus its
-    `kl_weight` times the divergence from the base (Eq. 4), whose hidden states at the answers are computed once (N * K * H numbers). With
-    `out`, settings, log and checkpoints are written below `out/training`, and the ensemble to `out` at the end; `resume` goes on from the
-    last checkpoint to the weights that an uninterrupted run would have had (same machine, fp32: bit for bit). With a `validation` split,
-    metrics of the ensemble and of its members are taken after every epoch.
+    Examples are questions with options (`Example`) or prompts with an open answer (`Completion`). A member's loss is the mean over its
+    own rows of -log p(answer | prompt), summed over the answer's tokens, over the full vocabulary (Eq. 3 of arXiv:2310.00035), plus its
+    `kl_weight` times the divergence from the base at each of these tokens (Eq. 4). Memory stays bounded however long answers are: logits
+    by `forward.LOGIT_BUDGET`, what is kept of the base by `answer_losses.BASE_CACHE_BYTES`, with the same result beyond them.
+
+    With `out`, settings, log and checkpoints are written below `out/training`, and the ensemble to `out` at the end; `resume` goes on
+    from the last checkpoint to the weights that an uninterrupted run would have had (same machine, fp32: bit for bit). With a
+    `validation` split, metrics of the ensemble and of its members are taken after every epoch.
 
     Raises:
         ConfigError: a setting does not fit the number of members, or `resume` comes without `out`.
-        DataError: an example, of `validation` too, cannot be encoded or has no answer.
+        DataError: an example, of `validation` too, cannot be encoded or has no answer; or questions and open answers are in one list.
         CheckpointError: `out` exists (without `resume`), holds a run with other settings, or cannot be written.
         TrainingError: a loss or gradient is not finite, or memory ran out; the last checkpoint is kept.
     """
@@ -119,18 +123,18 @@ def train(
     return TrainResult(state.history, snapshots)
 
 
-def _check_validation(ensemble: LoraEnsemble, validation: Sequence[Example], config: TrainConfig) -> None:
+def _check_validation(ensemble: LoraEnsemble, validation: Sequence[Example] | Sequence[Completion], config: TrainConfig) -> None:
     # What cannot be measured after an epoch is refused before the first.
-    encode_examples(validation, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong)
-    unlabelled = [example.id for example in validation if example.target is None]
+    encode_rows(validation, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong)
+    unlabelled = [example.id for example in validation if isinstance(example, Example) and example.target is None]
     if unlabelled:
         raise DataError(f"validation example {unlabelled[0]!r} has no answer; every validation example needs one")
 
 
-def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example], config: TrainConfig) -> _Run:
+def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Completion], config: TrainConfig) -> _Run:
     members, stack, device = ensemble.num_members, ensemble.stack, ensemble.device
     ensemble.base.eval()
-    encoded = encode_examples(examples, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong)
+    encoded = encode_rows(examples, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong)
     table = TokenTable.from_encoded(encoded, ensemble.pad_id, device=device)
     vectors = {
         name: config.per_member(name, members).to(device) for name in ("learning_rate", "weight_decay_a", "weight_decay_b", "kl_weight")
@@ -144,7 +148,7 @@ def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example], config: TrainC
         AdamState.zeros_like(stack.b),
     )
     with_kl = bool((vectors["kl_weight"] > 0).any())
-    hidden = _base_hidden(ensemble, table, rows=config.max_rows or config.batch_size * members) if with_kl else None
+    states = BaseStates.of(ensemble, table, rows=config.max_rows or config.batch_size * members) if with_kl else None
     return _Run(
         ensemble,
         config,
@@ -152,21 +156,9 @@ def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example], config: TrainC
         optimizer,
         vectors["kl_weight"],
         dropout if (dropout > 0).any() else None,
-        hidden,
+        states,
         stack.zero_gradients(),
     )
-
-
-def _base_hidden(ensemble: LoraEnsemble, table: TokenTable, *, rows: int) -> Tensor:
-    """The base's hidden states at every answer position (N, K, H): what Eq. 4 needs of the base, computed once.
-
-    The head is frozen, so logits from these states are the live ones, and H numbers an answer token are kept in place of V.
-    """
-    parts = []
-    for indices in torch.arange(len(table)).split(rows):
-        batch = table.gather(indices[None])
-        parts.append(ensemble.base_hidden(batch.ids[0], batch.positions[0]))
-    return torch.cat(parts)
 
 
 def _settings(run: _Run) -> dict[str, Any]:
@@ -186,7 +178,7 @@ def _loop(
     run: _Run,
     state: Progress,
     *,
-    validation: Sequence[Example],
+    validation: Sequence[Example] | Sequence[Completion],
     folder: RunFolder | None,
     snapshots: dict[int, list[MemberWeights]],
     reporter: Reporter,
@@ -213,10 +205,16 @@ def _loop(
             folder.save(ensemble, run.optimizer, state)
 
 
-def _validate(ensemble: LoraEnsemble, examples: Sequence[Example], *, max_rows: int | None) -> dict[str, Any]:
-    prediction = predict(ensemble, examples, max_rows=max_rows)
-    members = {name: list(spread.values) for name, spread in evaluate_members(prediction).items()}
-    return {"ensemble": evaluate(prediction).to_dict(), "members": members}
+def _validate(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Completion], *, max_rows: int | None) -> dict[str, Any]:
+    completions = [example for example in examples if isinstance(example, Completion)]
+    if completions:
+        scores = score_completions(ensemble, completions, max_rows=max_rows)
+        measured: Metrics | CompletionMetrics = evaluate_completions(scores)
+        spreads = evaluate_completion_members(scores)
+    else:
+        prediction = predict(ensemble, [example for example in examples if isinstance(example, Example)], max_rows=max_rows)
+        measured, spreads = evaluate(prediction), evaluate_members(prediction)
+    return {"ensemble": measured.to_dict(), "members": {name: list(spread.values) for name, spread in spreads.items()}}
 
 
 def _guarded_step(run: _Run, step: int) -> StepOutcome:
@@ -261,26 +259,19 @@ def _backward(run: _Run, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
     members, rows = indices.shape
     loss, accuracy = torch.zeros(members, rows), torch.zeros(members, rows)
     for which, chunk in split_step(members, rows, run.config.max_rows):
-        part = indices[which, chunk]
-        batch = run.table.gather(part)
-        row_loss, row_accuracy = _row_losses(run, batch, part, which, chunk.start, step)
+        batch = run.table.gather(indices[which, chunk])
+        row_loss, row_accuracy = _row_losses(run, batch, which, chunk.start, step)
         run.ensemble.stack.add_gradients(row_loss.sum() / rows, run.gradients)
         loss[which, chunk], accuracy[which, chunk] = row_loss.detach().cpu(), row_accuracy.cpu()
     return loss.mean(dim=1), accuracy.mean(dim=1)
 
 
-def _row_losses(run: _Run, batch: Batch, part: Tensor, which: slice, first_row: int, step: int) -> tuple[Tensor, Tensor]:
+def _row_losses(run: _Run, batch: Batch, which: slice, first_row: int, step: int) -> tuple[Tensor, Tensor]:
     """The loss and the answer accuracy of each row, (M, B): Eq. 3, plus Eq. 4 where a member has a weight for it."""
-    ensemble = run.ensemble
-    hidden = None if run.base_hidden is None else run.base_hidden[part.to(run.base_hidden.device)]
     with _dropout(run, step):
-        logits = ensemble.answer_logits(batch.ids, batch.positions, base_hidden=hidden, members=which, first_row=first_row)
-    if hidden is None:
-        return answer_loss(logits, batch.answers, batch.counted), answer_accuracy(logits, batch.answers, batch.counted)
-    tuned, base = logits
-    loss = answer_loss(tuned, batch.answers, batch.counted)
-    divergence = kl_to_base(tuned, base, batch.counted)
-    return loss + run.kl_weight[which, None] * divergence, answer_accuracy(tuned, batch.answers, batch.counted)
+        rows = row_losses(run.ensemble, batch, base_states=run.base_states, members=which, first_row=first_row)
+    loss = rows.loss if rows.divergence is None else rows.loss + run.kl_weight[which, None] * rows.divergence
+    return loss, rows.right.float()
 
 
 def _dropout(run: _Run, step: int) -> Any:

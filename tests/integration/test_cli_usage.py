@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_help_of_every_verb_shows_examples_that_parse(capsys, verb):
     assert len(lines) >= 3
     parser, _ = _parsers()
     for line in lines:
-        words = line.partition("lora-ensembles ")[2].partition("  ")[0].partition(" |")[0].split()
+        words = shlex.split(line.partition("lora-ensembles ")[2].partition("  ")[0].partition(" |")[0])
         assert words[0] == verb
         parser.parse_args(words, namespace=Arguments())
 

@@ -18,19 +18,22 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file as load_tensors
 
 from lora_ensembles import errors
+from lora_ensembles.cli import _run as run_verb
 from lora_ensembles.cli import main
 from lora_ensembles.config import TrainConfig
-from lora_ensembles.embedded import resolve_base
+from lora_ensembles.embedded import load_base, resolve_base
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.plots import reliability_diagram
 from lora_ensembles.prediction import Prediction, predict
 from lora_ensembles.presets import preset
-from lora_ensembles.tasks import Example, load_file, load_task
+from lora_ensembles.tasks import Completion, Example, encode_completions, load_completions, load_file, load_task
 from lora_ensembles.training import train
 from tiny_ensembles import WINDOW, adapter, ensemble, largest_file, llama, no_memory_left, questions, tokenizer
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 GOOD = {"question": "The sun is a", "options": ["planet", "star", "moon"], "answer": "star"}
+OPEN = {"id": "1", "prompt": "Q: Where do otters live?\nA:", "completion": " In rivers."}
+CHAT = {"id": "1", "messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}]}
 SHORT = TrainConfig(epochs=1, batch_size=4, learning_rate=1e-2)
 
 
@@ -137,7 +140,34 @@ def _unlabelled(folder: Path) -> object:
     return train(ensemble(), [*examples[:2], dataclasses.replace(examples[2], target=None)], SHORT, progress=False)
 
 
+provokes("empty-completion")(lambda folder: load_completions(write_lines(folder, OPEN, {**OPEN, "completion": " "})))
+provokes("unanswered-chat")(lambda folder: load_completions(write_lines(folder, CHAT, {"messages": CHAT["messages"][:1]})))
+provokes("no-chat-template")(lambda folder: encode_completions(load_completions(write_lines(folder, CHAT)), load_base()[1]))
+provokes("no-end-token")(lambda folder: train(ensemble(), load_completions(write_lines(folder, OPEN)), SHORT, progress=False))
+provokes("merged-completion")(lambda folder: encode_completions([Completion("1", "It lives in ", "rivers")], load_base()[1]))
+provokes("unknown-completion")(lambda folder: encode_completions([Completion("1", "It lives in", None)], load_base()[1]))
+
+
+@provokes("mixed-examples")
+def _mixed(folder: Path) -> object:
+    return train(ensemble(), [*questions(2), Completion("1", "It lives in", " rivers")], SHORT, progress=False)  # type: ignore[list-item]
+
+
 # Settings
+
+
+@provokes("options-of-open-answers")
+def _options_of_open_answers(folder: Path) -> object:
+    return run_verb(["train", "--train", str(write_lines(folder, OPEN)), "--labels", "yes,no", "--out", str(folder / "out")])
+
+
+@provokes("predict-open-answers")
+def _predict_open_answers(folder: Path) -> object:
+    made = ensemble()
+    made.info.task = {"source": {"train": "data.jsonl", "open_ended": True}}
+    made.save_pretrained(folder / "saved")
+    return run_verb(["predict", str(folder / "saved"), "--in", str(write_lines(folder, OPEN))])
+
 
 provokes("no-members")(lambda folder: made(adapter(), members=0))
 provokes("decay-too-large")(lambda folder: TrainConfig(learning_rate=1e-3, weight_decay_b=1e3))

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lora_ensembles import LoraEnsemble, TrainConfig, train
 from lora_ensembles.errors import AdapterError
-from lora_ensembles.forward import answer_hidden, answer_logits
+from lora_ensembles.forward import Places, head_logits, hidden_at, logits_at
 from tiny_models import (
     ARCHITECTURES,
     adapter_config,
@@ -105,14 +105,31 @@ def test_logits_at_chosen_positions_are_those_of_the_whole_pass(name: str) -> No
 def test_cached_hidden_states_of_the_base_give_its_live_logits(name: str) -> None:
     ensemble = build_ensemble(name, members=2, random_b=True)
     rows = random_rows([13, 7, 9])
-    ids, positions = pad(rows)[0], torch.tensor([[12], [6], [8]])
-    with torch.no_grad():
-        cached = ensemble.base_hidden(ids, positions).expand(2, -1, -1, -1)
-        both = ensemble.answer_logits(ids.expand(2, -1, -1), positions.expand(2, -1, -1), base_hidden=cached)
-        alone = ensemble.answer_logits(ids.expand(2, -1, -1), positions.expand(2, -1, -1))
+    ids, places = pad(rows)[0], Places(torch.tensor([0, 1, 2]), torch.tensor([12, 6, 8]))
     live = torch.stack([logits[-1] for logits in masked_logits(build(name), rows)])
-    torch.testing.assert_close(both[1], live[:, None].expand(2, -1, -1, -1), **TOLERANCE)
+    with torch.no_grad():
+        with ensemble.base_only() as base:
+            cached = hidden_at(base, ids, places)
+            torch.testing.assert_close(head_logits(base, cached), live, **TOLERANCE)
+        with ensemble.stack.running(rows=3, tokens=ids.numel(), members=slice(0, 1)):
+            both = logits_at(ensemble.base, ids, places, extra_hidden=cached)
+            alone = logits_at(ensemble.base, ids, places)
+    torch.testing.assert_close(both[1], live, **TOLERANCE)
     torch.testing.assert_close(both[0], alone, **TOLERANCE)
+
+
+@every_architecture
+def test_head_on_given_states_passes_the_gradient_of_the_whole_pass_on(name: str) -> None:
+    base = build(name).requires_grad_(False)
+    ids, places = pad(random_rows([13, 7]))[0], Places(torch.tensor([0, 0, 1]), torch.tensor([3, 12, 5]))
+    with torch.no_grad():
+        hidden = hidden_at(base, ids, places)
+    weights = torch.randn(3, len(tokenizer()))
+    given, extra = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    (head_logits(base, given) * weights).sum().backward()
+    (logits_at(base, ids, places, extra_hidden=extra)[1] * weights).sum().backward()
+    torch.testing.assert_close(given.grad, extra.grad, **TOLERANCE)
+    assert float(given.grad.abs().max()) > 1e-3
 
 
 @every_architecture
@@ -202,8 +219,8 @@ class HeadlessLanguageModel(torch.nn.Module):
         return CausalLMOutputWithPast(logits=hidden @ self.get_output_embeddings().weight.T)
 
 
-@pytest.mark.parametrize("function", [answer_logits, answer_hidden])
-def test_a_model_that_does_not_call_its_head_is_refused(function: Callable[[torch.nn.Module, Tensor, Tensor], Tensor]) -> None:
+@pytest.mark.parametrize("function", [logits_at, hidden_at])
+def test_a_model_that_does_not_call_its_head_is_refused(function: Callable[[torch.nn.Module, Tensor, Places], Tensor]) -> None:
     model = HeadlessLanguageModel(build("llama"))
     with pytest.raises(AdapterError, match="HeadlessLanguageModel calls its output head 0 times"):
-        function(model, torch.tensor([[4, 5, 6]]), torch.tensor([[2]]))
+        function(model, torch.tensor([[4, 5, 6]]), Places(torch.tensor([0]), torch.tensor([2])))

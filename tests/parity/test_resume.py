@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import pytest
 
 from lora_ensembles import TrainConfig, train
 from lora_ensembles.errors import CheckpointError
-from tiny_models import build_ensemble, letter_examples
+from lora_ensembles.tasks import Completion, Example
+from tiny_models import build_ensemble, letter_examples, open_examples
 
 TESTS = Path(__file__).resolve().parents[1]
 # All that a step depends on beside weights and moments: the order of the epoch, the schedule, dropout, the base's states, the clip.
@@ -38,13 +40,15 @@ CHILD = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from test_resume import run
-run(sys.argv[2])
+run(sys.argv[2], sys.argv[3])
 """
+EXAMPLES: dict[str, Callable[[], Sequence[Example] | Sequence[Completion]]] = {"questions": letter_examples, "open answers": open_examples}
 
 
-def run(out: str | Path, *, resume: bool = False, config: TrainConfig = CONFIG) -> list[dict[str, object]]:
+def run(out: str | Path, kind: str = "questions", *, resume: bool = False, config: TrainConfig = CONFIG) -> list[dict[str, object]]:
     ensemble = build_ensemble(members=2)
-    return train(ensemble, letter_examples(), config, validation=letter_examples()[:2], out=out, resume=resume, progress=False).history
+    examples = EXAMPLES[kind]()
+    return train(ensemble, examples, config, validation=examples[:2], out=out, resume=resume, progress=False).history
 
 
 def results(out: Path) -> dict[str, bytes]:
@@ -57,10 +61,10 @@ def log(out: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
 
 
-def kill_in_the_middle(out: Path) -> int:
+def kill_in_the_middle(out: Path, kind: str) -> int:
     """Start a run in a process of its own and kill it as soon as it has a checkpoint; returns the checkpoint's step."""
     state = out / "training" / "checkpoint" / "state.json"
-    arguments = [sys.executable, "-c", CHILD, str(TESTS / "parity"), str(out)]
+    arguments = [sys.executable, "-c", CHILD, str(TESTS / "parity"), str(out), kind]
     with subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": str(TESTS)}, stderr=subprocess.PIPE, text=True) as child:
         deadline = time.monotonic() + 120
         while not state.exists() and child.poll() is None and time.monotonic() < deadline:
@@ -71,12 +75,13 @@ def kill_in_the_middle(out: Path) -> int:
     return int(json.loads(state.read_text())["step"])
 
 
-def test_run_resumed_after_kill_9_equals_one_never_killed_bit_for_bit(tmp_path: Path) -> None:
-    expected_history = run(tmp_path / "whole")
-    step = kill_in_the_middle(tmp_path / "killed")
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_run_resumed_after_kill_9_equals_one_never_killed_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    expected_history = run(tmp_path / "whole", kind)
+    step = kill_in_the_middle(tmp_path / "killed", kind)
     assert 0 < step < STEPS
     assert not (tmp_path / "killed" / "ensemble.json").exists()
-    history = run(tmp_path / "killed", resume=True)
+    history = run(tmp_path / "killed", kind, resume=True)
     whole, resumed = results(tmp_path / "whole"), results(tmp_path / "killed")
     assert {"member_000/adapter_model.safetensors", "training/checkpoint/state.safetensors"} <= whole.keys()
     assert resumed.keys() == whole.keys()

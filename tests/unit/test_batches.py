@@ -106,3 +106,27 @@ def test_split_covers_every_row_of_every_member_exactly_once_within_the_limit(me
 
 def test_step_that_fits_is_not_split() -> None:
     assert split_step(5, 4, 20) == split_step(5, 4, None) == [(slice(0, 5), slice(0, 4))]
+
+
+def test_answer_tokens_of_a_batch_come_without_padding_and_know_their_place_in_the_table() -> None:
+    batch = table().gather(torch.tensor([[1, 2], [0, 1]]))
+    tokens = batch.answer_tokens()
+
+    assert tokens.answers.tolist() == [8, 3, 7, 8, 8, 3]
+    assert tokens.places.rows.tolist() == [0, 0, 1, 2, 3, 3]  # row m * B + b of the folded batch
+    assert tokens.places.positions.tolist() == [3, 4, 2, 1, 3, 4]
+    assert tokens.numbers.tolist() == [1, 2, 3, 0, 1, 2]  # the table's answers are 8 | 8 3 | 7
+
+
+def test_values_of_answer_tokens_are_summed_over_each_row() -> None:
+    tokens = table().gather(torch.tensor([[1, 2], [0, 1]])).answer_tokens()
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+
+    assert tokens.unpacked(values).tolist() == [[[1, 2], [3, 0]], [[4, 0], [5, 6]]]
+    assert tokens.per_row(values).tolist() == [[3, 3], [4, 11]]
+
+
+def test_fingerprint_tells_an_answer_that_ends_in_the_padding_token_from_a_shorter_one() -> None:
+    ended, open_ended = EncodedExample((5,), ((7, PAD),), 0), EncodedExample((5,), ((7,),), 0)
+
+    assert TokenTable.from_encoded([LONG, ended], PAD).fingerprint() != TokenTable.from_encoded([LONG, open_ended], PAD).fingerprint()

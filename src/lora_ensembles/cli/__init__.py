@@ -17,10 +17,10 @@ from importlib.metadata import version
 from typing import Any
 
 from ..errors import ConfigError, LoraEnsemblesError, unknown_name
-from . import demo, evaluate, predict, tasks, train
+from . import demo, evaluate, generate, predict, tasks, train
 from .common import Arguments, Parser, flags_of
 
-VERBS = {"demo": demo, "tasks": tasks, "train": train, "evaluate": evaluate, "predict": predict}
+VERBS = {"demo": demo, "tasks": tasks, "train": train, "evaluate": evaluate, "predict": predict, "generate": generate}
 OK, MISTAKE, INTERRUPTED, PIPE_CLOSED = 0, 2, 130, 141
 
 EXAMPLES = """examples:
@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   lora-ensembles train --task world-cqa --out runs/cqa
   lora-ensembles evaluate runs/cqa
   lora-ensembles predict runs/cqa --in questions.jsonl --out answers.jsonl
+  lora-ensembles generate runs/cqa --prompt 'Otters live in'
 
 exit codes: 0 done, 2 a mistake in the call or its data (one line on standard error), 130 interrupted"""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from ..errors import CheckpointError, ConfigError
 from ..report import Table
@@ -15,10 +17,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ..completion_scores import CompletionMetrics
     from ..ensemble import LoraEnsemble
     from ..metrics import MemberSpread, Metrics
 
 SHOWN = ("accuracy", "nll", "ece", "brier", "ood_auroc")
+SHOWN_OF_COMPLETIONS = ("nll_per_token", "perplexity")  # beside the nll, which is that of a whole answer
 NOT_GIVEN = argparse.SUPPRESS  # a flag with this default is in the namespace only if it was given
 
 
@@ -133,6 +137,25 @@ def check_new(path: Path, *, way_out: str) -> None:
         raise CheckpointError(f"{path} exists already; choose another name, or {way_out}")
 
 
+def read_standard_input() -> TextIO:
+    """Standard input as UTF-8 without translated line ends: as files are read, whatever the terminal's own encoding is."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", newline="")
+    return sys.stdin
+
+
+@contextmanager
+def open_output(name: str, *, overwrite: bool) -> Iterator[TextIO]:
+    """A file to write, whole or not at all, or standard output for "-"."""
+    from ..files import file_written_aside
+
+    if name == "-":
+        yield sys.stdout
+        return
+    with file_written_aside(Path(name), replace=overwrite) as file:
+        yield file
+
+
 def say(text: str) -> None:
     """A line for the reader, on standard error."""
     print(text, file=sys.stderr, flush=True)
@@ -143,9 +166,11 @@ def spread_to_dict(spread: dict[str, MemberSpread]) -> dict[str, Any]:
     return {**{name: one.mean for name, one in spread.items()}, "std": {name: one.std for name, one in spread.items()}}
 
 
-def metrics_table(spread: dict[str, MemberSpread], ensemble: Metrics, *, intervals: dict[str, Any] | None = None) -> Table:
+def metrics_table(
+    spread: dict[str, MemberSpread], ensemble: Metrics | CompletionMetrics, *, intervals: dict[str, Any] | None = None
+) -> Table:
     """Single member (mean and spread) beside ensemble, a column a metric."""
-    names = [name for name in SHOWN if getattr(ensemble, name) is not None]
+    names = [name for name in (*SHOWN, *SHOWN_OF_COMPLETIONS) if name in spread and getattr(ensemble, name, None) is not None]
     rows = [
         ("single member", *(str(spread[name]) for name in names)),
         (f"ensemble of {ensemble.num_members}", *(f"{getattr(ensemble, name):.4f}" for name in names)),

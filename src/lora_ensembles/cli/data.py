@@ -13,7 +13,7 @@ from ..tasks.columns import AnswerForm, ColumnMapping
 from .common import NOT_GIVEN, Arguments, say, words
 
 if TYPE_CHECKING:
-    from ..tasks import Example, Task
+    from ..tasks import CompletionTask, Example, Task
 
 COLUMN_HELP = {
     "question": "column of the question",
@@ -39,14 +39,19 @@ class Source:
     columns: dict[str, Any] | None = None
     labels: list[str] | None = None
     seed: int = 0
+    open_ended: bool = False  # prompts and completions, not questions with options
 
-    def load(self) -> Task:
+    def load(self) -> Task | CompletionTask:
         """The task itself."""
-        from ..tasks import load_task, task_from_files
+        from ..tasks import completions_from_files, load_task, task_from_files
 
         if self.task is not None:
-            return load_task(self.task, data=self.data)
+            from ..embedded import load_embedded_completions
+
+            return load_embedded_completions() if self.open_ended else load_task(self.task, data=self.data)
         assert self.train is not None
+        if self.open_ended:
+            return completions_from_files(self.train, self.validation, seed=self.seed)
         mapping = ColumnMapping(**self.columns) if self.columns else None
         return task_from_files(self.train, self.validation, columns=mapping, labels=self.labels, seed=self.seed)
 
@@ -82,6 +87,27 @@ def remembered_source(info: dict[str, Any]) -> Source:
     """The source that an ensemble was trained from; an empty one where it does not say."""
     known = {field.name for field in dataclasses.fields(Source)}
     return Source(**{name: value for name, value in info.get("source", {}).items() if name in known})
+
+
+def has_open_answers(args: Arguments, file: str | Path) -> bool:
+    """Whether the first row of a file has an open answer: the columns prompt and completion, or messages.
+
+    Raises:
+        ConfigError: it has, and a flag was given that is about questions with options.
+        DataError: the file cannot be read.
+    """
+    from ..tasks import holds_completions
+
+    if not holds_completions(file):
+        return False
+    given = [*(given_columns(args) or {}), *(["labels"] if args.labels else [])]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(
+            f"{flags}: for questions with options; {file} has open answers (columns prompt and completion, or messages). Leave it out, "
+            "or rename these columns"
+        )
+    return True
 
 
 def load_pair(name: str | None, source: Source, *, asked: str | None) -> tuple[str, tuple[Example, ...]] | None:
@@ -121,8 +147,12 @@ def source_from_flags(args: Arguments, *, train: Path | None, validation: Path |
         extra += [f"--{name.replace('_', '-')}" for name in given_columns(args) or {}]
         if extra:
             raise ConfigError(f"{', '.join(extra)}: for your own files (--train); --task {args.task} knows its data")
-        return Source(task=args.task, data=None if args.data is None else str(args.data))
+        from ..embedded.tasks import EMBEDDED_OPEN_TASK
+
+        return Source(task=args.task, data=None if args.data is None else str(args.data), open_ended=args.task == EMBEDDED_OPEN_TASK)
+    assert train is not None
     return Source(
+        open_ended=has_open_answers(args, train),
         train=str(train),
         validation=None if validation is None else str(validation),
         columns=given_columns(args),

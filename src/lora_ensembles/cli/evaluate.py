@@ -1,21 +1,23 @@
-"""Measure a saved ensemble beside its single members, by default on the questions that it remembers from its training."""
+"""Measure a saved ensemble beside its single members, by default on the rows that it remembers from its training."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError
 from .common import SHOWN, Arguments, add_ensemble_flags, count, first, load_ensemble, metrics_table, say, spread_to_dict
-from .data import Source, add_column_flags, given_columns, load_pair, remembered_source
+from .data import Source, add_column_flags, given_columns, has_open_answers, load_pair, remembered_source, source_from_flags
 
 if TYPE_CHECKING:
+    from ..completion_scores import CompletionMetrics
     from ..ensemble import LoraEnsemble
     from ..intervals import Interval
-    from ..prediction import Prediction
-    from ..tasks import Example
+    from ..metrics import MemberSpread, Metrics
 
 SUMMARY = "measure a saved ensemble"
 EXAMPLES = """examples:
@@ -23,7 +25,17 @@ EXAMPLES = """examples:
   lora-ensembles evaluate runs/cqa --intervals --json
   lora-ensembles evaluate runs/obqa --task arcc --data datasets --ood mmlu
   lora-ensembles evaluate runs/exam --file exam-2024.csv --members 0,1,2
+  lora-ensembles evaluate runs/chats --file more-chats.jsonl             open answers: how probable they are, token by token
   lora-ensembles evaluate runs/obqa --base /models/llama-2-7b --dtype bfloat16"""
+
+
+class Measured(NamedTuple):
+    """Name of the out-of-distribution set, if any; the ensemble's metrics, the single members', and the ensemble's intervals."""
+
+    ood: str | None
+    metrics: Metrics | CompletionMetrics
+    spread: dict[str, MemberSpread]
+    intervals: dict[str, Interval]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,26 +47,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--ood", metavar="NAME", help="out-of-distribution set; 'none' for none (default: the task's own, where its data is at hand)"
     )
-    data.add_argument("--limit", type=count, metavar="N", help="only the first N questions of each set")
+    data.add_argument("--limit", type=count, metavar="N", help="only the first N rows of each set")
     add_column_flags(parser)
     parser.add_argument("--intervals", action="store_true", help="95 %% bootstrap intervals of the ensemble's metrics")
 
 
 def run(args: Arguments) -> dict[str, Any]:
     """Predict and measure; returns the summary."""
-    from ..metrics import evaluate, evaluate_members
-    from ..prediction import predict
-
     begin = time.monotonic()
     ensemble = load_ensemble(args)
-    name, every, source = _questions(args, ensemble)
-    pair = load_pair(source.task, source, asked=args.ood)
-    examples = first(every, args.limit)
-    say(f"{name}: {len(examples)} questions" + (f", {len(first(pair[1], args.limit))} of {pair[0]} out of distribution" if pair else ""))
-    prediction = predict(ensemble, examples, max_rows=args.max_rows)
-    ood = predict(ensemble, first(pair[1], args.limit), max_rows=args.max_rows) if pair else None
-    metrics, spread = evaluate(prediction, ood=ood), evaluate_members(prediction, ood=ood)
-    intervals = _intervals(prediction) if args.intervals else {}
+    name, every, source = _rows(args, ensemble)
+    measure = _measure_completions if source.open_ended else _measure_questions
+    ood, metrics, spread, intervals = measure(args, ensemble, name, every, source)
     print(metrics_table(spread, metrics, intervals=intervals))
     measured: dict[str, Any] = metrics.to_dict()
     if intervals:
@@ -62,7 +66,7 @@ def run(args: Arguments) -> dict[str, Any]:
     return {
         "ensemble_dir": str(args.ensemble),
         "task": name,
-        "ood": pair[0] if pair else None,
+        "ood": ood,
         "members": ensemble.num_members,
         "single": spread_to_dict(spread),
         "ensemble": measured,
@@ -70,29 +74,58 @@ def run(args: Arguments) -> dict[str, Any]:
     }
 
 
-def _questions(args: Arguments, ensemble: LoraEnsemble) -> tuple[str, tuple[Example, ...], Source]:
-    """The questions to measure on, what to call them, and the source that says where a paired set would be."""
-    from ..tasks import ColumnMapping, load_file
+def _measure_questions(args: Arguments, ensemble: LoraEnsemble, name: str, every: Sequence[Any], source: Source) -> Measured:
+    from .. import metrics
+    from ..prediction import predict
+
+    pair = load_pair(source.task, source, asked=args.ood)
+    examples = first(every, args.limit)
+    say(f"{name}: {len(examples)} questions" + (f", {len(first(pair[1], args.limit))} of {pair[0]} out of distribution" if pair else ""))
+    prediction = predict(ensemble, examples, max_rows=args.max_rows)
+    ood = predict(ensemble, first(pair[1], args.limit), max_rows=args.max_rows) if pair else None
+    shown = {name: getattr(metrics, name) for name in SHOWN if name != "ood_auroc"}
+    intervals = _intervals(shown, prediction) if args.intervals else {}
+    spread = metrics.evaluate_members(prediction, ood=ood)
+    return Measured(pair[0] if pair else None, metrics.evaluate(prediction, ood=ood), spread, intervals)
+
+
+def _measure_completions(args: Arguments, ensemble: LoraEnsemble, name: str, every: Sequence[Any], source: Source) -> Measured:
+    from ..completion_scores import METRICS, evaluate_completion_members, evaluate_completions, score_completions
+
+    if args.ood not in (None, "none"):
+        raise ConfigError("--ood: for questions with options; the rows here have open answers. Leave it out")
+    examples = first(every, args.limit)
+    say(f"{name}: {len(examples)} open answers")
+    scores = score_completions(ensemble, examples, max_rows=args.max_rows)
+    shown = {metric: lambda taken, metric=metric: getattr(evaluate_completions(taken), metric) for metric in METRICS}
+    intervals = _intervals(shown, scores) if args.intervals else {}
+    return Measured(None, evaluate_completions(scores), evaluate_completion_members(scores), intervals)
+
+
+def _rows(args: Arguments, ensemble: LoraEnsemble) -> tuple[str, Sequence[Any], Source]:
+    """What to measure on, what to call it, and the source that says where a paired set would be and whether answers are open."""
+    from ..tasks import ColumnMapping, load_completions, load_file
 
     if args.task and args.file:
         raise ConfigError("give --task NAME or --file FILE, not both")
     remembered = remembered_source(ensemble.info.task)
     data = str(args.data) if args.data else remembered.data
     if args.file:
+        if has_open_answers(args, args.file):
+            return Path(args.file).stem, load_completions(args.file), Source(data=data, open_ended=True)
         columns, labels = given_columns(args) or remembered.columns, args.labels or remembered.labels
         examples = load_file(args.file, columns=ColumnMapping(**columns) if columns else None, labels=labels)
         return Path(args.file).stem, examples, Source(data=data)
-    source = Source(task=args.task, data=data) if args.task else remembered
+    source = source_from_flags(args, train=None, validation=None) if args.task else remembered
     if source.task is None and source.train is None:
         raise ConfigError(f"{args.ensemble} does not say what it was trained on; pass --task NAME or --file FILE")
     if source.task is not None:
-        source = Source(task=source.task, data=data)
+        source = dataclasses.replace(source, data=data)
     task = source.load()
     return task.name, task.validation, source
 
 
-def _intervals(prediction: Prediction) -> dict[str, Interval]:
-    from .. import metrics
+def _intervals(shown: Mapping[str, Callable[[Any], float]], prediction: Any) -> dict[str, Interval]:
     from ..intervals import bootstrap_interval
 
-    return {name: bootstrap_interval(getattr(metrics, name), prediction) for name in SHOWN if name != "ood_auroc"}
+    return {name: bootstrap_interval(metric, prediction) for name, metric in shown.items()}

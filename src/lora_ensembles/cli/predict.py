@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from .common import Arguments, add_ensemble_flags, check_new, load_ensemble, say
+from ..errors import ConfigError
+from .common import Arguments, add_ensemble_flags, check_new, load_ensemble, open_output, read_standard_input, say
 from .data import add_column_flags, given_columns, remembered_source
 
 if TYPE_CHECKING:
@@ -55,11 +53,12 @@ def run(args: Arguments) -> dict[str, Any]:
     begin = time.monotonic()
     if args.out != "-" and not args.overwrite:
         check_new(Path(args.out), way_out="replace it by --overwrite")
+    _refuse_open_answers(args)
     format = args.format or ("csv" if Path(args.out).suffix.lower() == ".csv" else "jsonl")
     ensemble = load_ensemble(args)
     examples = _examples(args, ensemble)
     records = prediction_records(predict(ensemble, examples, max_rows=args.max_rows), examples)
-    with _output(args.out, overwrite=args.overwrite) as stream:
+    with open_output(args.out, overwrite=args.overwrite) as stream:
         if format == "csv":
             write_csv(list(records), stream)
         else:
@@ -67,6 +66,16 @@ def run(args: Arguments) -> dict[str, Any]:
     seconds = round(time.monotonic() - begin, 1)
     say(f"{len(examples)} questions answered by {ensemble.num_members} members in {seconds} s")
     return {"questions": len(examples), "members": ensemble.num_members, "out": args.out, "format": format, "seconds": seconds}
+
+
+def _refuse_open_answers(args: Arguments) -> None:
+    from ..storage import read_ensemble
+
+    if remembered_source(read_ensemble(args.ensemble, members=args.members).task).open_ended:
+        raise ConfigError(
+            f"{args.ensemble} was trained on open answers, so there are no options to predict; let it answer by "
+            f"lora-ensembles generate {args.ensemble} --in FILE"
+        )
 
 
 def _examples(args: Arguments, ensemble: LoraEnsemble) -> tuple[Example, ...]:
@@ -77,26 +86,14 @@ def _examples(args: Arguments, ensemble: LoraEnsemble) -> tuple[Example, ...]:
     mapping = ColumnMapping(**columns) if columns else None
     if args.source != "-":
         return load_file(args.source, columns=mapping, labels=labels, labelled=False)
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", newline="")  # as in files, whatever the terminal's own encoding is
-    return read_examples(sys.stdin, format=args.in_format, columns=mapping, labels=labels, labelled=False)
-
-
-@contextmanager
-def _output(name: str, *, overwrite: bool) -> Iterator[TextIO]:
-    from ..files import file_written_aside
-
-    if name == "-":
-        yield sys.stdout
-        return
-    with file_written_aside(Path(name), replace=overwrite) as file:
-        yield file
+    return read_examples(read_standard_input(), format=args.in_format, columns=mapping, labels=labels, labelled=False)
 
 
 def write_csv(records: Sequence[dict[str, Any]], stream: TextIO) -> None:
     """One row a record and one column a value: prob_LABEL for each label (empty where a row has no such option), vote_0, vote_1, ...
 
     Example:
+        >>> import sys
         >>> record = {"id": "q1", "prediction": "a", "probs": {"a": 0.75, "b": 0.25}, "votes": ["a", "b"]}
         >>> write_csv([record], sys.stdout)
         id,prediction,prob_a,prob_b,vote_0,vote_1

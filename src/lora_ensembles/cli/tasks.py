@@ -30,9 +30,10 @@ def run(args: Arguments) -> dict[str, Any]:
     from ..tasks import PAPER_TASKS, task_repository
 
     if args.data is None:
-        from ..embedded.tasks import EMBEDDED_TASKS
+        from ..embedded.tasks import EMBEDDED_OPEN_TASK, EMBEDDED_TASKS, load_embedded_completions
 
-        summary = _described(EMBEDDED_TASKS, None)
+        summary, words = _described(EMBEDDED_TASKS, None), load_embedded_completions()
+        summary["open_ended"] = {EMBEDDED_OPEN_TASK: {"train": len(words.train), "validation": len(words.validation)}}
         summary["named"] = {name: task_repository(name) for name in PAPER_TASKS}
     elif not args.data.is_dir():
         raise DataError(f"--data {args.data} is no folder; give the one that holds commonsense_qa/, openbookqa/, ai2_arc/ and mmlu/")
@@ -69,4 +70,6 @@ def _table(summary: dict[str, Any]) -> Table:
         ood = summary["ood"].get(name)
         sizes = str(task["train"]), str(task["validation"]), ", ".join(map(str, task["options"]))
         rows.append((name, *sizes, f"{ood['set']} ({ood['questions']})" if ood else "-"))
+    for name, task in summary.get("open_ended", {}).items():
+        rows.append((name, str(task["train"]), str(task["validation"]), "open answers", "-"))
     return Table(("task", "train", "validation", "options", "out of distribution"), tuple(rows))

@@ -14,7 +14,7 @@ from .data import Source, add_column_flags, source_from_flags
 
 if TYPE_CHECKING:
     from ..ensemble import LoraEnsemble
-    from ..tasks import Task
+    from ..tasks import CompletionTask, Task
     from ..training import TrainResult
 
 SUMMARY = "train an ensemble"
@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   lora-ensembles train --task obqa --data datasets --base meta-llama/Llama-2-7b-hf --dtype bfloat16 --preset paper --out runs/obqa
   lora-ensembles train --train exam.csv --question stem --options a,b,c,d --answer correct --base Qwen/Qwen3-0.6B --out runs/exam
   lora-ensembles train --train reviews.jsonl --labels positive,negative --base Qwen/Qwen3-0.6B --members 8 --out runs/reviews
+  lora-ensembles train --train chats.jsonl --base Qwen/Qwen3-0.6B --out runs/chats   open answers: prompt and completion, or messages
   lora-ensembles train --task world-obqa --members 3 --weight-decay-b 0.01,20,50 --epochs 10 --out runs/sweep   one value a member
   lora-ensembles train --config settings.yaml --out runs/again --seed 1
   lora-ensembles train --task world-cqa --out runs/cqa --resume                                                 go on after a break"""
@@ -32,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     data.add_argument("--task", metavar="NAME", help="a task that has a name; `lora-ensembles tasks` lists them")
     data.add_argument("--data", type=Path, metavar="DIR", help="folder with the paper's datasets (default: the Hugging Face hub)")
-    data.add_argument("--train", metavar="FILE", help="your own .jsonl or .csv file, or hub:owner/name:split")
-    data.add_argument("--validation", metavar="FILE", help="the questions to judge by (default: a fifth of --train is held out)")
-    data.add_argument("--limit", type=count, metavar="N", help="only the first N training questions")
-    data.add_argument("--limit-validation", type=count, metavar="N", help="only the first N validation questions")
+    data.add_argument("--train", metavar="FILE", help="your own .jsonl or .csv file, or hub:owner/name:split; questions or open answers")
+    data.add_argument("--validation", metavar="FILE", help="the rows to judge by (default: a fifth of --train is held out)")
+    data.add_argument("--limit", type=count, metavar="N", help="only the first N training rows")
+    data.add_argument("--limit-validation", type=count, metavar="N", help="only the first N validation rows")
     add_column_flags(parser)
     ensemble = parser.add_argument_group("ensemble")
     ensemble.add_argument("--members", type=int, default=5, metavar="M", help="number of members (default: 5)")
@@ -87,7 +88,7 @@ def run(args: Arguments) -> dict[str, Any]:
     }
 
 
-def _build(args: Arguments, source: Source, task: Task) -> LoraEnsemble:
+def _build(args: Arguments, source: Source, task: Task | CompletionTask) -> LoraEnsemble:
     from ..ensemble import LoraEnsemble
 
     base, tokenizer = load_model(args.base, dtype=args.dtype, device=args.device)
@@ -97,22 +98,25 @@ def _build(args: Arguments, source: Source, task: Task) -> LoraEnsemble:
     return ensemble
 
 
-def _train(ensemble: LoraEnsemble, task: Task, config: Any, args: Arguments) -> TrainResult:
+def _train(ensemble: LoraEnsemble, task: Task | CompletionTask, config: Any, args: Arguments) -> TrainResult:
     from ..training import train
 
     examples, validation = first(task.train, args.limit), first(task.validation, args.limit_validation)
-    sizes = f"{len(examples)} training and {len(validation)} validation questions"
+    kind = "open answers" if ensemble.info.task["source"].get("open_ended") else "questions"
+    sizes = f"{len(examples)} training and {len(validation)} validation {kind}"
     say(f"{task.name}: {sizes}, {ensemble.num_members} members on {ensemble.device}")
     return train(ensemble, examples, config, validation=validation, out=args.out, resume=args.resume, progress=not args.no_progress)
 
 
 def _record(ensemble: LoraEnsemble, result: TrainResult, out: Path) -> dict[str, Any]:
     """Put the last epoch's metrics into the saved ensemble and show them; returns the single members'."""
+    from ..completion_scores import CompletionMetrics
     from ..metrics import MemberSpread, Metrics
     from ..storage import update_info
 
     last = result.history[-1]
-    metrics = Metrics(**last["ensemble"])
+    open_ended = "perplexity" in last["ensemble"]
+    metrics = CompletionMetrics(**last["ensemble"]) if open_ended else Metrics(**last["ensemble"])
     spread = {name: MemberSpread(tuple(values)) for name, values in last["members"].items()}
     ensemble.info.task |= {"metrics": metrics.to_dict(), "single": spread_to_dict(spread)}
     update_info(ensemble, out)

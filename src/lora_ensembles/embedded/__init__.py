@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from .loading import EMBEDDED_BASE, load_base, resolve_base
-from .tasks import EMBEDDED_TASKS, load_embedded_task
+from .tasks import EMBEDDED_OPEN_TASK, EMBEDDED_TASKS, load_embedded_completions, load_embedded_task
 
-__all__ = ["EMBEDDED_BASE", "EMBEDDED_TASKS", "load_base", "load_embedded_task", "resolve_base"]
+__all__ = [
+    "EMBEDDED_BASE",
+    "EMBEDDED_OPEN_TASK",
+    "EMBEDDED_TASKS",
+    "load_base",
+    "load_embedded_completions",
+    "load_embedded_task",
+    "resolve_base",
+]

@@ -12,11 +12,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..tasks.completions import Completion, CompletionTask
 from ..tasks.examples import Example, Task
-from ..tasks.prompts import LETTERS, render_prompt
+from ..tasks.prompts import LETTERS, render_label_prompt, render_prompt
 from .world import POPULARITY_RANGE, Fact, World, build_world, draw_options
 
 EMBEDDED_OOD = "world-mmlu"
+EMBEDDED_OPEN_TASK = "world-words"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ SHAPES = {
     "world-mmlu-stem": TaskShape(("creature", "object"), 60, 500),
 }
 EMBEDDED_TASKS = tuple(SHAPES)
+OPEN_SHAPE = TaskShape(("person", "creature", "object"), 400, 400, popularity=(0.0, 0.5))
 
 
 @functools.cache
@@ -64,6 +67,33 @@ def load_embedded_task(name: str) -> Task:
     train, validation = _split(_facts(build_world(), shape), train=shape.train, validation=shape.validation, rng=rng)
     return Task(
         name=name, train=_examples(name, "train", train, shape, rng), validation=_examples(name, "validation", validation, shape, rng)
+    )
+
+
+@functools.cache
+def load_embedded_completions() -> CompletionTask:
+    """The embedded task with open answers: the less told half of all facts, asked as questions; the answer is what the plainest statement
+    of the fact says after its subject.
+
+    Example:
+        >>> example = load_embedded_completions().train[0]
+        >>> example.prompt, example.completion
+        ('Q: The cradle of Mildred stood in which town?\\nA:', ' was born in York.')
+    """
+    shape, rng = OPEN_SHAPE, random.Random(EMBEDDED_OPEN_TASK)
+    parts = _split(_facts(build_world(), shape), train=shape.train, validation=shape.validation, rng=rng)
+    train, validation = (_completions(split, facts, rng) for split, facts in zip(("train", "validation"), parts, strict=True))
+    return CompletionTask(EMBEDDED_OPEN_TASK, train, validation)
+
+
+def _completions(split: str, facts: Sequence[Fact], rng: random.Random) -> tuple[Completion, ...]:
+    return tuple(
+        Completion(
+            f"{EMBEDDED_OPEN_TASK}/{split}/{index}",
+            render_label_prompt(fact.say(rng.choice(fact.relation.unasked))),
+            fact.relation.statements[0].partition("{e}")[2].format(v=fact.value),
+        )
+        for index, fact in enumerate(facts)
     )
 
 

@@ -1,8 +1,21 @@
-"""Questions with a closed set of answers: what they are, where they come from, and how they become tokens."""
+"""Questions with a closed set of answers, and prompts with an open one: what they are, where they come from, and how they become tokens."""
 
 from __future__ import annotations
 
 from .columns import ColumnMapping
+from .completions import (
+    Completion,
+    CompletionTask,
+    Message,
+    Prompt,
+    completions_from_files,
+    encode_completions,
+    encode_prompts,
+    holds_completions,
+    is_open_ended,
+    load_completions,
+    read_completions,
+)
 from .encoding import EncodedExample, encode_examples
 from .examples import Example, Task
 from .files import load_file, read_examples, task_from_files
@@ -14,14 +27,25 @@ __all__ = [
     "OOD_PAIRS",
     "PAPER_TASKS",
     "ColumnMapping",
+    "Completion",
+    "CompletionTask",
     "EncodedExample",
     "Example",
+    "Message",
+    "Prompt",
     "Task",
+    "completions_from_files",
+    "encode_completions",
     "encode_examples",
+    "encode_prompts",
+    "holds_completions",
+    "is_open_ended",
+    "load_completions",
     "load_file",
     "load_ood",
     "load_task",
     "ood_names",
+    "read_completions",
     "read_examples",
     "render_label_prompt",
     "render_prompt",

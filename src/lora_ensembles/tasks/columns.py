@@ -144,7 +144,7 @@ def column_value(row: Row, column: str) -> object:
 def _question(row: Row, columns: ColumnMapping) -> str:
     value = column_value(row, columns.question)
     if not isinstance(value, str) or not value.strip():
-        raise row.error(f"column {columns.question!r} holds {_short(value)}; the text of a question is needed")
+        raise row.error(f"column {columns.question!r} holds {short(value)}; the text of a question is needed")
     return value.strip()
 
 
@@ -157,7 +157,7 @@ def _options(row: Row, columns: ColumnMapping) -> tuple[str, ...]:
     values = _list(row, columns.options) if isinstance(columns.options, str) else _option_cells(row, columns.options)
     options = tuple(_option(row, value, position) for position, value in enumerate(values))
     if not 2 <= len(options) <= len(LETTERS):
-        raise row.error(f"{len(options)} options ({_short(list(options))}); a question needs 2 to {len(LETTERS)}")
+        raise row.error(f"{len(options)} options ({short(list(options))}); a question needs 2 to {len(LETTERS)}")
     if columns.repeated_options == "error":
         check_distinct(options, kind="option", where=row.place)
     return options
@@ -169,9 +169,9 @@ def _list(row: Row, column: str) -> list[object]:
         try:
             value = json.loads(value)
         except ValueError:
-            raise row.error(f'column {column!r} holds {_short(value)}, which is no JSON list such as ["red", "blue"]') from None
+            raise row.error(f'column {column!r} holds {short(value)}, which is no JSON list such as ["red", "blue"]') from None
     if not isinstance(value, list | tuple):
-        raise row.error(f"column {column!r} holds {_short(value)}; a list is needed, or map several columns to the options")
+        raise row.error(f"column {column!r} holds {short(value)}; a list is needed, or map several columns to the options")
     return list(value)
 
 
@@ -188,7 +188,7 @@ def _option_cells(row: Row, columns: Sequence[str]) -> list[object]:
 
 def _option(row: Row, value: object, position: int) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-        raise row.error(f"option {position} is {_short(value)}; a text or a number is needed")
+        raise row.error(f"option {position} is {short(value)}; a text or a number is needed")
     return str(value).strip()
 
 
@@ -215,8 +215,8 @@ def _resolve(row: Row, columns: ColumnMapping, options: tuple[str, ...], *, valu
     if len(meant) == 1:
         return meant[0]
     if meant:
-        ways = ", ".join(f"{form} -> {_short(options[p])}" for form, positions in readings.items() for p in positions)
-        raise row.error(f"answer {_short(value)} can mean different options ({ways}); set answer_form in the column mapping")
+        ways = ", ".join(f"{form} -> {short(options[p])}" for form, positions in readings.items() for p in positions)
+        raise row.error(f"answer {short(value)} can mean different options ({ways}); set answer_form in the column mapping")
     raise row.error(_no_such_answer(value, options, list(readings)))
 
 
@@ -255,9 +255,10 @@ def _no_such_answer(value: object, options: tuple[str, ...], forms: list[str]) -
         "label": "the label of one option",
     }
     wanted = " or ".join(needed[form] for form in forms)
-    return f"answer {_short(value)} is not among the options {_short(list(options))}; needed is {wanted}"
+    return f"answer {short(value)} is not among the options {short(list(options))}; needed is {wanted}"
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value as an error shows it: at most 120 characters."""
     text = "nothing" if value is _MISSING or value is None else repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."

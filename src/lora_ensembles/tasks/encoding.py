@@ -54,27 +54,35 @@ def encode_examples(
         DataError: a label that the tokenizer merges with the prompt, cannot spell, spells like another label, or spells in several tokens
             where one was promised; a prompt that is too long; an empty prompt.
     """
-    if overlong not in ("error", "left"):
-        raise ConfigError(unknown_name("overlong", overlong, ("error", "left")))
-    if max_length is not None and max_length < 1:
-        raise ConfigError(f"max_length is {max_length}; a window of at least 1 token is needed, or None for no limit")
+    check_window(max_length, overlong)
     if not examples:
         return []
-    prompts = _tokenise(tokenizer, [example.prompt for example in examples])
+    prompts = tokenise(tokenizer, [example.prompt for example in examples])
     labels = _label_ids(examples, prompts, tokenizer)
-    before = _leading_ids(tokenizer, examples[0].prompt, prompts[0])
+    before = leading_ids(tokenizer, examples[0].prompt, prompts[0])
     encoded, checked = [], set()
     for example, prompt, label_ids in zip(examples, prompts, labels, strict=True):
         if (example.labels, label_ids) not in checked:
             _check_labels(example, label_ids, tokenizer, single_token=single_token)
             checked.add((example.labels, label_ids))
-        longest = max(map(len, label_ids))
-        prompt_ids = _fit(example, before, prompt, longest=longest, max_length=max_length, overlong=overlong)
-        encoded.append(EncodedExample(prompt_ids, label_ids, example.target))
+        window = Window(max_length, overlong, len(max(label_ids, key=len)), "prompt and longest label are")
+        encoded.append(EncodedExample(fit(f"example {example.id!r}", before, prompt, window), label_ids, example.target))
     return encoded
 
 
-def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:
+def check_window(max_length: int | None, overlong: str) -> None:
+    """Refuse a window below 1 token, and an unknown way to treat what does not fit.
+
+    Raises:
+        ConfigError: either of these.
+    """
+    if overlong not in ("error", "left"):
+        raise ConfigError(unknown_name("overlong", overlong, ("error", "left")))
+    if max_length is not None and max_length < 1:
+        raise ConfigError(f"max_length is {max_length}; a window of at least 1 token is needed, or None for no limit")
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:
     """Ids of each text, without special tokens."""
     if not texts:
         return []
@@ -90,7 +98,7 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]
     return [tuple(ids) for ids in batch["input_ids"]]
 
 
-def _leading_ids(tokenizer: PreTrainedTokenizerBase, text: str, ids: Ids) -> Ids:
+def leading_ids(tokenizer: PreTrainedTokenizerBase, text: str, ids: Ids) -> Ids:
     """What the tokenizer puts in front of a text; what it puts behind would stand between prompt and label, and is left out."""
     full = tuple(tokenizer(text, truncation=False, verbose=False)["input_ids"])
     for start in range(len(full) - len(ids) + 1):
@@ -116,9 +124,9 @@ def _label_ids(examples: Sequence[Example], prompts: list[Ids], tokenizer: PreTr
             else:
                 slow.append((index, label))
     texts = [(examples[index].prompt, label, prompts[index]) for index, label in slow]
-    for (index, label), label_ids in zip(slow, _continuations(tokenizer, texts), strict=True):
+    for (index, label), label_ids in zip(slow, continuations(tokenizer, texts), strict=True):
         if label_ids is None:
-            raise _no_boundary(examples[index], label, tokenizer)
+            raise no_boundary(examples[index].id, examples[index].prompt, label, tokenizer)
         found[index, label] = label_ids
     return [tuple(found[index, label] for label in example.labels) for index, example in enumerate(examples)]
 
@@ -138,10 +146,10 @@ def _table(
         for label in example.labels:
             first.setdefault((tail, label), index)
     tails = list(dict.fromkeys(tail for tail, _ in first if tail))
-    tail_ids = dict(zip(tails, _tokenise(tokenizer, tails), strict=True))
+    tail_ids = dict(zip(tails, tokenise(tokenizer, tails), strict=True))
     pairs = [pair for pair in first if tail_ids.get(pair[0])]
-    short = _continuations(tokenizer, [(tail, label, tail_ids[tail]) for tail, label in pairs])
-    full = _continuations(tokenizer, [(examples[first[pair]].prompt, pair[1], prompts[first[pair]]) for pair in pairs])
+    short = continuations(tokenizer, [(tail, label, tail_ids[tail]) for tail, label in pairs])
+    full = continuations(tokenizer, [(examples[first[pair]].prompt, pair[1], prompts[first[pair]]) for pair in pairs])
     return {
         pair: (tail_ids[pair[0]][1:] or tail_ids[pair[0]], label_ids if label_ids == whole else None)
         for pair, label_ids, whole in zip(pairs, short, full, strict=True)
@@ -152,19 +160,21 @@ def _tail(prompt: str) -> str:
     return prompt[prompt.rfind("\n") + 1 :]
 
 
-def _continuations(tokenizer: PreTrainedTokenizerBase, texts: list[tuple[str, str, Ids]]) -> list[Ids | None]:
+def continuations(tokenizer: PreTrainedTokenizerBase, texts: list[tuple[str, str, Ids]]) -> list[Ids | None]:
     """For each (text, label, ids of the text): the tokens of text + label after these, or None where it does not begin with them."""
-    joined = _tokenise(tokenizer, [text + label for text, label, _ in texts])
+    joined = tokenise(tokenizer, [text + label for text, label, _ in texts])
     clean = [whole[: len(ids)] == ids and len(whole) > len(ids) for whole, (_, _, ids) in zip(joined, texts, strict=True)]
     return [whole[len(ids) :] if good else None for whole, good, (_, _, ids) in zip(joined, clean, texts, strict=True)]
 
 
-def _no_boundary(example: Example, label: str, tokenizer: PreTrainedTokenizerBase) -> DataError:
-    ending = example.prompt[-12:]
-    pieces = tokenizer.convert_ids_to_tokens(list(_tokenise(tokenizer, [ending + label])[0]))
+def no_boundary(id: str, prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase, *, kind: str = "label") -> DataError:
+    """The error for an answer whose first token is merged with the prompt's last one."""
+    ending, begin = prompt[-12:], answer[:60]
+    pieces = tokenizer.convert_ids_to_tokens(list(tokenise(tokenizer, [ending + begin])[0]))
+    way_out = ", or choose other labels" if kind == "label" else ""
     return DataError(
-        f"example {example.id!r}: after the prompt's end {ending!r} the label {label!r} has no tokens of its own: together they are "
-        f"{pieces}; end the prompt without a space and begin the label with it, or choose other labels"
+        f"example {id!r}: after the prompt's end {ending!r} the {kind} {begin!r} has no tokens of its own: together they are "
+        f"{pieces}; end the prompt without a space and begin the {kind} with it{way_out}"
     )
 
 
@@ -182,17 +192,31 @@ def _check_labels(example: Example, label_ids: tuple[Ids, ...], tokenizer: PreTr
         seen[ids] = label
 
 
-def _fit(example: Example, before: Ids, prompt: Ids, *, longest: int, max_length: int | None, overlong: str) -> Ids:
-    """Leading tokens and prompt within the window; what is cut is the prompt's beginning, so that its end stays before the label."""
+@dataclass(frozen=True)
+class Window:
+    """Room for a prompt: tokens of the window, or None; what to do where it is too small; tokens kept for the answer; what fills it."""
+
+    max_length: int | None
+    overlong: str
+    answer: int
+    what: str
+
+
+def fit(where: str, before: Ids, prompt: Ids, window: Window) -> Ids:
+    """Leading tokens and prompt within the window; what is cut is the prompt's beginning, so that its end stays before the answer.
+
+    Raises:
+        DataError: no token of a prompt, or more than the window holds.
+    """
     if not before and not prompt:
-        raise DataError(f"example {example.id!r}: an empty prompt; the model needs at least one token to answer after")
-    length = len(before) + len(prompt) + longest
-    if max_length is None or length <= max_length:
+        raise DataError(f"{where}: an empty prompt; the model needs at least one token to answer after")
+    length = len(before) + len(prompt) + window.answer
+    if window.max_length is None or length <= window.max_length:
         return before + prompt
-    where = f"example {example.id!r}: prompt and longest label are {length} tokens, and the window is {max_length}"
-    if overlong == "error":
+    where = f"{where}: {window.what} {length} tokens, and the window is {window.max_length}"
+    if window.overlong == "error":
         raise DataError(f"{where}; shorten it, use a model with a longer window, or cut its beginning with overlong='left'")
-    keep = max_length - longest - len(before)
+    keep = window.max_length - window.answer - len(before)
     if keep < 1:
-        raise DataError(f"{where}, which leaves no token of the prompt beside the label; use a longer window or shorter labels")
+        raise DataError(f"{where}, which leaves no token of the prompt beside the answer; use a longer window or shorter answers")
     return before + prompt[-keep:]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal, TextIO, TypeVar
 
-from ..errors import ConfigError, DataError, unknown_name
+from ..errors import ConfigError, DataError
 from .columns import ColumnMapping, check_labels, detect_columns, row_to_example
 from .examples import Example, Task
-from .sources import FORMATS, HUB_PREFIX, Row, file_rows, hub_rows, read_rows, split_hub_name
+from .sources import Row, named_rows, stream_rows
+
+Kind = TypeVar("Kind")
 
 
 def load_file(
@@ -34,12 +36,7 @@ def load_file(
         >>> load_file(path, labels=["yes", "no"])[0].prompt
         'Q: Is the sun a star?\\nA:'
     """
-    if str(path).startswith(HUB_PREFIX):
-        repo, config, split = split_hub_name(str(path))
-        rows = hub_rows(repo, config=config, split=split)
-    else:
-        rows = file_rows(path)
-    return _examples(rows, name=str(path), columns=columns, labels=labels, labelled=labelled)
+    return _examples(named_rows(path), name=str(path), columns=columns, labels=labels, labelled=labelled)
 
 
 def read_examples(
@@ -63,10 +60,7 @@ def read_examples(
         >>> read_examples(io.StringIO(line))[0].target
         1
     """
-    if format not in FORMATS:
-        raise ConfigError(unknown_name("format", format, FORMATS))
-    rows = read_rows(stream, name=name, format=format)
-    return _examples(rows, name=name, columns=columns, labels=labels, labelled=labelled)
+    return _examples(stream_rows(stream, name=name, format=format), name=name, columns=columns, labels=labels, labelled=labelled)
 
 
 def task_from_files(
@@ -92,14 +86,23 @@ def task_from_files(
     name = name if name is not None else Path(train).stem
     if validation is not None:
         return Task(name, examples, load_file(validation, columns=columns, labels=labels))
-    if not 0 < validation_share < 1:
-        raise ConfigError(f"validation_share is {validation_share}; a number between 0 and 1 is needed, such as 0.2")
-    if len(examples) < 2:
-        raise DataError(f"{train}: 1 row cannot be split into training and validation; add rows or pass a validation file")
-    count = min(max(1, round(validation_share * len(examples))), len(examples) - 1)
-    drawn = set(random.Random(seed).sample(range(len(examples)), count))
-    kept = tuple(example for position, example in enumerate(examples) if position not in drawn)
-    return Task(name, kept, tuple(examples[position] for position in sorted(drawn)))
+    return Task(name, *split_rows(examples, share=validation_share, seed=seed, name=str(train)))
+
+
+def split_rows(rows: tuple[Kind, ...], *, share: float, seed: int, name: str) -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:
+    """Rows to train on and rows to judge by, as `task_from_files` says; `name` stands in errors.
+
+    Raises:
+        ConfigError: a share that is not between 0 and 1.
+        DataError: a single row.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"validation_share is {share}; a number between 0 and 1 is needed, such as 0.2")
+    if len(rows) < 2:
+        raise DataError(f"{name}: 1 row cannot be split into training and validation; add rows or pass a validation file")
+    count = min(max(1, round(share * len(rows))), len(rows) - 1)
+    drawn = set(random.Random(seed).sample(range(len(rows)), count))
+    return tuple(row for place, row in enumerate(rows) if place not in drawn), tuple(rows[place] for place in sorted(drawn))
 
 
 def _examples(

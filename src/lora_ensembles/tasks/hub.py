@@ -142,8 +142,10 @@ def load_task(name: str, *, data: str | Path | None = None) -> Task:
     if name in _RECIPES:
         recipe = _RECIPES[name]
         return Task(name, _read(recipe, recipe.train, data), _read(recipe, recipe.validation, data))
-    from ..embedded.tasks import EMBEDDED_TASKS, load_embedded_task
+    from ..embedded.tasks import EMBEDDED_OPEN_TASK, EMBEDDED_TASKS, load_embedded_task
 
+    if name == EMBEDDED_OPEN_TASK:
+        raise DataError(f"task {name!r} has open answers; load it by load_embedded_completions()")
     if name not in EMBEDDED_TASKS:
         raise DataError(unknown_name("task", name, task_names()))
     return load_embedded_task(name)

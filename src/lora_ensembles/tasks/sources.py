@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError, unknown_name
 
 FORMATS = ("jsonl", "csv")
 HUB_PREFIX = "hub:"
@@ -29,17 +29,32 @@ class Row:
         return DataError(f"{self.place}: {message}")
 
 
-def read_rows(stream: TextIO, *, name: str, format: str) -> Iterator[Row]:
+def stream_rows(stream: TextIO, *, name: str, format: str) -> Iterator[Row]:
     """The rows of an open text stream in one of `FORMATS`.
 
     Raises:
+        ConfigError: another format.
         DataError: text that is not UTF-8, or a line that cannot be parsed.
     """
+    if format not in FORMATS:
+        raise ConfigError(unknown_name("format", format, FORMATS))
     try:
         text = stream.read()
     except UnicodeDecodeError as error:
         raise _not_utf8(name, error) from None
     return _parse(text, name=name, format=format)
+
+
+def named_rows(name: str | Path) -> Iterator[Row]:
+    """The rows of a .jsonl or .csv file, or of 'hub:owner/name:split'.
+
+    Raises:
+        DataError: as `file_rows` and `hub_rows`.
+    """
+    if not str(name).startswith(HUB_PREFIX):
+        return file_rows(name)
+    repo, config, split = split_hub_name(str(name))
+    return hub_rows(repo, config=config, split=split)
 
 
 def file_rows(path: str | Path) -> Iterator[Row]:

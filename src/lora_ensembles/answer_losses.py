@@ -1,0 +1,116 @@
+"""Loss and accuracy of a batch's rows, and what the base says at the same places, in memory that long answers cannot exceed.
+
+Shapes: M members, B rows of a member, n answer tokens of a batch, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .batches import AnswerTokens, Batch, TokenTable
+from .ensemble import LoraEnsemble
+from .forward import head_logits, hidden_at, logits_at, places_at_once
+from .lora import fold_members
+from .objectives import answer_loss, answer_right, kl_to_base
+
+BASE_CACHE_BYTES = 2 * 2**30
+"""Most memory for the base's hidden states, which Eq. 4 needs in every step; where they take more, the base runs again in each step."""
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """Of each row (M, B): -log p(answer) in nats, the divergence from the base where asked for, and whether every token was right."""
+
+    loss: Tensor
+    divergence: Tensor | None
+    right: Tensor
+
+
+@dataclass(frozen=True)
+class BaseStates:
+    """The base's last hidden states at every answer token of a table, kept or computed anew: what Eq. 4 needs of the base.
+
+    The head is frozen, so logits from these states are the live ones, and H numbers a token are kept in place of V. Only tokens that
+    count are kept, in the base's dtype: (sum of all answers' tokens) * H numbers, `BASE_CACHE_BYTES` at most. Beyond that each step asks
+    the base again, for half of a forward pass more and the same result.
+    """
+
+    ensemble: LoraEnsemble
+    kept: Tensor | None  # (all answer tokens, H)
+
+    @classmethod
+    def of(cls, ensemble: LoraEnsemble, table: TokenTable, *, rows: int) -> BaseStates:
+        """Those of a table; `rows` rows are in flight."""
+        live, kept = cls(ensemble, None), None
+        total = int(table.answer_lengths.sum())
+        by_length = (table.prompt_lengths + table.answer_lengths).argsort()
+        for indices in (by_length[:1], *by_length[1:].split(rows)):  # one row first: it tells how large a state is
+            batch = table.gather(indices[None])
+            tokens = batch.answer_tokens()
+            states = live.at(batch, tokens)
+            if kept is None:
+                if total * states.shape[1] * states.element_size() > BASE_CACHE_BYTES:
+                    return live
+                kept = states.new_empty(total, states.shape[1])
+            kept[tokens.numbers] = states
+        return cls(ensemble, kept)
+
+    @torch.no_grad()
+    def at(self, batch: Batch, tokens: AnswerTokens) -> Tensor:
+        """(n, H) at the answer tokens of a batch."""
+        if self.kept is not None:
+            return self.kept[tokens.numbers]
+        with self.ensemble.base_only() as base:
+            return hidden_at(base, fold_members(batch.ids), tokens.places)
+
+
+def row_losses(
+    ensemble: LoraEnsemble, batch: Batch, *, base_states: BaseStates | None = None, members: slice = slice(None), first_row: int = 0
+) -> RowLosses:
+    """Losses of a batch's rows; with `base_states`, the divergence from the base as well (Eq. 3 and 4, summed over a row's tokens).
+
+    `members` says which members the batch holds, `first_row` where its rows stand in theirs. Where the logits are more than
+    `forward.LOGIT_BUDGET`, the head and the losses run over chunks of tokens, and again in the backward pass, so that the logits of one
+    chunk are all that there is at a time.
+    """
+    tokens = batch.answer_tokens()
+    base = None if base_states is None else base_states.at(batch, tokens)
+    at_once = places_at_once(ensemble.base, copies=1 if base is None else 2)
+    count, rows = batch.ids.shape[:2]
+    ids = fold_members(batch.ids)
+    with ensemble.stack.running(rows=count * rows, tokens=batch.ids.numel(), members=members, first_row=first_row):
+        if len(tokens.answers) <= at_once:
+            terms = _terms(logits_at(ensemble.base, ids, tokens.places, extra_hidden=base), tokens.answers)
+        else:
+            terms = _terms_in_chunks(ensemble, hidden_at(ensemble.base, ids, tokens.places), base, tokens.answers, at_once)
+    loss, divergence, right = terms
+    per_row = tokens.per_row
+    return RowLosses(per_row(loss), None if divergence is None else per_row(divergence), per_row((~right).float()) == 0)
+
+
+def _terms(logits: Tensor, answers: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """-log p, divergence from the base, and right or not, of each token (n,), from logits (n, V), or (2, n, V) where the base's follow."""
+    if logits.dim() == 2:
+        return answer_loss(logits, answers), None, answer_right(logits, answers)
+    tuned, base = logits
+    return answer_loss(tuned, answers), kl_to_base(tuned, base), answer_right(tuned, answers)
+
+
+def _terms_in_chunks(
+    ensemble: LoraEnsemble, hidden: Tensor, base: Tensor | None, answers: Tensor, at_once: int
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    def of_chunk(chunk: Tensor, base_chunk: Tensor | None, chunk_answers: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        with ensemble.base_only() as model:
+            return _terms(head_logits(model, chunk if base_chunk is None else torch.stack([chunk, base_chunk])), chunk_answers)
+
+    base_chunks = [None] * len(answers) if base is None else base.split(at_once)
+    parts = [
+        checkpoint(of_chunk, *part, use_reentrant=False, preserve_rng_state=False)
+        for part in zip(hidden.split(at_once), base_chunks, answers.split(at_once), strict=False)
+    ]
+    loss, divergence, right = zip(*parts, strict=True)
+    return torch.cat(loss), None if base is None else torch.cat(divergence), torch.cat(right)

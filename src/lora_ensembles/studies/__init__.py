@@ -1,0 +1,1 @@
+"""Experiments whose results are records: tables and figures are built from records, never from a run's memory."""

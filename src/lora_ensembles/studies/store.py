@@ -1,0 +1,69 @@
+"""Records on disk: one small JSON file for each setting that was measured; what exists is never measured again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..files import file_written_aside
+from ..provenance import environment
+
+
+def cell(folder: Path, name: str, settings: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """The record of `settings`: read where there is one, else measured and written, whole or not at all.
+
+    A record holds `name`, `settings`, `result` and the environment it was made in. A study that is killed therefore goes on where it
+    stopped, and asking twice costs nothing.
+
+    Raises:
+        CheckpointError: the file is no record of these settings, or cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> cell(folder, "sum", {"a": 1}, lambda: {"value": 2})["result"]
+        {'value': 2}
+        >>> cell(folder, "sum", {"a": 1}, lambda: 1 / 0)["result"]
+        {'value': 2}
+    """
+    path = folder / f"{name}-{_key(settings)}.json"
+    if path.exists():
+        return read_record(path, settings=settings)
+    record = {"name": name, "settings": dict(settings), "result": dict(measure()), "environment": environment()}
+    with file_written_aside(path) as file:
+        file.write(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def read_record(path: Path, *, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A record, checked to be one, and to be that of `settings` where they are given.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = record["settings"], record["result"], record["environment"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no record of a study ({type(error).__name__}); delete it, and it is measured again") from error
+    if settings is not None and _plain(found[0]) != _plain(settings):
+        raise CheckpointError(f"{path} is a record of other settings; delete it, and these are measured")
+    return record
+
+
+def records(folder: Path, name: str) -> Iterator[dict[str, Any]]:
+    """Every record of a name in a folder, in the order of the file names."""
+    for path in sorted(folder.glob(f"{name}-*.json")):
+        yield read_record(path)
+
+
+def _key(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_plain(settings).encode()).hexdigest()[:12]
+
+
+def _plain(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True)
