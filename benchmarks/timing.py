@@ -95,6 +95,11 @@ def write_record(path: Path | None, record: Mapping[str, Any], *, device: torch.
     return whole
 
 
+def worst(*values: float) -> float:
+    """The largest, and NaN where one of them is: Python's own `max` may pass over it."""
+    return float(torch.tensor(values).max())
+
+
 def rounded(value: Any, digits: int = 4) -> Any:
     """JSON-able values with their floats cut to so many digits that count."""
     if isinstance(value, float):

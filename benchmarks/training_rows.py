@@ -16,7 +16,7 @@ import torch
 from limits import Peak, member_bytes, peak, training_flops
 from memory import peak_bytes
 from peers import HuggingFaceTrainer, MixedBatch, TunedPeft, Work, difference
-from timing import clocked, interleaved
+from timing import clocked, interleaved, worst
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -123,7 +123,7 @@ def arms_row(setting: Setting, place: Place, *, must: dict[str, float], peers: s
     apart: dict[str, float] = dict.fromkeys(arms, 0.0)
 
     def run_peer(name: str) -> float:
-        return arms[name](lambda member, found: apart.update({name: max(apart[name], setting_apart(setting, member, found))}))
+        return arms[name](lambda member, found: apart.update({name: worst(apart[name], setting_apart(setting, member, found))}))
 
     timed = {"stacked": setting.stacked, **{name: functools.partial(run_peer, name) for name in arms}}
     seconds = interleaved(timed, windows=place.windows, device=place.device)
@@ -224,7 +224,7 @@ def kl_row(name: str, profile: Profile, place: Place) -> dict[str, Any]:
     seconds = interleaved(arms, windows=place.windows, device=place.device)
     row = describe(setting, place, seconds["cached"])
     pairs = zip(found["cached"], found["live"], setting.work.initial, strict=True)
-    exact = apart_row({"live": max(difference(*three) for three in pairs)}, setting.base.dtype)
+    exact = apart_row({"live": worst(*(difference(*three) for three in pairs))}, setting.base.dtype)
     ratios = {"live": seconds["live"] / seconds["cached"], "C": row.pop("share")}
     must = {} if place.small else profile.must
     ok = exact["ok"] and all(ratios[one] >= least for one, least in must.items())
