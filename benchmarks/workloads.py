@@ -76,6 +76,8 @@ def build(shape: Shape, *, dtype: torch.dtype = torch.float32, device: torch.dev
         num_key_value_heads=shape.kv_heads,
         max_position_embeddings=WINDOW,
         tie_word_embeddings=shape.tied,
+        # Far enough from 0 that attention is not uniform: else its gradients are rounding, and arms cannot be compared.
+        initializer_range=shape.hidden**-0.5,
         pad_token_id=0,
         bos_token_id=None,
         eos_token_id=None,
