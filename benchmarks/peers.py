@@ -38,7 +38,10 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Rows:
-    """The training rows, ready: tokens (N, T) padded on the right, prompt lengths (N,), answers (N,) of one token each."""
+    """The training rows, ready: tokens (N, T) padded on the right, prompt lengths (N,), answers (N,) of one token each.
+
+    Lengths stay on the CPU: to cut a batch to its longest row must not wait for a device.
+    """
 
     tokens: Tensor
     lengths: Tensor
@@ -51,13 +54,13 @@ class Rows:
         answers = [one.label_ids[one.target or 0] for one in encoded]
         if any(len(answer) != 1 for answer in answers):
             raise ValueError("the peer arms train on answers of one token")
-        lengths = torch.tensor([len(one.prompt_ids) for one in encoded], device=device)
+        lengths = torch.tensor([len(one.prompt_ids) for one in encoded])
         return cls(tokens, lengths, torch.tensor([answer[0] for answer in answers], device=device))
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Ids (B, T) cut to the longest row, the last position of each (B,), and the answers (B,)."""
-        lengths = self.lengths[indices]
-        return self.tokens[indices, : int(lengths.max())], lengths - 1, self.answers[indices]
+        lengths, there = self.lengths[indices], indices.to(self.tokens.device)
+        return self.tokens[there, : int(lengths.max())], (lengths - 1).to(self.tokens.device), self.answers[there]
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Work:
 
     def indices(self, member: int, step: int) -> Tensor:
         size = self.config.batch_size
-        return self.orders[member][step * size : (step + 1) * size].to(self.base.device)
+        return self.orders[member][step * size : (step + 1) * size]
 
 
 def wrap(work: Work, names: Sequence[str], *, adapter_in_base_dtype: bool = True) -> Any:

@@ -27,7 +27,7 @@ PROFILES = {
     "T3": Profile("8B", 8, (4,), 512, {"A": 1.25, "A'": 1.0, "C": 0.45}, steps=3),
     "T4": Profile("8B", 8, (1,), 128, {"A": 4.0, "C": 0.40}, steps=4),
     "T5": Profile("1.5B", 8, (4,), 128, {"live": 1.4}, kind="kl"),
-    "T7": Profile("0.5B", 32, (4,), 128, {}, steps=4, kind="members"),
+    "T7": Profile("0.5B", 32, (4,), 128, {}, at_most={"growth": 1.15}, steps=4, kind="members"),
 }
 SMALL = {  # the same on every device
     "toy": Profile("toy", 8, (4,), 32, {"A": 3.0}, steps=10),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -29,7 +29,6 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 """Most difference of weights, as a part of the way that training went. fp32 arms differ by the order of sums alone: 1e-6 is usual, and Adam
 makes more of it where a gradient is as small as rounding. In bf16 the arms round at different places, and weights wander apart."""
 
-DRIFT = 1.15  # how much longer a step with more members may take than it must: T7 of docs/performance.md
 MEMBERS = (1, 2, 4, 8, 16, 32)
 
 
@@ -42,6 +41,7 @@ class Profile:
     batch: tuple[int, ...]
     length: int
     must: dict[str, float]
+    at_most: dict[str, float] = field(default_factory=dict)
     spread: float = 0.0  # rows are that part of their length longer or shorter
     steps: int = 6  # of a window; the first does not count
     kind: str = "arms"  # or "kl", "members", "tokens", "demo"
@@ -197,7 +197,7 @@ def describe(setting: Setting, place: Place, seconds: float) -> dict[str, Any]:
 
 def padding(lengths: Tensor, work: Work) -> tuple[int, int]:
     """Tokens that all members read in a window, and places in batches that are as long as the longest row of any member."""
-    steps = [torch.stack([lengths[work.indices(m, step).cpu()] for m in range(len(work.initial))]) for step in range(work.steps)]
+    steps = [torch.stack([lengths[work.indices(m, step)] for m in range(len(work.initial))]) for step in range(work.steps)]
     return sum(int(one.sum()) for one in steps), sum(int(one.max()) * one.numel() for one in steps)
 
 
@@ -232,7 +232,7 @@ def kl_row(name: str, profile: Profile, place: Place) -> dict[str, Any]:
 
 
 def members_row(name: str, profile: Profile, place: Place) -> dict[str, Any]:
-    """The curve over M at fixed rows of a member: a step may take `DRIFT` times the longer of one member's step and of the computing.
+    """The curve over M at fixed rows of a member: `growth` is a step's time over the longer of one member's step and of the computing.
 
     The computing is what the frozen base alone takes for the same rows forward and backward, without adapters, measured in turn with them.
     """
@@ -253,7 +253,7 @@ def members_row(name: str, profile: Profile, place: Place) -> dict[str, Any]:
         times = {"seconds": seconds[f"M={count}"], "base_seconds": seconds[f"base M={count}"], "growth": seconds[f"M={count}"] / needed}
         curve.append({one: row[one] for one in kept} | times | {"member_state_bytes": state})
     growth = max(point["growth"] for point in curve)
-    at_most = {} if place.small else {"growth": DRIFT}
+    at_most = {} if place.small else profile.at_most
     row.pop("share")
     ratios = {"growth": growth, "C": curve[-1]["share"]}
     return row | {"curve": curve, "ratios": ratios, "must": {}, "at_most": at_most, "ok": all(growth <= one for one in at_most.values())}
