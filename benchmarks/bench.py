@@ -1,8 +1,8 @@
 """Every measurement that a CPU can make, in one process: `make bench`, or `python benchmarks/bench.py --out results/performance/cpu.json`.
 
 Rows with a "must" hold on any CPU of two cores. The rows of large models (T5, T7, E1, E2, D1) run scaled down and say what a CPU says of
-their shape; their targets are for a GPU. The last line is JSON: {"rows": [{"id", "ratios", "must", "at_most", "ok"}, ...]}. The exit status is
-1 where a row does not hold.
+their shape; their targets are for a GPU. The last line is JSON: {"rows": [{"id", "ratios", "must", "at_most", "ok"}, ...]}. The exit
+status is 1 where a row does not hold.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from limits import Peak, decode_seconds, peak, prompt_seconds
 from peers import Work, put, wrap
-from timing import WINDOWS, interleaved, rounded, worst, write_record
+from timing import WINDOWS, interleaved, ratio_lines, rounded, worst, write_record
 from torch import Tensor
 from transformers import CompileConfig
 from workloads import SHAPES, Shape, build, scaled, shape_of, sharing, tokenizer
@@ -196,8 +196,9 @@ def measure(name: str, *, windows: int = WINDOWS, small: bool = False, compiled:
     limit = peak(device, dtype=dtype)
     fastest = min(seconds[arm] for arm in seconds if arm.startswith("ensemble"))
     ratios = {arm: seconds[arm] / seconds["ensemble"] for arm in ("A", "B")}
-    ratios |= {"A'": profile.members * seconds["merged"] / seconds["ensemble"]}
-    ratios |= {"C": limit_seconds(profile, setting.shape, limit, dtype.itemsize) / fastest, "merged": seconds["ensemble"] / seconds["merged"]}
+    ratios["A'"] = profile.members * seconds["merged"] / seconds["ensemble"]
+    ratios["C"] = limit_seconds(profile, setting.shape, limit, dtype.itemsize) / fastest
+    ratios["merged"] = seconds["ensemble"] / seconds["merged"]
     if "merged compiled" in seconds:
         ratios["merged compiled"] = seconds["ensemble compiled"] / seconds["merged compiled"]
     graphs, exact = count_graphs(setting, profile.new), exactness(setting, arms, profile.new)
@@ -228,10 +229,7 @@ def shown(row: dict[str, Any]) -> str:
     shape = row["shape"]
     lines = [f"{row['id']}  {'scaled down: ' if row['scaled'] else ''}{shape['layers']} layers x {shape['hidden']}; {sizes}"]
     lines += [f"  {arm:<18} {value:9.3f} ms a token" for arm, value in row["milliseconds_a_token"].items()]
-    for arm, ratio in row["ratios"].items():
-        least = f"  (at least {row['must'][arm]:g})" if arm in row["must"] else ""
-        most = f"  (at most {row['at_most'][arm]:g})" if arm in row["at_most"] else ""
-        lines.append(f"  {arm:<18} {ratio:9.2f}{least}{most}")
+    lines += ratio_lines(row)
     lines.append(f"  graphs with a static cache: ensemble {row['graphs']['ensemble']}, merged {row['graphs']['merged']}")
     exact = row["exact"]
     lines.append(f"  members' log-probabilities apart from PEFT's: {exact['apart']['A']:.1e} (at most {exact['tolerance']:g})")

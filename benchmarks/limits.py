@@ -7,6 +7,7 @@ length, L layers, d head size, n heads, F peak FLOP/s, BW memory bandwidth in by
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -47,14 +48,15 @@ def peak(device: torch.device | str = "cpu", *, dtype: torch.dtype = torch.float
     product = _best_seconds(lambda: left @ right, kind)
     copied = _best_seconds(lambda: target.copy_(source), kind)
     moved = 2 * source.numel() * source.element_size()
-    return Peak(2 * size**3 / product, moved / copied, f"measured in this run: a product of {size}^3 in {dtype} and a copy of {moved} bytes")
+    source_said = f"measured in this run: a product of {size}^3 in {str(dtype).removeprefix('torch.')} and a copy of {moved} bytes"
+    return Peak(2 * size**3 / product, moved / copied, source_said)
 
 
-def _best_seconds(run: object, kind: torch.device, *, times: int = 8) -> float:
+def _best_seconds(run: Callable[[], object], kind: torch.device, *, times: int = 8) -> float:
     best = float("inf")
     for _ in range(times):
         begin = time.perf_counter()
-        run()  # type: ignore[operator]
+        run()
         if kind.type == "cuda":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - begin)
@@ -92,7 +94,6 @@ def scoring_flops(shape: Shape, *, length: float, lora: bool = True) -> float:
 def decode_seconds(shape: Shape, peak: Peak, *, members: int, rows: int, seen: float, element: int) -> float:
     """Of one new token for every row: max of reading (base once, adapters, keys and values of every row) and of computing."""
     keys = 2 * shape.layers * shape.kv_heads * shape.head_size
-    # In elements of `element` bytes: performance is bound by bytes, whatever their dtype.
     read = element * (body(shape) + head(shape) + members * lora_parameters(shape) + members * rows * seen * keys)
     computed = members * rows * (2 * (body(shape) + head(shape)) + 4 * shape.layers * shape.hidden * seen)
     return max(read / peak.bandwidth, computed / peak.flops)

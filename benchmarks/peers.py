@@ -1,8 +1,8 @@
 """Members trained one by one, or in a mixed batch, by PEFT: the arms that the stacked engine is held against.
 
   A   Hugging Face's Trainer on a PEFT model, with logging, evaluation and saving switched off
-  A'  the plain PEFT loop of someone who measures: rows tokenised and padded on the right beforehand, so that no mask is needed; no cache; the
-      head at the answers alone; the base's dtype throughout, with fp32 masters where that is not fp32; fused AdamW
+  A'  the plain PEFT loop of someone who measures: rows tokenised and padded on the right beforehand, so that no mask is needed; no cache;
+      the head at the answers alone; the base's dtype throughout, with fp32 masters where that is not fp32; fused AdamW
   B   PEFT's `adapter_names`: the rows of all members in one batch of one model. PEFT refuses it in training mode, so the model is in
       evaluation mode with gradients on; else as A'
 

@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from limits import peak, scoring_flops
 from peers import Work, put, wrap
-from timing import WINDOWS, interleaved, rounded, worst, write_record
+from timing import WINDOWS, interleaved, ratio_lines, rounded, worst, write_record
 from torch import Tensor
 from transformers import PreTrainedModel
-from workloads import LABELS, SHAPES, Shape, build, questions, scaled, sharing, tokenizer
+from workloads import SHAPES, Shape, build, questions, scaled, sharing, tokenizer
 
 from lora_ensembles import FewShot, LoraEnsemble, TrainConfig
 from lora_ensembles.baselines.few_shot import render_demonstration
@@ -92,11 +92,11 @@ def score(encoded: Sequence[EncodedExample], answer: Answer, *, rows: int, tuned
     for start in range(0, len(order), rows):
         batch = [list(encoded[n].prompt_ids) for n in order[start : start + rows]]
         longest = max(map(len, batch))
-        gaps = [[0] * (longest - len(ids)) for ids in batch]
-        ids = torch.tensor([[*ids, *gap] if tuned else [*gap, *ids] for ids, gap in zip(batch, gaps, strict=True)], device=device)
-        last = torch.tensor([len(ids) - 1 if tuned else longest - 1 for ids in batch], device=device)
-        mask = None if tuned else torch.tensor([[0] * len(gap) + [1] * len(ids) for ids, gap in zip(batch, gaps, strict=True)], device=device)
-        parts.append(answer(ids, mask, last).float()[..., labels].log_softmax(dim=-1).cpu())
+        gaps = [[0] * (longest - len(row)) for row in batch]
+        ids = torch.tensor([[*row, *gap] if tuned else [*gap, *row] for row, gap in zip(batch, gaps, strict=True)], device=device)
+        last = torch.tensor([len(row) - 1 if tuned else longest - 1 for row in batch], device=device)
+        mask = torch.tensor([[0] * len(gap) + [1] * len(row) for row, gap in zip(batch, gaps, strict=True)], device=device)
+        parts.append(answer(ids, None if tuned else mask, last).float()[..., labels].log_softmax(dim=-1).cpu())
     return torch.cat(parts, dim=1)[:, torch.tensor(order).argsort()]
 
 
@@ -189,7 +189,8 @@ def option_arms(setting: Setting, profile: Profile, device: str) -> tuple[Callab
         "A'": functools.partial(each, [tuned_answer(model.model, model.lm_head) for model in inner], True),
         "B": functools.partial(each, [mixed_answer(mixed, names)], True),
     }
-    return lambda: ensemble.member_log_probs(setting.examples), {name: BestBatch(run, profile.batches, device) for name, run in runs.items()}
+    peers = {name: BestBatch(run, profile.batches, device) for name, run in runs.items()}
+    return lambda: ensemble.member_log_probs(setting.examples), peers
 
 
 def shot_arms(setting: Setting, profile: Profile, device: str) -> tuple[Callable[[], Tensor], dict[str, BestBatch]]:
@@ -264,8 +265,7 @@ def shown(row: dict[str, Any]) -> str:
     for arm, seconds in row["seconds"].items():
         lines.append(f"  {arm:<10} {seconds:9.3f} s" + (f"  at batches of {best[arm]}" if arm in best else ""))
     lines.append(f"  {row['tokens_a_second']:,.0f} tokens/s of questions")
-    for arm, ratio in row["ratios"].items():
-        lines.append(f"  {arm:<10} {ratio:9.2f}" + (f"  (at least {row['must'][arm]:g})" if arm in row["must"] else ""))
+    lines += ratio_lines(row)
     lines.append(f"  log-probabilities apart: {max(row['exact']['apart'].values()):.1e} nats (at most {row['exact']['tolerance']:g})")
     return "\n".join([*lines, f"  {'ok' if row['ok'] else 'NOT ok'}"])
 

@@ -100,6 +100,16 @@ def worst(*values: float) -> float:
     return float(torch.tensor(values).max())
 
 
+def ratio_lines(row: Mapping[str, Any]) -> list[str]:
+    """A row's ratios for a reader, each with what it must be."""
+    lines = []
+    for arm, ratio in row["ratios"].items():
+        least = f"  (at least {row['must'][arm]:g})" if arm in row["must"] else ""
+        most = f"  (at most {row['at_most'][arm]:g})" if arm in row.get("at_most", {}) else ""
+        lines.append(f"  {arm:<16} {ratio:9.2f}{least}{most}")
+    return lines
+
+
 def rounded(value: Any, digits: int = 4) -> Any:
     """JSON-able values with their floats cut to so many digits that count."""
     if isinstance(value, float):

@@ -6,7 +6,7 @@ Shapes: M members, B rows of a member, S tokens of a row.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
@@ -16,7 +16,7 @@ import torch
 from limits import Peak, member_bytes, peak, training_flops
 from memory import peak_bytes
 from peers import HuggingFaceTrainer, MixedBatch, TunedPeft, Work, difference
-from timing import clocked, interleaved, worst
+from timing import clocked, interleaved, ratio_lines, worst
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -34,7 +34,7 @@ MEMBERS = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class Profile:
-    """A window of training: M members, `batch` rows of each in a step (several: one row of the record for each), rows of `length` tokens."""
+    """A window of training: M members, `batch` rows of each in a step (several: a row of the record for each), of `length` tokens."""
 
     shape: str
     members: int
@@ -281,22 +281,24 @@ def tokens_row(name: str, profile: Profile, place: Place) -> dict[str, Any]:
     return row | {"curve": curve, "ratios": ratios, "ok": all(point["exact"]["ok"] for point in curve)}
 
 
-def shown(row: dict[str, Any], musts: Sequence[str] = ("must", "at_most")) -> str:
+def shown(row: dict[str, Any]) -> str:
     """A row for a reader."""
     lines = [f"{row['id']}  {'scaled down: ' if row['scaled'] else ''}{_sizes(row)}"]
     for arm, seconds in row.get("seconds_a_step", {}).items():
         lines.append(f"  {arm:<10} {1000 * seconds:10.2f} ms a step of all members")
     for point in row.get("curve", []):
-        lines.append("  " + "  ".join(f"{key} {value:.4g}" for key, value in point.items() if isinstance(value, int | float)))
+        lines.append("  " + "  ".join(f"{key} {value:.4g}" for key, value in _flat(point).items()))
     operators_said = "  ".join(f"{name} {value:g}" for name, value in row["operators_per_layer"].items())
     lines.append(f"  {row['tokens_a_second']:,.0f} tokens/s, {row['padding']:.1%} padding, peak {row['peak_bytes'] / 2**20:,.1f} MiB")
     lines.append(f"  operators per layer: {operators_said}")
-    for arm, ratio in row["ratios"].items():
-        said = "".join(f"  ({words} {row[key][arm]:g})" for key, words in zip(musts, ("at least", "at most"), strict=True) if arm in row.get(key, {}))
-        lines.append(f"  {arm:<10} {ratio:10.2f}{said}")
+    lines += ratio_lines(row)
     if "exact" in row:
         lines.append(f"  weights apart: {max(row['exact']['apart'].values()):.1e} (at most {row['exact']['tolerance']:g})")
     return "\n".join([*lines, f"  {'ok' if row['ok'] else 'NOT ok'}"])
+
+
+def _flat(point: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in (point | point.get("ratios", {})).items() if isinstance(value, int | float)}
 
 
 def _sizes(row: dict[str, Any]) -> str:
