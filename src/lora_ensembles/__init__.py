@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         MissingExtraError,
         TrainingError,
     )
+    from .generated_text import GeneratedText, TokenUncertainty, UncertaintyStreamer, generate_text, token_uncertainty
     from .intervals import Interval, bootstrap_interval, paired_difference
     from .lora import StackedLoraLinear, fold_members, unfold_members
     from .metrics import (
@@ -76,6 +77,7 @@ __all__ = [
     "DataError",
     "Example",
     "FewShot",
+    "GeneratedText",
     "Interval",
     "LoraEnsemble",
     "LoraEnsemblesError",
@@ -87,9 +89,11 @@ __all__ = [
     "Predictor",
     "StackedLoraLinear",
     "Task",
+    "TokenUncertainty",
     "TrainConfig",
     "TrainResult",
     "TrainingError",
+    "UncertaintyStreamer",
     "accuracy",
     "accuracy_coverage",
     "bootstrap_interval",
@@ -105,6 +109,7 @@ __all__ = [
     "evaluate_members",
     "expected_entropy",
     "fold_members",
+    "generate_text",
     "load_base",
     "load_completions",
     "load_file",
@@ -124,6 +129,7 @@ __all__ = [
     "single_member",
     "task_from_files",
     "task_names",
+    "token_uncertainty",
     "total_entropy",
     "train",
     "unfold_members",
@@ -140,6 +146,7 @@ _HOMES = {
     "embedded": "load_base resolve_base",
     "ensemble": "LoraEnsemble MemberSeeds member_seeds",
     "errors": "AdapterError CheckpointError ConfigError DataError LoraEnsemblesError MissingExtraError TrainingError",
+    "generated_text": "GeneratedText TokenUncertainty UncertaintyStreamer generate_text token_uncertainty",
     "intervals": "Interval bootstrap_interval paired_difference",
     "lora": "StackedLoraLinear fold_members unfold_members",
     "metrics": "Metrics accuracy accuracy_coverage brier coverage_area ece "

@@ -150,7 +150,7 @@ def selective_panels(points: Mapping[str, Sequence[float]], curves: Mapping[str,
     Example:
         >>> figure = selective_panels({"entropy": [0.7, 0.8]}, {"ensemble": torch.tensor([1.0, 0.5])})
         >>> [axes.get_xlabel() for axes in figure.axes]
-        ['AUROC of wrong answers (0.5 is chance)', 'coverage (share of questions answered, least doubtful first)']
+        ['AUROC of wrong answers (0.5 is chance)', 'coverage (share answered, least doubtful first)']
     """
     _check_arms(curves)
     figure, (left, right) = _figure(columns=2)
@@ -167,7 +167,7 @@ def selective_panels(points: Mapping[str, Sequence[float]], curves: Mapping[str,
         line = "--" if name.startswith("ensemble") else "-"
         label = f"{name} (area {accuracies.mean().item():.3f})"
         right.plot(coverage, accuracies.tolist(), linestyle=line, color=_COLOURS[index], linewidth=2, label=label)
-    right.set(xlim=(0, 1), xlabel="coverage (share of questions answered, least doubtful first)", ylabel="share of right answers")
+    right.set(xlim=(0, 1), xlabel="coverage (share answered, least doubtful first)", ylabel="share of right answers")
     right.legend(loc="best")
     return figure
 

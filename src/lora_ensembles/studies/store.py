@@ -35,7 +35,7 @@ def cell(folder: Path, name: str, settings: Mapping[str, Any], measure: Callable
         return read_record(path, settings=settings)
     record = {"name": name, "settings": dict(settings), "result": dict(measure()), "environment": environment()}
     with file_written_aside(path) as file:
-        file.write(json.dumps(record, indent=1) + "\n")
+        file.write(json.dumps(record) + "\n")
     return record
 
 
