@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ..baselines import FewShot
 from ..config import TrainConfig
 from ..prediction import Prediction, Predictor, predict
-from ..tasks import OOD_PAIRS, Example, Task, load_ood, load_task
+from ..presets import PAPER_BATCH_SIZES
+from ..tasks import OOD_PAIRS, PAPER_TASKS, Example, Task, load_ood, load_task
 from .arms import DECAY_PER_STEP, KL_WEIGHTS, Arm, ArmsRun, decay_arms, randomness_arms, regulariser_arms, train_arms
 from .measures import by_size, described, measured
 from .store import cell
@@ -57,15 +58,26 @@ class Grid:
     draws: int = 10
     limit: tuple[int | None, int | None, int | None] = (None, None, 500)
 
-    @property
-    def config(self) -> TrainConfig:
-        """The settings that all arms share."""
+    def config(self, task: str) -> TrainConfig:
+        """The settings that all arms share; the paper's batch size for one of its tasks."""
         return TrainConfig(
-            epochs=self.snapshots[-1], batch_size=self.batch_size, learning_rate=self.learning_rate, snapshot_epochs=list(self.snapshots)
+            epochs=self.snapshots[-1],
+            batch_size=PAPER_BATCH_SIZES.get(task, self.batch_size),
+            learning_rate=self.learning_rate,
+            snapshot_epochs=list(self.snapshots),
         )
 
 
 FULL = Grid("full")
+PAPER = Grid(
+    "paper",
+    base="",
+    tasks=PAPER_TASKS,
+    learning_rate=5e-5,
+    snapshots=(1, 2, 3, 5, 10, 20),
+    pool_tasks=("cqa", "mmlu-ss"),
+    limit=(None,) * 3,
+)
 QUICK = Grid(
     "quick",
     tasks=("world-cqa", "world-arcc", "world-mmlu-stem"),
@@ -107,7 +119,7 @@ def sweep(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     arms = regulariser_arms(grid.learning_rate, decays=grid.decays, kl=grid.kl)
     arms += [arm for arm in decay_arms(grid.learning_rate, grid.decay) if arm.name != "decay of B"]
     arms.append(Arm("dropout", dropout=DROPOUT))
-    run = train_arms(bench.model, arms, bench.task.train, grid.config, members=grid.members, seed=seed)
+    run = train_arms(bench.model, arms, bench.task.train, grid.config(bench.task.name), members=grid.members, seed=seed)
     result = _measure_run(run, bench, epochs=grid.snapshots)
     result["arms"]["MC dropout"] = _mc_dropout(run, bench, seed=seed)
     return result
@@ -145,14 +157,14 @@ def _mc_dropout(run: ArmsRun, bench: Bench, *, seed: int) -> dict[str, Any]:
 def randomness(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Members that differ by initial weights, by data order or by both, with and without decay of B."""
     arms = randomness_arms(grid.learning_rate, grid.decay)
-    run = train_arms(bench.model, arms, bench.task.train, grid.config, members=grid.members, seed=seed)
+    run = train_arms(bench.model, arms, bench.task.train, grid.config(bench.task.name), members=grid.members, seed=seed)
     return _measure_run(run, bench, epochs=grid.snapshots[-1:])
 
 
 def pool(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Ensembles of 1 to the pool's size, each size over random subsets, with and without decay of B."""
     arms = [Arm("none"), Arm("decay of B", weight_decay_b=grid.decay / grid.learning_rate)]
-    run = train_arms(bench.model, arms, bench.task.train, grid.config, members=grid.pool, seed=seed)
+    run = train_arms(bench.model, arms, bench.task.train, grid.config(bench.task.name), members=grid.pool, seed=seed)
     known, _ = bench.ask(run.ensemble)
     sizes = [size for size in (1, 2, 3, 5, 10, 15, 20) if size <= grid.pool]
     return {arm.name: by_size(known.select(run.rows(index)), sizes, subsets=grid.subsets, seed=seed) for index, arm in enumerate(arms)}
@@ -170,7 +182,7 @@ def last_layer(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     from ..baselines import LastLayerEnsemble
 
     ensemble = LastLayerEnsemble(*bench.model, members=grid.members, seed=seed)
-    ensemble.fit(bench.task.train, dataclasses.replace(grid.config, snapshot_epochs=()))
+    ensemble.fit(bench.task.train, dataclasses.replace(grid.config(bench.task.name), snapshot_epochs=()))
     return measured(*bench.ask(ensemble))
 
 
@@ -183,11 +195,11 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def cells(grid: Grid) -> Iterator[tuple[str, str, int]]:
+def cells(grid: Grid, kinds: Sequence[str] = tuple(KINDS)) -> Iterator[tuple[str, str, int]]:
     """Every (kind, task, seed) of a grid, whole seeds first, so that an early stop leaves whole comparisons."""
     for seed in grid.seeds:
         for task in grid.tasks:
-            for kind in KINDS:
+            for kind in kinds:
                 if kind != "pool" or task in grid.pool_tasks:
                     yield kind, task, seed
 
@@ -201,11 +213,11 @@ def settings_of(grid: Grid, kind: str, task: str, seed: int) -> dict[str, Any]:
 
 
 def run_grid(
-    grid: Grid, out: Path, load_model: Callable[[], tuple[Any, Any]], *, say: Callable[[str], None]
+    grid: Grid, out: Path, load_model: Callable[[], tuple[Any, Any]], *, kinds: Sequence[str] = tuple(KINDS), say: Callable[[str], None]
 ) -> dict[str, list[Mapping[str, Any]]]:
     """Every record of the grid, by kind; what is in `out` already is read, what is not is measured."""
-    found: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in KINDS}
-    wanted = list(cells(grid))
+    found: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in kinds}
+    wanted = list(cells(grid, kinds))
     for number, (kind, task, seed) in enumerate(wanted, start=1):
 
         def measure(kind: str = kind, task: str = task, seed: int = seed, number: int = number) -> dict[str, Any]:
