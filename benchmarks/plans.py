@@ -1,6 +1,7 @@
 """Memory plans of four large models on three sizes of GPU: `python benchmarks/plans.py --out results/plans.json`.
 
-From the models' shapes alone, written out here, so that no hub is needed: members = 5, batch size 16, 100 tokens, bf16, the paper's adapter.
+From the models' shapes alone, written out here, so that no hub is needed: five members, batch size 16, 100 tokens, bf16, the paper's
+adapter.
 """
 
 from __future__ import annotations
@@ -14,27 +15,19 @@ from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen3Conf
 
 from lora_ensembles.planning import plan_training
 
+
+def shape(vocabulary: int, hidden: int, mlp: int, layers: int, heads: tuple[int, int]) -> dict[str, int]:
+    """The sizes of a Llama-like model; heads of queries, and of keys and values, 128 wide."""
+    names = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim".split()
+    return dict(zip(names, (vocabulary, hidden, mlp, layers, *heads, 128), strict=True))
+
+
 SHAPES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
-    "LLaMA-13B": (
-        LlamaConfig,
-        dict(vocab_size=32000, hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40, num_key_value_heads=40),
-    ),
-    "Llama-2-7B": (
-        LlamaConfig,
-        dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32),
-    ),
-    "Qwen3-8B": (
-        Qwen3Config,
-        dict(
-            vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
-            head_dim=128,
-        ),
-    ),
-    "Mistral-7B": (
-        MistralConfig,
-        dict(vocab_size=32768, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8),
-    ),
-}  # fmt: skip
+    "LLaMA-13B": (LlamaConfig, shape(32000, 5120, 13824, 40, (40, 40))),
+    "Llama-2-7B": (LlamaConfig, shape(32000, 4096, 11008, 32, (32, 32))),
+    "Qwen3-8B": (Qwen3Config, shape(151936, 4096, 12288, 36, (32, 8))),
+    "Mistral-7B": (MistralConfig, shape(32768, 4096, 14336, 32, (32, 8))),
+}
 MEMORY = (24, 80, 141)  # GB
 PEAK_FLOPS = 788e12  # a second: an H200 multiplying large bf16 matrices
 RUN = dict(members=5, batch_size=16, tokens=100)
