@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .adapters import default_adapter_config
-    from .baselines import FewShot
+    from .baselines import BatchEnsemble, FewShot, LastLayerEnsemble, MCDropout, SingleMember, TemperatureScaled
     from .completion_scores import (
         CompletionMetrics,
         CompletionScores,
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdapterError",
+    "BatchEnsemble",
     "CheckpointError",
     "ColumnMapping",
     "Completion",
@@ -79,16 +80,20 @@ __all__ = [
     "FewShot",
     "GeneratedText",
     "Interval",
+    "LastLayerEnsemble",
     "LoraEnsemble",
     "LoraEnsemblesError",
+    "MCDropout",
     "MemberSeeds",
     "Message",
     "Metrics",
     "MissingExtraError",
     "Prediction",
     "Predictor",
+    "SingleMember",
     "StackedLoraLinear",
     "Task",
+    "TemperatureScaled",
     "TokenUncertainty",
     "TrainConfig",
     "TrainResult",
@@ -140,7 +145,7 @@ __all__ = [
 # `lora-ensembles --help` or an error in a flag should not wait for. tests/unit/test_front_door.py holds that the three lists agree.
 _HOMES = {
     "adapters": "default_adapter_config",
-    "baselines": "FewShot",
+    "baselines": "BatchEnsemble FewShot LastLayerEnsemble MCDropout SingleMember TemperatureScaled",
     "completion_scores": "CompletionMetrics CompletionScores evaluate_completion_members evaluate_completions score_completions",
     "config": "TrainConfig",
     "embedded": "load_base resolve_base",
