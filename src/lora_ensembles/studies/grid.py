@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..baselines import FewShot
+from ..baselines import FewShot, LastLayerEnsemble, MCDropout
 from ..config import TrainConfig
 from ..prediction import Prediction, Predictor, predict
 from ..presets import PAPER_BATCH_SIZES
@@ -144,8 +144,6 @@ def _measure_run(run: ArmsRun, bench: Bench, *, epochs: Sequence[int]) -> dict[s
 
 def _mc_dropout(run: ArmsRun, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Each member of the dropout arm, asked as many times as an ensemble has members; the mean over members is the baseline's value."""
-    from ..baselines import MCDropout
-
     arm = next(index for index, one in enumerate(run.arms) if one.name == "dropout")
     found = []
     for row in run.rows(arm):
@@ -179,8 +177,6 @@ def few_shot(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
 
 def last_layer(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     """An ensemble of output heads on the frozen base."""
-    from ..baselines import LastLayerEnsemble
-
     ensemble = LastLayerEnsemble(*bench.model, members=grid.members, seed=seed)
     ensemble.fit(bench.task.train, dataclasses.replace(grid.config(bench.task.name), snapshot_epochs=()))
     return measured(*bench.ask(ensemble))
