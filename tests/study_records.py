@@ -76,7 +76,8 @@ def _record(kind: str, task: str, seed: int, grid: Grid, result: dict[str, Any])
 
 def _sweep(grid: Grid, task: str, key: int) -> dict[str, Any]:
     arms = {name: _arm(name, key, grid, grid.snapshots, ood=task in WITH_OOD) for name in arm_names(grid)}
-    passes = [measured(made_up(key + 2 + one, members=2, sharpness=2, knowledge=1.6))["ensemble"] for one in range(grid.members)]
+    other = made_up(key + 9, members=2, sharpness=2, knowledge=0.6) if task in WITH_OOD else None
+    passes = [measured(made_up(key + 2 + one, members=2, sharpness=2, knowledge=1.6), other)["ensemble"] for one in range(grid.members)]
     return {"arms": {**arms, "MC dropout": {"passes": passes}}}
 
 
@@ -87,13 +88,17 @@ def study_records(grid: Grid = SMALL, *, without: tuple[str, ...] = ()) -> dict[
         for seed in grid.seeds:
             key = 1000 * number + 100 * seed
             few = made_up(key + 5, members=grid.draws, sharpness=0.8, knowledge=0.8)
+            few_ood, last_ood = (
+                made_up(key + 8, members=members, sharpness=0.7, knowledge=0.4) if task in WITH_OOD else None
+                for members in (grid.draws, grid.members)
+            )
             arms = [arm.name for arm in randomness_arms(grid.learning_rate, grid.decay)]
             last = grid.snapshots[-1:]
             results: dict[str, dict[str, Any]] = {
                 "sweep": _sweep(grid, task, key),
                 "randomness": {"arms": {name: _arm(name, key + 7, grid, last, ood=False) for name in arms}},
-                "few_shot": {**measured(few), "wrong_confidence": described(few)["wrong_confidence"]},
-                "last_layer": measured(made_up(key + 6, members=grid.members, sharpness=0.7, knowledge=0.5)),
+                "few_shot": {**measured(few, few_ood), "wrong_confidence": described(few)["wrong_confidence"]},
+                "last_layer": measured(made_up(key + 6, members=grid.members, sharpness=0.7, knowledge=0.5), last_ood),
             }
             if task in grid.pool_tasks:
                 sizes = [size for size in (1, 2, 3, 5, 10, 15, 20) if size <= grid.pool]

@@ -41,15 +41,12 @@ def draw(records: Records) -> Figure:
                     one.axhline(curve[1].mean, color=colour, linestyle="-", linewidth=0.9)
                 band(one, curve, colour=colour, line="--", std=True)
             one.set_ylabel(METRICS[metric])
-            one.set_xticks(sorted({size for arm in ARMS for size in by_size(found, arm, metric) if size not in (2, 3)} or {1}))
+            sizes = {size for arm in ARMS for size in by_size(found, arm, metric)}
+            one.set_xticks(sorted(size for size in sizes if size not in (2, 3) or max(sizes) <= 5))  # else their numbers would overlap
         heading(axes[0], name)
     for one in grid[-1]:
         one.set_xlabel("members M")
-    keys = [
-        Key(f"{who}, {label}", colour, line)
-        for label, colour in ARMS.values()
-        for who, line in (("single member", "-"), ("ensemble", "--"))
-    ]
+    keys = [Key(f"{NAMES[who]}, {label}", colour, LINES[who]) for label, colour in ARMS.values() for who in LINES]
     return finish(figure, records, keys, columns=2)
 
 

@@ -25,7 +25,7 @@ NONE, DECAY, KL, STOPPED, DROPOUT, FEW_SHOT = VERMILION, BLUE, GREEN, PURPLE, OR
 Line = Literal["-", "--", ""]
 LINES: dict[str, Line] = {MEMBER: "-", ENSEMBLE: "--"}
 NAMES = {MEMBER: "single member", ENSEMBLE: "ensemble"}
-METRICS = {"accuracy": "accuracy ↑", "nll": "NLL (nats) ↓", "ece": "ECE ↓", "ood_auroc": "AUROC of OOD"}
+METRICS = {"accuracy": "accuracy ↑", "nll": "NLL (nats) ↓", "ece": "ECE ↓", "ood_auroc": "AUROC"}
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,22 @@ def finish(figure: Figure, records: Records, keys: Sequence[Key], *, columns: in
     return figure
 
 
-def band(axes: Axes, curve: Mapping[int, Spread], *, colour: str, line: Line, marker: str = "o", std: bool = False) -> None:
+def band(
+    axes: Axes,
+    curve: Mapping[int, Spread],
+    *,
+    colour: str,
+    line: Line,
+    marker: str = "o",
+    width: float = 1.4,
+    std: bool = False,
+) -> None:
     """A line through the means, and around it a band from the lowest to the highest value, or one standard deviation wide each way."""
     x = list(curve)
     low = [one.mean - one.std if std else one.low for one in curve.values()]
     high = [one.mean + one.std if std else one.high for one in curve.values()]
     axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
-    axes.plot(x, [one.mean for one in curve.values()], color=colour, linestyle=line, linewidth=1.4, marker=marker, markersize=2.8)
+    axes.plot(x, [one.mean for one in curve.values()], color=colour, linestyle=line, linewidth=width, marker=marker, markersize=2 * width)
 
 
 def epoch_panels(
@@ -108,7 +117,10 @@ def epoch_panels(
             for who, line in LINES.items():
                 # AUROC compares two distributions, so that it stands with the metrics of the first
                 inside = None if metric == "ood_auroc" else where or None
-                band(one, over_epochs(found, arm, metric, who, where=inside), colour=colour, line=line, marker=marker)
+                # arms may coincide: the first of several shows at the rims of the others
+                width = 2.4 if len(arms) > 2 and marker == MARKERS[0] else 1.4
+                curve = over_epochs(found, arm, metric, who, where=inside)
+                band(one, curve, colour=colour, line=line, marker=marker, width=width)
         one.set_ylabel(METRICS[metric], labelpad=2)
 
 

@@ -6,13 +6,13 @@ A record is what `store.cell` returns. A single member's value is the mean of th
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import DataError
 from ...tasks import PAPER_TASKS
-from ..grid import FULL
+from ..grid import FULL, PAPER, Grid
 
 Record = Mapping[str, Any]
 Records = Mapping[str, Sequence[Record]]
@@ -141,37 +141,64 @@ def seeds_of(records: Records) -> list[int]:
 
 
 def smaller_grid(records: Records) -> str:
-    """In what the records' grid is smaller than the full one, as words; empty if in nothing.
+    """In what the records' grid is smaller than the full one, as words; empty if in nothing. On another base than the embedded one, the
+    full grid is the paper's.
 
     Example:
-        >>> settings = {"task": "world-cqa", "seed": 0, "members": 3, "snapshots": [1, 2]}
+        >>> settings = {"task": "world-cqa", "seed": 0, "base": "embedded", "members": 3, "snapshots": [1, 2]}
         >>> smaller_grid({"sweep": [{"settings": settings}]})
         '1 of 6 tasks, 1 of 3 seeds, 3 of 5 members, 2 of 15 epochs'
     """
     settings = [record["settings"] for found in records.values() for record in found if "task" in record["settings"]]
-    tasks = {one["task"] for one in settings}
-    pairs = [(len(tasks), len(FULL.tasks), "tasks"), (len(seeds_of(records)), len(FULL.seeds), "seeds")]
-    for name, full, words in (
-        ("members", FULL.members, "members"),
-        ("pool", FULL.pool, "members in the pool"),
-        ("draws", FULL.draws, "few-shot draws"),
-    ):
-        pairs.append((min((one[name] for one in settings if name in one), default=full), full, words))
-    for name, whole, words in (("kl", FULL.kl, "KL weights"), ("decays", FULL.decays, "strengths of decay")):
-        pairs.append((min((len(one[name]) for one in settings if name in one), default=len(whole)), len(whole), words))
-    epochs = min((one["snapshots"][-1] for one in settings if one.get("snapshots")), default=FULL.snapshots[-1])
-    pairs.insert(3, (epochs, FULL.snapshots[-1], "epochs"))
-    said = [f"{found} of {full} {words}" for found, full, words in pairs if found < full]
-    return ", ".join(said + _limits([one["limit"] for one in settings if "limit" in one]))
+    full = FULL if all(one.get("base", FULL.base) == FULL.base for one in settings) else PAPER
+
+    def least(name: str, number: Callable[[Any], int]) -> int | None:
+        return min((number(one[name]) for one in settings if one.get(name)), default=None)
+
+    pairs = (
+        (len({one["task"] for one in settings}), len(full.tasks), "tasks"),
+        (len(seeds_of(records)), len(full.seeds), "seeds"),
+        (least("members", int), full.members, "members"),
+        (least("snapshots", lambda value: int(value[-1])), full.snapshots[-1], "epochs"),
+        (least("pool", int), full.pool, "members in the pool"),
+        (least("draws", int), full.draws, "few-shot draws"),
+        (least("kl", len), len(full.kl), "KL weights"),
+        (least("decays", len), len(full.decays), "strengths of decay"),
+    )
+    said = [f"{found} of {whole} {words}" for found, whole, words in pairs if found is not None and found < whole]
+    return ", ".join(said + _limits([one["limit"] for one in settings if "limit" in one], full))
 
 
-def _limits(limits: Sequence[Sequence[int | None]]) -> list[str]:
+def _limits(limits: Sequence[Sequence[int | None]], full: Grid) -> list[str]:
     said = []
     for place, words in enumerate(("training", "validation", "OOD")):
-        whole, given = FULL.limit[place], [number for one in limits if (number := one[place]) is not None]
+        whole, given = full.limit[place], [number for one in limits if (number := one[place]) is not None]
         if given and (whole is None or min(given) < whole):
             said.append(f"{min(given)} {words}")
     return [f"at most {' and '.join(filter(None, (', '.join(said[:-1]), said[-1])))} questions"] if said else []
+
+
+def check_one_grid(records: Records) -> None:
+    """Refuse records that must not be averaged: of one kind and task, made with different settings, or twice of one seed.
+
+    Raises:
+        DataError: there are such records.
+    """
+    for kind, found in records.items():
+        first: dict[str, Mapping[str, Any]] = {}
+        seen = set()
+        for record in found:
+            settings = record["settings"]
+            task, others = str(settings.get("task")), {name: one for name, one in settings.items() if name != "seed"}
+            for name, one in first.setdefault(task, others).items():
+                if others.get(name) != one:
+                    raise DataError(
+                        f"the records of the kind {kind!r} and the task {task!r} have different settings ({name}: {one} and "
+                        f"{others.get(name)}); keep the records of one grid in a folder"
+                    )
+            if (task, settings.get("seed")) in seen:
+                raise DataError(f"two records of the kind {kind!r}, task {task!r} and seed {settings.get('seed')}; keep one of them")
+            seen.add((task, settings.get("seed")))
 
 
 def _arm(record: Record, arm: str) -> Mapping[str, Any]:
