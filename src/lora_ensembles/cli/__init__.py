@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ..errors import ConfigError, LoraEnsemblesError, unknown_name
-from . import demo, evaluate, generate, plan, predict, study, tasks, train
+from . import demo, evaluate, generate, plan, predict, report, study, tasks, train
 from .common import Arguments, Parser, flags_of
 
 VERBS = {
@@ -28,6 +28,7 @@ VERBS = {
     "predict": predict,
     "generate": generate,
     "study": study,
+    "report": report,
     "plan": plan,
 }
 OK, MISTAKE, INTERRUPTED, PIPE_CLOSED = 0, 2, 130, 141
