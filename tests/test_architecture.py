@@ -47,6 +47,7 @@ LEVELS: dict[str, set[str]] = {
         "presets",
         "generation",
         "generated_text",
+        "planning",
         "hub",
         "plots",
     },

@@ -61,6 +61,23 @@ def records(folder: Path, name: str) -> Iterator[dict[str, Any]]:
         yield read_record(path)
 
 
+def by_kind(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The records of a folder by the `kind` in their settings, each kind by task and seed.
+
+    Raises:
+        CheckpointError: no records are there, or a file is none.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*-*.json")):
+        record = read_record(path)
+        found.setdefault(str(record["settings"].get("kind", record["name"])), []).append(record)
+    if not found:
+        raise CheckpointError(f"{folder} holds no records of a study; make them with `lora-ensembles study all --out {folder}`")
+    for kind in found.values():
+        kind.sort(key=lambda record: (str(record["settings"].get("task")), int(record["settings"].get("seed", 0))))
+    return found
+
+
 def _key(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(_plain(settings).encode()).hexdigest()[:12]
 
