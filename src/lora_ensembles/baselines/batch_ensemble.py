@@ -19,7 +19,7 @@ from ..config import TrainConfig
 from ..ensemble import SCORING_ROWS, member_seeds
 from ..errors import AdapterError, ConfigError
 from ..forward import answer_logits, logits_at
-from ..lora import StackPlan, fold_members, unfold_members
+from ..lora import StackedLoraLinear, StackPlan, fold_members, unfold_members
 from ..objectives import answer_loss, answer_right, kl_to_base
 from ..tasks import Example
 from ..training import TrainResult
@@ -37,8 +37,9 @@ class RankOneLinear(nn.Module):
     """A frozen linear layer whose weight each member multiplies by a matrix of rank one: row (m, b) gets (W o s_m r_m^T) x + bias.
 
     Computed as s_m o W (r_m o x), so W is read once for all members. r_m = 1 + `input_offsets[m]` (M, D_in) and
-    s_m = 1 + `output_offsets[m]` (M, D_out) are fp32, and only the products are cast to the base's dtype: near 1, bf16 has steps of
-    0.4 to 0.8 %, in which a trained offset would be lost. Source: Wen et al. 2020 (arXiv:2002.06715), Eq. 1 and 2.
+    s_m = 1 + `output_offsets[m]` (M, D_out) are fp32, and only the products are cast to the base's dtype. Between 1 and 2 bf16 has steps
+    of 0.8 %: a factor cast to it would lose what a step of training adds, where products of many different x keep it on average.
+    Source: Wen et al. 2020 (arXiv:2002.06715), Eq. 1 and 2.
     """
 
     def __init__(self, base_layer: nn.Module, *, name: str, plan: StackPlan):
@@ -75,16 +76,16 @@ class RankOneLinear(nn.Module):
 class BatchEnsemble:
     """A `Predictor` of M members, each a rank-one multiplicative change of the same target layers: W_m = W o (s_m r_m^T).
 
-    r_m and s_m alone are trained, D_in + D_out numbers a layer and member (2 / rank * 1 / 2 of a LoRA of that rank); the shared weight
+    r_m and s_m alone are trained, D_in + D_out numbers a layer and member (those of a LoRA of rank 1); the shared weight
     stays the base's. `Differs:` from Wen et al. 2020, who train the shared weight too, and from Arteaga et al. 2024 (arXiv:2409.02976),
-    who train a LoRA of it that all members share: a shared part would make each member's result depend on its neighbours, and members here
-    are to differ from a LoRA ensemble's in nothing but the form of the change.
+    who train a LoRA of it that all members share: a part that is shared makes each member's result depend on its neighbours, and members
+    here are to differ from those of a LoRA ensemble in the form of the change alone.
 
-    Initialisation: r = 1 + u, s = 1 + v with u, v ~ N(0, sigma^2). Random signs, which Wen et al. take when they train from scratch, or
-    their larger Gaussians would destroy what the base knows: an entry of W is off by about sqrt(2) sigma of itself, by
-    every layer, and docs/baselines.md has the measured price. sigma = 0 starts all members at the base, so that only data order tells
-    them apart. u and v are the trained parameters, so decay pulls towards the base, as it does with LoRA: `weight_decay_a` acts on u
-    (the input side, as A), `weight_decay_b` on v (the output side, as B).
+    Initialisation: r = 1 + u, s = 1 + v with u, v ~ N(0, sigma^2). The random signs of Wen et al., who train from scratch, would destroy
+    what the base knows. With sigma an entry of W is off by about sqrt(2) sigma of itself; 0.05 is the largest value that cost the
+    embedded base less than 0.01 nats (docs/baselines.md has the curve). sigma = 0 starts all members at the base, so that only data order
+    tells them apart. u and v are what is trained, so decay pulls towards the base, as it does with LoRA: `weight_decay_a` acts on u (the
+    input side, as A), `weight_decay_b` on v (the output side, as B).
 
     The base's target layers are replaced in place; its weights are never changed, and `unload` gives it back as it was.
 
@@ -118,7 +119,7 @@ class BatchEnsemble:
         *,
         members: int = 5,
         adapter: LoraConfig | None = None,
-        sigma: float = 0.02,
+        sigma: float = 0.05,
         seed: int = 0,
         vary: Sequence[str] = ("init", "order"),
     ):
@@ -250,6 +251,8 @@ def _target_shapes(base: PreTrainedModel, adapter: LoraConfig) -> dict[str, tupl
     """(D_in, D_out) of each layer that PEFT would adapt, by name, in the base's order."""
     if any(isinstance(module, RankOneLinear) for module in base.modules()):
         raise AdapterError("the base carries another BatchEnsemble; call `unload()` on that one first, or load the base again")
+    if any(isinstance(module, StackedLoraLinear) for module in base.modules()):
+        raise AdapterError("the base carries a LoRA ensemble; call `unload()` on that one first, or load the base again")
     if hasattr(base, "peft_config"):
         raise AdapterError("the base is wrapped by PEFT already; pass the plain model (`model.unload()`)")
     weights = initial_weights(base, adapter, seed=0)
