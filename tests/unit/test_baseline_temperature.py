@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from lora_ensembles import ConfigError, DataError, FewShot, TemperatureScaled, accuracy, nll, predict
+from lora_ensembles import ConfigError, DataError, FewShot, TemperatureScaled, accuracy, load_task, nll, predict
+from lora_ensembles.baselines import held_out_split
 from lora_ensembles.baselines.temperature import BOUNDS, best_temperature, scaled_log_probs
 from lora_ensembles.prediction import Prediction
 from lora_ensembles.tasks import Example
@@ -166,3 +168,49 @@ def test_any_predictor_can_be_scaled_and_costs_one_parameter_more() -> None:
     assert predict(scaled, questions(3, start=16)).num_members == 1
     examples, log_probs = drawn(30, sharpness=2.0)
     assert TemperatureScaled.fit(Told(examples, log_probs), examples).num_trained_parameters == 8
+
+
+def twins(count: int) -> list[Example]:
+    """Every question twice, under two ids, its options in another order the second time."""
+    once = questions(count)
+    turned = [dataclasses.replace(one, id=f"{one.id}/again", prompt=f"{one.prompt} ", options=one.options[::-1]) for one in once]
+    return [*once, *turned]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_split_keeps_equal_questions_together_and_what_was_trained_on_out(seed: int) -> None:
+    examples, trained = twins(20), questions(5, start=3)
+    held_out, scored = held_out_split(examples, share=0.3, seed=seed, trained_on=trained)
+    assert sorted([*held_out, *scored], key=examples.index) == examples
+    assert len(held_out) == 12
+    assert [*held_out] == sorted(held_out, key=examples.index)
+    assert not {one.question for one in held_out} & {one.question for one in [*scored, *trained]}
+    made = ensemble(members=2)
+    assert predict(TemperatureScaled.fit(made, held_out, trained_on=trained), scored).num_examples == 28
+
+
+def test_a_split_repeats_with_its_seed() -> None:
+    examples = questions(20)
+    assert held_out_split(examples, seed=1) == held_out_split(examples, seed=1) != held_out_split(examples, seed=2)
+    assert len(held_out_split(examples)[0]) == 4
+    assert len(held_out_split(examples[:2])[0]) == 1
+
+
+def test_a_split_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"share=1.0; it is a number between 0 and 1"):
+        held_out_split(questions(4), share=1.0)
+    with pytest.raises(DataError, match="4 examples, of which 0 are different and were not trained on"):
+        held_out_split(questions(4), trained_on=questions(4))
+    with pytest.raises(DataError, match="the 2 examples are one question; another is needed to score"):
+        held_out_split(twins(1))
+    with pytest.raises(DataError, match="1 examples, of which 1 are different"):
+        held_out_split(questions(1))
+
+
+@pytest.mark.parametrize("name", ["obqa", "arce", "mmlu-ss", "mmlu-stem"])
+def test_the_papers_data_split_although_they_hold_questions_twice(real_data: Path, name: str) -> None:
+    task = load_task(name, data=real_data)
+    held_out, scored = held_out_split(task.validation, trained_on=task.train)
+    assert len(held_out) == round(0.2 * len(task.validation))
+    for seen in (task.train, scored):
+        assert not {(one.question, frozenset(one.options)) for one in held_out} & {(one.question, frozenset(one.options)) for one in seen}

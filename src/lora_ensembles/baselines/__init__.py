@@ -7,6 +7,15 @@ from .few_shot import FewShot
 from .last_layer import LastLayerEnsemble
 from .mc_dropout import MCDropout
 from .single_member import SingleMember, num_trained_parameters
-from .temperature import TemperatureScaled
+from .temperature import TemperatureScaled, held_out_split
 
-__all__ = ["BatchEnsemble", "FewShot", "LastLayerEnsemble", "MCDropout", "SingleMember", "TemperatureScaled", "num_trained_parameters"]
+__all__ = [
+    "BatchEnsemble",
+    "FewShot",
+    "LastLayerEnsemble",
+    "MCDropout",
+    "SingleMember",
+    "TemperatureScaled",
+    "held_out_split",
+    "num_trained_parameters",
+]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -97,6 +98,66 @@ class TemperatureScaled:
             examples, self.fitted_on, "was used to fit the temperature", "score other examples: on these the scores would be too good"
         )
         return scaled_log_probs(predict(self.predictor, examples, max_rows=max_rows), self.temperature)[None]
+
+
+def held_out_split(
+    examples: Sequence[Example], *, share: float = 0.2, seed: int = 0, trained_on: Sequence[Example] = ()
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """A part to fit a temperature on, and the rest to score, both in the order given: no question is on both sides.
+
+    The paper's data hold questions twice: some of obqa's, arce's and mmlu's validation questions are in their training part, some of
+    mmlu's come twice in its validation part. What was trained on is left to the scored part, where it belongs; equal questions go to one
+    side together. About `share` of all examples are held out, at least one.
+
+    Raises:
+        ConfigError: a share outside (0, 1).
+        DataError: there are not two different questions that were not trained on.
+
+    Example:
+        >>> examples = [Example(str(n), f"Question {n // 2}:", (" yes", " no"), 0) for n in range(20)]  # each twice
+        >>> held_out, scored = held_out_split(examples, share=0.4)
+        >>> len(held_out), len(scored), {one.prompt for one in held_out} & {one.prompt for one in scored}
+        (8, 12, set())
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"share={share}; it is a number between 0 and 1")
+    trained = _fingerprints(trained_on)
+    groups = [group for group in _groups(examples) if not any(mark in trained for n in group for mark in _marks(examples[n]))]
+    if not groups or len(groups) == len(examples) == 1:
+        raise DataError(
+            f"{len(examples)} examples, of which {len(groups)} are different and were not trained on; at least one is needed to fit the "
+            "temperature on, and another to score"
+        )
+    random.Random(seed).shuffle(groups)
+    wanted = max(1, round(share * len(examples)))
+    chosen: set[int] = set()
+    for group in groups:
+        if not chosen or len(chosen) + len(group) <= wanted:
+            chosen.update(group)
+    if len(chosen) == len(examples):
+        raise DataError(f"the {len(examples)} examples are one question; another is needed to score")
+    held_out = tuple(example for n, example in enumerate(examples) if n in chosen)
+    return held_out, tuple(example for n, example in enumerate(examples) if n not in chosen)
+
+
+def _groups(examples: Sequence[Example]) -> list[list[int]]:
+    """The numbers of equal examples together, in order of their first; equal to an equal one is equal."""
+    home = list(range(len(examples)))
+    first: dict[str, int] = {}
+
+    def root(n: int) -> int:
+        while home[n] != n:
+            n = home[n]
+        return n
+
+    for n, example in enumerate(examples):
+        for mark in _marks(example):
+            ends = sorted((root(n), root(first.setdefault(mark, n))))
+            home[ends[1]] = ends[0]
+    groups: dict[int, list[int]] = {}
+    for n in range(len(examples)):
+        groups.setdefault(root(n), []).append(n)
+    return list(groups.values())
 
 
 def scaled_log_probs(prediction: Prediction, temperature: float) -> Tensor:
