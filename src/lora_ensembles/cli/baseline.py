@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import random
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError, unknown_name
@@ -79,17 +78,13 @@ def predictor(
 def _tempered(
     args: Arguments, ensemble: LoraEnsemble, train: tuple[Example, ...], validation: tuple[Example, ...]
 ) -> tuple[Predictor, tuple[Example, ...]]:
-    from ..baselines import SingleMember, TemperatureScaled
+    from ..baselines import SingleMember, TemperatureScaled, held_out_split
 
-    if len(validation) < 2:
-        raise DataError("1 validation question cannot be split into one part to fit the temperature on and one to score")
-    fitted = set(random.Random(args.seed).sample(range(len(validation)), max(1, round(FIT_SHARE * len(validation)))))
-    held_out = [example for place, example in enumerate(validation) if place in fitted]
-    scored = tuple(example for place, example in enumerate(validation) if place not in fitted)
+    held_out, scored = held_out_split(validation, share=FIT_SHARE, seed=args.seed, trained_on=train)
     wrapped: Predictor = SingleMember(ensemble, 0) if args.baseline == "temperature-single" else ensemble
     scaled = TemperatureScaled.fit(wrapped, held_out, trained_on=train, max_rows=args.max_rows)
     say(f"temperature {scaled.temperature:.3f}, fitted on {len(held_out)} validation questions, which are not scored")
-    return scaled, scored
+    return scaled, tuple(scored)
 
 
 def _model(args: Arguments) -> tuple[Any, Any]:
@@ -108,8 +103,12 @@ def _config(args: Arguments, task: str | None) -> TrainConfig:
 def _trained(args: Arguments, examples: tuple[Example, ...], task: str | None) -> Predictor:
     from ..baselines import BatchEnsemble, LastLayerEnsemble
 
-    kind = LastLayerEnsemble if args.baseline == "last-layer" else BatchEnsemble
-    made = kind(*_model(args), members=args.size, seed=args.seed)
+    base, tokenizer = _model(args)
+    made: LastLayerEnsemble | BatchEnsemble
+    if args.baseline == "last-layer":
+        made = LastLayerEnsemble(base, tokenizer, members=args.size, seed=args.seed)
+    else:
+        made = BatchEnsemble(base, tokenizer, members=args.size, adapter=settings.adapter_config(args, base), seed=args.seed)
     say(f"training {args.size} members of a {args.baseline} ensemble on {len(examples)} questions")
     made.fit(examples, _config(args, task), progress=True)
     return made
