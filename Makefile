@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test bench lint clean
 
 help:
 	@echo "make install   the package, its extras and its tools, in $(VENV)"
 	@echo "make demo      train, compare and report on the embedded base, into OUT=$(OUT)"
 	@echo "make test      every test, the doctests included; one file: make test ARGS=tests/test_architecture.py"
+	@echo "make bench     what a CPU can measure of the speed, into results/performance/cpu.json and docs/performance.md; 10 minutes at most"
 	@echo "make lint      ruff and mypy"
 	@echo "make clean     remove caches and build output; $(VENV) and runs/ stay"
 
@@ -32,6 +33,11 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
+
+# The page is written whether all rows hold or not, and says which do; nothing is printed after the line of JSON.
+bench: $(INSTALLED)
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python benchmarks/bench.py --out results/performance/cpu.json; \
+	held=$$?; $(BIN)/python benchmarks/report.py && exit $$held
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,0 +1,207 @@
+"""Every benchmark runs on a minimal shape and says what it promises; its check of equal results sees a difference; its limits are right."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).parents[2]
+BENCHMARKS = REPOSITORY / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+def run(*command: str) -> tuple[str, dict[str, Any]]:
+    """What a benchmark prints, and its last line."""
+    whole = [sys.executable, *command]
+    output = subprocess.run(whole, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    return output, json.loads(output.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_all_families_run_in_one_process_and_end_with_the_promised_line(tmp_path: Path) -> None:
+    record = tmp_path / "cpu.json"
+    command = [sys.executable, "benchmarks/bench.py", "--quick", "--windows", "1", "--out", str(record)]
+    output = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout  # rows of one window may not hold
+    said = json.loads(output.splitlines()[-1])
+    whole = json.loads(record.read_text())
+    assert [row["id"] for row in said["rows"]] == [row["id"] for row in whole["rows"]]
+    assert len(said["rows"]) == 8
+    for row in said["rows"]:
+        assert {"id", "ratios", "must", "ok"} <= row.keys()
+    for row in whole["rows"]:
+        assert row.get("exact", {"ok": True})["ok"], row
+    exact = {row["id"]: row["ok"] for row in said["rows"]}
+    assert exact["operators"]
+    assert exact["memory-tiny"]
+    assert {"versions", "device", "commit", "threads"} <= whole["environment"].keys()
+
+
+def test_training_prints_tokens_limit_memory_operators_and_padding() -> None:
+    output, record = run("benchmarks/train.py", "--profile", "tiny", "--windows", "1", "--json")
+    (row,) = record["rows"]
+    assert {"A", "A'", "B", "C"} == row["ratios"].keys()
+    assert row["exact"]["ok"]
+    assert row["tokens_a_step"] == 2 * 2 * 8
+    assert row["tokens_a_second"] == pytest.approx(row["tokens_a_step"] / row["seconds_a_step"]["stacked"], rel=1e-2)
+    assert row["padding"] == 0
+    assert row["peak_bytes"] > 0
+    assert row["operators_per_layer"]["forward"] <= 45
+    for words in ("tokens/s", "padding", "peak", "operators per layer", "weights apart"):
+        assert words in output
+
+
+def test_decoding_counts_one_graph_and_gives_the_members_texts() -> None:
+    _, record = run("benchmarks/decode.py", "--profile", "tiny", "--windows", "1", "--json")
+    (row,) = record["rows"]
+    assert row["graphs"]["ensemble"] == 1
+    assert row["exact"]["same_texts"]
+    assert row["exact"]["ok"]
+    assert {"A", "A'", "B", "C", "merged"} == row["ratios"].keys()
+
+
+@pytest.mark.parametrize(("profile", "arms"), [("tiny-E1", {"A", "A'", "B", "C"}), ("tiny-E2", {"unshared", "C"})])
+def test_scoring_gives_the_peers_log_probabilities(profile: str, arms: set[str]) -> None:
+    _, record = run("benchmarks/score.py", "--profile", profile, "--windows", "1", "--json")
+    (row,) = record["rows"]
+    assert row["exact"]["ok"]
+    assert row["ratios"].keys() == arms
+
+
+def test_breakdown_holds_the_whole_step() -> None:
+    import breakdown
+
+    record = breakdown.measure(windows=1, steps=3)
+    assert record["not_found"] == []
+    assert {"base linears", "LoRA", "attention", "head", "optimiser", "data", "logging"} <= record["parts"].keys()
+    held = sum(sum(times.values()) for times in record["parts"].values())
+    assert held == pytest.approx(record["milliseconds_a_step"])
+    assert record["parts"]["base linears"]["backward"] > 0
+    assert record["parts"]["LoRA"]["backward"] > 0
+
+
+def test_weights_of_another_learning_rate_are_not_taken_for_the_same() -> None:
+    from peers import TunedPeft, difference
+    from train import SMALL
+    from training_rows import TOLERANCE, Place, prepare
+
+    setting = prepare("tiny", SMALL["tiny"], Place("cpu", torch.float32, small=False, windows=1), batch=2, members=2)
+    setting.stacked()
+    stacked, initial = setting.ensemble.stack.member(1), setting.work.initial[1]
+    same = TunedPeft(setting.work)
+    same.train(1)
+    assert difference(stacked, same.weights(1), initial) <= TOLERANCE[torch.float32]
+    config = dataclasses.replace(setting.work.config, learning_rate=1.01e-3)
+    other = TunedPeft(dataclasses.replace(setting.work, config=config))
+    other.train(1)
+    assert difference(stacked, other.weights(1), initial) > TOLERANCE[torch.float32]
+    assert difference(stacked, setting.ensemble.stack.member(0), initial) > TOLERANCE[torch.float32]
+
+
+def test_log_probabilities_of_other_weights_are_not_taken_for_the_same() -> None:
+    import decode
+
+    setting = decode.prepare(decode.SMALL["tiny"], small=False, device="cpu", dtype=torch.float32)
+    arms = decode.arms_of(setting, 4, compiled=False)
+    assert decode.exactness(setting, arms, 4)["ok"]
+    setting.ensemble.stack.set_members([setting.ensemble.stack.member(index) for index in (1, 0)])
+    assert not decode.exactness(setting, arms, 4)["ok"]
+
+
+def test_a_difference_that_is_no_number_is_the_worst() -> None:
+    from timing import worst
+
+    assert worst(0.0, float("nan")) != worst(0.0, 1.0)
+    assert not worst(0.0, float("nan")) <= 1e9
+
+
+@pytest.mark.parametrize("allocated", [1000, 250_000])
+def test_peak_is_the_largest_sum_of_what_is_held_at_a_time(allocated: int) -> None:
+    from memory import peak_bytes
+
+    def hold_two_of_three() -> None:
+        first = torch.empty(allocated)
+        del first
+        second, third = torch.empty(allocated), torch.empty(allocated)
+        del second, third
+
+    peak = peak_bytes(hold_two_of_three, "cpu")
+    assert 2 * 4 * allocated <= peak <= 2 * 4 * allocated + 256
+
+
+def test_members_take_16_bytes_a_parameter_and_more_in_a_low_precision() -> None:
+    import memory
+    from limits import member_bytes, storages
+    from workloads import SHAPES, build, sharing
+
+    row = memory.measure("tiny", small=False, device="cpu")
+    assert row["ok"]
+    assert row["base_in_memory_once"]
+    tiny = SHAPES["tiny"]
+    # 2 layers, rank 8: A of q and v 2 * 32, B of q 32, B of v 16 (2 of 4 heads).
+    assert member_bytes(tiny) == 16 * 2 * 8 * (64 + 32 + 16)
+    assert member_bytes(tiny, dtype=torch.bfloat16) == 18 * 2 * 8 * (64 + 32 + 16)
+    base = build(tiny)
+    assert storages(list(sharing(base).parameters())) == storages(list(base.parameters()))
+    assert storages(list(build(tiny).parameters())).isdisjoint(storages(list(base.parameters())))
+
+
+def test_limits_are_those_of_llama_8b() -> None:
+    # By hand from the shape: q and o 4096^2, k and v 4096 * 1024, three of 4096 * 14336, 32 layers; head 4096 * 128256.
+    from limits import KNOWN, body, decode_seconds, head, lora_parameters, training_flops
+    from workloads import SHAPES
+
+    shape = SHAPES["8B"]
+    assert body(shape) == 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336) == 6_979_321_856
+    assert head(shape) == 525_336_576
+    lora = 32 * 8 * (3 * 4096 + 1024)
+    assert lora_parameters(shape) == lora
+    every_logit = 4 * (6_979_321_856 + 525_336_576) + 12 * 32 * 4096 * 256 + 6 * lora
+    assert training_flops(shape, length=512, answers=512) == pytest.approx(every_logit)
+    for members, milliseconds in ((1, 3.16), (8, 3.36)):  # bytes: base, adapters, 128 KiB a token of keys and values, over 4.8 TB/s
+        read = 2 * (6_979_321_856 + 525_336_576 + members * lora) + members * 1024 * 131_072
+        seconds = decode_seconds(shape, KNOWN["H200"], members=members, rows=1, seen=1024, element=2)
+        assert seconds == pytest.approx(read / 4.8e12)
+        assert 1000 * seconds == pytest.approx(milliseconds, abs=0.01)
+
+
+def test_padding_is_what_rows_lack_to_the_longest_of_their_step() -> None:
+    from types import SimpleNamespace
+
+    from training_rows import padding
+
+    lengths = torch.tensor([3, 5, 4, 1])
+    steps = [[torch.tensor([0, 1]), torch.tensor([2, 3])], [torch.tensor([3, 2]), torch.tensor([1, 0])]]
+    work: Any = SimpleNamespace(initial=[0, 1], steps=2, indices=lambda member, step: steps[member][step])
+    # Step 0 holds rows of 3, 5, 1 and 4 tokens, step 1 of 4, 1, 5 and 3.
+    assert padding(lengths, work) == (26, 4 * 5 + 4 * 5)
+
+
+def test_page_is_what_the_records_give() -> None:
+    command = [sys.executable, "benchmarks/report.py", "--check"]
+    assert subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False).returncode == 0
+
+
+def test_page_says_what_was_not_measured_and_what_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import report
+
+    monkeypatch.setattr(report, "RECORDS", tmp_path)
+    assert report.page().count("not measured") == len(report.MEANING)
+    made = {"device": "NVIDIA H200", "threads": 1, "platform": "Linux", "commit": "0", "versions": {}}
+    row = {"id": "D1", "scaled": False, "ratios": {"A": 3.0, "C": 0.2}, "must": {"A": 5.0}, "at_most": {}, "ok": False}
+    (tmp_path / "h200-D1.json").write_text(json.dumps({"rows": [row], "environment": made}))
+    page = report.page()
+    assert page.count("not measured") == len(report.MEANING) - 1
+    (line,) = [line for line in page.splitlines() if line.startswith("| D1")]
+    assert "3.00" in line
+    assert "**no**" in line
