@@ -80,12 +80,12 @@ PAPER = Grid(
 )
 QUICK = Grid(
     "quick",
-    tasks=("world-cqa", "world-arcc", "world-mmlu-stem"),
+    tasks=("world-cqa", "world-mmlu-stem"),
     snapshots=(1, 2, 3, 8),
     kl=(0.05,),
     decays=(0.025,),
     pool=10,
-    pool_tasks=("world-arcc",),
+    pool_tasks=("world-mmlu-stem",),
     draws=4,
     limit=(200, 200, 200),
 )
