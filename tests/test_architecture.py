@@ -22,6 +22,8 @@ LEVELS: dict[str, set[str]] = {
     "parts": {
         "tasks",
         "lora",
+        "products",
+        "decoder",
         "forward",
         "objectives",
         "optim",

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from .decoder import Places
 from .errors import DataError
-from .forward import Places
 from .lora import stream_key
 from .scoring import pad_rows
 from .tasks import Completion, EncodedExample, Example, encode_completions, encode_examples

@@ -20,6 +20,7 @@ from .adapters import default_adapter_config, initial_weights, keep_differentiab
 from .errors import AdapterError, ConfigError
 from .forward import answer_logits, ran_out_of_memory
 from .lora import AdapterStack, MemberWeights, fold_members, stream_key, unfold_members
+from .products import frozen_products
 from .scoring import score_labels
 from .tasks import Example, encode_examples
 
@@ -282,7 +283,7 @@ class LoraEnsemble:
     def __call__(self, input_ids: Tensor) -> Tensor:
         """Next-token logits (M, B, T, V) of right-padded `input_ids`: (B, T) for all members alike, or (M, B, T)."""
         rows = self._member_rows(input_ids)
-        with self.stack.running(rows=rows.shape[0] * rows.shape[1], tokens=rows.numel()):
+        with self.stack.running(rows=rows.shape[0] * rows.shape[1], tokens=rows.numel()), frozen_products():
             logits = self.base(input_ids=fold_members(rows), use_cache=False).logits
         return unfold_members(logits, rows.shape[0])
 

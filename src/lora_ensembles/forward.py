@@ -7,25 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .decoder import Places, last_layer_at
 from .errors import AdapterError
+from .products import frozen_products
 
 LOGIT_BUDGET = 2**27
 """Most logits made at once, where the head runs apart from the body: 512 MiB in float32. What a loss makes of them (softmax, gradient)
 comes to a few times as much; a chunk of 1,000 positions of a vocabulary of 128,000 is large enough to fill a device."""
-
-
-@dataclass(frozen=True)
-class Places:
-    """n places of a batch (B, T), in any order: rows (n,) and positions (n,)."""
-
-    rows: Tensor
-    positions: Tensor
 
 
 def answer_logits(model: nn.Module, input_ids: Tensor, positions: Tensor) -> Tensor:
@@ -52,11 +45,10 @@ def logits_at(model: nn.Module, input_ids: Tensor, places: Places, *, extra_hidd
     """
 
     def narrow(hidden: Tensor) -> Tensor:
-        chosen = hidden[places.rows, places.positions]
+        chosen = places.take(hidden)
         return chosen[None] if extra_hidden is None else torch.stack([chosen, extra_hidden])
 
-    with _into_head(model, narrow):
-        logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
+    logits = _run(model, input_ids, places, narrow)
     return logits[0] if extra_hidden is None else logits
 
 
@@ -69,11 +61,10 @@ def hidden_at(model: nn.Module, input_ids: Tensor, places: Places) -> Tensor:
     caught: list[Tensor] = []
 
     def narrow(hidden: Tensor) -> Tensor:
-        caught.append(hidden[places.rows, places.positions])
+        caught.append(places.take(hidden))
         return caught[-1][None, :1]  # the head's own answer is thrown away; one position of it costs next to nothing
 
-    with _into_head(model, narrow):
-        model(input_ids=input_ids, use_cache=False)
+    _run(model, input_ids, places, narrow)
     return caught[0]
 
 
@@ -87,7 +78,7 @@ def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
         AdapterError: the model does not call the head that it names.
     """
     token = torch.zeros(1, 1, dtype=torch.int64, device=hidden.device)
-    with _into_head(model, lambda _: hidden.reshape(1, -1, hidden.shape[-1])):
+    with _into_head(model, lambda _: hidden.reshape(1, -1, hidden.shape[-1])), frozen_products():
         logits: Tensor = model(input_ids=token, use_cache=False).logits
     return logits.view(*hidden.shape[:-1], -1)
 
@@ -103,6 +94,14 @@ def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device, or the computer, has no memory left."""
     said = any(words in str(error) for words in ("allocate memory", "bad_alloc"))
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and said)
+
+
+def _run(model: nn.Module, input_ids: Tensor, places: Places, narrow: Callable[[Tensor], Tensor]) -> Tensor:
+    """The logits of one pass whose head sees `narrow` of the last hidden states, which are right at the places only."""
+    shape = (input_ids.shape[0], input_ids.shape[1])
+    with _into_head(model, narrow), last_layer_at(model, places, shape), frozen_products():
+        logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
+    return logits
 
 
 @contextmanager
