@@ -47,7 +47,7 @@ class BaseStates:
         """Those of a table; `rows` rows are in flight."""
         live, kept = cls(ensemble, None), None
         total = int(table.answer_lengths.sum())
-        by_length = (table.prompt_lengths + table.answer_lengths).argsort()
+        by_length = table.lengths.argsort()
         for indices in (by_length[:1], *by_length[1:].split(rows)):  # one row first: it tells how large a state is
             batch = table.gather(indices[None])
             tokens = batch.answer_tokens()

@@ -130,12 +130,12 @@ def score_completions(ensemble: LoraEnsemble, examples: Sequence[Completion], *,
     members = ensemble.num_members
     encoded = encode_completions(examples, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=ensemble.info.overlong)
     table = TokenTable.from_encoded(encoded, ensemble.pad_id, device=ensemble.device)
-    counted = (torch.arange(int(table.answer_lengths.max()), device=ensemble.device) < table.answer_lengths[:, None]).cpu()
+    counted = torch.arange(int(table.answer_lengths.max())) < table.answer_lengths[:, None]
     scores = torch.zeros(members, *counted.shape)
     rows = max(1, (max_rows or SCORING_ROWS * members) // members)
-    for indices in (table.prompt_lengths + table.answer_lengths).argsort().split(rows):
+    for indices in table.lengths.argsort().split(rows):
         try:
-            scores[:, indices.cpu()] = _score(ensemble, table.gather(indices.expand(members, -1)))
+            scores[:, indices] = _score(ensemble, table.gather(indices.expand(members, -1)))
         except (MemoryError, RuntimeError) as error:
             if not ran_out_of_memory(error):
                 raise

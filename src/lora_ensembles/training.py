@@ -7,7 +7,6 @@ Shapes: M members, B rows of a member, N examples, P parameters of a member.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .answer_losses import BaseStates, row_losses
-from .batches import Batch, TokenTable, encode_rows, epoch_order, split_step
+from .batches import Batch, MemberOrders, TokenTable, encode_rows, split_step
 from .checkpoint import Progress, RunFolder
 from .completion_scores import CompletionMetrics, evaluate_completion_members, evaluate_completions, score_completions
 from .config import TrainConfig, schedule_factor
@@ -61,6 +60,7 @@ class _Run:
     ensemble: LoraEnsemble
     config: TrainConfig
     table: TokenTable
+    orders: MemberOrders
     optimizer: StackedAdamW
     kl_weight: Tensor  # (M,)
     dropout: Tensor | None  # (M,)
@@ -69,7 +69,7 @@ class _Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.table) / self.config.batch_size)
+        return self.orders.steps_per_epoch
 
     @property
     def total_steps(self) -> int:
@@ -149,10 +149,12 @@ def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Comp
     )
     with_kl = bool((vectors["kl_weight"] > 0).any())
     states = BaseStates.of(ensemble, table, rows=config.max_rows or config.batch_size * members) if with_kl else None
+    order_seeds = [seeds.order for seeds in ensemble.info.seeds]
     return _Run(
         ensemble,
         config,
         table,
+        MemberOrders(order_seeds, table.lengths, config.batch_size, config.length_window),
         optimizer,
         vectors["kl_weight"],
         dropout if (dropout > 0).any() else None,
@@ -233,36 +235,28 @@ def _guarded_step(run: _Run, step: int) -> StepOutcome:
 
 def _step(run: _Run, step: int) -> StepOutcome:
     config, stack = run.config, run.ensemble.stack
-    indices = _batch_indices(run, step)
-    loss, accuracy = _backward(run, indices, step)
-    _check_finite(run, loss, step, "loss")
+    loss, accuracy = _backward(run, run.orders.batch(step), step)
     limit = config.max_grad_norm
     norms = gradient_norms(run.gradients) if limit is None else clip_per_member(run.gradients, limit)
-    _check_finite(run, norms, step, "gradient")
+    outcome = StepOutcome(*torch.stack([loss, accuracy, norms]).cpu())  # the one place in a step where the CPU waits for a device
+    _check_finite(run, outcome.loss, step, "loss")
+    _check_finite(run, outcome.gradient_norm, step, "gradient")
     run.optimizer.step((stack.a, stack.b), run.gradients, factor=schedule_factor(config, step, run.total_steps))
     stack.refresh()
     for gradient in run.gradients:
         gradient.zero_()
-    return StepOutcome(loss, accuracy, norms)
-
-
-def _batch_indices(run: _Run, step: int) -> Tensor:
-    """The examples (M, B) of a step: each member's next rows in its own order of this epoch; the last batch of an epoch may be shorter."""
-    epoch, place = divmod(step, run.steps_per_epoch)
-    size = run.config.batch_size
-    orders = [epoch_order(seeds.order, epoch, len(run.table)) for seeds in run.ensemble.info.seeds]
-    return torch.stack([order[place * size : (place + 1) * size] for order in orders])
+    return outcome
 
 
 def _backward(run: _Run, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Gradients of every member's own mean loss; returns that loss and the answer accuracy, (M,) each."""
     members, rows = indices.shape
-    loss, accuracy = torch.zeros(members, rows), torch.zeros(members, rows)
+    loss, accuracy = torch.zeros(2, members, rows, device=run.ensemble.device)
     for which, chunk in split_step(members, rows, run.config.max_rows):
         batch = run.table.gather(indices[which, chunk])
         row_loss, row_accuracy = _row_losses(run, batch, which, chunk.start, step)
         run.ensemble.stack.add_gradients(row_loss.sum() / rows, run.gradients)
-        loss[which, chunk], accuracy[which, chunk] = row_loss.detach().cpu(), row_accuracy.cpu()
+        loss[which, chunk], accuracy[which, chunk] = row_loss.detach(), row_accuracy
     return loss.mean(dim=1), accuracy.mean(dim=1)
 
 
