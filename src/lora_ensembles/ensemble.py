@@ -6,7 +6,7 @@ Shapes: M members, B rows of a member, T tokens, K answer positions, V vocabular
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from . import storage
 from .adapters import default_adapter_config, initial_weights, keep_differentiable
 from .errors import AdapterError, ConfigError
-from .forward import answer_logits, ran_out_of_memory
+from .forward import Prefix, answer_logits, ran_out_of_memory, read_prefix
 from .lora import AdapterStack, MemberWeights, fold_members, stream_key, unfold_members
 from .products import frozen_products
-from .scoring import score_labels
+from .scoring import AnswerLogits, score_labels
 from .tasks import Example, encode_examples
 
 if TYPE_CHECKING:
@@ -311,7 +311,9 @@ class LoraEnsemble:
         encoded = encode_examples(examples, self.tokenizer, max_length=context_window(self.base), overlong=self.info.overlong)
         rows = max(1, (max_rows or SCORING_ROWS * members) // members)
         try:
-            return score_labels(encoded, self._score_batch, pad_id=self.pad_id, rows_per_batch=rows, device=self.device)
+            return score_labels(
+                encoded, self._score_batch, pad_id=self.pad_id, rows_per_batch=rows, device=self.device, read_prefix=self._read_prefix
+            )
         except (MemoryError, RuntimeError) as error:
             if not ran_out_of_memory(error):
                 raise
@@ -320,9 +322,19 @@ class LoraEnsemble:
                 f"{max(1, rows // 2) * members}: the result stays the same"
             ) from error
 
-    def _score_batch(self, ids: Tensor, positions: Tensor) -> Tensor:
+    def _score_batch(self, ids: Tensor, positions: Tensor, after: Prefix | None = None) -> Tensor:
         count = self.num_members
-        return self.answer_logits(ids.expand(count, -1, -1), positions.expand(count, -1, -1))
+        with self._all_reading(ids):
+            logits = answer_logits(self.base, ids.repeat(count, 1), positions.repeat(count, 1), after=after)
+        return unfold_members(logits, count)
+
+    def _read_prefix(self, ids: Tensor) -> AnswerLogits | None:
+        with self._all_reading(ids):
+            prefix = read_prefix(self.base, ids.repeat(self.num_members, 1))
+        return None if prefix is None else lambda rows, positions: self._score_batch(rows, positions, prefix)
+
+    def _all_reading(self, ids: Tensor) -> AbstractContextManager[None]:
+        return self.stack.running(rows=self.num_members * ids.shape[0], tokens=self.num_members * ids.numel())
 
     def _member_rows(self, input_ids: Tensor) -> Tensor:
         if input_ids.dim() == 2:

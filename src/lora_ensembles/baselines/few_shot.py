@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..ensemble import SCORING_ROWS, context_window
 from ..errors import ConfigError, DataError
-from ..forward import answer_logits
-from ..scoring import score_labels
+from ..forward import answer_logits, read_prefix
+from ..scoring import AnswerLogits, score_labels
 from ..tasks import Example, encode_examples
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ class FewShot:
     """A `Predictor` without any training: `shots` demonstrations, drawn without replacement, stand in front of every question.
 
     Each of the `draws` sets of demonstrations counts as one member, so a metric averaged over members is the paper's average over 10
-    draws (Sec. 5.1 of arXiv:2310.00035). `shots=0` asks the bare question, once.
+    draws (Sec. 5.1 of arXiv:2310.00035). `shots=0` asks the bare question, once. The demonstrations of a draw are read once, and their
+    keys and values stand before every question.
 
     Example:
         >>> from lora_ensembles.embedded import load_base
@@ -72,7 +73,12 @@ class FewShot:
             pad_id=self.tokenizer.pad_token_id or 0,
             rows_per_batch=rows,
             device=self.base.device,
+            read_prefix=self._read_prefix,
         )
+
+    def _read_prefix(self, ids: Tensor) -> AnswerLogits | None:
+        prefix = read_prefix(self.base, ids)
+        return None if prefix is None else lambda rows, positions: answer_logits(self.base, rows, positions, after=prefix)[None]
 
 
 def render_demonstration(example: Example) -> str:
