@@ -52,10 +52,11 @@ def encode_rows(
 class Batch:
     """Rows of some members: ids (M, B, T), positions (M, B, K) of the logits, answers (M, B, K), counted (M, B, K).
 
-    `numbers` (M, B, K) says which of all the table's answer tokens each one is. `ids` are on the table's device, the rest on the CPU:
-    what is counted and cut to size there needs no wait for a device.
+    `rows` (M, B) says which of the table's rows they are, `numbers` (M, B, K) which of all its answer tokens each one is. `ids` are on the
+    table's device, the rest on the CPU: what is counted and cut to size there needs no wait for a device.
     """
 
+    rows: Tensor
     ids: Tensor
     positions: Tensor
     answers: Tensor
@@ -150,7 +151,7 @@ class TokenTable:
         length = int((prompts + answers).max()) - 1  # the last answer token is predicted, never read
         positions = (places - 1).clamp(max=length - 1)
         ids = tokens[..., :length].to(self.device, non_blocking=True)
-        return Batch(ids, positions, tokens.gather(-1, places), counted, first[..., None] + steps)
+        return Batch(indices, ids, positions, tokens.gather(-1, places), counted, first[..., None] + steps)
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:

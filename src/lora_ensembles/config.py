@@ -36,7 +36,7 @@ class TrainConfig:
         warmup_steps: steps of linear rise, before the schedule.
         max_grad_norm: largest gradient norm of a member, over its own parameters; None: no clipping.
         max_rows: most rows (members * batch rows) in flight; a step that has more is split over members, then over rows, with the same
-            result. None: no limit. Lower it when memory runs out.
+            result. None: no limit. When memory runs out, a run goes on with half of it by itself.
         length_window: batches of a member that share out their rows by length, so that a step holds little padding; each member keeps a
             shuffle of its own, and its weights still do not depend on its neighbours. 8 to 50 suit most data. None: the plain shuffle.
         snapshot_epochs: epochs after which every member's weights are kept (early stopping).

@@ -1,19 +1,23 @@
-"""The layers of a causal language model, and how to run no more of them than the answers need.
+"""The layers of a causal language model, and how to run no more of them than needed: the last at the answers, the lowest once for all.
 
 Shapes: B rows, T tokens, n chosen places in all, H hidden size.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from .lora import StackedLoraLinear
+from .products import frozen_products
 
 MLP_NAMES = ("mlp", "ffn")
 ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj")
@@ -103,3 +107,132 @@ def _narrowed(module: nn.Module, places: Places, shape: tuple[int, int]) -> Iter
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def recomputed(model: nn.Module, remembered: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """While all layers but the last keep nothing of a pass but their inputs, and compute again in the backward pass, with its result.
+
+    `remembered`, called in the pass, says under what conditions it runs; the layer computes again under the same.
+    """
+    layers = [layer for layer in decoder_layers(model)[:-1] if "forward" not in vars(layer)]
+    for layer in layers:
+        layer.forward = _recomputing(layer.forward, remembered)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _recomputing(forward: Callable[..., Any], remembered: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:
+    def conditions() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _both(remembered(), frozen_products())
+
+    @functools.wraps(forward)
+    def run(*arguments: Any, **named: Any) -> Any:
+        part = functools.partial(forward, **named)
+        return checkpoint(part, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=conditions)
+
+    return run
+
+
+@contextmanager
+def _both(first: AbstractContextManager[None], second: AbstractContextManager[None]) -> Iterator[None]:
+    with first, second:
+        yield
+
+
+class _Read(Exception):
+    """Ends a pass when all that was wanted of it is there."""
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The layers below the first that carries adapters: they compute the same for every member, so rows can be read by them once.
+
+    `top` is the first adapted layer. `outputs` is how many things a layer returns, 0 for a bare tensor.
+    """
+
+    layers: list[nn.Module]
+    top: nn.Module
+    outputs: int = 0
+
+    @torch.no_grad()
+    def states(self, model: nn.Module, input_ids: Tensor) -> Tensor:
+        """The hidden states (B, T, H) that enter `top`."""
+        caught: list[Tensor] = []
+
+        def stop(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            caught.append(arguments[0] if arguments else named["hidden_states"])
+            raise _Read
+
+        handle = self.top.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            with frozen_products():
+                model(input_ids=input_ids, use_cache=False)
+        except _Read:
+            return caught[0]
+        finally:
+            handle.remove()
+        raise AssertionError("a decoder runs all of its layers")
+
+    @contextmanager
+    def skipped(self, states: Tensor) -> Iterator[None]:
+        """While passes over (B, T) rows take these states (B, T, H) for what the trunk's layers would give."""
+
+        def enter(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return ((states, *arguments[1:]), named) if arguments else (arguments, named | {"hidden_states": states})
+
+        handle = self.top.register_forward_pre_hook(enter, with_kwargs=True)
+        before = [vars(layer).get("forward") for layer in self.layers]
+        for layer in self.layers:
+            layer.forward = self._passing_on(layer)
+        try:
+            yield
+        finally:
+            handle.remove()
+            for layer, forward in zip(self.layers, before, strict=True):
+                if forward is None:
+                    del layer.forward
+                else:
+                    layer.forward = forward
+
+    def _passing_on(self, layer: nn.Module) -> Callable[..., Any]:
+        @functools.wraps(layer.forward)
+        def pass_on(*arguments: Any, **named: Any) -> Any:
+            hidden = arguments[0] if arguments else named["hidden_states"]
+            return (hidden, *[None] * (self.outputs - 1)) if self.outputs else hidden
+
+        return pass_on
+
+
+@torch.no_grad()
+def trunk_below_adapters(model: nn.Module) -> Trunk | None:
+    """The trunk of a model whose lowest layers carry no adapters; None where there is none, or where skipping it changes what comes out.
+
+    Whether it does is tried on a few tokens with the adapters off: a model may carry things past its layers in ways that no rule foresees.
+    """
+    layers = decoder_layers(model)
+    adapted = [any(isinstance(module, StackedLoraLinear) for module in layer.modules()) for layer in layers]
+    inside = {module for layer in layers for module in layer.modules()}
+    outside = any(isinstance(module, StackedLoraLinear) and module not in inside for module in model.modules())
+    if outside or not any(adapted) or adapted[0]:
+        return None
+    first = adapted.index(True)
+    ids = torch.arange(1, 9, device=next(model.parameters()).device)[None]
+    outputs: list[int] = []
+    handle = layers[0].register_forward_hook(
+        lambda _module, _arguments, result: outputs.append(len(result) if isinstance(result, tuple) else 0)
+    )
+    expected = model(input_ids=ids, use_cache=False).logits
+    handle.remove()
+    trunk = Trunk(layers[:first], layers[first], outputs[0])
+    try:
+        states = trunk.states(model, ids)
+        model(input_ids=ids.flip(1), use_cache=False)  # what a layer may have left lying about is now that of other tokens
+        with trunk.skipped(states):
+            found = model(input_ids=ids, use_cache=False).logits
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError):
+        return None
+    return trunk if torch.allclose(found, expected, atol=1e-2 * float(expected.abs().max())) else None

@@ -5,8 +5,9 @@ Shapes: M members, B rows of a member, T tokens, K answer positions, V vocabular
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 
 from . import storage
 from .adapters import default_adapter_config, initial_weights, keep_differentiable
+from .decoder import Trunk, trunk_below_adapters
 from .errors import AdapterError, ConfigError
-from .forward import Prefix, answer_logits, ran_out_of_memory, read_prefix
+from .forward import answer_logits
 from .lora import AdapterStack, MemberWeights, fold_members, stream_key, unfold_members
 from .products import frozen_products
-from .scoring import AnswerLogits, score_labels
+from .reading import SharedRows, scored_in_parts
+from .scoring import score_labels
 from .tasks import Example, encode_examples
 
 if TYPE_CHECKING:
@@ -301,40 +304,37 @@ class LoraEnsemble:
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
         """log p of each label for each member (M, N, C), float32, normalised over an example's labels.
 
-        At most `max_rows` rows (members * examples) are in flight; without adapters' dropout, also in the middle of training.
+        At most `max_rows` rows (members * examples) are in flight, fewer where memory runs out; without adapters' dropout, also in the
+        middle of training.
 
         Raises:
             DataError: a prompt is longer than the base's window, unless `info.overlong` is "left"; or a label cannot be used.
-            ConfigError: memory ran out; a lower `max_rows` needs less.
+            ConfigError: memory does not hold a single row.
         """
-        members = self.num_members
         encoded = encode_examples(examples, self.tokenizer, max_length=context_window(self.base), overlong=self.info.overlong)
-        rows = max(1, (max_rows or SCORING_ROWS * members) // members)
-        try:
+
+        def score(rows: int) -> Tensor:
+            reader = self.shared_rows(rows)
             return score_labels(
-                encoded, self._score_batch, pad_id=self.pad_id, rows_per_batch=rows, device=self.device, read_prefix=self._read_prefix
+                encoded,
+                reader.answer_logits,
+                pad_id=self.pad_id,
+                rows_per_batch=max(1, rows // self.num_members),
+                device=self.device,
+                read_prefix=reader.read_prefix,
             )
-        except (MemoryError, RuntimeError) as error:
-            if not ran_out_of_memory(error):
-                raise
-            raise ConfigError(
-                f"memory ran out with {rows * members} rows in flight ({members} members); lower max_rows (--max-rows), for example to "
-                f"{max(1, rows // 2) * members}: the result stays the same"
-            ) from error
 
-    def _score_batch(self, ids: Tensor, positions: Tensor, after: Prefix | None = None) -> Tensor:
-        count = self.num_members
-        with self._all_reading(ids):
-            logits = answer_logits(self.base, ids.repeat(count, 1), positions.repeat(count, 1), after=after)
-        return unfold_members(logits, count)
+        return scored_in_parts(score, max_rows or SCORING_ROWS * self.num_members)
 
-    def _read_prefix(self, ids: Tensor) -> AnswerLogits | None:
-        with self._all_reading(ids):
-            prefix = read_prefix(self.base, ids.repeat(self.num_members, 1))
-        return None if prefix is None else lambda rows, positions: self._score_batch(rows, positions, prefix)
+    def shared_rows(self, max_rows: int) -> SharedRows:
+        """What reads the same rows with all members, at most `max_rows` rows (members * examples) at a time."""
+        return SharedRows(self.base, self.stack, self.trunk, max_rows)
 
-    def _all_reading(self, ids: Tensor) -> AbstractContextManager[None]:
-        return self.stack.running(rows=self.num_members * ids.shape[0], tokens=self.num_members * ids.numel())
+    @functools.cached_property
+    def trunk(self) -> Trunk | None:
+        """The layers below the first adapted one, where the base has such: they run once for all members that read the same rows."""
+        with self.base_only() as base:
+            return trunk_below_adapters(base)
 
     def _member_rows(self, input_ids: Tensor) -> Tensor:
         if input_ids.dim() == 2:

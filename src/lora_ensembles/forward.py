@@ -124,12 +124,6 @@ def places_at_once(model: nn.Module, *, copies: int = 1) -> int:
     return max(1, LOGIT_BUDGET // (copies * int(getattr(head, "out_features", config.vocab_size))))
 
 
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device, or the computer, has no memory left."""
-    said = any(words in str(error) for words in ("allocate memory", "bad_alloc"))
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and said)
-
-
 @contextmanager
 def _at_places(model: nn.Module, places: Places, shape: torch.Size, narrow: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While a pass over a batch (B, T) runs whose head sees `narrow` of the last hidden states, which are right at the places only."""

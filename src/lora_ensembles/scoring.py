@@ -40,8 +40,9 @@ def score_labels(
     """log p(label | prompt) normalised over each example's labels (M, N, C), float32; -inf where an example has fewer than C labels.
 
     A label of several tokens counts with the sum of their log-probabilities. Rows are sorted by length, so that batches hold little
-    padding; the result is in the order given. With `read_prefix`, what rows have in common is read once where that pays: the beginning of
-    all prompts (demonstrations, instructions), or a prompt that several labels follow. Source: Eq. 1 of arXiv:2310.00035.
+    padding, the longest first, so that memory that is too small shows at once; the result is in the order given. With `read_prefix`, what
+    rows have in common is read once where that pays: the beginning of all prompts (demonstrations, instructions), or a prompt that several
+    labels follow. Source: Eq. 1 of arXiv:2310.00035.
     """
     batches = _Batches(answer_logits, pad_id, rows_per_batch, device)
     single = all(len(label) == 1 for example in encoded for label in example.label_ids)
@@ -96,7 +97,7 @@ def _score_by_prompt(encoded: Sequence[EncodedExample], batches: _Batches, read_
     for n, example in enumerate(encoded):
         groups.setdefault((len(example.prompt_ids), len(example.label_ids)), []).append(n)
     scores = _Scores(encoded)
-    for (_, labels), members in sorted(groups.items()):
+    for (_, labels), members in sorted(groups.items(), reverse=True):
         at_once = max(1, batches.rows // labels)
         for start in range(0, len(members), at_once):
             numbers = members[start : start + at_once]
@@ -132,7 +133,7 @@ class _Scores:
 def _score_single(encoded: Sequence[EncodedExample], batches: _Batches) -> Tensor:
     device = batches.device
     options = max(len(example.label_ids) for example in encoded)
-    order = sorted(range(len(encoded)), key=lambda n: len(encoded[n].prompt_ids))
+    order = sorted(range(len(encoded)), key=lambda n: -len(encoded[n].prompt_ids))
     parts = []
     for start in range(0, len(order), batches.rows):
         batch = [encoded[n] for n in order[start : start + batches.rows]]
@@ -147,7 +148,7 @@ def _score_single(encoded: Sequence[EncodedExample], batches: _Batches) -> Tenso
 
 def _score_sequences(encoded: Sequence[EncodedExample], batches: _Batches) -> Tensor:
     pairs = [(n, c) for n, example in enumerate(encoded) for c in range(len(example.label_ids))]
-    pairs.sort(key=lambda pair: len(encoded[pair[0]].prompt_ids) + len(encoded[pair[0]].label_ids[pair[1]]))
+    pairs.sort(key=lambda pair: -len(encoded[pair[0]].prompt_ids) - len(encoded[pair[0]].label_ids[pair[1]]))
     scores = _Scores(encoded)
     for start in range(0, len(pairs), batches.rows):
         batch = pairs[start : start + batches.rows]

@@ -21,15 +21,17 @@ from .batches import Batch, MemberOrders, TokenTable, encode_rows, split_step
 from .checkpoint import Progress, RunFolder
 from .completion_scores import CompletionMetrics, evaluate_completion_members, evaluate_completions, score_completions
 from .config import TrainConfig, schedule_factor
+from .decoder import recomputed
 from .ensemble import LoraEnsemble, context_window
 from .errors import ConfigError, DataError, TrainingError
-from .forward import ran_out_of_memory
 from .lora import MemberWeights, stream_key
+from .memory import ran_out_of_memory, with_fewer_rows
 from .metrics import Metrics, evaluate, evaluate_members
 from .optim import AdamState, StackedAdamW, clip_per_member, gradient_norms
 from .prediction import predict
 from .reporting import Reporter
 from .tasks import Completion, Example
+from .trunk_states import TrunkStates
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,10 @@ class _Run:
     kl_weight: Tensor  # (M,)
     dropout: Tensor | None  # (M,)
     base_states: BaseStates | None  # where a member has a KL weight
+    trunk_states: TrunkStates | None  # where the lowest layers carry no adapters
     gradients: tuple[Tensor, Tensor]  # fp32 (M, P_a), (M, P_b)
+    max_rows: int  # most rows in flight: as configured, or as many as memory held
+    recompute: bool = False  # whether layers compute again in the backward pass, because memory does not hold a single row
 
     @property
     def steps_per_epoch(self) -> int:
@@ -101,7 +106,7 @@ def train(
         ConfigError: a setting does not fit the number of members, or `resume` comes without `out`.
         DataError: an example, of `validation` too, cannot be encoded or has no answer; or questions and open answers are in one list.
         CheckpointError: `out` exists (without `resume`), holds a run with other settings, or cannot be written.
-        TrainingError: a loss or gradient is not finite, or memory ran out; the last checkpoint is kept.
+        TrainingError: a loss or gradient is not finite, or memory does not hold a single row; the last checkpoint is kept.
     """
     config = config or TrainConfig()
     if resume and out is None:
@@ -148,7 +153,7 @@ def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Comp
         AdamState.zeros_like(stack.b),
     )
     with_kl = bool((vectors["kl_weight"] > 0).any())
-    states = BaseStates.of(ensemble, table, rows=config.max_rows or config.batch_size * members) if with_kl else None
+    rows = config.max_rows or config.batch_size * members
     order_seeds = [seeds.order for seeds in ensemble.info.seeds]
     return _Run(
         ensemble,
@@ -158,8 +163,10 @@ def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Comp
         optimizer,
         vectors["kl_weight"],
         dropout if (dropout > 0).any() else None,
-        states,
+        with_fewer_rows(lambda rows: BaseStates.of(ensemble, table, rows=rows), rows) if with_kl else None,
+        with_fewer_rows(lambda rows: TrunkStates.of(ensemble, table, rows=rows), rows),
         stack.zero_gradients(),
+        rows,
     )
 
 
@@ -220,17 +227,24 @@ def _validate(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Com
 
 
 def _guarded_step(run: _Run, step: int) -> StepOutcome:
-    try:
+    """A step in as many parts as memory asks for, which later steps keep; as a last resort with activations that are computed twice."""
+
+    def in_parts(rows: int) -> StepOutcome:
+        run.max_rows = rows
         return _step(run, step)
+
+    try:
+        return with_fewer_rows(in_parts, run.max_rows)
     except (MemoryError, RuntimeError) as error:
         if not ran_out_of_memory(error):
             raise
-        whole = run.ensemble.num_members * run.config.batch_size
-        rows = min(run.config.max_rows or whole, whole)
-        raise TrainingError(
-            f"memory ran out at step {step + 1} with {rows} rows in flight; lower max_rows (--max-rows), for example to "
-            f"{max(1, rows // 2)}: the result stays the same. The last checkpoint is kept"
-        ) from error
+        if run.recompute:
+            raise TrainingError(
+                f"memory ran out at step {step + 1} with a single row in flight, its activations computed twice; free memory, shorten the "
+                "examples, or load the base in lower precision. The last checkpoint is kept"
+            ) from error
+    run.recompute = True
+    return _guarded_step(run, step)
 
 
 def _step(run: _Run, step: int) -> StepOutcome:
@@ -243,16 +257,16 @@ def _step(run: _Run, step: int) -> StepOutcome:
     _check_finite(run, outcome.gradient_norm, step, "gradient")
     run.optimizer.step((stack.a, stack.b), run.gradients, factor=schedule_factor(config, step, run.total_steps))
     stack.refresh()
-    for gradient in run.gradients:
-        gradient.zero_()
     return outcome
 
 
 def _backward(run: _Run, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Gradients of every member's own mean loss; returns that loss and the answer accuracy, (M,) each."""
+    for gradient in run.gradients:  # here, not after the update: a step for which memory ran out begins again
+        gradient.zero_()
     members, rows = indices.shape
     loss, accuracy = torch.zeros(2, members, rows, device=run.ensemble.device)
-    for which, chunk in split_step(members, rows, run.config.max_rows):
+    for which, chunk in split_step(members, rows, run.max_rows):
         batch = run.table.gather(indices[which, chunk])
         row_loss, row_accuracy = _row_losses(run, batch, which, chunk.start, step)
         run.ensemble.stack.add_gradients(row_loss.sum() / rows, run.gradients)
@@ -262,8 +276,9 @@ def _backward(run: _Run, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
 
 def _row_losses(run: _Run, batch: Batch, which: slice, first_row: int, step: int) -> tuple[Tensor, Tensor]:
     """The loss and the answer accuracy of each row, (M, B): Eq. 3, plus Eq. 4 where a member has a weight for it."""
-    with _dropout(run, step):
-        rows = row_losses(run.ensemble, batch, base_states=run.base_states, members=which, first_row=first_row)
+    ensemble = run.ensemble
+    with _dropout(run, step), recomputed(ensemble.base, ensemble.stack.remembered) if run.recompute else nullcontext():
+        rows = row_losses(ensemble, batch, base_states=run.base_states, trunk_states=run.trunk_states, members=which, first_row=first_row)
     loss = rows.loss if rows.divergence is None else rows.loss + run.kl_weight[which, None] * rows.divergence
     return loss, rows.right.float()
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..ensemble import SCORING_ROWS, context_window
 from ..errors import ConfigError, DataError
 from ..forward import answer_logits, read_prefix
+from ..reading import scored_in_parts
 from ..scoring import AnswerLogits, score_labels
 from ..tasks import Example, encode_examples
 
@@ -63,7 +64,9 @@ class FewShot:
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
         """log p of each label for each draw (draws, N, C), float32, normalised over an example's labels; see `Predictor`."""
         self.base.eval()
-        return torch.cat([self._score(prefix, examples, max_rows or SCORING_ROWS) for prefix in self.prompts()])
+        return scored_in_parts(
+            lambda rows: torch.cat([self._score(prefix, examples, rows) for prefix in self.prompts()]), max_rows or SCORING_ROWS
+        )
 
     def _score(self, prefix: str, examples: Sequence[Example], rows: int) -> Tensor:
         shown = [dataclasses.replace(example, prompt=prefix + example.prompt) for example in examples]
