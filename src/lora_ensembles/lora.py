@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import torch
@@ -307,6 +307,21 @@ class AdapterStack:
             yield
         finally:
             plan.rows, plan.tokens, plan.members, plan.first_row = before
+
+    def remembered(self) -> AbstractContextManager[None]:
+        """While a part of the pass that runs now runs once more, later."""
+        then = replace(self.plan)
+
+        @contextmanager
+        def again() -> Iterator[None]:
+            now = replace(self.plan)
+            vars(self.plan).update(vars(then))
+            try:
+                yield
+            finally:
+                vars(self.plan).update(vars(now))
+
+        return again()
 
     @contextmanager
     def dropout(self, probability: Tensor, keys: Sequence[int]) -> Iterator[None]:
