@@ -28,7 +28,8 @@ addEventListener("error", event => failed.push("error: " + (event.message || eve
 addEventListener("load", () => {
   const images = [...document.images].map(one => [one.alt, one.complete ? one.naturalWidth : 0, one.getBoundingClientRect().width]);
   const wide = [...document.querySelectorAll("img, p, figure, .beside")].filter(
-    one => one.getBoundingClientRect().right > document.documentElement.clientWidth + 1).length;
+    one => one.getBoundingClientRect().right > document.documentElement.clientWidth + 1).length +
+    [...document.querySelectorAll(".scroll")].filter(one => one.scrollWidth > one.clientWidth + 1).length;
   const told = document.createElement("pre");
   told.id = "told";
   told.textContent = JSON.stringify({failed, images, wide});
