@@ -64,7 +64,14 @@ def _measure(args: Arguments) -> dict[str, Any]:
     found = grids.run_grid(grid, args.out, load, kinds=kinds, say=say)
     summary: dict[str, Any] = {"out": str(args.out), "grid": grid.name, "records": {kind: len(rows) for kind, rows in found.items()}}
     if args.what == "all":
-        summary |= _claims(args.out)
+        from ..studies.claims import judge
+        from ..studies.report import write_report
+        from ..studies.store import by_kind
+
+        records = by_kind(args.out)
+        claims = judge(records)
+        print(claims_table(claims))
+        summary |= {"claims": [claim.to_dict() for claim in claims], "report": str(write_report(records, claims, args.out).html)}
     return {**summary, "seconds": round(time.monotonic() - begin, 1)}
 
 

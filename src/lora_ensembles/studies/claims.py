@@ -229,7 +229,7 @@ def _value(row: Mapping[str, Any], metric: str, who: str) -> float | None:
 def _c1(view: View) -> list[Contrast]:
     regularised = {metric: mean_of([view.gain(metric, arm=arm, epoch=epoch) for arm, epoch in view.regularised()]) for metric in SIGNS}
     return [
-        Contrast(f"{metric}, {name}", gains, SIGNS[metric])
+        Contrast(f"{NAMES[metric]}, {name}", gains, SIGNS[metric])
         for metric in ("accuracy", "ece")
         for name, gains in (("no regulariser", view.gain(metric, arm="none")), ("regularised", regularised[metric]))
     ]
@@ -290,7 +290,7 @@ def _c4(view: View) -> list[Contrast]:
     found = []
     for metric, sign in SIGNS.items():
         ensemble, dropout = view.values(metric, arm="dropout", who="ensemble"), view.dropout(metric)
-        found.append(Contrast(f"{metric}, ensemble against MC dropout", minus(ensemble, dropout), sign))
+        found.append(Contrast(f"{NAMES[metric]}, ensemble against MC dropout", minus(ensemble, dropout), sign))
     return found
 
 
@@ -318,9 +318,11 @@ def _c7(view: View) -> list[Contrast]:
         first = minus(view.pool(metric, middle), view.pool(metric, sizes[0]))
         second = minus(view.pool(metric, sizes[-1]), view.pool(metric, middle))
         found.append(
-            Contrast(f"{metric}, {sizes[-1]} members against 1", minus(view.pool(metric, sizes[-1]), view.pool(metric, sizes[0])), sign)
+            Contrast(
+                f"{NAMES[metric]}, {sizes[-1]} members against 1", minus(view.pool(metric, sizes[-1]), view.pool(metric, sizes[0])), sign
+            )
         )
-        found.append(Contrast(f"{metric}, gain to {middle} over gain from there to {sizes[-1]}", minus(first, second), sign))
+        found.append(Contrast(f"{NAMES[metric]}, gain to {middle} over gain from there to {sizes[-1]}", minus(first, second), sign))
     return found
 
 
@@ -353,8 +355,8 @@ def _c10(view: View) -> list[Contrast]:
         sign = -SIGNS[metric]  # a smaller gain is smaller in the metric's own direction
         for name, (arm, epoch) in strongest.items():
             gain = view.gain(metric, arm=arm, epoch=epoch)
-            found.append(Contrast(f"{metric} gain, {name} against none", minus(gain, view.gain(metric, arm="none")), sign))
-            found.append(Contrast(f"{metric} gain, {name} against decay", minus(gain, view.gain(metric, arm=strong)), sign))
+            found.append(Contrast(f"{NAMES[metric]} gain, {name} against none", minus(gain, view.gain(metric, arm="none")), sign))
+            found.append(Contrast(f"{NAMES[metric]} gain, {name} against decay", minus(gain, view.gain(metric, arm=strong)), sign))
     return found
 
 
@@ -375,6 +377,7 @@ def _c11(view: View) -> list[Contrast]:
     ]
 
 
+NAMES = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
 SIGNS = {"accuracy": 1, "nll": -1, "ece": -1}  # the direction that is better
 CLAIMS: tuple[tuple[str, str, Callable[[View], list[Contrast]]], ...] = (
     ("C1", "Ensembling raises accuracy and lowers ECE over the single member, with or without a regulariser.", _c1),

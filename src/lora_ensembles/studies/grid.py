@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..baselines import FewShot, LastLayerEnsemble, MCDropout
+from ..baselines import FewShot, LastLayerEnsemble, MCDropout, num_trained_parameters
 from ..config import TrainConfig
 from ..prediction import Prediction, Predictor, predict
 from ..presets import PAPER_BATCH_SIZES
@@ -122,7 +123,8 @@ def sweep(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     run = train_arms(bench.model, arms, bench.task.train, grid.config(bench.task.name), members=grid.members, seed=seed)
     result = _measure_run(run, bench, epochs=grid.snapshots)
     result["arms"]["MC dropout"] = _mc_dropout(run, bench, seed=seed)
-    return result
+    sizes = {"train": len(bench.task.train), "validation": len(bench.task.validation), "options": bench.task.options}
+    return {**result, "sizes": sizes, "trained_parameters": num_trained_parameters(run.ensemble)}
 
 
 def _measure_run(run: ArmsRun, bench: Bench, *, epochs: Sequence[int]) -> dict[str, Any]:
@@ -179,7 +181,7 @@ def last_layer(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     """An ensemble of output heads on the frozen base."""
     ensemble = LastLayerEnsemble(*bench.model, members=grid.members, seed=seed)
     ensemble.fit(bench.task.train, dataclasses.replace(grid.config(bench.task.name), snapshot_epochs=()))
-    return measured(*bench.ask(ensemble))
+    return {**measured(*bench.ask(ensemble)), "trained_parameters": ensemble.num_trained_parameters}
 
 
 KINDS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -218,7 +220,9 @@ def run_grid(
 
         def measure(kind: str = kind, task: str = task, seed: int = seed, number: int = number) -> dict[str, Any]:
             say(f"{number} of {len(wanted)}: {kind}, {task}, seed {seed}")
-            return KINDS[kind](grid, load_bench(grid, task, load_model), seed=seed)
+            begin = time.monotonic()
+            result = KINDS[kind](grid, load_bench(grid, task, load_model), seed=seed)
+            return {**result, "seconds": round(time.monotonic() - begin, 1)}
 
         found[kind].append(cell(out, f"{kind}-{task}", settings_of(grid, kind, task, seed), measure))
     return found
