@@ -21,6 +21,7 @@ LEVELS: dict[str, set[str]] = {
     "errors": {"errors"},
     "parts": {
         "tasks",
+        "sites",
         "lora",
         "products",
         "decoder",

@@ -234,6 +234,18 @@ class LoraEnsemble:
             self.stack = AdapterStack(self.base, grown, dtype=self.base.dtype)
         info.seeds, info.next_index = info.seeds + fresh, info.next_index + count
 
+    def load_members(self, paths: Sequence[str | Path], *, check_base: bool = True) -> None:
+        """Add members from their folders, this library's or PEFT's own, to the ensemble as it runs; ranks and scalings may differ.
+
+        Raises:
+            CheckpointError, AdapterError: as `from_adapters`; the ensemble is then as before.
+        """
+        _, weights = storage.read_members([Path(path) for path in paths], self.base, check_base=check_base)
+        self.stack.add_members(weights)
+        info = self.info
+        info.seeds = info.seeds + [member_seeds(info.seed, info.next_index + n, vary=info.vary) for n in range(len(weights))]
+        info.next_index += len(weights)
+
     def select(self, indices: Sequence[int]) -> None:
         """Keep the members of these indices, in this order, and drop the others.
 
