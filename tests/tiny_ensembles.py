@@ -105,15 +105,20 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 @contextmanager
-def no_memory_left() -> Iterator[None]:
-    """While every pass of a model asks torch's allocator for more than any computer has: a real failure, the same on each machine."""
+def no_memory_left(*, beyond: int = 0) -> Iterator[list[int]]:
+    """While a model's pass over more than `beyond` rows asks torch's allocator for more than any computer has: a real failure everywhere.
 
-    def ask(module: torch.nn.Module, _arguments: object) -> None:
-        if isinstance(module, LlamaForCausalLM):
+    Yields the numbers of rows of the passes that failed, as they fail.
+    """
+    failed: list[int] = []
+
+    def ask(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, torch.nn.Embedding) and len(arguments[0]) > beyond:
+            failed.append(len(arguments[0]))
             torch.empty(1 << 50, dtype=torch.uint8)
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(ask)
     try:
-        yield
+        yield failed
     finally:
         handle.remove()

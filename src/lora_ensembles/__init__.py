@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .adapters import default_adapter_config
-    from .baselines import FewShot
+    from .baselines import BatchEnsemble, FewShot, LastLayerEnsemble, MCDropout, SingleMember, TemperatureScaled
     from .completion_scores import (
         CompletionMetrics,
         CompletionScores,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         MissingExtraError,
         TrainingError,
     )
+    from .generated_text import GeneratedText, TokenUncertainty, UncertaintyStreamer, generate_text, token_uncertainty
     from .intervals import Interval, bootstrap_interval, paired_difference
     from .lora import StackedLoraLinear, fold_members, unfold_members
     from .metrics import (
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdapterError",
+    "BatchEnsemble",
     "CheckpointError",
     "ColumnMapping",
     "Completion",
@@ -76,20 +78,27 @@ __all__ = [
     "DataError",
     "Example",
     "FewShot",
+    "GeneratedText",
     "Interval",
+    "LastLayerEnsemble",
     "LoraEnsemble",
     "LoraEnsemblesError",
+    "MCDropout",
     "MemberSeeds",
     "Message",
     "Metrics",
     "MissingExtraError",
     "Prediction",
     "Predictor",
+    "SingleMember",
     "StackedLoraLinear",
     "Task",
+    "TemperatureScaled",
+    "TokenUncertainty",
     "TrainConfig",
     "TrainResult",
     "TrainingError",
+    "UncertaintyStreamer",
     "accuracy",
     "accuracy_coverage",
     "bootstrap_interval",
@@ -105,6 +114,7 @@ __all__ = [
     "evaluate_members",
     "expected_entropy",
     "fold_members",
+    "generate_text",
     "load_base",
     "load_completions",
     "load_file",
@@ -124,6 +134,7 @@ __all__ = [
     "single_member",
     "task_from_files",
     "task_names",
+    "token_uncertainty",
     "total_entropy",
     "train",
     "unfold_members",
@@ -134,12 +145,13 @@ __all__ = [
 # `lora-ensembles --help` or an error in a flag should not wait for. tests/unit/test_front_door.py holds that the three lists agree.
 _HOMES = {
     "adapters": "default_adapter_config",
-    "baselines": "FewShot",
+    "baselines": "BatchEnsemble FewShot LastLayerEnsemble MCDropout SingleMember TemperatureScaled",
     "completion_scores": "CompletionMetrics CompletionScores evaluate_completion_members evaluate_completions score_completions",
     "config": "TrainConfig",
     "embedded": "load_base resolve_base",
     "ensemble": "LoraEnsemble MemberSeeds member_seeds",
     "errors": "AdapterError CheckpointError ConfigError DataError LoraEnsemblesError MissingExtraError TrainingError",
+    "generated_text": "GeneratedText TokenUncertainty UncertaintyStreamer generate_text token_uncertainty",
     "intervals": "Interval bootstrap_interval paired_difference",
     "lora": "StackedLoraLinear fold_members unfold_members",
     "metrics": "Metrics accuracy accuracy_coverage brier coverage_area ece "

@@ -5,6 +5,7 @@ Shapes: M members, B rows of a member, n answer tokens of a batch, H hidden size
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from .ensemble import LoraEnsemble
 from .forward import head_logits, hidden_at, logits_at, places_at_once
 from .lora import fold_members
 from .objectives import answer_loss, answer_right, kl_to_base
+from .trunk_states import TrunkStates
 
 BASE_CACHE_BYTES = 2 * 2**30
 """Most memory for the base's hidden states, which Eq. 4 needs in every step; where they take more, the base runs again in each step."""
@@ -47,7 +49,7 @@ class BaseStates:
         """Those of a table; `rows` rows are in flight."""
         live, kept = cls(ensemble, None), None
         total = int(table.answer_lengths.sum())
-        by_length = (table.prompt_lengths + table.answer_lengths).argsort()
+        by_length = table.lengths.argsort()
         for indices in (by_length[:1], *by_length[1:].split(rows)):  # one row first: it tells how large a state is
             batch = table.gather(indices[None])
             tokens = batch.answer_tokens()
@@ -69,20 +71,27 @@ class BaseStates:
 
 
 def row_losses(
-    ensemble: LoraEnsemble, batch: Batch, *, base_states: BaseStates | None = None, members: slice = slice(None), first_row: int = 0
+    ensemble: LoraEnsemble,
+    batch: Batch,
+    *,
+    base_states: BaseStates | None = None,
+    trunk_states: TrunkStates | None = None,
+    members: slice = slice(None),
+    first_row: int = 0,
 ) -> RowLosses:
     """Losses of a batch's rows; with `base_states`, the divergence from the base as well (Eq. 3 and 4, summed over a row's tokens).
 
-    `members` says which members the batch holds, `first_row` where its rows stand in theirs. Where the logits are more than
-    `forward.LOGIT_BUDGET`, the head and the losses run over chunks of tokens, and again in the backward pass, so that the logits of one
-    chunk are all that there is at a time.
+    `trunk_states` spare the layers below the adapters. `members` says which members the batch holds, `first_row` where its rows stand in
+    theirs. Where the logits are more than `forward.LOGIT_BUDGET`, the head and the losses run over chunks of tokens, and again in the
+    backward pass, so that the logits of one chunk are all that there is at a time.
     """
     tokens = batch.answer_tokens()
     base = None if base_states is None else base_states.at(batch, tokens)
     at_once = places_at_once(ensemble.base, copies=1 if base is None else 2)
     count, rows = batch.ids.shape[:2]
     ids = fold_members(batch.ids)
-    with ensemble.stack.running(rows=count * rows, tokens=batch.ids.numel(), members=members, first_row=first_row):
+    trunk = nullcontext() if trunk_states is None else trunk_states.in_place_of_trunk(batch)
+    with ensemble.stack.running(rows=count * rows, tokens=batch.ids.numel(), members=members, first_row=first_row), trunk:
         if len(tokens.answers) <= at_once:
             terms = _terms(logits_at(ensemble.base, ids, tokens.places, extra_hidden=base), tokens.answers)
         else:

@@ -14,13 +14,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .batches import Batch, TokenTable
+from .batches import AnswerTokens, TokenTable
 from .ensemble import SCORING_ROWS, LoraEnsemble, context_window
 from .errors import ConfigError, DataError
-from .forward import head_logits, hidden_at, logits_at, places_at_once, ran_out_of_memory
-from .lora import fold_members
+from .forward import head_logits, hidden_at, logits_at, places_at_once
 from .metrics import MemberSpread
 from .objectives import answer_loss
+from .reading import scored_in_parts
 from .tasks import Completion, encode_completions
 
 
@@ -116,33 +116,22 @@ METRICS = ("nll", "nll_per_token", "perplexity")
 def score_completions(ensemble: LoraEnsemble, examples: Sequence[Completion], *, max_rows: int | None = None) -> CompletionScores:
     """The members' log-probabilities of every token of the given answers.
 
-    At most `max_rows` rows (members * examples) are in flight, shortest first, so that batches hold little padding; the logits of at
-    most `forward.LOGIT_BUDGET` are made at once, however long the answers are. Without adapters' dropout, also in the middle of training.
+    At most `max_rows` rows (members * examples) are in flight, fewer where memory runs out, sorted by length, so that batches hold little
+    padding; the logits of at most `forward.LOGIT_BUDGET` are made at once, however long the answers are. Without adapters' dropout, also
+    in the middle of training.
 
     Raises:
         DataError: no examples; one without a completion, or whose prompt or completion cannot be used.
-        ConfigError: `max_rows` below 1; or memory ran out: a lower `max_rows` needs less.
+        ConfigError: `max_rows` below 1; or memory does not hold a single row.
     """
     if not examples:
         raise DataError("no examples to score; give at least one")
     if max_rows is not None and max_rows < 1:
         raise ConfigError(f"max_rows is {max_rows}; use at least 1, or None for a number that suits most machines")
-    members = ensemble.num_members
     encoded = encode_completions(examples, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=ensemble.info.overlong)
     table = TokenTable.from_encoded(encoded, ensemble.pad_id, device=ensemble.device)
-    counted = (torch.arange(int(table.answer_lengths.max()), device=ensemble.device) < table.answer_lengths[:, None]).cpu()
-    scores = torch.zeros(members, *counted.shape)
-    rows = max(1, (max_rows or SCORING_ROWS * members) // members)
-    for indices in (table.prompt_lengths + table.answer_lengths).argsort().split(rows):
-        try:
-            scores[:, indices.cpu()] = _score(ensemble, table.gather(indices.expand(members, -1)))
-        except (MemoryError, RuntimeError) as error:
-            if not ran_out_of_memory(error):
-                raise
-            raise ConfigError(
-                f"memory ran out with {rows * members} rows in flight ({members} members); lower max_rows (--max-rows), for example to "
-                f"{max(1, rows // 2) * members}: the result stays the same"
-            ) from error
+    counted = torch.arange(int(table.answer_lengths.max())) < table.answer_lengths[:, None]
+    scores = scored_in_parts(lambda rows: _score(ensemble, table, rows), max_rows or SCORING_ROWS * ensemble.num_members)
     return CompletionScores(scores, counted, tuple(example.id for example in examples))
 
 
@@ -172,17 +161,26 @@ def evaluate_completion_members(scores: CompletionScores) -> dict[str, MemberSpr
     return {name: MemberSpread(tuple(getattr(one, name) for one in single)) for name in METRICS}
 
 
-def _score(ensemble: LoraEnsemble, batch: Batch) -> Tensor:
-    """log p of the answer tokens of a batch (M, B, K), 0 where a row has none."""
-    tokens = batch.answer_tokens()
-    count, rows = batch.ids.shape[:2]
-    ids, at_once = fold_members(batch.ids), places_at_once(ensemble.base)
-    with ensemble.stack.running(rows=count * rows, tokens=batch.ids.numel()):
-        if len(tokens.answers) <= at_once:
-            found = -answer_loss(logits_at(ensemble.base, ids, tokens.places), tokens.answers)
-            return tokens.unpacked(found).cpu()
-        hidden = hidden_at(ensemble.base, ids, tokens.places)
+def _score(ensemble: LoraEnsemble, table: TokenTable, max_rows: int) -> Tensor:
+    """log p of the answer tokens of a table's rows (M, N, K), 0 where a row has none."""
+    members, reader = ensemble.num_members, ensemble.shared_rows(max_rows)
+    scores = torch.zeros(members, len(table), int(table.answer_lengths.max()))
+    for indices in table.lengths.argsort(descending=True).split(max(1, max_rows // members)):
+
+        def score(ids: Tensor, count: int, indices: Tensor = indices) -> Tensor:
+            tokens = table.gather(indices.expand(count, -1)).answer_tokens()
+            return tokens.unpacked(_token_log_probs(ensemble, ids, tokens)).cpu()
+
+        scores[:, indices] = reader.passes(table.gather(indices[None]).ids[0], score)
+    return scores
+
+
+def _token_log_probs(ensemble: LoraEnsemble, ids: Tensor, tokens: AnswerTokens) -> Tensor:
+    """log p of each answer token (n,)."""
+    at_once = places_at_once(ensemble.base)
+    if len(tokens.answers) <= at_once:
+        return -answer_loss(logits_at(ensemble.base, ids, tokens.places), tokens.answers)
+    hidden = hidden_at(ensemble.base, ids, tokens.places)
     with ensemble.base_only() as model:
         chunks = zip(hidden.split(at_once), tokens.answers.split(at_once), strict=True)
-        found = torch.cat([-answer_loss(head_logits(model, states), answers) for states, answers in chunks])
-    return tokens.unpacked(found).cpu()
+        return torch.cat([-answer_loss(head_logits(model, states), answers) for states, answers in chunks])

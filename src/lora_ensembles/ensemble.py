@@ -5,6 +5,7 @@ Shapes: M members, B rows of a member, T tokens, K answer positions, V vocabular
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +18,12 @@ from torch import Tensor, nn
 
 from . import storage
 from .adapters import default_adapter_config, initial_weights, keep_differentiable
+from .decoder import Trunk, trunk_below_adapters
 from .errors import AdapterError, ConfigError
-from .forward import answer_logits, ran_out_of_memory
+from .forward import answer_logits
 from .lora import AdapterStack, MemberWeights, fold_members, stream_key, unfold_members
+from .products import frozen_products
+from .reading import SharedRows, scored_in_parts
 from .scoring import score_labels
 from .tasks import Example, encode_examples
 
@@ -230,6 +234,18 @@ class LoraEnsemble:
             self.stack = AdapterStack(self.base, grown, dtype=self.base.dtype)
         info.seeds, info.next_index = info.seeds + fresh, info.next_index + count
 
+    def load_members(self, paths: Sequence[str | Path], *, check_base: bool = True) -> None:
+        """Add members from their folders, this library's or PEFT's own, to the ensemble as it runs; ranks and scalings may differ.
+
+        Raises:
+            CheckpointError, AdapterError: as `from_adapters`; the ensemble is then as before.
+        """
+        _, weights = storage.read_members([Path(path) for path in paths], self.base, check_base=check_base)
+        self.stack.add_members(weights)
+        info = self.info
+        info.seeds = info.seeds + [member_seeds(info.seed, info.next_index + n, vary=info.vary) for n in range(len(weights))]
+        info.next_index += len(weights)
+
     def select(self, indices: Sequence[int]) -> None:
         """Keep the members of these indices, in this order, and drop the others.
 
@@ -282,7 +298,7 @@ class LoraEnsemble:
     def __call__(self, input_ids: Tensor) -> Tensor:
         """Next-token logits (M, B, T, V) of right-padded `input_ids`: (B, T) for all members alike, or (M, B, T)."""
         rows = self._member_rows(input_ids)
-        with self.stack.running(rows=rows.shape[0] * rows.shape[1], tokens=rows.numel()):
+        with self.stack.running(rows=rows.shape[0] * rows.shape[1], tokens=rows.numel()), frozen_products():
             logits = self.base(input_ids=fold_members(rows), use_cache=False).logits
         return unfold_members(logits, rows.shape[0])
 
@@ -300,28 +316,37 @@ class LoraEnsemble:
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
         """log p of each label for each member (M, N, C), float32, normalised over an example's labels.
 
-        At most `max_rows` rows (members * examples) are in flight; without adapters' dropout, also in the middle of training.
+        At most `max_rows` rows (members * examples) are in flight, fewer where memory runs out; without adapters' dropout, also in the
+        middle of training.
 
         Raises:
             DataError: a prompt is longer than the base's window, unless `info.overlong` is "left"; or a label cannot be used.
-            ConfigError: memory ran out; a lower `max_rows` needs less.
+            ConfigError: memory does not hold a single row.
         """
-        members = self.num_members
         encoded = encode_examples(examples, self.tokenizer, max_length=context_window(self.base), overlong=self.info.overlong)
-        rows = max(1, (max_rows or SCORING_ROWS * members) // members)
-        try:
-            return score_labels(encoded, self._score_batch, pad_id=self.pad_id, rows_per_batch=rows, device=self.device)
-        except (MemoryError, RuntimeError) as error:
-            if not ran_out_of_memory(error):
-                raise
-            raise ConfigError(
-                f"memory ran out with {rows * members} rows in flight ({members} members); lower max_rows (--max-rows), for example to "
-                f"{max(1, rows // 2) * members}: the result stays the same"
-            ) from error
 
-    def _score_batch(self, ids: Tensor, positions: Tensor) -> Tensor:
-        count = self.num_members
-        return self.answer_logits(ids.expand(count, -1, -1), positions.expand(count, -1, -1))
+        def score(rows: int) -> Tensor:
+            reader = self.shared_rows(rows)
+            return score_labels(
+                encoded,
+                reader.answer_logits,
+                pad_id=self.pad_id,
+                rows_per_batch=max(1, rows // self.num_members),
+                device=self.device,
+                read_prefix=reader.read_prefix,
+            )
+
+        return scored_in_parts(score, max_rows or SCORING_ROWS * self.num_members)
+
+    def shared_rows(self, max_rows: int) -> SharedRows:
+        """What reads the same rows with all members, at most `max_rows` rows (members * examples) at a time."""
+        return SharedRows(self.base, self.stack, self.trunk, max_rows)
+
+    @functools.cached_property
+    def trunk(self) -> Trunk | None:
+        """The layers below the first adapted one, where the base has such: they run once for all members that read the same rows."""
+        with self.base_only() as base:
+            return trunk_below_adapters(base)
 
     def _member_rows(self, input_ids: Tensor) -> Tensor:
         if input_ids.dim() == 2:

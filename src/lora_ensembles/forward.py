@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, K chosen positions of a row, n chosen places in all, H
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from .decoder import Places, last_layer_at
 from .errors import AdapterError
+from .products import frozen_products
 
 LOGIT_BUDGET = 2**27
 """Most logits made at once, where the head runs apart from the body: 512 MiB in float32. What a loss makes of them (softmax, gradient)
@@ -21,42 +25,63 @@ comes to a few times as much; a chunk of 1,000 positions of a vocabulary of 128,
 
 
 @dataclass(frozen=True)
-class Places:
-    """n places of a batch (B, T), in any order: rows (n,) and positions (n,)."""
+class Prefix:
+    """The keys and values of rows (B, T) that were read, which other rows go on from; made by `read_prefix`."""
 
-    rows: Tensor
-    positions: Tensor
+    cache: DynamicCache
+    rows: int
+
+    def repeated(self, rows: int) -> DynamicCache:
+        """A copy for `rows` rows, a multiple of B: row b goes before rows b * rows / B and those after it."""
+        cache = copy.deepcopy(self.cache)  # a pass adds its own keys and values to the cache that it is given
+        cache.batch_repeat_interleave(rows // self.rows)
+        return cache
 
 
-def answer_logits(model: nn.Module, input_ids: Tensor, positions: Tensor) -> Tensor:
-    """Next-token logits (B, K, V) at `positions` (B, K) of right-padded `input_ids` (B, T).
+def read_prefix(model: nn.Module, input_ids: Tensor) -> Prefix | None:
+    """What rows (B, T) without padding leave for those that begin with them; None where the model keeps another kind of cache."""
+    rows = torch.arange(input_ids.shape[0], device=input_ids.device)
+    last = Places(rows, torch.full_like(rows, input_ids.shape[1] - 1))
+    with _at_places(model, last, input_ids.shape, lambda hidden: last.take(hidden)[None, :1]):
+        cache = model(input_ids=input_ids, use_cache=True).get("past_key_values")
+    if not isinstance(cache, DynamicCache) or {type(layer) for layer in cache.layers} - {DynamicLayer, DynamicSlidingWindowLayer}:
+        return None
+    return Prefix(cache, len(rows))
+
+
+def answer_logits(model: nn.Module, input_ids: Tensor, positions: Tensor, *, after: Prefix | None = None) -> Tensor:
+    """Next-token logits (B, K, V) at `positions` (B, K) of right-padded `input_ids` (B, T), which may follow a prefix that was read.
 
     Raises:
         AdapterError: the model does not call the head that it names.
     """
     rows = torch.arange(input_ids.shape[0], device=input_ids.device)[:, None].expand_as(positions)
-    return logits_at(model, input_ids, Places(rows.flatten(), positions.flatten())).unflatten(0, positions.shape)
+    places = Places(rows.flatten(), positions.flatten())
+    return logits_at(model, input_ids, places, after=after).unflatten(0, positions.shape)
 
 
-def logits_at(model: nn.Module, input_ids: Tensor, places: Places, *, extra_hidden: Tensor | None = None) -> Tensor:
+def logits_at(
+    model: nn.Module, input_ids: Tensor, places: Places, *, extra_hidden: Tensor | None = None, after: Prefix | None = None
+) -> Tensor:
     """Next-token logits (n, V) at some places of right-padded `input_ids` (B, T).
 
     The model runs through its own `forward`, so whatever it does behind its head (soft caps, scales) is done; only what enters the head is
     narrowed to the places. `extra_hidden` (n, H), from `hidden_at`, goes through the head with the others: the result is then (2, n, V).
 
     No attention mask is passed: a causal model never looks right, where all padding is, and without a mask attention takes its fast path.
-    The key-value cache is off: nothing is generated.
+    The key-value cache is off, unless the rows follow a prefix: nothing is generated.
 
     Raises:
         AdapterError: the model does not call the head that it names.
     """
 
     def narrow(hidden: Tensor) -> Tensor:
-        chosen = hidden[places.rows, places.positions]
+        chosen = places.take(hidden)
         return chosen[None] if extra_hidden is None else torch.stack([chosen, extra_hidden])
 
-    with _into_head(model, narrow):
-        logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
+    past = {} if after is None else {"past_key_values": after.repeated(input_ids.shape[0])}
+    with _at_places(model, places, input_ids.shape, narrow):
+        logits: Tensor = model(input_ids=input_ids, use_cache=after is not None, **past).logits
     return logits[0] if extra_hidden is None else logits
 
 
@@ -69,10 +94,10 @@ def hidden_at(model: nn.Module, input_ids: Tensor, places: Places) -> Tensor:
     caught: list[Tensor] = []
 
     def narrow(hidden: Tensor) -> Tensor:
-        caught.append(hidden[places.rows, places.positions])
+        caught.append(places.take(hidden))
         return caught[-1][None, :1]  # the head's own answer is thrown away; one position of it costs next to nothing
 
-    with _into_head(model, narrow):
+    with _at_places(model, places, input_ids.shape, narrow):
         model(input_ids=input_ids, use_cache=False)
     return caught[0]
 
@@ -87,7 +112,7 @@ def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
         AdapterError: the model does not call the head that it names.
     """
     token = torch.zeros(1, 1, dtype=torch.int64, device=hidden.device)
-    with _into_head(model, lambda _: hidden.reshape(1, -1, hidden.shape[-1])):
+    with _into_head(model, lambda _: hidden.reshape(1, -1, hidden.shape[-1])), frozen_products():
         logits: Tensor = model(input_ids=token, use_cache=False).logits
     return logits.view(*hidden.shape[:-1], -1)
 
@@ -99,10 +124,11 @@ def places_at_once(model: nn.Module, *, copies: int = 1) -> int:
     return max(1, LOGIT_BUDGET // (copies * int(getattr(head, "out_features", config.vocab_size))))
 
 
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device, or the computer, has no memory left."""
-    said = any(words in str(error) for words in ("allocate memory", "bad_alloc"))
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and said)
+@contextmanager
+def _at_places(model: nn.Module, places: Places, shape: torch.Size, narrow: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While a pass over a batch (B, T) runs whose head sees `narrow` of the last hidden states, which are right at the places only."""
+    with _into_head(model, narrow), last_layer_at(model, places, (shape[0], shape[1])), frozen_products():
+        yield
 
 
 @contextmanager

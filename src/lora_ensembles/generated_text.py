@@ -18,8 +18,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from .ensemble import context_window
 from .errors import ConfigError, DataError
-from .forward import ran_out_of_memory
 from .generation import mean_log_probs
+from .memory import ran_out_of_memory
 from .scoring import pad_rows
 from .tasks import Prompt, encode_prompts
 from .uncertainty import split_entropy

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from .errors import AdapterError
+from .sites import AdapterSite, MemberWeights, adapter_sites
 
 
 def fold_members(tensor: Tensor) -> Tensor:
@@ -180,37 +180,6 @@ def dropout_factors(keys: Tensor, probability: Tensor, *, shape: tuple[int, int,
     return (uniform >= threshold) / (1 - probability.to(device)[:, None, None])
 
 
-@dataclass(frozen=True)
-class AdapterSite:
-    """One adapted layer: its name in the base model, its sizes, and where it lies in a member's flat parameters."""
-
-    name: str
-    in_features: int
-    out_features: int
-    rank: int
-    start_a: int
-    start_b: int
-
-    def view_a(self, flat: Tensor) -> Tensor:
-        """The (M, R, D_in) view of flat A parameters (M, P_a)."""
-        count = self.rank * self.in_features
-        return flat[:, self.start_a : self.start_a + count].view(-1, self.rank, self.in_features)
-
-    def view_b(self, flat: Tensor) -> Tensor:
-        """The (M, D_out, R) view of flat B parameters (M, P_b)."""
-        count = self.rank * self.out_features
-        return flat[:, self.start_b : self.start_b + count].view(-1, self.out_features, self.rank)
-
-
-@dataclass(frozen=True)
-class MemberWeights:
-    """One member's adapter: per adapted layer its A (R, D_in), B (D_out, R) and scaling; R may differ from member to member."""
-
-    a: dict[str, Tensor]
-    b: dict[str, Tensor]
-    scaling: dict[str, float]
-
-
 class AdapterStack:
     """The adapters of all members, as two flat buffers (M, P_a) and (M, P_b) of which every layer holds views.
 
@@ -222,14 +191,16 @@ class AdapterStack:
     def __init__(self, base: nn.Module, members: Sequence[MemberWeights], *, dtype: torch.dtype):
         self.plan = StackPlan()
         self.dtype = dtype
-        self.sites = _sites(base, members)
         modules = dict(base.named_modules())
+        self.sites: list[AdapterSite] = adapter_sites(modules, members)
         self.layers = [
             StackedLoraLinear(modules[site.name], name=site.name, index=index, plan=self.plan) for index, site in enumerate(self.sites)
         ]
         for site, layer in zip(self.sites, self.layers, strict=True):
             _replace(base, site.name, layer)
         self._detached = False
+        self.working_a: Tensor
+        self.working_b: Tensor
         self.set_members(members)
 
     @property
@@ -245,18 +216,52 @@ class AdapterStack:
         self.b = torch.zeros(len(members), count_b, device=device)
         self.ranks = [{site.name: weights.a[site.name].shape[0] for site in self.sites} for weights in members]
         self.scaling = [[weights.scaling[site.name] for weights in members] for site in self.sites]
+        self._fill(0, members)
+        self._bind()
+
+    def add_members(self, members: Sequence[MemberWeights]) -> None:
+        """Put members behind those that are there, whose weights stay where they are unless one of the new has a larger rank.
+
+        Raises:
+            AdapterError: they adapt other layers, or layers of another size.
+        """
+        modules = {layer.name: layer.base_layer for layer in self.layers}
+        if any(set(weights.a) != set(modules) for weights in members):
+            raise AdapterError("the members adapt different layers; an ensemble needs the same target modules in every member")
+        sites, first = adapter_sites(modules, members), self.num_members
+        if any(new.rank > old.rank for new, old in zip(sites, self.sites, strict=True)):
+            everyone = [*(self.member(index) for index in range(first)), *members]
+            self.sites = adapter_sites(modules, everyone)
+            self.set_members(everyone)
+            return
+        self.ranks += [{site.name: weights.a[site.name].shape[0] for site in self.sites} for weights in members]
+        self.scaling = [
+            [*old, *(weights.scaling[site.name] for weights in members)] for site, old in zip(self.sites, self.scaling, strict=True)
+        ]
+        same, count = self.working_a is self.a, len(members)
+        self.a, self.b = _grown(self.a, count), _grown(self.b, count)
+        self._fill(first, members)
+        self.working_a, self.working_b = (self.a, self.b) if same else (_grown(self.working_a, count), _grown(self.working_b, count))
+        for working, master in ((self.working_a, self.a), (self.working_b, self.b)):
+            if working is not master:
+                working[first:] = master[first:]
+        self._bind_layers()
+
+    def _fill(self, first: int, members: Sequence[MemberWeights]) -> None:
         for site in self.sites:
             view_a, view_b = site.view_a(self.a), site.view_b(self.b)
-            for m, weights in enumerate(members):
+            for m, weights in enumerate(members, first):
                 rank = weights.a[site.name].shape[0]
-                view_a[m, :rank] = weights.a[site.name].to(device)
-                view_b[m, :, :rank] = weights.b[site.name].to(device)
-        self._bind()
+                view_a[m, :rank] = weights.a[site.name].to(self.a.device)
+                view_b[m, :, :rank] = weights.b[site.name].to(self.b.device)
 
     def _bind(self) -> None:
         same = self.dtype == torch.float32
         self.working_a = self.a if same else self.a.to(self.dtype)
         self.working_b = self.b if same else self.b.to(self.dtype)
+        self._bind_layers()
+
+    def _bind_layers(self) -> None:
         for site, layer, scaling in zip(self.sites, self.layers, self.scaling, strict=True):
             layer.bind(site.view_a(self.working_a), site.view_b(self.working_b), scaling)
 
@@ -308,6 +313,21 @@ class AdapterStack:
         finally:
             plan.rows, plan.tokens, plan.members, plan.first_row = before
 
+    def remembered(self) -> AbstractContextManager[None]:
+        """While a part of the pass that runs now runs once more, later."""
+        then = replace(self.plan)
+
+        @contextmanager
+        def again() -> Iterator[None]:
+            now = replace(self.plan)
+            vars(self.plan).update(vars(then))
+            try:
+                yield
+            finally:
+                vars(self.plan).update(vars(now))
+
+        return again()
+
     @contextmanager
     def dropout(self, probability: Tensor, keys: Sequence[int]) -> Iterator[None]:
         """While features of the adapters' inputs are dropped, with a probability (M,) and a random stream for each member."""
@@ -327,38 +347,16 @@ class AdapterStack:
             self.plan.enabled = before
 
 
-def _sites(base: nn.Module, members: Sequence[MemberWeights]) -> list[AdapterSite]:
-    modules = dict(base.named_modules())
-    # In the base's order, not that of the weights: a layer's place names its random stream, which must be the same after loading.
-    places = {name: place for place, name in enumerate(modules)}
-    names = sorted(members[0].a, key=lambda name: places.get(name, -1))
-    sites: list[AdapterSite] = []
-    start_a = start_b = 0
-    for name in names:
-        if any(set(weights.a) != set(names) for weights in members):
-            raise AdapterError("the members adapt different layers; an ensemble needs the same target modules in every member")
-        if name not in modules:
-            raise AdapterError(f"the adapter has weights for layer {name!r}, which the base model does not have; is this its base?")
-        in_features, out_features = _features(name, modules[name])
-        rank = max(weights.a[name].shape[0] for weights in members)
-        for weights in members:
-            given = (weights.a[name].shape[1], weights.b[name].shape[0])
-            if given != (in_features, out_features):
-                raise AdapterError(
-                    f"layer {name!r} of the base maps {in_features} to {out_features} features, the adapter {given[0]} to {given[1]}; "
-                    "it was trained on another base model"
-                )
-        sites.append(AdapterSite(name, in_features, out_features, rank, start_a, start_b))
-        start_a, start_b = start_a + rank * in_features, start_b + rank * out_features
-    return sites
-
-
-def _features(name: str, layer: Any) -> tuple[int, int]:
-    if isinstance(layer, Conv1D):  # GPT-2 keeps its weight transposed
-        return layer.nx, layer.nf
-    if not isinstance(getattr(layer, "in_features", None), int):
-        raise AdapterError(f"the adapter has weights for layer {name!r}, which is a {type(layer).__name__} in this base; is this its base?")
-    return layer.in_features, layer.out_features
+def _grown(flat: Tensor, count: int) -> Tensor:
+    """(M + count, P) with the rows of `flat` (M, P), and zeros; within its memory where there is room, as there is after it grew once."""
+    rows, width = flat.shape[0] + count, flat.shape[1]
+    if flat.untyped_storage().nbytes() < rows * width * flat.element_size():
+        roomy = flat.new_empty(rows * 3 // 2, width)  # or adding members one by one would copy all of them each time
+        roomy[: flat.shape[0]] = flat
+        flat = roomy[: flat.shape[0]]
+    grown = flat.as_strided((rows, width), (width, 1))
+    grown[flat.shape[0] :] = 0
+    return grown
 
 
 def _replace(base: nn.Module, name: str, layer: nn.Module) -> None:

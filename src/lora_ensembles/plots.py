@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .prediction import Prediction
 
 # Okabe and Ito's palette, told apart by colour-blind readers; its yellow is left out, too pale for a line on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
 # A KDE bandwidth below this shows single answers and not a density.
 _MIN_BANDWIDTH = 0.01
 
@@ -51,7 +51,7 @@ def reliability_diagram(predictions: Mapping[str, Prediction]) -> Figure:
     for index, (name, prediction) in enumerate(predictions.items()):
         bins = reliability_bins(prediction)
         label = f"{name} (ECE {ece(prediction):.3f})"
-        marker, colour = _MARKERS[index], _COLOURS[index]
+        marker, colour = MARKERS[index], COLOURS[index]
         axes.plot(
             bins.confidences.tolist(),
             bins.accuracies.tolist(),
@@ -95,7 +95,7 @@ def wrong_confidence_density(predictions: Mapping[str, Prediction]) -> Figure:
         density = density_on_unit_interval(prediction.confidence[wrong], grid).tolist() if wrong.any() else []
         label = f"{name} ({int(wrong.sum())} of {prediction.num_examples} wrong)"
         x = grid.tolist() if density else []
-        axes.plot(x, density, linestyle=_line(prediction), color=_COLOURS[index], linewidth=2, label=label)
+        axes.plot(x, density, linestyle=_line(prediction), color=COLOURS[index], linewidth=2, label=label)
     axes.set(xlim=(0, 1), xlabel="confidence of a wrong answer (probability)", ylabel="density (per unit of probability)")
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside upper left")
@@ -125,7 +125,7 @@ def accuracy_coverage_plot(predictions: Mapping[str, Prediction]) -> Figure:
             curve.coverages.tolist(),
             curve.accuracies.tolist(),
             linestyle=_line(prediction),
-            color=_COLOURS[index],
+            color=COLOURS[index],
             linewidth=2,
             label=label,
         )
@@ -150,14 +150,15 @@ def selective_panels(points: Mapping[str, Sequence[float]], curves: Mapping[str,
     Example:
         >>> figure = selective_panels({"entropy": [0.7, 0.8]}, {"ensemble": torch.tensor([1.0, 0.5])})
         >>> [axes.get_xlabel() for axes in figure.axes]
-        ['AUROC of wrong answers (0.5 is chance)', 'coverage (share of questions answered, least doubtful first)']
+        ['AUROC of wrong answers (0.5 is chance)', 'coverage (share answered, least doubtful first)']
     """
     _check_arms(curves)
-    figure, (left, right) = _figure(columns=2)
+    figure = new_figure((11.0, 4.5), columns=2)
+    left, right = figure.axes
     for row, values in enumerate(points.values()):
         mean = sum(values) / len(values)
-        left.barh(row, mean - 0.5, left=0.5, height=0.6, color=_COLOURS[0], alpha=0.35)
-        left.plot(list(values), [row] * len(values), "o", color=_COLOURS[1], markersize=4)
+        left.barh(row, mean - 0.5, left=0.5, height=0.6, color=COLOURS[0], alpha=0.35)
+        left.plot(list(values), [row] * len(values), "o", color=COLOURS[1], markersize=4)
     left.set_yticks(range(len(points)), list(points))
     left.invert_yaxis()
     left.set(xlim=(0.4, 1.0), xlabel="AUROC of wrong answers (0.5 is chance)")
@@ -166,8 +167,8 @@ def selective_panels(points: Mapping[str, Sequence[float]], curves: Mapping[str,
         coverage = [(place + 1) / len(accuracies) for place in range(len(accuracies))]
         line = "--" if name.startswith("ensemble") else "-"
         label = f"{name} (area {accuracies.mean().item():.3f})"
-        right.plot(coverage, accuracies.tolist(), linestyle=line, color=_COLOURS[index], linewidth=2, label=label)
-    right.set(xlim=(0, 1), xlabel="coverage (share of questions answered, least doubtful first)", ylabel="share of right answers")
+        right.plot(coverage, accuracies.tolist(), linestyle=line, color=COLOURS[index], linewidth=2, label=label)
+    right.set(xlim=(0, 1), xlabel="coverage (share answered, least doubtful first)", ylabel="share of right answers")
     right.legend(loc="best")
     return figure
 
@@ -182,11 +183,12 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
-def density_on_unit_interval(values: Tensor, grid: Tensor) -> Tensor:
+def density_on_unit_interval(values: Tensor, grid: Tensor, *, least_bandwidth: float = _MIN_BANDWIDTH) -> Tensor:
     """The Gaussian kernel density of probabilities, at the points of `grid`, in float64.
 
     Values are reflected at 0 and 1, so that no mass leaks out of the interval: without it the peak at 1 of an overconfident model halves.
-    The bandwidth is Silverman's rule, 0.9 min(std, IQR / 1.34) n^(-1/5), at least 0.01.
+    The bandwidth is Silverman's rule, 0.9 min(std, IQR / 1.34) n^(-1/5), at least `least_bandwidth`: for values that were counted in bins
+    give the bins' width, below which the kernels would show the bins.
 
     Raises:
         DataError: no values.
@@ -203,24 +205,38 @@ def density_on_unit_interval(values: Tensor, grid: Tensor) -> Tensor:
     lower, upper = values.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64)).tolist()
     # A middle half of equal values has IQR 0 although the rest is spread: then the standard deviation alone sets the width.
     spreads = [spread for spread in (values.std(correction=0).item(), (upper - lower) / 1.34) if spread > 0]
-    bandwidth = max(0.9 * min(spreads, default=0.0) * len(values) ** -0.2, _MIN_BANDWIDTH)
+    bandwidth = max(0.9 * min(spreads, default=0.0) * len(values) ** -0.2, least_bandwidth)
     steps = (grid[:, None] - torch.cat([values, -values, 2 - values])) / bandwidth
     density: Tensor = (-0.5 * steps.square()).exp().sum(dim=1) / (len(values) * bandwidth * math.sqrt(2 * math.pi))
     return density
 
 
-def _figure(*, columns: int = 1) -> tuple[Figure, Any]:
+def new_figure(size: tuple[float, float], *, rows: int = 1, columns: int = 1, dpi: int = 150, sharex: bool = False) -> Figure:
+    """An empty figure of `size` (width, height) in inches with rows * columns axes, in reading order in its `axes`.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+
+    Example:
+        >>> len(new_figure((6.0, 4.0), rows=2, columns=3).axes)
+        6
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError('figures need matplotlib, which is not installed; run: pip install "lora-ensembles[plots]"') from error
     # A Figure of its own and not pyplot's: nothing stays registered, and no window system is looked for.
-    figure = Figure(figsize=(5.5 * columns, 6.0 if columns == 1 else 4.5), dpi=150, layout="constrained")
-    axes = figure.subplots(ncols=columns)  # a single legend goes above the axes: lines may cross any of its corners
+    figure = Figure(figsize=size, dpi=dpi, layout="constrained")
+    figure.subplots(nrows=rows, ncols=columns, sharex=sharex)
     for one in figure.axes:
         one.grid(color="0.9", linewidth=0.6)
         one.set_axisbelow(True)
-    return figure, axes
+    return figure
+
+
+def _figure() -> tuple[Figure, Any]:
+    figure = new_figure((5.5, 6.0))  # a single legend goes above the axes: lines may cross any of its corners
+    return figure, figure.axes[0]
 
 
 def _line(prediction: Prediction) -> str:
@@ -228,5 +244,5 @@ def _line(prediction: Prediction) -> str:
 
 
 def _check_arms(predictions: Mapping[str, object]) -> None:
-    if not 1 <= len(predictions) <= len(_COLOURS):
-        raise ConfigError(f"{len(predictions)} arms to draw; give 1 to {len(_COLOURS)}, more cannot be told apart in one figure")
+    if not 1 <= len(predictions) <= len(COLOURS):
+        raise ConfigError(f"{len(predictions)} arms to draw; give 1 to {len(COLOURS)}, more cannot be told apart in one figure")

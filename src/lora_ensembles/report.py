@@ -1,13 +1,17 @@
-"""Results for a reader: tables as text and as HTML, and one HTML page that holds its pictures and style, so that it opens anywhere."""
+"""Results for a reader: tables as text, Markdown and HTML, and one HTML page that holds its pictures and style, so that it opens anywhere.
+
+A `Block` (`Table`, `Text`, `Heading`, `Code`, `Picture`, `Beside`) can be both HTML and Markdown; a `Chapter` is a heading and its blocks.
+"""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,21 +22,26 @@ body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; color: 
 body { max-width: 60rem; margin: 2.5rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.4rem; } h3 { font-size: 1rem; margin: 1.8rem 0 .4rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #dde2ea; white-space: nowrap; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; line-height: 1.4; }
+th, td { padding: .35rem .55rem; text-align: right; border-bottom: 1px solid #dde2ea; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-thead th { border-bottom: 2px solid #1d2430; }
+thead th { border-bottom: 2px solid #1d2430; white-space: normal; vertical-align: bottom; }
+td.prose { white-space: normal; min-width: 16rem; } th.prose, td.prose { text-align: left; }
 td.chosen { font-weight: 700; background: #e6effa; }
 figure { margin: 0; } figcaption { color: #566072; font-size: .9rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.5rem; }
 img { width: 100%; height: auto; }
+.beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 0 2rem; color: #3a4353; font-size: .9rem; }
+.beside h4 { margin: .8rem 0 0; font-size: .9rem; color: #1d2430; } .beside p { margin: .2rem 0 0; }
+figure.wide img { max-width: 52rem; }
 pre { background: #f5f7fa; padding: .9rem 1rem; overflow-x: auto; font-size: .85rem; }
 """
 
 
 @dataclass(frozen=True)
 class Table:
-    """A header and rows of text cells; the first column names the row. `chosen` holds the (row, column) of cells to bring out.
+    """A header and rows of text cells; the first column names the row. `chosen` holds the (row, column) of cells to bring out, `prose` the
+    columns of sentences, which may break into lines.
 
     Example:
         >>> print(Table(("arm", "ECE"), (("single", "0.31"), ("ensemble", "0.12"))))
@@ -44,6 +53,7 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     chosen: frozenset[tuple[int, int]] = frozenset()
+    prose: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
         lines = (self.header, *self.rows)
@@ -59,19 +69,130 @@ class Table:
     def to_markdown(self) -> str:
         """The table in Markdown, ending with a line break."""
         lines = (self.header, ("---",) * len(self.header), *self.rows)
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
     def to_html(self) -> str:
         """The table as an HTML element; cells are escaped."""
-        head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in self.header)
+        head = "".join(
+            f'<th scope="col"{" class=prose" if column in self.prose else ""}>{html.escape(cell)}</th>'
+            for column, cell in enumerate(self.header)
+        )
         body = "\n".join(f"<tr>{self._row(index)}</tr>" for index in range(len(self.rows)))
         return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
     def _row(self, index: int) -> str:
-        return "".join(
-            f"<td{' class=chosen' if (index, column) in self.chosen else ''}>{html.escape(cell)}</td>"
-            for column, cell in enumerate(self.rows[index])
-        )
+        return "".join(f"<td{self._style(index, column)}>{html.escape(cell)}</td>" for column, cell in enumerate(self.rows[index]))
+
+    def _style(self, index: int, column: int) -> str:
+        if (index, column) in self.chosen:
+            return " class=chosen"
+        return " class=prose" if column in self.prose else ""
+
+
+class Block(Protocol):
+    """A piece of a page, which can be both HTML and Markdown."""
+
+    def to_html(self) -> str: ...
+
+    def to_markdown(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; what stands between backticks is code.
+
+    Example:
+        >>> Text("if `a < b`").to_html()
+        '<p>if <code>a &lt; b</code></p>'
+    """
+
+    text: str
+
+    def to_html(self) -> str:
+        return re.sub(r"`([^`]+)`", r"<code>\1</code>", paragraph(self.text))
+
+    def to_markdown(self) -> str:
+        return f"{self.text}\n"
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading within a chapter."""
+
+    text: str
+
+    def to_html(self) -> str:
+        return subheading(self.text)
+
+    def to_markdown(self) -> str:
+        return f"### {self.text}\n"
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text that keeps its lines and spaces, such as commands."""
+
+    text: str
+
+    def to_html(self) -> str:
+        return preformatted(self.text)
+
+    def to_markdown(self) -> str:
+        return f"```\n{self.text}\n```\n"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG: part of the HTML, and a link to `file` in Markdown."""
+
+    image: bytes
+    title: str
+    file: str
+
+    def to_html(self) -> str:
+        data = base64.b64encode(self.image).decode()
+        return f'<figure class="wide"><img alt="{html.escape(self.title)}" src="data:image/png;base64,{data}"></figure>'
+
+    def to_markdown(self) -> str:
+        return f"![{self.title}]({self.file})\n"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Texts with a small heading each, side by side where there is room."""
+
+    columns: tuple[tuple[str, str], ...]
+
+    def to_html(self) -> str:
+        cells = "\n".join(f"<div><h4>{html.escape(head)}</h4>{paragraph(text)}</div>" for head, text in self.columns)
+        return f'<div class="beside">\n{cells}\n</div>'
+
+    def to_markdown(self) -> str:
+        return "\n".join(f"**{head}.** {text}\n" for head, text in self.columns)
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A heading and the blocks below it."""
+
+    heading: str
+    blocks: tuple[Block, ...]
+
+    def to_section(self) -> Section:
+        """The chapter as a part of `page`."""
+        return Section(self.heading, tuple(block.to_html() for block in self.blocks))
+
+    def to_markdown(self) -> str:
+        """The chapter in Markdown.
+
+        Example:
+            >>> print(Chapter("Result", (Text("good"),)).to_markdown())
+            ## Result
+            <BLANKLINE>
+            good
+            <BLANKLINE>
+        """
+        return "\n".join([f"## {self.heading}\n", *(block.to_markdown() for block in self.blocks)])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ Shapes: M members, B rows of a member, N examples, P parameters of a member.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,19 +17,21 @@ import torch
 from torch import Tensor
 
 from .answer_losses import BaseStates, row_losses
-from .batches import Batch, TokenTable, encode_rows, epoch_order, split_step
+from .batches import Batch, MemberOrders, TokenTable, encode_rows, split_step
 from .checkpoint import Progress, RunFolder
 from .completion_scores import CompletionMetrics, evaluate_completion_members, evaluate_completions, score_completions
 from .config import TrainConfig, schedule_factor
+from .decoder import recomputed
 from .ensemble import LoraEnsemble, context_window
 from .errors import ConfigError, DataError, TrainingError
-from .forward import ran_out_of_memory
 from .lora import MemberWeights, stream_key
+from .memory import ran_out_of_memory, with_fewer_rows
 from .metrics import Metrics, evaluate, evaluate_members
 from .optim import AdamState, StackedAdamW, clip_per_member, gradient_norms
 from .prediction import predict
 from .reporting import Reporter
 from .tasks import Completion, Example
+from .trunk_states import TrunkStates
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,19 @@ class _Run:
     ensemble: LoraEnsemble
     config: TrainConfig
     table: TokenTable
+    orders: MemberOrders
     optimizer: StackedAdamW
     kl_weight: Tensor  # (M,)
     dropout: Tensor | None  # (M,)
     base_states: BaseStates | None  # where a member has a KL weight
+    trunk_states: TrunkStates | None  # where the lowest layers carry no adapters
     gradients: tuple[Tensor, Tensor]  # fp32 (M, P_a), (M, P_b)
+    max_rows: int  # most rows in flight: as configured, or as many as memory held
+    recompute: bool = False  # whether layers compute again in the backward pass, because memory does not hold a single row
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.table) / self.config.batch_size)
+        return self.orders.steps_per_epoch
 
     @property
     def total_steps(self) -> int:
@@ -101,7 +106,7 @@ def train(
         ConfigError: a setting does not fit the number of members, or `resume` comes without `out`.
         DataError: an example, of `validation` too, cannot be encoded or has no answer; or questions and open answers are in one list.
         CheckpointError: `out` exists (without `resume`), holds a run with other settings, or cannot be written.
-        TrainingError: a loss or gradient is not finite, or memory ran out; the last checkpoint is kept.
+        TrainingError: a loss or gradient is not finite, or memory does not hold a single row; the last checkpoint is kept.
     """
     config = config or TrainConfig()
     if resume and out is None:
@@ -148,16 +153,20 @@ def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Comp
         AdamState.zeros_like(stack.b),
     )
     with_kl = bool((vectors["kl_weight"] > 0).any())
-    states = BaseStates.of(ensemble, table, rows=config.max_rows or config.batch_size * members) if with_kl else None
+    rows = config.max_rows or config.batch_size * members
+    order_seeds = [seeds.order for seeds in ensemble.info.seeds]
     return _Run(
         ensemble,
         config,
         table,
+        MemberOrders(order_seeds, table.lengths, config.batch_size, config.length_window),
         optimizer,
         vectors["kl_weight"],
         dropout if (dropout > 0).any() else None,
-        states,
+        with_fewer_rows(lambda rows: BaseStates.of(ensemble, table, rows=rows), rows) if with_kl else None,
+        with_fewer_rows(lambda rows: TrunkStates.of(ensemble, table, rows=rows), rows),
         stack.zero_gradients(),
+        rows,
     )
 
 
@@ -218,58 +227,58 @@ def _validate(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Com
 
 
 def _guarded_step(run: _Run, step: int) -> StepOutcome:
-    try:
+    """A step in as many parts as memory asks for, which later steps keep; as a last resort with activations that are computed twice."""
+
+    def in_parts(rows: int) -> StepOutcome:
+        run.max_rows = rows
         return _step(run, step)
+
+    try:
+        return with_fewer_rows(in_parts, run.max_rows)
     except (MemoryError, RuntimeError) as error:
         if not ran_out_of_memory(error):
             raise
-        whole = run.ensemble.num_members * run.config.batch_size
-        rows = min(run.config.max_rows or whole, whole)
-        raise TrainingError(
-            f"memory ran out at step {step + 1} with {rows} rows in flight; lower max_rows (--max-rows), for example to "
-            f"{max(1, rows // 2)}: the result stays the same. The last checkpoint is kept"
-        ) from error
+        if run.recompute:
+            raise TrainingError(
+                f"memory ran out at step {step + 1} with a single row in flight, its activations computed twice; free memory, shorten the "
+                "examples, or load the base in lower precision. The last checkpoint is kept"
+            ) from error
+    run.recompute = True
+    return _guarded_step(run, step)
 
 
 def _step(run: _Run, step: int) -> StepOutcome:
     config, stack = run.config, run.ensemble.stack
-    indices = _batch_indices(run, step)
-    loss, accuracy = _backward(run, indices, step)
-    _check_finite(run, loss, step, "loss")
+    loss, accuracy = _backward(run, run.orders.batch(step), step)
     limit = config.max_grad_norm
     norms = gradient_norms(run.gradients) if limit is None else clip_per_member(run.gradients, limit)
-    _check_finite(run, norms, step, "gradient")
+    outcome = StepOutcome(*torch.stack([loss, accuracy, norms]).cpu())  # the one place in a step where the CPU waits for a device
+    _check_finite(run, outcome.loss, step, "loss")
+    _check_finite(run, outcome.gradient_norm, step, "gradient")
     run.optimizer.step((stack.a, stack.b), run.gradients, factor=schedule_factor(config, step, run.total_steps))
     stack.refresh()
-    for gradient in run.gradients:
-        gradient.zero_()
-    return StepOutcome(loss, accuracy, norms)
-
-
-def _batch_indices(run: _Run, step: int) -> Tensor:
-    """The examples (M, B) of a step: each member's next rows in its own order of this epoch; the last batch of an epoch may be shorter."""
-    epoch, place = divmod(step, run.steps_per_epoch)
-    size = run.config.batch_size
-    orders = [epoch_order(seeds.order, epoch, len(run.table)) for seeds in run.ensemble.info.seeds]
-    return torch.stack([order[place * size : (place + 1) * size] for order in orders])
+    return outcome
 
 
 def _backward(run: _Run, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Gradients of every member's own mean loss; returns that loss and the answer accuracy, (M,) each."""
+    for gradient in run.gradients:  # here, not after the update: a step for which memory ran out begins again
+        gradient.zero_()
     members, rows = indices.shape
-    loss, accuracy = torch.zeros(members, rows), torch.zeros(members, rows)
-    for which, chunk in split_step(members, rows, run.config.max_rows):
+    loss, accuracy = torch.zeros(2, members, rows, device=run.ensemble.device)
+    for which, chunk in split_step(members, rows, run.max_rows):
         batch = run.table.gather(indices[which, chunk])
         row_loss, row_accuracy = _row_losses(run, batch, which, chunk.start, step)
         run.ensemble.stack.add_gradients(row_loss.sum() / rows, run.gradients)
-        loss[which, chunk], accuracy[which, chunk] = row_loss.detach().cpu(), row_accuracy.cpu()
+        loss[which, chunk], accuracy[which, chunk] = row_loss.detach(), row_accuracy
     return loss.mean(dim=1), accuracy.mean(dim=1)
 
 
 def _row_losses(run: _Run, batch: Batch, which: slice, first_row: int, step: int) -> tuple[Tensor, Tensor]:
     """The loss and the answer accuracy of each row, (M, B): Eq. 3, plus Eq. 4 where a member has a weight for it."""
-    with _dropout(run, step):
-        rows = row_losses(run.ensemble, batch, base_states=run.base_states, members=which, first_row=first_row)
+    ensemble = run.ensemble
+    with _dropout(run, step), recomputed(ensemble.base, ensemble.stack.remembered) if run.recompute else nullcontext():
+        rows = row_losses(ensemble, batch, base_states=run.base_states, trunk_states=run.trunk_states, members=which, first_row=first_row)
     loss = rows.loss if rows.divergence is None else rows.loss + run.kl_weight[which, None] * rows.divergence
     return loss, rows.right.float()
 

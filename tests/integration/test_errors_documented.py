@@ -16,6 +16,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file as load_tensors
+from transformers import GenerationConfig
 
 from lora_ensembles import errors
 from lora_ensembles.cli import _run as run_verb
@@ -23,6 +24,7 @@ from lora_ensembles.cli import main
 from lora_ensembles.config import TrainConfig
 from lora_ensembles.embedded import load_base, resolve_base
 from lora_ensembles.ensemble import LoraEnsemble
+from lora_ensembles.generated_text import generate_text
 from lora_ensembles.plots import reliability_diagram
 from lora_ensembles.prediction import Prediction, predict
 from lora_ensembles.presets import preset
@@ -34,6 +36,7 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 GOOD = {"question": "The sun is a", "options": ["planet", "star", "moon"], "answer": "star"}
 OPEN = {"id": "1", "prompt": "Q: Where do otters live?\nA:", "completion": " In rivers."}
 CHAT = {"id": "1", "messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}]}
+FEW_TOKENS = GenerationConfig(max_new_tokens=4)
 SHORT = TrainConfig(epochs=1, batch_size=4, learning_rate=1e-2)
 
 
@@ -264,6 +267,33 @@ def _no_space(folder: Path) -> object:
 
 
 # While it runs
+
+
+@provokes("empty-prompt")
+def _empty_prompt(folder: Path) -> object:
+    return generate_text(ensemble(), ["otter", ""], FEW_TOKENS)
+
+
+@provokes("no-room-for-text")
+def _no_room_for_text(folder: Path) -> object:
+    return generate_text(ensemble(), ["otter"], GenerationConfig(max_new_tokens=WINDOW))
+
+
+@provokes("decoding-settings")
+def _decoding_settings(folder: Path) -> object:
+    config = GenerationConfig(max_new_tokens=2)
+    config.num_return_sequences = 2
+    return generate_text(ensemble(), ["otter"], config)
+
+
+@provokes("listener-for-several")
+def _listener_for_several(folder: Path) -> object:
+    return generate_text(ensemble(), ["otter", "heron"], FEW_TOKENS, on_token=lambda *_: None)
+
+
+@provokes("saved-view")
+def _saved_view(folder: Path) -> object:
+    return ensemble().as_causal_lm().save_pretrained(folder)
 
 
 @provokes("out-of-memory")

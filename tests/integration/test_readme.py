@@ -27,8 +27,8 @@ def test_readme_commands_run_one_after_another(tmp_path):
     assert len(OWN) >= 3
     shutil.copytree(REPOSITORY / "examples", tmp_path / "examples")
     for command in OWN:
-        words = [sys.executable, "-m", "lora_ensembles.cli", *command.split()[1:]]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        script = f'lora-ensembles() {{ "{sys.executable}" -m lora_ensembles.cli "$@"; }}; {command}'
+        done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert (tmp_path / "runs/mine/ensemble.json").is_file()
     assert (tmp_path / "runs/answers.jsonl").read_text().count("\n") > 3

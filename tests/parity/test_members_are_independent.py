@@ -59,6 +59,16 @@ def test_a_member_reads_the_examples_in_another_order_in_every_epoch() -> None:
     assert as_sets(steps[0]) != as_sets(steps[3])
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_with_rows_shared_out_by_length_a_member_of_a_large_stack_gets_the_weights_of_a_small_one(members: int) -> None:
+    config = replace(CONFIG, length_window=2)
+    few, many = trained(build_ensemble(members=members), config), trained(build_ensemble(members=8), config)
+    moved = float((few - trained(build_ensemble(members=members), replace(config, learning_rate=0.0))).abs().max())
+    assert moved > 1e-2
+    torch.testing.assert_close(many[:members], few, atol=1e-5, rtol=0)  # 9 steps of fp32 products of other sizes
+    assert float((trained(build_ensemble(members=members)) - few).abs().max()) > 1e-3  # the plain shuffle is another run
+
+
 @pytest.mark.parametrize("setting", [{}, {"max_grad_norm": 0.01}, {"kl_weight": 0.5}])
 def test_neither_optimiser_nor_clip_spans_members(setting: dict[str, float]) -> None:
     calm = trained(build_ensemble(members=2), replace(CONFIG, **setting))

@@ -65,7 +65,8 @@ def kill_in_the_middle(out: Path, kind: str) -> int:
     """Start a run in a process of its own and kill it as soon as it has a checkpoint; returns the checkpoint's step."""
     state = out / "training" / "checkpoint" / "state.json"
     arguments = [sys.executable, "-c", CHILD, str(TESTS / "parity"), str(out), kind]
-    with subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": str(TESTS)}, stderr=subprocess.PIPE, text=True) as child:
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.PIPE, text=True) as child:
         deadline = time.monotonic() + 120
         while not state.exists() and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.001)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_ensembles.batches import TokenTable, epoch_order, split_step
+from lora_ensembles.batches import MemberOrders, TokenTable, by_length, epoch_order, split_step
 from lora_ensembles.errors import DataError
 from lora_ensembles.tasks import EncodedExample
 
@@ -90,6 +90,61 @@ def test_order_neither_uses_nor_moves_the_global_generator() -> None:
     assert epoch_order(1, 1, 9).tolist() == first
     torch.manual_seed(5)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+LENGTHS = torch.randint(5, 200, (103,), generator=torch.Generator().manual_seed(2))  # 103 rows: 25 batches of 4, and one of 3
+
+
+def rows_of_epoch(orders: MemberOrders, epoch: int) -> list[torch.Tensor]:
+    """The rows (M, B) of each step of an epoch."""
+    return [orders.batch(step) for step in range(epoch * orders.steps_per_epoch, (epoch + 1) * orders.steps_per_epoch)]
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 100])
+def test_each_member_reads_every_row_once_an_epoch_in_an_order_of_its_own(window: int | None) -> None:
+    orders = MemberOrders([11, 12, 13], LENGTHS, 4, window)
+    for epoch in (0, 1):
+        steps = rows_of_epoch(orders, epoch)
+        assert [rows.shape for rows in steps] == [(3, 4)] * 25 + [(3, 3)]
+        assert [sorted(member.tolist()) for member in torch.cat(steps, dim=1)] == [list(range(103))] * 3
+        assert not all(torch.equal(rows[0], rows[1]) for rows in steps)
+    assert not torch.equal(rows_of_epoch(orders, 0)[0], rows_of_epoch(orders, 1)[0])
+
+
+def test_without_a_window_a_member_reads_its_plain_shuffle() -> None:
+    orders = MemberOrders([11, 12], LENGTHS, 4)
+    assert torch.equal(torch.cat(rows_of_epoch(orders, 2), dim=1), torch.stack([epoch_order(seed, 2, 103) for seed in (11, 12)]))
+
+
+@pytest.mark.parametrize("window", [None, 4, 100])
+def test_a_members_rows_do_not_depend_on_its_neighbours_nor_on_where_reading_begins(window: int | None) -> None:
+    many, alone = MemberOrders(list(range(8)), LENGTHS, 4, window), MemberOrders([5], LENGTHS, 4, window)
+    for step in (40, 3, 77):  # a resumed run begins anywhere
+        assert torch.equal(many.batch(step)[5], alone.batch(step)[0])
+
+
+def test_a_window_takes_its_rows_from_the_members_own_shuffle() -> None:
+    order = epoch_order(7, 0, 103)
+    found = by_length(order, LENGTHS, batch_size=4, window=5, epoch=0)
+    for first in range(0, 100, 20):
+        assert set(found[first : first + 20].tolist()) == set(order[first : first + 20].tolist())
+        batches = [LENGTHS[rows] for rows in found[first : first + 20].split(4)]
+        batches.sort(key=lambda lengths: int(lengths[0]))
+        together = torch.cat(batches).tolist()
+        assert together == sorted(together)  # no batch holds a row shorter than the longest of another, shorter one
+    assert found[100:].tolist() == order[100:].tolist()
+
+
+def test_members_read_their_long_rows_in_the_same_steps_so_that_a_step_holds_little_padding() -> None:
+    def padding(window: int | None) -> float:
+        """The share of padding in all the tokens that an epoch of 8 members computes."""
+        steps = [LENGTHS[rows] for rows in rows_of_epoch(MemberOrders(list(range(8)), LENGTHS, 4, window), 0)]
+        return 1 - sum(int(lengths.sum()) for lengths in steps) / sum(int(lengths.max()) * lengths.numel() for lengths in steps)
+
+    # Lengths are uniform on 5 to 199. The longest of 32 rows is near 193 and their mean 102: 47 % padding. A window of all 25 batches has a
+    # 25th of the range in a batch, and the members' quantiles differ by about as much again.
+    assert padding(None) > 0.4
+    assert padding(25) < 0.15
 
 
 @pytest.mark.parametrize("members", [1, 3, 5])

@@ -9,7 +9,7 @@ import pytest
 from lora_ensembles.config import PER_MEMBER_FIELDS, SCHEDULES, TrainConfig, schedule_factor
 from lora_ensembles.errors import ConfigError
 
-COUNTS = ("epochs", "batch_size", "log_every", "max_rows", "checkpoint_every")
+COUNTS = ("epochs", "batch_size", "log_every", "max_rows", "checkpoint_every", "length_window")
 
 
 @pytest.mark.parametrize("name", COUNTS)

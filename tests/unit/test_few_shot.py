@@ -120,4 +120,4 @@ def test_base_that_carries_an_ensemble_is_refused_outside_base_only() -> None:
         predict(shown, ASKED)
     with made.base_only():
         inside = predict(shown, ASKED).member_log_probs
-    torch.testing.assert_close(inside, predict(few_shot(draws=2), ASKED).member_log_probs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(inside, predict(few_shot(draws=2), ASKED).member_log_probs, rtol=0, atol=1e-5)  # some roundings of 4e-7

@@ -76,7 +76,7 @@ def test_one_label_of_two_tokens_makes_every_label_count_with_its_sum() -> None:
     torch.testing.assert_close(among, alone, rtol=0, atol=1e-5)
 
 
-def test_rows_are_scored_shortest_first_so_that_batches_hold_little_padding() -> None:
+def test_rows_are_scored_longest_first_so_that_batches_hold_little_padding_and_a_lack_of_memory_shows_at_once() -> None:
     lengths = []
     model = llama()
 
@@ -87,7 +87,7 @@ def test_rows_are_scored_shortest_first_so_that_batches_hold_little_padding() ->
     with torch.no_grad():
         score_labels(SINGLE, counted, pad_id=0, rows_per_batch=1)
 
-    assert lengths == sorted(len(example.prompt_ids) for example in SINGLE)
+    assert lengths == sorted((len(example.prompt_ids) for example in SINGLE), reverse=True)
 
 
 def test_every_member_is_scored_by_its_own_logits() -> None:

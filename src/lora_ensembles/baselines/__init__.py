@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+from .batch_ensemble import BatchEnsemble
 from .few_shot import FewShot
+from .last_layer import LastLayerEnsemble
+from .mc_dropout import MCDropout
+from .single_member import SingleMember, num_trained_parameters
+from .temperature import TemperatureScaled, held_out_split
 
-__all__ = ["FewShot"]
+__all__ = [
+    "BatchEnsemble",
+    "FewShot",
+    "LastLayerEnsemble",
+    "MCDropout",
+    "SingleMember",
+    "TemperatureScaled",
+    "held_out_split",
+    "num_trained_parameters",
+]

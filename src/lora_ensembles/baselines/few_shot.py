@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..ensemble import SCORING_ROWS, context_window
 from ..errors import ConfigError, DataError
-from ..forward import answer_logits
-from ..scoring import score_labels
+from ..forward import answer_logits, read_prefix
+from ..reading import scored_in_parts
+from ..scoring import AnswerLogits, score_labels
 from ..tasks import Example, encode_examples
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class FewShot:
     """A `Predictor` without any training: `shots` demonstrations, drawn without replacement, stand in front of every question.
 
     Each of the `draws` sets of demonstrations counts as one member, so a metric averaged over members is the paper's average over 10
-    draws (Sec. 5.1 of arXiv:2310.00035). `shots=0` asks the bare question, once.
+    draws (Sec. 5.1 of arXiv:2310.00035). `shots=0` asks the bare question, once. The demonstrations of a draw are read once, and their
+    keys and values stand before every question.
 
     Example:
         >>> from lora_ensembles.embedded import load_base
@@ -62,7 +64,9 @@ class FewShot:
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
         """log p of each label for each draw (draws, N, C), float32, normalised over an example's labels; see `Predictor`."""
         self.base.eval()
-        return torch.cat([self._score(prefix, examples, max_rows or SCORING_ROWS) for prefix in self.prompts()])
+        return scored_in_parts(
+            lambda rows: torch.cat([self._score(prefix, examples, rows) for prefix in self.prompts()]), max_rows or SCORING_ROWS
+        )
 
     def _score(self, prefix: str, examples: Sequence[Example], rows: int) -> Tensor:
         shown = [dataclasses.replace(example, prompt=prefix + example.prompt) for example in examples]
@@ -72,7 +76,12 @@ class FewShot:
             pad_id=self.tokenizer.pad_token_id or 0,
             rows_per_batch=rows,
             device=self.base.device,
+            read_prefix=self._read_prefix,
         )
+
+    def _read_prefix(self, ids: Tensor) -> AnswerLogits | None:
+        prefix = read_prefix(self.base, ids)
+        return None if prefix is None else lambda rows, positions: answer_logits(self.base, rows, positions, after=prefix)[None]
 
 
 def render_demonstration(example: Example) -> str:

@@ -17,10 +17,20 @@ from importlib.metadata import version
 from typing import Any
 
 from ..errors import ConfigError, LoraEnsemblesError, unknown_name
-from . import demo, evaluate, generate, predict, tasks, train
+from . import demo, evaluate, generate, plan, predict, report, study, tasks, train
 from .common import Arguments, Parser, flags_of
 
-VERBS = {"demo": demo, "tasks": tasks, "train": train, "evaluate": evaluate, "predict": predict, "generate": generate}
+VERBS = {
+    "demo": demo,
+    "tasks": tasks,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "generate": generate,
+    "study": study,
+    "report": report,
+    "plan": plan,
+}
 OK, MISTAKE, INTERRUPTED, PIPE_CLOSED = 0, 2, 130, 141
 
 EXAMPLES = """examples:

@@ -84,9 +84,15 @@ def add_model_flags(parser: argparse.ArgumentParser, *, base: str | None) -> Non
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes the GPU where there is one")
 
 
-def add_ensemble_flags(parser: argparse.ArgumentParser) -> None:
+def add_ensemble_flags(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:
     """The saved ensemble, which of its members, and how it is loaded."""
-    parser.add_argument("ensemble", metavar="DIR", type=Path, help="folder that `lora-ensembles train` or save_pretrained wrote")
+    parser.add_argument(
+        "ensemble",
+        metavar="DIR",
+        type=Path,
+        nargs=None if needed else "?",
+        help="folder that `lora-ensembles train` or save_pretrained wrote",
+    )
     parser.add_argument("--members", type=numbers(int), metavar="0,1", help="only these members (default: all)")
     parser.add_argument(
         "--max-rows", type=count, metavar="N", help="most rows (members * questions) at once; lower it when memory runs out"
@@ -167,13 +173,17 @@ def spread_to_dict(spread: dict[str, MemberSpread]) -> dict[str, Any]:
 
 
 def metrics_table(
-    spread: dict[str, MemberSpread], ensemble: Metrics | CompletionMetrics, *, intervals: dict[str, Any] | None = None
+    spread: dict[str, MemberSpread],
+    ensemble: Metrics | CompletionMetrics,
+    *,
+    intervals: dict[str, Any] | None = None,
+    baseline: str | None = None,
 ) -> Table:
-    """Single member (mean and spread) beside ensemble, a column a metric."""
+    """Single member (mean and spread) beside ensemble, or one pass of a baseline beside all of them; a column a metric."""
     names = [name for name in (*SHOWN, *SHOWN_OF_COMPLETIONS) if name in spread and getattr(ensemble, name, None) is not None]
     rows = [
-        ("single member", *(str(spread[name]) for name in names)),
-        (f"ensemble of {ensemble.num_members}", *(f"{getattr(ensemble, name):.4f}" for name in names)),
+        ("one of them" if baseline else "single member", *(str(spread[name]) for name in names)),
+        (f"{baseline or 'ensemble'} of {ensemble.num_members}", *(f"{getattr(ensemble, name):.4f}" for name in names)),
     ]
     if intervals:
         rows.append(

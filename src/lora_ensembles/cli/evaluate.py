@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError
+from . import baseline
 from .common import SHOWN, Arguments, add_ensemble_flags, count, first, load_ensemble, metrics_table, say, spread_to_dict
 from .data import Source, add_column_flags, given_columns, has_open_answers, load_pair, remembered_source, source_from_flags
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ..ensemble import LoraEnsemble
     from ..intervals import Interval
     from ..metrics import MemberSpread, Metrics
+    from ..prediction import Predictor
 
 SUMMARY = "measure a saved ensemble"
 EXAMPLES = """examples:
@@ -26,6 +28,8 @@ EXAMPLES = """examples:
   lora-ensembles evaluate runs/obqa --task arcc --data datasets --ood mmlu
   lora-ensembles evaluate runs/exam --file exam-2024.csv --members 0,1,2
   lora-ensembles evaluate runs/chats --file more-chats.jsonl             open answers: how probable they are, token by token
+  lora-ensembles evaluate runs/obqa --baseline temperature               a baseline on the same questions
+  lora-ensembles evaluate --baseline last-layer --task world-cqa
   lora-ensembles evaluate runs/obqa --base /models/llama-2-7b --dtype bfloat16"""
 
 
@@ -39,7 +43,7 @@ class Measured(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_ensemble_flags(parser)
+    add_ensemble_flags(parser, needed=False)
     data = parser.add_argument_group("data")
     data.add_argument("--task", metavar="NAME", help="another task than the one it was trained on")
     data.add_argument("--data", type=Path, metavar="DIR", help="folder with the paper's datasets")
@@ -50,39 +54,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--limit", type=count, metavar="N", help="only the first N rows of each set")
     add_column_flags(parser)
     parser.add_argument("--intervals", action="store_true", help="95 %% bootstrap intervals of the ensemble's metrics")
+    baseline.add_arguments(parser)
 
 
 def run(args: Arguments) -> dict[str, Any]:
     """Predict and measure; returns the summary."""
     begin = time.monotonic()
-    ensemble = load_ensemble(args)
-    name, every, source = _rows(args, ensemble)
+    if args.baseline is not None:
+        baseline.check(args)
+    elif args.ensemble is None:
+        raise ConfigError("evaluate: DIR is needed, the folder of an ensemble; or --baseline NAME with --task NAME")
+    ensemble = load_ensemble(args) if args.ensemble is not None else None
+    name, train, every, source = _rows(args, ensemble)
+    predictor: Any = ensemble
+    if args.baseline is not None:
+        if source.open_ended:
+            raise ConfigError(f"--baseline {args.baseline}: baselines answer questions with options; the rows here have open answers")
+        predictor, every = baseline.predictor(args, ensemble=ensemble, train=train, validation=tuple(every), task=source.task)
     measure = _measure_completions if source.open_ended else _measure_questions
-    ood, metrics, spread, intervals = measure(args, ensemble, name, every, source)
-    print(metrics_table(spread, metrics, intervals=intervals))
+    ood, metrics, spread, intervals = measure(args, predictor, name, every, source)
+    print(metrics_table(spread, metrics, intervals=intervals, baseline=args.baseline))
     measured: dict[str, Any] = metrics.to_dict()
     if intervals:
         measured["intervals"] = {metric: [one.low, one.high] for metric, one in intervals.items()}
     return {
-        "ensemble_dir": str(args.ensemble),
+        "ensemble_dir": None if args.ensemble is None else str(args.ensemble),
+        "baseline": args.baseline,
         "task": name,
         "ood": ood,
-        "members": ensemble.num_members,
+        "members": metrics.num_members,
         "single": spread_to_dict(spread),
         "ensemble": measured,
         "seconds": round(time.monotonic() - begin, 1),
     }
 
 
-def _measure_questions(args: Arguments, ensemble: LoraEnsemble, name: str, every: Sequence[Any], source: Source) -> Measured:
+def _measure_questions(args: Arguments, predictor: Predictor, name: str, every: Sequence[Any], source: Source) -> Measured:
     from .. import metrics
     from ..prediction import predict
 
     pair = load_pair(source.task, source, asked=args.ood)
     examples = first(every, args.limit)
     say(f"{name}: {len(examples)} questions" + (f", {len(first(pair[1], args.limit))} of {pair[0]} out of distribution" if pair else ""))
-    prediction = predict(ensemble, examples, max_rows=args.max_rows)
-    ood = predict(ensemble, first(pair[1], args.limit), max_rows=args.max_rows) if pair else None
+    prediction = predict(predictor, examples, max_rows=args.max_rows)
+    ood = predict(predictor, first(pair[1], args.limit), max_rows=args.max_rows) if pair else None
     shown = {name: getattr(metrics, name) for name in SHOWN if name != "ood_auroc"}
     intervals = _intervals(shown, prediction) if args.intervals else {}
     spread = metrics.evaluate_members(prediction, ood=ood)
@@ -102,27 +117,27 @@ def _measure_completions(args: Arguments, ensemble: LoraEnsemble, name: str, eve
     return Measured(None, evaluate_completions(scores), evaluate_completion_members(scores), intervals)
 
 
-def _rows(args: Arguments, ensemble: LoraEnsemble) -> tuple[str, Sequence[Any], Source]:
-    """What to measure on, what to call it, and the source that says where a paired set would be and whether answers are open."""
+def _rows(args: Arguments, ensemble: LoraEnsemble | None) -> tuple[str, tuple[Any, ...], Sequence[Any], Source]:
+    """What to call the rows, those to train on, those to measure on, and the source that says where a paired set would be."""
     from ..tasks import ColumnMapping, load_completions, load_file
 
     if args.task and args.file:
         raise ConfigError("give --task NAME or --file FILE, not both")
-    remembered = remembered_source(ensemble.info.task)
+    remembered = remembered_source({} if ensemble is None else ensemble.info.task)
     data = str(args.data) if args.data else remembered.data
     if args.file:
         if has_open_answers(args, args.file):
-            return Path(args.file).stem, load_completions(args.file), Source(data=data, open_ended=True)
+            return Path(args.file).stem, (), load_completions(args.file), Source(data=data, open_ended=True)
         columns, labels = given_columns(args) or remembered.columns, args.labels or remembered.labels
         examples = load_file(args.file, columns=ColumnMapping(**columns) if columns else None, labels=labels)
-        return Path(args.file).stem, examples, Source(data=data)
+        return Path(args.file).stem, (), examples, Source(data=data)
     source = source_from_flags(args, train=None, validation=None) if args.task else remembered
     if source.task is None and source.train is None:
         raise ConfigError(f"{args.ensemble} does not say what it was trained on; pass --task NAME or --file FILE")
     if source.task is not None:
         source = dataclasses.replace(source, data=data)
     task = source.load()
-    return task.name, task.validation, source
+    return task.name, task.train, task.validation, source
 
 
 def _intervals(shown: Mapping[str, Callable[[Any], float]], prediction: Any) -> dict[str, Interval]:

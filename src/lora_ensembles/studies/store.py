@@ -35,7 +35,7 @@ def cell(folder: Path, name: str, settings: Mapping[str, Any], measure: Callable
         return read_record(path, settings=settings)
     record = {"name": name, "settings": dict(settings), "result": dict(measure()), "environment": environment()}
     with file_written_aside(path) as file:
-        file.write(json.dumps(record, indent=1) + "\n")
+        file.write(json.dumps(record) + "\n")
     return record
 
 
@@ -59,6 +59,23 @@ def records(folder: Path, name: str) -> Iterator[dict[str, Any]]:
     """Every record of a name in a folder, in the order of the file names."""
     for path in sorted(folder.glob(f"{name}-*.json")):
         yield read_record(path)
+
+
+def by_kind(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The records of a folder by the `kind` in their settings, each kind by task and seed.
+
+    Raises:
+        CheckpointError: no records are there, or a file is none.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*-*.json")):
+        record = read_record(path)
+        found.setdefault(str(record["settings"].get("kind", record["name"])), []).append(record)
+    if not found:
+        raise CheckpointError(f"{folder} holds no records of a study; make them with `lora-ensembles study all --out {folder}`")
+    for kind in found.values():
+        kind.sort(key=lambda record: (str(record["settings"].get("task")), int(record["settings"].get("seed", 0))))
+    return found
 
 
 def _key(settings: Mapping[str, Any]) -> str:

@@ -1,0 +1,273 @@
+"""BatchEnsemble: members that scale the inputs and outputs of shared, frozen layers.
+
+Shapes: M members, B rows of a member, T tokens, K answer positions, D features, N examples, C options, P parameters of a member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from ..adapters import default_adapter_config, initial_weights, keep_differentiable
+from ..batches import TokenTable
+from ..config import TrainConfig
+from ..ensemble import SCORING_ROWS, member_seeds
+from ..errors import AdapterError, ConfigError
+from ..forward import answer_logits, logits_at
+from ..lora import StackedLoraLinear, StackPlan, fold_members, unfold_members
+from ..objectives import answer_loss, answer_right, kl_to_base
+from ..tasks import Example
+from ..training import TrainResult
+from .fitting import Flat, answer_states, check_settings, fit, score_members, training_rows
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ALL = slice(None)
+
+
+class RankOneLinear(nn.Module):
+    """A frozen linear layer whose weight each member multiplies by a matrix of rank one: row (m, b) gets (W o s_m r_m^T) x + bias.
+
+    Computed as s_m o W (r_m o x), so W is read once for all members. r_m = 1 + `input_offsets[m]` (M, D_in) and
+    s_m = 1 + `output_offsets[m]` (M, D_out) are fp32, and only the products are cast to the base's dtype. Between 1 and 2 bf16 has steps
+    of 0.8 %: a factor cast to it would lose what a step of training adds, where products of many different x keep it on average.
+    Source: Wen et al. 2020 (arXiv:2002.06715), Eq. 1 and 2.
+    """
+
+    def __init__(self, base_layer: nn.Module, *, name: str, plan: StackPlan):
+        super().__init__()
+        self.base_layer, self.name, self.plan = base_layer, name, plan
+        self.input_offsets: nn.Parameter
+        self.output_offsets: nn.Parameter
+
+    def bind(self, input_offsets: Tensor, output_offsets: Tensor) -> None:
+        """Take views (M, D_in) and (M, D_out) of the ensemble's buffers as this layer's parameters."""
+        self.input_offsets, self.output_offsets = nn.Parameter(input_offsets), nn.Parameter(output_offsets)
+
+    def forward(self, x: Tensor) -> Tensor:
+        plan = self.plan
+        if not plan.enabled:
+            return self.base_layer(x)
+        if plan.tokens != x.numel() // x.shape[-1]:
+            raise AdapterError(
+                f"layer {self.name!r} got {x.numel() // x.shape[-1]} token vectors where the batch has {plan.tokens}: either it does not "
+                "see every row of every member in order (a layer inside a routed expert does not), then take it out of target_modules; or "
+                "the base was called by itself, then call it inside `with ensemble.base_only():`"
+            )
+        before, behind = self.input_offsets[plan.members], self.output_offsets[plan.members]
+        members = before.shape[0]
+        scaled = x.reshape(members, -1, x.shape[-1]) * (1 + before)[:, None]
+        result = self.base_layer(scaled.to(x.dtype).view(x.shape))
+        out = result.reshape(members, -1, result.shape[-1]) * (1 + behind)[:, None]
+        bias = getattr(self.base_layer, "bias", None)
+        if bias is not None:  # it is no part of W: s o (W r o x + b) - s o b + b
+            out = out - (behind * bias)[:, None]
+        return out.to(result.dtype).view(result.shape)
+
+
+class BatchEnsemble:
+    """A `Predictor` of M members, each a rank-one multiplicative change of the same target layers: W_m = W o (s_m r_m^T).
+
+    r_m and s_m alone are trained, D_in + D_out numbers a layer and member (those of a LoRA of rank 1); the shared weight
+    stays the base's. `Differs:` from Wen et al. 2020, who train the shared weight too, and from Arteaga et al. 2024 (arXiv:2409.02976),
+    who train a LoRA of it that all members share: a part that is shared makes each member's result depend on its neighbours, and members
+    here are to differ from those of a LoRA ensemble in the form of the change alone.
+
+    Initialisation: r = 1 + u, s = 1 + v with u, v ~ N(0, sigma^2). The random signs of Wen et al., who train from scratch, would destroy
+    what the base knows. With sigma an entry of W is off by about sqrt(2) sigma of itself; 0.05 is the largest value that cost the
+    embedded base less than 0.01 nats (docs/baselines.md has the curve). sigma = 0 starts all members at the base, so that only data order
+    tells them apart. u and v are what is trained, so decay pulls towards the base, as it does with LoRA: `weight_decay_a` acts on u (the
+    input side, as A), `weight_decay_b` on v (the output side, as B).
+
+    The base's target layers are replaced in place; its weights are never changed, and `unload` gives it back as it was.
+
+    Args:
+        base: any Hugging Face causal language model, not wrapped by PEFT, carrying no other ensemble.
+        tokenizer: its tokenizer.
+        members: number of members.
+        adapter: a `peft.LoraConfig` that says which layers; its rank, alpha and the like mean nothing here. The paper's by default.
+        sigma: size of the initial offsets.
+        seed, vary: as of `LoraEnsemble`: member m sees its data in the order that member m there does.
+
+    Raises:
+        ConfigError: `members` is not a positive number, or `sigma` negative.
+        AdapterError: PEFT finds no target, or one that is no linear layer.
+
+    Example:
+        >>> from lora_ensembles.embedded import load_base
+        >>> from lora_ensembles.tasks import load_task
+        >>> task = load_task("world-cqa")
+        >>> ensemble = BatchEnsemble(*load_base(), members=2)
+        >>> ensemble.fit(task.train[:32], TrainConfig(epochs=1, learning_rate=1e-2)).history[0]["step"]
+        2
+        >>> ensemble.member_log_probs(task.validation[:4]).shape
+        torch.Size([2, 4, 5])
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        members: int = 5,
+        adapter: LoraConfig | None = None,
+        sigma: float = 0.05,
+        seed: int = 0,
+        vary: Sequence[str] = ("init", "order"),
+    ):
+        if not isinstance(members, int) or isinstance(members, bool) or members < 1:
+            raise ConfigError(f"members={members!r}; an ensemble has at least 1 member, 5 in the paper")
+        if not 0 <= sigma < float("inf"):
+            raise ConfigError(f"sigma={sigma}; it is a finite number of at least 0")
+        self.base, self.tokenizer = base, tokenizer
+        self.seeds = [member_seeds(seed, index, vary=vary) for index in range(members)]
+        self.overlong: Literal["error", "left"] = "error"
+        shapes = _target_shapes(base, adapter or default_adapter_config())
+        base.requires_grad_(False).eval()
+        keep_differentiable(base)
+        self.inputs, self.outputs = _initial_offsets(shapes, [one.init for one in self.seeds], sigma, base.device)
+        self._plan = StackPlan()
+        self.layers = [self._place(name) for name in shapes]
+        starts = 0, 0
+        for layer, (wide, high) in zip(self.layers, shapes.values(), strict=True):
+            layer.bind(self.inputs[:, starts[0] : starts[0] + wide], self.outputs[:, starts[1] : starts[1] + high])
+            starts = starts[0] + wide, starts[1] + high
+
+    def _place(self, name: str) -> RankOneLinear:
+        layer = RankOneLinear(self.base.get_submodule(name), name=name, plan=self._plan)
+        _set_module(self.base, name, layer)
+        return layer
+
+    @property
+    def num_members(self) -> int:
+        return self.inputs.shape[0]
+
+    @property
+    def num_trained_parameters(self) -> int:
+        """Parameters of a member: the sum over its layers of D_in + D_out."""
+        return self.inputs.shape[1] + self.outputs.shape[1]
+
+    def fit(self, examples: Sequence[Example], config: TrainConfig | None = None, *, progress: bool = False) -> TrainResult:
+        """Train every member's r and s on `examples`, each in an order of its own, by Eq. 3 (and 4) of arXiv:2310.00035.
+
+        Raises:
+            ConfigError: a setting is not supported here (dropout, snapshots, checkpoints), or not one for each member.
+            DataError: an example cannot be encoded or has no answer.
+            TrainingError: a loss or gradient is not finite, or memory ran out.
+        """
+        config = config or TrainConfig()
+        check_settings(config, "BatchEnsemble")
+        kl_weight = config.per_member("kl_weight", self.num_members).to(self.base.device)
+        _, table = training_rows(examples, self.base, self.tokenizer, config)
+        states = None
+        if bool((kl_weight > 0).any()):
+            with self.base_only() as base:
+                states = answer_states(base, table, rows=config.max_rows)
+        self.overlong = config.overlong
+        return fit(_Offsets(self, table, kl_weight, states), config, seeds=self.seeds, count=len(table), progress=progress)
+
+    @torch.no_grad()
+    def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
+        """log p of each label for each member (M, N, C), float32; at most `max_rows` rows (members * examples) are in flight.
+
+        Raises:
+            DataError: a prompt or a label cannot be used.
+            ConfigError: memory ran out.
+        """
+        rows = max(1, (max_rows or SCORING_ROWS * self.num_members) // self.num_members)
+        return score_members(examples, self._score_batch, base=self.base, tokenizer=self.tokenizer, rows=rows, overlong=self.overlong)
+
+    def _score_batch(self, ids: Tensor, positions: Tensor) -> Tensor:
+        rows, places = (tensor.expand(self.num_members, *tensor.shape) for tensor in (ids, positions))
+        with self.running(rows):
+            logits = answer_logits(self.base, fold_members(rows), fold_members(places))
+        return unfold_members(logits, self.num_members)
+
+    @contextmanager
+    def running(self, ids: Tensor, members: slice = ALL) -> Iterator[None]:
+        """While a forward pass over `ids` (m, B, T), the rows of `members`, runs."""
+        if any(self.base.get_submodule(layer.name) is not layer for layer in self.layers[:1]):
+            raise AdapterError("this ensemble was unloaded: the base has its own layers back; make it again")
+        plan = self._plan
+        before = plan.tokens, plan.members
+        plan.tokens, plan.members = ids.numel(), members
+        try:
+            yield
+        finally:
+            plan.tokens, plan.members = before
+
+    @contextmanager
+    def base_only(self) -> Iterator[PreTrainedModel]:
+        """While the base computes as if it had no members."""
+        before, self._plan.enabled = self._plan.enabled, False
+        try:
+            yield self.base
+        finally:
+            self._plan.enabled = before
+
+    def unload(self) -> PreTrainedModel:
+        """The base with its own layers back in place; the ensemble cannot be used afterwards."""
+        for layer in self.layers:
+            _set_module(self.base, layer.name, layer.base_layer)
+        return self.base
+
+
+class _Offsets:
+    """The members' offsets while they are trained; a `Trainee`. `kl_weight` (M,), `states` (n, H) of the base where it is not 0."""
+
+    def __init__(self, ensemble: BatchEnsemble, table: TokenTable, kl_weight: Tensor, states: Tensor | None):
+        self.ensemble, self.table, self.kl_weight, self.states = ensemble, table, kl_weight, states
+        self.parameters: Flat = ensemble.inputs, ensemble.outputs
+
+    def row_losses(self, indices: Tensor, members: slice) -> tuple[Tensor, Tensor]:
+        batch = self.table.gather(indices)
+        tokens = batch.answer_tokens()
+        base_states = None if self.states is None else self.states[tokens.numbers]
+        with self.ensemble.running(batch.ids, members):
+            logits = logits_at(self.ensemble.base, fold_members(batch.ids), tokens.places, extra_hidden=base_states)
+        tuned = logits if base_states is None else logits[0]
+        loss = tokens.per_row(answer_loss(tuned, tokens.answers))
+        if base_states is not None:
+            loss = loss + self.kl_weight[members, None] * tokens.per_row(kl_to_base(tuned, logits[1]))
+        return loss, tokens.per_row((~answer_right(tuned, tokens.answers)).float()) == 0
+
+    def add_gradients(self, loss: Tensor, totals: Flat) -> None:
+        layers = self.ensemble.layers
+        leaves = [one for layer in layers for one in (layer.input_offsets, layer.output_offsets)]
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)  # not every pass reaches every layer
+        totals[0].add_(torch.cat(gradients[0::2], dim=1))
+        totals[1].add_(torch.cat(gradients[1::2], dim=1))
+
+
+def _target_shapes(base: PreTrainedModel, adapter: LoraConfig) -> dict[str, tuple[int, int]]:
+    """(D_in, D_out) of each layer that PEFT would adapt, by name, in the base's order."""
+    if any(isinstance(module, RankOneLinear) for module in base.modules()):
+        raise AdapterError("the base carries another BatchEnsemble; call `unload()` on that one first, or load the base again")
+    if any(isinstance(module, StackedLoraLinear) for module in base.modules()):
+        raise AdapterError("the base carries a LoRA ensemble; call `unload()` on that one first, or load the base again")
+    if hasattr(base, "peft_config"):
+        raise AdapterError("the base is wrapped by PEFT already; pass the plain model (`model.unload()`)")
+    weights = initial_weights(base, adapter, seed=0)
+    head: Any = base.get_output_embeddings()
+    if any(base.get_submodule(name) is head for name in weights.a):
+        raise AdapterError("the output head cannot be a target; take it out of target_modules")
+    return {name: (weights.a[name].shape[1], weights.b[name].shape[0]) for name in weights.a}
+
+
+def _initial_offsets(shapes: dict[str, tuple[int, int]], seeds: Sequence[int], sigma: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    wide, high = (sum(shape[side] for shape in shapes.values()) for side in (0, 1))
+    drawn = torch.stack([torch.randn(wide + high, generator=torch.Generator().manual_seed(seed)) for seed in seeds]) * sigma
+    return drawn[:, :wide].contiguous().to(device), drawn[:, wide:].contiguous().to(device)
+
+
+def _set_module(base: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(base.get_submodule(parent), child, layer)

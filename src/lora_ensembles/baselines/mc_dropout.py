@@ -1,0 +1,104 @@
+"""MC dropout: one adapter, asked several times, each time with other features of its input dropped.
+
+Shapes: P passes, B rows, T tokens, K answer positions, V vocabulary, N examples, C options, R rank, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..ensemble import SCORING_ROWS, LoraEnsemble
+from ..errors import ConfigError
+from ..forward import answer_logits
+from ..lora import fold_members, stream_key, unfold_members
+from ..tasks import Example
+from .fitting import score_members
+from .single_member import check_member, num_trained_parameters
+
+
+class MCDropout:
+    """A `Predictor` whose M members are M passes of one trained member with dropout on the adapter's input left on at test time.
+
+    All passes run in one stacked forward: each layer sees the member's A and B as if there were one for every pass and row, through views
+    of stride 0, and drops features by the stack's own hash. A pass's mask is a function of (seed, pass, prompt, layer, token, feature):
+    what a question gets depends neither on its neighbours nor on their number, order or padding, and the options of one question are
+    compared under the same mask. Train the member with the same dropout (`TrainConfig.dropout`). Source: Gal & Ghahramani 2016
+    (arXiv:1506.02142), for LoRA as in Sec. 5.3 of arXiv:2310.00035. `Differs:` from dropout by a shared generator only in where the
+    random bits come from.
+
+    Args:
+        ensemble: holds the member; it may have others, which are not asked.
+        member: which one.
+        passes: number of passes; the paper takes as many as the ensemble has members.
+        dropout: probability of dropping a feature; None takes the adapter config's `lora_dropout`.
+        seed: names the masks.
+
+    Raises:
+        ConfigError: no such member, no passes, or a probability outside (0, 1).
+
+    Example:
+        >>> from lora_ensembles.embedded import load_base
+        >>> from lora_ensembles.tasks import load_task
+        >>> passes = MCDropout(LoraEnsemble(*load_base(), members=1), passes=3, dropout=0.1)
+        >>> passes.member_log_probs(load_task("world-cqa").validation[:4]).shape
+        torch.Size([3, 4, 5])
+    """
+
+    def __init__(self, ensemble: LoraEnsemble, *, member: int = 0, passes: int = 5, dropout: float | None = None, seed: int = 0):
+        check_member(member, ensemble.num_members)
+        if not isinstance(passes, int) or isinstance(passes, bool) or passes < 1:
+            raise ConfigError(f"passes={passes!r}; it is a whole number of at least 1")
+        probability = ensemble.adapter.lora_dropout if dropout is None else dropout
+        if not 0 < probability < 1:
+            raise ConfigError(f"dropout={probability}; pass the probability that the member was trained with, above 0 and below 1")
+        self.ensemble, self.member, self.passes, self.dropout, self.seed = ensemble, member, passes, probability, seed
+
+    @property
+    def num_trained_parameters(self) -> int:
+        """Parameters trained for all passes together: those of the one adapter."""
+        return num_trained_parameters(self.ensemble, self.member)
+
+    @torch.no_grad()
+    def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
+        """log p of each label in each pass (P, N, C), float32; at most `max_rows` rows (passes * examples) are in flight.
+
+        Raises:
+            ConfigError: the member was dropped since, or memory ran out.
+            DataError: a prompt or a label cannot be used.
+        """
+        check_member(self.member, self.ensemble.num_members)
+        return score_members(
+            examples,
+            self._score_batch,
+            base=self.ensemble.base,
+            tokenizer=self.ensemble.tokenizer,
+            rows=max(1, (max_rows or SCORING_ROWS * self.passes) // self.passes),
+            overlong=self.ensemble.info.overlong,
+        )
+
+    def _score_batch(self, ids: Tensor, positions: Tensor) -> Tensor:
+        stack = self.ensemble.stack
+        prompts = [row[: first + 1] for row, first in zip(ids.tolist(), positions[:, 0].tolist(), strict=True)]
+        keys = [stream_key(self.seed, "pass", index, *prompt) for index in range(self.passes) for prompt in prompts]
+        probability = torch.full((len(keys),), self.dropout, device=ids.device)
+        rows, places = (tensor.expand(self.passes, *tensor.shape) for tensor in (ids, positions))
+        with self._one_member_in(len(keys)), stack.running(rows=len(keys), tokens=rows.numel()), stack.dropout(probability, keys):
+            logits = answer_logits(self.ensemble.base, fold_members(rows), fold_members(places))
+        return unfold_members(logits, self.passes)
+
+    @contextmanager
+    def _one_member_in(self, copies: int) -> Iterator[None]:
+        """While every layer computes with the one member in the place of `copies` members, without a copy of its weights."""
+        stack, m = self.ensemble.stack, self.member
+        before = [(layer.lora_a.data, layer.lora_b.data) for layer in stack.layers]
+        try:
+            for layer, (a, b), scaling in zip(stack.layers, before, stack.scaling, strict=True):
+                layer.bind(a[m].expand(copies, -1, -1), b[m].expand(copies, -1, -1), [scaling[m]] * copies)
+            yield
+        finally:
+            for layer, (a, b), scaling in zip(stack.layers, before, stack.scaling, strict=True):
+                layer.bind(a, b, scaling)

@@ -1,0 +1,105 @@
+"""One member of anything that predicts, and what a member costs to train.
+
+Shapes: M members, N examples, C options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ensemble import SCORING_ROWS, LoraEnsemble
+from ..errors import ConfigError
+from ..prediction import Predictor
+from ..tasks import Example
+from .fitting import score_members
+
+
+@dataclass(frozen=True)
+class SingleMember:
+    """A `Predictor` that is one member of another: the paper's "LoRA (M = 1)", an MC-dropout pass, a few-shot draw.
+
+    A member of a `LoraEnsemble` is computed alone, at the cost of one model; of any other predictor all members are computed and one is
+    kept. The paper's M = 1 numbers are the mean over members of each one's own metrics (`evaluate_members`), not those of one of them.
+
+    Raises:
+        ConfigError: a `LoraEnsemble` has no such member; of other predictors this is known only once they predict.
+
+    Example:
+        >>> from lora_ensembles.embedded import load_base
+        >>> from lora_ensembles.tasks import load_task
+        >>> one = SingleMember(LoraEnsemble(*load_base(), members=3), 2)
+        >>> one.member_log_probs(load_task("world-cqa").validation[:4]).shape
+        torch.Size([1, 4, 5])
+    """
+
+    predictor: Predictor
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.predictor, LoraEnsemble):
+            check_member(self.index, self.predictor.num_members)
+
+    @property
+    def num_trained_parameters(self) -> int:
+        """Parameters trained for this member."""
+        return num_trained_parameters(self.predictor, self.index)
+
+    @torch.no_grad()
+    def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
+        """log p of each label (1, N, C), float32; see `Predictor`.
+
+        Raises:
+            ConfigError: there is no such member, or memory ran out.
+            DataError: a prompt or a label cannot be used.
+        """
+        if not isinstance(self.predictor, LoraEnsemble):
+            found = self.predictor.member_log_probs(examples, max_rows=max_rows)
+            check_member(self.index, found.shape[0])
+            return found[self.index : self.index + 1]
+        ensemble, only = self.predictor, slice(self.index, self.index + 1)
+        check_member(self.index, ensemble.num_members)  # members may have been dropped since
+        return score_members(
+            examples,
+            lambda ids, positions: ensemble.answer_logits(ids[None], positions[None], members=only),
+            base=ensemble.base,
+            tokenizer=ensemble.tokenizer,
+            rows=max_rows or SCORING_ROWS,
+            overlong=ensemble.info.overlong,
+        )
+
+
+def check_member(index: int, members: int) -> None:
+    """Refuse a member that is not there.
+
+    Raises:
+        ConfigError: as it says.
+    """
+    if index not in range(members):
+        raise ConfigError(f"there is no member {index!r}; name one of 0 to {members - 1}")
+
+
+def num_trained_parameters(predictor: Predictor, member: int = 0) -> int:
+    """Parameters that were trained for one member of a predictor; for a LoRA, the sum over its layers of rank * (D_in + D_out).
+
+    Raises:
+        ConfigError: the predictor does not say.
+
+    Example:
+        >>> from lora_ensembles.embedded import load_base
+        >>> ensemble = LoraEnsemble(*load_base(), members=2)
+        >>> num_trained_parameters(ensemble) == ensemble.stack.a.shape[1] + ensemble.stack.b.shape[1]
+        True
+    """
+    if isinstance(predictor, LoraEnsemble):
+        ranks = predictor.stack.ranks[member]
+        return sum(ranks[site.name] * (site.in_features + site.out_features) for site in predictor.stack.sites)
+    described: Any = predictor
+    count = getattr(described, "num_trained_parameters", None)
+    if count is None:
+        raise ConfigError(f"{type(predictor).__name__} does not say how many parameters were trained; give it `num_trained_parameters`")
+    return int(count)

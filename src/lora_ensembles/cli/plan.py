@@ -1,0 +1,91 @@
+"""Say how much memory a training run needs, how to split it where that is too much, and how long it takes at best."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..errors import ConfigError, DataError
+from ..report import Table
+from . import settings
+from .common import Arguments, count, say
+
+SUMMARY = "plan memory and time of a training run"
+EXAMPLES = """examples:
+  lora-ensembles plan --base meta-llama/Llama-2-7b-hf --members 5 --batch-size 16 --tokens 100 --memory 24
+  lora-ensembles plan --base Qwen/Qwen3-8B --members 8 --tokens 512 --answer-tokens 200 --memory 80 --json
+  lora-ensembles plan --base embedded --dtype float32 --examples 400 --epochs 15"""
+GB = 1e9
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", required=True, metavar="NAME", help="'embedded', a folder, or a name on the hub; only its config is read")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="of the base (default: bfloat16)")
+    parser.add_argument("--members", type=count, default=5, metavar="M", help="default: 5")
+    parser.add_argument("--batch-size", type=count, default=16, metavar="B", help="rows of a member in a step (default: 16)")
+    parser.add_argument("--tokens", type=count, default=128, metavar="T", help="tokens of a row (default: 128)")
+    parser.add_argument("--answer-tokens", type=count, default=1, metavar="K", help="tokens of an answer (default: 1)")
+    parser.add_argument("--memory", type=float, metavar="GB", help="of the device, in 10^9 bytes; a step that does not fit is split")
+    parser.add_argument(
+        "--tflops", type=float, default=788.0, metavar="X", help="what the device computes, 10^12 a second (default: 788, an H200 in bf16)"
+    )
+    parser.add_argument("--examples", type=count, metavar="N", help="training examples, for the time of the whole run")
+    parser.add_argument("--epochs", type=count, default=1, metavar="N", help="with --examples (default: 1)")
+    settings.add_adapter_flags(parser)
+
+
+def run(args: Arguments) -> dict[str, Any]:
+    """Plan and show; returns the summary."""
+    import torch
+    from transformers import AutoConfig
+
+    from ..embedded.loading import EMBEDDED_BASE, FOLDER
+    from ..planning import plan_training
+
+    if args.tflops <= 0 or (args.memory is not None and args.memory <= 0):
+        raise ConfigError("--tflops and --memory are numbers above 0")
+    source = str(FOLDER) if args.base in ("embedded", EMBEDDED_BASE) else args.base
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"the config of {args.base!r} cannot be read: {str(error).splitlines()[0]}; give a folder or a name on the hub"
+        ) from error
+    plan = plan_training(
+        config,
+        adapter=settings.adapter_config(args, _skeleton(config)),
+        members=args.members,
+        batch_size=args.batch_size,
+        tokens=args.tokens,
+        answer_tokens=args.answer_tokens,
+        dtype=getattr(torch, args.dtype),
+        memory=None if args.memory is None else int(args.memory * GB),
+    )
+    seconds = plan.seconds(args.tflops * 1e12)
+    rows = [(name, f"{getattr(plan, name) / GB:.3f} GB") for name in ("base", "members", "activations", "total")]
+    rows.append(("rows in flight", f"{plan.rows} of {args.members * args.batch_size}, {plan.parts} parts a step"))
+    rows.append(("a step at the limit", f"{seconds:.4g} s at {args.tflops:g} TFLOP/s"))
+    summary = {"base": args.base, **plan.to_dict(), "seconds_a_step_at_the_limit": seconds}
+    summary["max_rows"] = plan.rows if plan.parts > 1 else None
+    if args.examples is not None:
+        steps = -(-args.examples // args.batch_size) * args.epochs
+        summary["seconds_at_the_limit"] = steps * seconds
+        rows.append((f"{steps} steps at the limit", f"{steps * seconds:.4g} s"))
+    print(Table(("memory and time", ""), tuple(rows)))
+    if plan.parts > 1:
+        say(f"train with --max-rows {plan.rows}: the result is that of whole steps")
+    if plan.fits is False:
+        say("one row does not fit: take a device with more memory, a base in 4 bits, or shorter rows")
+    return summary
+
+
+def _skeleton(config: Any) -> Any:
+    """The base without data, to see what its layers are called."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise ConfigError(f"no causal language model can be built from this config: {str(error).splitlines()[0]}") from error

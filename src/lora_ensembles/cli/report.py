@@ -1,0 +1,37 @@
+"""Build the report of a folder of records: one HTML page, the same in Markdown, and every figure as PNG and SVG."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .common import Arguments, say
+from .study import claims_table
+
+SUMMARY = "claims, figures and tables of a study's records on one page"
+EXAMPLES = """examples:
+  lora-ensembles report runs/study                       report.html, report.md and figures/ beside the records
+  lora-ensembles report runs/study --out runs/report     in another folder
+  lora-ensembles report results/embedded --out runs/report --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("records", metavar="DIR", type=Path, help="folder of the records that `lora-ensembles study` made")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the report is written, over an earlier one (default: DIR)")
+
+
+def run(args: Arguments) -> dict[str, Any]:
+    """Write the report; returns the summary."""
+    from ..studies.claims import judge
+    from ..studies.report import write_report
+    from ..studies.store import by_kind
+
+    records = by_kind(args.records)
+    claims = judge(records)
+    written = write_report(records, claims, args.out or args.records)
+    print(claims_table(claims))
+    for name, reason in written.left_out.items():
+        say(f"left out: {name}: {reason}")
+    say(f"report: {written.html}")
+    return {**written.to_dict(), "claims": {claim.id: claim.verdict for claim in claims}}

@@ -1,0 +1,125 @@
+"""Re-make the paper's evidence: records of every comparison, the claims judged from them, and a report."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, unknown_name
+from ..report import Table
+from .common import Arguments, add_model_flags, load_model, say, words
+
+if TYPE_CHECKING:
+    from ..studies.claims import Claim
+    from ..studies.grid import Grid
+
+SUMMARY = "re-make the paper's evidence"
+EXAMPLES = """examples:
+  lora-ensembles study all --quick --out runs/study                    every figure in minutes, on a smaller grid
+  lora-ensembles study all --out runs/study                            the full grid on the embedded base; goes on where it stopped
+  lora-ensembles study sweep --tasks world-cqa --out runs/study        one kind of record: sweep, randomness, pool, few_shot, last_layer
+  lora-ensembles study claims --from runs/study --json                 what the records say of each claim
+  lora-ensembles study all --base meta-llama/Llama-2-7b-hf --dtype bfloat16 --data datasets --out runs/llama"""
+WHAT = ("all", "claims", "sweep", "randomness", "pool", "few_shot", "last_layer")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", metavar="WHAT", help=", ".join(WHAT))
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the records; what is in it is not measured again")
+    parser.add_argument("--from", dest="records", type=Path, metavar="DIR", help="folder of the records that `claims` judges")
+    parser.add_argument("--quick", action="store_true", help="fewer tasks, strengths, epochs and questions")
+    parser.add_argument("--tasks", type=words, metavar="a,b", help="only these tasks")
+    parser.add_argument("--seeds", type=words, metavar="0,1,2", help="seeds (default: 0,1,2)")
+    parser.add_argument("--members", type=int, metavar="M", help="members of an ensemble (default: 5)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with the paper's datasets, for its six tasks")
+    add_model_flags(parser, base="embedded")
+
+
+def run(args: Arguments) -> dict[str, Any]:
+    """Measure what is missing, judge, show; returns the summary."""
+    if args.what not in WHAT:
+        raise ConfigError(unknown_name("study", args.what, WHAT))
+    if args.what == "claims":
+        if args.records is None:
+            raise ConfigError("study claims: --from DIR is needed, the folder of the records")
+        return _claims(args.records)
+    if args.out is None:
+        raise ConfigError(f"study {args.what}: --out DIR is needed; records are kept there")
+    return _measure(args)
+
+
+def _measure(args: Arguments) -> dict[str, Any]:
+    from ..studies import grid as grids
+
+    begin = time.monotonic()
+    grid = _grid(args)
+    kinds = tuple(grids.KINDS) if args.what == "all" else (args.what,)
+
+    def load() -> tuple[Any, Any]:
+        return load_model(args.base, dtype=args.dtype, device=args.device)
+
+    found = grids.run_grid(grid, args.out, load, kinds=kinds, say=say)
+    summary: dict[str, Any] = {"out": str(args.out), "grid": grid.name, "records": {kind: len(rows) for kind, rows in found.items()}}
+    if args.what == "all":
+        from ..studies.claims import judge
+        from ..studies.report import write_report
+        from ..studies.store import by_kind
+
+        records = by_kind(args.out)
+        claims = judge(records)
+        print(claims_table(claims))
+        summary |= {"claims": [claim.to_dict() for claim in claims], "report": str(write_report(records, claims, args.out).html)}
+    return {**summary, "seconds": round(time.monotonic() - begin, 1)}
+
+
+def _grid(args: Arguments) -> Grid:
+    from ..studies.grid import FULL, PAPER, QUICK
+    from ..tasks import PAPER_TASKS, task_names
+
+    grid = QUICK if args.quick else FULL
+    if args.base != "embedded":
+        grid = dataclasses.replace(PAPER, base=args.base, data=None if args.data is None else str(args.data))
+        if args.quick:
+            small = {name: getattr(QUICK, name) for name in ("kl", "decays", "pool", "draws", "limit", "snapshots")}
+            grid = dataclasses.replace(grid, name="paper, quick", **small)
+    changes: dict[str, Any] = {}
+    if args.tasks:
+        for task in args.tasks:
+            if task not in task_names():
+                raise ConfigError(unknown_name("task", task, task_names()))
+        changes["tasks"] = tuple(args.tasks)
+        changes["pool_tasks"] = tuple(task for task in grid.pool_tasks if task in args.tasks) or tuple(args.tasks[:1])
+        if args.data is not None and set(args.tasks) & set(PAPER_TASKS):
+            changes["data"] = str(args.data)
+    if args.seeds:
+        if not all(seed.isdigit() for seed in args.seeds):
+            raise ConfigError(f"--seeds {','.join(args.seeds)}; whole numbers are needed, such as 0,1,2")
+        changes["seeds"] = tuple(map(int, args.seeds))
+    if args.members is not None:
+        if args.members < 2:
+            raise ConfigError(f"--members {args.members}; an ensemble of at least 2 is needed to compare it with its members")
+        changes["members"] = args.members
+    return dataclasses.replace(grid, **changes)
+
+
+def _claims(folder: Path) -> dict[str, Any]:
+    from ..studies.claims import judge
+    from ..studies.store import by_kind
+
+    claims = judge(by_kind(folder))
+    print(claims_table(claims))
+    return {"claims": [claim.to_dict() for claim in claims]}
+
+
+def claims_table(claims: list[Claim]) -> Table:
+    """A row a claim."""
+    rows = []
+    for claim in claims:
+        interval = "-" if claim.interval is None else f"{claim.interval[0]:+.4f} to {claim.interval[1]:+.4f}"
+        difference = "-" if claim.difference is None else f"{claim.difference:+.4f}"
+        supported = sum(part.verdict == "supported" for part in claim.parts)
+        rows.append((claim.id, claim.verdict, f"{supported} of {len(claim.parts)}", difference, interval, str(claim.settings)))
+    return Table(("claim", "verdict", "parts supported", "first difference", "95 % interval", "settings"), tuple(rows))

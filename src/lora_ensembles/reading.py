@@ -1,0 +1,89 @@
+"""The members of a stack reading the same rows: in scoring, where every member is asked the same questions.
+
+Shapes: M members, B rows of a batch, T tokens, K answer positions, V vocabulary, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .decoder import Trunk
+from .errors import ConfigError
+from .forward import Prefix, answer_logits, read_prefix
+from .lora import AdapterStack
+from .memory import ran_out_of_memory, with_fewer_rows
+from .scoring import AnswerLogits
+
+
+@dataclass(frozen=True)
+class SharedRows:
+    """The passes in which all members read the same rows, at most `members_at_once` of them at a time.
+
+    Where there is a `trunk`, below the first adapted layer, it reads the rows once for all members.
+    """
+
+    base: nn.Module
+    stack: AdapterStack
+    trunk: Trunk | None
+    members_at_once: int
+
+    def groups(self) -> list[slice]:
+        """The members of each pass."""
+        members, size = self.stack.num_members, self.members_at_once
+        return [slice(None)] if size >= members else [slice(m, min(m + size, members)) for m in range(0, members, size)]
+
+    def passes(self, ids: Tensor, run: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """What `run` returns for each group of members (G, ...), all in one (M, ...); it is given G copies of `ids` (B, T), and G."""
+        states = None if self.trunk is None else self.trunk.states(self.base, ids)
+        parts = []
+        for group in self.groups():
+            count = len(range(self.stack.num_members)[group])
+            skipped = nullcontext() if self.trunk is None or states is None else self.trunk.skipped(states.repeat(count, 1, 1))
+            with self.stack.running(rows=count * ids.shape[0], tokens=count * ids.numel(), members=group), skipped:
+                parts.append(run(ids.repeat(count, 1), count))
+        return torch.cat(parts)
+
+    def answer_logits(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Next-token logits (M, B, K, V) at `positions` (B, K) of right-padded `ids` (B, T)."""
+        return self.passes(ids, lambda rows, count: answer_logits(self.base, rows, positions.repeat(count, 1)).unflatten(0, (count, -1)))
+
+    def read_prefix(self, ids: Tensor) -> AnswerLogits | None:
+        """The logits of rows that go on from `ids` (B, T), whose keys and values differ by member; see `scoring.ReadPrefix`."""
+        prefixes = [read_prefix(self.base, rows) for rows in self._copies(ids)]
+        read = [prefix for prefix in prefixes if prefix is not None]
+        return None if len(read) < len(prefixes) else lambda rows, positions: self._after(read, rows, positions)
+
+    def _after(self, prefixes: list[Prefix], ids: Tensor, positions: Tensor) -> Tensor:
+        parts = []
+        for prefix, rows in zip(prefixes, self._copies(ids), strict=True):
+            count = len(rows) // len(ids)
+            parts.append(answer_logits(self.base, rows, positions.repeat(count, 1), after=prefix).unflatten(0, (count, -1)))
+        return torch.cat(parts)
+
+    def _copies(self, ids: Tensor) -> Iterator[Tensor]:
+        """The rows of each group's pass, which runs before the next is asked for."""
+        for group in self.groups():
+            rows = ids.repeat(len(range(self.stack.num_members)[group]), 1)
+            with self.stack.running(rows=rows.shape[0], tokens=rows.numel(), members=group):
+                yield rows
+
+
+def scored_in_parts(score: Callable[[int], Tensor], rows: int) -> Tensor:
+    """What `score` returns with at most `rows` rows in flight, or with as many as memory holds.
+
+    Raises:
+        ConfigError: memory does not hold a single row.
+    """
+    try:
+        return with_fewer_rows(score, rows)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise ConfigError(
+            "memory ran out with a single row in flight; free memory, shorten the longest prompt, or load the base in lower precision"
+        ) from error

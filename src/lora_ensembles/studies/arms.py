@@ -1,0 +1,132 @@
+"""The arms of the paper's comparisons: how the members of each are trained, and many arms in one stacked run.
+
+A member does not know its neighbours, so the members of every arm of a sweep are trained side by side in one pass, with the weights each
+would have had alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..adapters import default_adapter_config, initial_weights
+from ..config import TrainConfig
+from ..ensemble import EnsembleInfo, LoraEnsemble, MemberSeeds, member_seeds
+from ..training import TrainResult, train
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..tasks import Example
+
+PLAIN_DECAY = 0.01  # AdamW's own, on A and B: what the paper calls "None"
+KL_WEIGHTS = (0.01, 0.05, 0.1)
+# The paper decays B by lr * lambda = 5e-5 * {1e2, 5e2, 1e3} a step; another step size takes the lambda that gives the same.
+DECAY_PER_STEP = (0.005, 0.025, 0.05)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How the members of one arm are trained, as far as it differs from the run's `TrainConfig`.
+
+    Example:
+        >>> Arm("KL 0.05", kl_weight=0.05).setting("weight_decay_b")
+        0.01
+    """
+
+    name: str
+    kl_weight: float = 0.0
+    weight_decay_a: float = PLAIN_DECAY
+    weight_decay_b: float = PLAIN_DECAY
+    dropout: float = 0.0
+    vary: tuple[str, ...] = ("init", "order")
+
+    def setting(self, name: str) -> float:
+        """A per-member setting of `TrainConfig`."""
+        value: float = getattr(self, name)
+        return value
+
+
+def regulariser_arms(learning_rate: float, *, decays: Sequence[float] = DECAY_PER_STEP, kl: Sequence[float] = KL_WEIGHTS) -> list[Arm]:
+    """No regulariser, KL to the base, and decay of B, each strength an arm; early stopping is a snapshot of the first.
+
+    Example:
+        >>> [arm.name for arm in regulariser_arms(2e-3)][-1]
+        'decay of B 0.05'
+    """
+    decayed = [Arm(f"decay of B {share:g}", weight_decay_b=share / learning_rate) for share in decays]
+    return [Arm("none"), *(Arm(f"KL {weight:g}", kl_weight=weight) for weight in kl), *decayed]
+
+
+def decay_arms(learning_rate: float, share: float) -> list[Arm]:
+    """Decay of A alone, of B alone and of both, by the same share of the weights a step (Fig. 8 of arXiv:2310.00035)."""
+    strong = share / learning_rate
+    return [
+        Arm("decay of A", weight_decay_a=strong),
+        Arm("decay of B", weight_decay_b=strong),
+        Arm("decay of A and B", weight_decay_a=strong, weight_decay_b=strong),
+    ]
+
+
+def randomness_arms(learning_rate: float, share: float) -> list[Arm]:
+    """Members that differ by initial weights, by data order, or by both, with and without decay of B (Fig. 7 of arXiv:2310.00035)."""
+    sources = {"init": ("init",), "order": ("order",), "init and order": ("init", "order")}
+    return [
+        Arm(f"{name}{suffix}", weight_decay_b=decay, vary=vary)
+        for suffix, decay in (("", PLAIN_DECAY), (", decay of B", share / learning_rate))
+        for name, vary in sources.items()
+    ]
+
+
+@dataclass(frozen=True)
+class ArmsRun:
+    """Arms that were trained in one stack: members m * M to (m + 1) * M - 1 are those of arm m."""
+
+    ensemble: LoraEnsemble
+    arms: tuple[Arm, ...]
+    members: int
+    trained: TrainResult
+
+    def rows(self, arm: int) -> list[int]:
+        """The indices of an arm's members."""
+        return list(range(arm * self.members, (arm + 1) * self.members))
+
+
+def train_arms(
+    model: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    arms: Sequence[Arm],
+    examples: Sequence[Example],
+    config: TrainConfig,
+    *,
+    members: int,
+    seed: int,
+    adapter: LoraConfig | None = None,
+) -> ArmsRun:
+    """Train `members` members of every arm in one stacked run.
+
+    Member m of every arm has the same seeds, so that two arms differ by their settings alone.
+
+    Raises:
+        ConfigError: a setting of an arm cannot work.
+    """
+    seeds = [member_seeds(seed, index, vary=arm.vary) for arm in arms for index in range(members)]
+    ensemble = stacked_members(model, seeds, adapter=adapter or default_adapter_config(), seed=seed)
+    vectors: dict[str, Any] = {
+        name: [arm.setting(name) for arm in arms for _ in range(members)]
+        for name in ("kl_weight", "weight_decay_a", "weight_decay_b", "dropout")
+    }
+    result = train(ensemble, examples, dataclasses.replace(config, **vectors), progress=False)
+    return ArmsRun(ensemble, tuple(arms), members, result)
+
+
+def stacked_members(
+    model: tuple[PreTrainedModel, PreTrainedTokenizerBase], seeds: Sequence[MemberSeeds], *, adapter: LoraConfig, seed: int
+) -> LoraEnsemble:
+    """An ensemble whose members have these seeds, which may repeat."""
+    base, tokenizer = model
+    made = {one: initial_weights(base, adapter, seed=one) for one in {pair.init for pair in seeds}}
+    info = EnsembleInfo(seed=seed, next_index=len(seeds), seeds=list(seeds))
+    return LoraEnsemble.from_weights(base, tokenizer, adapter=adapter, weights=[made[pair.init] for pair in seeds], info=info)

@@ -1,0 +1,86 @@
+"""What a record keeps of an arm's predictions: metrics of the ensemble and of each member, in and out of distribution, as plain numbers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..metrics import Metrics, evaluate, reliability_bins
+from ..prediction import Prediction
+
+DIGITS = 6
+KEPT = ("accuracy", "nll", "ece", "brier", "coverage_area", "total_entropy", "mutual_information", "disagreement", "ood_auroc")
+CONFIDENCE_BINS = 50
+
+
+def measured(prediction: Prediction, ood: Prediction | None = None) -> dict[str, Any]:
+    """Metrics of the ensemble (`ensemble`), and of each member alone (`members`); `ood` holds the same of the other distribution."""
+    row: dict[str, Any] = {"ensemble": _metrics(evaluate(prediction, ood=ood)), "members": []}
+    for index in range(prediction.num_members):
+        row["members"].append(_metrics(evaluate(prediction.member(index), ood=None if ood is None else ood.member(index))))
+    if ood is not None and ood.targets is not None:
+        row["ood"] = measured(ood)
+    return row
+
+
+def described(prediction: Prediction) -> dict[str, Any]:
+    """What pictures need beside metrics: reliability, confidence of wrong answers, and how the members agree."""
+    singles = [prediction.member(index) for index in range(prediction.num_members)]
+    return {
+        "reliability": {"ensemble": _reliability(prediction), "member": _reliability(singles[0])},
+        "wrong_confidence": {"ensemble": wrong_confidence([prediction]), "members": wrong_confidence(singles)},
+        "agreement": _agreement(prediction),
+        "correlation": _correlation(prediction),
+    }
+
+
+def by_size(prediction: Prediction, sizes: Sequence[int], *, subsets: int, seed: int) -> dict[str, list[dict[str, float | None]]]:
+    """For each size, the ensemble's metrics for `subsets` random choices of that many members; every member once for size 1."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for size in sizes:
+        chosen: list[list[int]] = [[index] for index in range(prediction.num_members)] if size == 1 else []
+        while not chosen or (size > 1 and len(chosen) < (1 if size == prediction.num_members else subsets)):
+            chosen.append(torch.randperm(prediction.num_members, generator=generator)[:size].tolist())
+        found[str(size)] = [_metrics(evaluate(prediction.select(members))) for members in chosen]
+    return found
+
+
+def wrong_confidence(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """How many answers are wrong, and how their confidences fall into 50 equal bins of 0 to 1, over all the predictions."""
+    counts, total = torch.zeros(CONFIDENCE_BINS, dtype=torch.int64), 0
+    for prediction in predictions:
+        wrong = prediction.choices != prediction.labelled_targets("wrong_confidence")
+        bins = (prediction.confidence[wrong] * CONFIDENCE_BINS).long().clamp(max=CONFIDENCE_BINS - 1)
+        counts += torch.bincount(bins, minlength=CONFIDENCE_BINS)
+        total += prediction.num_examples
+    return {"counts": counts.tolist(), "of": total}
+
+
+def _metrics(metrics: Metrics) -> dict[str, float | None]:
+    found = {name: getattr(metrics, name) for name in KEPT}
+    return {name: None if value is None else round(value, DIGITS) for name, value in found.items()}
+
+
+def _reliability(prediction: Prediction) -> dict[str, list[float]]:
+    bins = reliability_bins(prediction)
+    return {name: [round(value, DIGITS) for value in getattr(bins, name).tolist()] for name in ("confidences", "accuracies", "counts")}
+
+
+def _agreement(prediction: Prediction) -> list[list[float]]:
+    choices = prediction.member_choices
+    return [[round((one == other).float().mean().item(), 4) for other in choices] for one in choices]
+
+
+def _correlation(prediction: Prediction) -> float | None:
+    """The mean over pairs of members of the correlation of their probabilities of the right option."""
+    if prediction.num_members == 1:
+        return None
+    targets = prediction.labelled_targets("correlation")
+    right = prediction.member_log_probs.exp()[:, torch.arange(len(targets)), targets]
+    matrix = torch.corrcoef(right.double())
+    pairs = list(itertools.combinations(range(prediction.num_members), 2))
+    return round(sum(matrix[i, j].item() for i, j in pairs) / len(pairs), DIGITS)

@@ -1,0 +1,103 @@
+"""`lora-ensembles study` and `plan`: from nothing to claims on a tiny grid, continued after a break, and mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import base_folder, call
+from lora_ensembles.studies import grid
+
+TINY = dataclasses.replace(
+    grid.QUICK,
+    name="tiny",
+    tasks=("world-mmlu-stem",),
+    seeds=(0, 1),
+    members=2,
+    snapshots=(1, 2, 3, 4),
+    pool=3,
+    pool_tasks=("world-mmlu-stem",),
+    draws=2,
+    limit=(16, 24, 24),
+)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid, "QUICK", TINY)
+
+
+def test_a_study_goes_from_nothing_to_claims_and_costs_nothing_the_second_time(capsys, tiny, tmp_path):
+    out = tmp_path / "study"
+    done = call(capsys, "study", "all", "--quick", "--out", out, "--json")
+    assert done.code == 0
+    claims = done.summary["claims"]
+    assert [claim["id"] for claim in claims] == [f"C{number}" for number in range(1, 12)]
+    assert {claim["verdict"] for claim in claims} <= {"supported", "contradicted", "open", "not applicable"}
+    assert done.summary["records"] == {"sweep": 2, "randomness": 2, "pool": 2, "few_shot": 2, "last_layer": 2}
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*-*.json")}
+    again = call(capsys, "study", "all", "--quick", "--out", out, "--json")
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*-*.json")} == before
+    assert again.summary["claims"] == claims
+    judged = call(capsys, "study", "claims", "--from", out, "--json")
+    assert judged.summary["claims"] == claims
+
+
+def test_a_killed_study_goes_on_where_it_stopped(capsys, tiny, tmp_path, monkeypatch):
+    out, measured = tmp_path / "study", []
+    sweep = grid.KINDS["randomness"]
+
+    def die_on_the_second(*arguments: Any, **settings: Any) -> dict[str, Any]:
+        measured.append(1)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return sweep(*arguments, **settings)
+
+    monkeypatch.setitem(grid.KINDS, "randomness", die_on_the_second)
+    words = ["study", "randomness", "--quick", "--out", out]
+    assert call(capsys, *words).code == 130
+    assert len(list(out.glob("*-*.json"))) == 1
+    assert call(capsys, *words).code == 0
+    assert len(measured) == 3  # the one that was there was not measured again
+    assert len(list(out.glob("*-*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["study", "swep", "--out", "x"], "did you mean 'sweep'"),
+        (["study", "all"], "--out DIR is needed"),
+        (["study", "claims"], "--from DIR is needed"),
+        (["study", "claims", "--from", "gone"], "holds no records"),
+        (["study", "all", "--out", "x", "--tasks", "world-cqaa"], "did you mean 'world-cqa'"),
+        (["study", "all", "--out", "x", "--seeds", "a"], "whole numbers"),
+        (["study", "all", "--out", "x", "--members", "1"], "at least 2"),
+        (["plan", "--base", "gone/model"], "cannot be read"),
+        (["plan", "--base", "embedded", "--members", "0"], "--members"),
+        (["plan", "--base", "embedded", "--memory", "-1"], "numbers above 0"),
+        (["plan", "--base", "embedded", "--target-modules", "nothing"], "PEFT cannot place"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_two(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    done = call(capsys, *words)
+    assert done.code == 2
+    assert message in done.err
+    assert list(Path().iterdir()) == []
+
+
+def test_plan_prints_memory_and_a_split_that_fits(capsys):
+    whole = call(capsys, "plan", "--base", base_folder(), "--dtype", "float32", "--examples", 100, "--epochs", 2, "--json").summary
+    assert whole["total"] == whole["base"] + whole["members"] + whole["activations"]
+    assert whole["parts"] == 1
+    assert whole["seconds_at_the_limit"] == pytest.approx(14 * whole["seconds_a_step_at_the_limit"])
+    memory = (whole["base"] + whole["members"] + whole["activations"] / 2) / 0.9 / 1e9
+    done = call(capsys, "plan", "--base", base_folder(), "--dtype", "float32", "--memory", memory, "--json")
+    assert done.summary["fits"]
+    assert done.summary["parts"] > 1
+    assert f"--max-rows {done.summary['max_rows']}" in done.err
+    assert json.dumps(done.summary)

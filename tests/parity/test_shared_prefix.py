@@ -1,0 +1,113 @@
+"""What rows share is read once, with the result of reading it anew for each row, on every architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from lora_ensembles import scoring
+from lora_ensembles.baselines import FewShot
+from lora_ensembles.forward import answer_logits, read_prefix
+from lora_ensembles.tasks import EncodedExample, Example
+from tiny_models import ARCHITECTURES, build, build_ensemble, letter_examples, pad, phrase_examples, random_rows, tokenizer
+
+# fp32 sums of some dozen terms in another order, in attention too: with keys that are there already it takes another kernel.
+TOLERANCE = dict(atol=1e-5, rtol=1e-5)
+every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+def tokens_read(model: nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """What a call returns, and how many tokens the model embeds for it."""
+    counted: list[int] = []
+    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+    handle = embeddings.register_forward_hook(lambda _module, _arguments, result: counted.append(result[..., 0].numel()))
+    result = run()
+    handle.remove()
+    return result, sum(counted)
+
+
+def logits_of(model: nn.Module) -> scoring.AnswerLogits:
+    return lambda ids, positions: answer_logits(model, ids, positions)[None]
+
+
+def without_sharing(run: Callable[[], Tensor]) -> Tensor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "WORTH_SHARING", float("inf"))
+        return run()
+
+
+@every_architecture
+@torch.no_grad()
+def test_rows_after_a_prefix_that_was_read_have_the_logits_of_whole_rows(name: str) -> None:
+    model, beginnings = build(name), random_rows([11, 11])
+    ends = random_rows([5, 3, 4, 6], seed=1)
+    whole = [[*beginnings[n // 2], *end] for n, end in enumerate(ends)]
+    positions = torch.tensor([[4, 0], [2, 1], [3, 3], [5, 2]])
+    expected = answer_logits(model, pad(whole)[0], positions + 11)
+    prefix = read_prefix(model, torch.tensor(beginnings))
+    assert prefix is not None
+    for _ in range(2):  # a prefix is not used up
+        torch.testing.assert_close(answer_logits(model, pad(ends)[0], positions, after=prefix), expected, **TOLERANCE)
+
+
+@every_architecture
+def test_an_ensemble_reads_the_prompt_of_several_labels_once(name: str) -> None:
+    ensemble = build_ensemble(name, members=3, random_b=True)
+    examples = phrase_examples()
+    found, few = tokens_read(ensemble.base, lambda: ensemble.member_log_probs(examples))
+    expected, many = tokens_read(ensemble.base, lambda: without_sharing(lambda: ensemble.member_log_probs(examples)))
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    assert many > 1.9 * few
+
+
+@pytest.mark.parametrize("rows", [1, 6, 64])
+def test_demonstrations_are_read_once_for_all_questions(rows: int) -> None:
+    model = build("llama")
+    examples = letter_examples() * 5
+    baseline = FewShot(model, tokenizer(), letter_examples()[:4], shots=1, draws=2)
+    found, few = tokens_read(model, lambda: baseline.member_log_probs(examples, max_rows=rows))
+    expected, many = tokens_read(model, lambda: without_sharing(lambda: baseline.member_log_probs(examples, max_rows=rows)))
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    assert many > 1.3 * few
+
+
+@pytest.mark.parametrize("beginning", [0, 9, 20])
+def test_examples_with_a_common_beginning_and_long_labels_are_scored_as_whole_rows(beginning: int) -> None:
+    ensemble = build_ensemble(members=2, random_b=True)
+    common = " the red fox" * (beginning // 3)
+    examples = [Example(one.id, f"Q:{common} {one.prompt[3:]}", one.labels, one.target) for one in phrase_examples()]
+    examples += [Example("three", f"Q:{common} is it?\nA:", (" yes", " no", " not at all"), 0)]
+    found = ensemble.member_log_probs(examples, max_rows=8)
+    torch.testing.assert_close(found, without_sharing(lambda: ensemble.member_log_probs(examples, max_rows=8)), **TOLERANCE)
+
+
+def test_a_prompt_of_one_token_is_its_own_prefix_and_nothing_is_shared() -> None:
+    model = build("llama")
+    encoded = [EncodedExample((5,), ((6, 7), (8, 9, 4)), 0)] * 4
+
+    def refuse(_ids: Tensor) -> None:
+        raise AssertionError("there is no token to share")
+
+    with torch.no_grad():
+        scoring.score_labels(encoded, logits_of(model), pad_id=0, rows_per_batch=8, read_prefix=refuse)
+
+
+@torch.no_grad()
+def test_a_model_that_cannot_be_read_in_parts_is_read_whole() -> None:
+    model = build("llama")
+    encoded = [EncodedExample((5, *range(6, 30), 4 + n), ((6, 7), (8, 9, 4)), 0) for n in range(4)]
+
+    def scored(read: scoring.ReadPrefix | None) -> Tensor:
+        return scoring.score_labels(encoded, logits_of(model), pad_id=0, rows_per_batch=8, read_prefix=read)
+
+    assert torch.equal(scored(lambda _ids: None), scored(None))
+
+
+@torch.no_grad()
+def test_what_a_state_space_model_keeps_is_no_prefix() -> None:
+    config = transformers.MambaConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, state_size=4)
+    assert read_prefix(transformers.MambaForCausalLM(config).eval(), torch.tensor([[5, 6, 7, 8]])) is None

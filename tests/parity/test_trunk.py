@@ -1,0 +1,102 @@
+"""The layers below the first adapted one run once for all members, or once for all epochs, with the result of running them each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch import Tensor
+
+from lora_ensembles import LoraEnsemble, TrainConfig, score_completions, train, trunk_states
+from lora_ensembles.decoder import decoder_layers
+from tiny_models import ARCHITECTURES, LLAMA_LIKE, adapter_config, build, build_ensemble, letter_examples, open_examples, tokenizer
+
+TOLERANCE = dict(atol=1e-5, rtol=1e-5)  # fp32 sums; in the trunk a row meets other neighbours, so products have another size
+every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+def on_top(name: str = "llama", *, layers: Sequence[int] = (1,)) -> LoraEnsemble:
+    """Three members with adapters on some of two layers."""
+    described = ARCHITECTURES[name]
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=list(described.targets), layers_to_transform=list(layers), fan_in_fan_out=described.conv1d
+    )
+    return build_ensemble(name, members=3, random_b=True, adapter=config)
+
+
+def rows_of_first_layer(ensemble: LoraEnsemble, run: Callable[[], Any]) -> tuple[Any, list[int]]:
+    """What a call returns, and how many rows the first layer's attention sees in each pass that reaches it."""
+    seen: list[int] = []
+    attention = next(child for child in decoder_layers(ensemble.base)[0].children() if type(child).__name__.endswith("Attention"))
+    handle = attention.register_forward_hook(lambda _module, _arguments, result: seen.append(len(result[0])))
+    result = run()
+    handle.remove()
+    return result, seen
+
+
+def without_trunk(ensemble: LoraEnsemble) -> LoraEnsemble:
+    ensemble.__dict__["trunk"] = None
+    return ensemble
+
+
+@every_architecture
+def test_the_trunk_reads_rows_once_for_all_members_with_the_same_scores(name: str) -> None:
+    scores = {}
+    for kind, ensemble in (("once", on_top(name)), ("each", without_trunk(on_top(name)))):
+        assert (ensemble.trunk is None) == (kind == "each")
+        labels, rows = rows_of_first_layer(ensemble, lambda ensemble=ensemble: ensemble.member_log_probs(letter_examples()))
+        scores[kind] = [labels, score_completions(ensemble, open_examples()).member_log_probs]
+        assert rows == [10 if kind == "once" else 30]
+    torch.testing.assert_close(scores["once"], scores["each"], **TOLERANCE)
+
+
+def trained(ensemble: LoraEnsemble) -> Tensor:
+    config = TrainConfig(epochs=3, batch_size=4, learning_rate=2e-3, dropout=0.2, kl_weight=0.1, length_window=2)
+    train(ensemble, letter_examples(), config, progress=False)
+    return torch.cat([ensemble.stack.a, ensemble.stack.b], dim=1)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "gemma2"])
+def test_training_keeps_what_the_trunk_makes_of_each_row_with_the_same_weights(name: str) -> None:
+    ensemble = on_top(name)
+    before = torch.cat([ensemble.stack.a, ensemble.stack.b], dim=1)
+    found, rows = rows_of_first_layer(ensemble, lambda: trained(ensemble))
+    assert sum(rows) == 3 + 10 + 10  # three to try the trunk, each row for the trunk's states, and for the base's; none in a step
+    assert float((found - before).abs().max()) > 1e-2
+    torch.testing.assert_close(found, trained(without_trunk(on_top(name))), atol=2e-5, rtol=0)  # nine steps of Adam
+
+
+def test_states_that_take_more_memory_than_they_may_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = trained(on_top())
+    monkeypatch.setattr(trunk_states, "TRUNK_CACHE_BYTES", 1000)
+    found, rows = rows_of_first_layer(ensemble := on_top(), lambda: trained(ensemble))
+    assert sum(rows) > 3 * 3 * 10
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+
+
+def test_there_is_no_trunk_below_an_adapted_first_layer() -> None:
+    assert on_top(layers=(0,)).trunk is None
+    assert build_ensemble().trunk is None
+
+
+def test_a_model_that_carries_something_past_its_layers_has_no_trunk() -> None:
+    base = build("llama")
+    lower, upper = decoder_layers(base)
+    carried: list[Tensor] = []
+    lower.mlp.register_forward_hook(lambda _module, _arguments, result: carried.append(result))
+    upper.mlp.register_forward_hook(lambda _module, _arguments, result: result + carried[-1][:, : result.shape[1]])
+    config = adapter_config()
+    config.layers_to_transform = [1]
+    assert LoraEnsemble(base, tokenizer(), members=2, adapter=config).trunk is None
+
+
+def test_layers_have_their_own_forward_back_after_a_pass_that_failed() -> None:
+    ensemble = on_top()
+    trunk = ensemble.trunk
+    assert trunk is not None
+    with pytest.raises(RuntimeError, match="stop"), trunk.skipped(torch.zeros(1, 3, LLAMA_LIKE["hidden_size"])):
+        raise RuntimeError("stop")
+    assert not any("forward" in vars(layer) or layer._forward_pre_hooks for layer in decoder_layers(ensemble.base))

@@ -1,0 +1,118 @@
+"""Records of made-up predictions in the shape of a study's, for tests of figures, tables and the report.
+
+What is measured of the predictions is measured by the studies' own functions, so that the shape is that of real records. How sure the
+made-up members are of themselves grows over the epochs, more slowly in a regularised arm, so that arms differ in a picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from lora_ensembles.prediction import Prediction
+from lora_ensembles.studies.arms import decay_arms, randomness_arms, regulariser_arms
+from lora_ensembles.studies.grid import Grid, settings_of
+from lora_ensembles.studies.measures import by_size, described, measured
+
+SMALL = Grid(
+    "small",
+    tasks=("world-cqa", "world-mmlu-stem"),
+    seeds=(0, 1),
+    members=3,
+    snapshots=(1, 2, 3, 4),
+    kl=(0.05,),
+    decays=(0.025,),
+    pool=5,
+    pool_tasks=("world-cqa",),
+    draws=2,
+    limit=(40, 60, 30),
+)
+WITH_OOD = ("world-cqa", "world-mmlu-ss", "world-mmlu-stem")
+ENVIRONMENT = {"versions": {"torch": "2.0"}, "python": "3.11", "platform": "Linux", "device": "cpu", "threads": 1, "commit": "0123456789ab"}
+
+
+def made_up(key: int, *, members: int, sharpness: float, knowledge: float, questions: int = 80, options: int = 4) -> Prediction:
+    """Members that lean towards the right option by `knowledge`, each with errors of its own, at a given sharpness."""
+    generator = torch.Generator().manual_seed(key)
+    shared = torch.randn(1, questions, options, generator=generator)
+    own = torch.randn(members, questions, options, generator=generator)
+    targets = torch.randint(options, (questions,), generator=generator)
+    logits = shared + 0.8 * own + knowledge * torch.nn.functional.one_hot(targets, options)
+    return Prediction((sharpness * logits).log_softmax(-1), targets)
+
+
+def arm_names(grid: Grid) -> list[str]:
+    arms = regulariser_arms(grid.learning_rate, decays=grid.decays, kl=grid.kl)
+    arms += [arm for arm in decay_arms(grid.learning_rate, grid.decay) if arm.name != "decay of B"]
+    return [*(arm.name for arm in arms), "dropout"]
+
+
+def calmness(arm: str) -> float:
+    """How slowly the arm's members grow sure: less than 1 with KL and with decay, and less the stronger."""
+    kind, _, strength = arm.rpartition(" ")
+    if kind == "KL":
+        return 1 - 5 * float(strength)
+    if arm.startswith("decay of B "):
+        return 0.6 - 8 * float(strength)
+    return 0.2 if arm.endswith(("and B", ", decay of B")) else 1.0
+
+
+def _arm(name: str, key: int, grid: Grid, epochs: tuple[int, ...], *, ood: bool) -> dict[str, Any]:
+    calm = calmness(name)
+    row: dict[str, Any] = {"epochs": {}, "train_accuracy": [1.0] * grid.members}
+    for epoch in epochs:
+        sharp, knows = 1 + calm * epoch / 3, 1.2 + 0.2 * min(epoch, 3) - 0.3 * (1 - calm)
+        own = made_up(key, members=grid.members, sharpness=sharp, knowledge=knows)
+        other = made_up(key + 1, members=grid.members, sharpness=0.8 * sharp, knowledge=0.6) if ood else None
+        row["epochs"][str(epoch)] = measured(own, other)
+    return row | described(own)
+
+
+def _record(kind: str, task: str, seed: int, grid: Grid, result: dict[str, Any]) -> dict[str, Any]:
+    return {"name": f"{kind}-{task}", "settings": settings_of(grid, kind, task, seed), "result": result, "environment": ENVIRONMENT}
+
+
+def _sweep(grid: Grid, task: str, key: int) -> dict[str, Any]:
+    arms = {name: _arm(name, key, grid, grid.snapshots, ood=task in WITH_OOD) for name in arm_names(grid)}
+    other = made_up(key + 9, members=2, sharpness=2, knowledge=0.6) if task in WITH_OOD else None
+    passes = [measured(made_up(key + 2 + one, members=2, sharpness=2, knowledge=1.6), other)["ensemble"] for one in range(grid.members)]
+    return {"arms": {**arms, "MC dropout": {"passes": passes}}}
+
+
+def study_records(grid: Grid = SMALL, *, without: tuple[str, ...] = ()) -> dict[str, list[dict[str, Any]]]:
+    """The records of a grid by kind, but for the kinds `without`."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for number, task in enumerate(grid.tasks):
+        for seed in grid.seeds:
+            key = 1000 * number + 100 * seed
+            few = made_up(key + 5, members=grid.draws, sharpness=0.8, knowledge=0.8)
+            few_ood, last_ood = (
+                made_up(key + 8, members=members, sharpness=0.7, knowledge=0.4) if task in WITH_OOD else None
+                for members in (grid.draws, grid.members)
+            )
+            arms = [arm.name for arm in randomness_arms(grid.learning_rate, grid.decay)]
+            last = grid.snapshots[-1:]
+            results: dict[str, dict[str, Any]] = {
+                "sweep": _sweep(grid, task, key),
+                "randomness": {"arms": {name: _arm(name, key + 7, grid, last, ood=False) for name in arms}},
+                "few_shot": {**measured(few, few_ood), "wrong_confidence": described(few)["wrong_confidence"]},
+                "last_layer": measured(made_up(key + 6, members=grid.members, sharpness=0.7, knowledge=0.5), last_ood),
+            }
+            if task in grid.pool_tasks:
+                sizes = [size for size in (1, 2, 3, 5, 10, 15, 20) if size <= grid.pool]
+                results["pool"] = {
+                    arm: by_size(made_up(key, members=grid.pool, sharpness=sharp, knowledge=1.5), sizes, subsets=5, seed=seed)
+                    for arm, sharp in (("none", 3.0), ("decay of B", 1.2))
+                }
+            for kind, result in results.items():
+                if kind not in without:
+                    found.setdefault(kind, []).append(_record(kind, task, seed, grid, result))
+    return found
+
+
+def wide(grid: Grid = SMALL) -> Grid:
+    """The full grid's shape with the small one's cost: six tasks, three seeds, five members, every strength."""
+    full = Grid("wide")
+    return dataclasses.replace(full, snapshots=(1, 2, 3, 5, 10, 15), draws=grid.draws)

@@ -1,0 +1,266 @@
+"""Records, arms trained in one stack, and claims judged from records."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lora_ensembles.config import TrainConfig
+from lora_ensembles.errors import CheckpointError, DataError
+from lora_ensembles.prediction import Prediction
+from lora_ensembles.studies import claims
+from lora_ensembles.studies.arms import Arm, decay_arms, randomness_arms, regulariser_arms, train_arms
+from lora_ensembles.studies.claims import CLAIMS, Contrast, bootstrap, judge, judge_contrast
+from lora_ensembles.studies.grid import FULL, PAPER, QUICK, cells, settings_of
+from lora_ensembles.studies.measures import by_size, described, measured
+from lora_ensembles.studies.store import by_kind, cell, read_record
+from tiny_ensembles import adapter, llama, questions, tokenizer
+
+CONFIG = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2, snapshot_epochs=[1, 2])
+METRICS = ("accuracy", "nll", "ece", "brier", "coverage_area", "total_entropy", "mutual_information", "disagreement", "ood_auroc")
+
+
+def test_a_record_that_exists_is_not_measured_again(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def measure() -> dict[str, int]:
+        calls.append(1)
+        return {"value": len(calls)}
+
+    first = cell(tmp_path, "x", {"seed": 0}, measure)
+    assert cell(tmp_path, "x", {"seed": 0}, measure)["result"] == first["result"] == {"value": 1}
+    assert cell(tmp_path, "x", {"seed": 1}, measure)["result"] == {"value": 2}
+
+
+def test_a_study_that_is_killed_leaves_whole_records_only(tmp_path: Path) -> None:
+    def die() -> dict[str, int]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cell(tmp_path, "x", {"seed": 0}, die)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"settings": {}}', "[]"])
+def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
+    cell(tmp_path, "x", {"seed": 0}, dict)
+    path = next(tmp_path.iterdir())
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match="no record of a study"):
+        cell(tmp_path, "x", {"seed": 0}, dict)
+
+
+def test_a_record_of_other_settings_is_refused(tmp_path: Path) -> None:
+    cell(tmp_path, "x", {"seed": 0}, dict)
+    path = next(tmp_path.iterdir())
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"settings": {"seed": 1}}))
+    with pytest.raises(CheckpointError, match="record of other settings"):
+        cell(tmp_path, "x", {"seed": 0}, dict)
+    assert read_record(path)["settings"] == {"seed": 1}
+
+
+def test_a_folder_without_records_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="lora-ensembles study all"):
+        by_kind(tmp_path)
+
+
+def test_an_arm_in_a_sweep_has_the_weights_it_has_alone() -> None:
+    arms = [
+        Arm("none"),
+        Arm("KL", kl_weight=0.1),
+        Arm("decay", weight_decay_b=20.0),
+        Arm("dropout", dropout=0.2),
+        Arm("o", vary=("order",)),
+    ]
+    together = train_arms((llama(), tokenizer()), arms, questions(), CONFIG, members=2, seed=3, adapter=adapter())
+    for index, arm in enumerate(arms):
+        alone = train_arms((llama(), tokenizer()), [arm], questions(), CONFIG, members=2, seed=3, adapter=adapter())
+        rows = together.rows(index)
+        # The same sums in a larger batched product.
+        torch.testing.assert_close(together.ensemble.stack.b[rows], alone.ensemble.stack.b, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(together.ensemble.stack.a[rows], alone.ensemble.stack.a, atol=1e-6, rtol=1e-5)
+
+
+def test_arms_of_one_source_of_randomness_share_the_other() -> None:
+    run = train_arms((llama(), tokenizer()), randomness_arms(1e-2, 0.025), questions(), CONFIG, members=2, seed=3, adapter=adapter())
+    seeds = run.ensemble.info.seeds
+    for index, arm in enumerate(run.arms):
+        first, second = (seeds[row] for row in run.rows(index))
+        assert (first.init != second.init) == ("init" in arm.vary)
+        assert (first.order != second.order) == ("order" in arm.vary)
+
+
+def test_decay_takes_the_share_of_a_step_that_is_asked_for() -> None:
+    for arm in (*regulariser_arms(4e-3)[-3:], *decay_arms(4e-3, 0.025)):
+        assert 4e-3 * max(arm.weight_decay_a, arm.weight_decay_b) == pytest.approx(
+            {"decay of B 0.005": 0.005, "decay of B 0.05": 0.05}.get(arm.name, 0.025)
+        )
+
+
+def random_prediction(members: int = 4, examples: int = 30) -> Prediction:
+    generator = torch.Generator().manual_seed(0)
+    log_probs = torch.randn(members, examples, 4, generator=generator).log_softmax(dim=-1)
+    return Prediction(log_probs, torch.randint(0, 4, (examples,), generator=generator))
+
+
+def test_measured_holds_what_the_metrics_say() -> None:
+    prediction, other = random_prediction(), random_prediction(4, 20)
+    row = measured(prediction, other)
+    assert row["ensemble"]["accuracy"] == pytest.approx((prediction.choices == prediction.targets).float().mean().item(), abs=1e-6)
+    assert len(row["members"]) == 4
+    assert row["members"][2]["accuracy"] == pytest.approx(
+        (prediction.member_choices[2] == prediction.targets).float().mean().item(), abs=1e-6
+    )
+    assert set(row["ensemble"]) == set(METRICS)
+    assert "ood_auroc" in row["ensemble"]
+    assert row["ood"]["ensemble"]["ood_auroc"] is None
+
+
+def test_description_counts_every_wrong_answer_once() -> None:
+    prediction = random_prediction()
+    found = described(prediction)
+    wrong = int((prediction.choices != prediction.targets).sum())
+    assert sum(found["wrong_confidence"]["ensemble"]["counts"]) == wrong
+    assert found["wrong_confidence"]["members"]["of"] == 4 * 30
+    assert [row[index] for index, row in enumerate(found["agreement"])] == [1.0] * 4
+    right = prediction.member_log_probs.exp()[:, range(30), prediction.targets]
+    pairs = [torch.corrcoef(right[[i, j]])[0, 1].item() for i in range(4) for j in range(i)]
+    assert found["correlation"] == pytest.approx(statistics.fmean(pairs), abs=1e-5)
+
+
+def test_sizes_use_every_member_once_and_random_subsets_between() -> None:
+    found = by_size(random_prediction(), [1, 2, 4], subsets=3, seed=0)
+    assert [len(found[size]) for size in ("1", "2", "4")] == [4, 3, 1]
+    assert found["1"][3] == measured(random_prediction())["members"][3]
+    assert found["4"][0] == measured(random_prediction())["ensemble"]
+
+
+def test_a_grid_names_every_cell_once_and_full_holds_the_papers_numbers() -> None:
+    found = list(cells(FULL))
+    assert len(set(found)) == len(found) == 3 * (6 * 4 + 2)
+    assert {json.dumps(settings_of(FULL, *one)) for one in found}.__len__() == len(found)
+    assert FULL.members == 5
+    assert FULL.pool == 20
+    assert PAPER.config("cqa").batch_size == 32
+    assert PAPER.config("cqa").learning_rate == 5e-5
+    assert PAPER.config("mmlu-ss").epochs == 20
+    assert len(QUICK.seeds) == 3
+
+
+# Claims
+
+
+def arm(nll: float, ece: float, accuracy: float, *, gain: float = 0.0, epochs: tuple[int, ...] = (1, 2, 3, 10)) -> dict[str, Any]:
+    """An arm whose NLL rises by `nll` an epoch and whose ensemble is better than its members by `gain` in everything."""
+    rows = {}
+    for epoch in epochs:
+        member = dict.fromkeys(METRICS, 0.0) | {"accuracy": accuracy, "nll": 1 + nll * epoch, "ece": ece, "ood_auroc": 0.52}
+        ensemble = member | {"accuracy": accuracy + gain, "nll": 1 + nll * epoch - gain, "ece": ece - gain}
+        row = {"members": [member, member], "ensemble": ensemble}
+        rows[str(epoch)] = row | {"ood": row}
+    counts = [0] * 50
+    counts[-1] = 10
+    sure, unsure = {"counts": counts, "of": 50}, {"counts": counts[::-1], "of": 50}
+    return {"epochs": rows, "wrong_confidence": {"members": sure, "ensemble": unsure}}
+
+
+def records(*, gain: float = 0.05) -> dict[str, list[dict[str, Any]]]:
+    """Two tasks and three seeds in which every claim of the paper holds, where `gain` is positive."""
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ("sweep", "randomness", "pool", "few_shot", "last_layer")}
+    for task in ("one", "two"):
+        for seed in range(3):
+            arms = {
+                "none": arm(0.1, 0.3, 0.7, gain=gain),
+                "KL 0.1": arm(0.05, 0.2, 0.75, gain=gain / 5),
+                "decay of B 0.05": arm(0.0, 0.1, 0.65, gain=gain / 2),
+                "decay of A": arm(0.2, 0.3, 0.7),
+                "decay of A and B": arm(0.0, 0.1, 0.4),
+                "dropout": arm(0.1, 0.3, 0.7, gain=gain),
+                "MC dropout": {"passes": [{"accuracy": 0.7, "nll": 2.0, "ece": 0.3}]},
+            }
+            arms["none"]["epochs"]["1"]["ensemble"] |= {"accuracy": 0.7, "ece": 0.3}  # stopped early, the members are alike
+            for epoch in ("1", "2", "3"):
+                arms["none"]["epochs"][epoch]["members"] = [one | {"ece": 0.25} for one in arms["none"]["epochs"][epoch]["members"]]
+                arms["none"]["epochs"][epoch]["ensemble"]["ece"] = 0.24 if epoch == "1" else 0.2
+            random_arms = {name: arm(0.1, 0.3, 0.7, gain=gain) for name in ("init", "order", "order, decay of B")}
+            random_arms["init, decay of B"] = arm(0.1, 0.3, 0.7, gain=gain / 2)
+            sizes = {
+                str(size): [{"accuracy": 0.7 + gain * share, "nll": 2 - gain * share, "ece": 0.3 - gain * share}]
+                for size, share in ((1, 0.0), (5, 0.8), (20, 1.0))
+            }
+            few = {"ensemble": {"ece": 0.05, "accuracy": 0.5}, "members": [{"ece": 0.05, "accuracy": 0.5}]}
+            counts = [0] * 50
+            counts[20] = 10
+            results = {
+                "sweep": {"arms": arms},
+                "randomness": {"arms": random_arms},
+                "pool": {"none": sizes},
+                "few_shot": few | {"wrong_confidence": {"members": {"counts": counts, "of": 50}}},
+                "last_layer": {"ensemble": {"accuracy": 0.5}, "members": []},
+            }
+            for kind, result in results.items():
+                found[kind].append({"settings": {"task": task, "seed": seed}, "result": result})
+    return found
+
+
+def test_every_claim_is_supported_by_records_in_which_it_holds() -> None:
+    verdicts = {claim.id: (claim.verdict, [part for part in claim.parts if part.verdict != "supported"]) for claim in judge(records())}
+    assert verdicts == {f"C{number}": ("supported", []) for number in range(1, 12)}
+
+
+def test_claims_about_the_gain_are_contradicted_where_the_ensemble_is_worse() -> None:
+    verdicts = {claim.id: claim.verdict for claim in judge(records(gain=-0.05))}
+    assert {name for name, verdict in verdicts.items() if verdict == "contradicted"} >= {"C1", "C4", "C6", "C7", "C8"}
+    assert verdicts["C5"] == "supported"
+
+
+def test_a_claim_without_records_is_not_applicable() -> None:
+    found = records()
+    del found["last_layer"], found["pool"]
+    judged = {claim.id: claim for claim in judge(found)}
+    assert judged["C5"].verdict == judged["C7"].verdict == "not applicable"
+    assert judged["C5"].reason
+    assert judged["C1"].verdict == "supported"
+
+
+def test_no_claim_is_judged_without_a_sweep() -> None:
+    with pytest.raises(DataError, match="study all"):
+        judge({"pool": []})
+
+
+@pytest.mark.parametrize(
+    ("values", "sign", "verdict"),
+    [
+        ([1.0, 1.1, 0.9, 1.0], 1, "supported"),
+        ([1.0, 1.1, 0.9, 1.0], -1, "contradicted"),
+        ([1.0, -1.1, 0.9, -1.0], 1, "open"),
+        ([0.01, -0.02, 0.0, 0.01], 0, "supported"),
+        ([1.0, 1.1, 0.9, 1.0], 0, "contradicted"),
+    ],
+)
+def test_a_verdict_follows_from_the_interval_alone(values: list[float], sign: int, verdict: str) -> None:
+    contrast = Contrast("x", {("task", seed): value for seed, value in enumerate(values)}, sign, 0.1)
+    part = judge_contrast(contrast)
+    assert part.verdict == verdict
+    assert part.difference == pytest.approx(statistics.fmean(values))
+    assert part.settings == 4
+
+
+def test_the_interval_of_independent_seeds_is_that_of_the_bootstrap() -> None:
+    values = torch.randn(40, generator=torch.Generator().manual_seed(0)).tolist()
+    low, high = bootstrap({("task", seed): value for seed, value in enumerate(values)})
+    # For one task and many seeds the percentile interval is near the normal one, mean +- 1.96 standard errors.
+    mean, error = statistics.fmean(values), statistics.stdev(values) / 40**0.5
+    assert low == pytest.approx(mean - 1.96 * error, abs=0.06)
+    assert high == pytest.approx(mean + 1.96 * error, abs=0.06)
+
+
+def test_claims_are_those_of_the_paper_in_order() -> None:
+    assert [name for name, _, _ in CLAIMS] == [f"C{number}" for number in range(1, 12)]
+    assert json.dumps([claim.to_dict() for claim in claims.judge(records())])

@@ -1,0 +1,351 @@
+"""Figures and tables of the studies: what is drawn is what the records hold."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+import statistics
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from lora_ensembles.errors import DataError, MissingExtraError
+from lora_ensembles.plots import COLOURS, density_on_unit_interval, save_figure
+from lora_ensembles.studies import tables
+from lora_ensembles.studies.figures import (
+    DRAWINGS,
+    agreement,
+    correlation,
+    figure_1a,
+    figure_2,
+    figure_3,
+    figure_4,
+    figure_5,
+    figure_6,
+    figure_7,
+    reliability,
+)
+from lora_ensembles.studies.figures.values import check_one_grid, decay_arm, smaller_grid
+from lora_ensembles.studies.grid import FULL, PAPER, settings_of
+from study_records import SMALL, study_records
+
+pytest.importorskip("matplotlib")
+from matplotlib import colors
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+
+Records = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def records() -> Records:
+    return study_records()
+
+
+def values(records: Records, arm: str, metric: str, who: str, epoch: int, *, task: str = "world-cqa") -> list[float]:
+    """A value for each seed, read from the records in the plainest way."""
+    found = []
+    for record in records["sweep"]:
+        if record["settings"]["task"] == task:
+            row = record["result"]["arms"][arm]["epochs"][str(epoch)]
+            members = [one[metric] for one in row["members"]]
+            found.append(row["ensemble"][metric] if who == "ensemble" else sum(members) / len(members))
+    return found
+
+
+def text_of(figure: Any) -> list[str]:
+    return [one.get_text() for one in figure.findobj(Text) if one.get_text()]
+
+
+def written_on(figure: Any) -> list[Text]:
+    """Every text of a figure but the numbers of ticks outside their axes, which matplotlib keeps and does not draw."""
+    found = list(figure.texts)
+    for axes in figure.axes:
+        found += [axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title, *axes.texts]
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            found += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    return found
+
+
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda one: one.name)
+def test_every_axis_is_named_and_both_formats_are_written(records: Records, drawing: Any, tmp_path: Any) -> None:
+    figure = drawing.draw(records)
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    lowest = min(axes.get_position().y0 for axes in panels)
+    for axes in panels:
+        assert axes.get_ylabel() or any(label.get_text() for label in panels[0].get_yticklabels())
+        assert axes.get_xlabel() or axes.get_position().y0 > lowest  # a shared axis is named below the last row
+    save_figure(figure, tmp_path / drawing.name)
+    assert (tmp_path / f"{drawing.name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / f"{drawing.name}.svg").read_text()
+
+
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda one: one.name)
+def test_nothing_is_cut_off_and_no_legend_covers_data(records: Records, drawing: Any) -> None:
+    figure = drawing.draw(records)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    whole = figure.bbox
+    for legend in figure.legends:
+        box = legend.get_window_extent(renderer)
+        assert box.x0 >= whole.x0
+        assert box.x1 <= whole.x1
+        assert not any(box.overlaps(axes.get_window_extent(renderer)) for axes in figure.axes)
+    for text in written_on(figure):
+        if text.get_text() and text.get_visible():
+            box = text.get_window_extent(renderer)
+            assert min(box.x0, box.y0) >= -1, text.get_text()
+            assert box.x1 <= whole.x1 + 1, text.get_text()
+            assert box.y1 <= whole.y1 + 1, text.get_text()
+
+
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda one: one.name)
+def test_caption_says_how_seeds_spread_and_units_are_named(drawing: Any) -> None:
+    assert "seed" in drawing.caption
+    assert "paper" in drawing.paper.lower() or len(drawing.paper) > 60
+    if "NLL" in drawing.caption:
+        assert "nats" in drawing.caption
+
+
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda one: one.name)
+def test_lines_have_the_colour_blind_safe_colours(records: Records, drawing: Any) -> None:
+    safe = {colors.to_hex(one) for one in COLOURS}
+    for axes in drawing.draw(records).axes:
+        for line in axes.lines:
+            red, green, blue, _ = colors.to_rgba(line.get_color())
+            assert colors.to_hex(line.get_color()) in safe or red == green == blue  # greys are for lines of reference
+
+
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda one: one.name)
+def test_a_smaller_grid_is_said_on_the_figure_and_the_full_one_is_not(records: Records, drawing: Any) -> None:
+    assert any(text.startswith("Smaller grid: 2 of 6 tasks, 2 of 3 seeds") for text in text_of(drawing.draw(records)))
+
+
+def test_the_full_grids_need_no_note() -> None:
+    for grid in (FULL, PAPER):
+        grid = dataclasses.replace(grid, base=grid.base or "some-llm")
+        every = [{"settings": settings_of(grid, "sweep", task, seed)} for task in grid.tasks for seed in grid.seeds]
+        assert smaller_grid({"sweep": every}) == ""
+    assert smaller_grid({"sweep": every[:-1]}) == ""  # a seed of one task is missing, and another has it
+    assert smaller_grid({"sweep": every[:3]}) == "1 of 6 tasks"
+
+
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda one: one.name)
+def test_without_its_records_a_figure_is_refused(drawing: Any) -> None:
+    with pytest.raises(DataError, match=f"no record of the kind '{drawing.needs[0]}'"):
+        drawing.draw({})
+
+
+def test_missing_matplotlib_names_the_install_command(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "lora-ensembles\[plots\]"'):
+        figure_3.draw(records)
+
+
+def test_figure_3_draws_means_over_seeds_single_solid_and_ensemble_dashed_with_a_band(records: Records) -> None:
+    axes = figure_3.draw(records).axes[1]  # world-cqa, NLL
+    lines = {(line.get_color(), line.get_linestyle()): line for line in axes.lines}
+    for arm, colour in (("none", COLOURS[1]), ("decay of B 0.025", COLOURS[0])):
+        for who, style in (("member", "-"), ("ensemble", "--")):
+            expected = [statistics.fmean(values(records, arm, "nll", who, epoch)) for epoch in SMALL.snapshots]
+            assert lines[colour, style].get_ydata() == pytest.approx(expected)
+            assert list(lines[colour, style].get_xdata()) == list(SMALL.snapshots)
+    band = axes.collections[0].get_paths()[0].vertices  # of the single member without a regulariser
+    for epoch in SMALL.snapshots:
+        seeds = values(records, "none", "nll", "member", epoch)
+        assert sorted(set(band[band[:, 0] == epoch][:, 1])) == pytest.approx(sorted(seeds))
+
+
+def test_figure_2_leads_from_single_member_to_ensemble(records: Records) -> None:
+    axes = figure_2.draw(records).axes[0]
+    assert len(axes.texts) == 6  # 3 stops, one KL weight, one decay, none
+    last = axes.texts[-1]
+    for place, who in ((last.xyann, "member"), (last.xy, "ensemble")):
+        expected = [statistics.fmean(values(records, "none", metric, who, 4)) for metric in ("accuracy", "ece")]
+        assert list(place) == pytest.approx(expected)
+
+
+def test_figure_2_is_more_opaque_the_stronger_the_regulariser() -> None:
+    grid = dataclasses.replace(SMALL, tasks=("world-cqa",), seeds=(0,), kl=(0.01, 0.05, 0.1))
+    found = list(figure_2.arrows(study_records(grid)["sweep"][0]))
+    kl = [arrow for arrow in found if arrow.arm.startswith("KL ")]
+    assert [arrow.arm for arrow in kl] == ["KL 0.01", "KL 0.05", "KL 0.1"]
+    assert kl[0].alpha < kl[1].alpha < kl[2].alpha == 1.0
+    stops = [arrow for arrow in found if arrow.arm == "none" and arrow.epoch < 4]
+    assert [arrow.epoch for arrow in stops] == [3, 2, 1]  # fewer epochs, stronger
+    assert stops[0].alpha < stops[1].alpha < stops[2].alpha
+
+
+def test_figure_1a_is_the_density_of_all_seeds_counts(records: Records) -> None:
+    axes = figure_1a.draw(records).axes[0]
+    counts = torch.zeros(50, dtype=torch.int64)
+    for record in records["few_shot"]:
+        if record["settings"]["task"] == "world-cqa":
+            counts += torch.tensor(record["result"]["wrong_confidence"]["members"]["counts"])
+    line = next(line for line in axes.lines if line.get_linewidth() > 1)
+    middles = torch.tensor([(place + 0.5) / 50 for place, count in enumerate(counts.tolist()) for _ in range(count)])
+    grid = torch.tensor(line.get_xdata())
+    assert line.get_ydata() == pytest.approx(density_on_unit_interval(middles, grid, least_bandwidth=0.02).tolist(), rel=1e-4)
+
+
+def test_figure_4_takes_the_mean_over_the_models_that_were_asked(records: Records) -> None:
+    found = [record for record in records["sweep"] if record["settings"]["task"] == "world-cqa"]
+    single, dropout, ensemble = figure_4.compared(found, "ece")
+    passes = [[one["ece"] for one in record["result"]["arms"]["MC dropout"]["passes"]] for record in found]
+    assert dropout.values == pytest.approx([statistics.fmean(one) for one in passes])
+    assert single.values == pytest.approx(values(records, "dropout", "ece", "member", 4))
+    assert ensemble.values == pytest.approx(values(records, "dropout", "ece", "ensemble", 4))
+
+
+def test_figure_5_draws_the_other_distribution_and_names_both(records: Records) -> None:
+    figure = figure_5.draw(records)
+    assert {axes._left_title.get_text() for axes in figure.axes} - {""} == {
+        "world-cqa → world-mmlu",
+        "world-mmlu-stem → world-mmlu-ss",
+    }
+    sweeps = [record["result"]["arms"]["none"]["epochs"] for record in records["sweep"] if record["settings"]["task"] == "world-cqa"]
+    nll, auroc = figure.axes[1].lines[1], figure.axes[3].lines[2]  # after the line of chance
+    assert nll.get_ydata() == pytest.approx(
+        [statistics.fmean(epochs[str(epoch)]["ood"]["ensemble"]["nll"] for epochs in sweeps) for epoch in SMALL.snapshots]
+    )
+    assert auroc.get_ydata() == pytest.approx(
+        [statistics.fmean(epochs[str(epoch)]["ensemble"]["ood_auroc"] for epochs in sweeps) for epoch in SMALL.snapshots]
+    )
+
+
+def test_figure_5_without_another_distribution_says_so(records: Records) -> None:
+    bare = copy.deepcopy({"sweep": records["sweep"]})
+    for record in bare["sweep"]:
+        for arm in record["result"]["arms"].values():
+            for row in arm.get("epochs", {}).values():
+                row.pop("ood", None)
+    with pytest.raises(DataError, match="no task of these records has questions out of distribution"):
+        figure_5.draw(bare)
+
+
+def test_figure_6_averages_subsets_and_seeds(records: Records) -> None:
+    curve = figure_6.by_size(records["pool"], "none", "ece")
+    assert list(curve) == [1, 2, 3, 5]
+    expected = [one["ece"] for record in records["pool"] for one in record["result"]["none"]["3"]]
+    assert curve[3].mean == pytest.approx(statistics.fmean(expected))
+    assert curve[3].std == pytest.approx(statistics.stdev(expected))
+
+
+def test_figure_7_joins_single_member_and_ensemble_of_every_source(records: Records) -> None:
+    figure = figure_7.draw(records)
+    assert all(len(axes.texts) == 6 for axes in figure.axes)  # an arrow a source, with and without decay
+
+
+def test_pooled_reliability_gives_the_ece_of_all_answers_together() -> None:
+    one = {"confidences": [0.9, 0.5], "accuracies": [0.8, 0.5], "counts": [10, 30]}
+    other = {"confidences": [0.92, 0.99], "accuracies": [0.6, 1.0], "counts": [30, 9]}
+    confidences, accuracies, counts = reliability.pooled([one, other])
+    assert counts == [30, 40]  # the bin of 9 is too small to be drawn
+    assert confidences == pytest.approx([0.5, (0.9 * 10 + 0.92 * 30) / 40])
+    assert accuracies == pytest.approx([0.5, (0.8 * 10 + 0.6 * 30) / 40])
+
+
+def test_agreement_is_the_mean_matrix_and_its_pairs(records: Records) -> None:
+    found = [record for record in records["sweep"] if record["settings"]["task"] == "world-cqa"]
+    first, second = (record["result"]["arms"]["none"]["agreement"] for record in found)
+    matrix = agreement.mean_matrix(found)
+    assert matrix[2][0] == pytest.approx((first[2][0] + second[2][0]) / 2)
+    assert agreement.outside_diagonal(matrix) == pytest.approx([matrix[1][0], matrix[2][0], matrix[2][1]])
+
+
+def test_gain_is_up_where_the_ensemble_is_better(records: Records) -> None:
+    record = records["sweep"][0]
+    row = record["result"]["arms"]["none"]["epochs"]["4"]
+    member = statistics.fmean(one["nll"] for one in row["members"])
+    ((x, y),) = correlation.gains(record, "none", "nll", -1)
+    assert x == record["result"]["arms"]["none"]["correlation"]
+    assert y == pytest.approx(member - row["ensemble"]["nll"])
+
+
+def test_the_one_strength_of_decay_is_the_grids() -> None:
+    arms = {name: {} for name in ("none", "decay of B 0.005", "decay of B 0.025", "decay of B 0.05")}
+    assert decay_arm({"settings": {"decay": 0.025}, "result": {"arms": arms}}) == "decay of B 0.025"
+    assert decay_arm({"settings": {"decay": 0.1}, "result": {"arms": arms}}) == "decay of B 0.05"
+    with pytest.raises(DataError, match="no arm with decay of B"):
+        decay_arm({"settings": {}, "result": {"arms": {"none": {}}}})
+
+
+def test_records_of_two_grids_are_refused(records: Records) -> None:
+    mixed = copy.deepcopy(records)
+    mixed["sweep"][0]["settings"]["members"] = 4
+    with pytest.raises(DataError, match="different settings \\(members: 4 and 3\\); keep the records of one grid in a folder"):
+        check_one_grid(mixed)
+    twice = {"sweep": [records["sweep"][0], records["sweep"][0]]}
+    with pytest.raises(DataError, match="two records of the kind 'sweep', task 'world-cqa' and seed 0"):
+        check_one_grid(twice)
+
+
+def numbers(cell: str) -> list[float]:
+    return [float(one) for one in re.findall(r"-?\d+\.\d+", cell)]
+
+
+def test_table_1_holds_both_ensembles_by_task(records: Records) -> None:
+    table = tables.table_1(records)
+    assert [row[0] for row in table.rows] == ["world-cqa", "world-mmlu-stem"]
+    ours = values(records, "none", "accuracy", "ensemble", 4)
+    last = [record["result"]["ensemble"]["accuracy"] for record in records["last_layer"] if record["settings"]["task"] == "world-cqa"]
+    assert numbers(table.rows[0][1]) == pytest.approx([statistics.fmean(ours), statistics.stdev(ours)], abs=6e-4)
+    assert numbers(table.rows[0][2]) == pytest.approx([statistics.fmean(last), statistics.stdev(last)], abs=6e-4)
+
+
+def test_table_1_without_last_layer_is_refused() -> None:
+    with pytest.raises(DataError, match="no record of the kind 'last_layer'"):
+        tables.table_1(study_records(without=("last_layer",)))
+
+
+def test_table_2_shows_sizes_where_records_hold_them(records: Records) -> None:
+    assert tables.table_2(records).rows[0] == ("world-cqa", "at most 40", "80", "-", "8741", "1221", "5")
+    sized = copy.deepcopy(records)
+    for record in sized["sweep"]:
+        record["result"]["sizes"] = {"train": 40, "validation": 80, "options": [4, 5]}
+    assert tables.table_2(sized).rows[0] == ("world-cqa", "40", "80", "4, 5", "8741", "1221", "5")
+
+
+def test_side_by_side_compares_on_the_settings_that_all_methods_have(records: Records) -> None:
+    fewer = copy.deepcopy(records)
+    fewer["last_layer"] = [record for record in fewer["last_layer"] if record["settings"]["task"] == "world-cqa"]
+    rows = {row[0]: row for row in tables.side_by_side(fewer).rows}
+    expected = statistics.fmean(values(records, "none", "nll", "ensemble", 4, task="world-cqa"))
+    assert numbers(rows["ensemble"][2])[0] == pytest.approx(expected, abs=6e-4)
+    both = {row[0]: row for row in tables.side_by_side(records).rows}
+    expected = statistics.fmean(
+        values(records, "none", "nll", "ensemble", 4) + values(records, "none", "nll", "ensemble", 4, task="world-mmlu-stem")
+    )
+    assert numbers(both["ensemble"][2])[0] == pytest.approx(expected, abs=6e-4)
+
+
+def test_a_further_kind_of_ensemble_is_a_method(records: Records) -> None:
+    more = {**records, "batch_ensemble": records["last_layer"]}
+    assert "batch ensemble" in tables.methods(more)
+    assert [row[0] for row in tables.methods_by_task(more, "ece").rows].count("batch ensemble") == 1
+
+
+def test_costs_count_parameters_where_records_hold_them(records: Records) -> None:
+    rows = {row[0]: row for row in tables.costs(records).rows}
+    assert rows["ensemble"][1:] == ("3 adapters", "1 stacked run of 3", "1, of 3 rows")
+    assert rows["MC dropout"][1:] == ("1 adapter", "1 run", "3")
+    assert rows["last-layer ensemble"][1] == "3 sets of label rows"
+    counted = copy.deepcopy(records)
+    for record in counted["sweep"]:
+        record["result"] |= {"trained_parameters": 1000, "seconds": 30.0}
+    assert {row[0]: row[1] for row in tables.costs(counted).rows}["ensemble"] == "3 adapters = 3,000"
+    assert tables.seconds(records) is None
+    assert tables.seconds(counted).rows == (("sweep", "4", "30 ± 0", "2.0"),)
+
+
+def test_diversity_has_a_row_for_each_arm_of_members(records: Records) -> None:
+    rows = {row[0]: row for row in tables.diversity(records).rows}
+    assert "MC dropout" not in rows
+    expected = statistics.fmean(record["result"]["arms"]["dropout"]["correlation"] for record in records["sweep"])
+    assert numbers(rows["dropout"][2])[0] == pytest.approx(expected, abs=6e-4)
