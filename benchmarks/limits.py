@@ -43,12 +43,15 @@ def peak(device: torch.device | str = "cpu", *, dtype: torch.dtype = torch.float
                 return known
     size = 8192 if kind.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=kind).to(dtype) for _ in range(2))
+    products: list[Callable[[], object]] = [lambda: left @ right]
+    if kind.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # twice as fast as torch's own on some processors
+        products.append(lambda: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], ""))
     target = torch.empty(2**28 if kind.type == "cuda" else 2**25, device=kind)  # far beyond any cache
     source = torch.ones_like(target)
-    product = _best_seconds(lambda: left @ right, kind)
+    product = min(_best_seconds(one, kind) for one in products)
     copied = _best_seconds(lambda: target.copy_(source), kind)
     moved = 2 * source.numel() * source.element_size()
-    source_said = f"measured in this run: a product of {size}^3 in {str(dtype).removeprefix('torch.')} and a copy of {moved} bytes"
+    source_said = f"measured in this run: a product of {size}^3 in {str(dtype).removeprefix('torch.')}, a copy of {moved} bytes"
     return Peak(2 * size**3 / product, moved / copied, source_said)
 
 

@@ -3,6 +3,8 @@
   A   Hugging Face's Trainer on a PEFT model, with logging, evaluation and saving switched off
   A'  the plain PEFT loop of someone who measures: rows tokenised and padded on the right beforehand, so that no mask is needed; no cache;
       the head at the answers alone; the base's dtype throughout, with fp32 masters where that is not fp32; fused AdamW
+  A'+ the same with the library's own products of frozen weights on a CPU (`lora_ensembles.products`), which need no stacking but are in no
+      PEFT: A' over A'+ is what they give, the rest is the library's
   B   PEFT's `adapter_names`: the rows of all members in one batch of one model. PEFT refuses it in training mode, so the model is in
       evaluation mode with gradients on; else as A'
 
@@ -16,7 +18,8 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +34,7 @@ from workloads import sharing
 from lora_ensembles import LoraEnsemble, TrainConfig
 from lora_ensembles.batches import epoch_order
 from lora_ensembles.lora import MemberWeights
+from lora_ensembles.products import frozen_products
 from lora_ensembles.tasks import EncodedExample
 
 PREFIX = "base_model.model."
@@ -157,9 +161,10 @@ class Masters:
 
 
 class TunedPeft:
-    """Arm A': one member after another."""
+    """Arm A': one member after another; A'+ with `products`."""
 
-    def __init__(self, work: Work):
+    def __init__(self, work: Work, *, products: bool = False):
+        self.products: Callable[[], AbstractContextManager[None]] = frozen_products if products else nullcontext
         self.work, self.rows = work, Rows.of(work.encoded, work.base.device)
         self.model = wrap(work, ["default"])
         self.inner = self.model.get_base_model()
@@ -169,7 +174,7 @@ class TunedPeft:
         work = self.work
         put(self.model, work.initial[member])
         optimizer = Masters(self.model, work.config)
-        with clocked(self.inner, work.base.device) as clock:
+        with self.products(), clocked(self.inner, work.base.device) as clock:
             for step in range(work.steps):
                 ids, last, answers = self.rows.batch(work.indices(member, step))
                 hidden = self.inner.model(input_ids=ids, use_cache=False).last_hidden_state
