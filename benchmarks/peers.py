@@ -2,7 +2,8 @@
 
   A   Hugging Face's Trainer on a PEFT model, with logging, evaluation and saving switched off
   A'  the plain PEFT loop of someone who measures: rows tokenised and padded on the right beforehand, so that no mask is needed; no cache;
-      the head at the answers alone; the base's dtype throughout, with fp32 masters where that is not fp32; fused AdamW
+      the head at the answers alone; the base's dtype throughout, with fp32 masters where that is not fp32; fused AdamW; on a CPU the
+      library's own way to multiply by frozen weights, which needs no stacking
   B   PEFT's `adapter_names`: the rows of all members in one batch of one model. PEFT refuses it in training mode, so the model is in
       evaluation mode with gradients on; else as A'
 
@@ -31,6 +32,7 @@ from workloads import sharing
 from lora_ensembles import LoraEnsemble, TrainConfig
 from lora_ensembles.batches import epoch_order
 from lora_ensembles.lora import MemberWeights
+from lora_ensembles.products import frozen_products
 from lora_ensembles.tasks import EncodedExample
 
 PREFIX = "base_model.model."
@@ -169,7 +171,7 @@ class TunedPeft:
         work = self.work
         put(self.model, work.initial[member])
         optimizer = Masters(self.model, work.config)
-        with clocked(self.inner, work.base.device) as clock:
+        with clocked(self.inner, work.base.device) as clock, frozen_products():
             for step in range(work.steps):
                 ids, last, answers = self.rows.batch(work.indices(member, step))
                 hidden = self.inner.model(input_ids=ids, use_cache=False).last_hidden_state
@@ -198,7 +200,7 @@ class MixedBatch:
         for name, weights in zip(self.names, work.initial, strict=True):
             put(self.model, weights, name)
         optimizer, members = Masters(self.model, work.config), len(self.names)
-        with clocked(self.inner, work.base.device) as clock:
+        with clocked(self.inner, work.base.device) as clock, frozen_products():
             for step in range(work.steps):
                 indices = torch.cat([work.indices(member, step) for member in range(members)])
                 ids, last, answers = self.rows.batch(indices)
