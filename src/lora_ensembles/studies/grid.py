@@ -82,13 +82,13 @@ PAPER = Grid(
 QUICK = Grid(
     "quick",
     tasks=("world-cqa", "world-mmlu-stem"),
-    snapshots=(1, 2, 3, 8),
+    snapshots=(1, 2, 3, 6),
     kl=(0.05,),
     decays=(0.025,),
     pool=10,
     pool_tasks=("world-mmlu-stem",),
     draws=4,
-    limit=(200, 200, 200),
+    limit=(150, 150, 150),
 )
 
 
