@@ -52,7 +52,7 @@ def peak(device: torch.device | str = "cpu", *, dtype: torch.dtype = torch.float
     return Peak(2 * size**3 / product, moved / copied, source_said)
 
 
-def _best_seconds(run: Callable[[], object], kind: torch.device, *, times: int = 8) -> float:
+def _best_seconds(run: Callable[[], object], kind: torch.device, *, times: int = 24) -> float:
     best = float("inf")
     for _ in range(times):
         begin = time.perf_counter()

@@ -105,7 +105,7 @@ def sizes(row: Row) -> str:
         return ""
     shape = row["shape"]
     said = f"{shape['layers']} layers of {shape['hidden']}, M = {row['members']}"
-    for name, words in (("batch", "b"), ("rows", "B"), ("prompt", "prompt"), ("questions", "N"), ("tokens_a_row", "S")):
+    for name, words in (("batch", "b"), ("rows", "B"), ("prompt", "prompt"), ("questions", "N"), ("tokens_a_row", "S"), ("length", "S")):
         if name in row:
             said += f", {words} {row[name]:.0f}"
     return said + (" (scaled down)" if row.get("scaled") else "")

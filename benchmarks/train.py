@@ -30,9 +30,9 @@ PROFILES = {
     "T7": Profile("0.5B", 32, (4,), 128, {}, at_most={"growth": 1.15}, steps=4, kind="members"),
 }
 SMALL = {  # the same on every device
-    "toy": Profile("toy", 8, (4,), 32, {"A": 3.0}, steps=10),
+    "toy": Profile("toy", 8, (2,), 16, {"A": 3.0}, steps=12),
     "hidden512": Profile("hidden512", 8, (4,), 32, {"A": 1.5, "A'": 1.0}, steps=4),
-    "tokens": Profile("hidden512", 8, (1, 2, 4, 8), 16, {}, steps=4, kind="tokens"),
+    "tokens": Profile("toy", 8, (1, 2, 4, 8, 16), 16, {}, steps=8, kind="tokens"),
     "demo": Profile("embedded", 5, (16,), 0, {"A'": 1.5}, steps=8, kind="demo"),
     "tiny": Profile("tiny", 2, (2,), 8, {}, steps=3),
     "tiny-T5": Profile("tiny", 2, (2,), 8, {}, steps=3, kind="kl"),
