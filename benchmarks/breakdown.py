@@ -29,7 +29,7 @@ BACKWARD = "autograd::engine::evaluate_function"
 STEP = "embedding"  # the mark that begins a pass
 # Parts of the loop outside the base, by where they are; one that is not there (any more) is named in the record.
 FUNCTIONS = {
-    "lora_ensembles.training._batch_indices": "data",
+    "lora_ensembles.batches.MemberOrders.batch": "data",
     "lora_ensembles.batches.TokenTable.gather": "data",
     "lora_ensembles.batches.Batch.answer_tokens": "data",
     "lora_ensembles.answer_losses._terms": "loss",

@@ -5,7 +5,7 @@
       the head at the answers alone; the base's dtype throughout, with fp32 masters where that is not fp32; fused AdamW; on a CPU the
       library's own way to multiply by frozen weights, which needs no stacking
   B   PEFT's `adapter_names`: the rows of all members in one batch of one model. PEFT refuses it in training mode, so the model is in
-      evaluation mode with gradients on; else as A'
+      evaluation mode with gradients on; it adds to the base's products in place, so these stay torch's own; else as A'
 
 All see the rows that a member of the stack sees, in its order, and leave its weights.
 
@@ -200,7 +200,7 @@ class MixedBatch:
         for name, weights in zip(self.names, work.initial, strict=True):
             put(self.model, weights, name)
         optimizer, members = Masters(self.model, work.config), len(self.names)
-        with clocked(self.inner, work.base.device) as clock, frozen_products():
+        with clocked(self.inner, work.base.device) as clock:
             for step in range(work.steps):
                 indices = torch.cat([work.indices(member, step) for member in range(members)])
                 ids, last, answers = self.rows.batch(indices)
