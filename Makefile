@@ -32,7 +32,7 @@ demo: $(INSTALLED)
 	$(BIN)/lora-ensembles demo --out "$(OUT)" --overwrite --json
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 # The page is written whether all rows hold or not, and says which do; nothing is printed after the line of JSON.
 bench: $(INSTALLED)

@@ -2,11 +2,10 @@
 
   A   Hugging Face's Trainer on a PEFT model, with logging, evaluation and saving switched off
   A'  the plain PEFT loop of someone who measures: rows tokenised and padded on the right beforehand, so that no mask is needed; no cache;
-      the head at the answers alone; the base's dtype throughout, with fp32 masters where that is not fp32; fused AdamW
-  A'+ the same with the library's own products of frozen weights on a CPU (`lora_ensembles.products`), which need no stacking but are in no
-      PEFT: A' over A'+ is what they give, the rest is the library's
+      the head at the answers alone; the base's dtype throughout, with fp32 masters where that is not fp32; fused AdamW; on a CPU the
+      library's own way to multiply by frozen weights, which needs no stacking
   B   PEFT's `adapter_names`: the rows of all members in one batch of one model. PEFT refuses it in training mode, so the model is in
-      evaluation mode with gradients on; else as A'
+      evaluation mode with gradients on; it adds to the base's products in place, so these stay torch's own; else as A'
 
 All see the rows that a member of the stack sees, in its order, and leave its weights.
 
@@ -18,8 +17,7 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,10 +159,9 @@ class Masters:
 
 
 class TunedPeft:
-    """Arm A': one member after another; A'+ with `products`."""
+    """Arm A': one member after another."""
 
-    def __init__(self, work: Work, *, products: bool = False):
-        self.products: Callable[[], AbstractContextManager[None]] = frozen_products if products else nullcontext
+    def __init__(self, work: Work):
         self.work, self.rows = work, Rows.of(work.encoded, work.base.device)
         self.model = wrap(work, ["default"])
         self.inner = self.model.get_base_model()
@@ -174,7 +171,7 @@ class TunedPeft:
         work = self.work
         put(self.model, work.initial[member])
         optimizer = Masters(self.model, work.config)
-        with self.products(), clocked(self.inner, work.base.device) as clock:
+        with clocked(self.inner, work.base.device) as clock, frozen_products():
             for step in range(work.steps):
                 ids, last, answers = self.rows.batch(work.indices(member, step))
                 hidden = self.inner.model(input_ids=ids, use_cache=False).last_hidden_state

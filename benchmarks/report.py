@@ -47,8 +47,8 @@ Arms, all in one process on the same tokens, taken in turn, median over windows,
 - **the library**: M members stacked, one pass for all
 - **A**: M PEFT models one after another, by Hugging Face's `Trainer` in training, by a usual script in scoring and decoding
 - **A'**: the best plain loop without stacking: rows tokenised and padded on the right beforehand, no mask, no cache, the head at the
-  answers alone, no casts, fused AdamW; in decoding, members merged into bases of their own
-- **A'+**, among the others: A' with the library's own products of frozen weights on a CPU, which need no stacking but are in no PEFT
+  answers alone, no casts, fused AdamW, and on a CPU the library's own products of frozen weights; in decoding, members merged into bases
+  of their own
 - **B**: PEFT's mixed batch, `adapter_names`
 - **C**: the limit, which is arithmetic: below
 
@@ -131,7 +131,7 @@ def verdicts(rows: Sequence[Row]) -> str:
     """Where the library wins against its strongest peer, and where not, with the reason that the numbers give."""
     lines = []
     for row in rows:
-        peers = {name: value for name, value in row["ratios"].items() if name in ("A'", "A'+", "B", "unshared", "live")}
+        peers = {name: value for name, value in row["ratios"].items() if name in ("A'", "B", "unshared", "live")}
         if not peers:
             continue
         name = min(peers, key=lambda peer: peers[peer])

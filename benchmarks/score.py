@@ -33,6 +33,7 @@ from workloads import SHAPES, Shape, build, questions, scaled, sharing, tokenize
 
 from lora_ensembles import FewShot, LoraEnsemble, TrainConfig
 from lora_ensembles.baselines.few_shot import render_demonstration
+from lora_ensembles.products import frozen_products
 from lora_ensembles.tasks import EncodedExample, Example, encode_examples
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats: most difference of log-probabilities
@@ -116,8 +117,9 @@ def tuned_answer(body: Any, head: Any) -> Answer:
     """Without a mask, without a cache, with the head at the last position of each row."""
 
     def answer(ids: Tensor, _mask: Tensor | None, last: Tensor) -> Tensor:
-        hidden = body(input_ids=ids, use_cache=False).last_hidden_state
-        logits: Tensor = head(hidden[torch.arange(len(ids), device=ids.device), last])
+        with frozen_products():  # as the library's own passes do; it needs no stacking
+            hidden = body(input_ids=ids, use_cache=False).last_hidden_state
+            logits: Tensor = head(hidden[torch.arange(len(ids), device=ids.device), last])
         return logits[None]
 
     return answer

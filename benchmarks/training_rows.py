@@ -30,7 +30,6 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 makes more of it where a gradient is as small as rounding. In bf16 the arms round at different places, and weights wander apart."""
 
 MEMBERS = (1, 2, 4, 8, 16, 32)
-PEERS = "A A' A'+ B"
 
 
 @dataclass(frozen=True)
@@ -118,10 +117,9 @@ def rows_of(name: str, profile: Profile, place: Place) -> list[dict[str, Any]]:
     return [arms_row(setting, place, must={} if place.small else profile.must) for setting in settings]
 
 
-def arms_row(setting: Setting, place: Place, *, must: dict[str, float], peers: str = PEERS) -> dict[str, Any]:
+def arms_row(setting: Setting, place: Place, *, must: dict[str, float], peers: str = "A A' B") -> dict[str, Any]:
     """The stack against PEFT's arms and the limit, and whether all ended at the same weights."""
-    on_cpu = setting.device.type == "cpu"
-    arms = {name: _peer(name, setting.work) for name in peers.split() if on_cpu or name != "A'+"}
+    arms = {name: _peer(name, setting.work) for name in peers.split()}
     apart: dict[str, float] = dict.fromkeys(arms, 0.0)
 
     def run_peer(name: str) -> float:
@@ -159,7 +157,7 @@ def _peer(name: str, work: Work) -> Callable[[Callable[[int, Any], None]], float
             return seconds
 
         return run_mixed
-    one: Any = HuggingFaceTrainer(work) if name == "A" else TunedPeft(work, products=name == "A'+")
+    one: Any = HuggingFaceTrainer(work) if name == "A" else TunedPeft(work)
 
     def run_each(show: Callable[[int, Any], None]) -> float:
         seconds = 0.0
@@ -277,7 +275,7 @@ def tokens_row(name: str, profile: Profile, place: Place) -> dict[str, Any]:
     for batch in profile.batch:
         setting = prepare(name, profile, place, batch=batch, members=profile.members, base=base)
         base = setting.base
-        row = arms_row(setting, place, must={}, peers="A' A'+ B")
+        row = arms_row(setting, place, must={}, peers="A' B")
         curve.append({one: row[one] for one in ("batch", "tokens_a_step", "tokens_a_second", "ratios", "exact")})
     ratios = {one: min(point["ratios"][one] for point in curve) for one in curve[0]["ratios"]}
     return row | {"curve": curve, "ratios": ratios, "ok": all(point["exact"]["ok"] for point in curve)}

@@ -13,6 +13,10 @@ import numpy
 import pytest
 import torch
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; threads of each would wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+    torch.set_num_threads(1)
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA_VARIABLE = "LORA_ENSEMBLES_DATA"
 
