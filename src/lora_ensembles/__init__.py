@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     )
     from .config import TrainConfig
     from .embedded import load_base, resolve_base
-    from .ensemble import LoraEnsemble, MemberSeeds, member_seeds
+    from .ensemble import LoraEnsemble
     from .errors import (
         AdapterError,
         CheckpointError,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from .generated_text import GeneratedText, TokenUncertainty, UncertaintyStreamer, generate_text, token_uncertainty
+    from .heads import HeadConfig
     from .intervals import Interval, bootstrap_interval, paired_difference
     from .lora import StackedLoraLinear, fold_members, unfold_members
     from .metrics import (
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .prediction import Prediction, Predictor, predict
     from .presets import preset
     from .records import prediction_records
+    from .seeds import MemberSeeds, member_seeds
     from .tasks import (
         ColumnMapping,
         Completion,
@@ -79,6 +81,7 @@ __all__ = [
     "Example",
     "FewShot",
     "GeneratedText",
+    "HeadConfig",
     "Interval",
     "LastLayerEnsemble",
     "LoraEnsemble",
@@ -149,9 +152,10 @@ _HOMES = {
     "completion_scores": "CompletionMetrics CompletionScores evaluate_completion_members evaluate_completions score_completions",
     "config": "TrainConfig",
     "embedded": "load_base resolve_base",
-    "ensemble": "LoraEnsemble MemberSeeds member_seeds",
+    "ensemble": "LoraEnsemble",
     "errors": "AdapterError CheckpointError ConfigError DataError LoraEnsemblesError MissingExtraError TrainingError",
     "generated_text": "GeneratedText TokenUncertainty UncertaintyStreamer generate_text token_uncertainty",
+    "heads": "HeadConfig",
     "intervals": "Interval bootstrap_interval paired_difference",
     "lora": "StackedLoraLinear fold_members unfold_members",
     "metrics": "Metrics accuracy accuracy_coverage brier coverage_area ece "
@@ -159,6 +163,7 @@ _HOMES = {
     "prediction": "Prediction Predictor predict",
     "presets": "preset",
     "records": "prediction_records",
+    "seeds": "MemberSeeds member_seeds",
     "tasks": "ColumnMapping Completion CompletionTask Example Message Task completions_from_files load_completions "
     "load_file load_ood load_task task_from_files task_names",
     "training": "TrainResult train",

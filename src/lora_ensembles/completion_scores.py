@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from .batches import AnswerTokens, TokenTable
-from .ensemble import SCORING_ROWS, LoraEnsemble, context_window
+from .ensemble import LoraEnsemble
 from .errors import ConfigError, DataError
 from .forward import head_logits, hidden_at, logits_at, places_at_once
 from .metrics import MemberSpread
 from .objectives import answer_loss
-from .reading import scored_in_parts
+from .reading import SCORING_ROWS, context_window, scored_in_parts
 from .tasks import Completion, encode_completions
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the command line makes its flags of these fields, without w
     from torch import Tensor
 
 PerMember = float | Sequence[float]  # one number for all members, or one for each
-PER_MEMBER_FIELDS = ("learning_rate", "weight_decay_a", "weight_decay_b", "kl_weight", "dropout")
+PER_MEMBER_FIELDS = ("learning_rate", "weight_decay_a", "weight_decay_b", "weight_decay_head", "kl_weight", "dropout")
 OVERLONG = ("error", "left")
 OPTIONAL_COUNTS = ("max_rows", "checkpoint_every", "length_window")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -30,6 +30,7 @@ class TrainConfig:
         learning_rate: step size of AdamW.
         weight_decay_a, weight_decay_b: decoupled decay of the A and the B matrices; B <- B - lr * adam(g) - lr * decay * B (Eq. 5 of
             arXiv:2310.00035 as read here). learning_rate * decay must stay below 1.
+        weight_decay_head: the same of the members' own heads, biases included; a causal language model's members have none.
         kl_weight: beta of Eq. 4, the weight of D_KL(fine-tuned || base) at the answer over the full vocabulary.
         dropout: probability of dropping a feature of the adapters' input; None takes the adapter config's `lora_dropout`.
         schedule: "constant", or "linear" or "cosine" to zero after `warmup_steps` of linear rise.
@@ -59,6 +60,7 @@ class TrainConfig:
     learning_rate: PerMember = 2e-4
     weight_decay_a: PerMember = 0.01
     weight_decay_b: PerMember = 0.01
+    weight_decay_head: PerMember = 0.01
     kl_weight: PerMember = 0.0
     dropout: PerMember | None = None
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -103,7 +105,7 @@ class TrainConfig:
                     raise ConfigError(f"{name}={value}; it is a finite number of at least 0")
         if any(value >= 1 for value in _values(self.dropout)):
             raise ConfigError(f"dropout={self.dropout}; it is a probability below 1")
-        for decay_name in ("weight_decay_a", "weight_decay_b"):
+        for decay_name in ("weight_decay_a", "weight_decay_b", "weight_decay_head"):
             for rate, decay in _pairs(self.learning_rate, getattr(self, decay_name)):
                 if rate * decay >= 1:
                     raise ConfigError(

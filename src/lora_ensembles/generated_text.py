@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from .ensemble import context_window
 from .errors import ConfigError, DataError
 from .generation import mean_log_probs
 from .memory import ran_out_of_memory
+from .reading import context_window
 from .scoring import pad_rows
 from .tasks import Prompt, encode_prompts
 from .uncertainty import split_entropy

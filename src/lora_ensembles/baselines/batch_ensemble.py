@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from ..adapters import default_adapter_config, initial_weights, keep_differentiable
 from ..batches import TokenTable
 from ..config import TrainConfig
-from ..ensemble import SCORING_ROWS, member_seeds
 from ..errors import AdapterError, ConfigError
 from ..forward import answer_logits, logits_at
 from ..lora import StackedLoraLinear, StackPlan, fold_members, unfold_members
 from ..objectives import answer_loss, answer_right, kl_to_base
+from ..reading import SCORING_ROWS
+from ..seeds import member_seeds
 from ..tasks import Example
 from ..training import TrainResult
 from .fitting import Flat, answer_states, check_settings, fit, score_members, training_rows

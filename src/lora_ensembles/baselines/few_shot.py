@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..ensemble import SCORING_ROWS, context_window
 from ..errors import ConfigError, DataError
 from ..forward import answer_logits, read_prefix
-from ..reading import scored_in_parts
+from ..reading import SCORING_ROWS, context_window, scored_in_parts
 from ..scoring import AnswerLogits, score_labels
 from ..tasks import Example, encode_examples
 

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from ..batches import TokenTable, encode_rows, epoch_order, split_step
 from ..config import TrainConfig, schedule_factor
-from ..ensemble import SCORING_ROWS, MemberSeeds, context_window
 from ..errors import ConfigError, TrainingError
 from ..forward import hidden_at
 from ..lora import fold_members
 from ..memory import ran_out_of_memory
-from ..optim import AdamState, StackedAdamW, clip_per_member, gradient_norms
+from ..optim import StackedAdamW, clip_per_member, gradient_norms
+from ..reading import SCORING_ROWS, context_window
 from ..reporting import Reporter
 from ..scoring import AnswerLogits, score_labels
+from ..seeds import MemberSeeds
 from ..tasks import EncodedExample, Example, encode_examples
 from ..training import StepOutcome, TrainResult
 
@@ -103,9 +104,9 @@ def fit(trainee: Trainee, config: TrainConfig, *, seeds: Sequence[MemberSeeds], 
     """
     members, parameters = len(seeds), trainee.parameters
     rate, decay_a, decay_b = (
-        config.per_member(name, members).to(parameters[0].device)[:, None] for name in ("learning_rate", "weight_decay_a", "weight_decay_b")
+        config.per_member(name, members).to(parameters[0].device) for name in ("learning_rate", "weight_decay_a", "weight_decay_b")
     )
-    optimizer = StackedAdamW(rate, decay_a, decay_b, AdamState.zeros_like(parameters[0]), AdamState.zeros_like(parameters[1]))
+    optimizer = StackedAdamW.over(parameters, learning_rate=rate, decays=(decay_a, decay_b))
     per_epoch = math.ceil(count / config.batch_size)
     reporter = Reporter(None, total=per_epoch * config.epochs, first=0, members=members, show=progress)
     result = TrainResult([], {})

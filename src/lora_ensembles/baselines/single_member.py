@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ensemble import SCORING_ROWS, LoraEnsemble
+from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
 from ..prediction import Predictor
+from ..reading import SCORING_ROWS
 from ..tasks import Example
 from .fitting import score_members
 
