@@ -15,7 +15,7 @@ from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lora_ensembles import LoraEnsemble
+from lora_ensembles import HeadConfig, LoraEnsemble
 from lora_ensembles.tasks import Example
 
 WORDS = "the red fox saw a small bird near an old river and went home why what does it say is good bad".split()
@@ -100,13 +100,17 @@ def adapter_config(name: str = "bert", *, dropout: float = 0.0) -> LoraConfig:
 
 
 def build_ensemble(
-    name: str = "bert", kind: str = "multiple-choice", *, members: int = 3, random_b: bool = False, init: str = "fresh"
+    name: str = "bert",
+    kind: str = "multiple-choice",
+    *,
+    members: int = 3,
+    random_b: bool = False,
+    init: str = "fresh",
+    dtype: torch.dtype = torch.float32,
 ) -> LoraEnsemble:
     """An ensemble on a fresh base; with `random_b` its members' B are not PEFT's zeros."""
-    from lora_ensembles import HeadConfig
-
     head = HeadConfig(kind, init=init)  # type: ignore[arg-type]
-    ensemble = LoraEnsemble(build(name, kind), tokenizer(), members=members, adapter=adapter_config(name), head=head)
+    ensemble = LoraEnsemble(build(name, kind, dtype=dtype), tokenizer(), members=members, adapter=adapter_config(name), head=head)
     if random_b:
         generator = torch.Generator().manual_seed(5)
         ensemble.stack.b.copy_(0.2 * torch.randn(ensemble.stack.b.shape, generator=generator))

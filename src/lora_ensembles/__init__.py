@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from .generated_text import GeneratedText, TokenUncertainty, UncertaintyStreamer, generate_text, token_uncertainty
-    from .heads import HeadConfig
+    from .heads import HeadConfig, RewardPrediction, predict_rewards
     from .intervals import Interval, bootstrap_interval, paired_difference
     from .lora import StackedLoraLinear, fold_members, unfold_members
     from .metrics import (
@@ -60,7 +60,10 @@ if TYPE_CHECKING:
         load_completions,
         load_file,
         load_ood,
+        load_preferences,
         load_task,
+        preference,
+        preferences_from_files,
         task_from_files,
         task_names,
     )
@@ -93,6 +96,7 @@ __all__ = [
     "MissingExtraError",
     "Prediction",
     "Predictor",
+    "RewardPrediction",
     "SingleMember",
     "StackedLoraLinear",
     "Task",
@@ -122,6 +126,7 @@ __all__ = [
     "load_completions",
     "load_file",
     "load_ood",
+    "load_preferences",
     "load_task",
     "member_seeds",
     "mutual_information",
@@ -129,7 +134,10 @@ __all__ = [
     "ood_auroc",
     "paired_difference",
     "predict",
+    "predict_rewards",
     "prediction_records",
+    "preference",
+    "preferences_from_files",
     "preset",
     "reliability_bins",
     "resolve_base",
@@ -155,7 +163,7 @@ _HOMES = {
     "ensemble": "LoraEnsemble",
     "errors": "AdapterError CheckpointError ConfigError DataError LoraEnsemblesError MissingExtraError TrainingError",
     "generated_text": "GeneratedText TokenUncertainty UncertaintyStreamer generate_text token_uncertainty",
-    "heads": "HeadConfig",
+    "heads": "HeadConfig RewardPrediction predict_rewards",
     "intervals": "Interval bootstrap_interval paired_difference",
     "lora": "StackedLoraLinear fold_members unfold_members",
     "metrics": "Metrics accuracy accuracy_coverage brier coverage_area ece "
@@ -165,7 +173,7 @@ _HOMES = {
     "records": "prediction_records",
     "seeds": "MemberSeeds member_seeds",
     "tasks": "ColumnMapping Completion CompletionTask Example Message Task completions_from_files load_completions "
-    "load_file load_ood load_task task_from_files task_names",
+    "load_file load_ood load_preferences load_task preference preferences_from_files task_from_files task_names",
     "training": "TrainResult train",
     "uncertainty": "disagreement expected_entropy mutual_information total_entropy variation_ratio",
 }

@@ -122,8 +122,9 @@ def score_completions(ensemble: LoraEnsemble, examples: Sequence[Completion], *,
 
     Raises:
         DataError: no examples; one without a completion, or whose prompt or completion cannot be used.
-        ConfigError: `max_rows` below 1; or memory does not hold a single row.
+        ConfigError: `max_rows` below 1; or memory does not hold a single row; or the members have heads of their own.
     """
+    ensemble.check_causal("scoring open answers")
     if not examples:
         raise DataError("no examples to score; give at least one")
     if max_rows is not None and max_rows < 1:

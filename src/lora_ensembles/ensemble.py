@@ -202,6 +202,15 @@ class LoraEnsemble:
         """What the members say about examples."""
         return head_of(self.info.head)
 
+    def check_causal(self, what: str) -> None:
+        """Refuse what only a causal language model can do.
+
+        Raises:
+            ConfigError: the members have heads of their own.
+        """
+        if self.info.head.owned:
+            raise ConfigError(f"{what} needs a causal language model, and these members have {self.info.head.kind} heads; use predict")
+
     @property
     def pad_id(self) -> int:
         """Token id that fills rows on the right; any id does, since a causal model never sees it."""
@@ -284,7 +293,12 @@ class LoraEnsemble:
         return as_causal_lm(self, slice(index, index + 1))
 
     def __call__(self, input_ids: Tensor) -> Tensor:
-        """Next-token logits (M, B, T, V) of right-padded `input_ids`: (B, T) for all members alike, or (M, B, T)."""
+        """Next-token logits (M, B, T, V) of right-padded `input_ids`: (B, T) for all members alike, or (M, B, T).
+
+        Raises:
+            ConfigError: ids of another shape; or members with heads of their own, which `predict` asks.
+        """
+        self.check_causal("calling an ensemble")
         rows = self._member_rows(input_ids)
         with self.stack.running(rows=rows.shape[0] * rows.shape[1], tokens=rows.numel()), frozen_products():
             logits = self.base(input_ids=fold_members(rows), use_cache=False).logits

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import transformers
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING as MULTIPLE_CHOICE
 
 from ..errors import ConfigError, DataError
 
@@ -41,7 +44,8 @@ def resolve_base(
     """A base model by name, in evaluation mode, and its tokenizer: "embedded", a folder, or a name on the hub.
 
     `dtype` is "float32", "bfloat16" or "float16"; by default the one the weights are stored in. `head` says which of transformers' classes
-    it is loaded as: "causal-lm", "sequence-classification" (with `num_labels` classes) or "multiple-choice".
+    it is loaded as: "causal-lm", "sequence-classification" (with `num_labels` classes) or "multiple-choice" (a classifier of one label
+    where transformers has no such class, as for decoders). A head that the checkpoint lacks is drawn anew.
 
     Raises:
         DataError: the model cannot be loaded.
@@ -53,12 +57,16 @@ def resolve_base(
         raise DataError("the ensemble's base was built in code and has no name to load it by; pass base= and tokenizer=")
     embedded = name in ("embedded", EMBEDDED_BASE)
     source = str(FOLDER) if embedded else name
-    labels = {} if num_labels is None else {"num_labels": num_labels}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        base = getattr(transformers, AUTO[head]).from_pretrained(
-            source, revision=revision, dtype=DTYPES[dtype] if dtype else "auto", **labels
-        )
+        if head == "multiple-choice" and type(AutoConfig.from_pretrained(source, revision=revision)) not in MULTIPLE_CHOICE:
+            head, num_labels = "sequence-classification", 1
+        # A head of another number of classes is not the one that is wanted.
+        labels = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
+        with _without_report(head):
+            base = getattr(transformers, AUTO[head]).from_pretrained(
+                source, revision=revision, dtype=DTYPES[dtype] if dtype else "auto", **labels
+            )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
@@ -71,3 +79,15 @@ def resolve_base(
     if embedded:
         base.config._name_or_path = base.name_or_path = EMBEDDED_BASE
     return base.eval(), tokenizer
+
+
+@contextmanager
+def _without_report(head: str) -> Iterator[None]:
+    """While transformers does not list the weights of a head that a checkpoint lacks: members draw theirs."""
+    before = transformers.logging.get_verbosity()
+    if head != "causal-lm":
+        transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .kinds import HEAD_KINDS, HeadConfig, HeadKind, adapter_for, resolve_head
 from .passes import Head, TextHead, head_of, score_texts, text_scores
+from .rewards import RewardPrediction, predict_rewards
 from .table import Texts, TextTable
 from .texts import encode_texts, plain_table
 
@@ -12,6 +13,7 @@ __all__ = [
     "Head",
     "HeadConfig",
     "HeadKind",
+    "RewardPrediction",
     "TextHead",
     "TextTable",
     "Texts",
@@ -19,6 +21,7 @@ __all__ = [
     "encode_texts",
     "head_of",
     "plain_table",
+    "predict_rewards",
     "resolve_head",
     "score_texts",
     "text_scores",

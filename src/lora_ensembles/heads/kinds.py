@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from torch import Tensor, nn
+
 from ..adapters import HeadInit, default_adapter_config
 from ..errors import AdapterError, ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from torch import nn
 
 HeadKind = Literal["causal-lm", "sequence-classification", "multiple-choice", "reward"]
 HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
@@ -75,7 +76,8 @@ def resolve_head(base: nn.Module, asked: HeadConfig | HeadKind | None) -> HeadCo
     """The head that members on a base have: as asked, or what the base's class says.
 
     Raises:
-        ConfigError: an unknown kind, or one that the base is not made for; or a decoder that cannot tell padding from text.
+        ConfigError: an unknown kind, or one that the base is not made for; a decoder that cannot tell padding from text; or heads that
+            should begin as the base's, which is not trained.
     """
     config = asked if isinstance(asked, HeadConfig) else HeadConfig(asked)
     found, single = base_kind(base), False
@@ -84,6 +86,11 @@ def resolve_head(base: nn.Module, asked: HeadConfig | HeadKind | None) -> HeadCo
     config = replace(config, kind=config.kind or found)
     if config.kind != found and not (config.kind == "multiple-choice" and single):
         raise ConfigError(f"head {config.kind!r} on a {_described(base)}; it needs {NEEDED[str(config.kind)]}")
+    if config.init == "base" and config.owned and _head_drawn_anew(base):
+        raise ConfigError(
+            f"HeadConfig(init='base') on a {type(base).__name__} whose head was not in its checkpoint, so it was drawn anew; leave init at "
+            "'fresh', or load a checkpoint with a trained head"
+        )
     whole: Any = base.config
     if config.owned and getattr(whole.get_text_config(), "pad_token_id", None) is None:
         raise ConfigError(
@@ -99,6 +106,9 @@ def adapter_for(base: nn.Module, head: HeadConfig, config: LoraConfig | None) ->
     `modules_to_save`, where the config names none, are all modules of the base beside its body: the classifier of BERT, and that of RoBERTa
     with its dense layer, `pre_classifier` and `classifier` of DistilBERT, `pooler` and `classifier` of DeBERTa, `score` of a decoder.
 
+    A linear layer of the body that the checkpoint lacked, such as the pooler of RoBERTa's multiple choice, is a member's own as well: it
+    was drawn anew, and would be another one the next time that the base is loaded.
+
     Raises:
         AdapterError: neither the paper's nor PEFT's targets are known to be in the base; or it has no head beside its body.
     """
@@ -111,7 +121,7 @@ def adapter_for(base: nn.Module, head: HeadConfig, config: LoraConfig | None) ->
     # What PEFT wraps a member in: a classifier, or for a model that it has no class for, a plain model.
     prepared.task_type = "SEQ_CLS" if base_kind(base) == "sequence-classification" else None
     if not prepared.modules_to_save:
-        prepared.modules_to_save = _head_modules(base)
+        prepared.modules_to_save = [*_head_modules(base), *_drawn_anew(base)]
     return prepared
 
 
@@ -148,6 +158,26 @@ def _head_modules(base: nn.Module) -> list[str]:
             "LoraConfig(modules_to_save=[...])"
         )
     return found
+
+
+def _drawn_anew(base: nn.Module) -> list[str]:
+    """The linear layers of the body that `from_pretrained` found nothing for; none for a model that was built in code."""
+    body = str(getattr(base, "base_model_prefix", ""))
+    linear = [(name, module) for name, module in base.get_submodule(body).named_modules(prefix=body) if type(module) is nn.Linear]
+    if not any(loaded_by_transformers(module.weight) for _, module in linear):
+        return []
+    return [name for name, module in linear if not loaded_by_transformers(module.weight)]
+
+
+def _head_drawn_anew(base: nn.Module) -> bool:
+    marks = {name: loaded_by_transformers(parameter) for name, parameter in base.named_parameters()}
+    heads = tuple(f"{name}." for name in _head_modules(base))
+    return any(marks.values()) and not all(mark for name, mark in marks.items() if name.startswith(heads))
+
+
+def loaded_by_transformers(parameter: Tensor) -> bool:
+    """Whether `from_pretrained` read a parameter from a checkpoint: the mark that keeps it from initialising it."""
+    return bool(getattr(parameter, "_is_hf_initialized", False))
 
 
 def base_kind(base: nn.Module) -> HeadKind:

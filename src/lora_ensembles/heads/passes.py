@@ -83,9 +83,13 @@ class TextHead:
         assert self.config.kind is not None  # a resolved config says it
         return self.config.kind
 
+    def table(self, ensemble: LoraEnsemble, examples: Sequence[Example]) -> TextTable:
+        """The texts of examples."""
+        return encode_texts(examples, ensemble.base, ensemble.tokenizer, head=self.config, overlong=ensemble.info.overlong)
+
     def member_log_probs(self, ensemble: LoraEnsemble, examples: Sequence[Example], *, max_rows: int | None) -> Tensor:
         """log p of each class or option (M, N, C)."""
-        table = encode_texts(examples, ensemble.base, ensemble.tokenizer, head=self.config, overlong=ensemble.info.overlong)
+        table = self.table(ensemble, examples)
         return log_probs(table.per_example(self.scores(ensemble, table, max_rows=max_rows)))
 
     def scores(self, ensemble: LoraEnsemble, table: TextTable, *, max_rows: int | None) -> Tensor:

@@ -18,15 +18,20 @@ from ..scoring import pad_rows
 
 @dataclass(frozen=True)
 class Texts:
-    """Rows for one pass: ids (B, T), mask (B, T) of the tokens that are no padding, types (B, T) or None."""
+    """Rows for one pass: ids (B, T), mask (B, T) of the tokens that are no padding, types (B, T) or None.
+
+    `numbers` (B,), on the CPU, says which of the table's texts they are.
+    """
 
     ids: Tensor
     mask: Tensor
     types: Tensor | None
+    numbers: Tensor
 
     def repeated(self, copies: int) -> Texts:
         """`copies` times the same rows, one after the other."""
-        return Texts(*(None if one is None else one.repeat(copies, 1) for one in (self.ids, self.mask, self.types)))  # type: ignore[arg-type]
+        types = None if self.types is None else self.types.repeat(copies, 1)
+        return Texts(self.ids.repeat(copies, 1), self.mask.repeat(copies, 1), types, self.numbers.repeat(copies))
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,11 @@ class TextTable:
         return self.counts.cumsum(0) - self.counts
 
     @property
+    def owner(self) -> Tensor:
+        """(W,) the example that each text belongs to."""
+        return torch.arange(len(self)).repeat_interleave(self.counts)
+
+    @property
     def width(self) -> int:
         """The largest number of texts that an example has."""
         return int(self.counts.max())
@@ -100,8 +110,7 @@ class TextTable:
     @property
     def lengths(self) -> Tensor:
         """(N,) tokens of each example's longest text."""
-        owner = torch.arange(len(self)).repeat_interleave(self.counts)
-        return torch.zeros(len(self), dtype=torch.int64).scatter_reduce(0, owner, self.text_lengths, "amax")
+        return torch.zeros(len(self), dtype=torch.int64).scatter_reduce(0, self.owner, self.text_lengths, "amax")
 
     def fingerprint(self) -> str:
         """A short hash of texts and targets, to notice when a run is continued on other data."""
@@ -116,7 +125,7 @@ class TextTable:
         longest = int(lengths.max())
         mask = (torch.arange(longest) < lengths[:, None]).long()
         types = None if self.types is None else self.types[numbers, :longest].to(self.device)
-        return Texts(self.ids[numbers, :longest].to(self.device), mask.to(self.device), types)
+        return Texts(self.ids[numbers, :longest].to(self.device), mask.to(self.device), types, numbers)
 
     def gather(self, indices: Tensor) -> Choice:
         """The texts of examples `indices` (M, B), in member-major order.
@@ -140,6 +149,6 @@ class TextTable:
         if not self.choices:
             return scores
         result = scores.new_full((len(scores), len(self), self.width), -math.inf)
-        owner = torch.arange(len(self)).repeat_interleave(self.counts)
+        owner = self.owner
         result[:, owner, torch.arange(len(owner)) - self.first[owner]] = scores[..., 0]
         return result
