@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .adapters import default_adapter_config
-    from .baselines import BatchEnsemble, FewShot, LastLayerEnsemble, MCDropout, SingleMember, TemperatureScaled
+    from .baselines import BatchEnsemble, FewShot, LastLayerEnsemble, LastLayerHeads, MCDropout, SingleMember, TemperatureScaled
     from .completion_scores import (
         CompletionMetrics,
         CompletionScores,
@@ -87,6 +87,7 @@ __all__ = [
     "HeadConfig",
     "Interval",
     "LastLayerEnsemble",
+    "LastLayerHeads",
     "LoraEnsemble",
     "LoraEnsemblesError",
     "MCDropout",
@@ -156,7 +157,7 @@ __all__ = [
 # `lora-ensembles --help` or an error in a flag should not wait for. tests/unit/test_front_door.py holds that the three lists agree.
 _HOMES = {
     "adapters": "default_adapter_config",
-    "baselines": "BatchEnsemble FewShot LastLayerEnsemble MCDropout SingleMember TemperatureScaled",
+    "baselines": "BatchEnsemble FewShot LastLayerEnsemble LastLayerHeads MCDropout SingleMember TemperatureScaled",
     "completion_scores": "CompletionMetrics CompletionScores evaluate_completion_members evaluate_completions score_completions",
     "config": "TrainConfig",
     "embedded": "load_base resolve_base",

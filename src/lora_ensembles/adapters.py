@@ -109,7 +109,7 @@ def initial_weights(base: nn.Module, config: LoraConfig, *, seed: int, head_init
     try:
         weights = _read_wrapped(wrapped)
         originals = {name: module.original_module for name, module in saved.items()}
-        head = _initial_head(base, originals, seed=seed if head_init == "fresh" else None)
+        head = initial_head(base, originals, seed=seed if head_init == "fresh" else None)
         return dataclasses.replace(weights, head=head)
     finally:
         wrapped.unload()
@@ -117,7 +117,7 @@ def initial_weights(base: nn.Module, config: LoraConfig, *, seed: int, head_init
             replace_module(base, name, module.original_module)
 
 
-def _initial_head(base: Any, originals: dict[str, nn.Module], *, seed: int | None) -> dict[str, torch.Tensor]:
+def initial_head(base: Any, originals: dict[str, nn.Module], *, seed: int | None) -> dict[str, torch.Tensor]:
     """The parameters of a head by name: drawn anew after a seed, in fp32 whatever the base's dtype, or without one the base's own."""
     head: dict[str, torch.Tensor] = {}
     with torch.random.fork_rng(devices=[]):

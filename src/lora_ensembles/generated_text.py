@@ -155,6 +155,7 @@ def generate_text(
         >>> len(text.tokens), text.uncertainty.member_log_probs.shape
         (3, torch.Size([2, 3]))
     """
+    ensemble.check_causal("generation")
     config = _checked(config or GenerationConfig(max_new_tokens=DEFAULT_NEW_TOKENS), batch_size)
     window = context_window(ensemble.base)
     room = None if window is None else window - (config.max_new_tokens or 1)

@@ -89,8 +89,7 @@ class HeadStack:
         names.sort(key=list(modules).index)
         self.layers = [StackedLinear(_linear(modules, name), name=name, plan=plan) for name in names]
         self.sites = _sites(self.layers)
-        for layer in self.layers:
-            replace_module(base, layer.name, layer)
+        self.attach(base)
         self.flat: Tensor
         self.working: Tensor
 
@@ -147,6 +146,11 @@ class HeadStack:
         """A copy of one member's head, in fp32 on the CPU."""
         return {site.name: site.view(self.flat)[index].detach().cpu().clone() for site in self.sites}
 
+    def attach(self, base: nn.Module) -> None:
+        """Put the stacked layers in the place of the base's own."""
+        for layer in self.layers:
+            replace_module(base, layer.name, layer)
+
     def detach(self, base: nn.Module) -> None:
         """Give the base its own layers back."""
         for layer in self.layers:
@@ -183,4 +187,4 @@ def _sites(layers: Sequence[StackedLinear]) -> list[HeadSite]:
 
 
 def _described(shapes: dict[str, torch.Size]) -> str:
-    return ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items()) or "none"
+    return ", ".join(f"{name} {tuple(shape)}" for name, shape in sorted(shapes.items())) or "none"

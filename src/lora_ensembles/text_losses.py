@@ -16,6 +16,7 @@ from .answer_losses import RowLosses
 from .config import TrainConfig
 from .ensemble import LoraEnsemble
 from .errors import ConfigError, DataError
+from .heads.kinds import HeadConfig
 from .heads.passes import owned_head, score_texts, text_scores
 from .heads.table import Choice, TextTable
 from .heads.texts import class_names, encode_texts, log_probs, no_target
@@ -47,20 +48,13 @@ class TextRows:
             ConfigError: a KL weight, and heads that were drawn anew.
         """
         head = ensemble.info.head
-        if with_kl and head.init != "base":
-            raise ConfigError(
-                "kl_weight: members' heads were drawn anew, so the base has no distribution over these answers to stay close to; leave "
-                "kl_weight at 0, or train a base that has a trained head with HeadConfig(init='base')"
-            )
+        if with_kl:
+            refuse_divergence(head)
         questions = check_examples(ensemble, examples)
-        if not questions:
-            raise DataError("no training examples were given; pass at least one")
-        if head.kind == "sequence-classification":
+        if questions and head.kind == "sequence-classification":
             head = dataclasses.replace(head, classes=class_names(questions))
         table = encode_texts(questions, ensemble.base, ensemble.tokenizer, head=head, overlong=config.overlong)
-        missing = no_target(table)
-        if missing is not None:
-            raise DataError(f"training example number {missing} has no answer; every training example needs one")
+        check_labelled(table)
         ensemble.info.head = head
         rows = cls(ensemble, table, None)
         at_once = config.max_rows or config.batch_size * ensemble.num_members
@@ -90,14 +84,7 @@ class TextRows:
         numbers = batch.slots + first_row * table.width  # so a member's rows are the same alone and beside others
         with ensemble.stack.running(rows=len(texts.ids), tokens=texts.ids.numel(), members=members, row_numbers=numbers):
             scores = unfold_members(text_scores(ensemble.base, texts), count)
-        predicted = log_probs(self._per_example(batch, scores))
-        targets = table.targets[indices].to(predicted.device)
-        right = predicted.argmax(dim=-1) == targets
-        divergence = None if self.base is None else _divergence(predicted, self.base[indices].to(predicted.device))
-        return RowLosses(-predicted.gather(2, targets[..., None])[..., 0], divergence, right)
-
-    def _per_example(self, batch: Choice, scores: Tensor) -> Tensor:
-        return batch.per_example(scores[..., 0]) if self.table.choices else scores
+        return choice_losses(batch, scores, targets=table.targets[indices], base=None if self.base is None else self.base[indices])
 
 
 def check_examples(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Completion]) -> list[Example]:
@@ -111,6 +98,39 @@ def check_examples(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequenc
         kind = owned_head(ensemble, "training on texts").kind
         raise DataError(f"open answers (Completion) for members with {kind} heads; pass examples with classes or options (Example)")
     return questions
+
+
+def choice_losses(batch: Choice, scores: Tensor, *, targets: Tensor, base: Tensor | None) -> RowLosses:
+    """Losses (M, B) from the scores (M, R, K) of a batch's texts and targets (M, B); with the base's log-probabilities (M, B, C), the
+    divergence from them as well."""
+    predicted = log_probs(batch.per_example(scores))
+    targets = targets.to(predicted.device)
+    divergence = None if base is None else _divergence(predicted, base.to(predicted.device))
+    return RowLosses(-predicted.gather(2, targets[..., None])[..., 0], divergence, predicted.argmax(dim=-1) == targets)
+
+
+def refuse_divergence(head: HeadConfig) -> None:
+    """Refuse a KL weight where the base says nothing about the answers.
+
+    Raises:
+        ConfigError: members' heads were drawn anew.
+    """
+    if head.init != "base":
+        raise ConfigError(
+            "kl_weight: members' heads were drawn anew, so the base has no distribution over these answers to stay close to; leave "
+            "kl_weight at 0, or train a base that has a trained head with HeadConfig(init='base')"
+        )
+
+
+def check_labelled(table: TextTable) -> None:
+    """Refuse training examples without an answer.
+
+    Raises:
+        DataError: as it says.
+    """
+    missing = no_target(table)
+    if missing is not None:
+        raise DataError(f"training example number {missing} has no answer; every training example needs one")
 
 
 def _divergence(predicted: Tensor, base: Tensor) -> Tensor:

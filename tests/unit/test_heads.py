@@ -173,7 +173,7 @@ def test_a_step_computes_no_more_texts_than_its_members_have() -> None:
     table = encode_texts(choice_examples(), build(), tokenizer(), head=HeadConfig("multiple-choice"))  # 2, 3, 4, 2, ... options
     batch = table.gather(torch.tensor([[0, 1], [2, 3]]))
     assert len(batch.texts.ids) == 2 * 6  # 2 + 3 and 4 + 2 options: the first member's are filled up by one
-    scores = batch.per_example(torch.arange(12.0).view(2, 6))
+    scores = batch.per_example(torch.arange(12.0).view(2, 6, 1))
     assert scores[0].tolist() == [[0, 1, -torch.inf, -torch.inf], [2, 3, 4, -torch.inf]]
     assert scores[1].tolist() == [[6, 7, 8, 9], [10, 11, -torch.inf, -torch.inf]]
 
@@ -329,7 +329,7 @@ def test_members_without_the_ensembles_head_are_refused(tmp_path: Path) -> None:
     ensemble = build_ensemble("bert", "sequence-classification", members=1)
     build_ensemble("bert", "reward", members=1).save_pretrained(tmp_path / "other")
     with pytest.raises(
-        AdapterError, match=r"a member's head is classifier.weight \(1, 32\), .* and the ensemble's classifier.weight \(3, 32\)"
+        AdapterError, match=r"a member's head is classifier.bias \(1,\), classifier.weight \(1, 32\) and the ensemble's .* \(3, 32\)"
     ):
         ensemble.load_members([tmp_path / "other" / "member_000"])
     assert ensemble.num_members == 1

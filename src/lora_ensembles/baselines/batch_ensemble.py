@@ -227,6 +227,7 @@ class _Offsets:
     def __init__(self, ensemble: BatchEnsemble, table: TokenTable, kl_weight: Tensor, states: Tensor | None):
         self.ensemble, self.table, self.kl_weight, self.states = ensemble, table, kl_weight, states
         self.parameters: Flat = ensemble.inputs, ensemble.outputs
+        self.decays: tuple[str, ...] = "weight_decay_a", "weight_decay_b"
 
     def row_losses(self, indices: Tensor, members: slice) -> tuple[Tensor, Tensor]:
         batch = self.table.gather(indices)

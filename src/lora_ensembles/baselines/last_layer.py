@@ -178,6 +178,7 @@ class _Rows:
     states: Tensor
     frozen: _Frozen
     kl_weight: Tensor
+    decays: tuple[str, ...] = ("weight_decay_a", "weight_decay_b")
 
     def __post_init__(self) -> None:
         rows = self.ensemble.rows

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 TRAIN_FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
-ADAPTER_FIELDS = ("r", "lora_alpha", "target_modules", "lora_dropout", "use_rslora")
+ADAPTER_FIELDS = ("r", "lora_alpha", "target_modules", "lora_dropout", "use_rslora", "modules_to_save")
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +56,13 @@ def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
         help="layers that get adapters (default: q_proj,v_proj, or what PEFT takes for this architecture)",
     )
     group.add_argument("--lora-dropout", type=float, default=NOT_GIVEN, metavar="P", help="dropout at the adapters' input (default: 0)")
+    group.add_argument(
+        "--modules-to-save",
+        type=words,
+        default=NOT_GIVEN,
+        metavar="a,b",
+        help="modules that members with heads own (default: all of the base beside its body)",
+    )
     group.add_argument("--use-rslora", action="store_true", default=NOT_GIVEN, help="scaling is alpha / sqrt(rank)")
 
 

@@ -57,8 +57,8 @@ def resolve_base(
         raise DataError("the ensemble's base was built in code and has no name to load it by; pass base= and tokenizer=")
     embedded = name in ("embedded", EMBEDDED_BASE)
     source = str(FOLDER) if embedded else name
+    tokenizer = resolve_tokenizer(name, revision=revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         if head == "multiple-choice" and type(AutoConfig.from_pretrained(source, revision=revision)) not in MULTIPLE_CHOICE:
             head, num_labels = "sequence-classification", 1
         # A head of another number of classes is not the one that is wanted.
@@ -68,10 +68,7 @@ def resolve_base(
                 source, revision=revision, dtype=DTYPES[dtype] if dtype else "auto", **labels
             )
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"base model {name!r} cannot be loaded: {reason}; give 'embedded', a folder that save_pretrained wrote, or a name on the hub"
-        ) from error
+        raise _not_loaded(name, error) from error
     if head != "causal-lm" and base.config.get_text_config().pad_token_id is None:  # a decoder finds a text's end by its padding
         base.config.get_text_config().pad_token_id = (
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -79,6 +76,25 @@ def resolve_base(
     if embedded:
         base.config._name_or_path = base.name_or_path = EMBEDDED_BASE
     return base.eval(), tokenizer
+
+
+def resolve_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base by name, as in `resolve_base`.
+
+    Raises:
+        DataError: it cannot be loaded.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(str(FOLDER) if name in ("embedded", EMBEDDED_BASE) else name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, error) from error
+
+
+def _not_loaded(name: str, error: Exception) -> DataError:
+    reason = str(error).splitlines()[0]
+    return DataError(
+        f"base model {name!r} cannot be loaded: {reason}; give 'embedded', a folder that save_pretrained wrote, or a name on the hub"
+    )
 
 
 @contextmanager

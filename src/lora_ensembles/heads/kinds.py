@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 HeadKind = Literal["causal-lm", "sequence-classification", "multiple-choice", "reward"]
 HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 CLASSES = {"sequence-classification": "ForSequenceClassification", "multiple-choice": "ForMultipleChoice"}
-# PEFT's choice for DeBERTa holds `query_proj`, which reads the table of relative positions as well, and that belongs to no row.
-TARGETS = {"deberta-v2": ["value_proj", "attention.output.dense"]}
+# Where PEFT names no layers, or others: its choice for DeBERTa holds `query_proj`, which reads the table of relative positions as well,
+# and that belongs to no row.
+TARGETS = {"deberta-v2": ["value_proj", "attention.output.dense"], "distilbert": ["q_lin", "v_lin"]}
 NEEDED = {
     "causal-lm": "a causal language model (AutoModelForCausalLM)",
     "sequence-classification": "a sequence classifier of 2 or more classes (AutoModelForSequenceClassification, num_labels=...)",
@@ -121,7 +122,7 @@ def adapter_for(base: nn.Module, head: HeadConfig, config: LoraConfig | None) ->
     # What PEFT wraps a member in: a classifier, or for a model that it has no class for, a plain model.
     prepared.task_type = "SEQ_CLS" if base_kind(base) == "sequence-classification" else None
     if not prepared.modules_to_save:
-        prepared.modules_to_save = [*_head_modules(base), *_drawn_anew(base)]
+        prepared.modules_to_save = [*head_modules(base), *_drawn_anew(base)]
     return prepared
 
 
@@ -149,7 +150,12 @@ def usual_targets(base: nn.Module, usual: list[str]) -> Sequence[str]:
     )
 
 
-def _head_modules(base: nn.Module) -> list[str]:
+def head_modules(base: nn.Module) -> list[str]:
+    """The names of what stands beside the body of a base.
+
+    Raises:
+        AdapterError: nothing does.
+    """
     body = str(getattr(base, "base_model_prefix", ""))
     found = [name for name, child in base.named_children() if name != body and any(True for _ in child.parameters())]
     if not found or body not in dict(base.named_children()):
@@ -171,7 +177,7 @@ def _drawn_anew(base: nn.Module) -> list[str]:
 
 def _head_drawn_anew(base: nn.Module) -> bool:
     marks = {name: loaded_by_transformers(parameter) for name, parameter in base.named_parameters()}
-    heads = tuple(f"{name}." for name in _head_modules(base))
+    heads = tuple(f"{name}." for name in head_modules(base))
     return any(marks.values()) and not all(mark for name, mark in marks.items() if name.startswith(heads))
 
 

@@ -42,11 +42,14 @@ class Choice:
     texts: Texts
     slots: Tensor
     present: Tensor
+    choices: bool
 
     def per_example(self, scores: Tensor) -> Tensor:
-        """Scores (M, R) at their examples' options (M, B, C), -inf where an example has fewer options."""
+        """Scores (M, R, K) by example: (M, B, C), -inf where an example has fewer options."""
+        if not self.choices:
+            return scores
         members = len(scores)
-        flat = scores.new_zeros(members, self.present[0].numel() + 1).scatter(1, self.slots, scores)
+        flat = scores.new_zeros(members, self.present[0].numel() + 1).scatter(1, self.slots, scores[..., 0])
         return flat[:, :-1].view(self.present.shape).masked_fill(~self.present, -math.inf)
 
 
@@ -142,7 +145,7 @@ class TextTable:
         there = present.flatten(1).gather(1, order)
         chosen = torch.where(there, numbers.gather(1, order), self.text_lengths.argmin())
         slots = torch.where(there, order, rows * self.width)  # one place behind all for what fills up
-        return Choice(self.texts(chosen.flatten()), slots.to(self.device), present.to(self.device))
+        return Choice(self.texts(chosen.flatten()), slots.to(self.device), present.to(self.device), self.choices)
 
     def per_example(self, scores: Tensor) -> Tensor:
         """Scores (M, W, K) of all texts by example: (M, N, C), -inf where an example has fewer options."""

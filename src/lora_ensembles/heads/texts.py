@@ -41,9 +41,11 @@ def encode_texts(
     tokens and token types where the model wants them.
 
     Raises:
-        DataError: an example without options, with other classes than the head has, or with a text that is too long.
+        DataError: no examples; one without options, with other classes than the head has, or with a text that is too long.
         ConfigError: an unknown `overlong`.
     """
+    if not examples:
+        raise DataError("no training examples were given; pass at least one")
     for example in examples:
         _check(example, base, head)
     groups = [_texts(example, head) for example in examples]
