@@ -31,13 +31,15 @@ class TrainConfig:
         weight_decay_a, weight_decay_b: decoupled decay of the A and the B matrices; B <- B - lr * adam(g) - lr * decay * B (Eq. 5 of
             arXiv:2310.00035 as read here). learning_rate * decay must stay below 1.
         weight_decay_head: the same of the members' own heads, biases included; a causal language model's members have none.
-        kl_weight: beta of Eq. 4, the weight of D_KL(fine-tuned || base) at the answer over the full vocabulary.
+        kl_weight: beta of Eq. 4, the weight of D_KL(fine-tuned || base) at the answer over the full vocabulary, or over classes or options
+            where members have heads of their own, which then begin as the base's.
         dropout: probability of dropping a feature of the adapters' input; None takes the adapter config's `lora_dropout`.
         schedule: "constant", or "linear" or "cosine" to zero after `warmup_steps` of linear rise.
         warmup_steps: steps of linear rise, before the schedule.
         max_grad_norm: largest gradient norm of a member, over its own parameters; None: no clipping.
-        max_rows: most rows (members * batch rows) in flight; a step that has more is split over members, then over rows, with the same
-            result. None: no limit. When memory runs out, a run goes on with half of it by itself.
+        max_rows: most rows in flight: members * batch rows, and times the texts of an example where members have heads of their own. A step
+            that has more is split over members, then over rows, with the same result. None: no limit. When memory runs out, a run goes on
+            with half of it by itself.
         length_window: batches of a member that share out their rows by length, so that a step holds little padding; each member keeps a
             shuffle of its own, and its weights still do not depend on its neighbours. 8 to 50 suit most data. None: the plain shuffle.
         snapshot_epochs: epochs after which every member's weights are kept (early stopping).

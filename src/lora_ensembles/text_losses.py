@@ -19,7 +19,7 @@ from .errors import ConfigError, DataError
 from .heads.kinds import HeadConfig
 from .heads.passes import owned_head, score_texts, text_scores
 from .heads.table import Choice, TextTable
-from .heads.texts import class_names, encode_texts, log_probs, no_target
+from .heads.texts import encode_texts, log_probs, no_target, with_classes
 from .lora import unfold_members
 from .memory import with_fewer_rows
 from .tasks import Completion, Example
@@ -51,8 +51,7 @@ class TextRows:
         if with_kl:
             refuse_divergence(head)
         questions = check_examples(ensemble, examples)
-        if questions and head.kind == "sequence-classification":
-            head = dataclasses.replace(head, classes=class_names(questions))
+        head = with_classes(head, questions)
         table = encode_texts(questions, ensemble.base, ensemble.tokenizer, head=head, overlong=config.overlong)
         check_labelled(table)
         ensemble.info.head = head

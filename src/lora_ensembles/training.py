@@ -23,7 +23,7 @@ from .config import TrainConfig, schedule_factor
 from .decoder import recomputed
 from .ensemble import LoraEnsemble
 from .errors import ConfigError, DataError, TrainingError
-from .heads.texts import encode_texts
+from .heads.texts import encode_texts, with_classes
 from .lora import MemberWeights, stream_key
 from .memory import ran_out_of_memory, with_fewer_rows
 from .metrics import Metrics, evaluate, evaluate_members
@@ -97,8 +97,9 @@ def train(
 
     Examples are questions with options (`Example`) or prompts with an open answer (`Completion`). A member's loss is the mean over its
     own rows of -log p(answer | prompt), summed over the answer's tokens, over the full vocabulary (Eq. 3 of arXiv:2310.00035), plus its
-    `kl_weight` times the divergence from the base at each of these tokens (Eq. 4). Memory stays bounded however long answers are: logits
-    by `forward.LOGIT_BUDGET`, what is kept of the base by `answer_losses.BASE_CACHE_BYTES`, with the same result beyond them.
+    `kl_weight` times the divergence from the base at each of these tokens (Eq. 4). Members with heads of their own (`HeadConfig`) learn
+    classes, options or chosen texts: -log p of the right one, and the divergence over them. Memory stays bounded however long answers are:
+    logits by `forward.LOGIT_BUDGET`, what is kept of the base by `answer_losses.BASE_CACHE_BYTES`, with the same result beyond them.
 
     With `out`, settings, log and checkpoints are written below `out/training`, and the ensemble to `out` at the end; `resume` goes on
     from the last checkpoint to the weights that an uninterrupted run would have had (same machine, fp32: bit for bit). With a
@@ -113,7 +114,7 @@ def train(
     config = config or TrainConfig()
     if resume and out is None:
         raise ConfigError("resume=True without `out`; pass the folder of the run that should go on")
-    _check_validation(ensemble, validation, config)
+    _check_validation(ensemble, examples, validation, config)
     run = _prepare(ensemble, examples, config)
     ensemble.info.overlong = config.overlong
     folder = RunFolder(Path(out), _settings(run), resume=resume) if out is not None else None
@@ -130,11 +131,17 @@ def train(
     return TrainResult(state.history, snapshots)
 
 
-def _check_validation(ensemble: LoraEnsemble, validation: Sequence[Example] | Sequence[Completion], config: TrainConfig) -> None:
+def _check_validation(
+    ensemble: LoraEnsemble,
+    examples: Sequence[Example] | Sequence[Completion],
+    validation: Sequence[Example] | Sequence[Completion],
+    config: TrainConfig,
+) -> None:
     # What cannot be measured after an epoch is refused before the first.
     if ensemble.info.head.owned:
+        head = with_classes(ensemble.info.head, check_examples(ensemble, examples))
         if questions := check_examples(ensemble, validation):
-            encode_texts(questions, ensemble.base, ensemble.tokenizer, head=ensemble.info.head, overlong=config.overlong)
+            encode_texts(questions, ensemble.base, ensemble.tokenizer, head=head, overlong=config.overlong)
     else:
         encode_rows(validation, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong)
     unlabelled = [example.id for example in validation if isinstance(example, Example) and example.target is None]

@@ -209,6 +209,9 @@ def test_classes_must_be_those_of_the_base_and_of_the_training() -> None:
         predict(ensemble, [two])
     train(ensemble, class_examples(), CONFIG, progress=False)
     assert ensemble.info.head.classes == ("one", "two", "three")
+    other = dataclasses.replace(class_examples()[0], labels=("one", "three", "two"))
+    with pytest.raises(DataError, match="has the classes one, three, two"):  # before the first epoch, not after it
+        train(build_ensemble("bert", "sequence-classification"), class_examples(), CONFIG, validation=[other], progress=False)
     with pytest.raises(DataError, match="has the classes one, three, two, and the ensemble one, two, three"):
         predict(ensemble, [dataclasses.replace(class_examples()[0], labels=("one", "three", "two"))])
 

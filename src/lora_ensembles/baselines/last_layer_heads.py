@@ -5,7 +5,6 @@ Shapes: M members, B rows of a member, W texts of a table, N examples, C classes
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from ..errors import AdapterError, ConfigError
 from ..head_layers import HeadStack
 from ..heads import HeadConfig, HeadKind, Texts, TextTable, encode_texts, resolve_head, score_texts, text_scores
 from ..heads.kinds import head_modules
-from ..heads.texts import class_names, log_probs
+from ..heads.texts import log_probs, with_classes
 from ..lora import StackPlan, unfold_members
 from ..reading import SCORING_ROWS, scored_in_parts
 from ..seeds import member_seeds
@@ -114,8 +113,7 @@ class LastLayerHeads:
         with_kl = bool((kl_weight > 0).any())
         if with_kl:
             refuse_divergence(self.head)
-        if self.head.kind == "sequence-classification" and examples:
-            self.head = dataclasses.replace(self.head, classes=class_names(examples))
+        self.head = with_classes(self.head, examples)
         table = self._table(examples, config.overlong)
         check_labelled(table)
         self.overlong = config.overlong
@@ -178,7 +176,7 @@ class LastLayerHeads:
         with _at(self._layer(0), before=_keep_in(caught)):
             text_scores(self.base, texts)
         states = caught[0]
-        return states if states.dim() == 2 else states[torch.arange(len(states)), texts.mask.sum(dim=1) - 1]
+        return states if states.dim() == 2 else states[torch.arange(len(states), device=states.device), texts.mask.sum(dim=1) - 1]
 
     def _head_alone(self, features: Tensor) -> Tensor:
         """The scores (n, K) of what enters the head (n, H): the model runs on one token, and the features take its place."""

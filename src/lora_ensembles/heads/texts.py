@@ -4,6 +4,7 @@ for a reward.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -90,9 +91,16 @@ def text_window(base: nn.Module) -> int | None:
     return window
 
 
-def class_names(examples: Sequence[Example]) -> tuple[str, ...]:
-    """The classes of classification examples, without the spaces around them."""
-    return tuple(label.strip() for label in examples[0].labels)
+def with_classes(head: HeadConfig, examples: Sequence[Example]) -> HeadConfig:
+    """The head with the classes of training examples, where it has such and there are examples."""
+    if head.kind != "sequence-classification" or not examples:
+        return head
+    return dataclasses.replace(head, classes=class_names(examples[0]))
+
+
+def class_names(example: Example) -> tuple[str, ...]:
+    """The classes of a classification example, without the spaces around them."""
+    return tuple(label.strip() for label in example.labels)
 
 
 def _texts(example: Example, head: HeadConfig) -> list[Text]:
@@ -113,7 +121,7 @@ def _check(example: Example, base: Any, head: HeadConfig) -> None:
                 "option: give one option for each label"
             )
         return
-    labels = class_names([example])
+    labels = class_names(example)
     if len(labels) != base.config.num_labels:
         raise DataError(
             f"{where} has {len(labels)} classes ({', '.join(labels)}), and the base's head {base.config.num_labels}; load it with "
