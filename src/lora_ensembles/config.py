@@ -107,13 +107,21 @@ class TrainConfig:
                     raise ConfigError(f"{name}={value}; it is a finite number of at least 0")
         if any(value >= 1 for value in _values(self.dropout)):
             raise ConfigError(f"dropout={self.dropout}; it is a probability below 1")
-        for decay_name in ("weight_decay_a", "weight_decay_b", "weight_decay_head"):
-            for rate, decay in _pairs(self.learning_rate, getattr(self, decay_name)):
-                if rate * decay >= 1:
-                    raise ConfigError(
-                        f"learning_rate * {decay_name} = {rate} * {decay} = {rate * decay:g}; it must be below 1, or a step of decay "
-                        "turns the weights' sign; lower one of them"
-                    )
+        for name in ("weight_decay_a", "weight_decay_b"):
+            self.check_decay(name)
+
+    def check_decay(self, name: str) -> None:
+        """Refuse a decay that is too large for the learning rate; that of heads is checked where members have them.
+
+        Raises:
+            ConfigError: as it says.
+        """
+        for rate, decay in _pairs(self.learning_rate, getattr(self, name)):
+            if rate * decay >= 1:
+                raise ConfigError(
+                    f"learning_rate * {name} = {rate} * {decay} = {rate * decay:g}; it must be below 1, or a step of decay "
+                    "turns the weights' sign; lower one of them"
+                )
 
     def per_member(self, name: str, members: int, *, default: float = 0.0) -> Tensor:
         """The values (M,) of a per-member setting.

@@ -45,9 +45,10 @@ class TextRows:
 
         Raises:
             DataError: there are none, one is no `Example`, cannot be encoded or has no target; or they have not all the same classes.
-            ConfigError: a KL weight, and heads that were drawn anew.
+            ConfigError: a KL weight, and heads that were drawn anew; or a decay of heads too large for the learning rate.
         """
         head = ensemble.info.head
+        config.check_decay("weight_decay_head")
         if with_kl:
             refuse_divergence(head)
         questions = check_examples(ensemble, examples)

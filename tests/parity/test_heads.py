@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel
 
 from lora_ensembles import LoraEnsemble, predict, train
 from lora_ensembles.batches import epoch_order
-from lora_ensembles.lora import MemberWeights, stream_key
+from lora_ensembles.lora import MemberWeights, dropout_factors, stream_key
 from lora_ensembles.seeds import MemberSeeds
 from lora_ensembles.tasks import Example
 from reference_training import Recipe, assert_different_weights, assert_identical_weights, assert_same_weights, config_of
@@ -46,17 +47,22 @@ def peft_member(ensemble: LoraEnsemble, base: PreTrainedModel, seeds: MemberSeed
     return model
 
 
-def scores_of(model: torch.nn.Module, kind: str, example: Example) -> Tensor:
-    """The scores of one example's classes or options, in the way that transformers documents: no padding, no folding of ours."""
+def scores_of(model: torch.nn.Module, kind: str, example: Example, *, before: Callable[[int], None] = lambda option: None) -> Tensor:
+    """The scores of one example's classes or options, in the way that transformers documents: no padding, no folding of ours.
+
+    `before` is told the number of the option whose text comes next.
+    """
     question = example.question or example.prompt
     if kind == "sequence-classification":
+        before(0)
         return model(**_typed(model, tokenizer()(question, example.pair, return_tensors="pt"))).logits[0]
     if kind == "reward":
         texts = [(example.prompt + option, None) for option in example.options]
     else:
         texts = [(question, option) for option in example.options]
     scores = []
-    for text, pair in texts:
+    for option, (text, pair) in enumerate(texts):
+        before(option)
         inputs = _typed(model, tokenizer()(text, pair, return_tensors="pt"))
         if "MultipleChoice" in type(_plain(model)).__name__:
             inputs = {name: value[:, None] for name, value in inputs.items()}
@@ -86,12 +92,22 @@ def train_by_peft(ensemble: LoraEnsemble, base: PreTrainedModel, m: int, example
     head = [p for name, p in trained.items() if "modules_to_save" in name]
     optimizer = torch.optim.AdamW([*groups, {"params": head, "weight_decay": 0.01}], lr=recipe.learning_rate)
     per_epoch = math.ceil(len(examples) / recipe.batch_size)
+    width = 1 if kind == "sequence-classification" else max(len(example.options) for example in examples)
+
+    def drop(step: int, place: int, option: int) -> None:
+        """Drop the features that the member's own stream names for a question's place in its batch and an option."""
+        if recipe.dropout:
+            layers = [module for module in model.modules() if hasattr(module, "lora_dropout")]
+            for index, layer in enumerate(layers):
+                key = stream_key(stream_key(seeds.order, "dropout", step), index)
+                layer.lora_dropout["default"] = _GivenDropout(key, recipe.dropout, row=place * width + option)
+
     for step in range(per_epoch * recipe.epochs):
         epoch, place = divmod(step, per_epoch)
         order = epoch_order(seeds.order, epoch, len(examples)).tolist()
         losses = []
         for n in order[place * recipe.batch_size : (place + 1) * recipe.batch_size]:
-            scores = scores_of(model, kind, examples[n])
+            scores = scores_of(model, kind, examples[n], before=functools.partial(drop, step, len(losses)))
             loss = F.cross_entropy(scores, torch.tensor(examples[n].target))
             if kind == "reward":  # as Bradley and Terry have it
                 loss = -F.logsigmoid(scores[0] - scores[1])
@@ -106,6 +122,19 @@ def train_by_peft(ensemble: LoraEnsemble, base: PreTrainedModel, m: int, example
         optimizer.step()
         optimizer.zero_grad()
     return weights_of(model)
+
+
+class _GivenDropout(torch.nn.Module):
+    """Stands where PEFT drops features, for the one row of a batch that is read."""
+
+    def __init__(self, key: int, probability: float, *, row: int):
+        super().__init__()
+        self.key, self.probability, self.row = key, probability, row
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (1, x.shape[-2], x.shape[-1])
+        factors = dropout_factors(torch.tensor([self.key]), torch.tensor([self.probability]), shape=shape, first_row=self.row)
+        return x * factors.float().view(x.shape)
 
 
 def weights_of(model: PeftModel) -> MemberWeights:
@@ -218,6 +247,11 @@ def test_with_decay_clip_and_divergence_from_a_trained_base_members_train_as_by_
     recipe = replace(SHORT, weight_decay_a=10.0, weight_decay_b=50.0, max_grad_norm=0.5, kl_weight=0.7)
     regularised = check_training("bert", kind, recipe, init="base")
     assert_different_weights(regularised.stack.member(1), check_training("bert", kind, SHORT, init="base").stack.member(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_dropout_members_train_as_by_peft_with_the_same_features_dropped(kind: str) -> None:
+    check_training("bert", kind, replace(SHORT, dropout=0.3))
 
 
 def test_pairs_of_texts_train_as_by_peft() -> None:

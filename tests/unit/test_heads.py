@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertForSequenceClassification
 
 from lora_ensembles import (
@@ -34,6 +36,7 @@ from lora_ensembles.heads import RewardPrediction, encode_texts
 from lora_ensembles.heads.kinds import adapter_for, resolve_head
 from lora_ensembles.heads.texts import text_window
 from lora_ensembles.tasks import Completion, Example
+from lora_ensembles.training_rows import training_rows
 from tiny_heads import (
     ARCHITECTURES,
     WINDOW,
@@ -239,6 +242,12 @@ def test_a_divergence_from_a_base_without_a_trained_head_is_refused() -> None:
         train(build_ensemble(), choice_examples(), dataclasses.replace(CONFIG, kl_weight=0.1), progress=False)
 
 
+def test_a_decay_of_heads_that_is_too_large_is_refused_where_there_are_heads() -> None:
+    config = dataclasses.replace(CONFIG, learning_rate=0.1, weight_decay_head=10.0)
+    with pytest.raises(ConfigError, match=r"learning_rate \* weight_decay_head = 0.1 \* 10.0 = 1; it must be below 1"):
+        train(build_ensemble(), choice_examples(), config, progress=False)
+
+
 def test_examples_without_an_answer_and_open_answers_are_refused() -> None:
     unlabelled = dataclasses.replace(choice_examples()[2], target=None)
     with pytest.raises(DataError, match="training example number 2 has no answer"):
@@ -272,6 +281,29 @@ def test_the_number_of_rows_in_flight_changes_no_prediction(kind: str) -> None:
     whole = predict(ensemble, examples_for(kind)).member_log_probs
     for rows in (1, 2, 7):
         torch.testing.assert_close(predict(ensemble, examples_for(kind), max_rows=rows).member_log_probs, whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_number_of_operators_of_a_step_does_not_depend_on_the_number_of_members(kind: str) -> None:
+    counts = []
+    for members in (2, 5):
+        ensemble = build_ensemble("bert", kind, members=members)
+        rows = training_rows(ensemble, examples_for(kind), CONFIG, with_kl=False)
+        with _Counted() as counted:
+            loss = rows.losses(torch.arange(4).expand(members, -1), members=slice(None), first_row=0).loss.sum()
+            ensemble.stack.add_gradients(loss, ensemble.stack.zero_gradients())
+        counts.append(counted.calls)
+    assert counts[0] == counts[1] > 100
+
+
+class _Counted(TorchDispatchMode):
+    """Counts the calls of operators."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -109,6 +109,7 @@ class LastLayerHeads:
         """
         config = config or TrainConfig()
         check_settings(config, "a last-layer ensemble")
+        config.check_decay("weight_decay_head")
         kl_weight = config.per_member("kl_weight", self.num_members).to(self.base.device)
         with_kl = bool((kl_weight > 0).any())
         if with_kl:
