@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, RobertaForMultipleChoice
 
 from lora_ensembles import (
     HeadConfig,
@@ -31,8 +31,9 @@ from lora_ensembles import (
     train,
 )
 from lora_ensembles.baselines.single_member import num_trained_parameters
+from lora_ensembles.cli.heads import KINDS as KINDS_OF_THE_COMMAND_LINE
 from lora_ensembles.errors import AdapterError, ConfigError, DataError
-from lora_ensembles.heads import RewardPrediction, encode_texts
+from lora_ensembles.heads import HEAD_KINDS, RewardPrediction, encode_texts
 from lora_ensembles.heads.kinds import adapter_for, resolve_head
 from lora_ensembles.heads.texts import text_window
 from lora_ensembles.tasks import Completion, Example
@@ -119,6 +120,24 @@ def test_modules_named_by_the_caller_are_the_members_own() -> None:
         "classifier.weight",
         "classifier.bias",
     }
+
+
+def test_a_pooler_that_the_checkpoint_lacks_is_the_members_own(tmp_path: Path) -> None:
+    body = build("roberta", "multiple-choice").roberta
+    body.pooler = None  # as in a checkpoint of a masked language model
+    body.save_pretrained(tmp_path / "base")
+    ensemble = LoraEnsemble(RobertaForMultipleChoice.from_pretrained(tmp_path / "base"), tokenizer(), members=2)
+    assert ensemble.adapter.modules_to_save == ["classifier", "roberta.pooler.dense"]
+    expected = predict(ensemble, choice_examples()).member_log_probs
+    ensemble.save_pretrained(tmp_path / "saved")
+    other = RobertaForMultipleChoice.from_pretrained(tmp_path / "base")  # its pooler and its classifier are drawn anew
+    assert not torch.equal(other.roberta.pooler.dense.weight, ensemble.base.roberta.pooler.dense.base_layer.weight)
+    again = LoraEnsemble.from_pretrained(tmp_path / "saved", base=other, tokenizer=tokenizer())
+    torch.testing.assert_close(predict(again, choice_examples()).member_log_probs, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_the_command_line_knows_the_same_kinds() -> None:
+    assert KINDS_OF_THE_COMMAND_LINE == HEAD_KINDS
 
 
 def test_a_head_that_is_not_of_linear_layers_is_refused_by_name() -> None:
