@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DROPOUT = 0.1
+# AdamW's steps and its decay balance where an element of B is 1 / lambda at most, so lambda says how large an update may grow beside the base's
+# weights, which grow as 1 / sqrt(width). The embedded base is 128 wide and LLaMA-13B is 5,120: the paper's lambda of 1e2, 5e2, 1e3 over
+# sqrt(40) is 16, 80, 160, which at a learning rate of 2e-3 takes these shares of B a step.
+EMBEDDED_DECAY_PER_STEP = (0.032, 0.16, 0.32)
 EMBEDDED = ("world-cqa", "world-obqa", "world-arce", "world-arcc", "world-mmlu-ss", "world-mmlu-stem")
 
 
@@ -51,14 +55,14 @@ class Grid:
     batch_size: int = 16
     snapshots: tuple[int, ...] = (1, 2, 3, 5, 10)
     kl: tuple[float, ...] = KL_WEIGHTS
-    decays: tuple[float, ...] = DECAY_PER_STEP
-    decay: float = 0.025
+    decays: tuple[float, ...] = EMBEDDED_DECAY_PER_STEP
+    decay: float = EMBEDDED_DECAY_PER_STEP[1]
     pool: int = 20
     few_tasks: tuple[str, ...] = ("world-cqa", "world-arcc")
     subsets: int = 5
     shots: int = 3
     draws: int = 10
-    limit: tuple[int | None, int | None, int | None] = (None, None, 250)
+    limit: tuple[int | None, int | None, int | None] = (200, 400, 250)
 
     def config(self, task: str) -> TrainConfig:
         """The settings that all arms share; the paper's batch size for one of its tasks."""
@@ -76,6 +80,8 @@ PAPER = Grid(
     base="",
     tasks=PAPER_TASKS,
     learning_rate=5e-5,
+    decays=DECAY_PER_STEP,
+    decay=DECAY_PER_STEP[1],
     snapshots=(1, 2, 3, 5, 10, 20),
     few_tasks=("cqa", "arcc", "mmlu-ss"),
     limit=(None,) * 3,
@@ -85,7 +91,7 @@ QUICK = Grid(
     tasks=("world-cqa", "world-mmlu-stem"),
     snapshots=(1, 2, 3, 6),
     kl=(0.05,),
-    decays=(0.025,),
+    decays=EMBEDDED_DECAY_PER_STEP[1:2],
     pool=10,
     few_tasks=("world-mmlu-stem",),
     draws=4,
