@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DROPOUT = 0.1
-# AdamW's steps and its decay balance where an element of B is 1 / lambda at most, so lambda says how large an update may grow beside the base's
-# weights, which grow as 1 / sqrt(width). The embedded base is 128 wide and LLaMA-13B is 5,120: the paper's lambda of 1e2, 5e2, 1e3 over
-# sqrt(40) is 16, 80, 160, which at a learning rate of 2e-3 takes these shares of B a step.
+# A step of AdamW and its decay balance where an element of B is 1 / lambda at most, so lambda says how far an update may grow beside the
+# base's weights, which are drawn as 1 / sqrt(width). The embedded base is 128 wide and LLaMA-13B is 5,120: the paper's lambda of 1e2, 5e2
+# and 1e3 over sqrt(40) is 16, 80 and 160, which at a learning rate of 2e-3 takes these shares of B a step.
 EMBEDDED_DECAY_PER_STEP = (0.032, 0.16, 0.32)
 EMBEDDED = ("world-cqa", "world-obqa", "world-arce", "world-arcc", "world-mmlu-ss", "world-mmlu-stem")
 
