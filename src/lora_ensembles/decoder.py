@@ -115,7 +115,7 @@ def recomputed(model: nn.Module, remembered: Callable[[], AbstractContextManager
 
     `remembered`, called in the pass, says under what conditions it runs; the layer computes again under the same.
     """
-    layers = [layer for layer in decoder_layers(model)[:-1] if "forward" not in vars(layer)]
+    layers = [layer for layer in (decoder_layers(model) or _encoder_layers(model))[:-1] if "forward" not in vars(layer)]
     for layer in layers:
         layer.forward = _recomputing(layer.forward, remembered)
     try:
@@ -123,6 +123,15 @@ def recomputed(model: nn.Module, remembered: Callable[[], AbstractContextManager
     finally:
         for layer in layers:
             del layer.forward
+
+
+def _encoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of an encoder in the order in which they run: the one list of as many modules of a kind as its config says."""
+    config: Any = model.config
+    count = getattr(config, "num_hidden_layers", None)
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    plain = len(lists) == 1 and len({type(layer) for layer in lists[0]}) == 1
+    return lists[0] if plain else []
 
 
 def _recomputing(forward: Callable[..., Any], remembered: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:

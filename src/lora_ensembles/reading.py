@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,16 @@ from .forward import Prefix, answer_logits, read_prefix
 from .lora import AdapterStack
 from .memory import ran_out_of_memory, with_fewer_rows
 from .scoring import AnswerLogits
+
+
+def context_window(base: nn.Module) -> int | None:
+    """The number of tokens that the base can see at once, where its config says it."""
+    config: Any = base.config
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
 
 
 @dataclass(frozen=True)

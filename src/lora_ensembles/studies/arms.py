@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters import default_adapter_config, initial_weights
 from ..config import TrainConfig
-from ..ensemble import EnsembleInfo, LoraEnsemble, MemberSeeds, member_seeds
+from ..ensemble import EnsembleInfo, LoraEnsemble
+from ..seeds import MemberSeeds, member_seeds
 from ..training import TrainResult, train
 
 if TYPE_CHECKING:
