@@ -42,6 +42,10 @@ class Head(Protocol):
         """(M, N, C) log-probabilities of labels, classes or options, with at most `max_rows` rows (members * texts) in flight."""
         ...
 
+    def whole_pass(self, base: nn.Module, ids: Tensor) -> Tensor:
+        """What the base itself makes of ids (B, T) without padding."""
+        ...
+
 
 def head_of(config: HeadConfig) -> Head:
     """The head that a config describes."""
@@ -74,6 +78,11 @@ class LabelTokens:
         everything = SCORING_ROWS * ensemble.num_members
         return scored_in_parts(score, max_rows or rows_in_flight(everything, tokens_a_row=length, device=ensemble.device))
 
+    def whole_pass(self, base: nn.Module, ids: Tensor) -> Tensor:
+        """Logits (B, T, V)."""
+        logits: Tensor = base(input_ids=ids, use_cache=False).logits
+        return logits
+
 
 @dataclass(frozen=True)
 class TextHead:
@@ -103,13 +112,21 @@ class TextHead:
             reader = ensemble.shared_rows(rows)
 
             def read(texts: Texts) -> Tensor:
-                return reader.passes(texts.ids, lambda _, count: unfold_members(text_scores(ensemble.base, texts.repeated(count)), count))
+                return reader.passes(
+                    texts.ids,
+                    lambda _, count: unfold_members(text_scores(ensemble.base, texts.repeated(count)), count),
+                    once=lambda: text_scores(ensemble.base, texts),
+                )
 
             return score_texts(table, read, rows=max(1, rows // members))
 
         length = table.text_lengths.float().mean().item()
         rows = max_rows or rows_in_flight(SCORING_ROWS * members, tokens_a_row=length, device=ensemble.device)
         return scored_in_parts(score, rows)
+
+    def whole_pass(self, base: nn.Module, ids: Tensor) -> Tensor:
+        """Scores (B, K)."""
+        return text_scores(base, Texts(ids, torch.ones_like(ids), None, torch.arange(len(ids))))
 
 
 @torch.no_grad()
