@@ -334,10 +334,8 @@ class LoraEnsemble:
     @functools.cached_property
     def trunk(self) -> Trunk | None:
         """The layers below the first adapted one, where the base has such: they run once for all members that read the same rows."""
-        if self.info.head.owned:
-            return None
         with self.base_only() as base:
-            return trunk_below_adapters(base)
+            return trunk_below_adapters(base, lambda ids: self.head.whole_pass(base, ids))
 
     def _member_rows(self, input_ids: Tensor) -> Tensor:
         if input_ids.dim() == 2:

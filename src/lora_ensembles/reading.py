@@ -20,8 +20,6 @@ from .lora import AdapterStack
 from .memory import ran_out_of_memory, with_fewer_rows
 from .scoring import AnswerLogits
 
-SCORING_ROWS = 64  # rows in flight where the caller sets no limit: enough to fill two cores, small beside any base on a GPU
-
 
 def context_window(base: nn.Module) -> int | None:
     """The number of tokens that the base can see at once, where its config says it."""
@@ -50,9 +48,12 @@ class SharedRows:
         members, size = self.stack.num_members, self.members_at_once
         return [slice(None)] if size >= members else [slice(m, min(m + size, members)) for m in range(0, members, size)]
 
-    def passes(self, ids: Tensor, run: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """What `run` returns for each group of members (G, ...), all in one (M, ...); it is given G copies of `ids` (B, T), and G."""
-        states = None if self.trunk is None else self.trunk.states(self.base, ids)
+    def passes(self, ids: Tensor, run: Callable[[Tensor, int], Tensor], *, once: Callable[[], object] | None = None) -> Tensor:
+        """What `run` returns for each group of members (G, ...), all in one (M, ...); it is given G copies of `ids` (B, T), and G.
+
+        `once` is the pass of the base in which the trunk reads the rows; by default that of a causal language model.
+        """
+        states = None if self.trunk is None else self.trunk.states(once or (lambda: self.base(input_ids=ids, use_cache=False)))
         parts = []
         for group in self.groups():
             count = len(range(self.stack.num_members)[group])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from .heads.texts import encode_texts, log_probs, no_target, with_classes
 from .lora import unfold_members
 from .memory import with_fewer_rows
 from .tasks import Completion, Example
+from .trunk_states import TrunkStates
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class TextRows:
     ensemble: LoraEnsemble
     table: TextTable
     base: Tensor | None  # (N, C) log-probabilities of the base, where a member has a KL weight
+    trunk_states: TrunkStates | None  # where the lowest layers carry no adapters
 
     @classmethod
     def of(
@@ -56,9 +59,14 @@ class TextRows:
         table = encode_texts(questions, ensemble.base, ensemble.tokenizer, head=head, overlong=config.overlong)
         check_labelled(table)
         ensemble.info.head = head
-        rows = cls(ensemble, table, None)
-        at_once = config.max_rows or config.batch_size * ensemble.num_members
-        return dataclasses.replace(rows, base=with_fewer_rows(rows.base_log_probs, at_once)) if with_kl else rows
+        at_once = config.max_rows or config.batch_size * ensemble.num_members * table.width
+
+        def read(numbers: Tensor) -> object:
+            return text_scores(ensemble.base, table.texts(numbers))
+
+        trunk = with_fewer_rows(lambda rows: TrunkStates.of(ensemble.trunk, table.text_lengths, rows=rows, read=read), at_once)
+        found = cls(ensemble, table, None, trunk)
+        return dataclasses.replace(found, base=with_fewer_rows(found.base_log_probs, at_once)) if with_kl else found
 
     @property
     def lengths(self) -> Tensor:
@@ -82,7 +90,9 @@ class TextRows:
         batch = table.gather(indices)
         count, texts = len(indices), batch.texts
         numbers = batch.slots + first_row * table.width  # so a member's rows are the same alone and beside others
-        with ensemble.stack.running(rows=len(texts.ids), tokens=texts.ids.numel(), members=members, row_numbers=numbers):
+        kept = self.trunk_states
+        trunk = nullcontext() if kept is None else kept.in_place_of_trunk(texts.numbers, texts.ids.shape[1])
+        with ensemble.stack.running(rows=len(texts.ids), tokens=texts.ids.numel(), members=members, row_numbers=numbers), trunk:
             scores = unfold_members(text_scores(ensemble.base, texts), count)
         return choice_losses(batch, scores, targets=table.targets[indices], base=None if self.base is None else self.base[indices])
 

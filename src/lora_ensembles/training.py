@@ -25,7 +25,7 @@ from .ensemble import LoraEnsemble
 from .errors import ConfigError, DataError, TrainingError
 from .heads.texts import encode_texts, with_classes
 from .lora import MemberWeights, stream_key
-from .memory import ran_out_of_memory, with_fewer_rows
+from .memory import ran_out_of_memory, rows_in_flight, with_fewer_rows
 from .metrics import Metrics, evaluate, evaluate_members
 from .optim import StackedAdamW, clip_per_member, gradient_norms
 from .prediction import predict
@@ -156,7 +156,7 @@ def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Comp
     dropout = config.per_member("dropout", members, default=ensemble.adapter.lora_dropout).to(device)
     decays = [config.per_member(name, members).to(device) for name in DECAYS[: len(stack.buffers)]]
     rows = training_rows(ensemble, examples, config, with_kl=bool((vectors["kl_weight"] > 0).any()))
-    order_seeds = [seeds.order for seeds in ensemble.info.seeds]
+    order_seeds, length = [seeds.order for seeds in ensemble.info.seeds], rows.lengths.float().mean().item()
     return _Run(
         ensemble,
         config,
@@ -166,7 +166,7 @@ def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Comp
         vectors["kl_weight"],
         dropout if (dropout > 0).any() else None,
         stack.zero_gradients(),
-        config.max_rows or config.batch_size * members * rows.passes,
+        config.max_rows or rows_in_flight(config.batch_size * members * rows.passes, tokens_a_row=length, device=device),
     )
 
 

@@ -62,11 +62,15 @@ class AnswerRows:
         encoded = encode_rows(examples, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong)
         table = TokenTable.from_encoded(encoded, ensemble.pad_id, device=ensemble.device)
         at_once = config.max_rows or config.batch_size * ensemble.num_members
+
+        def read(numbers: Tensor) -> object:
+            return ensemble.base(input_ids=table.gather(numbers[None]).ids[0], use_cache=False)
+
         return cls(
             ensemble,
             table,
             with_fewer_rows(lambda rows: BaseStates.of(ensemble, table, rows=rows), at_once) if with_kl else None,
-            with_fewer_rows(lambda rows: TrunkStates.of(ensemble, table, rows=rows), at_once),
+            with_fewer_rows(lambda rows: TrunkStates.of(ensemble.trunk, table.lengths, rows=rows, read=read), at_once),
         )
 
     @property

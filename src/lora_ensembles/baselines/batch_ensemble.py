@@ -19,8 +19,8 @@ from ..config import TrainConfig
 from ..errors import AdapterError, ConfigError
 from ..forward import answer_logits, logits_at
 from ..lora import StackedLoraLinear, StackPlan, fold_members, unfold_members
+from ..memory import SCORING_ROWS
 from ..objectives import answer_loss, answer_right, kl_to_base
-from ..reading import SCORING_ROWS
 from ..seeds import member_seeds
 from ..tasks import Example
 from ..training import TrainResult

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..forward import answer_logits, read_prefix
-from ..reading import SCORING_ROWS, context_window, scored_in_parts
+from ..memory import SCORING_ROWS
+from ..reading import context_window, scored_in_parts
 from ..scoring import AnswerLogits, score_labels
 from ..tasks import Example, encode_examples
 

@@ -20,9 +20,9 @@ from ..config import TrainConfig, schedule_factor
 from ..errors import ConfigError, TrainingError
 from ..forward import hidden_at
 from ..lora import fold_members
-from ..memory import ran_out_of_memory
+from ..memory import SCORING_ROWS, ran_out_of_memory
 from ..optim import StackedAdamW, clip_per_member, gradient_norms
-from ..reading import SCORING_ROWS, context_window
+from ..reading import context_window
 from ..reporting import Reporter
 from ..scoring import AnswerLogits, score_labels
 from ..seeds import MemberSeeds

@@ -17,7 +17,7 @@ from ..batches import TokenTable
 from ..config import TrainConfig
 from ..errors import AdapterError, ConfigError
 from ..forward import Places, head_logits, hidden_at, places_at_once
-from ..reading import SCORING_ROWS
+from ..memory import SCORING_ROWS
 from ..seeds import member_seeds
 from ..tasks import Example
 from ..training import TrainResult

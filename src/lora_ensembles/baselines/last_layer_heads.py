@@ -21,7 +21,8 @@ from ..heads import HeadConfig, HeadKind, Texts, TextTable, encode_texts, resolv
 from ..heads.kinds import head_modules
 from ..heads.texts import log_probs, with_classes
 from ..lora import StackPlan, unfold_members
-from ..reading import SCORING_ROWS, scored_in_parts
+from ..memory import SCORING_ROWS
+from ..reading import scored_in_parts
 from ..seeds import member_seeds
 from ..sites import MemberWeights
 from ..tasks import Example

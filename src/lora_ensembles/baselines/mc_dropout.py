@@ -18,7 +18,8 @@ from ..forward import answer_logits
 from ..heads import TextHead, Texts, TextTable, score_texts, text_scores
 from ..heads.texts import log_probs
 from ..lora import fold_members, stream_key, unfold_members
-from ..reading import SCORING_ROWS, scored_in_parts
+from ..memory import SCORING_ROWS
+from ..reading import scored_in_parts
 from ..tasks import Example
 from .fitting import score_members
 from .single_member import check_member, num_trained_parameters

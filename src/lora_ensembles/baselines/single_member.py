@@ -16,8 +16,9 @@ from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
 from ..heads import TextHead, Texts, score_texts, text_scores
 from ..heads.texts import log_probs
+from ..memory import SCORING_ROWS
 from ..prediction import Predictor
-from ..reading import SCORING_ROWS, scored_in_parts
+from ..reading import scored_in_parts
 from ..tasks import Example
 from .fitting import score_members
 

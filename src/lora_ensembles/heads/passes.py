@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..lora import unfold_members
+from ..memory import SCORING_ROWS, rows_in_flight
 from ..products import frozen_products
-from ..reading import SCORING_ROWS, context_window, scored_in_parts
+from ..reading import context_window, scored_in_parts
 from ..scoring import score_labels
 from ..tasks import Example, encode_examples
 from .kinds import HeadConfig, HeadKind
@@ -39,6 +40,10 @@ class Head(Protocol):
 
     def member_log_probs(self, ensemble: LoraEnsemble, examples: Sequence[Example], *, max_rows: int | None) -> Tensor:
         """(M, N, C) log-probabilities of labels, classes or options, with at most `max_rows` rows (members * texts) in flight."""
+        ...
+
+    def whole_pass(self, base: nn.Module, ids: Tensor) -> Tensor:
+        """What the base itself makes of ids (B, T) without padding."""
         ...
 
 
@@ -69,7 +74,14 @@ class LabelTokens:
                 read_prefix=reader.read_prefix,
             )
 
-        return scored_in_parts(score, max_rows or SCORING_ROWS * ensemble.num_members)
+        length = sum(len(example.prompt_ids) for example in encoded) / max(1, len(encoded))
+        everything = SCORING_ROWS * ensemble.num_members
+        return scored_in_parts(score, max_rows or rows_in_flight(everything, tokens_a_row=length, device=ensemble.device))
+
+    def whole_pass(self, base: nn.Module, ids: Tensor) -> Tensor:
+        """Logits (B, T, V)."""
+        logits: Tensor = base(input_ids=ids, use_cache=False).logits
+        return logits
 
 
 @dataclass(frozen=True)
@@ -100,11 +112,21 @@ class TextHead:
             reader = ensemble.shared_rows(rows)
 
             def read(texts: Texts) -> Tensor:
-                return reader.passes(texts.ids, lambda _, count: unfold_members(text_scores(ensemble.base, texts.repeated(count)), count))
+                return reader.passes(
+                    texts.ids,
+                    lambda _, count: unfold_members(text_scores(ensemble.base, texts.repeated(count)), count),
+                    once=lambda: text_scores(ensemble.base, texts),
+                )
 
             return score_texts(table, read, rows=max(1, rows // members))
 
-        return scored_in_parts(score, max_rows or SCORING_ROWS * members)
+        length = table.text_lengths.float().mean().item()
+        rows = max_rows or rows_in_flight(SCORING_ROWS * members, tokens_a_row=length, device=ensemble.device)
+        return scored_in_parts(score, rows)
+
+    def whole_pass(self, base: nn.Module, ids: Tensor) -> Tensor:
+        """Scores (B, K)."""
+        return text_scores(base, Texts(ids, torch.ones_like(ids), None, torch.arange(len(ids))))
 
 
 @torch.no_grad()
