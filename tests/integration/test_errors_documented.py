@@ -16,6 +16,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file as save_tensors
 from transformers import BertForMultipleChoice, GenerationConfig
 
 import tiny_heads as heads
@@ -360,6 +361,15 @@ def _untrained_head(folder: Path) -> object:
     heads.build().bert.save_pretrained(folder)
     base = BertForMultipleChoice.from_pretrained(folder)
     return LoraEnsemble(base, heads.tokenizer(), head=HeadConfig(init="base"))
+
+
+@provokes("body-not-loaded")
+def _body_of_another(folder: Path) -> object:
+    heads.build().bert.save_pretrained(folder)
+    heads.tokenizer().save_pretrained(folder)
+    weights = {f"elsewhere.{name}": tensor for name, tensor in load_tensors(folder / "model.safetensors").items()}
+    save_tensors(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return resolve_base(str(folder), head="multiple-choice")
 
 
 @provokes("unstackable-head")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertForSequenceClassification, RobertaForMultipleChoice
@@ -27,6 +28,7 @@ from lora_ensembles import (
     predict_rewards,
     preference,
     preferences_from_files,
+    resolve_base,
     score_completions,
     train,
 )
@@ -120,6 +122,16 @@ def test_modules_named_by_the_caller_are_the_members_own() -> None:
         "classifier.weight",
         "classifier.bias",
     }
+
+
+def test_a_checkpoint_without_the_weights_of_the_body_is_refused(tmp_path: Path) -> None:
+    build("bert", "reward").bert.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    assert resolve_base(str(tmp_path), head="multiple-choice")[0].config.num_labels == 1
+    weights = {f"elsewhere.{name}": tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match="holds no weights of the body of a BertForSequenceClassification"):
+        resolve_base(str(tmp_path), head="sequence-classification", num_labels=2)
 
 
 def test_a_pooler_that_the_checkpoint_lacks_is_the_members_own(tmp_path: Path) -> None:

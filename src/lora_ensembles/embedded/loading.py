@@ -48,7 +48,7 @@ def resolve_base(
     where transformers has no such class, as for decoders). A head that the checkpoint lacks is drawn anew.
 
     Raises:
-        DataError: the model cannot be loaded.
+        DataError: the model cannot be loaded, or a checkpoint for a head holds no weights of its body.
         ConfigError: an unknown dtype.
     """
     if dtype is not None and dtype not in DTYPES:
@@ -69,10 +69,8 @@ def resolve_base(
             )
     except (OSError, ValueError) as error:
         raise _not_loaded(name, error) from error
-    if head != "causal-lm" and base.config.get_text_config().pad_token_id is None:  # a decoder finds a text's end by its padding
-        base.config.get_text_config().pad_token_id = (
-            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        )
+    if head != "causal-lm":
+        _make_ready_for_heads(base, tokenizer, name)
     if embedded:
         base.config._name_or_path = base.name_or_path = EMBEDDED_BASE
     return base.eval(), tokenizer
@@ -88,6 +86,18 @@ def resolve_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTo
         return AutoTokenizer.from_pretrained(str(FOLDER) if name in ("embedded", EMBEDDED_BASE) else name, revision=revision)
     except (OSError, ValueError) as error:
         raise _not_loaded(name, error) from error
+
+
+def _make_ready_for_heads(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    # What transformers says of missing weights is not shown; that the head's are missing is meant, that all are is not.
+    if not any(getattr(parameter, "_is_hf_initialized", False) for parameter in base.base_model.parameters()):
+        raise DataError(
+            f"base model {name!r} holds no weights of the body of a {type(base).__name__}, which would be random; give a checkpoint of "
+            "this architecture"
+        )
+    config = base.config.get_text_config()
+    if config.pad_token_id is None:  # a decoder finds a text's end by its padding
+        config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def _not_loaded(name: str, error: Exception) -> DataError:
