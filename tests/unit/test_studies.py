@@ -15,7 +15,8 @@ from lora_ensembles.errors import CheckpointError, DataError
 from lora_ensembles.prediction import Prediction
 from lora_ensembles.studies import claims
 from lora_ensembles.studies.arms import Arm, decay_arms, randomness_arms, regulariser_arms, train_arms
-from lora_ensembles.studies.claims import CLAIMS, Contrast, bootstrap, judge, judge_contrast
+from lora_ensembles.studies.claims import bootstrap, judge, judge_contrast
+from lora_ensembles.studies.contrasts import CLAIMS, Contrast
 from lora_ensembles.studies.grid import FULL, PAPER, QUICK, cells, settings_of
 from lora_ensembles.studies.measures import by_size, described, measured
 from lora_ensembles.studies.store import by_kind, cell, read_record
