@@ -19,6 +19,7 @@ import decode
 import memory
 import operators
 import score
+import startup
 import train
 import training_rows
 from timing import rounded, write_record
@@ -60,6 +61,7 @@ def families(windows: int, *, quick: bool) -> Iterator[Family]:
     """What is run, in order; `quick` leaves the smallest row of each family."""
     few = max(1, windows // 2)
     yield lambda: [operators_row()], operators_shown
+    yield lambda: [startup.measure("tiny" if quick else "13B", windows=few)], startup.shown
     for name in ("tiny",) if quick else ("toy", "T1"):
         yield lambda name=name: [memory.measure(name, small=name == "T1", device="cpu")], memory_shown
     for name in ("tiny",) if quick else ("toy", "hidden512", "demo"):

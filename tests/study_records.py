@@ -25,7 +25,7 @@ SMALL = Grid(
     kl=(0.05,),
     decays=(0.025,),
     pool=5,
-    pool_tasks=("world-cqa",),
+    few_tasks=("world-cqa",),
     draws=2,
     limit=(40, 60, 30),
 )
@@ -100,7 +100,7 @@ def study_records(grid: Grid = SMALL, *, without: tuple[str, ...] = ()) -> dict[
                 "few_shot": {**measured(few, few_ood), "wrong_confidence": described(few)["wrong_confidence"]},
                 "last_layer": measured(made_up(key + 6, members=grid.members, sharpness=0.7, knowledge=0.5), last_ood),
             }
-            if task in grid.pool_tasks:
+            if task in grid.few_tasks:
                 sizes = [size for size in (1, 2, 3, 5, 10, 15, 20) if size <= grid.pool]
                 results["pool"] = {
                     arm: by_size(made_up(key, members=grid.pool, sharpness=sharp, knowledge=1.5), sizes, subsets=5, seed=seed)

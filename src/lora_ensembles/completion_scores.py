@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from .batches import AnswerTokens, TokenTable
-from .ensemble import SCORING_ROWS, LoraEnsemble, context_window
+from .ensemble import LoraEnsemble, context_window
 from .errors import ConfigError, DataError
 from .forward import head_logits, hidden_at, logits_at, places_at_once
+from .memory import SCORING_ROWS, rows_in_flight
 from .metrics import MemberSpread
 from .objectives import answer_loss
 from .reading import scored_in_parts
@@ -131,7 +132,9 @@ def score_completions(ensemble: LoraEnsemble, examples: Sequence[Completion], *,
     encoded = encode_completions(examples, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=ensemble.info.overlong)
     table = TokenTable.from_encoded(encoded, ensemble.pad_id, device=ensemble.device)
     counted = torch.arange(int(table.answer_lengths.max())) < table.answer_lengths[:, None]
-    scores = scored_in_parts(lambda rows: _score(ensemble, table, rows), max_rows or SCORING_ROWS * ensemble.num_members)
+    everything, length = SCORING_ROWS * ensemble.num_members, table.lengths.float().mean().item()
+    rows = max_rows or rows_in_flight(everything, tokens_a_row=length, device=ensemble.device)
+    scores = scored_in_parts(lambda rows: _score(ensemble, table, rows), rows)
     return CompletionScores(scores, counted, tuple(example.id for example in examples))
 
 

@@ -22,6 +22,7 @@ from .decoder import Trunk, trunk_below_adapters
 from .errors import AdapterError, ConfigError
 from .forward import answer_logits
 from .lora import AdapterStack, MemberWeights, fold_members, stream_key, unfold_members
+from .memory import SCORING_ROWS, rows_in_flight
 from .products import frozen_products
 from .reading import SharedRows, scored_in_parts
 from .scoring import score_labels
@@ -29,8 +30,6 @@ from .tasks import Example, encode_examples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-SCORING_ROWS = 64  # rows in flight where the caller sets no limit: enough to fill two cores, small beside any base on a GPU
 
 
 @dataclass(frozen=True)
@@ -336,7 +335,9 @@ class LoraEnsemble:
                 read_prefix=reader.read_prefix,
             )
 
-        return scored_in_parts(score, max_rows or SCORING_ROWS * self.num_members)
+        length = sum(len(example.prompt_ids) for example in encoded) / max(1, len(encoded))
+        everything = SCORING_ROWS * self.num_members
+        return scored_in_parts(score, max_rows or rows_in_flight(everything, tokens_a_row=length, device=self.device))
 
     def shared_rows(self, max_rows: int) -> SharedRows:
         """What reads the same rows with all members, at most `max_rows` rows (members * examples) at a time."""

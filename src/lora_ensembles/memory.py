@@ -1,4 +1,4 @@
-"""Work that is done in smaller parts when memory runs out, instead of stopping."""
+"""How many rows are in flight: as many as the device computes best, and fewer when memory runs out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,23 @@ import torch
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
+
+SCORING_ROWS = 64
+"""Rows of a member in flight in scoring where the caller sets no limit: small beside any base on a GPU."""
+CPU_TOKENS = 2048
+"""Token vectors that a pass on a CPU holds: enough for its matrix products, few enough for its caches."""
+
+
+def rows_in_flight(rows: int, *, tokens_a_row: float, device: torch.device) -> int:
+    """How many of `rows` rows of so many tokens a pass should hold where the caller sets no limit; at least 1.
+
+    All of them on an accelerator, which more rows only fill; on a CPU no more than its caches hold the activations of.
+
+    Example:
+        >>> [rows_in_flight(640, tokens_a_row=64, device=torch.device(name)) for name in ("cpu", "cuda")]
+        [32, 640]
+    """
+    return rows if device.type != "cpu" else max(1, min(rows, int(CPU_TOKENS / tokens_a_row)))
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

@@ -25,7 +25,7 @@ from .decoder import recomputed
 from .ensemble import LoraEnsemble, context_window
 from .errors import ConfigError, DataError, TrainingError
 from .lora import MemberWeights, stream_key
-from .memory import ran_out_of_memory, with_fewer_rows
+from .memory import ran_out_of_memory, rows_in_flight, with_fewer_rows
 from .metrics import Metrics, evaluate, evaluate_members
 from .optim import AdamState, StackedAdamW, clip_per_member, gradient_norms
 from .prediction import predict
@@ -153,7 +153,8 @@ def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Comp
         AdamState.zeros_like(stack.b),
     )
     with_kl = bool((vectors["kl_weight"] > 0).any())
-    rows = config.max_rows or config.batch_size * members
+    length = table.lengths.float().mean().item()
+    rows = config.max_rows or rows_in_flight(config.batch_size * members, tokens_a_row=length, device=device)
     order_seeds = [seeds.order for seeds in ensemble.info.seeds]
     return _Run(
         ensemble,

@@ -36,7 +36,7 @@ def test_all_families_run_in_one_process_and_end_with_the_promised_line(tmp_path
     said = json.loads(output.splitlines()[-1])
     whole = json.loads(record.read_text())
     assert [row["id"] for row in said["rows"]] == [row["id"] for row in whole["rows"]]
-    assert len(said["rows"]) == 8
+    assert len(said["rows"]) == 9
     for row in said["rows"]:
         assert {"id", "ratios", "must", "ok"} <= row.keys()
     for row in whole["rows"]:
@@ -76,6 +76,24 @@ def test_scoring_gives_the_peers_log_probabilities(profile: str, arms: set[str])
     (row,) = record["rows"]
     assert row["exact"]["ok"]
     assert row["ratios"].keys() == arms
+
+
+def test_a_base_whose_layers_share_their_weights_loads_adapters_as_one_of_that_shape(tmp_path: Path) -> None:
+    import startup
+    from workloads import SHAPES, build, tokenizer
+
+    from lora_ensembles import LoraEnsemble
+
+    words = tokenizer(SHAPES["tiny"].vocabulary)
+    whole = LoraEnsemble(build(SHAPES["tiny"]), words, members=2)
+    whole.save_pretrained(tmp_path / "saved")
+    base = startup.shared_base(SHAPES["tiny"])
+    assert len({parameter.data_ptr() for parameter in base.parameters()}) == len({tuple(one.shape) for one in base.parameters()})
+    shared = LoraEnsemble(base, words, members=1)
+    shared.load_members([tmp_path / "saved" / "member_001"], check_base=False)
+    for name, expected in whole.stack.member(1).a.items():
+        assert torch.equal(shared.stack.member(1).a[name], expected)
+    assert len(startup.adapter_seconds("tiny", windows=2)) == 2
 
 
 def test_breakdown_holds_the_whole_step() -> None:

@@ -20,7 +20,7 @@ TINY = dataclasses.replace(
     members=2,
     snapshots=(1, 2, 3, 4),
     pool=3,
-    pool_tasks=("world-mmlu-stem",),
+    few_tasks=("world-mmlu-stem",),
     draws=2,
     limit=(16, 24, 24),
 )

@@ -18,7 +18,7 @@ from lora_ensembles.ensemble import member_seeds
 from lora_ensembles.prediction import predict
 from lora_ensembles.studies.arms import Arm, stacked_members, train_arms
 from lora_ensembles.studies.bench import Bench
-from lora_ensembles.studies.grid import FIELDS, FULL, KINDS, PAPER, QUICK, STUDY_KINDS, Grid, cells, settings_of
+from lora_ensembles.studies.grid import FIELDS, FULL, KINDS, OPEN_KINDS, PAPER, QUICK, Grid, cells, settings_of
 from lora_ensembles.studies.initialisation import STARTS
 from lora_ensembles.studies.store import cell
 from lora_ensembles.tasks import Task
@@ -27,7 +27,7 @@ from tiny_ensembles import adapter, llama, questions, tokenizer
 TINY = Grid(
     "tiny",
     tasks=("animals",),
-    study_tasks=("animals",),
+    few_tasks=("animals",),
     seeds=(3,),
     members=2,
     learning_rate=1e-2,
@@ -52,7 +52,7 @@ def bench() -> Bench:
 @pytest.fixture(scope="module")
 def measured() -> dict[str, dict[str, Any]]:
     """The result of every kind on the tiny grid."""
-    return {kind: KINDS[kind](TINY, bench(), seed=3) for kind in STUDY_KINDS}
+    return {kind: KINDS[kind](TINY, bench(), seed=3) for kind in OPEN_KINDS}
 
 
 # What records are keyed by
@@ -64,23 +64,23 @@ def test_records_of_the_first_kinds_keep_the_settings_that_they_were_always_keye
         "members": 5,
         "learning_rate": 2e-3,
         "batch_size": 16,
-        "snapshots": [1, 2, 3, 5, 10, 15],
+        "snapshots": [1, 2, 3, 5, 10],
         "kl": [0.01, 0.05, 0.1],
-        "decays": [0.005, 0.025, 0.05],
-        "decay": 0.025,
+        "decays": [0.032, 0.16, 0.32],
+        "decay": 0.16,
         "pool": 20,
         "subsets": 5,
         "shots": 3,
         "draws": 10,
-        "limit": [None, None, 500],
+        "limit": [200, 400, 250],
     }
     for kind in ("sweep", "randomness", "pool", "few_shot", "last_layer"):
         settings = settings_of(FULL, kind, "world-cqa", 0)
         assert settings == {"kind": kind, "task": "world-cqa", "seed": 0} | known
         cell(tmp_path, kind, settings, dict)
-        other = dataclasses.replace(FULL, ranks=(1,), wide_kl=(1.0,), held_out=0.5, study_tasks=("world-obqa",))
+        other = dataclasses.replace(FULL, ranks=(1,), wide_kl=(1.0,), held_out=0.5, few_tasks=("world-obqa",))
         assert settings_of(other, kind, "world-cqa", 0) == settings
-    assert (tmp_path / "sweep-8802199ac4a7.json").exists()  # the first digits of the SHA-256 of these settings as sorted JSON
+    assert (tmp_path / "sweep-052c5e0a45d4.json").exists()  # the first digits of the SHA-256 of these settings as sorted JSON
 
 
 def test_a_new_kind_is_keyed_by_what_it_depends_on() -> None:
@@ -93,8 +93,8 @@ def test_a_new_kind_is_keyed_by_what_it_depends_on() -> None:
         "members": 5,
         "learning_rate": 2e-3,
         "batch_size": 16,
-        "snapshots": [1, 2, 3, 5, 10, 15],
-        "limit": [None, None, 500],
+        "snapshots": [1, 2, 3, 5, 10],
+        "limit": [200, 400, 250],
         "ranks": [1, 2, 4, 8, 16, 32, 64],
     }
     for kind in KINDS:
@@ -105,10 +105,10 @@ def test_the_command_line_names_every_kind() -> None:
     assert tuple(KINDS) == NAMED
 
 
-def test_new_kinds_have_two_tasks_and_every_seed_in_full_and_one_of_each_in_quick() -> None:
-    for grid, tasks, seeds in ((FULL, 2, 3), (PAPER, 2, 3), (QUICK, 1, 1)):
-        found = list(cells(grid, STUDY_KINDS))
-        assert len(set(found)) == len(found) == len(STUDY_KINDS) * tasks * seeds
+def test_new_kinds_have_every_seed_of_few_tasks_in_full_and_one_of_one_in_quick() -> None:
+    for grid, tasks, seeds in ((FULL, 2, 3), (PAPER, 3, 3), (QUICK, 1, 1)):
+        found = list(cells(grid, OPEN_KINDS))
+        assert len(set(found)) == len(found) == len(OPEN_KINDS) * tasks * seeds
 
 
 # Arms that start differently, in one stack

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from ..adapters import default_adapter_config, initial_weights, keep_differentiable
 from ..batches import TokenTable
 from ..config import TrainConfig
-from ..ensemble import SCORING_ROWS, member_seeds
+from ..ensemble import member_seeds
 from ..errors import AdapterError, ConfigError
 from ..forward import answer_logits, logits_at
 from ..lora import StackedLoraLinear, StackPlan, fold_members, unfold_members
+from ..memory import SCORING_ROWS
 from ..objectives import answer_loss, answer_right, kl_to_base
 from ..tasks import Example
 from ..training import TrainResult

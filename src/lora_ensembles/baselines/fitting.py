@@ -17,11 +17,11 @@ from torch import Tensor
 
 from ..batches import TokenTable, encode_rows, epoch_order, split_step
 from ..config import TrainConfig, schedule_factor
-from ..ensemble import SCORING_ROWS, MemberSeeds, context_window
+from ..ensemble import MemberSeeds, context_window
 from ..errors import ConfigError, TrainingError
 from ..forward import hidden_at
 from ..lora import fold_members
-from ..memory import ran_out_of_memory
+from ..memory import SCORING_ROWS, ran_out_of_memory
 from ..optim import AdamState, StackedAdamW, clip_per_member, gradient_norms
 from ..reporting import Reporter
 from ..scoring import AnswerLogits, score_labels

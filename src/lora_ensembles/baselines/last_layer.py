@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from ..batches import TokenTable
 from ..config import TrainConfig
-from ..ensemble import SCORING_ROWS, member_seeds
+from ..ensemble import member_seeds
 from ..errors import AdapterError, ConfigError
 from ..forward import Places, head_logits, hidden_at, places_at_once
+from ..memory import SCORING_ROWS
 from ..tasks import Example
 from ..training import TrainResult
 from .fitting import Flat, answer_states, check_settings, fit, score_members, training_rows

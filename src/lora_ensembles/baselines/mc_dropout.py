@@ -11,10 +11,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..ensemble import SCORING_ROWS, LoraEnsemble
+from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
 from ..forward import answer_logits
 from ..lora import fold_members, stream_key, unfold_members
+from ..memory import SCORING_ROWS
 from ..tasks import Example
 from .fitting import score_members
 from .single_member import check_member, num_trained_parameters

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ensemble import SCORING_ROWS, LoraEnsemble
+from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
+from ..memory import SCORING_ROWS
 from ..prediction import Predictor
 from ..tasks import Example
 from .fitting import score_members

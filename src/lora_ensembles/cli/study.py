@@ -93,8 +93,7 @@ def _grid(args: Arguments) -> Grid:
             if task not in task_names():
                 raise ConfigError(unknown_name("task", task, task_names()))
         changes["tasks"] = tuple(args.tasks)
-        for some in ("pool_tasks", "study_tasks"):
-            changes[some] = tuple(task for task in getattr(grid, some) if task in args.tasks) or tuple(args.tasks[:1])
+        changes["few_tasks"] = tuple(task for task in grid.few_tasks if task in args.tasks) or tuple(args.tasks[:1])
         if args.data is not None and set(args.tasks) & set(PAPER_TASKS):
             changes["data"] = str(args.data)
     if args.seeds:

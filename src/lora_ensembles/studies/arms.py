@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PLAIN_DECAY = 0.01  # AdamW's own, on A and B: what the paper calls "None"
 KL_WEIGHTS = (0.01, 0.05, 0.1)
-# The paper decays B by lr * lambda = 5e-5 * {1e2, 5e2, 1e3} a step; another step size takes the lambda that gives the same.
+# The paper decays B by lr * lambda = 5e-5 * {1e2, 5e2, 1e3} of itself a step.
 DECAY_PER_STEP = (0.005, 0.025, 0.05)
 
 

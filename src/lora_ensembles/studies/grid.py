@@ -26,6 +26,10 @@ from .store import cell
 from .strength import strength
 
 DROPOUT = 0.1
+# A step of AdamW and its decay balance where an element of B is 1 / lambda at most, so lambda says how far an update may grow beside the
+# base's weights, which are drawn as 1 / sqrt(width). The embedded base is 128 wide and LLaMA-13B is 5,120: the paper's lambda of 1e2, 5e2
+# and 1e3 over sqrt(40) is 16, 80 and 160, which at a learning rate of 2e-3 takes these shares of B a step.
+EMBEDDED_DECAY_PER_STEP = (0.032, 0.16, 0.32)
 EMBEDDED = ("world-cqa", "world-obqa", "world-arce", "world-arcc", "world-mmlu-ss", "world-mmlu-stem")
 
 
@@ -37,9 +41,9 @@ class Grid:
         decay: share of B that one step takes away in the arms that have one strength.
         snapshots: epochs after which members are measured; the first three are early stopping, the last is the end.
         pool: members of the ensemble-size study.
+        few_tasks: tasks of the kinds that need a run of their own on many members: all but `sweep`, `few_shot` and `last_layer`.
         limit: most training, validation and out-of-distribution questions; None: all.
-        study_tasks: tasks of the kinds about what the paper leaves open: `methods`, `initialisation`, `rank`, `strength`.
-        study_seeds: how many of the seeds those kinds have; None: all.
+        open_seeds: how many of the seeds the kinds have that are about what the paper leaves open, `OPEN_KINDS`; None: all.
         held_out: share of the training questions on which a temperature is fitted, and what it scales is not trained.
         batch_ensemble_rate: step size of BatchEnsemble, whose parameters are factors and no weights.
         ranks, wide_kl, wide_decays: what the kinds `rank` and `strength` go through; the decays are shares of B a step.
@@ -53,23 +57,22 @@ class Grid:
     members: int = 5
     learning_rate: float = 2e-3
     batch_size: int = 16
-    snapshots: tuple[int, ...] = (1, 2, 3, 5, 10, 15)
+    snapshots: tuple[int, ...] = (1, 2, 3, 5, 10)
     kl: tuple[float, ...] = KL_WEIGHTS
-    decays: tuple[float, ...] = DECAY_PER_STEP
-    decay: float = 0.025
+    decays: tuple[float, ...] = EMBEDDED_DECAY_PER_STEP
+    decay: float = EMBEDDED_DECAY_PER_STEP[1]
     pool: int = 20
-    pool_tasks: tuple[str, ...] = ("world-cqa", "world-arcc")
+    few_tasks: tuple[str, ...] = ("world-cqa", "world-arcc")
     subsets: int = 5
     shots: int = 3
     draws: int = 10
-    limit: tuple[int | None, int | None, int | None] = (None, None, 500)
-    study_tasks: tuple[str, ...] = ("world-cqa", "world-arcc")
-    study_seeds: int | None = None
+    limit: tuple[int | None, int | None, int | None] = (200, 400, 250)
+    open_seeds: int | None = None
     held_out: float = 0.2
     batch_ensemble_rate: float = 5e-3
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    wide_kl: tuple[float, ...] = (0.001, 0.01, 0.1, 0.3, 1.0)
-    wide_decays: tuple[float, ...] = (0.001, 0.005, 0.025, 0.1, 0.2)
+    wide_kl: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    wide_decays: tuple[float, ...] = (0.001, 0.005, 0.02, 0.08, 0.16, 0.32, 0.8)
 
     def config(self, task: str) -> TrainConfig:
         """The settings that all arms share; the paper's batch size for one of its tasks."""
@@ -87,10 +90,12 @@ PAPER = Grid(
     base="",
     tasks=PAPER_TASKS,
     learning_rate=5e-5,
+    decays=DECAY_PER_STEP,
+    decay=DECAY_PER_STEP[1],
     snapshots=(1, 2, 3, 5, 10, 20),
-    pool_tasks=("cqa", "mmlu-ss"),
+    few_tasks=("cqa", "arcc", "mmlu-ss"),
     limit=(None,) * 3,
-    study_tasks=("cqa", "mmlu-ss"),
+    wide_decays=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2),
     batch_ensemble_rate=1.25e-4,
 )
 QUICK = Grid(
@@ -98,16 +103,15 @@ QUICK = Grid(
     tasks=("world-cqa", "world-mmlu-stem"),
     snapshots=(1, 2, 3, 6),
     kl=(0.05,),
-    decays=(0.025,),
+    decays=EMBEDDED_DECAY_PER_STEP[1:2],
     pool=10,
-    pool_tasks=("world-mmlu-stem",),
+    few_tasks=("world-mmlu-stem",),
     draws=4,
     limit=(150, 150, 150),
-    study_tasks=("world-mmlu-stem",),
-    study_seeds=1,
+    open_seeds=1,
     ranks=(1, 8, 64),
     wide_kl=(0.001, 0.03, 1.0),
-    wide_decays=(0.001, 0.025, 0.2),
+    wide_decays=(0.001, 0.16, 0.8),
 )
 
 
@@ -190,7 +194,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "rank": (*_SHARED, "ranks"),
     "strength": (*_SHARED, "wide_kl", "wide_decays"),
 }
-STUDY_KINDS = ("methods", "initialisation", "rank", "strength")
+OPEN_KINDS = ("methods", "initialisation", "rank", "strength")
 
 
 def cells(grid: Grid, kinds: Sequence[str] = tuple(KINDS)) -> Iterator[tuple[str, str, int]]:
@@ -203,9 +207,9 @@ def cells(grid: Grid, kinds: Sequence[str] = tuple(KINDS)) -> Iterator[tuple[str
 
 
 def _asked(grid: Grid, kind: str, task: str, seed: int) -> bool:
-    if kind in STUDY_KINDS:
-        return task in grid.study_tasks and seed in grid.seeds[: grid.study_seeds]
-    return kind != "pool" or task in grid.pool_tasks
+    if kind in OPEN_KINDS and seed not in grid.seeds[: grid.open_seeds]:
+        return False
+    return kind in ("sweep", "few_shot", "last_layer") or task in grid.few_tasks
 
 
 def settings_of(grid: Grid, kind: str, task: str, seed: int) -> dict[str, Any]:
