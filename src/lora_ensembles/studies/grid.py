@@ -41,7 +41,7 @@ class Grid:
         decay: share of B that one step takes away in the arms that have one strength.
         snapshots: epochs after which members are measured; the first three are early stopping, the last is the end.
         pool: members of the ensemble-size study.
-        few_tasks: tasks of the kinds that need a run of their own on many members: all but `sweep`, `few_shot` and `last_layer`.
+        few_tasks: tasks of the kinds that need a run of their own on many members: all but `WHOLE_KINDS`.
         limit: most training, validation and out-of-distribution questions; None: all.
         open_seeds: how many of the seeds the kinds have that are about what the paper leaves open, `OPEN_KINDS`; None: all.
         held_out: share of the training questions on which a temperature is fitted, and what it scales is not trained.
@@ -194,6 +194,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "rank": (*_SHARED, "ranks"),
     "strength": (*_SHARED, "wide_kl", "wide_decays"),
 }
+WHOLE_KINDS = ("sweep", "few_shot", "last_layer")  # of every task
 OPEN_KINDS = ("methods", "initialisation", "rank", "strength")
 
 
@@ -209,7 +210,7 @@ def cells(grid: Grid, kinds: Sequence[str] = tuple(KINDS)) -> Iterator[tuple[str
 def _asked(grid: Grid, kind: str, task: str, seed: int) -> bool:
     if kind in OPEN_KINDS and seed not in grid.seeds[: grid.open_seeds]:
         return False
-    return kind in ("sweep", "few_shot", "last_layer") or task in grid.few_tasks
+    return kind in WHOLE_KINDS or task in grid.few_tasks
 
 
 def settings_of(grid: Grid, kind: str, task: str, seed: int) -> dict[str, Any]:
