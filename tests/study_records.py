@@ -95,7 +95,7 @@ def _methods(grid: Grid, key: int) -> dict[str, Any]:
         rows[name] = {**own, "ood_auroc": 0.5, "trained_parameters": 1000 * (3 if many else 1)}
         rows[name] |= {"training_seconds": 10.0 + 5 * many, "seconds_per_1000": 2.0 + 3 * many}
     rows["ensemble, scaled"]["temperature"] = 1.5
-    return {"methods": rows, "sizes": {"train": 40, "held_out": 8, "validation": 60}}
+    return {"methods": rows, "sizes": {"train": 40, "held_out": 8, "validation": 60}, "clock": "process"}
 
 
 def _open_kinds(grid: Grid, key: int) -> dict[str, dict[str, Any]]:

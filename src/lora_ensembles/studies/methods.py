@@ -4,8 +4,9 @@ Every method is trained on all training questions but those with a fitted temper
 trained on the rest, and the temperature is fitted on what was held out. The same members unscaled are a method too, so that what scaling
 gives and what the missing questions take can be told apart. Nothing is fitted on the questions that are scored.
 
-Seconds are those of the machine and its load at the time; only the ratios of one record compare methods. A single member is trained alone
-for its time, and so is the one adapter of MC dropout; the metrics of both are means over as many of them as an ensemble has.
+On a CPU seconds are those that the process computed, over all its threads, so that what else runs does not count; elsewhere they are those
+of the clock. Only the ratios of one record compare methods. A single member is trained alone for its time, and so is the one adapter of MC
+dropout; the metrics of both are means over as many of them as an ensemble has.
 """
 
 from __future__ import annotations
@@ -55,15 +56,26 @@ class _Place:
     def config(self) -> TrainConfig:
         return dataclasses.replace(self.grid.config(self.bench.task.name), snapshot_epochs=())
 
+    @property
+    def clock(self) -> str:
+        return "process" if self.bench.model[0].device.type == "cpu" else "wall"
+
+    def timed(self, work: Callable[[], T]) -> tuple[T, float]:
+        """What `work` returns, and the seconds it took."""
+        now = time.process_time if self.clock == "process" else time.perf_counter
+        begin = now()
+        found = work()
+        return found, now() - begin
+
     def trained(self, arm: Arm, members: int, examples: Sequence[Example] | None = None) -> tuple[ArmsRun, float]:
         """An arm's members, and the seconds that their training took; the base carries them until they are unloaded."""
         shown = self.bench.task.train if examples is None else examples
-        return timed(lambda: train_arms(self.bench.model, [arm], shown, self.config, members=members, seed=self.seed))
+        return self.timed(lambda: train_arms(self.bench.model, [arm], shown, self.config, members=members, seed=self.seed))
 
     def asked(self, predictor: Predictor, *, parameters: int, training: float, ensemble: bool = True) -> Row:
         """A method's row; without `ensemble` its metrics are means over the predictor's members."""
         predict(predictor, self.bench.task.validation[:WARM_UP])
-        known, seconds = timed(lambda: predict(predictor, self.bench.task.validation))
+        known, seconds = self.timed(lambda: predict(predictor, self.bench.task.validation))
         found = measured(known, predict(predictor, self.bench.ood) if self.bench.ood else None)
         return {
             **_metrics([found] if ensemble else [_member(found, index) for index in range(known.num_members)]),
@@ -89,20 +101,7 @@ def methods(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
         **_others(place),
     }
     sizes = {"train": len(bench.task.train), "held_out": len(held_out), "validation": len(bench.task.validation)}
-    return {"methods": found, "sizes": sizes}
-
-
-def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """What `work` returns, and the seconds it took.
-
-    Example:
-        >>> found, seconds = timed(lambda: 2)
-        >>> found, seconds >= 0
-        (2, True)
-    """
-    begin = time.perf_counter()
-    found = work()
-    return found, time.perf_counter() - begin
+    return {"methods": found, "sizes": sizes, "clock": place.clock}
 
 
 def _few_shot(place: _Place) -> dict[str, Row]:
@@ -144,7 +143,7 @@ def _scaled(place: _Place, held_out: Sequence[Example], rest: Sequence[Example])
     found = _pair(place, run, ", fewer questions", single_seconds=single_seconds, seconds=seconds)
 
     def scaled(predictor: Predictor, parameters: int, training: float) -> Row:
-        fitted, more = timed(lambda: TemperatureScaled.fit(predictor, held_out, trained_on=rest))
+        fitted, more = place.timed(lambda: TemperatureScaled.fit(predictor, held_out, trained_on=rest))
         row = place.asked(fitted, parameters=parameters + 1, training=training + more)
         return row | {"temperature": round(fitted.temperature, DIGITS)}
 
@@ -170,10 +169,10 @@ def _others(place: _Place) -> dict[str, Row]:
     """The ensembles that are no adapters."""
     grid, train = place.grid, place.bench.task.train
     heads = LastLayerEnsemble(*place.bench.model, members=grid.members, seed=place.seed)
-    _, seconds = timed(lambda: heads.fit(train, place.config))
+    _, seconds = place.timed(lambda: heads.fit(train, place.config))
     found = {"last-layer ensemble": place.asked(heads, parameters=grid.members * heads.num_trained_parameters, training=seconds)}
     factors = BatchEnsemble(*place.bench.model, members=grid.members, seed=place.seed)
-    _, seconds = timed(lambda: factors.fit(train, dataclasses.replace(place.config, learning_rate=grid.batch_ensemble_rate)))
+    _, seconds = place.timed(lambda: factors.fit(train, dataclasses.replace(place.config, learning_rate=grid.batch_ensemble_rate)))
     found["BatchEnsemble"] = place.asked(factors, parameters=grid.members * factors.num_trained_parameters, training=seconds)
     factors.unload()
     return found

@@ -229,9 +229,10 @@ def _open_chapter(records: Records, drawn: Mapping[str, list[Block]], left_out: 
 
 OPEN = "Means over the tasks ± standard deviation over seeds of the mean over tasks. Single: mean of the members' own metrics."
 SECONDS = (
-    'Seconds as they were measured in each record, one method after another on the same machine; "over single" is the ratio within a '
-    'record. A single member is trained alone. Few-shot: one set of demonstrations. Scaled and "fewer questions" train on a part of the '
-    "questions, and scaled ones fit their temperature on the rest. Parameters are those of all members together."
+    "Seconds as they were measured in each record, one method after another: on a CPU those that the process computed, over all its "
+    'threads, elsewhere those of the clock. "Over single" is the ratio within a record. A single member is trained alone. Few-shot: one '
+    'set of demonstrations. Scaled and "fewer questions" train on a part of the questions, and scaled ones fit their temperature on the '
+    "rest. Parameters are those of all members together."
 )
 RHO = (
     "Spearman's rank correlation between the members' correlation and what the ensemble gains over them, over the arms of each task and "
