@@ -22,6 +22,7 @@ LEVELS: dict[str, set[str]] = {
     "parts": {
         "tasks",
         "sites",
+        "head_layers",
         "lora",
         "products",
         "decoder",
@@ -39,12 +40,14 @@ LEVELS: dict[str, set[str]] = {
         "model_card",
     },
     "embedded": {"embedded"},
-    "ensemble": {"ensemble", "adapters", "storage", "prediction", "scoring", "reading"},
+    "ensemble": {"ensemble", "seeds", "adapters", "storage", "prediction", "scoring", "reading", "heads"},
     "training": {
         "training",
         "config",
         "batches",
         "answer_losses",
+        "text_losses",
+        "training_rows",
         "trunk_states",
         "completion_scores",
         "checkpoint",

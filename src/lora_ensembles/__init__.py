@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .adapters import default_adapter_config
-    from .baselines import BatchEnsemble, FewShot, LastLayerEnsemble, MCDropout, SingleMember, TemperatureScaled
+    from .baselines import BatchEnsemble, FewShot, LastLayerEnsemble, LastLayerHeads, MCDropout, SingleMember, TemperatureScaled
     from .completion_scores import (
         CompletionMetrics,
         CompletionScores,
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     )
     from .config import TrainConfig
     from .embedded import load_base, resolve_base
-    from .ensemble import LoraEnsemble, MemberSeeds, member_seeds
+    from .ensemble import LoraEnsemble
     from .errors import (
         AdapterError,
         CheckpointError,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from .generated_text import GeneratedText, TokenUncertainty, UncertaintyStreamer, generate_text, token_uncertainty
+    from .heads import HeadConfig, RewardPrediction, predict_rewards
     from .intervals import Interval, bootstrap_interval, paired_difference
     from .lora import StackedLoraLinear, fold_members, unfold_members
     from .metrics import (
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .prediction import Prediction, Predictor, predict
     from .presets import preset
     from .records import prediction_records
+    from .seeds import MemberSeeds, member_seeds
     from .tasks import (
         ColumnMapping,
         Completion,
@@ -58,7 +60,10 @@ if TYPE_CHECKING:
         load_completions,
         load_file,
         load_ood,
+        load_preferences,
         load_task,
+        preference,
+        preferences_from_files,
         task_from_files,
         task_names,
     )
@@ -79,8 +84,10 @@ __all__ = [
     "Example",
     "FewShot",
     "GeneratedText",
+    "HeadConfig",
     "Interval",
     "LastLayerEnsemble",
+    "LastLayerHeads",
     "LoraEnsemble",
     "LoraEnsemblesError",
     "MCDropout",
@@ -90,6 +97,7 @@ __all__ = [
     "MissingExtraError",
     "Prediction",
     "Predictor",
+    "RewardPrediction",
     "SingleMember",
     "StackedLoraLinear",
     "Task",
@@ -119,6 +127,7 @@ __all__ = [
     "load_completions",
     "load_file",
     "load_ood",
+    "load_preferences",
     "load_task",
     "member_seeds",
     "mutual_information",
@@ -126,7 +135,10 @@ __all__ = [
     "ood_auroc",
     "paired_difference",
     "predict",
+    "predict_rewards",
     "prediction_records",
+    "preference",
+    "preferences_from_files",
     "preset",
     "reliability_bins",
     "resolve_base",
@@ -145,13 +157,14 @@ __all__ = [
 # `lora-ensembles --help` or an error in a flag should not wait for. tests/unit/test_front_door.py holds that the three lists agree.
 _HOMES = {
     "adapters": "default_adapter_config",
-    "baselines": "BatchEnsemble FewShot LastLayerEnsemble MCDropout SingleMember TemperatureScaled",
+    "baselines": "BatchEnsemble FewShot LastLayerEnsemble LastLayerHeads MCDropout SingleMember TemperatureScaled",
     "completion_scores": "CompletionMetrics CompletionScores evaluate_completion_members evaluate_completions score_completions",
     "config": "TrainConfig",
     "embedded": "load_base resolve_base",
-    "ensemble": "LoraEnsemble MemberSeeds member_seeds",
+    "ensemble": "LoraEnsemble",
     "errors": "AdapterError CheckpointError ConfigError DataError LoraEnsemblesError MissingExtraError TrainingError",
     "generated_text": "GeneratedText TokenUncertainty UncertaintyStreamer generate_text token_uncertainty",
+    "heads": "HeadConfig RewardPrediction predict_rewards",
     "intervals": "Interval bootstrap_interval paired_difference",
     "lora": "StackedLoraLinear fold_members unfold_members",
     "metrics": "Metrics accuracy accuracy_coverage brier coverage_area ece "
@@ -159,8 +172,9 @@ _HOMES = {
     "prediction": "Prediction Predictor predict",
     "presets": "preset",
     "records": "prediction_records",
+    "seeds": "MemberSeeds member_seeds",
     "tasks": "ColumnMapping Completion CompletionTask Example Message Task completions_from_files load_completions "
-    "load_file load_ood load_task task_from_files task_names",
+    "load_file load_ood load_preferences load_task preference preferences_from_files task_from_files task_names",
     "training": "TrainResult train",
     "uncertainty": "disagreement expected_entropy mutual_information total_entropy variation_ratio",
 }

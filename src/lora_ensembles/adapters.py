@@ -11,20 +11,23 @@ import math
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora import layer as peft_layers
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from peft.utils.other import get_pattern_key
+from peft.utils.other import ModulesToSaveWrapper, get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .errors import AdapterError, CheckpointError
-from .lora import MemberWeights
+from .lora import MemberWeights, stream_key
+from .sites import replace_module
+
+HeadInit = Literal["fresh", "base"]
 
 PREFIX = "base_model.model."
 STACKABLE_INITS = (True, False, "gaussian", "orthogonal")
@@ -37,7 +40,7 @@ REASONS = {
     "use_dora": "DoRA rescales the base weight by a norm that differs from member to member, so the members cannot share one product",
     "bias": "trained biases belong to the base, which the members share",
     "lora_bias": "biases of the B matrices are not stacked",
-    "modules_to_save": "members of a causal language model own adapters only",
+    "modules_to_save": "members of a causal language model own adapters only; those of a classifier or a reward model own their heads",
     "target_parameters": "adapters on bare parameters (such as fused experts) do not see one row per token of every member",
     "layer_replication": "replicated layers change the base",
     "trainable_token_indices": "trained embeddings are not stacked",
@@ -53,8 +56,10 @@ def default_adapter_config() -> LoraConfig:
     return LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
-def check_stackable(config: LoraConfig) -> None:
+def check_stackable(config: LoraConfig, *, head: bool = False) -> None:
     """Refuse, by name and with the reason, every option whose members could not share one base in one pass.
+
+    `head` says that members own heads, which `modules_to_save` names.
 
     Raises:
         AdapterError: the config uses such an option.
@@ -73,20 +78,22 @@ def check_stackable(config: LoraConfig) -> None:
     for option in dataclasses.fields(LoraConfig):
         value, default = getattr(config, option.name), getattr(plain, option.name)
         unset = value == default or (not value and default is None)  # PEFT itself writes [] for None, on mixtures of experts
-        if option.name not in STACKABLE_OPTIONS and not unset:
+        if option.name not in STACKABLE_OPTIONS and not unset and not (head and option.name == "modules_to_save"):
             reason = REASONS.get(option.name, "stacked layers compute W x + s B A x and nothing else")
             raise AdapterError(f"LoraConfig({option.name}={value!r}) cannot be stacked: {reason}")
 
 
-def initial_weights(base: nn.Module, config: LoraConfig, *, seed: int) -> MemberWeights:
+def initial_weights(base: nn.Module, config: LoraConfig, *, seed: int, head_init: HeadInit | None = None) -> MemberWeights:
     """The weights with which PEFT itself starts an adapter after `torch.manual_seed(seed)`.
 
-    The base is wrapped by PEFT for the purpose and unwrapped again; its weights and the global random state are left as they were.
+    The base is wrapped by PEFT for the purpose and unwrapped again; its weights and the global random state are left as they were. With
+    `head_init`, the member has a head as well, the modules that PEFT finds for `modules_to_save`: drawn by the base's own initialisation
+    ("fresh"), from a stream of the seed that the adapter does not share; or a copy of the base's ("base"), as PEFT has it.
 
     Raises:
         AdapterError: PEFT finds no target, or a target is of a kind that cannot be stacked.
     """
-    check_stackable(config)
+    check_stackable(config, head=head_init is not None)
     described = copy.deepcopy(config)
     described.base_model_name_or_path = None  # PEFT would warn of a base that lies under another name now
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -98,10 +105,41 @@ def initial_weights(base: nn.Module, config: LoraConfig, *, seed: int) -> Member
         except ValueError as error:
             _take_out(base)
             raise AdapterError(f"PEFT cannot place the adapter: {error}") from error
+    saved = {name.removeprefix(PREFIX): module for name, module in wrapped.named_modules() if isinstance(module, ModulesToSaveWrapper)}
     try:
-        return _read_wrapped(wrapped)
+        weights = _read_wrapped(wrapped)
+        originals = {name: module.original_module for name, module in saved.items()}
+        head = initial_head(base, originals, seed=seed if head_init == "fresh" else None)
+        return dataclasses.replace(weights, head=head)
     finally:
         wrapped.unload()
+        for name, module in saved.items():  # PEFT would leave its copy
+            replace_module(base, name, module.original_module)
+
+
+def initial_head(base: Any, originals: dict[str, nn.Module], *, seed: int | None) -> dict[str, torch.Tensor]:
+    """The parameters of a head by name: drawn anew after a seed, in fp32 whatever the base's dtype, or without one the base's own."""
+    head: dict[str, torch.Tensor] = {}
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(stream_key(seed, "head"))
+        for name, original in originals.items():
+            _check_head(name, original)
+            copied = copy.deepcopy(original).cpu().float()
+            for module in copied.modules():
+                if seed is not None:
+                    base._init_weights(module)
+            head |= {f"{name}.{own}": parameter.detach().clone() for own, parameter in copied.named_parameters()}
+    return head
+
+
+def _check_head(name: str, module: nn.Module) -> None:
+    for inner, part in module.named_modules(prefix=name):
+        if list(part.parameters(recurse=False)) and type(part) is not nn.Linear:
+            raise AdapterError(
+                f"the head module {name!r} holds {inner!r}, a {type(part).__name__}; members' heads are stacked on nn.Linear layers: "
+                "name other modules in LoraConfig(modules_to_save=[...])"
+            )
 
 
 def keep_differentiable(base: nn.Module) -> None:
@@ -162,6 +200,7 @@ def write_adapter(folder: Path, weights: MemberWeights, config: LoraConfig, *, d
     for name in weights.a:
         tensors[f"{PREFIX}{name}.lora_A.weight"] = weights.a[name].to(dtype).contiguous()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = weights.b[name].to(dtype).contiguous()
+    tensors |= {f"{PREFIX}{name}": tensor.to(dtype).contiguous() for name, tensor in weights.head.items()}
     save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
@@ -190,8 +229,8 @@ def _whole(value: float) -> float:
     return round(value) if abs(value - round(value)) < 1e-6 else value
 
 
-def read_adapter_config(folder: Path) -> LoraConfig:
-    """The `LoraConfig` of an adapter folder, checked to be stackable.
+def read_adapter_config(folder: Path, *, head: bool = False) -> LoraConfig:
+    """The `LoraConfig` of an adapter folder, checked to be stackable; `head` says whether members may own heads.
 
     Raises:
         CheckpointError: the folder holds no readable adapter.
@@ -205,7 +244,7 @@ def read_adapter_config(folder: Path) -> LoraConfig:
         raise CheckpointError(f"{folder / 'adapter_config.json'} cannot be read: {error}") from error
     if getattr(config, "init_lora_weights", True) == "eva":
         config.init_lora_weights = True  # EVA chooses A from data but leaves the base alone, so what it trained can be read
-    check_stackable(config)
+    check_stackable(config, head=head)
     return config
 
 
@@ -226,8 +265,12 @@ def read_adapter(folder: Path, config: LoraConfig) -> MemberWeights:
         raise CheckpointError(f"{path} is corrupt or cut short ({error}); save or download it again") from error
     a: dict[str, torch.Tensor] = {}
     b: dict[str, torch.Tensor] = {}
+    head: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
         name, found, matrix = key.removeprefix(PREFIX).rpartition(".lora_")
+        if not found and config.modules_to_save:
+            head[key.removeprefix(PREFIX)] = tensor.float()
+            continue
         if not found or matrix not in ("A.weight", "B.weight"):
             raise CheckpointError(f"{path} holds {key!r}, which is not a weight of a LoRA on a linear layer")
         if tensor.dim() != 2:
@@ -235,7 +278,7 @@ def read_adapter(folder: Path, config: LoraConfig) -> MemberWeights:
         (a if matrix == "A.weight" else b)[name] = tensor.float()
     if not a or set(a) != set(b) or any(a[name].shape[0] != b[name].shape[1] for name in a):
         raise CheckpointError(f"{path} does not hold an A and a B of one rank for each layer; save or download it again")
-    return MemberWeights(a, b, {name: _scaling(config, name, a[name].shape[0]) for name in a})
+    return MemberWeights(a, b, {name: _scaling(config, name, a[name].shape[0]) for name in a}, head)
 
 
 def _scaling(config: LoraConfig, name: str, rank: int) -> float:

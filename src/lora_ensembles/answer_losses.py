@@ -90,7 +90,7 @@ def row_losses(
     at_once = places_at_once(ensemble.base, copies=1 if base is None else 2)
     count, rows = batch.ids.shape[:2]
     ids = fold_members(batch.ids)
-    trunk = nullcontext() if trunk_states is None else trunk_states.in_place_of_trunk(batch)
+    trunk = nullcontext() if trunk_states is None else trunk_states.in_place_of_trunk(batch.rows.flatten(), batch.ids.shape[-1])
     with ensemble.stack.running(rows=count * rows, tokens=batch.ids.numel(), members=members, first_row=first_row), trunk:
         if len(tokens.answers) <= at_once:
             terms = _terms(logits_at(ensemble.base, ids, tokens.places, extra_hidden=base), tokens.answers)

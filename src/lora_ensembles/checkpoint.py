@@ -131,12 +131,7 @@ class RunFolder:
 
 
 def _state(ensemble: LoraEnsemble, optimizer: StackedAdamW) -> dict[str, Any]:
-    stack, first, second = ensemble.stack, optimizer.state_a, optimizer.state_b
-    return {
-        "a": stack.a,
-        "b": stack.b,
-        "a.first_moment": first.first,
-        "a.second_moment": first.second,
-        "b.first_moment": second.first,
-        "b.second_moment": second.second,
-    }
+    named = dict(zip(("a", "b", "head"), ensemble.stack.buffers, strict=False))  # a causal language model's members have no head
+    for name, moments in zip(tuple(named), optimizer.states, strict=True):
+        named |= {f"{name}.first_moment": moments.first, f"{name}.second_moment": moments.second}
+    return named

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from .batches import AnswerTokens, TokenTable
-from .ensemble import LoraEnsemble, context_window
+from .ensemble import LoraEnsemble
 from .errors import ConfigError, DataError
 from .forward import head_logits, hidden_at, logits_at, places_at_once
 from .memory import SCORING_ROWS, rows_in_flight
 from .metrics import MemberSpread
 from .objectives import answer_loss
-from .reading import scored_in_parts
+from .reading import context_window, scored_in_parts
 from .tasks import Completion, encode_completions
 
 
@@ -123,8 +123,9 @@ def score_completions(ensemble: LoraEnsemble, examples: Sequence[Completion], *,
 
     Raises:
         DataError: no examples; one without a completion, or whose prompt or completion cannot be used.
-        ConfigError: `max_rows` below 1; or memory does not hold a single row.
+        ConfigError: `max_rows` below 1; or memory does not hold a single row; or the members have heads of their own.
     """
+    ensemble.check_causal("scoring open answers")
     if not examples:
         raise DataError("no examples to score; give at least one")
     if max_rows is not None and max_rows < 1:

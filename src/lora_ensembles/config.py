@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the command line makes its flags of these fields, without w
     from torch import Tensor
 
 PerMember = float | Sequence[float]  # one number for all members, or one for each
-PER_MEMBER_FIELDS = ("learning_rate", "weight_decay_a", "weight_decay_b", "kl_weight", "dropout")
+PER_MEMBER_FIELDS = ("learning_rate", "weight_decay_a", "weight_decay_b", "weight_decay_head", "kl_weight", "dropout")
 OVERLONG = ("error", "left")
 OPTIONAL_COUNTS = ("max_rows", "checkpoint_every", "length_window")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -30,13 +30,16 @@ class TrainConfig:
         learning_rate: step size of AdamW.
         weight_decay_a, weight_decay_b: decoupled decay of the A and the B matrices; B <- B - lr * adam(g) - lr * decay * B (Eq. 5 of
             arXiv:2310.00035 as read here). learning_rate * decay must stay below 1.
-        kl_weight: beta of Eq. 4, the weight of D_KL(fine-tuned || base) at the answer over the full vocabulary.
+        weight_decay_head: the same of the members' own heads, biases included; a causal language model's members have none.
+        kl_weight: beta of Eq. 4, the weight of D_KL(fine-tuned || base) at the answer over the full vocabulary, or over classes or options
+            where members have heads of their own, which then begin as the base's.
         dropout: probability of dropping a feature of the adapters' input; None takes the adapter config's `lora_dropout`.
         schedule: "constant", or "linear" or "cosine" to zero after `warmup_steps` of linear rise.
         warmup_steps: steps of linear rise, before the schedule.
         max_grad_norm: largest gradient norm of a member, over its own parameters; None: no clipping.
-        max_rows: most rows (members * batch rows) in flight; a step that has more is split over members, then over rows, with the same
-            result. None: no limit. When memory runs out, a run goes on with half of it by itself.
+        max_rows: most rows in flight: members * batch rows, and times the texts of an example where members have heads of their own. A step
+            that has more is split over members, then over rows, with the same result. None: no limit. When memory runs out, a run goes on
+            with half of it by itself.
         length_window: batches of a member that share out their rows by length, so that a step holds little padding; each member keeps a
             shuffle of its own, and its weights still do not depend on its neighbours. 8 to 50 suit most data. None: the plain shuffle.
         snapshot_epochs: epochs after which every member's weights are kept (early stopping).
@@ -59,6 +62,7 @@ class TrainConfig:
     learning_rate: PerMember = 2e-4
     weight_decay_a: PerMember = 0.01
     weight_decay_b: PerMember = 0.01
+    weight_decay_head: PerMember = 0.01
     kl_weight: PerMember = 0.0
     dropout: PerMember | None = None
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -103,7 +107,7 @@ class TrainConfig:
                     raise ConfigError(f"{name}={value}; it is a finite number of at least 0")
         if any(value >= 1 for value in _values(self.dropout)):
             raise ConfigError(f"dropout={self.dropout}; it is a probability below 1")
-        for decay_name in ("weight_decay_a", "weight_decay_b"):
+        for decay_name in ("weight_decay_a", "weight_decay_b", "weight_decay_head"):
             for rate, decay in _pairs(self.learning_rate, getattr(self, decay_name)):
                 if rate * decay >= 1:
                     raise ConfigError(

@@ -1,4 +1,4 @@
-"""The layers of a causal language model, and how to run no more of them than needed: the last at the answers, the lowest once for all.
+"""The layers of a model, and how to run no more of them than needed: the last at the answers, the lowest once for all members.
 
 Shapes: B rows, T tokens, n chosen places in all, H hidden size.
 """
@@ -115,7 +115,7 @@ def recomputed(model: nn.Module, remembered: Callable[[], AbstractContextManager
 
     `remembered`, called in the pass, says under what conditions it runs; the layer computes again under the same.
     """
-    layers = [layer for layer in decoder_layers(model)[:-1] if "forward" not in vars(layer)]
+    layers = [layer for layer in model_layers(model)[:-1] if "forward" not in vars(layer)]
     for layer in layers:
         layer.forward = _recomputing(layer.forward, remembered)
     try:
@@ -123,6 +123,20 @@ def recomputed(model: nn.Module, remembered: Callable[[], AbstractContextManager
     finally:
         for layer in layers:
             del layer.forward
+
+
+def model_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of a decoder or an encoder in the order in which they run; empty where the model is no plain stack of them."""
+    return decoder_layers(model) or _encoder_layers(model)
+
+
+def _encoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of an encoder in the order in which they run: the one list of as many modules of a kind as its config says."""
+    config: Any = model.config
+    count = getattr(config, "num_hidden_layers", None)
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    plain = len(lists) == 1 and len({type(layer) for layer in lists[0]}) == 1
+    return lists[0] if plain else []
 
 
 def _recomputing(forward: Callable[..., Any], remembered: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:
@@ -159,8 +173,8 @@ class Trunk:
     outputs: int = 0
 
     @torch.no_grad()
-    def states(self, model: nn.Module, input_ids: Tensor) -> Tensor:
-        """The hidden states (B, T, H) that enter `top`."""
+    def states(self, run: Callable[[], object]) -> Tensor:
+        """The hidden states (B, T, H) that enter `top` in the pass that `run` begins; it ends there."""
         caught: list[Tensor] = []
 
         def stop(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -170,12 +184,12 @@ class Trunk:
         handle = self.top.register_forward_pre_hook(stop, with_kwargs=True)
         try:
             with frozen_products():
-                model(input_ids=input_ids, use_cache=False)
+                run()
         except _Read:
             return caught[0]
         finally:
             handle.remove()
-        raise AssertionError("a decoder runs all of its layers")
+        raise AssertionError("a pass runs all layers of its model")
 
     @contextmanager
     def skipped(self, states: Tensor) -> Iterator[None]:
@@ -208,12 +222,13 @@ class Trunk:
 
 
 @torch.no_grad()
-def trunk_below_adapters(model: nn.Module) -> Trunk | None:
+def trunk_below_adapters(model: nn.Module, run: Callable[[Tensor], Tensor]) -> Trunk | None:
     """The trunk of a model whose lowest layers carry no adapters; None where there is none, or where skipping it changes what comes out.
 
-    Whether it does is tried on a few tokens with the adapters off: a model may carry things past its layers in ways that no rule foresees.
+    `run` is a pass of the model over ids (1, T), which gives its logits or scores. Whether skipping changes them is tried on a few tokens
+    with the adapters off: a model may carry things past its layers in ways that no rule foresees.
     """
-    layers = decoder_layers(model)
+    layers = model_layers(model)
     adapted = [any(isinstance(module, StackedLoraLinear) for module in layer.modules()) for layer in layers]
     inside = {module for layer in layers for module in layer.modules()}
     outside = any(isinstance(module, StackedLoraLinear) and module not in inside for module in model.modules())
@@ -225,14 +240,14 @@ def trunk_below_adapters(model: nn.Module) -> Trunk | None:
     handle = layers[0].register_forward_hook(
         lambda _module, _arguments, result: outputs.append(len(result) if isinstance(result, tuple) else 0)
     )
-    expected = model(input_ids=ids, use_cache=False).logits
+    expected = run(ids)
     handle.remove()
     trunk = Trunk(layers[:first], layers[first], outputs[0])
     try:
-        states = trunk.states(model, ids)
-        model(input_ids=ids.flip(1), use_cache=False)  # what a layer may have left lying about is now that of other tokens
+        states = trunk.states(lambda: run(ids))
+        run(ids.flip(1))  # what a layer may have left lying about is now that of other tokens
         with trunk.skipped(states):
-            found = model(input_ids=ids, use_cache=False).logits
+            found = run(ids)
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError):
         return None
     share = 1e-4 if expected.dtype == torch.float32 else 1e-2  # another product for the same numbers, and no more

@@ -17,44 +17,19 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from . import storage
-from .adapters import default_adapter_config, initial_weights, keep_differentiable
+from .adapters import initial_weights, keep_differentiable
 from .decoder import Trunk, trunk_below_adapters
 from .errors import AdapterError, ConfigError
 from .forward import answer_logits
-from .lora import AdapterStack, MemberWeights, fold_members, stream_key, unfold_members
-from .memory import SCORING_ROWS, rows_in_flight
+from .heads import Head, HeadConfig, HeadKind, adapter_for, head_of, resolve_head
+from .lora import AdapterStack, MemberWeights, fold_members, unfold_members
 from .products import frozen_products
-from .reading import SharedRows, scored_in_parts
-from .scoring import score_labels
-from .tasks import Example, encode_examples
+from .reading import SharedRows
+from .seeds import MemberSeeds, member_seeds
+from .tasks import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class MemberSeeds:
-    """The two sources of randomness of a member: PEFT's initial weights, and the order of its training data."""
-
-    init: int
-    order: int
-
-
-def member_seeds(seed: int, index: int, *, vary: Sequence[str] = ("init", "order")) -> MemberSeeds:
-    """The seeds of member `index`, a function of (seed, index) alone, so an ensemble can grow by members later.
-
-    A source that is not in `vary` has member 0's seed in every member (Fig. 7 of arXiv:2310.00035).
-
-    Example:
-        >>> member_seeds(0, 3).order == member_seeds(0, 3, vary=["order"]).order
-        True
-        >>> member_seeds(0, 3, vary=["order"]).init == member_seeds(0, 0).init
-        True
-    """
-    unknown = set(vary) - {"init", "order"}
-    if unknown:
-        raise ConfigError(f"vary holds {sorted(unknown)}; what can vary between members is 'init' and 'order'")
-    return MemberSeeds(*(stream_key(seed, index if source in vary else 0, source) for source in ("init", "order")))
 
 
 @dataclass
@@ -67,25 +42,28 @@ class EnsembleInfo:
     seeds: list[MemberSeeds] = field(default_factory=list)
     overlong: Literal["error", "left"] = "error"  # what is done with a prompt longer than the window; as in training
     task: dict[str, Any] = field(default_factory=dict)  # how prompts and labels were rendered, and what was measured
+    head: HeadConfig = field(default_factory=lambda: HeadConfig("causal-lm"))  # what the members say about an example
 
 
 class LoraEnsemble:
-    """M LoRA adapters on one frozen base, computed together.
+    """M LoRA adapters on one frozen base, computed together, each with a head of its own where the base is no causal language model.
 
     The base's target layers are replaced by stacked ones, in place; its weights are never changed, and `unload` gives it back as it was.
     The base stays in evaluation mode also in training, so its own dropout (GPT-2 has some) is off. `Differs:` from a PEFT training script,
     where `model.train()` turns it on, by one random stream for all members.
 
     Args:
-        base: any Hugging Face causal language model, not wrapped by PEFT.
+        base: any Hugging Face causal language model, sequence classifier or multiple-choice model, not wrapped by PEFT.
         tokenizer: its tokenizer.
         members: number of members, at least 1.
-        adapter: a `peft.LoraConfig`; the paper's by default (rank 8, alpha 32, query and value projections).
+        adapter: a `peft.LoraConfig`; the paper's by default (rank 8, alpha 32, query and value projections). `modules_to_save` names the
+            modules of the members' heads, by default all beside the base's body.
         seed: seed of the ensemble; member m's streams depend on (seed, m) alone.
         vary: what differs between members: initial weights ("init"), order of the data ("order"), both by default.
+        head: a `HeadConfig` or the kind of one; by default what the base's class says.
 
     Raises:
-        ConfigError: `members` is not a positive number, or `vary` names something else.
+        ConfigError: `members` is not a positive number, or `vary` names something else; or the base is not made for the `head`.
         AdapterError: the adapter cannot be stacked on this base.
 
     Example:
@@ -104,13 +82,16 @@ class LoraEnsemble:
         adapter: LoraConfig | None = None,
         seed: int = 0,
         vary: Sequence[str] = ("init", "order"),
+        head: HeadConfig | HeadKind | None = None,
     ):
         _check_count(members)
-        config = adapter or default_adapter_config()
         seeds = [member_seeds(seed, index, vary=vary) for index in range(members)]
         _check_base(base)
-        weights = [initial_weights(base, config, seed=one.init) for one in seeds]
-        self._attach(base, tokenizer, config, weights, EnsembleInfo(seed, tuple(vary), members, seeds))
+        own = resolve_head(base, head)
+        config = adapter_for(base, own, adapter)
+        init = own.init if own.owned else None
+        weights = [initial_weights(base, config, seed=one.init, head_init=init) for one in seeds]
+        self._attach(base, tokenizer, config, weights, EnsembleInfo(seed, tuple(vary), members, seeds, head=own))
 
     def _attach(
         self,
@@ -120,11 +101,11 @@ class LoraEnsemble:
         weights: Sequence[MemberWeights],
         info: EnsembleInfo,
     ) -> None:
-        head = base.get_output_embeddings()
-        if any(base.get_submodule(name) is head for name in weights[0].a if _has_module(base, name)):
+        output = base.get_output_embeddings()
+        if any(base.get_submodule(name) is output for name in weights[0].a if _has_module(base, name)):
             raise AdapterError("the output head cannot carry adapters; take it out of target_modules")
         self.base, self.tokenizer, self.adapter, self.info = base, tokenizer, config, info
-        self.fingerprint = storage.fingerprint(base)
+        self.fingerprint = storage.fingerprint(base, apart_from=weights[0].head)
         base.requires_grad_(False).eval()
         keep_differentiable(base)
         self.stack = AdapterStack(base, weights, dtype=base.dtype)
@@ -154,16 +135,18 @@ class LoraEnsemble:
         *,
         seed: int = 0,
         check_base: bool = True,
+        head: HeadConfig | HeadKind | None = None,
     ) -> LoraEnsemble:
-        """PEFT adapters trained anywhere as one ensemble: equal target modules; ranks and scalings may differ.
+        """PEFT adapters trained anywhere as one ensemble: equal target modules; ranks and scalings may differ. `head` as for a new one.
 
         Raises:
             CheckpointError: a folder holds no readable adapter.
             AdapterError: the adapters do not fit each other or the base, or name another base (`check_base=False` lets the name pass).
         """
-        config, weights = storage.read_members([Path(path) for path in paths], base, check_base=check_base)
+        head = resolve_head(base, head)
+        config, weights = storage.read_members([Path(path) for path in paths], base, check_base=check_base, head=head.owned)
         seeds = [member_seeds(seed, index) for index in range(len(weights))]
-        info = EnsembleInfo(seed=seed, next_index=len(weights), seeds=seeds)
+        info = EnsembleInfo(seed=seed, next_index=len(weights), seeds=seeds, head=head)
         return cls.from_weights(base, tokenizer, adapter=config, weights=weights, info=info)
 
     @classmethod
@@ -186,12 +169,12 @@ class LoraEnsemble:
 
         saved = storage.read_ensemble(Path(path), members=members)
         if base is None or tokenizer is None:
-            loaded = resolve_base(saved.base_name, revision=saved.base_revision)
+            loaded = resolve_base(saved.base_name, revision=saved.base_revision, head=saved.base_kind, num_labels=saved.num_labels)
             base, tokenizer = base or loaded[0], tokenizer or loaded[1]
         if check_base:
             storage.check_fingerprint(base, saved)
         seeds = [MemberSeeds(*pair) for pair in saved.seeds]
-        info = EnsembleInfo(saved.seed, tuple(saved.vary), saved.next_index, seeds, saved.overlong, saved.task)
+        info = EnsembleInfo(saved.seed, tuple(saved.vary), saved.next_index, seeds, saved.overlong, saved.task, HeadConfig(**saved.head))
         return cls.from_weights(base, tokenizer, adapter=saved.adapter, weights=saved.weights, info=info)
 
     def save_pretrained(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -215,6 +198,20 @@ class LoraEnsemble:
         return self.base.device
 
     @property
+    def head(self) -> Head:
+        """What the members say about examples."""
+        return head_of(self.info.head)
+
+    def check_causal(self, what: str) -> None:
+        """Refuse what only a causal language model can do.
+
+        Raises:
+            ConfigError: the members have heads of their own.
+        """
+        if self.info.head.owned:
+            raise ConfigError(f"{what} needs a causal language model, and these members have {self.info.head.kind} heads; use predict")
+
+    @property
     def pad_id(self) -> int:
         """Token id that fills rows on the right; any id does, since a causal model never sees it."""
         return self.tokenizer.pad_token_id or 0
@@ -226,9 +223,9 @@ class LoraEnsemble:
         fresh = [member_seeds(info.seed, info.next_index + offset, vary=info.vary) for offset in range(count)]
         kept = [self.stack.member(index) for index in range(self.num_members)]
         self.stack.detach(self.base)
-        grown = kept
+        grown, init = kept, info.head.init if info.head.owned else None
         try:
-            grown = kept + [initial_weights(self.base, self.adapter, seed=seeds.init) for seeds in fresh]
+            grown = kept + [initial_weights(self.base, self.adapter, seed=seeds.init, head_init=init) for seeds in fresh]
         finally:
             self.stack = AdapterStack(self.base, grown, dtype=self.base.dtype)
         info.seeds, info.next_index = info.seeds + fresh, info.next_index + count
@@ -239,7 +236,8 @@ class LoraEnsemble:
         Raises:
             CheckpointError, AdapterError: as `from_adapters`; the ensemble is then as before.
         """
-        _, weights = storage.read_members([Path(path) for path in paths], self.base, check_base=check_base)
+        owned = self.info.head.owned
+        _, weights = storage.read_members([Path(path) for path in paths], self.base, check_base=check_base, head=owned)
         self.stack.add_members(weights)
         info = self.info
         info.seeds = info.seeds + [member_seeds(info.seed, info.next_index + n, vary=info.vary) for n in range(len(weights))]
@@ -295,7 +293,12 @@ class LoraEnsemble:
         return as_causal_lm(self, slice(index, index + 1))
 
     def __call__(self, input_ids: Tensor) -> Tensor:
-        """Next-token logits (M, B, T, V) of right-padded `input_ids`: (B, T) for all members alike, or (M, B, T)."""
+        """Next-token logits (M, B, T, V) of right-padded `input_ids`: (B, T) for all members alike, or (M, B, T).
+
+        Raises:
+            ConfigError: ids of another shape; or members with heads of their own, which `predict` asks.
+        """
+        self.check_causal("calling an ensemble")
         rows = self._member_rows(input_ids)
         with self.stack.running(rows=rows.shape[0] * rows.shape[1], tokens=rows.numel()), frozen_products():
             logits = self.base(input_ids=fold_members(rows), use_cache=False).logits
@@ -313,31 +316,16 @@ class LoraEnsemble:
 
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
-        """log p of each label for each member (M, N, C), float32, normalised over an example's labels.
+        """log p of each label, class or option for each member (M, N, C), float32, normalised over an example's own.
 
-        At most `max_rows` rows (members * examples) are in flight, fewer where memory runs out; without adapters' dropout, also in the
+        At most `max_rows` rows (members * texts) are in flight, fewer where memory runs out; without adapters' dropout, also in the
         middle of training.
 
         Raises:
-            DataError: a prompt is longer than the base's window, unless `info.overlong` is "left"; or a label cannot be used.
+            DataError: a prompt or text is longer than the base's window, unless `info.overlong` is "left"; or a label cannot be used.
             ConfigError: memory does not hold a single row.
         """
-        encoded = encode_examples(examples, self.tokenizer, max_length=context_window(self.base), overlong=self.info.overlong)
-
-        def score(rows: int) -> Tensor:
-            reader = self.shared_rows(rows)
-            return score_labels(
-                encoded,
-                reader.answer_logits,
-                pad_id=self.pad_id,
-                rows_per_batch=max(1, rows // self.num_members),
-                device=self.device,
-                read_prefix=reader.read_prefix,
-            )
-
-        length = sum(len(example.prompt_ids) for example in encoded) / max(1, len(encoded))
-        everything = SCORING_ROWS * self.num_members
-        return scored_in_parts(score, max_rows or rows_in_flight(everything, tokens_a_row=length, device=self.device))
+        return self.head.member_log_probs(self, examples, max_rows=max_rows)
 
     def shared_rows(self, max_rows: int) -> SharedRows:
         """What reads the same rows with all members, at most `max_rows` rows (members * examples) at a time."""
@@ -347,7 +335,7 @@ class LoraEnsemble:
     def trunk(self) -> Trunk | None:
         """The layers below the first adapted one, where the base has such: they run once for all members that read the same rows."""
         with self.base_only() as base:
-            return trunk_below_adapters(base)
+            return trunk_below_adapters(base, lambda ids: self.head.whole_pass(base, ids))
 
     def _member_rows(self, input_ids: Tensor) -> Tensor:
         if input_ids.dim() == 2:
@@ -355,16 +343,6 @@ class LoraEnsemble:
         if input_ids.dim() != 3 or input_ids.shape[0] != self.num_members:
             raise ConfigError(f"input_ids is {tuple(input_ids.shape)}; pass (B, T) or (M, B, T) with M = {self.num_members} members")
         return input_ids
-
-
-def context_window(base: nn.Module) -> int | None:
-    """The number of tokens that the base can see at once, where its config says it."""
-    config: Any = base.config
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
 
 
 def _has_module(base: nn.Module, name: str) -> bool:

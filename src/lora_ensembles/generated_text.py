@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from .ensemble import context_window
 from .errors import ConfigError, DataError
 from .generation import mean_log_probs
 from .memory import ran_out_of_memory
+from .reading import context_window
 from .scoring import pad_rows
 from .tasks import Prompt, encode_prompts
 from .uncertainty import split_entropy
@@ -155,6 +155,7 @@ def generate_text(
         >>> len(text.tokens), text.uncertainty.member_log_probs.shape
         (3, torch.Size([2, 3]))
     """
+    ensemble.check_causal("generation")
     config = _checked(config or GenerationConfig(max_new_tokens=DEFAULT_NEW_TOKENS), batch_size)
     window = context_window(ensemble.base)
     room = None if window is None else window - (config.max_new_tokens or 1)

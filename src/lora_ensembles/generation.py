@@ -66,6 +66,9 @@ def as_causal_lm(ensemble: LoraEnsemble, members: slice = slice(None)) -> PreTra
     It has the base's class among its own, so `generate` prepares inputs, masks and caches as it does for the base. Nothing is copied:
     what is trained, selected or added later is seen by it. A pass returns an `EnsembleOutput`.
 
+    Raises:
+        ConfigError: the members have heads of their own, so that there are no tokens to generate.
+
     Example:
         >>> from lora_ensembles import LoraEnsemble, load_base
         >>> base, tokenizer = load_base()
@@ -73,6 +76,7 @@ def as_causal_lm(ensemble: LoraEnsemble, members: slice = slice(None)) -> PreTra
         >>> model.generate(**tokenizer("Q: Who is", return_tensors="pt"), max_new_tokens=4).shape
         torch.Size([1, 9])
     """
+    ensemble.check_causal("generation")
     base = ensemble.base
     base_class: Any = type(base)
     made: Any = object.__new__(_class_on(base_class))

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import AdapterError
-from .sites import AdapterSite, MemberWeights, adapter_sites
+from .head_layers import HeadStack
+from .sites import AdapterSite, MemberWeights, adapter_sites, grown, replace_module
 
 
 def fold_members(tensor: Tensor) -> Tensor:
@@ -62,6 +63,7 @@ class StackPlan:
     dropout: Tensor | None = None  # (M,) probability of dropping a feature of the adapters' input; None: no dropout
     dropout_keys: Sequence[int] = ()  # one random stream per member
     first_row: int = 0  # index, in each member's batch, of the first row that the pass holds
+    row_numbers: Tensor | None = None  # (M, rows of a member) their indices, where they do not follow each other
 
 
 class StackedLoraLinear(nn.Module):
@@ -142,6 +144,7 @@ class StackedLoraLinear(nn.Module):
             plan.dropout[plan.members],
             shape=(rows, x.numel() // (plan.rows * x.shape[-1]), x.shape[-1]),
             first_row=plan.first_row,
+            row_numbers=plan.row_numbers,
         ).to(self.lora_a.dtype)
 
 
@@ -163,16 +166,18 @@ def _mix(x: Tensor) -> Tensor:
     return (x >> 16) ^ x
 
 
-def dropout_factors(keys: Tensor, probability: Tensor, *, shape: tuple[int, int, int], first_row: int = 0) -> Tensor:
+def dropout_factors(
+    keys: Tensor, probability: Tensor, *, shape: tuple[int, int, int], first_row: int = 0, row_numbers: Tensor | None = None
+) -> Tensor:
     """Dropout factors (M, B * T, D): 0 with `probability` (M,), else 1 / (1 - probability).
 
     Each factor is a hash of (member's key, row, token, feature), not a draw from a shared generator, so a member's mask depends neither on
-    its neighbours nor on padding nor on how a batch is split.
+    its neighbours nor on padding nor on how a batch is split. Rows count from `first_row`, or are those of `row_numbers` (M, B).
     """
     rows, tokens, features = shape
     device = keys.device
-    row = torch.arange(first_row, first_row + rows, device=device)
-    place = _mix(row[:, None] * 0x1F123BB + torch.arange(tokens, device=device)).view(1, rows * tokens, 1)
+    row = torch.arange(first_row, first_row + rows, device=device)[None] if row_numbers is None else row_numbers.to(device)
+    place = _mix(row[..., None] * 0x1F123BB + torch.arange(tokens, device=device)).view(-1, rows * tokens, 1)
     member = _mix(keys)[:, None, None]
     feature = _mix(torch.arange(features, device=device) + 0x3C6EF372)
     uniform = _mix(_mix(place ^ member) ^ feature)
@@ -181,7 +186,7 @@ def dropout_factors(keys: Tensor, probability: Tensor, *, shape: tuple[int, int,
 
 
 class AdapterStack:
-    """The adapters of all members, as two flat buffers (M, P_a) and (M, P_b) of which every layer holds views.
+    """The adapters of all members, as two flat buffers (M, P_a) and (M, P_b) of which every layer holds views; `heads` beside them.
 
     `a` and `b` are fp32 masters. Where the base computes in another dtype, `refresh` casts them once a step into working copies, which
     are the leaves of autograd; in fp32 master and working copy are the same memory. Per member: 16 bytes a parameter in training (weight,
@@ -197,7 +202,8 @@ class AdapterStack:
             StackedLoraLinear(modules[site.name], name=site.name, index=index, plan=self.plan) for index, site in enumerate(self.sites)
         ]
         for site, layer in zip(self.sites, self.layers, strict=True):
-            _replace(base, site.name, layer)
+            replace_module(base, site.name, layer)
+        self.heads = HeadStack(base, members, plan=self.plan, dtype=dtype)
         self._detached = False
         self.working_a: Tensor
         self.working_b: Tensor
@@ -207,8 +213,14 @@ class AdapterStack:
     def num_members(self) -> int:
         return self.a.shape[0]
 
+    @property
+    def buffers(self) -> tuple[Tensor, ...]:
+        """All that is trained, flat and fp32: A (M, P_a), B (M, P_b) and, where members have heads, these (M, P_head)."""
+        return (self.a, self.b, self.heads.flat) if self.heads.sites else (self.a, self.b)
+
     def set_members(self, members: Sequence[MemberWeights]) -> None:
         """Replace all members; smaller ranks are padded with zeros, which changes nothing that is computed."""
+        self.heads.set_members(members)
         device = next(self.layers[0].base_layer.parameters()).device
         count_a = sum(site.rank * site.in_features for site in self.sites)
         count_b = sum(site.rank * site.out_features for site in self.sites)
@@ -228,6 +240,7 @@ class AdapterStack:
         modules = {layer.name: layer.base_layer for layer in self.layers}
         if any(set(weights.a) != set(modules) for weights in members):
             raise AdapterError("the members adapt different layers; an ensemble needs the same target modules in every member")
+        self.heads.check(members)
         sites, first = adapter_sites(modules, members), self.num_members
         if any(new.rank > old.rank for new, old in zip(sites, self.sites, strict=True)):
             everyone = [*(self.member(index) for index in range(first)), *members]
@@ -238,10 +251,11 @@ class AdapterStack:
         self.scaling = [
             [*old, *(weights.scaling[site.name] for weights in members)] for site, old in zip(self.sites, self.scaling, strict=True)
         ]
+        self.heads.add_members(members)
         same, count = self.working_a is self.a, len(members)
-        self.a, self.b = _grown(self.a, count), _grown(self.b, count)
+        self.a, self.b = grown(self.a, count), grown(self.b, count)
         self._fill(first, members)
-        self.working_a, self.working_b = (self.a, self.b) if same else (_grown(self.working_a, count), _grown(self.working_b, count))
+        self.working_a, self.working_b = (self.a, self.b) if same else (grown(self.working_a, count), grown(self.working_b, count))
         for working, master in ((self.working_a, self.a), (self.working_b, self.b)):
             if working is not master:
                 working[first:] = master[first:]
@@ -270,48 +284,53 @@ class AdapterStack:
         if self.working_a is not self.a:
             self.working_a.copy_(self.a)
             self.working_b.copy_(self.b)
+            self.heads.refresh()
 
-    def zero_gradients(self) -> tuple[Tensor, Tensor]:
-        """Zeroed flat fp32 gradients (M, P_a), (M, P_b)."""
-        return torch.zeros_like(self.a), torch.zeros_like(self.b)
+    def zero_gradients(self) -> tuple[Tensor, ...]:
+        """Zeroed flat fp32 gradients, as `buffers`."""
+        return tuple(torch.zeros_like(buffer) for buffer in self.buffers)
 
-    def add_gradients(self, loss: Tensor, totals: tuple[Tensor, Tensor]) -> None:
+    def add_gradients(self, loss: Tensor, totals: tuple[Tensor, ...]) -> None:
         """Add the gradients of `loss` to flat fp32 ones: parts of a split step are summed in fp32, whatever the base computes in."""
         parameters = [parameter for layer in self.layers for parameter in (layer.lora_a, layer.lora_b)]
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        gradients = torch.autograd.grad(loss, parameters + self.heads.parameters, allow_unused=True)
         views = [view for site in self.sites for view in (site.view_a(totals[0]), site.view_b(totals[1]))]
+        views += self.heads.views(totals[-1])
         for view, gradient in zip(views, gradients, strict=True):
             if gradient is not None:  # None: the pass did not reach this layer
                 view.add_(gradient)
 
     def member(self, index: int) -> MemberWeights:
-        """A copy of one member's adapter, in fp32 on the CPU, at the member's own rank."""
+        """A copy of one member's adapter and head, in fp32 on the CPU, at the member's own rank."""
         a, b, scaling = {}, {}, {}
         for site, scalings in zip(self.sites, self.scaling, strict=True):
             rank = self.ranks[index][site.name]
             a[site.name] = site.view_a(self.a)[index, :rank].detach().cpu().clone()
             b[site.name] = site.view_b(self.b)[index, :, :rank].detach().cpu().clone()
             scaling[site.name] = scalings[index]
-        return MemberWeights(a, b, scaling)
+        return MemberWeights(a, b, scaling, self.heads.member(index))
 
     def detach(self, base: nn.Module) -> None:
         """Give the base its own layers back; the stack cannot run any more."""
         self._detached = True
         for site, layer in zip(self.sites, self.layers, strict=True):
-            _replace(base, site.name, layer.base_layer)
+            replace_module(base, site.name, layer.base_layer)
+        self.heads.detach(base)
 
     @contextmanager
-    def running(self, *, rows: int, tokens: int, members: slice = _ALL, first_row: int = 0) -> Iterator[None]:
+    def running(
+        self, *, rows: int, tokens: int, members: slice = _ALL, first_row: int = 0, row_numbers: Tensor | None = None
+    ) -> Iterator[None]:
         """While a forward pass over `rows` rows of `tokens` tokens in all, those of `members`, runs."""
         if self._detached:  # the plain base would answer for every member
             raise AdapterError("this ensemble was unloaded: the base has its own layers back; make or load the ensemble again")
-        plan = self.plan
-        before = plan.rows, plan.tokens, plan.members, plan.first_row
-        plan.rows, plan.tokens, plan.members, plan.first_row = rows, tokens, members, first_row
+        plan, before = self.plan, replace(self.plan)
+        plan.rows, plan.tokens, plan.members, plan.first_row, plan.row_numbers = rows, tokens, members, first_row, row_numbers
         try:
             yield
         finally:
-            plan.rows, plan.tokens, plan.members, plan.first_row = before
+            plan.rows, plan.tokens, plan.members, plan.first_row = before.rows, before.tokens, before.members, before.first_row
+            plan.row_numbers = before.row_numbers
 
     def remembered(self) -> AbstractContextManager[None]:
         """While a part of the pass that runs now runs once more, later."""
@@ -345,20 +364,3 @@ class AdapterStack:
             yield
         finally:
             self.plan.enabled = before
-
-
-def _grown(flat: Tensor, count: int) -> Tensor:
-    """(M + count, P) with the rows of `flat` (M, P), and zeros; within its memory where there is room, as there is after it grew once."""
-    rows, width = flat.shape[0] + count, flat.shape[1]
-    if flat.untyped_storage().nbytes() < rows * width * flat.element_size():
-        roomy = flat.new_empty(rows * 3 // 2, width)  # or adding members one by one would copy all of them each time
-        roomy[: flat.shape[0]] = flat
-        flat = roomy[: flat.shape[0]]
-    grown = flat.as_strided((rows, width), (width, 1))
-    grown[flat.shape[0] :] = 0
-    return grown
-
-
-def _replace(base: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(base.get_submodule(parent), child, layer)

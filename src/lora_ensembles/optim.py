@@ -1,10 +1,11 @@
-"""AdamW over stacked adapters: every hyper-parameter is a vector over members, and no operation crosses from one member to another.
+"""AdamW over stacked adapters and heads: every hyper-parameter is a vector over members, and members never meet in an operation.
 
-Shapes: M members, P parameters of one member's A or B matrices.
+Shapes: M members, P parameters of one member's A matrices, B matrices or head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,23 +31,28 @@ class AdamState:
 class StackedAdamW:
     """AdamW with decoupled decay, for all members at once.
 
-    B <- B - lr * adam(g) - lr * lambda_B * B and the same for A: the reading of Eq. 5 of arXiv:2310.00035, whose sign and letters are
-    mixed. `learning_rate`, `decay_a`, `decay_b` are (M, 1). A member's result is that of `torch.optim.AdamW` run on it alone.
+    B <- B - lr * adam(g) - lr * lambda_B * B and the same for A and for heads: the reading of Eq. 5 of arXiv:2310.00035, whose sign and
+    letters are mixed. `learning_rate` and each of `decays`, one a buffer, are (M, 1). A member's result is that of `torch.optim.AdamW` run
+    on it alone.
     """
 
     learning_rate: Tensor
-    decay_a: Tensor
-    decay_b: Tensor
-    state_a: AdamState
-    state_b: AdamState
+    decays: tuple[Tensor, ...]
+    states: tuple[AdamState, ...]
     steps: int = field(default=0)
 
-    def step(self, parameters: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor], *, factor: float = 1.0) -> None:
+    @classmethod
+    def over(cls, buffers: Sequence[Tensor], *, learning_rate: Tensor, decays: Sequence[Tensor]) -> StackedAdamW:
+        """One that has made no step yet; the rate and a decay for each buffer are (M,)."""
+        states = tuple(AdamState.zeros_like(buffer) for buffer in buffers)
+        return cls(learning_rate[:, None], tuple(decay[:, None] for _, decay in zip(buffers, decays, strict=True)), states)
+
+    def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], *, factor: float = 1.0) -> None:
         """One update in place; `factor` is the schedule's multiple of the learning rate."""
         self.steps += 1
         rate = self.learning_rate * factor
-        self._update(parameters[0], gradients[0], self.state_a, rate=rate, decay=self.decay_a)
-        self._update(parameters[1], gradients[1], self.state_b, rate=rate, decay=self.decay_b)
+        for parameter, gradient, state, decay in zip(parameters, gradients, self.states, self.decays, strict=True):
+            self._update(parameter, gradient, state, rate=rate, decay=decay)
 
     def _update(self, parameter: Tensor, gradient: Tensor, state: AdamState, *, rate: Tensor, decay: Tensor) -> None:
         beta1, beta2 = BETAS
@@ -57,12 +63,13 @@ class StackedAdamW:
         parameter.sub_(rate / (1 - beta1**self.steps) * state.first / denominator)
 
 
-def gradient_norms(gradients: tuple[Tensor, Tensor]) -> Tensor:
-    """Each member's own gradient norm over its A and B matrices: (M,)."""
-    return (gradients[0].square().sum(dim=1) + gradients[1].square().sum(dim=1)).sqrt()
+def gradient_norms(gradients: Sequence[Tensor]) -> Tensor:
+    """Each member's own gradient norm over all its parameters: (M,)."""
+    first, *others = (gradient.square().sum(dim=1) for gradient in gradients)
+    return sum(others, start=first).sqrt()
 
 
-def clip_per_member(gradients: tuple[Tensor, Tensor], max_norm: float) -> Tensor:
+def clip_per_member(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
     """Scale each member's gradient in place so that its own norm is at most `max_norm`; returns the norms before, (M,).
 
     A member's result is that of `torch.nn.utils.clip_grad_norm_` on it alone.

@@ -30,7 +30,7 @@ from .errors import AdapterError, ConfigError
 from .forward import Places, logits_at
 from .lora import AdapterStack, MemberWeights
 from .objectives import answer_loss
-from .optim import AdamState, StackedAdamW
+from .optim import StackedAdamW
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -151,11 +151,11 @@ class _Step:
             )
             group = self._group(rows)
             stack = AdapterStack(base, [weights] * self.members, dtype=self.dtype)
-            rate = torch.full((self.members, 1), 1e-3)
-            optimizer = StackedAdamW(rate, rate, rate, AdamState.zeros_like(stack.a), AdamState.zeros_like(stack.b))
+            rate = torch.full((self.members,), 1e-3)
+            optimizer = StackedAdamW.over(stack.buffers, learning_rate=rate, decays=(rate, rate))
             totals = stack.zero_gradients()
             own = _bytes([stack.a, stack.b, stack.working_a, stack.working_b, *totals])
-            own |= _bytes([optimizer.state_a.first, optimizer.state_a.second, optimizer.state_b.first, optimizer.state_b.second])
+            own |= _bytes([moment for state in optimizer.states for moment in (state.first, state.second)])
             peak = _peak(lambda: self._run(base, stack, optimizer, totals, rows=rows, group=group), known={**kept, **own})
         parameters = (stack.a.shape[1] + stack.b.shape[1]) if self.members else 0
         flops = _step_flops(base, parameters, rows * self.tokens, rows * self.answer_tokens, self.tokens)
@@ -165,9 +165,7 @@ class _Step:
         """The members whose rows are in flight together: all where there are rows for all, as `split_step` does it."""
         return next(count for count in range(min(self.members, rows), 0, -1) if rows % count == 0)
 
-    def _run(
-        self, base: Any, stack: AdapterStack, optimizer: StackedAdamW, totals: tuple[Tensor, Tensor], *, rows: int, group: int
-    ) -> None:
+    def _run(self, base: Any, stack: AdapterStack, optimizer: StackedAdamW, totals: tuple[Tensor, ...], *, rows: int, group: int) -> None:
         ids = torch.zeros(rows, self.tokens, dtype=torch.int64)
         row = torch.arange(rows).repeat_interleave(self.answer_tokens)
         places = Places(row, torch.arange(self.tokens - self.answer_tokens, self.tokens).repeat(rows))
@@ -177,7 +175,7 @@ class _Step:
         del logits
         stack.add_gradients(loss, totals)
         del loss
-        optimizer.step((stack.a, stack.b), totals)
+        optimizer.step(stack.buffers, totals)
         stack.refresh()
 
 

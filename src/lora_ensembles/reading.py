@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,16 @@ from .forward import Prefix, answer_logits, read_prefix
 from .lora import AdapterStack
 from .memory import ran_out_of_memory, with_fewer_rows
 from .scoring import AnswerLogits
+
+
+def context_window(base: nn.Module) -> int | None:
+    """The number of tokens that the base can see at once, where its config says it."""
+    config: Any = base.config
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
 
 
 @dataclass(frozen=True)
@@ -37,9 +48,12 @@ class SharedRows:
         members, size = self.stack.num_members, self.members_at_once
         return [slice(None)] if size >= members else [slice(m, min(m + size, members)) for m in range(0, members, size)]
 
-    def passes(self, ids: Tensor, run: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """What `run` returns for each group of members (G, ...), all in one (M, ...); it is given G copies of `ids` (B, T), and G."""
-        states = None if self.trunk is None else self.trunk.states(self.base, ids)
+    def passes(self, ids: Tensor, run: Callable[[Tensor, int], Tensor], *, once: Callable[[], object] | None = None) -> Tensor:
+        """What `run` returns for each group of members (G, ...), all in one (M, ...); it is given G copies of `ids` (B, T), and G.
+
+        `once` is the pass of the base in which the trunk reads the rows; by default that of a causal language model.
+        """
+        states = None if self.trunk is None else self.trunk.states(once or (lambda: self.base(input_ids=ids, use_cache=False)))
         parts = []
         for group in self.groups():
             count = len(range(self.stack.num_members)[group])

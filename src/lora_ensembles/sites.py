@@ -6,7 +6,7 @@ Shapes: M members, D features, R rank, P parameters of one member.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,11 +39,15 @@ class AdapterSite:
 
 @dataclass(frozen=True)
 class MemberWeights:
-    """One member's adapter: per adapted layer its A (R, D_in), B (D_out, R) and scaling; R may differ from member to member."""
+    """One member: per adapted layer its A (R, D_in), B (D_out, R) and scaling; R may differ from member to member.
+
+    `head` holds the parameters of the member's own head by their names in the base; empty for a causal language model.
+    """
 
     a: dict[str, Tensor]
     b: dict[str, Tensor]
     scaling: dict[str, float]
+    head: dict[str, Tensor] = field(default_factory=dict)
 
 
 def adapter_sites(modules: Mapping[str, nn.Module], members: Sequence[MemberWeights]) -> list[AdapterSite]:
@@ -82,3 +86,21 @@ def _features(name: str, layer: Any) -> tuple[int, int]:
     if not isinstance(getattr(layer, "in_features", None), int):
         raise AdapterError(f"the adapter has weights for layer {name!r}, which is a {type(layer).__name__} in this base; is this its base?")
     return layer.in_features, layer.out_features
+
+
+def grown(flat: Tensor, count: int) -> Tensor:
+    """(M + count, P) with the rows of `flat` (M, P), and zeros; within its memory where there is room, as there is after it grew once."""
+    rows, width = flat.shape[0] + count, flat.shape[1]
+    if flat.untyped_storage().nbytes() < rows * width * flat.element_size():
+        roomy = flat.new_empty(rows * 3 // 2, width)  # or adding members one by one would copy all of them each time
+        roomy[: flat.shape[0]] = flat
+        flat = roomy[: flat.shape[0]]
+    more = flat.as_strided((rows, width), (width, 1))
+    more[flat.shape[0] :] = 0
+    return more
+
+
+def replace_module(base: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module where the base has another one of that name."""
+    parent, _, child = name.rpartition(".")
+    setattr(base.get_submodule(parent), child, module)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,7 @@ from torch import nn
 from .adapters import read_adapter, read_adapter_config, write_adapter
 from .errors import AdapterError, CheckpointError, ConfigError, LoraEnsemblesError
 from .files import file_written_aside, written_aside
+from .heads.kinds import base_kind
 from .lora import MemberWeights
 from .model_card import render_model_card
 
@@ -44,10 +45,15 @@ class SavedEnsemble:
     next_index: int
     overlong: Literal["error", "left"]
     task: dict[str, Any]
+    head: dict[str, Any]  # the fields of a HeadConfig
+    base_kind: str  # of the base's class and
+    num_labels: int | None  # of its head; see embedded.resolve_base
 
 
-def fingerprint(base: nn.Module) -> str:
+def fingerprint(base: nn.Module, *, apart_from: Collection[str] = ()) -> str:
     """Two short hashes that tell one base from another, the same in every precision that rounds to bf16: "1b2c...-9f8e...".
+
+    `apart_from` names parameters that the members own, which a base may have in any state.
 
     They cover names, shapes and first values of parameters: the first of those that quantisation leaves alone (one axis, and the
     embedding), the second of all others. A base loaded in 4 or 8 bits has the first only.
@@ -56,7 +62,7 @@ def fingerprint(base: nn.Module) -> str:
     kept, rounded = hashlib.sha256(), hashlib.sha256()
     plain = True
     for name, parameter in base.named_parameters():
-        if ".lora_" in name:
+        if ".lora_" in name or ".head_" in name or name.replace(".base_layer", "") in apart_from:
             continue
         plain = plain and parameter.is_floating_point()
         sample = parameter.detach().flatten()[:256].to(torch.bfloat16).float().cpu()
@@ -100,7 +106,7 @@ def update_info(ensemble: LoraEnsemble, path: Path) -> None:
 def _descriptions(ensemble: LoraEnsemble) -> dict[str, str]:
     """The text of the files that describe an ensemble, by name; `ensemble.json` last, since a folder that has it is complete."""
     base, info = ensemble.base, ensemble.info
-    content = {
+    content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "base": {"name": base_name(base), "revision": _revision(base), "fingerprint": ensemble.fingerprint},
         "seed": info.seed,
@@ -112,6 +118,9 @@ def _descriptions(ensemble: LoraEnsemble) -> dict[str, str]:
         ],
         "task": info.task,
     }
+    if info.head.owned:
+        content["head"] = info.head.to_dict()
+        content["base"] |= {"kind": base_kind(base), "num_labels": base.config.num_labels}
     return {
         "README.md": render_model_card(base_name(base), members=ensemble.num_members, task=info.task),
         ENSEMBLE_FILE: json.dumps(content, indent=2) + "\n",
@@ -142,7 +151,8 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
         if not chosen or len(set(chosen)) != len(chosen) or any(index not in range(len(listed)) for index in chosen):
             raise ConfigError(f"members {chosen} of {path}; it holds members 0 to {len(listed) - 1}: pass some of them, none twice")
         folders = [path / listed[index]["folder"] for index in chosen]
-        configs = [read_adapter_config(folder) for folder in folders]
+        head = content.get("head", {"kind": "causal-lm"})
+        configs = [read_adapter_config(folder, head=head["kind"] != "causal-lm") for folder in folders]
         return SavedEnsemble(
             base_name=content["base"]["name"],
             base_revision=content["base"]["revision"],
@@ -155,6 +165,9 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
             next_index=content["next_index"],
             overlong=content["overlong"],
             task=content["task"],
+            head=head | {"classes": tuple(head.get("classes", ()))},
+            base_kind=content["base"].get("kind", "causal-lm"),
+            num_labels=content["base"].get("num_labels"),
         )
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path / ENSEMBLE_FILE} lacks {error}; it is not a file that save_pretrained wrote") from error
@@ -180,7 +193,7 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 def check_fingerprint(base: nn.Module, saved: SavedEnsemble) -> None:
     """Refuse a base that the members were not trained on."""
-    given = fingerprint(base)
+    given = fingerprint(base, apart_from=saved.weights[0].head)
     if not _same_base(given, saved.base_fingerprint):
         raise AdapterError(
             f"the ensemble was trained on base {saved.base_name!r} (fingerprint {saved.base_fingerprint}), the base given is "
@@ -188,8 +201,8 @@ def check_fingerprint(base: nn.Module, saved: SavedEnsemble) -> None:
         )
 
 
-def read_members(paths: Sequence[Path], base: nn.Module, *, check_base: bool) -> tuple[LoraConfig, list[MemberWeights]]:
-    """Adapters trained elsewhere: the first one's config, and the weights of all.
+def read_members(paths: Sequence[Path], base: nn.Module, *, check_base: bool, head: bool = False) -> tuple[LoraConfig, list[MemberWeights]]:
+    """Adapters trained elsewhere: the first one's config, and the weights of all; `head` says whether they may hold heads.
 
     Raises:
         ConfigError: no path is given, or one twice.
@@ -198,7 +211,7 @@ def read_members(paths: Sequence[Path], base: nn.Module, *, check_base: bool) ->
     """
     if not paths or len({path.resolve() for path in paths}) != len(paths):
         raise ConfigError(f"from_adapters got {[str(path) for path in paths]}; pass at least one adapter folder, and none twice")
-    configs = [read_adapter_config(path) for path in paths]
+    configs = [read_adapter_config(path, head=head) for path in paths]
     for path, config in zip(paths, configs, strict=True):
         named = config.base_model_name_or_path
         if check_base and named and _last_part(named) != _last_part(base_name(base)):

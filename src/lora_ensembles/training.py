@@ -16,22 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .answer_losses import BaseStates, row_losses
-from .batches import Batch, MemberOrders, TokenTable, encode_rows, split_step
+from .batches import MemberOrders, encode_rows, split_step
 from .checkpoint import Progress, RunFolder
 from .completion_scores import CompletionMetrics, evaluate_completion_members, evaluate_completions, score_completions
 from .config import TrainConfig, schedule_factor
 from .decoder import recomputed
-from .ensemble import LoraEnsemble, context_window
+from .ensemble import LoraEnsemble
 from .errors import ConfigError, DataError, TrainingError
+from .heads.texts import encode_texts, with_classes
 from .lora import MemberWeights, stream_key
 from .memory import ran_out_of_memory, rows_in_flight, with_fewer_rows
 from .metrics import Metrics, evaluate, evaluate_members
-from .optim import AdamState, StackedAdamW, clip_per_member, gradient_norms
+from .optim import StackedAdamW, clip_per_member, gradient_norms
 from .prediction import predict
+from .reading import context_window
 from .reporting import Reporter
 from .tasks import Completion, Example
-from .trunk_states import TrunkStates
+from .text_losses import check_examples
+from .training_rows import TrainingRows, training_rows
+
+DECAYS = ("weight_decay_a", "weight_decay_b", "weight_decay_head")  # of the stack's buffers
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,12 @@ class _Run:
 
     ensemble: LoraEnsemble
     config: TrainConfig
-    table: TokenTable
+    rows: TrainingRows
     orders: MemberOrders
     optimizer: StackedAdamW
     kl_weight: Tensor  # (M,)
     dropout: Tensor | None  # (M,)
-    base_states: BaseStates | None  # where a member has a KL weight
-    trunk_states: TrunkStates | None  # where the lowest layers carry no adapters
-    gradients: tuple[Tensor, Tensor]  # fp32 (M, P_a), (M, P_b)
+    gradients: tuple[Tensor, ...]  # fp32, as the stack's buffers
     max_rows: int  # most rows in flight: as configured, or as many as memory held
     recompute: bool = False  # whether layers compute again in the backward pass, because memory does not hold a single row
 
@@ -95,8 +97,9 @@ def train(
 
     Examples are questions with options (`Example`) or prompts with an open answer (`Completion`). A member's loss is the mean over its
     own rows of -log p(answer | prompt), summed over the answer's tokens, over the full vocabulary (Eq. 3 of arXiv:2310.00035), plus its
-    `kl_weight` times the divergence from the base at each of these tokens (Eq. 4). Memory stays bounded however long answers are: logits
-    by `forward.LOGIT_BUDGET`, what is kept of the base by `answer_losses.BASE_CACHE_BYTES`, with the same result beyond them.
+    `kl_weight` times the divergence from the base at each of these tokens (Eq. 4). Members with heads of their own (`HeadConfig`) learn
+    classes, options or chosen texts: -log p of the right one, and the divergence over them. Memory stays bounded however long answers are:
+    logits by `forward.LOGIT_BUDGET`, what is kept of the base by `answer_losses.BASE_CACHE_BYTES`, with the same result beyond them.
 
     With `out`, settings, log and checkpoints are written below `out/training`, and the ensemble to `out` at the end; `resume` goes on
     from the last checkpoint to the weights that an uninterrupted run would have had (same machine, fp32: bit for bit). With a
@@ -111,7 +114,7 @@ def train(
     config = config or TrainConfig()
     if resume and out is None:
         raise ConfigError("resume=True without `out`; pass the folder of the run that should go on")
-    _check_validation(ensemble, validation, config)
+    _check_validation(ensemble, examples, validation, config)
     run = _prepare(ensemble, examples, config)
     ensemble.info.overlong = config.overlong
     folder = RunFolder(Path(out), _settings(run), resume=resume) if out is not None else None
@@ -128,9 +131,19 @@ def train(
     return TrainResult(state.history, snapshots)
 
 
-def _check_validation(ensemble: LoraEnsemble, validation: Sequence[Example] | Sequence[Completion], config: TrainConfig) -> None:
+def _check_validation(
+    ensemble: LoraEnsemble,
+    examples: Sequence[Example] | Sequence[Completion],
+    validation: Sequence[Example] | Sequence[Completion],
+    config: TrainConfig,
+) -> None:
     # What cannot be measured after an epoch is refused before the first.
-    encode_rows(validation, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong)
+    if ensemble.info.head.owned:
+        head = with_classes(ensemble.info.head, check_examples(ensemble, examples))
+        if questions := check_examples(ensemble, validation):
+            encode_texts(questions, ensemble.base, ensemble.tokenizer, head=head, overlong=config.overlong)
+    else:
+        encode_rows(validation, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong)
     unlabelled = [example.id for example in validation if isinstance(example, Example) and example.target is None]
     if unlabelled:
         raise DataError(f"validation example {unlabelled[0]!r} has no answer; every validation example needs one")
@@ -139,41 +152,32 @@ def _check_validation(ensemble: LoraEnsemble, validation: Sequence[Example] | Se
 def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Completion], config: TrainConfig) -> _Run:
     members, stack, device = ensemble.num_members, ensemble.stack, ensemble.device
     ensemble.base.eval()
-    encoded = encode_rows(examples, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong)
-    table = TokenTable.from_encoded(encoded, ensemble.pad_id, device=device)
-    vectors = {
-        name: config.per_member(name, members).to(device) for name in ("learning_rate", "weight_decay_a", "weight_decay_b", "kl_weight")
-    }
+    vectors = {name: config.per_member(name, members).to(device) for name in ("learning_rate", "kl_weight")}
     dropout = config.per_member("dropout", members, default=ensemble.adapter.lora_dropout).to(device)
-    optimizer = StackedAdamW(
-        vectors["learning_rate"][:, None],
-        vectors["weight_decay_a"][:, None],
-        vectors["weight_decay_b"][:, None],
-        AdamState.zeros_like(stack.a),
-        AdamState.zeros_like(stack.b),
-    )
-    with_kl = bool((vectors["kl_weight"] > 0).any())
-    length = table.lengths.float().mean().item()
-    rows = config.max_rows or rows_in_flight(config.batch_size * members, tokens_a_row=length, device=device)
-    order_seeds = [seeds.order for seeds in ensemble.info.seeds]
+    decays = [config.per_member(name, members).to(device) for name in DECAYS[: len(stack.buffers)]]
+    rows = training_rows(ensemble, examples, config, with_kl=bool((vectors["kl_weight"] > 0).any()))
+    order_seeds, length = [seeds.order for seeds in ensemble.info.seeds], rows.lengths.float().mean().item()
     return _Run(
         ensemble,
         config,
-        table,
-        MemberOrders(order_seeds, table.lengths, config.batch_size, config.length_window),
-        optimizer,
+        rows,
+        MemberOrders(order_seeds, rows.lengths, config.batch_size, config.length_window),
+        StackedAdamW.over(stack.buffers, learning_rate=vectors["learning_rate"], decays=decays),
         vectors["kl_weight"],
         dropout if (dropout > 0).any() else None,
-        with_fewer_rows(lambda rows: BaseStates.of(ensemble, table, rows=rows), rows) if with_kl else None,
-        with_fewer_rows(lambda rows: TrunkStates.of(ensemble, table, rows=rows), rows),
         stack.zero_gradients(),
-        rows,
+        config.max_rows or rows_in_flight(config.batch_size * members * rows.passes, tokens_a_row=length, device=device),
     )
 
 
 def _settings(run: _Run) -> dict[str, Any]:
     settings, stack = run.config.to_dict(), run.ensemble.stack
     del settings["log_every"], settings["checkpoint_every"], settings["max_rows"]  # they change no result
+    head = run.ensemble.info.head
+    if head.owned:
+        settings["head"] = head.to_dict()
+    else:
+        del settings["weight_decay_head"]
     seeds = [[seeds.init, seeds.order] for seeds in run.ensemble.info.seeds]
     settings["adapter"] = {
         "targets": sorted({site.name.rpartition(".")[2] for site in stack.sites}),
@@ -181,7 +185,7 @@ def _settings(run: _Run) -> dict[str, Any]:
         "scalings": sorted({scaling for scalings in stack.scaling for scaling in scalings}),
         "dropout": run.ensemble.adapter.lora_dropout,
     }
-    return {**settings, "member_seeds": seeds, "base": run.ensemble.fingerprint, "data": run.table.fingerprint()}
+    return {**settings, "member_seeds": seeds, "base": run.ensemble.fingerprint, "data": run.rows.fingerprint()}
 
 
 def _loop(
@@ -256,7 +260,7 @@ def _step(run: _Run, step: int) -> StepOutcome:
     outcome = StepOutcome(*torch.stack([loss, accuracy, norms]).cpu())  # the one place in a step where the CPU waits for a device
     _check_finite(run, outcome.loss, step, "loss")
     _check_finite(run, outcome.gradient_norm, step, "gradient")
-    run.optimizer.step((stack.a, stack.b), run.gradients, factor=schedule_factor(config, step, run.total_steps))
+    run.optimizer.step(stack.buffers, run.gradients, factor=schedule_factor(config, step, run.total_steps))
     stack.refresh()
     return outcome
 
@@ -267,19 +271,18 @@ def _backward(run: _Run, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
         gradient.zero_()
     members, rows = indices.shape
     loss, accuracy = torch.zeros(2, members, rows, device=run.ensemble.device)
-    for which, chunk in split_step(members, rows, run.max_rows):
-        batch = run.table.gather(indices[which, chunk])
-        row_loss, row_accuracy = _row_losses(run, batch, which, chunk.start, step)
+    for which, chunk in split_step(members, rows, max(1, run.max_rows // run.rows.passes)):
+        row_loss, row_accuracy = _row_losses(run, indices[which, chunk], which, chunk.start, step)
         run.ensemble.stack.add_gradients(row_loss.sum() / rows, run.gradients)
         loss[which, chunk], accuracy[which, chunk] = row_loss.detach(), row_accuracy
     return loss.mean(dim=1), accuracy.mean(dim=1)
 
 
-def _row_losses(run: _Run, batch: Batch, which: slice, first_row: int, step: int) -> tuple[Tensor, Tensor]:
+def _row_losses(run: _Run, indices: Tensor, which: slice, first_row: int, step: int) -> tuple[Tensor, Tensor]:
     """The loss and the answer accuracy of each row, (M, B): Eq. 3, plus Eq. 4 where a member has a weight for it."""
     ensemble = run.ensemble
     with _dropout(run, step), recomputed(ensemble.base, ensemble.stack.remembered) if run.recompute else nullcontext():
-        rows = row_losses(ensemble, batch, base_states=run.base_states, trunk_states=run.trunk_states, members=which, first_row=first_row)
+        rows = run.rows.losses(indices, members=which, first_row=first_row)
     loss = rows.loss if rows.divergence is None else rows.loss + run.kl_weight[which, None] * rows.divergence
     return loss, rows.right.float()
 

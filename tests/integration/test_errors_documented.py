@@ -16,8 +16,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file as load_tensors
-from transformers import GenerationConfig
+from transformers import BertForMultipleChoice, GenerationConfig
 
+import tiny_heads as heads
 from lora_ensembles import errors
 from lora_ensembles.cli import _run as run_verb
 from lora_ensembles.cli import main
@@ -25,10 +26,11 @@ from lora_ensembles.config import TrainConfig
 from lora_ensembles.embedded import load_base, resolve_base
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.generated_text import generate_text
+from lora_ensembles.heads import HeadConfig, predict_rewards
 from lora_ensembles.plots import reliability_diagram
 from lora_ensembles.prediction import Prediction, predict
 from lora_ensembles.presets import preset
-from lora_ensembles.tasks import Completion, Example, encode_completions, load_completions, load_file, load_task
+from lora_ensembles.tasks import Completion, Example, encode_completions, load_completions, load_file, load_preferences, load_task
 from lora_ensembles.training import train
 from tiny_ensembles import WINDOW, adapter, ensemble, largest_file, llama, no_memory_left, questions, tokenizer
 
@@ -326,6 +328,70 @@ def _missing_extra(folder: Path) -> object:
         for name in ("matplotlib", "matplotlib.figure"):  # what Python itself records for a package that must not be imported
             patch.setitem(sys.modules, name, None)
         return reliability_diagram({"arm": Prediction(torch.full((1, 2, 2), 0.5).log(), torch.tensor([0, 1]))})
+
+
+# Heads
+
+provokes("unknown-head")(lambda folder: HeadConfig("multichoice"))  # type: ignore[arg-type]
+provokes("divergence-of-fresh-heads")(
+    lambda folder: train(heads.build_ensemble(members=1), heads.choice_examples(), TrainConfig(kl_weight=0.1), progress=False)
+)
+provokes("no-options")(lambda folder: predict(heads.build_ensemble(members=1), [Example("bare", "the fox", ("a", "b"), 0)]))
+provokes("not-causal")(lambda folder: generate_text(heads.build_ensemble(members=1), ["the fox"]))
+provokes("no-reward-model")(lambda folder: predict_rewards(heads.build_ensemble(members=1), ["the fox"]))
+provokes("same-pair")(lambda folder: load_preferences(write_lines(folder, {"chosen": " 4", "rejected": " 4"})))
+provokes("pair-of-chats")(lambda folder: load_preferences(write_lines(folder, {"chosen": CHAT["messages"], "rejected": CHAT["messages"]})))
+
+
+@provokes("wrong-head")
+def _wrong_head(folder: Path) -> object:
+    return LoraEnsemble(heads.build("bert", "sequence-classification"), heads.tokenizer(), head="reward")
+
+
+@provokes("no-padding-token")
+def _no_padding(folder: Path) -> object:
+    base = heads.build("llama", "reward")
+    base.config.pad_token_id = None
+    return LoraEnsemble(base, heads.tokenizer())
+
+
+@provokes("untrained-base-head")
+def _untrained_head(folder: Path) -> object:
+    heads.build().bert.save_pretrained(folder)
+    base = BertForMultipleChoice.from_pretrained(folder)
+    return LoraEnsemble(base, heads.tokenizer(), head=HeadConfig(init="base"))
+
+
+@provokes("unstackable-head")
+def _normed_head(folder: Path) -> object:
+    base = heads.build("bert", "sequence-classification")
+    base.classifier = torch.nn.Sequential(torch.nn.LayerNorm(32), torch.nn.Linear(32, 3))
+    return LoraEnsemble(base, heads.tokenizer(), adapter=heads.adapter_config())
+
+
+@provokes("other-head")
+def _other_head(folder: Path) -> object:
+    heads.build_ensemble("bert", "reward", members=1).save_pretrained(folder / "saved")
+    return heads.build_ensemble("bert", "sequence-classification", members=1).load_members([folder / "saved" / "member_000"])
+
+
+@provokes("wrong-classes")
+def _wrong_classes(folder: Path) -> object:
+    return predict(heads.build_ensemble("bert", "sequence-classification"), [Example("two", "the fox", ("yes", "no"), 0)])
+
+
+@provokes("other-classes")
+def _other_classes(folder: Path) -> object:
+    classifier = heads.build_ensemble("bert", "sequence-classification", members=1)
+    train(classifier, heads.class_examples(), SHORT, progress=False)
+    return predict(classifier, [dataclasses.replace(heads.class_examples()[0], labels=("one", "three", "two"))])
+
+
+@provokes("overlong-text")
+def _overlong_text(folder: Path) -> object:
+    question = "the red fox saw a small bird near"
+    short = LoraEnsemble(heads.build(), heads.tokenizer(), members=1, adapter=heads.adapter_config(), head=HeadConfig(max_length=8))
+    return predict(short, [Example("long", question, ("a", "b"), 0, question, ("home", "an old river"))])
 
 
 provokes("bad-repository")(lambda folder: ensemble().push_to_hub("two words"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ import pytest
 from lora_ensembles import TrainConfig, train
 from lora_ensembles.errors import CheckpointError
 from lora_ensembles.tasks import Completion, Example
+from tiny_heads import build_ensemble as build_heads
+from tiny_heads import examples_for
 from tiny_models import build_ensemble, letter_examples, open_examples
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -43,10 +46,12 @@ from test_resume import run
 run(sys.argv[2], sys.argv[3])
 """
 EXAMPLES: dict[str, Callable[[], Sequence[Example] | Sequence[Completion]]] = {"questions": letter_examples, "open answers": open_examples}
+HEADS = ("sequence-classification", "multiple-choice", "reward")
+EXAMPLES |= {kind: functools.partial(examples_for, kind) for kind in HEADS}
 
 
 def run(out: str | Path, kind: str = "questions", *, resume: bool = False, config: TrainConfig = CONFIG) -> list[dict[str, object]]:
-    ensemble = build_ensemble(members=2)
+    ensemble = build_heads("bert", kind, members=2, init="base") if kind in HEADS else build_ensemble(members=2)
     examples = EXAMPLES[kind]()
     return train(ensemble, examples, config, validation=examples[:2], out=out, resume=resume, progress=False).history
 

@@ -10,8 +10,9 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from lora_ensembles import LoraEnsemble, TrainConfig, score_completions, train, trunk_states
-from lora_ensembles.decoder import decoder_layers
+import tiny_heads
+from lora_ensembles import HeadConfig, LoraEnsemble, TrainConfig, score_completions, train, trunk_states
+from lora_ensembles.decoder import model_layers
 from tiny_models import ARCHITECTURES, LLAMA_LIKE, adapter_config, build, build_ensemble, letter_examples, open_examples, tokenizer
 
 TOLERANCE = dict(atol=1e-5, rtol=1e-5)  # fp32 sums; in the trunk a row meets other neighbours, so products have another size
@@ -30,7 +31,7 @@ def on_top(name: str = "llama", *, layers: Sequence[int] = (1,)) -> LoraEnsemble
 def rows_of_first_layer(ensemble: LoraEnsemble, run: Callable[[], Any]) -> tuple[Any, list[int]]:
     """What a call returns, and how many rows the first layer's attention sees in each pass that reaches it."""
     seen: list[int] = []
-    attention = next(child for child in decoder_layers(ensemble.base)[0].children() if type(child).__name__.endswith("Attention"))
+    attention = next(child for child in model_layers(ensemble.base)[0].children() if type(child).__name__.endswith("Attention"))
     handle = attention.register_forward_hook(lambda _module, _arguments, result: seen.append(len(result[0])))
     result = run()
     handle.remove()
@@ -84,7 +85,7 @@ def test_there_is_no_trunk_below_an_adapted_first_layer() -> None:
 
 def test_a_model_that_carries_something_past_its_layers_has_no_trunk() -> None:
     base = build("llama")
-    lower, upper = decoder_layers(base)
+    lower, upper = model_layers(base)
     carried: list[Tensor] = []
     lower.mlp.register_forward_hook(lambda _module, _arguments, result: carried.append(result))
     upper.mlp.register_forward_hook(lambda _module, _arguments, result: result + carried[-1][:, : result.shape[1]])
@@ -99,4 +100,48 @@ def test_layers_have_their_own_forward_back_after_a_pass_that_failed() -> None:
     assert trunk is not None
     with pytest.raises(RuntimeError, match="stop"), trunk.skipped(torch.zeros(1, 3, LLAMA_LIKE["hidden_size"])):
         raise RuntimeError("stop")
-    assert not any("forward" in vars(layer) or layer._forward_pre_hooks for layer in decoder_layers(ensemble.base))
+    assert not any("forward" in vars(layer) or layer._forward_pre_hooks for layer in model_layers(ensemble.base))
+
+
+def heads_on_top(name: str, kind: str) -> LoraEnsemble:
+    """Three members with heads of their own and adapters on the upper of two layers."""
+    config = tiny_heads.adapter_config(name)
+    config.layers_to_transform = [1]
+    ensemble = LoraEnsemble(tiny_heads.build(name, kind), tiny_heads.tokenizer(), members=3, adapter=config, head=HeadConfig(kind))
+    ensemble.stack.b.copy_(0.2 * torch.randn(ensemble.stack.b.shape, generator=torch.Generator().manual_seed(5)))
+    ensemble.stack.refresh()
+    return ensemble
+
+
+TEXTS = {"sequence-classification": 10, "multiple-choice": 29, "reward": 20}  # of all examples of a kind
+every_head = pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in tiny_heads.ARCHITECTURES for kind in tiny_heads.KINDS])
+
+
+@every_head
+def test_the_trunk_of_a_classifier_reads_texts_once_for_all_members(name: str, kind: str) -> None:
+    scores = {}
+    for way, ensemble in (("once", heads_on_top(name, kind)), ("each", without_trunk(heads_on_top(name, kind)))):
+        assert (ensemble.trunk is None) == (way == "each")
+        scores[way], rows = rows_of_first_layer(
+            ensemble, lambda ensemble=ensemble: ensemble.member_log_probs(tiny_heads.examples_for(kind))
+        )
+        texts = {"sequence-classification": 10, "multiple-choice": 29, "reward": 20}[kind]
+        assert sum(rows) == (texts if way == "once" else 3 * texts)
+    torch.testing.assert_close(scores["once"], scores["each"], **TOLERANCE)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("bert", "multiple-choice"), ("deberta", "sequence-classification"), ("llama", "reward")])
+def test_training_heads_keeps_what_the_trunk_makes_of_each_text_with_the_same_weights(name: str, kind: str) -> None:
+    def run(ensemble: LoraEnsemble) -> Tensor:
+        config = TrainConfig(epochs=3, batch_size=4, learning_rate=2e-3, dropout=0.2, length_window=2)
+        train(ensemble, tiny_heads.examples_for(kind), config, progress=False)
+        return torch.cat(list(ensemble.stack.buffers), dim=1)
+
+    ensemble = heads_on_top(name, kind)
+    before = torch.cat(list(ensemble.stack.buffers), dim=1)
+    found, rows = rows_of_first_layer(ensemble, lambda: run(ensemble))
+    assert (
+        sum(rows) == 3 + {"sequence-classification": 10, "multiple-choice": 29, "reward": 20}[kind]
+    )  # to try the trunk, then each text once
+    assert float((found - before).abs().max()) > 1e-2
+    torch.testing.assert_close(found, run(without_trunk(heads_on_top(name, kind))), atol=2e-5, rtol=0)  # nine steps of Adam

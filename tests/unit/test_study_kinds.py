@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 from lora_ensembles.baselines import LastLayerEnsemble, TemperatureScaled
 from lora_ensembles.cli.study import KINDS as NAMED
 from lora_ensembles.config import TrainConfig
-from lora_ensembles.ensemble import member_seeds
 from lora_ensembles.prediction import predict
+from lora_ensembles.seeds import member_seeds
 from lora_ensembles.studies.arms import Arm, stacked_members, train_arms
 from lora_ensembles.studies.bench import Bench
 from lora_ensembles.studies.grid import FIELDS, FULL, KINDS, OPEN_KINDS, PAPER, QUICK, Grid, cells, settings_of

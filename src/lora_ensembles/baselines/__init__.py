@@ -5,6 +5,7 @@ from __future__ import annotations
 from .batch_ensemble import BatchEnsemble
 from .few_shot import FewShot
 from .last_layer import LastLayerEnsemble
+from .last_layer_heads import LastLayerHeads
 from .mc_dropout import MCDropout
 from .single_member import SingleMember, num_trained_parameters
 from .temperature import TemperatureScaled, held_out_split
@@ -13,6 +14,7 @@ __all__ = [
     "BatchEnsemble",
     "FewShot",
     "LastLayerEnsemble",
+    "LastLayerHeads",
     "MCDropout",
     "SingleMember",
     "TemperatureScaled",

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from ..adapters import default_adapter_config, initial_weights, keep_differentiable
 from ..batches import TokenTable
 from ..config import TrainConfig
-from ..ensemble import member_seeds
 from ..errors import AdapterError, ConfigError
 from ..forward import answer_logits, logits_at
 from ..lora import StackedLoraLinear, StackPlan, fold_members, unfold_members
 from ..memory import SCORING_ROWS
 from ..objectives import answer_loss, answer_right, kl_to_base
+from ..seeds import member_seeds
 from ..tasks import Example
 from ..training import TrainResult
 from .fitting import Flat, answer_states, check_settings, fit, score_members, training_rows
@@ -227,6 +227,7 @@ class _Offsets:
     def __init__(self, ensemble: BatchEnsemble, table: TokenTable, kl_weight: Tensor, states: Tensor | None):
         self.ensemble, self.table, self.kl_weight, self.states = ensemble, table, kl_weight, states
         self.parameters: Flat = ensemble.inputs, ensemble.outputs
+        self.decays: tuple[str, ...] = "weight_decay_a", "weight_decay_b"
 
     def row_losses(self, indices: Tensor, members: slice) -> tuple[Tensor, Tensor]:
         batch = self.table.gather(indices)

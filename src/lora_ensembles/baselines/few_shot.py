@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..ensemble import context_window
 from ..errors import ConfigError, DataError
 from ..forward import answer_logits, read_prefix
 from ..memory import SCORING_ROWS
-from ..reading import scored_in_parts
+from ..reading import context_window, scored_in_parts
 from ..scoring import AnswerLogits, score_labels
 from ..tasks import Example, encode_examples
 

@@ -1,7 +1,7 @@
 """The training of members that are no adapters: own order, loss, clip and moments for each, in one stacked computation a step.
 
 It is the loop of `training.py` without what a long run on disk needs (checkpoints, snapshots, validation after each epoch), for anything
-whose members are two flat buffers of parameters.
+whose members are flat buffers of parameters.
 
 Shapes: M members, B rows of a member, N examples, P parameters of a member, n answer tokens in all, H hidden size.
 """
@@ -17,14 +17,15 @@ from torch import Tensor
 
 from ..batches import TokenTable, encode_rows, epoch_order, split_step
 from ..config import TrainConfig, schedule_factor
-from ..ensemble import MemberSeeds, context_window
 from ..errors import ConfigError, TrainingError
 from ..forward import hidden_at
 from ..lora import fold_members
 from ..memory import SCORING_ROWS, ran_out_of_memory
-from ..optim import AdamState, StackedAdamW, clip_per_member, gradient_norms
+from ..optim import StackedAdamW, clip_per_member, gradient_norms
+from ..reading import context_window
 from ..reporting import Reporter
 from ..scoring import AnswerLogits, score_labels
+from ..seeds import MemberSeeds
 from ..tasks import EncodedExample, Example, encode_examples
 from ..training import StepOutcome, TrainResult
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Flat = tuple[Tensor, Tensor]
+Flat = tuple[Tensor, ...]
 
 
 class Trainee(Protocol):
@@ -41,8 +42,10 @@ class Trainee(Protocol):
 
     @property
     def parameters(self) -> Flat:
-        """Flat fp32 parameters (M, P_a), (M, P_b), which `fit` changes in place; the two decay apart."""
+        """Flat fp32 parameters (M, P), which `fit` changes in place; each of them decays apart."""
         ...
+
+    decays: tuple[str, ...]  # the settings of `TrainConfig` by which they decay
 
     def row_losses(self, indices: Tensor, members: slice) -> tuple[Tensor, Tensor]:
         """Loss (nats) and whether the answer was right, of the rows `indices` (B of each of these members): (m, B) both."""
@@ -102,10 +105,9 @@ def fit(trainee: Trainee, config: TrainConfig, *, seeds: Sequence[MemberSeeds], 
         TrainingError: a loss or gradient is not finite, or memory ran out.
     """
     members, parameters = len(seeds), trainee.parameters
-    rate, decay_a, decay_b = (
-        config.per_member(name, members).to(parameters[0].device)[:, None] for name in ("learning_rate", "weight_decay_a", "weight_decay_b")
-    )
-    optimizer = StackedAdamW(rate, decay_a, decay_b, AdamState.zeros_like(parameters[0]), AdamState.zeros_like(parameters[1]))
+    device = parameters[0].device
+    rate, *decays = (config.per_member(name, members).to(device) for name in ("learning_rate", *trainee.decays))
+    optimizer = StackedAdamW.over(parameters, learning_rate=rate, decays=decays)
     per_epoch = math.ceil(count / config.batch_size)
     reporter = Reporter(None, total=per_epoch * config.epochs, first=0, members=members, show=progress)
     result = TrainResult([], {})
@@ -125,7 +127,7 @@ def fit(trainee: Trainee, config: TrainConfig, *, seeds: Sequence[MemberSeeds], 
 
 def _step(trainee: Trainee, config: TrainConfig, optimizer: StackedAdamW, indices: Tensor, *, factor: float) -> StepOutcome:
     members, rows = indices.shape
-    totals = torch.zeros_like(trainee.parameters[0]), torch.zeros_like(trainee.parameters[1])
+    totals = tuple(torch.zeros_like(buffer) for buffer in trainee.parameters)
     loss, right = torch.zeros(members, rows), torch.zeros(members, rows)
     try:
         for which, chunk in split_step(members, rows, config.max_rows):

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ..batches import TokenTable
 from ..config import TrainConfig
-from ..ensemble import member_seeds
 from ..errors import AdapterError, ConfigError
 from ..forward import Places, head_logits, hidden_at, places_at_once
 from ..memory import SCORING_ROWS
+from ..seeds import member_seeds
 from ..tasks import Example
 from ..training import TrainResult
 from .fitting import Flat, answer_states, check_settings, fit, score_members, training_rows
@@ -178,6 +178,7 @@ class _Rows:
     states: Tensor
     frozen: _Frozen
     kl_weight: Tensor
+    decays: tuple[str, ...] = ("weight_decay_a", "weight_decay_b")
 
     def __post_init__(self) -> None:
         rows = self.ensemble.rows

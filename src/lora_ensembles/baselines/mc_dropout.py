@@ -5,6 +5,7 @@ Shapes: P passes, B rows, T tokens, K answer positions, V vocabulary, N examples
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,8 +15,11 @@ from torch import Tensor
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
 from ..forward import answer_logits
+from ..heads import TextHead, Texts, TextTable, score_texts, text_scores
+from ..heads.texts import log_probs
 from ..lora import fold_members, stream_key, unfold_members
 from ..memory import SCORING_ROWS
+from ..reading import scored_in_parts
 from ..tasks import Example
 from .fitting import score_members
 from .single_member import check_member, num_trained_parameters
@@ -72,34 +76,57 @@ class MCDropout:
             DataError: a prompt or a label cannot be used.
         """
         check_member(self.member, self.ensemble.num_members)
+        rows = max_rows or SCORING_ROWS * self.passes
+        if isinstance(self.ensemble.head, TextHead):
+            table = self.ensemble.head.table(self.ensemble, examples)
+            read = functools.partial(self._score_texts, table)
+            scores = scored_in_parts(lambda rows: score_texts(table, read, rows=max(1, rows // self.passes)), rows)
+            return log_probs(table.per_example(scores))
         return score_members(
             examples,
             self._score_batch,
             base=self.ensemble.base,
             tokenizer=self.ensemble.tokenizer,
-            rows=max(1, (max_rows or SCORING_ROWS * self.passes) // self.passes),
+            rows=max(1, rows // self.passes),
             overlong=self.ensemble.info.overlong,
         )
 
     def _score_batch(self, ids: Tensor, positions: Tensor) -> Tensor:
-        stack = self.ensemble.stack
         prompts = [row[: first + 1] for row, first in zip(ids.tolist(), positions[:, 0].tolist(), strict=True)]
-        keys = [stream_key(self.seed, "pass", index, *prompt) for index in range(self.passes) for prompt in prompts]
-        probability = torch.full((len(keys),), self.dropout, device=ids.device)
         rows, places = (tensor.expand(self.passes, *tensor.shape) for tensor in (ids, positions))
-        with self._one_member_in(len(keys)), stack.running(rows=len(keys), tokens=rows.numel()), stack.dropout(probability, keys):
+        with self._dropping(prompts, tokens=rows.numel(), device=ids.device):
             logits = answer_logits(self.ensemble.base, fold_members(rows), fold_members(places))
         return unfold_members(logits, self.passes)
+
+    def _score_texts(self, table: TextTable, texts: Texts) -> Tensor:
+        firsts = table.first[table.owner[texts.numbers]]  # options of one question have the mask that its first one names
+        named = [table.ids[number, : table.text_lengths[number]].tolist() for number in firsts.tolist()]
+        with self._dropping(named, tokens=self.passes * texts.ids.numel(), device=texts.ids.device):
+            return unfold_members(text_scores(self.ensemble.base, texts.repeated(self.passes)), self.passes)
+
+    @contextmanager
+    def _dropping(self, names: Sequence[Sequence[int]], *, tokens: int, device: torch.device) -> Iterator[None]:
+        """While a pass runs over the rows of these names, once for each of the passes, each row with a mask of its own."""
+        stack = self.ensemble.stack
+        keys = [stream_key(self.seed, "pass", index, *name) for index in range(self.passes) for name in names]
+        probability = torch.full((len(keys),), self.dropout, device=device)
+        with self._one_member_in(len(keys)), stack.running(rows=len(keys), tokens=tokens), stack.dropout(probability, keys):
+            yield
 
     @contextmanager
     def _one_member_in(self, copies: int) -> Iterator[None]:
         """While every layer computes with the one member in the place of `copies` members, without a copy of its weights."""
         stack, m = self.ensemble.stack, self.member
         before = [(layer.lora_a.data, layer.lora_b.data) for layer in stack.layers]
+        heads = [(layer.head_weight.data, None if layer.head_bias is None else layer.head_bias.data) for layer in stack.heads.layers]
         try:
+            for head, (weight, bias) in zip(stack.heads.layers, heads, strict=True):
+                head.bind(weight[m].expand(copies, -1, -1), None if bias is None else bias[m].expand(copies, -1))
             for layer, (a, b), scaling in zip(stack.layers, before, stack.scaling, strict=True):
                 layer.bind(a[m].expand(copies, -1, -1), b[m].expand(copies, -1, -1), [scaling[m]] * copies)
             yield
         finally:
+            for head, (weight, bias) in zip(stack.heads.layers, heads, strict=True):
+                head.bind(weight, bias)
             for layer, (a, b), scaling in zip(stack.layers, before, stack.scaling, strict=True):
                 layer.bind(a, b, scaling)

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
+from ..heads import TextHead, Texts, score_texts, text_scores
+from ..heads.texts import log_probs
 from ..memory import SCORING_ROWS
 from ..prediction import Predictor
+from ..reading import scored_in_parts
 from ..tasks import Example
 from .fitting import score_members
 
@@ -64,6 +67,8 @@ class SingleMember:
             return found[self.index : self.index + 1]
         ensemble, only = self.predictor, slice(self.index, self.index + 1)
         check_member(self.index, ensemble.num_members)  # members may have been dropped since
+        if isinstance(ensemble.head, TextHead):
+            return self._score_texts(ensemble, ensemble.head, examples, max_rows=max_rows)
         return score_members(
             examples,
             lambda ids, positions: ensemble.answer_logits(ids[None], positions[None], members=only),
@@ -72,6 +77,16 @@ class SingleMember:
             rows=max_rows or SCORING_ROWS,
             overlong=ensemble.info.overlong,
         )
+
+    def _score_texts(self, ensemble: LoraEnsemble, head: TextHead, examples: Sequence[Example], *, max_rows: int | None) -> Tensor:
+        table, only = head.table(ensemble, examples), slice(self.index, self.index + 1)
+
+        def read(texts: Texts) -> Tensor:
+            with ensemble.stack.running(rows=len(texts.ids), tokens=texts.ids.numel(), members=only):
+                return text_scores(ensemble.base, texts)[None]
+
+        scores = scored_in_parts(lambda rows: score_texts(table, read, rows=rows), max_rows or SCORING_ROWS)
+        return log_probs(table.per_example(scores))
 
 
 def check_member(index: int, members: int) -> None:
@@ -85,7 +100,8 @@ def check_member(index: int, members: int) -> None:
 
 
 def num_trained_parameters(predictor: Predictor, member: int = 0) -> int:
-    """Parameters that were trained for one member of a predictor; for a LoRA, the sum over its layers of rank * (D_in + D_out).
+    """Parameters that were trained for one member of a predictor; for a LoRA, the sum over its layers of rank * (D_in + D_out), and
+    those of its head.
 
     Raises:
         ConfigError: the predictor does not say.
@@ -97,8 +113,9 @@ def num_trained_parameters(predictor: Predictor, member: int = 0) -> int:
         True
     """
     if isinstance(predictor, LoraEnsemble):
-        ranks = predictor.stack.ranks[member]
-        return sum(ranks[site.name] * (site.in_features + site.out_features) for site in predictor.stack.sites)
+        stack = predictor.stack
+        own = sum(site.shape.numel() for site in stack.heads.sites)
+        return own + sum(stack.ranks[member][site.name] * (site.in_features + site.out_features) for site in stack.sites)
     described: Any = predictor
     count = getattr(described, "num_trained_parameters", None)
     if count is None:

@@ -114,13 +114,19 @@ def device_named(name: str) -> torch.device:
 
 
 def load_model(
-    name: str, *, dtype: str | None, device: str, revision: str | None = None
+    name: str,
+    *,
+    dtype: str | None,
+    device: str,
+    revision: str | None = None,
+    head: str = "causal-lm",
+    num_labels: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A base by name, on a device, and its tokenizer."""
+    """A base by name, on a device, and its tokenizer; `head` and `num_labels` as in `resolve_base`."""
     from ..embedded import resolve_base
 
     place = device_named(device)
-    base, tokenizer = resolve_base(name, revision=revision, dtype=dtype)
+    base, tokenizer = resolve_base(name, revision=revision, dtype=dtype, head=head, num_labels=num_labels)
     base.to(place)  # type: ignore[arg-type]
     return base, tokenizer
 
@@ -133,7 +139,14 @@ def load_ensemble(args: Arguments) -> LoraEnsemble:
     saved = read_ensemble(args.ensemble, members=args.members)
     revision = None if args.base else saved.base_revision
     dtype = args.dtype or saved.task.get("dtype")
-    base, tokenizer = load_model(args.base or saved.base_name, dtype=dtype, device=args.device, revision=revision)
+    base, tokenizer = load_model(
+        args.base or saved.base_name,
+        dtype=dtype,
+        device=args.device,
+        revision=revision,
+        head=saved.base_kind,
+        num_labels=saved.num_labels,
+    )
     return LoraEnsemble.from_pretrained(args.ensemble, base=base, tokenizer=tokenizer, members=args.members)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -13,12 +14,15 @@ from ..tasks.columns import AnswerForm, ColumnMapping
 from .common import NOT_GIVEN, Arguments, say, words
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from ..tasks import CompletionTask, Example, Task
 
 COLUMN_HELP = {
     "question": "column of the question",
     "options": "column with the list of options, or several columns: a,b,c",
     "answer": "column of the right answer",
+    "pair": "column of a second text, for classifying pairs",
     "id": "column that names a row",
     "option_labels": "column with the options' names, where the answer is one of these",
     "answer_form": "how to read an answer",
@@ -40,16 +44,20 @@ class Source:
     labels: list[str] | None = None
     seed: int = 0
     open_ended: bool = False  # prompts and completions, not questions with options
+    preferences: bool = False  # chosen and rejected texts
 
-    def load(self) -> Task | CompletionTask:
-        """The task itself."""
-        from ..tasks import completions_from_files, load_task, task_from_files
+    def load(self, *, tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None) -> Task | CompletionTask:
+        """The task itself; the tokenizer is asked for where pairs may hold chats."""
+        from ..tasks import completions_from_files, load_task, preferences_from_files, task_from_files
 
         if self.task is not None:
             from ..embedded import load_embedded_completions
 
             return load_embedded_completions() if self.open_ended else load_task(self.task, data=self.data)
         assert self.train is not None
+        if self.preferences:
+            made = None if tokenizer is None else tokenizer()
+            return preferences_from_files(self.train, self.validation, tokenizer=made, seed=self.seed)
         if self.open_ended:
             return completions_from_files(self.train, self.validation, seed=self.seed)
         mapping = ColumnMapping(**self.columns) if self.columns else None
@@ -134,8 +142,8 @@ def load_pair(name: str | None, source: Source, *, asked: str | None) -> tuple[s
         return None
 
 
-def source_from_flags(args: Arguments, *, train: Path | None, validation: Path | None) -> Source:
-    """The source that --task or --train describes.
+def source_from_flags(args: Arguments, *, train: Path | None, validation: Path | None, head: str = "causal-lm") -> Source:
+    """The source that --task or --train describes, for members with this kind of head.
 
     Raises:
         ConfigError: both, or neither.
@@ -151,11 +159,26 @@ def source_from_flags(args: Arguments, *, train: Path | None, validation: Path |
 
         return Source(task=args.task, data=None if args.data is None else str(args.data), open_ended=args.task == EMBEDDED_OPEN_TASK)
     assert train is not None
+    columns, labels = given_columns(args), args.labels
+    if head == "sequence-classification" and labels is None:
+        columns, labels = _found_classes(train, columns)
     return Source(
-        open_ended=has_open_answers(args, train),
+        open_ended=head == "causal-lm" and has_open_answers(args, train),
+        preferences=head == "reward",
         train=str(train),
         validation=None if validation is None else str(validation),
-        columns=given_columns(args),
-        labels=args.labels,
+        columns=columns,
+        labels=labels,
         seed=args.seed,
     )
+
+
+def _found_classes(train: str | Path, columns: dict[str, Any] | None) -> tuple[dict[str, Any], list[str]]:
+    """The columns of a file of texts and their classes, and the classes themselves."""
+    from ..tasks import found_classes
+
+    named = {"question", "answer"} & set(columns or {})  # else both are found from the first row
+    mapping, labels = found_classes(train, columns=ColumnMapping(**columns) if columns and named else None)
+    mapping = dataclasses.replace(mapping, **(columns or {}))
+    plain = dataclasses.asdict(ColumnMapping())
+    return {name: value for name, value in dataclasses.asdict(mapping).items() if value != plain[name]}, list(labels)

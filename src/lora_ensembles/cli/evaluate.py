@@ -119,13 +119,16 @@ def _measure_completions(args: Arguments, ensemble: LoraEnsemble, name: str, eve
 
 def _rows(args: Arguments, ensemble: LoraEnsemble | None) -> tuple[str, tuple[Any, ...], Sequence[Any], Source]:
     """What to call the rows, those to train on, those to measure on, and the source that says where a paired set would be."""
-    from ..tasks import ColumnMapping, load_completions, load_file
+    from ..tasks import ColumnMapping, load_completions, load_file, load_preferences
 
     if args.task and args.file:
         raise ConfigError("give --task NAME or --file FILE, not both")
     remembered = remembered_source({} if ensemble is None else ensemble.info.task)
     data = str(args.data) if args.data else remembered.data
     if args.file:
+        if remembered.preferences:
+            assert ensemble is not None  # what is remembered is an ensemble's
+            return Path(args.file).stem, (), load_preferences(args.file, tokenizer=ensemble.tokenizer), Source(data=data)
         if has_open_answers(args, args.file):
             return Path(args.file).stem, (), load_completions(args.file), Source(data=data, open_ended=True)
         columns, labels = given_columns(args) or remembered.columns, args.labels or remembered.labels
@@ -136,7 +139,7 @@ def _rows(args: Arguments, ensemble: LoraEnsemble | None) -> tuple[str, tuple[An
         raise ConfigError(f"{args.ensemble} does not say what it was trained on; pass --task NAME or --file FILE")
     if source.task is not None:
         source = dataclasses.replace(source, data=data)
-    task = source.load()
+    task = source.load(tokenizer=None if ensemble is None else lambda: ensemble.tokenizer)
     return task.name, task.train, task.validation, source
 
 

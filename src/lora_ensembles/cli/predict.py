@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import ConfigError
+from . import heads
 from .common import Arguments, add_ensemble_flags, check_new, load_ensemble, open_output, read_standard_input, say
 from .data import add_column_flags, given_columns, remembered_source
 
@@ -25,7 +26,11 @@ EXAMPLES = """examples:
   lora-ensembles predict runs/exam --in exam.csv --question stem --options a,b,c,d --out answers.jsonl
   cat questions.jsonl | lora-ensembles predict runs/cqa --in - | jq .prediction"""
 FORMATS = ("jsonl", "csv")
-GROUPS = {"prob": "probs", "vote": "votes"}  # columns of the csv, by what they begin with, and the record's key they come from
+GROUPS = {
+    "prob": "probs",
+    "vote": "votes",
+    "reward": "member_rewards",
+}  # columns of the csv, by what they begin with, and the record's key they come from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,30 +47,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--out", default="-", metavar="FILE", help="'-' for standard output, the default")
     data.add_argument("--format", choices=FORMATS, help="of the output (default: by the suffix of --out, else jsonl)")
     data.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
+    data.add_argument("--k", type=float, default=1.0, metavar="X", help="of a reward model: the lower bound is mean - K * std (default: 1)")
     add_column_flags(parser)
 
 
 def run(args: Arguments) -> dict[str, Any]:
     """Read, predict, write; returns the summary."""
-    from ..prediction import predict
-    from ..records import prediction_records
-
     begin = time.monotonic()
     if args.out != "-" and not args.overwrite:
         check_new(Path(args.out), way_out="replace it by --overwrite")
     _refuse_open_answers(args)
     format = args.format or ("csv" if Path(args.out).suffix.lower() == ".csv" else "jsonl")
     ensemble = load_ensemble(args)
-    examples = _examples(args, ensemble)
-    records = prediction_records(predict(ensemble, examples, max_rows=args.max_rows), examples)
+    records, what = _records(args, ensemble)
     with open_output(args.out, overwrite=args.overwrite) as stream:
         if format == "csv":
-            write_csv(list(records), stream)
+            write_csv(records, stream)
         else:
             stream.writelines(f"{json.dumps(record)}\n" for record in records)
     seconds = round(time.monotonic() - begin, 1)
-    say(f"{len(examples)} questions answered by {ensemble.num_members} members in {seconds} s")
-    return {"questions": len(examples), "members": ensemble.num_members, "out": args.out, "format": format, "seconds": seconds}
+    say(f"{len(records)} {what} by {ensemble.num_members} members in {seconds} s")
+    return {"questions": len(records), "members": ensemble.num_members, "out": args.out, "format": format, "seconds": seconds}
+
+
+def _records(args: Arguments, ensemble: LoraEnsemble) -> tuple[list[dict[str, Any]], str]:
+    """A dictionary for each row of the file, and what was done with the rows."""
+    from ..prediction import predict
+    from ..records import prediction_records
+    from ..tasks import load_preferences
+
+    if ensemble.head.kind == "reward":
+        rewards = heads.reward_records(ensemble, args)
+        if rewards is not None:
+            return rewards, "texts scored"
+        heads.refuse_pairs_from(args.source)
+        examples = load_preferences(args.source, tokenizer=ensemble.tokenizer)
+    else:
+        examples = _examples(args, ensemble)
+    return list(prediction_records(predict(ensemble, examples, max_rows=args.max_rows), examples)), "questions answered"
 
 
 def _refuse_open_answers(args: Arguments) -> None:
@@ -109,7 +128,8 @@ def write_csv(records: Sequence[dict[str, Any]], stream: TextIO) -> None:
 
 
 def _key(column: str) -> str:
-    return GROUPS.get(column.partition("_")[0], column)
+    group, found, _ = column.partition("_")
+    return GROUPS.get(group, column) if found else column
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
@@ -119,6 +139,8 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
             flat |= {f"prob_{label}": probability for label, probability in value.items()}
         elif name == "votes":
             flat |= {f"vote_{member}": label for member, label in enumerate(value)}
+        elif name == "member_rewards":
+            flat |= {f"reward_{member}": score for member, score in enumerate(value)}
         else:
             flat[name] = value
     return flat

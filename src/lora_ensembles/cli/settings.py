@@ -12,7 +12,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..config import PER_MEMBER_FIELDS, TrainConfig
-from ..errors import AdapterError, ConfigError, MissingExtraError, unknown_name
+from ..errors import ConfigError, MissingExtraError, unknown_name
 from ..presets import preset
 from .common import NOT_GIVEN, Arguments, flags_of, numbers, words
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 TRAIN_FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
-ADAPTER_FIELDS = ("r", "lora_alpha", "target_modules", "lora_dropout", "use_rslora")
+ADAPTER_FIELDS = ("r", "lora_alpha", "target_modules", "lora_dropout", "use_rslora", "modules_to_save")
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +56,13 @@ def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
         help="layers that get adapters (default: q_proj,v_proj, or what PEFT takes for this architecture)",
     )
     group.add_argument("--lora-dropout", type=float, default=NOT_GIVEN, metavar="P", help="dropout at the adapters' input (default: 0)")
+    group.add_argument(
+        "--modules-to-save",
+        type=words,
+        default=NOT_GIVEN,
+        metavar="a,b",
+        help="modules that members with heads own (default: all of the base beside its body)",
+    )
     group.add_argument("--use-rslora", action="store_true", default=NOT_GIVEN, help="scaling is alpha / sqrt(rank)")
 
 
@@ -71,30 +78,13 @@ def adapter_config(args: Arguments, base: nn.Module) -> LoraConfig:
         AdapterError: no --target-modules, and neither the paper's nor PEFT's targets are known to be in the base.
     """
     from ..adapters import default_adapter_config
+    from ..heads.kinds import usual_targets
 
     config = default_adapter_config()
     given = args.given(ADAPTER_FIELDS)
     if "target_modules" not in given:
-        given["target_modules"] = _targets(base, sorted(config.target_modules or ()))
+        given["target_modules"] = usual_targets(base, sorted(config.target_modules or ()))
     return dataclasses.replace(config, **given)
-
-
-def _targets(base: nn.Module, usual: list[str]) -> Sequence[str]:
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
-    from torch.nn import Linear
-    from transformers.pytorch_utils import Conv1D
-
-    kinds = {name.rpartition(".")[2]: module for name, module in base.named_modules()}
-    if set(usual) <= set(kinds):
-        return usual
-    model_type = str(getattr(base.config, "model_type", ""))
-    if model_type in PEFT_TARGETS:
-        return PEFT_TARGETS[model_type]
-    linear = sorted(name for name, module in kinds.items() if isinstance(module, Linear | Conv1D))
-    raise AdapterError(
-        f"the base ({model_type}) has no layers named {' and '.join(usual)}; pass --target-modules with some of its linear layers: "
-        f"{', '.join(linear)}"
-    )
 
 
 def expand_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:

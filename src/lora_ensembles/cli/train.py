@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from . import settings
-from .common import Arguments, add_model_flags, check_new, count, first, load_model, metrics_table, say, spread_to_dict, words
+from . import heads, settings
+from .common import Arguments, add_model_flags, check_new, count, first, metrics_table, say, spread_to_dict, words
 from .data import Source, add_column_flags, source_from_flags
 
 if TYPE_CHECKING:
     from ..ensemble import LoraEnsemble
+    from ..heads import HeadConfig
     from ..tasks import CompletionTask, Task
     from ..training import TrainResult
 
 SUMMARY = "train an ensemble"
+KINDS_OF_ROWS = {"open_ended": "open answers", "preferences": "pairs"}
 EXAMPLES = """examples:
   lora-ensembles train --task world-cqa --out runs/cqa
   lora-ensembles train --task obqa --data datasets --base meta-llama/Llama-2-7b-hf --dtype bfloat16 --preset paper --out runs/obqa
@@ -25,6 +27,9 @@ EXAMPLES = """examples:
   lora-ensembles train --train reviews.jsonl --labels positive,negative --base Qwen/Qwen3-0.6B --members 8 --out runs/reviews
   lora-ensembles train --train chats.jsonl --base Qwen/Qwen3-0.6B --out runs/chats   open answers: prompt and completion, or messages
   lora-ensembles train --task world-obqa --members 3 --weight-decay-b 0.01,20,50 --epochs 10 --out runs/sweep   one value a member
+  lora-ensembles train --head multiple-choice --task arcc --data datasets --base bert-base-uncased --out runs/arcc
+  lora-ensembles train --head sequence-classification --train reviews.csv --base roberta-base --out runs/reviews   columns text and label
+  lora-ensembles train --head reward --train pairs.jsonl --base Qwen/Qwen3-0.6B --out runs/reward   prompt, chosen and rejected
   lora-ensembles train --config settings.yaml --out runs/again --seed 1
   lora-ensembles train --task world-cqa --out runs/cqa --resume                                                 go on after a break"""
 
@@ -45,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vary", type=words, default=["init", "order"], metavar="init,order", help="what differs between members (default: both)"
     )
     add_model_flags(parser, base="embedded")
+    heads.add_head_flags(parser)
     settings.add_adapter_flags(parser)
     parser.add_argument(
         "--preset", metavar="NAME", help="paper, default or embedded (default: embedded for the embedded base, else default)"
@@ -67,15 +73,17 @@ def run(args: Arguments) -> dict[str, Any]:
     begin = time.monotonic()
     if args.out is None:
         raise ConfigError("train: --out DIR is needed; the ensemble is saved there")
-    source = source_from_flags(args, train=args.train, validation=args.validation)
-    from ..embedded import EMBEDDED_BASE
+    head = heads.head_config(args)
+    heads.check_head_source(args.head, task=args.task, train=args.train)
+    source = source_from_flags(args, train=args.train, validation=args.validation, head=args.head)
+    from ..embedded import EMBEDDED_BASE, resolve_tokenizer
 
     embedded = args.base in ("embedded", EMBEDDED_BASE)
     config = settings.train_config(args, default="embedded" if embedded else "default", task=source.task)
     if not args.resume:
         check_new(args.out, way_out="go on with the run in it by --resume")
-    task = source.load()
-    ensemble = _build(args, source, task)
+    task = source.load(tokenizer=lambda: resolve_tokenizer(args.base))
+    ensemble = _build(args, source, task, head)
     result = _train(ensemble, task, config, args)
     spread = _record(ensemble, result, args.out)
     return {
@@ -88,12 +96,12 @@ def run(args: Arguments) -> dict[str, Any]:
     }
 
 
-def _build(args: Arguments, source: Source, task: Task | CompletionTask) -> LoraEnsemble:
+def _build(args: Arguments, source: Source, task: Task | CompletionTask, head: HeadConfig) -> LoraEnsemble:
     from ..ensemble import LoraEnsemble
 
-    base, tokenizer = load_model(args.base, dtype=args.dtype, device=args.device)
+    base, tokenizer = heads.load_base(args, head, source.labels)
     adapter = settings.adapter_config(args, base)
-    ensemble = LoraEnsemble(base, tokenizer, members=args.members, adapter=adapter, seed=args.seed, vary=args.vary)
+    ensemble = LoraEnsemble(base, tokenizer, members=args.members, adapter=adapter, seed=args.seed, vary=args.vary, head=head)
     ensemble.info.task = {"name": task.name, "source": source.to_dict(), "dtype": str(base.dtype).removeprefix("torch.")}
     return ensemble
 
@@ -102,7 +110,8 @@ def _train(ensemble: LoraEnsemble, task: Task | CompletionTask, config: Any, arg
     from ..training import train
 
     examples, validation = first(task.train, args.limit), first(task.validation, args.limit_validation)
-    kind = "open answers" if ensemble.info.task["source"].get("open_ended") else "questions"
+    remembered = ensemble.info.task["source"]
+    kind = next((words for name, words in KINDS_OF_ROWS.items() if remembered.get(name)), "questions")
     sizes = f"{len(examples)} training and {len(validation)} validation {kind}"
     say(f"{task.name}: {sizes}, {ensemble.num_members} members on {ensemble.device}")
     return train(ensemble, examples, config, validation=validation, out=args.out, resume=args.resume, progress=not args.no_progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .loading import EMBEDDED_BASE, load_base, resolve_base
+from .loading import EMBEDDED_BASE, load_base, resolve_base, resolve_tokenizer
 from .tasks import EMBEDDED_OPEN_TASK, EMBEDDED_TASKS, load_embedded_completions, load_embedded_task
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "load_embedded_completions",
     "load_embedded_task",
     "resolve_base",
+    "resolve_tokenizer",
 ]

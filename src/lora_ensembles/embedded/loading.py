@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import transformers
+from transformers import AutoConfig, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING as MULTIPLE_CHOICE
 
 from ..errors import ConfigError, DataError
 
@@ -15,6 +19,11 @@ if TYPE_CHECKING:
 
 EMBEDDED_BASE = "lora-ensembles/embedded-base"
 FOLDER = Path(__file__).parent / "base"
+AUTO = {
+    "causal-lm": "AutoModelForCausalLM",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "multiple-choice": "AutoModelForMultipleChoice",
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -29,10 +38,14 @@ def load_base(*, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTok
     return resolve_base(EMBEDDED_BASE, dtype=dtype)
 
 
-def resolve_base(name: str, *, revision: str | None = None, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def resolve_base(
+    name: str, *, revision: str | None = None, dtype: str | None = None, head: str = "causal-lm", num_labels: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A base model by name, in evaluation mode, and its tokenizer: "embedded", a folder, or a name on the hub.
 
-    `dtype` is "float32", "bfloat16" or "float16"; by default the one the weights are stored in.
+    `dtype` is "float32", "bfloat16" or "float16"; by default the one the weights are stored in. `head` says which of transformers' classes
+    it is loaded as: "causal-lm", "sequence-classification" (with `num_labels` classes) or "multiple-choice" (a classifier of one label
+    where transformers has no such class, as for decoders). A head that the checkpoint lacks is drawn anew.
 
     Raises:
         DataError: the model cannot be loaded.
@@ -44,14 +57,53 @@ def resolve_base(name: str, *, revision: str | None = None, dtype: str | None = 
         raise DataError("the ensemble's base was built in code and has no name to load it by; pass base= and tokenizer=")
     embedded = name in ("embedded", EMBEDDED_BASE)
     source = str(FOLDER) if embedded else name
+    tokenizer = resolve_tokenizer(name, revision=revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        base = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=DTYPES[dtype] if dtype else "auto")
+        if head == "multiple-choice" and type(AutoConfig.from_pretrained(source, revision=revision)) not in MULTIPLE_CHOICE:
+            head, num_labels = "sequence-classification", 1
+        # A head of another number of classes is not the one that is wanted.
+        labels = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
+        with _without_report(head):
+            base = getattr(transformers, AUTO[head]).from_pretrained(
+                source, revision=revision, dtype=DTYPES[dtype] if dtype else "auto", **labels
+            )
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"base model {name!r} cannot be loaded: {reason}; give 'embedded', a folder that save_pretrained wrote, or a name on the hub"
-        ) from error
+        raise _not_loaded(name, error) from error
+    if head != "causal-lm" and base.config.get_text_config().pad_token_id is None:  # a decoder finds a text's end by its padding
+        base.config.get_text_config().pad_token_id = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        )
     if embedded:
         base.config._name_or_path = base.name_or_path = EMBEDDED_BASE
     return base.eval(), tokenizer
+
+
+def resolve_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base by name, as in `resolve_base`.
+
+    Raises:
+        DataError: it cannot be loaded.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(str(FOLDER) if name in ("embedded", EMBEDDED_BASE) else name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, error) from error
+
+
+def _not_loaded(name: str, error: Exception) -> DataError:
+    reason = str(error).splitlines()[0]
+    return DataError(
+        f"base model {name!r} cannot be loaded: {reason}; give 'embedded', a folder that save_pretrained wrote, or a name on the hub"
+    )
+
+
+@contextmanager
+def _without_report(head: str) -> Iterator[None]:
+    """While transformers does not list the weights of a head that a checkpoint lacks: members draw theirs."""
+    before = transformers.logging.get_verbosity()
+    if head != "causal-lm":
+        transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)

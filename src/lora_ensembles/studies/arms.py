@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters import default_adapter_config, initial_weights
 from ..config import TrainConfig
-from ..ensemble import EnsembleInfo, LoraEnsemble, member_seeds
+from ..ensemble import EnsembleInfo, LoraEnsemble
 from ..lora import MemberWeights
+from ..seeds import member_seeds
 from ..training import TrainResult, train
 
 if TYPE_CHECKING:

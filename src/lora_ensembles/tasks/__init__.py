@@ -18,8 +18,9 @@ from .completions import (
 )
 from .encoding import EncodedExample, encode_examples
 from .examples import Example, Task
-from .files import load_file, read_examples, task_from_files
+from .files import found_classes, load_file, read_examples, task_from_files
 from .hub import OOD_PAIRS, PAPER_TASKS, load_ood, load_task, ood_names, task_names, task_repository
+from .preferences import holds_preferences, load_preferences, preference, preferences_from_files
 from .prompts import LETTERS, render_label_prompt, render_prompt
 
 __all__ = [
@@ -38,13 +39,18 @@ __all__ = [
     "encode_completions",
     "encode_examples",
     "encode_prompts",
+    "found_classes",
     "holds_completions",
+    "holds_preferences",
     "is_open_ended",
     "load_completions",
     "load_file",
     "load_ood",
+    "load_preferences",
     "load_task",
     "ood_names",
+    "preference",
+    "preferences_from_files",
     "read_completions",
     "read_examples",
     "render_label_prompt",

@@ -25,6 +25,7 @@ class ColumnMapping:
         question: the column of the question's text.
         options: one column that holds a list, or several columns in order, of which the last may be empty. Not read with label words.
         answer: the column of the right answer.
+        pair: the column of a second text, where texts are classified in pairs.
         id: the column that names a row. None: the column "id" where there is one, else file and line.
         option_labels: a column with a list of the options' names ("A", "B" or "1", "2"), where the answer is one of them.
         answer_form: how to read an answer: "index" (from 0), "letter", the option's "text", its "label", or "auto": whichever of them
@@ -46,6 +47,7 @@ class ColumnMapping:
     option_labels: str | None = None
     answer_form: AnswerForm = "auto"
     repeated_options: Literal["error", "keep"] = "error"
+    pair: str | None = None
 
     def __post_init__(self) -> None:
         if self.answer_form not in get_args(AnswerForm):
@@ -88,14 +90,15 @@ def row_to_example(row: Row, columns: ColumnMapping, *, labels: Sequence[str] | 
     Raises:
         DataError: a column that is missing or holds something else than it should, or an answer that is not exactly one of the options.
     """
-    question = _question(row, columns)
+    question = _text(row, columns.question)
     options = tuple(labels) if labels is not None else _options(row, columns)
     target = _target(row, columns, options, words=labels is not None, labelled=labelled)
     if labels is None:
         prompt, answers = render_prompt(question, options), tuple(LETTERS[: len(options)])
     else:
         prompt, answers = render_label_prompt(question), tuple(f" {label}" for label in options)
-    return Example(id=_id(row, columns), prompt=prompt, labels=answers, target=target, question=question, options=options)
+    pair = None if columns.pair is None else _text(row, columns.pair)
+    return Example(id=_id(row, columns), prompt=prompt, labels=answers, target=target, question=question, options=options, pair=pair)
 
 
 def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
@@ -141,10 +144,10 @@ def column_value(row: Row, column: str) -> object:
     return value
 
 
-def _question(row: Row, columns: ColumnMapping) -> str:
-    value = column_value(row, columns.question)
+def _text(row: Row, column: str) -> str:
+    value = column_value(row, column)
     if not isinstance(value, str) or not value.strip():
-        raise row.error(f"column {columns.question!r} holds {short(value)}; the text of a question is needed")
+        raise row.error(f"column {column!r} holds {short(value)}; the text of a question is needed")
     return value.strip()
 
 

@@ -182,7 +182,7 @@ def encode_prompts(
     for number, prompt in enumerate(prompts, start=1):
         if problem := _problem(prompt):
             raise DataError(f"prompt {number}: {problem}")
-    texts = [_rendered(prompt, tokenizer, where=f"prompt {number}") for number, prompt in enumerate(prompts, start=1)]
+    texts = [prompt_text(prompt, tokenizer, where=f"prompt {number}") for number, prompt in enumerate(prompts, start=1)]
     parts = _prompt_parts(prompts, texts, tokenise(tokenizer, texts), tokenizer)
     return [fit(f"prompt {number}", *part, window) for number, part in enumerate(parts, start=1)]
 
@@ -222,8 +222,8 @@ def encode_completions(
     if not examples:
         return []
     end = _end_id(tokenizer)
-    texts = [_rendered(example.prompt, tokenizer, where=f"example {example.id!r}") for example in examples]
-    answers = [_answer(example, text, tokenizer) for example, text in zip(examples, texts, strict=True)]
+    texts = [prompt_text(example.prompt, tokenizer, where=f"example {example.id!r}") for example in examples]
+    answers = [answer_text(example, text, tokenizer) for example, text in zip(examples, texts, strict=True)]
     prompt_ids = tokenise(tokenizer, texts)
     parts = _prompt_parts([example.prompt for example in examples], texts, prompt_ids, tokenizer)
     found = continuations(tokenizer, list(zip(texts, answers, prompt_ids, strict=True)))
@@ -319,12 +319,12 @@ def _ended(ids: Ids, end: int, *, chat: bool) -> Ids:
     return ids if ids[-1] == end else (*ids, end)
 
 
-def _rendered(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, where: str) -> str:
+def prompt_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, where: str) -> str:
     """The text of a prompt, which for a chat ends in the template's opening of an answer."""
     return prompt if isinstance(prompt, str) else _by_template(prompt, tokenizer, where=where, open_answer=True)
 
 
-def _answer(example: Completion, text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def answer_text(example: Completion, text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text behind a rendered prompt."""
     where = f"example {example.id!r}"
     if example.completion is None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TextIO, TypeVar
 
 from ..errors import ConfigError, DataError
-from .columns import ColumnMapping, check_labels, detect_columns, row_to_example
+from .columns import ColumnMapping, check_labels, column_value, detect_columns, row_to_example
 from .examples import Example, Task
 from .sources import Row, named_rows, stream_rows
 
@@ -87,6 +89,39 @@ def task_from_files(
     if validation is not None:
         return Task(name, examples, load_file(validation, columns=columns, labels=labels))
     return Task(name, *split_rows(examples, share=validation_share, seed=seed, name=str(train)))
+
+
+def found_classes(path: str | Path, *, columns: ColumnMapping | None = None) -> tuple[ColumnMapping, tuple[str, ...]]:
+    """How a file of texts and their classes is read, and the classes that occur in it: by number where all are numbers, else by name.
+
+    The columns are as in `load_file` with label words: text and label, sentence and label, or question and answer. An answer means the
+    class of that name, never an index.
+
+    Raises:
+        DataError: a file that cannot be read, or with fewer than two classes.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "reviews.csv"
+        >>> _ = path.write_text("text,label\nSplendid.,good\nA bore.,bad\n")
+        >>> found_classes(path)[1]
+        ('bad', 'good')
+    """
+    rows = list(named_rows(path))
+    if not rows:
+        raise DataError(f"{path}: no rows; at least one question is needed")
+    mapping = columns or detect_columns(rows[0], labels=("", ""), labelled=True)
+    classes = {str(column_value(row, mapping.answer)).strip() for row in rows} - {""}
+    if len(classes) < 2:
+        raise DataError(f"{path}: column {mapping.answer!r} has {len(classes)} different values; at least 2 classes are needed")
+    return dataclasses.replace(mapping, answer_form="text"), tuple(sorted(classes, key=lambda name: (_as_number(name), name)))
+
+
+def _as_number(name: str) -> float:
+    try:
+        return float(name)
+    except ValueError:
+        return math.inf
 
 
 def split_rows(rows: tuple[Kind, ...], *, share: float, seed: int, name: str) -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:

@@ -1,0 +1,257 @@
+"""Last-layer ensemble of classifiers, choices and rewards: the base is frozen, and each member has a head of its own.
+
+Shapes: M members, B rows of a member, W texts of a table, N examples, C classes or options, H features, K scores of a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import initial_head
+from ..config import TrainConfig
+from ..errors import AdapterError, ConfigError
+from ..head_layers import HeadStack
+from ..heads import HeadConfig, HeadKind, Texts, TextTable, encode_texts, resolve_head, score_texts, text_scores
+from ..heads.kinds import head_modules
+from ..heads.texts import log_probs, with_classes
+from ..lora import StackPlan, unfold_members
+from ..memory import SCORING_ROWS
+from ..reading import scored_in_parts
+from ..seeds import member_seeds
+from ..sites import MemberWeights
+from ..tasks import Example
+from ..text_losses import check_labelled, choice_losses, refuse_divergence
+from ..training import TrainResult
+from .fitting import Flat, check_settings, fit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class LastLayerHeads:
+    """A `Predictor` of M members that differ in the head behind a frozen base: `LastLayerEnsemble` for what is no causal language model.
+
+    The base runs once over the training texts; what enters the head is kept, one vector a text, and a step is the head alone. Heads begin
+    as those of `LoraEnsemble(seed=seed)` do, and see the data in the same orders. Settings are those of `TrainConfig`;
+    `weight_decay_head` is the only decay that has something to act on.
+
+    Args:
+        base: a sequence classifier or multiple-choice model; it is never changed.
+        tokenizer: its tokenizer.
+        members: number of members.
+        seed: of the ensemble.
+        head: a `HeadConfig` or the kind of one; by default what the base's class says.
+
+    Raises:
+        ConfigError: `members` is not a positive number; or the base is a causal language model, or not made for the head.
+        AdapterError: a head of other layers than linear ones.
+
+    Example:
+        >>> from lora_ensembles import resolve_base
+        >>> base, tokenizer = resolve_base("embedded", head="sequence-classification", num_labels=2)
+        >>> texts = [Example(str(n), text, ("bad", "good"), n) for n, text in enumerate(["The otter is bad.", "The otter is good."])]
+        >>> ensemble = LastLayerHeads(base, tokenizer, members=3)
+        >>> _ = ensemble.fit(texts, TrainConfig(epochs=20, learning_rate=1e-2))
+        >>> ensemble.member_log_probs(texts).argmax(-1).tolist()
+        [[0, 1], [0, 1], [0, 1]]
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        members: int = 5,
+        seed: int = 0,
+        head: HeadConfig | HeadKind | None = None,
+    ):
+        if not isinstance(members, int) or isinstance(members, bool) or members < 1:
+            raise ConfigError(f"members={members!r}; an ensemble has at least 1 member, 5 in the paper")
+        self.head = resolve_head(base, head)
+        if not self.head.owned:
+            raise ConfigError(
+                "LastLayerHeads needs a classifier or a multiple-choice model; LastLayerEnsemble is for causal language models"
+            )
+        self.base, self.tokenizer = base.eval().requires_grad_(False), tokenizer
+        self.seeds = [member_seeds(seed, index) for index in range(members)]
+        self.overlong: Literal["error", "left"] = "error"
+        modules = {name: base.get_submodule(name) for name in head_modules(base)}
+        fresh = self.head.init == "fresh"
+        drawn = [initial_head(base, modules, seed=one.init if fresh else None) for one in self.seeds]
+        self._plan = StackPlan()
+        self.heads = HeadStack(base, [MemberWeights({}, {}, {}, one) for one in drawn], plan=self._plan, dtype=base.dtype)
+        self.heads.set_members([MemberWeights({}, {}, {}, one) for one in drawn])
+        self.heads.detach(base)
+
+    @property
+    def num_members(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def num_trained_parameters(self) -> int:
+        """Parameters of a member's head."""
+        return self.heads.flat.shape[1]
+
+    def fit(self, examples: Sequence[Example], config: TrainConfig | None = None, *, progress: bool = False) -> TrainResult:
+        """Train every member's head, from where it is.
+
+        Raises:
+            ConfigError: a setting is not supported here (dropout, snapshots, checkpoints), or not one for each member; or a KL weight, and
+                heads that were drawn anew.
+            DataError: an example cannot be encoded or has no answer.
+            AdapterError: the model's head cannot be run apart from its body.
+            TrainingError: a loss is not finite.
+        """
+        config = config or TrainConfig()
+        check_settings(config, "a last-layer ensemble")
+        kl_weight = config.per_member("kl_weight", self.num_members).to(self.base.device)
+        with_kl = bool((kl_weight > 0).any())
+        if with_kl:
+            refuse_divergence(self.head)
+        self.head = with_classes(self.head, examples)
+        table = self._table(examples, config.overlong)
+        check_labelled(table)
+        self.overlong = config.overlong
+        features = self._features_of(table, rows=config.max_rows or SCORING_ROWS)
+        own = log_probs(table.per_example(self._own_scores(features)[None]))[0] if with_kl else None
+        return fit(_Heads(self, table, features, own, kl_weight), config, seeds=self.seeds, count=len(table), progress=progress)
+
+    @torch.no_grad()
+    def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
+        """log p of each class or option for each member (M, N, C), float32.
+
+        Raises:
+            DataError: a text cannot be used.
+            ConfigError: memory does not hold a single row.
+        """
+        table = self._table(examples, self.overlong)
+        self.heads.refresh()
+
+        def read(texts: Texts) -> Tensor:
+            return self.scores(self._features(texts).expand(self.num_members, -1, -1))
+
+        scores = scored_in_parts(lambda rows: score_texts(table, read, rows=rows), max_rows or SCORING_ROWS)
+        return log_probs(table.per_example(scores))
+
+    def scores(self, features: Tensor, *, members: slice = slice(None)) -> Tensor:
+        """Scores (M, B, K) by the heads of these members of what enters them (M, B, H)."""
+        count, rows = features.shape[:2]
+        plan = self._plan
+        self.heads.attach(self.base)
+        plan.rows, plan.tokens, plan.members = count * rows, count * rows, members
+        try:
+            return unfold_members(self._head_alone(features.flatten(0, 1)), count)
+        finally:
+            plan.rows, plan.tokens, plan.members = 1, None, slice(None)
+            self.heads.detach(self.base)
+
+    def _table(self, examples: Sequence[Example], overlong: Literal["error", "left"]) -> TextTable:
+        return encode_texts(examples, self.base, self.tokenizer, head=self.head, overlong=overlong)
+
+    @torch.no_grad()
+    def _features_of(self, table: TextTable, *, rows: int) -> Tensor:
+        """What enters the head for each text (W, H), after a trial that the head gives the model's own scores of it."""
+        few = table.texts(torch.arange(min(4, len(table.text_lengths))))
+        expected, found = text_scores(self.base, few), self._own_scores(self._features(few))
+        share = 1e-4 if expected.dtype == torch.float32 else 1e-2  # another product for the same numbers, and no more
+        if not torch.allclose(found, expected, rtol=0, atol=share * float(expected.abs().max())):
+            raise AdapterError(
+                f"the head of a {type(self.base).__name__} cannot be run apart from its body; train adapters with it instead"
+            )
+        return torch.cat([self._features(table.texts(numbers)) for numbers in torch.arange(len(table.text_lengths)).split(rows)])
+
+    @torch.no_grad()
+    def _own_scores(self, features: Tensor) -> Tensor:
+        return self._head_alone(features)
+
+    @torch.no_grad()
+    def _features(self, texts: Texts) -> Tensor:
+        """What enters the first layer of the head: (B, H); of a decoder, which scores every token, at the last one."""
+        caught: list[Tensor] = []
+        with _at(self._layer(0), before=_keep_in(caught)):
+            text_scores(self.base, texts)
+        states = caught[0]
+        return states if states.dim() == 2 else states[torch.arange(len(states), device=states.device), texts.mask.sum(dim=1) - 1]
+
+    def _head_alone(self, features: Tensor) -> Tensor:
+        """The scores (n, K) of what enters the head (n, H): the model runs on one token, and the features take its place."""
+        caught: list[Tensor] = []
+        token = torch.zeros(1, 1, dtype=torch.int64, device=features.device)
+        one = Texts(token, torch.ones_like(token), None, torch.zeros(1, dtype=torch.int64))
+        with ExitStack() as hooks:
+            hooks.enter_context(_at(self._layer(-1), after=_keep_in(caught)))
+            hooks.enter_context(_at(self._layer(0), before=lambda _: features))
+            text_scores(self.base, one)
+        return caught[0]
+
+    def _layer(self, number: int) -> nn.Module:
+        return self.base.get_submodule(self.heads.layers[number].name)
+
+
+@dataclass
+class _Heads:
+    """The members' heads while they are trained; a `Trainee`. `base` (N, C) is what the base says, where a member has a KL weight."""
+
+    ensemble: LastLayerHeads
+    table: TextTable
+    features: Tensor
+    base: Tensor | None
+    kl_weight: Tensor
+    decays: tuple[str, ...] = ("weight_decay_head",)
+
+    @property
+    def parameters(self) -> Flat:
+        return (self.ensemble.heads.flat,)
+
+    def row_losses(self, indices: Tensor, members: slice) -> tuple[Tensor, Tensor]:
+        ensemble, table = self.ensemble, self.table
+        ensemble.heads.refresh()
+        batch = table.gather(indices)
+        numbers = batch.texts.numbers.view(len(indices), -1)
+        scores = ensemble.scores(self.features[numbers.to(self.features.device)], members=members)
+        losses = choice_losses(batch, scores, targets=table.targets[indices], base=None if self.base is None else self.base[indices])
+        if losses.divergence is None:
+            return losses.loss, losses.right
+        return losses.loss + self.kl_weight[members, None] * losses.divergence, losses.right
+
+    def add_gradients(self, loss: Tensor, totals: Flat) -> None:
+        heads = self.ensemble.heads
+        gradients = torch.autograd.grad(loss, heads.parameters, allow_unused=True)
+        for view, gradient in zip(heads.views(totals[0]), gradients, strict=True):
+            if gradient is not None:
+                view.add_(gradient)
+
+
+class _Read(Exception):
+    """Ends a pass when all that was wanted of it is there."""
+
+
+def _keep_in(caught: list[Tensor]) -> Callable[[Tensor], NoReturn]:
+    """A function that keeps what it is given, and ends the pass."""
+
+    def keep(value: Tensor) -> NoReturn:
+        caught.append(value)
+        raise _Read
+
+    return keep
+
+
+@contextmanager
+def _at(module: nn.Module, *, before: Any = None, after: Any = None) -> Iterator[None]:
+    """While what enters a module, or leaves it, goes through a function, which may end the pass."""
+    if before is not None:
+        handle = module.register_forward_pre_hook(lambda _module, arguments: (before(arguments[0]),))
+    else:
+        handle = module.register_forward_hook(lambda _module, _arguments, result: after(result))
+    try:
+        yield
+    except _Read:
+        pass
+    finally:
+        handle.remove()

@@ -1,0 +1,28 @@
+"""Heads: what a member says about an example: a label's tokens, a class, one option of several, or how good a text is."""
+
+from __future__ import annotations
+
+from .kinds import HEAD_KINDS, HeadConfig, HeadKind, adapter_for, resolve_head
+from .passes import Head, TextHead, head_of, score_texts, text_scores
+from .rewards import RewardPrediction, predict_rewards
+from .table import Texts, TextTable
+from .texts import encode_texts, plain_table
+
+__all__ = [
+    "HEAD_KINDS",
+    "Head",
+    "HeadConfig",
+    "HeadKind",
+    "RewardPrediction",
+    "TextHead",
+    "TextTable",
+    "Texts",
+    "adapter_for",
+    "encode_texts",
+    "head_of",
+    "plain_table",
+    "predict_rewards",
+    "resolve_head",
+    "score_texts",
+    "text_scores",
+]

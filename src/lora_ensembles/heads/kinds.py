@@ -1,0 +1,209 @@
+"""Which kinds of heads there are, which one a base has, and the adapter config that goes with it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from ..adapters import HeadInit, default_adapter_config
+from ..errors import AdapterError, ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+HeadKind = Literal["causal-lm", "sequence-classification", "multiple-choice", "reward"]
+HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
+CLASSES = {"sequence-classification": "ForSequenceClassification", "multiple-choice": "ForMultipleChoice"}
+# Where PEFT names no layers, or others: its choice for DeBERTa holds `query_proj`, which reads the table of relative positions as well,
+# and that belongs to no row.
+TARGETS = {"deberta-v2": ["value_proj", "attention.output.dense"], "distilbert": ["q_lin", "v_lin"]}
+NEEDED = {
+    "causal-lm": "a causal language model (AutoModelForCausalLM)",
+    "sequence-classification": "a sequence classifier of 2 or more classes (AutoModelForSequenceClassification, num_labels=...)",
+    "multiple-choice": "a multiple-choice model (AutoModelForMultipleChoice), or a sequence classifier with num_labels=1",
+    "reward": "a sequence classifier with num_labels=1 (AutoModelForSequenceClassification)",
+}
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What members say about an example, and where their heads come from.
+
+    Attributes:
+        kind: "causal-lm": the label's tokens, no head of their own. "sequence-classification": a class of each text, or pair of texts.
+            "multiple-choice": each (question, option) pair gets one score, with a softmax over the options. "reward": each text gets one
+            score, learnt from chosen and rejected texts. None: what the base's class is; a classifier with one label is a reward model.
+        init: where members' heads begin: "fresh" draws each by the base's own initialisation from the member's init seed; "base" copies
+            the base's head, for a classifier that is trained already, and makes `kl_weight` mean something.
+        max_length: most tokens of a text, or pair of texts; None: the base's window.
+        classes: names of the classes, in the order of the scores; taken from the training examples.
+
+    Raises:
+        ConfigError: an unknown kind or init, or a length below 1.
+
+    Example:
+        >>> HeadConfig("reward", max_length=512).init
+        'fresh'
+    """
+
+    kind: HeadKind | None = None
+    init: HeadInit = "fresh"
+    max_length: int | None = None
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind is not None and self.kind not in HEAD_KINDS:
+            raise ConfigError(unknown_name("head", str(self.kind), HEAD_KINDS))
+        if self.init not in get_args(HeadInit):
+            raise ConfigError(unknown_name("head init", str(self.init), get_args(HeadInit)))
+        if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 1):
+            raise ConfigError(f"max_length={self.max_length!r}; it is a whole number of tokens, or None for the base's window")
+
+    @property
+    def owned(self) -> bool:
+        """Whether each member has a head of its own."""
+        return self.kind != "causal-lm"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-able values."""
+        return asdict(self) | {"classes": list(self.classes)}
+
+
+def resolve_head(base: nn.Module, asked: HeadConfig | HeadKind | None) -> HeadConfig:
+    """The head that members on a base have: as asked, or what the base's class says.
+
+    Raises:
+        ConfigError: an unknown kind, or one that the base is not made for; a decoder that cannot tell padding from text; or heads that
+            should begin as the base's, which is not trained.
+    """
+    config = asked if isinstance(asked, HeadConfig) else HeadConfig(asked)
+    found, single = base_kind(base), False
+    if found == "sequence-classification" and _labels(base) == 1:
+        found, single = "reward", True
+    config = replace(config, kind=config.kind or found)
+    if config.kind != found and not (config.kind == "multiple-choice" and single):
+        raise ConfigError(f"head {config.kind!r} on a {_described(base)}; it needs {NEEDED[str(config.kind)]}")
+    if config.init == "base" and config.owned and _head_drawn_anew(base):
+        raise ConfigError(
+            f"HeadConfig(init='base') on a {type(base).__name__} whose head was not in its checkpoint, so it was drawn anew; leave init at "
+            "'fresh', or load a checkpoint with a trained head"
+        )
+    whole: Any = base.config
+    if config.owned and getattr(whole.get_text_config(), "pad_token_id", None) is None:
+        raise ConfigError(
+            f"the {type(base).__name__} has no padding token, so it cannot tell where a text ends; set base.config.pad_token_id to the "
+            "tokenizer's"
+        )
+    return config
+
+
+def adapter_for(base: nn.Module, head: HeadConfig, config: LoraConfig | None) -> LoraConfig:
+    """The adapter config of an ensemble: the one given, or the paper's on layers that the base has; with the modules of its head.
+
+    `modules_to_save`, where the config names none, are all modules of the base beside its body: the classifier of BERT, and that of RoBERTa
+    with its dense layer, `pre_classifier` and `classifier` of DistilBERT, `pooler` and `classifier` of DeBERTa, `score` of a decoder.
+
+    A linear layer of the body that the checkpoint lacked, such as the pooler of RoBERTa's multiple choice, is a member's own as well: it
+    was drawn anew, and would be another one the next time that the base is loaded.
+
+    Raises:
+        AdapterError: neither the paper's nor PEFT's targets are known to be in the base; or it has no head beside its body.
+    """
+    given = default_adapter_config() if config is None else config
+    if not head.owned:
+        return given
+    prepared = copy.deepcopy(given)
+    if config is None:
+        prepared.target_modules = list(usual_targets(base, sorted(given.target_modules or ())))
+    # What PEFT wraps a member in: a classifier, or for a model that it has no class for, a plain model.
+    prepared.task_type = "SEQ_CLS" if base_kind(base) == "sequence-classification" else None
+    if not prepared.modules_to_save:
+        prepared.modules_to_save = [*head_modules(base), *_drawn_anew(base)]
+    return prepared
+
+
+def usual_targets(base: nn.Module, usual: list[str]) -> Sequence[str]:
+    """The layers named `usual` where a base has them, else those that PEFT takes for its architecture.
+
+    Raises:
+        AdapterError: neither is known to be in the base.
+    """
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = {name.rpartition(".")[2]: module for name, module in base.named_modules()}
+    if set(usual) <= set(kinds):
+        return usual
+    model_type = str(getattr(base.config, "model_type", ""))
+    known = PEFT_TARGETS | TARGETS
+    if model_type in known:
+        return known[model_type]
+    linear = sorted(name for name, module in kinds.items() if isinstance(module, Linear | Conv1D))
+    raise AdapterError(
+        f"the base ({model_type}) has no layers named {' and '.join(usual)}; pass --target-modules with some of its linear layers: "
+        f"{', '.join(linear)}"
+    )
+
+
+def head_modules(base: nn.Module) -> list[str]:
+    """The names of what stands beside the body of a base.
+
+    Raises:
+        AdapterError: nothing does.
+    """
+    body = str(getattr(base, "base_model_prefix", ""))
+    found = [name for name, child in base.named_children() if name != body and any(True for _ in child.parameters())]
+    if not found or body not in dict(base.named_children()):
+        raise AdapterError(
+            f"{type(base).__name__} has no head beside its body {body!r}; name the modules that members own in "
+            "LoraConfig(modules_to_save=[...])"
+        )
+    return found
+
+
+def _drawn_anew(base: nn.Module) -> list[str]:
+    """The linear layers of the body that `from_pretrained` found nothing for; none for a model that was built in code."""
+    body = str(getattr(base, "base_model_prefix", ""))
+    linear = [(name, module) for name, module in base.get_submodule(body).named_modules(prefix=body) if type(module) is nn.Linear]
+    if not any(loaded_by_transformers(module.weight) for _, module in linear):
+        return []
+    return [name for name, module in linear if not loaded_by_transformers(module.weight)]
+
+
+def _head_drawn_anew(base: nn.Module) -> bool:
+    marks = {name: loaded_by_transformers(parameter) for name, parameter in base.named_parameters()}
+    heads = tuple(f"{name}." for name in head_modules(base))
+    return any(marks.values()) and not all(mark for name, mark in marks.items() if name.startswith(heads))
+
+
+def loaded_by_transformers(parameter: Tensor) -> bool:
+    """Whether `from_pretrained` read a parameter from a checkpoint: the mark that keeps it from initialising it."""
+    return bool(getattr(parameter, "_is_hf_initialized", False))
+
+
+def base_kind(base: nn.Module) -> HeadKind:
+    """The kind of head that a base's class is made for."""
+    kinds: tuple[HeadKind, ...] = ("multiple-choice", "sequence-classification")
+    for kind in kinds:
+        if _is(base, kind):
+            return kind
+    return "causal-lm"
+
+
+def _is(base: nn.Module, kind: HeadKind) -> bool:
+    return any(known.__name__.endswith(CLASSES[kind]) for known in type(base).__mro__)
+
+
+def _labels(base: nn.Module) -> int:
+    config: Any = base.config
+    return int(getattr(config, "num_labels", 0))
+
+
+def _described(base: nn.Module) -> str:
+    labels = f" of {_labels(base)} labels" if base_kind(base) == "sequence-classification" else ""
+    return f"{type(base).__name__}{labels}"

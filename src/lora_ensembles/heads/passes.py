@@ -1,0 +1,161 @@
+"""One pass of a base over texts that its head scores, and the members' log-probabilities from many of them.
+
+Shapes: M members, N examples, W texts of all examples, B texts of a pass, C options or classes, K scores of a text.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..lora import unfold_members
+from ..memory import SCORING_ROWS, rows_in_flight
+from ..products import frozen_products
+from ..reading import context_window, scored_in_parts
+from ..scoring import score_labels
+from ..tasks import Example, encode_examples
+from .kinds import HeadConfig, HeadKind
+from .table import Texts, TextTable
+from .texts import encode_texts, log_probs
+
+if TYPE_CHECKING:
+    from ..ensemble import LoraEnsemble
+
+ReadTexts = Callable[[Texts], Tensor]  # texts of B rows -> scores (M, B, K)
+
+
+class Head(Protocol):
+    """What members say about examples."""
+
+    @property
+    def kind(self) -> HeadKind:
+        """Its name."""
+        ...
+
+    def member_log_probs(self, ensemble: LoraEnsemble, examples: Sequence[Example], *, max_rows: int | None) -> Tensor:
+        """(M, N, C) log-probabilities of labels, classes or options, with at most `max_rows` rows (members * texts) in flight."""
+        ...
+
+    def whole_pass(self, base: nn.Module, ids: Tensor) -> Tensor:
+        """What the base itself makes of ids (B, T) without padding."""
+        ...
+
+
+def head_of(config: HeadConfig) -> Head:
+    """The head that a config describes."""
+    return TextHead(config) if config.owned else LabelTokens()
+
+
+@dataclass(frozen=True)
+class LabelTokens:
+    """The causal language model's own head, frozen: an answer is the tokens of its label."""
+
+    kind: HeadKind = "causal-lm"
+
+    def member_log_probs(self, ensemble: LoraEnsemble, examples: Sequence[Example], *, max_rows: int | None) -> Tensor:
+        """log p of each label (M, N, C); see `scoring.score_labels`."""
+        window = context_window(ensemble.base)
+        encoded = encode_examples(examples, ensemble.tokenizer, max_length=window, overlong=ensemble.info.overlong)
+
+        def score(rows: int) -> Tensor:
+            reader = ensemble.shared_rows(rows)
+            return score_labels(
+                encoded,
+                reader.answer_logits,
+                pad_id=ensemble.pad_id,
+                rows_per_batch=max(1, rows // ensemble.num_members),
+                device=ensemble.device,
+                read_prefix=reader.read_prefix,
+            )
+
+        length = sum(len(example.prompt_ids) for example in encoded) / max(1, len(encoded))
+        everything = SCORING_ROWS * ensemble.num_members
+        return scored_in_parts(score, max_rows or rows_in_flight(everything, tokens_a_row=length, device=ensemble.device))
+
+    def whole_pass(self, base: nn.Module, ids: Tensor) -> Tensor:
+        """Logits (B, T, V)."""
+        logits: Tensor = base(input_ids=ids, use_cache=False).logits
+        return logits
+
+
+@dataclass(frozen=True)
+class TextHead:
+    """Heads that the members own: they score texts."""
+
+    config: HeadConfig
+
+    @property
+    def kind(self) -> HeadKind:
+        assert self.config.kind is not None  # a resolved config says it
+        return self.config.kind
+
+    def table(self, ensemble: LoraEnsemble, examples: Sequence[Example]) -> TextTable:
+        """The texts of examples."""
+        return encode_texts(examples, ensemble.base, ensemble.tokenizer, head=self.config, overlong=ensemble.info.overlong)
+
+    def member_log_probs(self, ensemble: LoraEnsemble, examples: Sequence[Example], *, max_rows: int | None) -> Tensor:
+        """log p of each class or option (M, N, C)."""
+        table = self.table(ensemble, examples)
+        return log_probs(table.per_example(self.scores(ensemble, table, max_rows=max_rows)))
+
+    def scores(self, ensemble: LoraEnsemble, table: TextTable, *, max_rows: int | None) -> Tensor:
+        """What every member's head says of each text: (M, W, K), float32."""
+        members = ensemble.num_members
+
+        def score(rows: int) -> Tensor:
+            reader = ensemble.shared_rows(rows)
+
+            def read(texts: Texts) -> Tensor:
+                return reader.passes(
+                    texts.ids,
+                    lambda _, count: unfold_members(text_scores(ensemble.base, texts.repeated(count)), count),
+                    once=lambda: text_scores(ensemble.base, texts),
+                )
+
+            return score_texts(table, read, rows=max(1, rows // members))
+
+        length = table.text_lengths.float().mean().item()
+        rows = max_rows or rows_in_flight(SCORING_ROWS * members, tokens_a_row=length, device=ensemble.device)
+        return scored_in_parts(score, rows)
+
+    def whole_pass(self, base: nn.Module, ids: Tensor) -> Tensor:
+        """Scores (B, K)."""
+        return text_scores(base, Texts(ids, torch.ones_like(ids), None, torch.arange(len(ids))))
+
+
+@torch.no_grad()
+def score_texts(table: TextTable, read: ReadTexts, *, rows: int) -> Tensor:
+    """Scores (M, W, K) of all texts of a table, float32, `rows` of them in a pass, the longest first."""
+    order = table.text_lengths.argsort(descending=True, stable=True)
+    parts = [read(table.texts(numbers)).float().cpu() for numbers in order.split(rows)]
+    return torch.cat(parts, dim=1)[:, order.argsort()]
+
+
+def text_scores(model: nn.Module, texts: Texts) -> Tensor:
+    """What a model's head says of each text: (B, K), K = 1 for a model that scores options."""
+    named = {"input_ids": texts.ids, "attention_mask": texts.mask, "token_type_ids": texts.types}
+    given = {name: tensor for name, tensor in named.items() if tensor is not None}
+    if any(known.__name__.endswith("ForMultipleChoice") for known in type(model).__mro__):
+        given = {name: tensor[:, None] for name, tensor in given.items()}  # questions of one option each: the model folds them
+    cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    with frozen_products():
+        logits: Tensor = model(**given, **cache).logits
+    return logits
+
+
+def owned_head(ensemble: LoraEnsemble, what: str) -> TextHead:
+    """The members' own heads; `what` names what needs them.
+
+    Raises:
+        ConfigError: the ensemble is a causal language model.
+    """
+    head = ensemble.head
+    if not isinstance(head, TextHead):
+        raise ConfigError(f"{what} needs members with heads of their own, and this ensemble is a causal language model")
+    return head

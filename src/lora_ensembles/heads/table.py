@@ -1,0 +1,157 @@
+"""Texts as token ids, and which of them belong to one example.
+
+Shapes: M members, N examples, W texts of all examples, C options or classes, B rows, R texts of a member, T tokens, K scores of a text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..scoring import pad_rows
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Rows for one pass: ids (B, T), mask (B, T) of the tokens that are no padding, types (B, T) or None.
+
+    `numbers` (B,), on the CPU, says which of the table's texts they are.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    types: Tensor | None
+    numbers: Tensor
+
+    def repeated(self, copies: int) -> Texts:
+        """`copies` times the same rows, one after the other."""
+        types = None if self.types is None else self.types.repeat(copies, 1)
+        return Texts(self.ids.repeat(copies, 1), self.mask.repeat(copies, 1), types, self.numbers.repeat(copies))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Texts of a training step: `texts` has M * R rows; `slots` (M, R) says where in (B, C) each one's score goes, `present` (M, B, C)
+    which places a score goes to."""
+
+    texts: Texts
+    slots: Tensor
+    present: Tensor
+    choices: bool
+
+    def per_example(self, scores: Tensor) -> Tensor:
+        """Scores (M, R, K) by example: (M, B, C), -inf where an example has fewer options."""
+        if not self.choices:
+            return scores
+        members = len(scores)
+        flat = scores.new_zeros(members, self.present[0].numel() + 1).scatter(1, self.slots, scores[..., 0])
+        return flat[:, :-1].view(self.present.shape).masked_fill(~self.present, -math.inf)
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """The texts of all examples, on the CPU: ids (W, T), types (W, T) or None, lengths (W,); counts (N,) texts of each example.
+
+    An example has one text that gets a score for each class (`choices` false), or one text an option, that gets one score. `targets` (N,)
+    is the index of the right class or option, -1 where it is not known.
+    """
+
+    ids: Tensor
+    types: Tensor | None
+    text_lengths: Tensor
+    counts: Tensor
+    targets: Tensor
+    choices: bool
+    device: torch.device | str = "cpu"
+
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[Sequence[int]],
+        types: Sequence[Sequence[int]] | None,
+        *,
+        pad_id: int,
+        counts: Sequence[int],
+        targets: Sequence[int | None],
+        choices: bool,
+        device: torch.device | str = "cpu",
+    ) -> TextTable:
+        """The table of texts given as token ids, `counts` of them an example."""
+        return cls(
+            pad_rows(rows, pad_id),
+            None if types is None else pad_rows(types, 0),
+            torch.tensor([len(row) for row in rows]),
+            torch.tensor(counts),
+            torch.tensor([-1 if target is None else target for target in targets]),
+            choices,
+            device,
+        )
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def first(self) -> Tensor:
+        """(N,) number of each example's first text."""
+        return self.counts.cumsum(0) - self.counts
+
+    @property
+    def owner(self) -> Tensor:
+        """(W,) the example that each text belongs to."""
+        return torch.arange(len(self)).repeat_interleave(self.counts)
+
+    @property
+    def width(self) -> int:
+        """The largest number of texts that an example has."""
+        return int(self.counts.max())
+
+    @property
+    def lengths(self) -> Tensor:
+        """(N,) tokens of each example's longest text."""
+        return torch.zeros(len(self), dtype=torch.int64).scatter_reduce(0, self.owner, self.text_lengths, "amax")
+
+    def fingerprint(self) -> str:
+        """A short hash of texts and targets, to notice when a run is continued on other data."""
+        digest = hashlib.sha256(self.ids.numpy().tobytes())
+        for values in (self.text_lengths, self.counts, self.targets, *([] if self.types is None else [self.types])):
+            digest.update(values.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def texts(self, numbers: Tensor) -> Texts:
+        """The texts of these numbers (B,), cut to the longest of them, on the table's device."""
+        lengths = self.text_lengths[numbers]
+        longest = int(lengths.max())
+        mask = (torch.arange(longest) < lengths[:, None]).long()
+        types = None if self.types is None else self.types[numbers, :longest].to(self.device)
+        return Texts(self.ids[numbers, :longest].to(self.device), mask.to(self.device), types, numbers)
+
+    def gather(self, indices: Tensor) -> Choice:
+        """The texts of examples `indices` (M, B), in member-major order.
+
+        Members whose examples have fewer options in all are filled up, with the table's shortest text, to the number that the others have:
+        the members of a pass have equally many rows.
+        """
+        rows = indices.shape[1]
+        counts, options = self.counts[indices], torch.arange(self.width)
+        present = options < counts[..., None]
+        numbers = (self.first[indices][..., None] + options).flatten(1)
+        each = int(counts.sum(dim=1).max())
+        order = (~present).flatten(1).long().argsort(dim=1, stable=True)[:, :each]  # those that are there, in their order
+        there = present.flatten(1).gather(1, order)
+        chosen = torch.where(there, numbers.gather(1, order), self.text_lengths.argmin())
+        slots = torch.where(there, order, rows * self.width)  # one place behind all for what fills up
+        return Choice(self.texts(chosen.flatten()), slots.to(self.device), present.to(self.device), self.choices)
+
+    def per_example(self, scores: Tensor) -> Tensor:
+        """Scores (M, W, K) of all texts by example: (M, N, C), -inf where an example has fewer options."""
+        if not self.choices:
+            return scores
+        result = scores.new_full((len(scores), len(self), self.width), -math.inf)
+        owner = self.owner
+        result[:, owner, torch.arange(len(owner)) - self.first[owner]] = scores[..., 0]
+        return result

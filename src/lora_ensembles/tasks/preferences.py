@@ -1,0 +1,161 @@
+"""Pairs of a chosen and a rejected answer to a prompt, which reward models are trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import DataError, unknown_name
+from .columns import short
+from .completions import Completion, Message, answer_text, prompt_text
+from .examples import Example, Task
+from .files import split_rows
+from .sources import Row, named_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LABELS = ("chosen", "rejected")
+
+
+def preference(id: str, prompt: str, chosen: str, rejected: str) -> Example:
+    """A pair as an `Example` whose two options are the answers, the chosen one the right one.
+
+    Raises:
+        DataError: an empty or the same text on both sides.
+
+    Example:
+        >>> preference("1", "Q: Is the sun a star?\\nA:", " Yes.", " No.").options
+        (' Yes.', ' No.')
+    """
+    for name, text in zip(LABELS, (chosen, rejected), strict=True):
+        if not text.strip():
+            raise DataError(f"example {id!r}: the {name} text is empty; there is nothing to score")
+    if chosen == rejected:
+        raise DataError(f"example {id!r}: chosen and rejected are the same text {chosen[:60]!r}; there is nothing to prefer")
+    return Example(id=id, prompt=prompt, labels=LABELS, target=0, question=prompt, options=(chosen, rejected))
+
+
+def holds_preferences(path: str | Path) -> bool:
+    """Whether the first row of a file or hub dataset has the columns `chosen` and `rejected`; False where there is no row.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    first = next(named_rows(path), None)
+    return first is not None and set(LABELS) <= set(first.values)
+
+
+def load_preferences(path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[Example, ...]:
+    """The pairs of a .jsonl or .csv file, or of 'hub:owner/name:split' (or 'hub:owner/name:config:split').
+
+    The columns are those that TRL reads: `chosen` and `rejected`, with `prompt` in front of both or without it; texts, taken as they are,
+    or lists of chat messages {"role", "content"}, which the tokenizer's template renders. A column `id` names the rows.
+
+    Raises:
+        DataError: anything in the file that cannot be used, with the file and the line; or chats without a tokenizer.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "pairs.jsonl"
+        >>> _ = path.write_text('{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}\\n')
+        >>> load_preferences(path)[0].options
+        (' 4', ' 5')
+    """
+    examples = tuple(_preference(row, tokenizer) for row in named_rows(path))
+    if not examples:
+        raise DataError(f"{path}: no rows; at least one pair is needed")
+    return examples
+
+
+def preferences_from_files(
+    train: str | Path,
+    validation: str | Path | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    validation_share: float = 0.2,
+    seed: int = 0,
+) -> Task:
+    """A task of pairs from a file to train on and, where there is one, a file to judge by; else a share as in `task_from_files`.
+
+    Raises:
+        ConfigError: a share that is not between 0 and 1.
+        DataError: as `load_preferences`; or a single row, which cannot be split.
+    """
+    rows = load_preferences(train, tokenizer=tokenizer)
+    if validation is not None:
+        return Task(Path(train).stem, rows, load_preferences(validation, tokenizer=tokenizer))
+    return Task(Path(train).stem, *split_rows(rows, share=validation_share, seed=seed, name=str(train)))
+
+
+def _preference(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Example:
+    for name in LABELS:
+        if name not in row.values:
+            raise row.error(f"{unknown_name('column', name, row.values)}. Needed are chosen and rejected, and prompt in front of both")
+    given = row.values.get("id")
+    id = row.id if given in (None, "") else str(given)
+    prompt, chosen, rejected = (_parsed(row.values.get(name) or "") for name in ("prompt", *LABELS))
+    if isinstance(chosen, str) and isinstance(rejected, str) and isinstance(prompt, str):
+        texts = prompt, chosen, rejected
+    else:
+        texts = _rendered(
+            row, tokenizer, _messages(row, "prompt", prompt), _messages(row, "chosen", chosen), _messages(row, "rejected", rejected)
+        )
+    try:
+        return preference(id, *texts)
+    except DataError as error:
+        raise row.error(str(error).partition(": ")[2]) from None
+
+
+def _parsed(value: object) -> object:
+    if isinstance(value, str) and value.startswith('[{"'):  # a csv cell with messages
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _messages(row: Row, name: str, value: object) -> tuple[Message, ...]:
+    if value == "" and name == "prompt":
+        return ()
+    if isinstance(value, str) and name != "prompt":
+        return (Message("assistant", value),)
+    if isinstance(value, str):
+        return (Message("user", value),)
+    return tuple(_checked(row, name, value))
+
+
+def _checked(row: Row, name: str, value: object) -> Iterator[Message]:
+    for one in value if isinstance(value, list | tuple) and value else [None]:
+        role, content = (one.get("role"), one.get("content")) if isinstance(one, Mapping) else (None, None)
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise row.error(f'column {name!r} holds {short(value)}; a text, or a list of {{"role": ..., "content": ...}} is needed')
+        yield Message(role, content)
+
+
+def _rendered(
+    row: Row,
+    tokenizer: PreTrainedTokenizerBase | None,
+    prompt: tuple[Message, ...],
+    chosen: tuple[Message, ...],
+    rejected: tuple[Message, ...],
+) -> tuple[str, str, str]:
+    """Prompt and answers of a chat as the template writes them; what both have in common stands in the prompt."""
+    good, bad = (*prompt, *chosen), (*prompt, *rejected)
+    if good[:-1] != bad[:-1] or good[-1].role != "assistant" or bad[-1].role != "assistant":
+        raise row.error("chosen and rejected must differ in their last message alone, the assistant's")
+    if tokenizer is None:
+        raise row.error("chat messages are rendered by the tokenizer's template; pass tokenizer=, or texts")
+    pair = [Completion(row.id, good[:-1], message.content) for message in (good[-1], bad[-1])]
+    text = prompt_text(good[:-1], tokenizer, where=row.place)
+    start = _leading_token(text, tokenizer)
+    return text[len(start) :], answer_text(pair[0], text, tokenizer), answer_text(pair[1], text, tokenizer)
+
+
+def _leading_token(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The token in front that the tokenizer will put there again."""
+    start = tokenizer.bos_token
+    return start if start and text.startswith(start) and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id] else ""

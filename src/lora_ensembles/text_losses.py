@@ -1,0 +1,149 @@
+"""Losses of the members' own heads: the cross entropy over classes or over an example's options, and what the base says of them.
+
+Shapes: M members, B rows of a member, R texts of a member, N examples, C classes or options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .answer_losses import RowLosses
+from .config import TrainConfig
+from .ensemble import LoraEnsemble
+from .errors import ConfigError, DataError
+from .heads.kinds import HeadConfig
+from .heads.passes import owned_head, score_texts, text_scores
+from .heads.table import Choice, TextTable
+from .heads.texts import encode_texts, log_probs, no_target, with_classes
+from .lora import unfold_members
+from .memory import with_fewer_rows
+from .tasks import Completion, Example
+from .trunk_states import TrunkStates
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """Examples whose texts are scored by heads that members own; a `TrainingRows`.
+
+    Each example's loss is -log p of its class or option, in nats. Over a chosen and a rejected text that is -log sigmoid of the difference
+    of their scores, the loss of Bradley and Terry's model.
+    """
+
+    ensemble: LoraEnsemble
+    table: TextTable
+    base: Tensor | None  # (N, C) log-probabilities of the base, where a member has a KL weight
+    trunk_states: TrunkStates | None  # where the lowest layers carry no adapters
+
+    @classmethod
+    def of(
+        cls, ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Completion], config: TrainConfig, *, with_kl: bool
+    ) -> TextRows:
+        """The rows of labelled examples.
+
+        Raises:
+            DataError: there are none, one is no `Example`, cannot be encoded or has no target; or they have not all the same classes.
+            ConfigError: a KL weight, and heads that were drawn anew.
+        """
+        head = ensemble.info.head
+        if with_kl:
+            refuse_divergence(head)
+        questions = check_examples(ensemble, examples)
+        head = with_classes(head, questions)
+        table = encode_texts(questions, ensemble.base, ensemble.tokenizer, head=head, overlong=config.overlong)
+        check_labelled(table)
+        ensemble.info.head = head
+        at_once = config.max_rows or config.batch_size * ensemble.num_members * table.width
+
+        def read(numbers: Tensor) -> object:
+            return text_scores(ensemble.base, table.texts(numbers))
+
+        trunk = with_fewer_rows(lambda rows: TrunkStates.of(ensemble.trunk, table.text_lengths, rows=rows, read=read), at_once)
+        found = cls(ensemble, table, None, trunk)
+        return dataclasses.replace(found, base=with_fewer_rows(found.base_log_probs, at_once)) if with_kl else found
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.table.lengths
+
+    @property
+    def passes(self) -> int:
+        return self.table.width
+
+    def fingerprint(self) -> str:
+        return self.table.fingerprint()
+
+    def base_log_probs(self, rows: int) -> Tensor:
+        """What the base itself says of every example (N, C), `rows` texts at a time."""
+        with self.ensemble.base_only() as base:
+            scores = score_texts(self.table, lambda texts: text_scores(base, texts)[None], rows=rows)
+        return log_probs(self.table.per_example(scores))[0]
+
+    def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
+        ensemble, table = self.ensemble, self.table
+        batch = table.gather(indices)
+        count, texts = len(indices), batch.texts
+        numbers = batch.slots + first_row * table.width  # so a member's rows are the same alone and beside others
+        kept = self.trunk_states
+        trunk = nullcontext() if kept is None else kept.in_place_of_trunk(texts.numbers, texts.ids.shape[1])
+        with ensemble.stack.running(rows=len(texts.ids), tokens=texts.ids.numel(), members=members, row_numbers=numbers), trunk:
+            scores = unfold_members(text_scores(ensemble.base, texts), count)
+        return choice_losses(batch, scores, targets=table.targets[indices], base=None if self.base is None else self.base[indices])
+
+
+def check_examples(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Completion]) -> list[Example]:
+    """The examples, which a head of the members' own can be trained on or judged by.
+
+    Raises:
+        DataError: one is an open answer.
+    """
+    questions = [example for example in examples if isinstance(example, Example)]
+    if len(questions) < len(examples):
+        kind = owned_head(ensemble, "training on texts").kind
+        raise DataError(f"open answers (Completion) for members with {kind} heads; pass examples with classes or options (Example)")
+    return questions
+
+
+def choice_losses(batch: Choice, scores: Tensor, *, targets: Tensor, base: Tensor | None) -> RowLosses:
+    """Losses (M, B) from the scores (M, R, K) of a batch's texts and targets (M, B); with the base's log-probabilities (M, B, C), the
+    divergence from them as well."""
+    predicted = log_probs(batch.per_example(scores))
+    targets = targets.to(predicted.device)
+    divergence = None if base is None else _divergence(predicted, base.to(predicted.device))
+    return RowLosses(-predicted.gather(2, targets[..., None])[..., 0], divergence, predicted.argmax(dim=-1) == targets)
+
+
+def refuse_divergence(head: HeadConfig) -> None:
+    """Refuse a KL weight where the base says nothing about the answers.
+
+    Raises:
+        ConfigError: members' heads were drawn anew.
+    """
+    if head.init != "base":
+        raise ConfigError(
+            "kl_weight: members' heads were drawn anew, so the base has no distribution over these answers to stay close to; leave "
+            "kl_weight at 0, or train a base that has a trained head with HeadConfig(init='base')"
+        )
+
+
+def check_labelled(table: TextTable) -> None:
+    """Refuse training examples without an answer.
+
+    Raises:
+        DataError: as it says.
+    """
+    missing = no_target(table)
+    if missing is not None:
+        raise DataError(f"training example number {missing} has no answer; every training example needs one")
+
+
+def _divergence(predicted: Tensor, base: Tensor) -> Tensor:
+    """D_KL(member || base) over the classes or options (M, B), from log-probabilities (M, B, C); Eq. 4 of arXiv:2310.00035."""
+    absent = base == -torch.inf
+    difference = predicted.masked_fill(absent, 0.0) - base.masked_fill(absent, 0.0)
+    return (predicted.exp() * difference).sum(dim=-1)
