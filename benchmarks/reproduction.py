@@ -1,6 +1,6 @@
 """Writes docs/reproduction.md: `python benchmarks/reproduction.py`; with --check it fails where the page is not what its sources give.
 
-Tables come from the records in results/study, which `lora-ensembles study all --out results/study` makes, and nowhere else; what the
+Tables come from the records in results/embedded, which `lora-ensembles study all --out results/embedded` makes, and nowhere else; what the
 paper says, and what a person has to add, are sentences in docs/reproduction.toml.
 """
 
@@ -23,17 +23,17 @@ from lora_ensembles.studies.report import claims_with_text, counts, parts_table,
 from lora_ensembles.studies.store import by_kind
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-RECORDS = REPOSITORY / "results" / "study"
+RECORDS = REPOSITORY / "results" / "embedded"
 SENTENCES = REPOSITORY / "docs" / "reproduction.toml"
 PAGE = REPOSITORY / "docs" / "reproduction.md"
 Sentences = Mapping[str, Mapping[str, str]]
 Make = Callable[[Records], Table]
 
-COMMANDS = "lora-ensembles study all --out results/study\nlora-ensembles report results/study\npython benchmarks/reproduction.py"
+COMMANDS = "lora-ensembles study all --out results/embedded\nlora-ensembles report results/embedded\npython benchmarks/reproduction.py"
 INTRO = """\
 # Reproduction
 
-Written by `python benchmarks/reproduction.py` from the records in `results/study` and the sentences in `docs/reproduction.toml`; do not
+Written by `python benchmarks/reproduction.py` from the records in `results/embedded` and the sentences in `docs/reproduction.toml`; do not
 edit it by hand. It holds the claims of arXiv:2310.00035 against what was measured here, and then what that paper leaves open.
 
 A contrast is a difference in every setting (task and seed); its interval is the 95 % bootstrap interval over tasks and seeds. A claim is

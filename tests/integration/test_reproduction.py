@@ -82,5 +82,5 @@ def test_sentences_by_hand_are_shown_where_there_are_any(reproduction: Any, fold
 
 def test_without_records_the_page_names_the_commands_and_the_claims(reproduction: Any, tmp_path: Path) -> None:
     text = reproduction.page(tmp_path, reproduction.read(reproduction.SENTENCES))
-    assert "lora-ensembles study all --out results/study" in text
+    assert "lora-ensembles study all --out results/embedded" in text
     assert all(f"- **{name}** {claim}" in text for name, claim, _ in CLAIMS)

@@ -230,6 +230,16 @@ def test_a_claim_without_records_is_not_applicable() -> None:
     assert judged["C1"].verdict == "supported"
 
 
+def test_decay_of_a_is_compared_with_decay_of_b_at_the_same_strength() -> None:
+    found = records()
+    for record in found["sweep"]:
+        record["settings"]["decay"] = 0.02
+        record["result"]["arms"]["decay of B 0.02"] = arm(0.3, 0.3, 0.7)
+    (judged,) = (claim for claim in judge(found) if claim.id == "C9")
+    assert judged.difference == pytest.approx((1 + 0.2 * 10) - (1 + 0.3 * 10))
+    assert judged.parts[0].verdict == "contradicted"
+
+
 def test_no_claim_is_judged_without_a_sweep() -> None:
     with pytest.raises(DataError, match="study all"):
         judge({"pool": []})

@@ -32,8 +32,9 @@ from lora_ensembles.studies.figures import (
     reliability,
     strength,
 )
-from lora_ensembles.studies.figures.values import check_one_grid, decay_arm, smaller_grid
+from lora_ensembles.studies.figures.values import check_one_grid, smaller_grid
 from lora_ensembles.studies.grid import FULL, OPEN_KINDS, PAPER, settings_of
+from lora_ensembles.studies.views import decay_arm
 from study_records import SMALL, study_records
 
 pytest.importorskip("matplotlib")

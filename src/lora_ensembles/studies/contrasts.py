@@ -131,14 +131,12 @@ def _c8(view: View) -> list[Contrast]:
 
 
 def _c9(view: View) -> list[Contrast]:
-    share = next((arm for arm in view.decays if arm.endswith(" 0.025")), view.decays[-1] if view.decays else "decay of B")
-
     def value(metric: str, arm: str) -> Differences:
         return view.values(metric, arm=arm, who="ensemble")
 
     return [
-        Contrast("NLL, A only against B only", minus(value("nll", "decay of A"), value("nll", share)), 1),
-        Contrast("accuracy, both against B only", minus(value("accuracy", "decay of A and B"), value("accuracy", share)), -1),
+        Contrast("NLL, A only against B only", minus(value("nll", "decay of A"), value("nll", view.decay)), 1),
+        Contrast("accuracy, both against B only", minus(value("accuracy", "decay of A and B"), value("accuracy", view.decay)), -1),
     ]
 
 

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..errors import DataError
+
 Setting = tuple[str, int]  # task and seed
 Differences = dict[Setting, float]
 Records = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -16,9 +18,11 @@ class View:
 
     def __init__(self, records: Records):
         self.kinds = {kind: {_setting(record): record["result"] for record in found} for kind, found in records.items()}
-        first = next(iter(self.kinds["sweep"].values()))["arms"]
+        sweep = next(iter(records["sweep"]))
+        first = sweep["result"]["arms"]
         self.kl = [name for name in first if name.startswith("KL ")]
         self.decays = [name for name in first if name.startswith("decay of B ")]
+        self.decay = decay_arm(sweep) if self.decays else "decay of B"
         self.epochs = sorted(map(int, first["none"]["epochs"]))
 
     @property
@@ -85,6 +89,19 @@ class View:
             if sum(counts):
                 found[setting] = sum((place + 0.5) / len(counts) * count for place, count in enumerate(counts)) / sum(counts)
         return found
+
+
+def decay_arm(record: Mapping[str, Any]) -> str:
+    """The arm with decay of B that stands for decay where only one strength is shown: the strength of the grid's `decay`.
+
+    Raises:
+        DataError: the record has no arm with decay of B.
+    """
+    share = f"decay of B {record['settings']['decay']:g}" if "decay" in record["settings"] else ""
+    arms = [arm for arm in record["result"]["arms"] if arm.startswith("decay of B ")]
+    if not arms:
+        raise DataError("the records of the sweep have no arm with decay of B")
+    return share if share in arms else str(arms[-1])
 
 
 def minus(left: Differences, right: Differences) -> Differences:

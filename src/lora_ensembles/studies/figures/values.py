@@ -112,19 +112,6 @@ def over_epochs(found: Sequence[Record], arm: str, metric: str, who: str, *, whe
     return curve
 
 
-def decay_arm(record: Record) -> str:
-    """The arm with decay of B that stands for decay where only one strength is shown: the strength of the grid's `decay`.
-
-    Raises:
-        DataError: the record has no arm with decay of B.
-    """
-    share = f"decay of B {record['settings'].get('decay', ''):g}" if "decay" in record["settings"] else ""
-    arms = [arm for arm in record["result"]["arms"] if arm.startswith("decay of B ")]
-    if not arms:
-        raise DataError("the records of the sweep have no arm with decay of B")
-    return share if share in arms else arms[-1]
-
-
 def strength(arm: str) -> float:
     """The number at the end of an arm's name.
 
