@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=words, metavar="0,1,2", help="seeds (default: 0,1,2)")
     parser.add_argument("--members", type=int, metavar="M", help="members of an ensemble (default: 5)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder with the paper's datasets, for its six tasks")
+    parser.add_argument(
+        "--head", choices=("causal-lm", "multiple-choice"), default="causal-lm", help="what members say about a question; see docs/heads.md"
+    )
     add_model_flags(parser, base="embedded")
 
 
@@ -60,7 +63,7 @@ def _measure(args: Arguments) -> dict[str, Any]:
     kinds = tuple(grids.KINDS) if args.what == "all" else (args.what,)
 
     def load() -> tuple[Any, Any]:
-        return load_model(args.base, dtype=args.dtype, device=args.device)
+        return load_model(args.base, dtype=args.dtype, device=args.device, head=args.head)
 
     found = grids.run_grid(grid, args.out, load, kinds=kinds, say=say)
     summary: dict[str, Any] = {"out": str(args.out), "grid": grid.name, "records": {kind: len(rows) for kind, rows in found.items()}}
@@ -77,16 +80,28 @@ def _measure(args: Arguments) -> dict[str, Any]:
 
 
 def _grid(args: Arguments) -> Grid:
-    from ..studies.grid import FULL, PAPER, QUICK
+    from ..studies.grid import ENCODER, FULL, PAPER, QUICK
     from ..tasks import PAPER_TASKS, task_names
 
     grid = QUICK if args.quick else FULL
     if args.base != "embedded":
-        grid = dataclasses.replace(PAPER, base=args.base, data=None if args.data is None else str(args.data))
+        start = ENCODER if args.head == "multiple-choice" else PAPER
+        grid = dataclasses.replace(start, base=args.base, data=None if args.data is None else str(args.data))
         if args.quick:
-            smaller = ("kl", "decays", "pool", "draws", "limit", "snapshots", "ranks", "wide_kl", "wide_decays")
-            small = {name: getattr(QUICK, name) for name in smaller}
-            grid = dataclasses.replace(grid, name="paper, quick", **small)
+            smaller = [
+                "pool",
+                "draws",
+                "limit",
+                "snapshots",
+                "ranks",
+                "wide_decays",
+                *([] if start.choose else ["kl", "wide_kl", "decays"]),
+            ]
+            grid = dataclasses.replace(grid, name=f"{start.name}, quick", **{name: getattr(QUICK, name) for name in smaller})
+    elif args.head != "causal-lm":
+        raise ConfigError(
+            "study --head multiple-choice: for public encoders; --base NAME is needed as well, the embedded base is a decoder"
+        )
     changes: dict[str, Any] = {}
     if args.tasks:
         for task in args.tasks:

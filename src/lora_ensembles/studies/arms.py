@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..adapters import default_adapter_config, initial_weights
+from ..adapters import HeadInit, initial_weights
 from ..config import TrainConfig
 from ..ensemble import EnsembleInfo, LoraEnsemble
+from ..heads import HeadConfig, adapter_for, resolve_head
 from ..lora import MemberWeights
 from ..seeds import member_seeds
 from ..training import TrainResult, train
@@ -116,15 +117,16 @@ def train_arms(
     members: int,
     seed: int,
     adapter: LoraConfig | None = None,
+    head: HeadConfig | None = None,
 ) -> ArmsRun:
-    """Train `members` members of every arm in one stacked run.
+    """Train `members` members of every arm in one stacked run; `adapter` and `head` as for `LoraEnsemble`.
 
     Member m of every arm has the same seeds, so that two arms differ by their settings alone.
 
     Raises:
         ConfigError: a setting of an arm cannot work.
     """
-    ensemble = stacked_members(model, arms, members=members, seed=seed, adapter=adapter or default_adapter_config())
+    ensemble = stacked_members(model, arms, members=members, seed=seed, adapter=adapter, head=head)
     initial = tuple(ensemble.stack.member(index) for index in range(ensemble.num_members))
     vectors: dict[str, Any] = {
         name: [arm.setting(name) for arm in arms for _ in range(members)]
@@ -135,30 +137,39 @@ def train_arms(
 
 
 def stacked_members(
-    model: tuple[PreTrainedModel, PreTrainedTokenizerBase], arms: Sequence[Arm], *, members: int, seed: int, adapter: LoraConfig
+    model: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    arms: Sequence[Arm],
+    *,
+    members: int,
+    seed: int,
+    adapter: LoraConfig | None = None,
+    head: HeadConfig | None = None,
 ) -> LoraEnsemble:
     """The untrained members of every arm as one ensemble; smaller ranks are padded with zeros, which change nothing and stay zero.
 
     A zero column of B gives no gradient to A's row, and that row none to the column; so decay, moments and clip do not see them either.
     """
     base, tokenizer = model
+    own = resolve_head(base, head)
+    config = adapter_for(base, own, adapter)
+    init = own.init if own.owned else None
     starts = [(arm, member_seeds(seed, index, vary=arm.vary)) for arm in arms for index in range(members)]
-    made = {_start(arm, seeds.init): _initial(base, arm, adapter=adapter, seed=seeds.init) for arm, seeds in starts}
-    info = EnsembleInfo(seed=seed, next_index=len(starts), seeds=[seeds for _, seeds in starts])
+    made = {_start(arm, seeds.init): _initial(base, arm, adapter=config, seed=seeds.init, head_init=init) for arm, seeds in starts}
+    info = EnsembleInfo(seed=seed, next_index=len(starts), seeds=[seeds for _, seeds in starts], head=own)
     weights = [made[_start(arm, seeds.init)] for arm, seeds in starts]
-    return LoraEnsemble.from_weights(base, tokenizer, adapter=adapter, weights=weights, info=info)
+    return LoraEnsemble.from_weights(base, tokenizer, adapter=config, weights=weights, info=info)
 
 
 def _start(arm: Arm, seed: int) -> tuple[object, ...]:
     return arm.init, arm.start_b, arm.rank, seed
 
 
-def _initial(base: PreTrainedModel, arm: Arm, *, adapter: LoraConfig, seed: int) -> MemberWeights:
+def _initial(base: PreTrainedModel, arm: Arm, *, adapter: LoraConfig, seed: int, head_init: HeadInit | None) -> MemberWeights:
     own = copy.deepcopy(adapter)
     if arm.init is not None:
         own.init_lora_weights = arm.init  # type: ignore[assignment]
     if arm.rank is not None:
         ratio = arm.rank / adapter.r
         own.r, own.lora_alpha = arm.rank, adapter.lora_alpha * (ratio**0.5 if adapter.use_rslora else ratio)  # type: ignore[assignment]
-    weights = initial_weights(base, own, seed=seed)
+    weights = initial_weights(base, own, seed=seed, head_init=head_init)
     return dataclasses.replace(weights, b={name: arm.start_b * matrix for name, matrix in weights.b.items()})

@@ -7,12 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..baselines import LastLayerEnsemble, LastLayerHeads
+from ..config import TrainConfig
+from ..heads import HeadConfig, adapter_for, resolve_head
 from ..prediction import Prediction, Predictor, predict
 from ..tasks import OOD_PAIRS, Example, Task, load_ood, load_task
-from .arms import ArmsRun
+from .arms import Arm, ArmsRun, train_arms
 from .measures import described, measured
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .grid import Grid
@@ -25,6 +29,35 @@ class Bench:
     task: Task
     ood: tuple[Example, ...]
     model: tuple[PreTrainedModel, PreTrainedTokenizerBase] = field(repr=False)
+    head: HeadConfig | None = None
+    layers: tuple[int, ...] = ()
+
+    @property
+    def adapter(self) -> LoraConfig:
+        """The members' adapter: the paper's, on some of the base's layers only where the grid says so."""
+        base = self.model[0]
+        config = adapter_for(base, resolve_head(base, self.head), None)
+        if self.layers:
+            config.layers_to_transform = list(self.layers)
+        return config
+
+    @property
+    def owned_heads(self) -> bool:
+        """Whether members have heads of their own, so that the base itself says nothing about the answers."""
+        return resolve_head(self.model[0], self.head).owned
+
+    def last_layer(self, *, members: int, seed: int) -> LastLayerEnsemble | LastLayerHeads:
+        """An untrained ensemble of output heads on the frozen base."""
+        if self.owned_heads:
+            return LastLayerHeads(*self.model, members=members, seed=seed, head=self.head)
+        return LastLayerEnsemble(*self.model, members=members, seed=seed)
+
+    def train(
+        self, arms: Sequence[Arm], config: TrainConfig, *, members: int, seed: int, examples: Sequence[Example] | None = None
+    ) -> ArmsRun:
+        """`members` members of every arm, trained on the task's questions or on `examples`; the base carries them until they are unloaded."""
+        shown = self.task.train if examples is None else examples
+        return train_arms(self.model, arms, shown, config, members=members, seed=seed, adapter=self.adapter, head=self.head)
 
     def ask(self, predictor: Predictor) -> tuple[Prediction, Prediction | None]:
         """The predictions in and out of distribution; the latter is None where the task has no such set."""
@@ -38,7 +71,8 @@ def load_bench(grid: Grid, name: str, load_model: Callable[[], tuple[Any, Any]])
     if name in OOD_PAIRS:
         every = load_ood(OOD_PAIRS[name], data=grid.data)
         ood = every if strange is None or strange >= len(every) else tuple(random.Random(0).sample(list(every), strange))
-    return Bench(Task(name, full.train[:train], full.validation[:validation]), ood, load_model())
+    head = None if grid.head == "causal-lm" else HeadConfig(grid.head, max_length=grid.max_length)
+    return Bench(Task(name, full.train[:train], full.validation[:validation]), ood, load_model(), head, grid.layers)
 
 
 def measure_run(run: ArmsRun, bench: Bench, *, epochs: Sequence[int]) -> dict[str, Any]:

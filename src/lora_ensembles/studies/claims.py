@@ -21,6 +21,11 @@ from .views import Differences, Records, View
 Verdict = Literal["supported", "contradicted", "open", "not applicable"]
 
 SAMPLES = 2000
+# Why a part cannot be judged where members have heads of their own, by a word of its name.
+NOT_OF_HEADS = {
+    "KL": "members' heads were drawn anew, so the base has no distribution over the answers to stay close to",
+    "few-shot": "a base without a head of its own for the answers cannot be asked by few-shot prompts",
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim and what the records say of it; `difference` and `interval` are those of the first part."""
+    """A claim and what the records say of it; `difference` and `interval` are those of the first part that could be judged.
+
+    `reason` says why parts could not be.
+    """
 
     id: str
     text: str
@@ -97,10 +105,11 @@ def judge(records: Records) -> list[Claim]:
     if not records.get("sweep"):
         raise DataError("no records of a sweep; make them with `lora-ensembles study all`")
     view = View(records)
-    return [_claim(name, text, contrasts(view)) for name, text, contrasts in CLAIMS]
+    heads = any("head" in record["settings"] for record in records["sweep"])
+    return [_claim(name, text, contrasts(view), heads=heads) for name, text, contrasts in CLAIMS]
 
 
-def _claim(name: str, text: str, contrasts: Sequence[Contrast]) -> Claim:
+def _claim(name: str, text: str, contrasts: Sequence[Contrast], *, heads: bool) -> Claim:
     parts = tuple(map(judge_contrast, contrasts))
     judged = [part.verdict for part in parts if part.verdict != "not applicable"]
     verdict: Verdict = "open"
@@ -110,6 +119,8 @@ def _claim(name: str, text: str, contrasts: Sequence[Contrast]) -> Claim:
         verdict = "contradicted"
     elif all(one == "supported" for one in judged):
         verdict = "supported"
-    reason = "" if judged else "no record holds what this claim is about"
-    first = parts[0]
+    missing = [part.name for part in parts if part.verdict == "not applicable"]
+    reasons = [why for word, why in NOT_OF_HEADS.items() if heads and any(word in part for part in missing)]
+    reason = "; ".join(reasons) or ("" if judged else "no record holds what this claim is about")
+    first = next((part for part in parts if part.settings), parts[0])
     return Claim(name, text, max(part.settings for part in parts), first.difference, first.interval, verdict, reason, parts)

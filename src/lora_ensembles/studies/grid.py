@@ -6,17 +6,21 @@ Shapes: M members an arm, N questions.
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..baselines import FewShot, LastLayerEnsemble, MCDropout, num_trained_parameters
+from ..baselines import FewShot, MCDropout, held_out_split, num_trained_parameters
 from ..config import TrainConfig
+from ..heads import HeadKind
+from ..metrics import evaluate
+from ..prediction import predict
 from ..presets import PAPER_BATCH_SIZES
 from ..tasks import PAPER_TASKS
-from .arms import DECAY_PER_STEP, KL_WEIGHTS, Arm, ArmsRun, decay_arms, randomness_arms, regulariser_arms, train_arms
+from .arms import DECAY_PER_STEP, KL_WEIGHTS, Arm, ArmsRun, decay_arms, randomness_arms, regulariser_arms
 from .bench import Bench, load_bench, measure_run
 from .initialisation import initialisation
 from .measures import by_size, described, measured
@@ -47,6 +51,10 @@ class Grid:
         held_out: share of the training questions on which a temperature is fitted, and what it scales is not trained.
         batch_ensemble_rate: step size of BatchEnsemble, whose parameters are factors and no weights.
         ranks, wide_kl, wide_decays: what the kinds `rank` and `strength` go through; the decays are shares of B a step.
+        head: what members say about an example; `max_length` is that of its texts, where members have heads of their own.
+        layers: the base's layers that carry adapters; none named: all.
+        choose: shares of B a step of which one is chosen by what it makes of a held-out part of the training questions, and takes the place
+            of `decays` and `decay`; none: those are as given.
     """
 
     name: str
@@ -73,6 +81,10 @@ class Grid:
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     wide_kl: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
     wide_decays: tuple[float, ...] = (0.001, 0.005, 0.02, 0.08, 0.16, 0.32, 0.8)
+    head: HeadKind = "causal-lm"
+    max_length: int | None = None
+    layers: tuple[int, ...] = ()
+    choose: tuple[float, ...] = ()
 
     def config(self, task: str) -> TrainConfig:
         """The settings that all arms share; the paper's batch size for one of its tasks."""
@@ -97,6 +109,25 @@ PAPER = Grid(
     limit=(None,) * 3,
     wide_decays=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2),
     batch_ensemble_rate=1.25e-4,
+)
+# For public encoders of some 20M parameters, whose heads are drawn anew: there is no distribution of the base to stay close to, and the
+# strength of decay is chosen. The upper half of six layers carries adapters, so the lower half runs once for all members and epochs.
+ENCODER = dataclasses.replace(
+    PAPER,
+    name="encoder",
+    learning_rate=1e-3,
+    batch_size=16,
+    snapshots=(1, 2, 3, 5),
+    kl=(),
+    wide_kl=(),
+    few_tasks=("mmlu-ss", "arcc"),
+    pool=10,
+    limit=(600, 600, 300),
+    head="multiple-choice",
+    max_length=128,
+    layers=(3, 4, 5),
+    choose=(0.03, 0.1, 0.3),
+    open_seeds=1,
 )
 QUICK = Grid(
     "quick",
@@ -123,11 +154,11 @@ def sweep(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     arms = regulariser_arms(grid.learning_rate, decays=grid.decays, kl=grid.kl)
     arms += [arm for arm in decay_arms(grid.learning_rate, grid.decay) if arm.name != "decay of B"]
     settings: dict[str, Any] = dict(members=grid.members, seed=seed)
-    run = train_arms(bench.model, arms, bench.task.train, grid.config(bench.task.name), **settings)
+    run = bench.train(arms, grid.config(bench.task.name), **settings)
     found: dict[str, Any] = measure_run(run, bench, epochs=grid.snapshots)["arms"]
     parameters = num_trained_parameters(run.ensemble)
-    model = run.ensemble.unload(), bench.model[1]
-    dropped = train_arms(model, [Arm("dropout", dropout=DROPOUT)], bench.task.train, grid.config(bench.task.name), **settings)
+    run.ensemble.unload()
+    dropped = bench.train([Arm("dropout", dropout=DROPOUT)], grid.config(bench.task.name), **settings)
     found |= measure_run(dropped, bench, epochs=grid.snapshots)["arms"]
     found["MC dropout"] = _mc_dropout(dropped, bench, seed=seed)
     sizes = {"train": len(bench.task.train), "validation": len(bench.task.validation), "options": bench.task.options}
@@ -146,14 +177,14 @@ def _mc_dropout(run: ArmsRun, bench: Bench, *, seed: int) -> dict[str, Any]:
 def randomness(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Members that differ by initial weights, by data order or by both, with and without decay of B."""
     arms = randomness_arms(grid.learning_rate, grid.decay)
-    run = train_arms(bench.model, arms, bench.task.train, grid.config(bench.task.name), members=grid.members, seed=seed)
+    run = bench.train(arms, grid.config(bench.task.name), members=grid.members, seed=seed)
     return measure_run(run, bench, epochs=grid.snapshots[-1:])
 
 
 def pool(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Ensembles of 1 to the pool's size, each size over random subsets, with and without decay of B."""
     arms = [Arm("none"), Arm("decay of B", weight_decay_b=grid.decay / grid.learning_rate)]
-    run = train_arms(bench.model, arms, bench.task.train, grid.config(bench.task.name), members=grid.pool, seed=seed)
+    run = bench.train(arms, grid.config(bench.task.name), members=grid.pool, seed=seed)
     known, _ = bench.ask(run.ensemble)
     sizes = [size for size in (1, 2, 3, 5, 10, 15, 20) if size <= grid.pool]
     return {arm.name: by_size(known.select(run.rows(index)), sizes, subsets=grid.subsets, seed=seed) for index, arm in enumerate(arms)}
@@ -168,7 +199,7 @@ def few_shot(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
 
 def last_layer(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     """An ensemble of output heads on the frozen base."""
-    ensemble = LastLayerEnsemble(*bench.model, members=grid.members, seed=seed)
+    ensemble = bench.last_layer(members=grid.members, seed=seed)
     ensemble.fit(bench.task.train, dataclasses.replace(grid.config(bench.task.name), snapshot_epochs=()))
     return {**measured(*bench.ask(ensemble)), "trained_parameters": ensemble.num_trained_parameters}
 
@@ -184,6 +215,7 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "rank": rank,
     "strength": strength,
 }
+CHOICE = "choice"  # the kind that the others of a grid with `choose` depend on
 _SHARED = ("base", "members", "learning_rate", "batch_size", "snapshots", "limit")
 _FIRST = (*_SHARED, "kl", "decays", "decay", "pool", "subsets", "shots", "draws")
 # The fields of the grid that a kind's records are keyed by: with one more, the records that there are would be those of another grid.
@@ -193,7 +225,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "initialisation": _SHARED,
     "rank": (*_SHARED, "ranks"),
     "strength": (*_SHARED, "wide_kl", "wide_decays"),
+    CHOICE: (*_SHARED, "choose", "held_out"),
 }
+_OF_HEADS = ("head", "max_length", "layers")
 WHOLE_KINDS = ("sweep", "few_shot", "last_layer")  # of every task
 OPEN_KINDS = ("methods", "initialisation", "rank", "strength")
 
@@ -208,6 +242,8 @@ def cells(grid: Grid, kinds: Sequence[str] = tuple(KINDS)) -> Iterator[tuple[str
 
 
 def _asked(grid: Grid, kind: str, task: str, seed: int) -> bool:
+    if kind == "few_shot" and grid.head != "causal-lm":
+        return False
     if kind in OPEN_KINDS and seed not in grid.seeds[: grid.open_seeds]:
         return False
     return kind in WHOLE_KINDS or task in grid.few_tasks
@@ -215,23 +251,64 @@ def _asked(grid: Grid, kind: str, task: str, seed: int) -> bool:
 
 def settings_of(grid: Grid, kind: str, task: str, seed: int) -> dict[str, Any]:
     """What a record depends on."""
-    fields = {name: getattr(grid, name) for name in FIELDS[kind]}
-    return {"kind": kind, "task": task, "seed": seed} | {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
+    names = FIELDS[kind] if grid.head == "causal-lm" else (*FIELDS[kind], *_OF_HEADS)
+    fields: dict[str, Any] = {name: getattr(grid, name) for name in names}
+    chosen = {"decay_chosen_on": f"{grid.held_out:g} of the training questions, held out"} if grid.choose and "decay" in names else {}
+    return (
+        {"kind": kind, "task": task, "seed": seed} | {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()} | chosen
+    )
+
+
+def choice(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
+    """The ensemble's NLL on a held-out part of the training questions, for each strength of decay of B, trained on the rest."""
+    held_out, rest = held_out_split(bench.task.train, share=grid.held_out, seed=seed)
+    arms = regulariser_arms(grid.learning_rate, decays=grid.choose, kl=())[1:]
+    run = bench.train(arms, grid.config(bench.task.name), members=grid.members, seed=seed, examples=rest)
+    known = predict(run.ensemble, held_out)
+    nll = [evaluate(known.select(run.rows(index))).nll for index in range(len(arms))]
+    return {"shares": list(grid.choose), "nll": [round(one, 6) for one in nll], "sizes": {"held_out": len(held_out), "train": len(rest)}}
+
+
+def with_choice(grid: Grid, found: Sequence[Mapping[str, Any]]) -> Grid:
+    """The grid with the strength of the lowest NLL on held-out questions, the mean over `found`, in the place of its decays."""
+    means = [statistics.fmean(values) for values in zip(*(record["result"]["nll"] for record in found), strict=True)]
+    best = grid.choose[means.index(min(means))]
+    return dataclasses.replace(grid, decays=(best,), decay=best)
 
 
 def run_grid(
     grid: Grid, out: Path, load_model: Callable[[], tuple[Any, Any]], *, kinds: Sequence[str] = tuple(KINDS), say: Callable[[str], None]
 ) -> dict[str, list[Mapping[str, Any]]]:
-    """Every record of the grid, by kind; what is in `out` already is read, what is not is measured."""
-    found: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in kinds}
+    """Every record of the grid, by kind; what is in `out` already is read, what is not is measured.
+
+    With `grid.choose`, the strength of decay is chosen first, from the first seed of every task.
+    """
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    if grid.choose:
+        first = [(CHOICE, task, grid.seeds[0]) for task in grid.tasks]
+        found[CHOICE] = _records(grid, out, load_model, first, say)
+        grid = with_choice(grid, found[CHOICE])
     wanted = list(cells(grid, kinds))
+    made = _records(grid, out, load_model, wanted, say)
+    return found | {kind: [one for (name, *_), one in zip(wanted, made, strict=True) if name == kind] for kind in kinds}
+
+
+def _records(
+    grid: Grid,
+    out: Path,
+    load_model: Callable[[], tuple[Any, Any]],
+    wanted: Sequence[tuple[str, str, int]],
+    say: Callable[[str], None],
+) -> list[Mapping[str, Any]]:
+    made: list[Mapping[str, Any]] = []
     for number, (kind, task, seed) in enumerate(wanted, start=1):
 
         def measure(kind: str = kind, task: str = task, seed: int = seed, number: int = number) -> dict[str, Any]:
             say(f"{number} of {len(wanted)}: {kind}, {task}, seed {seed}")
             begin = time.monotonic()
-            result = KINDS[kind](grid, load_bench(grid, task, load_model), seed=seed)
+            of = choice if kind == CHOICE else KINDS[kind]
+            result = of(grid, load_bench(grid, task, load_model), seed=seed)
             return {**result, "seconds": round(time.monotonic() - begin, 1)}
 
-        found[kind].append(cell(out, f"{kind}-{task}", settings_of(grid, kind, task, seed), measure))
-    return found
+        made.append(cell(out, f"{kind}-{task}", settings_of(grid, kind, task, seed), measure))
+    return made

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .arms import Arm, train_arms
+from .arms import Arm
 from .bench import Bench, measure_run
 from .measures import measured
 
@@ -45,7 +45,7 @@ def initialisation_arms() -> list[Arm]:
 def initialisation(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Single member and ensemble of every start and order after the last epoch, and untrained (`start`)."""
     arms = initialisation_arms()
-    run = train_arms(bench.model, arms, bench.task.train, grid.config(bench.task.name), members=grid.members, seed=seed)
+    run = bench.train(arms, grid.config(bench.task.name), members=grid.members, seed=seed)
     found = measure_run(run, bench, epochs=grid.snapshots[-1:])
     run.ensemble.stack.set_members(run.initial)
     known, _ = bench.ask(run.ensemble)

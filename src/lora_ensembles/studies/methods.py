@@ -2,7 +2,8 @@
 
 Every method is trained on all training questions but those with a fitted temperature: there a share of them is held out, the members are
 trained on the rest, and the temperature is fitted on what was held out. The same members unscaled are a method too, so that what scaling
-gives and what the missing questions take can be told apart. Nothing is fitted on the questions that are scored.
+gives and what the missing questions take can be told apart. Nothing is fitted on the questions that are scored. Few-shot prompts and
+BatchEnsemble are methods of causal language models only.
 
 On a CPU seconds are those that the process computed, over all its threads, so that what else runs does not count; elsewhere they are those
 of the clock. Only the ratios of one record compare methods. A single member is trained alone for its time, and so is the one adapter of MC
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..baselines import (
     BatchEnsemble,
     FewShot,
-    LastLayerEnsemble,
     MCDropout,
     SingleMember,
     TemperatureScaled,
@@ -30,7 +30,7 @@ from ..baselines import (
 from ..config import TrainConfig
 from ..prediction import Predictor, predict
 from ..tasks import Example
-from .arms import Arm, ArmsRun, train_arms
+from .arms import Arm, ArmsRun
 from .bench import Bench
 from .measures import DIGITS, measured
 
@@ -69,8 +69,7 @@ class _Place:
 
     def trained(self, arm: Arm, members: int, examples: Sequence[Example] | None = None) -> tuple[ArmsRun, float]:
         """An arm's members, and the seconds that their training took; the base carries them until they are unloaded."""
-        shown = self.bench.task.train if examples is None else examples
-        return self.timed(lambda: train_arms(self.bench.model, [arm], shown, self.config, members=members, seed=self.seed))
+        return self.timed(lambda: self.bench.train([arm], self.config, members=members, seed=self.seed, examples=examples))
 
     def asked(self, predictor: Predictor, *, parameters: int, training: float, ensemble: bool = True) -> Row:
         """A method's row; without `ensemble` its metrics are means over the predictor's members."""
@@ -88,13 +87,12 @@ class _Place:
 def methods(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Each method's metrics, trained parameters, seconds of training, and seconds for 1000 questions (`methods`)."""
     place = _Place(grid, bench, seed)
-    warm = train_arms(
-        bench.model, [Arm("warm-up")], bench.task.train[:WARM_UP], dataclasses.replace(place.config, epochs=1), members=1, seed=seed
-    )
+    once = dataclasses.replace(place.config, epochs=1)
+    warm = bench.train([Arm("warm-up")], once, members=1, seed=seed, examples=bench.task.train[:WARM_UP])
     warm.ensemble.unload()
     held_out, rest = held_out_split(bench.task.train, share=grid.held_out, seed=seed)
     found = {
-        **_few_shot(place),
+        **({} if bench.owned_heads else _few_shot(place)),
         **_adapters(place),
         **_scaled(place, held_out, rest),
         **_mc_dropout(place),
@@ -168,9 +166,11 @@ def _mc_dropout(place: _Place) -> dict[str, Row]:
 def _others(place: _Place) -> dict[str, Row]:
     """The ensembles that are no adapters."""
     grid, train = place.grid, place.bench.task.train
-    heads = LastLayerEnsemble(*place.bench.model, members=grid.members, seed=place.seed)
+    heads = place.bench.last_layer(members=grid.members, seed=place.seed)
     _, seconds = place.timed(lambda: heads.fit(train, place.config))
     found = {"last-layer ensemble": place.asked(heads, parameters=grid.members * heads.num_trained_parameters, training=seconds)}
+    if place.bench.owned_heads:
+        return found
     factors = BatchEnsemble(*place.bench.model, members=grid.members, seed=place.seed)
     _, seconds = place.timed(lambda: factors.fit(train, dataclasses.replace(place.config, learning_rate=grid.batch_ensemble_rate)))
     found["BatchEnsemble"] = place.asked(factors, parameters=grid.members * factors.num_trained_parameters, training=seconds)

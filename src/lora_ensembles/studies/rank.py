@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..baselines import num_trained_parameters
-from .arms import Arm, train_arms
+from .arms import Arm
 from .bench import Bench, measure_run
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def rank(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Single member and ensemble of every rank after the last epoch, and the parameters of a member of it."""
     arms = [Arm(f"rank {size}", rank=size) for size in grid.ranks]
-    run = train_arms(bench.model, arms, bench.task.train, grid.config(bench.task.name), members=grid.members, seed=seed)
+    run = bench.train(arms, grid.config(bench.task.name), members=grid.members, seed=seed)
     found = measure_run(run, bench, epochs=grid.snapshots[-1:])
     for index, arm in enumerate(arms):
         found["arms"][arm.name] |= {"rank": arm.rank, "parameters": num_trained_parameters(run.ensemble, run.rows(index)[0])}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from .arms import regulariser_arms, train_arms
+from .arms import regulariser_arms
 from .bench import Bench, measure_run
 from .measures import measured
 
@@ -20,7 +20,7 @@ def strength(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Single member and ensemble of every strength after the last epoch, and of the arm without a regulariser after each."""
     arms, last = regulariser_arms(grid.learning_rate, decays=grid.wide_decays, kl=grid.wide_kl), grid.snapshots[-1]
     config = dataclasses.replace(grid.config(bench.task.name), snapshot_epochs=list(range(1, last + 1)))
-    run = train_arms(bench.model, arms, bench.task.train, config, members=grid.members, seed=seed)
+    run = bench.train(arms, config, members=grid.members, seed=seed)
     plain = {}
     for epoch in range(1, last):
         run.ensemble.stack.set_members([run.trained.snapshots[epoch][row] for row in run.rows(0)])

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import DataError
 from ...tasks import PAPER_TASKS
-from ..grid import FULL, PAPER, WHOLE_KINDS, Grid
+from ..grid import ENCODER, FULL, PAPER, WHOLE_KINDS, Grid
 
 Record = Mapping[str, Any]
 Records = Mapping[str, Sequence[Record]]
@@ -138,7 +138,7 @@ def smaller_grid(records: Records) -> str:
     """
     settings = [record["settings"] for found in records.values() for record in found if "task" in record["settings"]]
     full = FULL if all(one.get("base", FULL.base) == FULL.base for one in settings) else PAPER
-
+    full = ENCODER if any("head" in one for one in settings) else full
     whole = any(records.get(kind) for kind in WHOLE_KINDS)
     tasks = full.tasks if whole else full.few_tasks
 
