@@ -13,7 +13,9 @@ import torch
 
 from lora_ensembles.prediction import Prediction
 from lora_ensembles.studies.arms import decay_arms, randomness_arms, regulariser_arms
+from lora_ensembles.studies.figures.methods import KEYS
 from lora_ensembles.studies.grid import Grid, settings_of
+from lora_ensembles.studies.initialisation import initialisation_arms
 from lora_ensembles.studies.measures import by_size, described, measured
 
 SMALL = Grid(
@@ -28,6 +30,9 @@ SMALL = Grid(
     few_tasks=("world-cqa",),
     draws=2,
     limit=(40, 60, 30),
+    ranks=(1, 8, 64),
+    wide_kl=(0.01, 0.1),
+    wide_decays=(0.01, 0.1),
 )
 WITH_OOD = ("world-cqa", "world-mmlu-ss", "world-mmlu-stem")
 ENVIRONMENT = {"versions": {"torch": "2.0"}, "python": "3.11", "platform": "Linux", "device": "cpu", "threads": 1, "commit": "0123456789ab"}
@@ -81,6 +86,37 @@ def _sweep(grid: Grid, task: str, key: int) -> dict[str, Any]:
     return {"arms": {**arms, "MC dropout": {"passes": passes}}}
 
 
+def _methods(grid: Grid, key: int) -> dict[str, Any]:
+    rows = {}
+    for place, name in enumerate((*KEYS, "single member, fewer questions", "ensemble, fewer questions")):
+        many = "nsemble" in name
+        sharp = 1.0 if name.endswith(("scaled", "decay of B")) else 2.0
+        own = measured(made_up(key + place, members=grid.members if many else 1, sharpness=sharp, knowledge=1.4))["ensemble"]
+        rows[name] = {**own, "ood_auroc": 0.5, "trained_parameters": 1000 * (3 if many else 1)}
+        rows[name] |= {"training_seconds": 10.0 + 5 * many, "seconds_per_1000": 2.0 + 3 * many}
+    rows["ensemble, scaled"]["temperature"] = 1.5
+    return {"methods": rows, "sizes": {"train": 40, "held_out": 8, "validation": 60}, "clock": "process"}
+
+
+def _open_kinds(grid: Grid, key: int) -> dict[str, dict[str, Any]]:
+    last = grid.snapshots[-1:]
+    starts = {arm.name: _arm(arm.name, key + place, grid, last, ood=False) for place, arm in enumerate(initialisation_arms())}
+    for name, row in starts.items():
+        if "order" not in name:
+            row["start"] = measured(made_up(key, members=grid.members, sharpness=1.0, knowledge=0.8))
+    ranks = {f"rank {size}": _arm(f"rank {size}", key + size, grid, last, ood=False) for size in grid.ranks}
+    for name, row in ranks.items():
+        row |= {"rank": int(name.split()[1]), "parameters": 56 * int(name.split()[1])}
+    wide = [arm.name for arm in regulariser_arms(grid.learning_rate, decays=grid.wide_decays, kl=grid.wide_kl)]
+    strengths = {name: _arm(name, key, grid, tuple(range(1, last[0] + 1)) if name == "none" else last, ood=False) for name in wide}
+    return {
+        "methods": _methods(grid, key),
+        "initialisation": {"arms": starts},
+        "rank": {"arms": ranks},
+        "strength": {"arms": strengths},
+    }
+
+
 def study_records(grid: Grid = SMALL, *, without: tuple[str, ...] = ()) -> dict[str, list[dict[str, Any]]]:
     """The records of a grid by kind, but for the kinds `without`."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -106,6 +142,7 @@ def study_records(grid: Grid = SMALL, *, without: tuple[str, ...] = ()) -> dict[
                     arm: by_size(made_up(key, members=grid.pool, sharpness=sharp, knowledge=1.5), sizes, subsets=5, seed=seed)
                     for arm, sharp in (("none", 3.0), ("decay of B", 1.2))
                 }
+                results |= _open_kinds(grid, key)
             for kind, result in results.items():
                 if kind not in without:
                     found.setdefault(kind, []).append(_record(kind, task, seed, grid, result))

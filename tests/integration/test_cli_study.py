@@ -23,6 +23,9 @@ TINY = dataclasses.replace(
     few_tasks=("world-mmlu-stem",),
     draws=2,
     limit=(16, 24, 24),
+    ranks=(1, 2),
+    wide_kl=(0.1,),
+    wide_decays=(0.1,),
 )
 
 
@@ -38,7 +41,8 @@ def test_a_study_goes_from_nothing_to_claims_and_costs_nothing_the_second_time(c
     claims = done.summary["claims"]
     assert [claim["id"] for claim in claims] == [f"C{number}" for number in range(1, 12)]
     assert {claim["verdict"] for claim in claims} <= {"supported", "contradicted", "open", "not applicable"}
-    assert done.summary["records"] == {"sweep": 2, "randomness": 2, "pool": 2, "few_shot": 2, "last_layer": 2}
+    whole = dict.fromkeys(("sweep", "randomness", "pool", "few_shot", "last_layer"), 2)
+    assert done.summary["records"] == whole | {"methods": 1, "initialisation": 1, "rank": 1, "strength": 1}
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*-*.json")}
     again = call(capsys, "study", "all", "--quick", "--out", out, "--json")
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("*-*.json")} == before

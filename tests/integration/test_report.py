@@ -76,7 +76,14 @@ def test_page_needs_nothing_from_elsewhere(report: Path) -> None:
 def test_claims_come_first_and_every_figure_stands_beside_the_papers(report: Path) -> None:
     page = (report / "report.html").read_text(encoding="utf-8")
     headings = re.findall(r"<h2>(.*?)</h2>", page)
-    assert headings == ["The claims", "The figures", "The tables", "Calibration and diversity", "Where the numbers come from"]
+    assert headings == [
+        "The claims",
+        "The figures",
+        "The tables",
+        "Calibration and diversity",
+        "What the paper leaves open",
+        "Where the numbers come from",
+    ]
     text = (report / "report.md").read_text(encoding="utf-8")
     for drawing in DRAWINGS:
         assert drawing.paper in text
@@ -88,7 +95,7 @@ def test_claims_come_first_and_every_figure_stands_beside_the_papers(report: Pat
 
 def test_a_smaller_grid_is_said_at_the_top_and_with_the_provenance(report: Path) -> None:
     text = (report / "report.md").read_text(encoding="utf-8")
-    smaller = "2 of 6 tasks, 2 of 3 seeds, 3 of 5 members, 4 of 15 epochs, 5 of 20 members in the pool, 2 of 10 few-shot draws"
+    smaller = "2 of 6 tasks, 2 of 3 seeds, 3 of 5 members, 4 of 10 epochs, 5 of 20 members in the pool, 2 of 10 few-shot draws"
     assert text.partition("## ")[0].count(smaller) == 1
     assert text.rpartition("## ")[2].count(smaller) == 1
 
@@ -119,12 +126,12 @@ def test_claims_show_verdict_interval_and_settings() -> None:
 def test_what_has_no_records_is_left_out_and_the_page_says_which_command_makes_it(tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "figure_6.png").write_text("of an earlier report")
-    written = write_report(study_records(without=("pool", "last_layer", "few_shot")), CLAIMS, tmp_path)
-    assert set(written.left_out) == {"figure_1a", "figure_6", "Table 1"}
+    written = write_report(study_records(without=("pool", "last_layer", "few_shot", "rank")), CLAIMS, tmp_path)
+    assert set(written.left_out) == {"figure_1a", "figure_6", "Table 1", "rank"}
     assert not (tmp_path / "figures" / "figure_6.png").exists()
     assert (tmp_path / "figures" / "figure_2.png").exists()
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    for kind in ("pool", "few_shot"):
+    for kind in ("pool", "few_shot", "rank"):
         assert f"make them with `lora-ensembles study {kind} --out DIR`" in text
     assert "C5: no record of it." in text
 

@@ -15,7 +15,8 @@ from lora_ensembles.errors import CheckpointError, DataError
 from lora_ensembles.prediction import Prediction
 from lora_ensembles.studies import claims
 from lora_ensembles.studies.arms import Arm, decay_arms, randomness_arms, regulariser_arms, train_arms
-from lora_ensembles.studies.claims import CLAIMS, Contrast, bootstrap, judge, judge_contrast
+from lora_ensembles.studies.claims import bootstrap, judge, judge_contrast
+from lora_ensembles.studies.contrasts import CLAIMS, Contrast
 from lora_ensembles.studies.grid import FULL, PAPER, QUICK, cells, settings_of
 from lora_ensembles.studies.measures import by_size, described, measured
 from lora_ensembles.studies.store import by_kind, cell, read_record
@@ -143,7 +144,7 @@ def test_sizes_use_every_member_once_and_random_subsets_between() -> None:
 
 def test_a_grid_names_every_cell_once_and_full_holds_the_papers_numbers() -> None:
     found = list(cells(FULL))
-    assert len(set(found)) == len(found) == 3 * (6 * 3 + 2 * 2)
+    assert len(set(found)) == len(found) == 3 * (6 * 3 + 2 * 6)
     assert {json.dumps(settings_of(FULL, *one)) for one in found}.__len__() == len(found)
     assert FULL.members == 5
     assert FULL.pool == 20
@@ -227,6 +228,16 @@ def test_a_claim_without_records_is_not_applicable() -> None:
     assert judged["C5"].verdict == judged["C7"].verdict == "not applicable"
     assert judged["C5"].reason
     assert judged["C1"].verdict == "supported"
+
+
+def test_decay_of_a_is_compared_with_decay_of_b_at_the_same_strength() -> None:
+    found = records()
+    for record in found["sweep"]:
+        record["settings"]["decay"] = 0.02
+        record["result"]["arms"]["decay of B 0.02"] = arm(0.3, 0.3, 0.7)
+    (judged,) = (claim for claim in judge(found) if claim.id == "C9")
+    assert judged.difference == pytest.approx((1 + 0.2 * 10) - (1 + 0.3 * 10))
+    assert judged.parts[0].verdict == "contradicted"
 
 
 def test_no_claim_is_judged_without_a_sweep() -> None:

@@ -14,11 +14,11 @@ import torch
 
 from lora_ensembles.errors import DataError, MissingExtraError
 from lora_ensembles.plots import COLOURS, density_on_unit_interval, save_figure
-from lora_ensembles.studies import tables
+from lora_ensembles.studies import open_tables, tables
 from lora_ensembles.studies.figures import (
     DRAWINGS,
     agreement,
-    correlation,
+    association,
     figure_1a,
     figure_2,
     figure_3,
@@ -26,10 +26,15 @@ from lora_ensembles.studies.figures import (
     figure_5,
     figure_6,
     figure_7,
+    initialisation,
+    methods,
+    rank,
     reliability,
+    strength,
 )
-from lora_ensembles.studies.figures.values import check_one_grid, decay_arm, smaller_grid
-from lora_ensembles.studies.grid import FULL, PAPER, settings_of
+from lora_ensembles.studies.figures.values import check_one_grid, smaller_grid
+from lora_ensembles.studies.grid import FULL, OPEN_KINDS, PAPER, settings_of
+from lora_ensembles.studies.views import decay_arm
 from study_records import SMALL, study_records
 
 pytest.importorskip("matplotlib")
@@ -123,7 +128,8 @@ def test_lines_have_the_colour_blind_safe_colours(records: Records, drawing: Any
 
 @pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda one: one.name)
 def test_a_smaller_grid_is_said_on_the_figure_and_the_full_one_is_not(records: Records, drawing: Any) -> None:
-    assert any(text.startswith("Smaller grid: 2 of 6 tasks, 2 of 3 seeds") for text in text_of(drawing.draw(records)))
+    tasks = "1 of 2 tasks" if drawing.name in OPEN_KINDS else "2 of 6 tasks"
+    assert any(text.startswith(f"Smaller grid: {tasks}, 2 of 3 seeds") for text in text_of(drawing.draw(records)))
 
 
 def test_the_full_grids_need_no_note() -> None:
@@ -133,6 +139,10 @@ def test_the_full_grids_need_no_note() -> None:
         assert smaller_grid({"sweep": every}) == ""
     assert smaller_grid({"sweep": every[:-1]}) == ""  # a seed of one task is missing, and another has it
     assert smaller_grid({"sweep": every[:3]}) == "1 of 6 tasks"
+    for kind in OPEN_KINDS:
+        every = [{"settings": settings_of(FULL, kind, task, seed)} for task in FULL.few_tasks for seed in FULL.seeds]
+        assert smaller_grid({kind: every}) == ""
+        assert smaller_grid({kind: every[:1]}) == "1 of 2 tasks, 1 of 3 seeds"
 
 
 @pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda one: one.name)
@@ -263,7 +273,7 @@ def test_gain_is_up_where_the_ensemble_is_better(records: Records) -> None:
     record = records["sweep"][0]
     row = record["result"]["arms"]["none"]["epochs"]["4"]
     member = statistics.fmean(one["nll"] for one in row["members"])
-    ((x, y),) = correlation.gains(record, "none", "nll", -1)
+    ((x, y),) = association.gains(record, "none", "nll")
     assert x == record["result"]["arms"]["none"]["correlation"]
     assert y == pytest.approx(member - row["ensemble"]["nll"])
 
@@ -349,3 +359,125 @@ def test_diversity_has_a_row_for_each_arm_of_members(records: Records) -> None:
     assert "MC dropout" not in rows
     expected = statistics.fmean(record["result"]["arms"]["dropout"]["correlation"] for record in records["sweep"])
     assert numbers(rows["dropout"][2])[0] == pytest.approx(expected, abs=6e-4)
+
+
+# What the paper leaves open
+
+
+def of_task(records: Records, kind: str) -> list[dict[str, Any]]:
+    return [record for record in records[kind] if record["settings"]["task"] == "world-cqa"]
+
+
+def test_rank_correlation_is_that_of_scipys_definition_ties_included() -> None:
+    # No outside ties: 1 - 6 sum d^2 / (n (n^2 - 1)); with ties: Pearson's correlation of the mean ranks.
+    points = [(0.1, 5.0), (0.2, 1.0), (0.3, 4.0), (0.4, 2.0), (0.5, 3.0)]
+    differences = [1 - 5, 2 - 1, 3 - 4, 4 - 2, 5 - 3]
+    assert association.rank_correlation(points) == pytest.approx(1 - 6 * sum(d * d for d in differences) / (5 * 24))
+    tied = [(1.0, 1.0), (1.0, 2.0), (2.0, 3.0)]
+    left, right = torch.tensor([1.5, 1.5, 3.0]), torch.tensor([1.0, 2.0, 3.0])
+    assert association.rank_correlation(tied) == pytest.approx(torch.corrcoef(torch.stack([left, right]))[0, 1].item())
+    assert association.rank_correlation([(1.0, 2.0), (1.0, 3.0), (1.0, 4.0)]) is None
+    assert association.rank_correlation(points[:2]) is None
+
+
+def test_the_association_is_the_mean_over_tasks_with_an_interval_around_it(records: Records) -> None:
+    found = association.association(records, "nll")
+    assert found is not None
+    rhos: dict[str, list[float]] = {}
+    for record in records["sweep"]:
+        rho = association.rank_correlation(association.gains(record, "", "nll"))
+        assert rho is not None
+        rhos.setdefault(record["settings"]["task"], []).append(rho)
+    assert found.rho == pytest.approx(statistics.fmean(map(statistics.fmean, rhos.values())), abs=1e-6)
+    assert found.interval[0] <= found.rho <= found.interval[1]
+    assert found.settings == 4
+    row = open_tables.correlation(records).rows[1]
+    assert row[0] == "gain in NLL"
+    assert float(row[1]) == pytest.approx(found.rho, abs=6e-4)
+
+
+def test_members_that_are_alike_and_gain_less_have_an_association_below_zero() -> None:
+    records = study_records()
+    for record in records["sweep"]:
+        for place, arm in enumerate(record["result"]["arms"].values()):
+            if "epochs" in arm:
+                arm["correlation"] = 0.5 + 0.01 * place
+                arm["epochs"]["4"]["ensemble"]["ece"] = (
+                    statistics.fmean(one["ece"] for one in arm["epochs"]["4"]["members"]) - 0.1 + 0.01 * place
+                )
+    found = association.association(records, "ece")
+    assert found is not None
+    assert found.rho == pytest.approx(-1.0)
+    assert found.interval == pytest.approx((-1.0, -1.0))
+
+
+def test_methods_are_drawn_at_their_means_and_in_multiples_of_the_single_members_time(records: Records) -> None:
+    found = of_task(records, "methods")
+    expected = [record["result"]["methods"]["ensemble"]["ece"] for record in found]
+    across = methods.over_seeds(found, "ensemble", "ece")
+    assert across is not None
+    assert across.values == pytest.approx(expected)
+    times = methods.over_seeds(found, "ensemble", "time")
+    assert times is not None
+    assert times.values == pytest.approx([2.5, 2.5])  # 5 seconds over 2
+    axes = methods.draw(records).axes[1]
+    drawn = {
+        tuple(round(float(one), 6) for one in (line.get_xdata()[0], line.get_ydata()[0])) for line in axes.lines if line.get_marker() == "s"
+    }
+    row = [record["result"]["methods"]["BatchEnsemble"] for record in found]
+    assert drawn == {tuple(round(statistics.fmean(one[metric] for one in row), 6) for metric in ("accuracy", "ece"))}
+
+
+def test_rank_and_strength_are_drawn_against_their_numbers(records: Records) -> None:
+    found = of_task(records, "rank")
+    curve = rank.by_rank(found, "nll", "ensemble")
+    assert list(curve) == [1, 8, 64]
+    assert curve[8].values == pytest.approx([record["result"]["arms"]["rank 8"]["epochs"]["4"]["ensemble"]["nll"] for record in found])
+    assert rank.by_rank(found, "correlation", "ensemble")[64].values == pytest.approx(
+        [record["result"]["arms"]["rank 64"]["correlation"] for record in found]
+    )
+    wide = of_task(records, "strength")
+    assert list(strength.by_strength(wide, "KL ", "ece", "member")) == [0.01, 0.1]
+    assert list(strength.by_strength(wide, "decay of B ", "ece", "member")) == [0.01, 0.1]
+    stops = strength.by_strength(wide, "", "ece", "ensemble")
+    assert list(stops) == [1, 2, 3, 4]
+    assert stops[2].values == pytest.approx([record["result"]["arms"]["none"]["epochs"]["2"]["ensemble"]["ece"] for record in wide])
+
+
+def test_initialisation_reads_each_start_in_both_orders(records: Records) -> None:
+    found = of_task(records, "initialisation")
+    for suffix in ("", ", same order"):
+        values = initialisation.over_seeds(found, f"Gaussian{suffix}", "accuracy", "ensemble")
+        assert values is not None
+        rows = [record["result"]["arms"][f"Gaussian{suffix}"]["epochs"]["4"] for record in found]
+        assert values.values == pytest.approx([row["ensemble"]["accuracy"] for row in rows])
+
+
+def test_open_tables_hold_means_over_tasks_and_their_spread_over_seeds(records: Records) -> None:
+    found = of_task(records, "methods")
+    rows = {row[0]: row for row in open_tables.methods(records).rows}
+    values = [record["result"]["methods"]["ensemble, scaled"]["nll"] for record in found]
+    assert numbers(rows["ensemble, scaled"][2]) == pytest.approx([statistics.fmean(values), statistics.stdev(values)], abs=6e-4)
+    cost = {row[0]: row for row in open_tables.costs(records).rows}
+    assert cost["ensemble"] == ("ensemble", "3,000", "15.0 ± 0.0", "1.50 ± 0.00", "5.00 ± 0.00", "2.50 ± 0.00")
+    starts = {row[0]: row for row in open_tables.initialisation(records).rows}
+    untrained = [
+        statistics.fmean(one["nll"] for one in record["result"]["arms"]["Kaiming"]["start"]["members"])
+        for record in of_task(records, "initialisation")
+    ]
+    assert numbers(starts["Kaiming"][1])[0] == pytest.approx(statistics.fmean(untrained), abs=6e-4)
+    assert starts["Kaiming, same order"][1] == "-"
+    ranks = {row[0]: row for row in open_tables.rank(records).rows}
+    assert ranks["rank 8"][1] == "448"
+    strengths = [row[0] for row in open_tables.strength(records).rows]
+    assert strengths[:5] == ["none", "KL 0.01", "KL 0.1", "decay of B 0.01", "decay of B 0.1"]
+    assert strengths[5:] == [f"none, stopped after epoch {stop}" for stop in (1, 2, 3)]
+
+
+def test_more_members_are_drawn_for_every_size_with_five_subsets(records: Records) -> None:
+    for record in records["pool"]:
+        assert {size: len(found) for size, found in record["result"]["none"].items()} == {"1": 5, "2": 5, "3": 5, "5": 1}
+    line = figure_6.draw(records).axes[0].lines[1]  # after the level of the single member
+    assert list(line.get_xdata()) == [1, 2, 3, 5]
+    assert FULL.pool == 20
+    assert FULL.subsets == 5

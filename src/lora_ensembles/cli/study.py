@@ -20,10 +20,11 @@ SUMMARY = "re-make the paper's evidence"
 EXAMPLES = """examples:
   lora-ensembles study all --quick --out runs/study                    every figure in minutes, on a smaller grid
   lora-ensembles study all --out runs/study                            the full grid on the embedded base; goes on where it stopped
-  lora-ensembles study sweep --tasks world-cqa --out runs/study        one kind of record: sweep, randomness, pool, few_shot, last_layer
+  lora-ensembles study sweep --tasks world-cqa --out runs/study        one kind of record of the list above
   lora-ensembles study claims --from runs/study --json                 what the records say of each claim
   lora-ensembles study all --base meta-llama/Llama-2-7b-hf --dtype bfloat16 --data datasets --out runs/llama"""
-WHAT = ("all", "claims", "sweep", "randomness", "pool", "few_shot", "last_layer")
+KINDS = ("sweep", "randomness", "pool", "few_shot", "last_layer", "methods", "initialisation", "rank", "strength")
+WHAT = ("all", "claims", *KINDS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +84,8 @@ def _grid(args: Arguments) -> Grid:
     if args.base != "embedded":
         grid = dataclasses.replace(PAPER, base=args.base, data=None if args.data is None else str(args.data))
         if args.quick:
-            small = {name: getattr(QUICK, name) for name in ("kl", "decays", "pool", "draws", "limit", "snapshots")}
+            smaller = ("kl", "decays", "pool", "draws", "limit", "snapshots", "ranks", "wide_kl", "wide_decays")
+            small = {name: getattr(QUICK, name) for name in smaller}
             grid = dataclasses.replace(grid, name="paper, quick", **small)
     changes: dict[str, Any] = {}
     if args.tasks:

@@ -1,4 +1,4 @@
-"""The arms of the paper's comparisons: how the members of each are trained, and many arms in one stacked run.
+"""The arms of the comparisons: how the members of each start and are trained, and many arms in one stacked run.
 
 A member does not know its neighbours, so the members of every arm of a sweep are trained side by side in one pass, with the weights each
 would have had alone.
@@ -6,6 +6,7 @@ would have had alone.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ..adapters import default_adapter_config, initial_weights
 from ..config import TrainConfig
 from ..ensemble import EnsembleInfo, LoraEnsemble
-from ..seeds import MemberSeeds, member_seeds
+from ..lora import MemberWeights
+from ..seeds import member_seeds
 from ..training import TrainResult, train
 
 if TYPE_CHECKING:
@@ -31,7 +33,12 @@ DECAY_PER_STEP = (0.005, 0.025, 0.05)
 
 @dataclass(frozen=True)
 class Arm:
-    """How the members of one arm are trained, as far as it differs from the run's `TrainConfig`.
+    """How the members of one arm start and are trained, as far as it differs from the run's adapter and `TrainConfig`.
+
+    Attributes:
+        init: PEFT's `init_lora_weights`; None: the adapter's own.
+        start_b: what B starts at, in multiples of what PEFT gives.
+        rank: of the adapter, at its scaling; None: the adapter's own.
 
     Example:
         >>> Arm("KL 0.05", kl_weight=0.05).setting("weight_decay_b")
@@ -44,6 +51,9 @@ class Arm:
     weight_decay_b: float = PLAIN_DECAY
     dropout: float = 0.0
     vary: tuple[str, ...] = ("init", "order")
+    init: bool | str | None = None
+    start_b: float = 1.0
+    rank: int | None = None
 
     def setting(self, name: str) -> float:
         """A per-member setting of `TrainConfig`."""
@@ -84,12 +94,13 @@ def randomness_arms(learning_rate: float, share: float) -> list[Arm]:
 
 @dataclass(frozen=True)
 class ArmsRun:
-    """Arms that were trained in one stack: members m * M to (m + 1) * M - 1 are those of arm m."""
+    """Arms that were trained in one stack: members m * M to (m + 1) * M - 1 are those of arm m; `initial` holds their weights before."""
 
     ensemble: LoraEnsemble
     arms: tuple[Arm, ...]
     members: int
     trained: TrainResult
+    initial: tuple[MemberWeights, ...]
 
     def rows(self, arm: int) -> list[int]:
         """The indices of an arm's members."""
@@ -113,21 +124,41 @@ def train_arms(
     Raises:
         ConfigError: a setting of an arm cannot work.
     """
-    seeds = [member_seeds(seed, index, vary=arm.vary) for arm in arms for index in range(members)]
-    ensemble = stacked_members(model, seeds, adapter=adapter or default_adapter_config(), seed=seed)
+    ensemble = stacked_members(model, arms, members=members, seed=seed, adapter=adapter or default_adapter_config())
+    initial = tuple(ensemble.stack.member(index) for index in range(ensemble.num_members))
     vectors: dict[str, Any] = {
         name: [arm.setting(name) for arm in arms for _ in range(members)]
         for name in ("kl_weight", "weight_decay_a", "weight_decay_b", "dropout")
     }
     result = train(ensemble, examples, dataclasses.replace(config, **vectors), progress=False)
-    return ArmsRun(ensemble, tuple(arms), members, result)
+    return ArmsRun(ensemble, tuple(arms), members, result, initial)
 
 
 def stacked_members(
-    model: tuple[PreTrainedModel, PreTrainedTokenizerBase], seeds: Sequence[MemberSeeds], *, adapter: LoraConfig, seed: int
+    model: tuple[PreTrainedModel, PreTrainedTokenizerBase], arms: Sequence[Arm], *, members: int, seed: int, adapter: LoraConfig
 ) -> LoraEnsemble:
-    """An ensemble whose members have these seeds, which may repeat."""
+    """The untrained members of every arm as one ensemble; smaller ranks are padded with zeros, which change nothing and stay zero.
+
+    A zero column of B gives no gradient to A's row, and that row none to the column; so decay, moments and clip do not see them either.
+    """
     base, tokenizer = model
-    made = {one: initial_weights(base, adapter, seed=one) for one in {pair.init for pair in seeds}}
-    info = EnsembleInfo(seed=seed, next_index=len(seeds), seeds=list(seeds))
-    return LoraEnsemble.from_weights(base, tokenizer, adapter=adapter, weights=[made[pair.init] for pair in seeds], info=info)
+    starts = [(arm, member_seeds(seed, index, vary=arm.vary)) for arm in arms for index in range(members)]
+    made = {_start(arm, seeds.init): _initial(base, arm, adapter=adapter, seed=seeds.init) for arm, seeds in starts}
+    info = EnsembleInfo(seed=seed, next_index=len(starts), seeds=[seeds for _, seeds in starts])
+    weights = [made[_start(arm, seeds.init)] for arm, seeds in starts]
+    return LoraEnsemble.from_weights(base, tokenizer, adapter=adapter, weights=weights, info=info)
+
+
+def _start(arm: Arm, seed: int) -> tuple[object, ...]:
+    return arm.init, arm.start_b, arm.rank, seed
+
+
+def _initial(base: PreTrainedModel, arm: Arm, *, adapter: LoraConfig, seed: int) -> MemberWeights:
+    own = copy.deepcopy(adapter)
+    if arm.init is not None:
+        own.init_lora_weights = arm.init  # type: ignore[assignment]
+    if arm.rank is not None:
+        ratio = arm.rank / adapter.r
+        own.r, own.lora_alpha = arm.rank, adapter.lora_alpha * (ratio**0.5 if adapter.use_rslora else ratio)  # type: ignore[assignment]
+    weights = initial_weights(base, own, seed=seed)
+    return dataclasses.replace(weights, b={name: arm.start_b * matrix for name, matrix in weights.b.items()})

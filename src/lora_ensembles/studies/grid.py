@@ -6,24 +6,24 @@ Shapes: M members an arm, N questions.
 from __future__ import annotations
 
 import dataclasses
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..baselines import FewShot, LastLayerEnsemble, MCDropout, num_trained_parameters
 from ..config import TrainConfig
-from ..prediction import Prediction, Predictor, predict
 from ..presets import PAPER_BATCH_SIZES
-from ..tasks import OOD_PAIRS, PAPER_TASKS, Example, Task, load_ood, load_task
+from ..tasks import PAPER_TASKS
 from .arms import DECAY_PER_STEP, KL_WEIGHTS, Arm, ArmsRun, decay_arms, randomness_arms, regulariser_arms, train_arms
+from .bench import Bench, load_bench, measure_run
+from .initialisation import initialisation
 from .measures import by_size, described, measured
+from .methods import methods
+from .rank import rank
 from .store import cell
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from .strength import strength
 
 DROPOUT = 0.1
 # A step of AdamW and its decay balance where an element of B is 1 / lambda at most, so lambda says how far an update may grow beside the
@@ -41,8 +41,12 @@ class Grid:
         decay: share of B that one step takes away in the arms that have one strength.
         snapshots: epochs after which members are measured; the first three are early stopping, the last is the end.
         pool: members of the ensemble-size study.
-        few_tasks: tasks of the kinds that need a run of their own on many members: `pool` and `randomness`.
+        few_tasks: tasks of the kinds that need a run of their own on many members: all but `WHOLE_KINDS`.
         limit: most training, validation and out-of-distribution questions; None: all.
+        open_seeds: how many of the seeds the kinds have that are about what the paper leaves open, `OPEN_KINDS`; None: all.
+        held_out: share of the training questions on which a temperature is fitted, and what it scales is not trained.
+        batch_ensemble_rate: step size of BatchEnsemble, whose parameters are factors and no weights.
+        ranks, wide_kl, wide_decays: what the kinds `rank` and `strength` go through; the decays are shares of B a step.
     """
 
     name: str
@@ -63,6 +67,12 @@ class Grid:
     shots: int = 3
     draws: int = 10
     limit: tuple[int | None, int | None, int | None] = (200, 400, 250)
+    open_seeds: int | None = None
+    held_out: float = 0.2
+    batch_ensemble_rate: float = 5e-3
+    ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    wide_kl: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    wide_decays: tuple[float, ...] = (0.001, 0.005, 0.02, 0.08, 0.16, 0.32, 0.8)
 
     def config(self, task: str) -> TrainConfig:
         """The settings that all arms share; the paper's batch size for one of its tasks."""
@@ -85,6 +95,8 @@ PAPER = Grid(
     snapshots=(1, 2, 3, 5, 10, 20),
     few_tasks=("cqa", "arcc", "mmlu-ss"),
     limit=(None,) * 3,
+    wide_decays=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2),
+    batch_ensemble_rate=1.25e-4,
 )
 QUICK = Grid(
     "quick",
@@ -96,30 +108,11 @@ QUICK = Grid(
     few_tasks=("world-mmlu-stem",),
     draws=4,
     limit=(150, 150, 150),
+    open_seeds=1,
+    ranks=(1, 8, 64),
+    wide_kl=(0.001, 0.03, 1.0),
+    wide_decays=(0.001, 0.16, 0.8),
 )
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A task's questions, its out-of-distribution set, and the model that is asked."""
-
-    task: Task
-    ood: tuple[Example, ...]
-    model: tuple[PreTrainedModel, PreTrainedTokenizerBase] = field(repr=False)
-
-    def ask(self, predictor: Predictor) -> tuple[Prediction, Prediction | None]:
-        """The predictions in and out of distribution; the latter is None where the task has no such set."""
-        return predict(predictor, self.task.validation), predict(predictor, self.ood) if self.ood else None
-
-
-def load_bench(grid: Grid, name: str, load_model: Callable[[], tuple[Any, Any]]) -> Bench:
-    """A task's part of the grid; its out-of-distribution questions are the same for every seed."""
-    full, (train, validation, strange) = load_task(name, data=grid.data), grid.limit
-    ood: tuple[Example, ...] = ()
-    if name in OOD_PAIRS:
-        every = load_ood(OOD_PAIRS[name], data=grid.data)
-        ood = every if strange is None or strange >= len(every) else tuple(random.Random(0).sample(list(every), strange))
-    return Bench(Task(name, full.train[:train], full.validation[:validation]), ood, load_model())
 
 
 def sweep(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
@@ -131,31 +124,14 @@ def sweep(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     arms += [arm for arm in decay_arms(grid.learning_rate, grid.decay) if arm.name != "decay of B"]
     settings: dict[str, Any] = dict(members=grid.members, seed=seed)
     run = train_arms(bench.model, arms, bench.task.train, grid.config(bench.task.name), **settings)
-    found: dict[str, Any] = _measure_run(run, bench, epochs=grid.snapshots)["arms"]
+    found: dict[str, Any] = measure_run(run, bench, epochs=grid.snapshots)["arms"]
     parameters = num_trained_parameters(run.ensemble)
     model = run.ensemble.unload(), bench.model[1]
     dropped = train_arms(model, [Arm("dropout", dropout=DROPOUT)], bench.task.train, grid.config(bench.task.name), **settings)
-    found |= _measure_run(dropped, bench, epochs=grid.snapshots)["arms"]
+    found |= measure_run(dropped, bench, epochs=grid.snapshots)["arms"]
     found["MC dropout"] = _mc_dropout(dropped, bench, seed=seed)
     sizes = {"train": len(bench.task.train), "validation": len(bench.task.validation), "options": bench.task.options}
     return {"arms": found, "sizes": sizes, "trained_parameters": parameters}
-
-
-def _measure_run(run: ArmsRun, bench: Bench, *, epochs: Sequence[int]) -> dict[str, Any]:
-    arms: dict[str, Any] = {arm.name: {"epochs": {}} for arm in run.arms}
-    for epoch in epochs:
-        run.ensemble.stack.set_members(run.trained.snapshots[epoch])
-        known, strange = bench.ask(run.ensemble)
-        for index, arm in enumerate(run.arms):
-            rows = run.rows(index)
-            own, other = known.select(rows), None if strange is None else strange.select(rows)
-            arms[arm.name]["epochs"][str(epoch)] = measured(own, other)
-            if epoch == epochs[-1]:
-                arms[arm.name] |= described(own)
-    for index, arm in enumerate(run.arms):
-        history = run.trained.history[-1]
-        arms[arm.name]["train_accuracy"] = [history["train_accuracy"][row] for row in run.rows(index)]
-    return {"arms": arms}
 
 
 def _mc_dropout(run: ArmsRun, bench: Bench, *, seed: int) -> dict[str, Any]:
@@ -171,7 +147,7 @@ def randomness(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Members that differ by initial weights, by data order or by both, with and without decay of B."""
     arms = randomness_arms(grid.learning_rate, grid.decay)
     run = train_arms(bench.model, arms, bench.task.train, grid.config(bench.task.name), members=grid.members, seed=seed)
-    return _measure_run(run, bench, epochs=grid.snapshots[-1:])
+    return measure_run(run, bench, epochs=grid.snapshots[-1:])
 
 
 def pool(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
@@ -203,7 +179,23 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "pool": pool,
     "few_shot": few_shot,
     "last_layer": last_layer,
+    "methods": methods,
+    "initialisation": initialisation,
+    "rank": rank,
+    "strength": strength,
 }
+_SHARED = ("base", "members", "learning_rate", "batch_size", "snapshots", "limit")
+_FIRST = (*_SHARED, "kl", "decays", "decay", "pool", "subsets", "shots", "draws")
+# The fields of the grid that a kind's records are keyed by: with one more, the records that there are would be those of another grid.
+FIELDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("sweep", "randomness", "pool", "few_shot", "last_layer"), _FIRST),
+    "methods": (*_SHARED, "decay", "shots", "draws", "held_out", "batch_ensemble_rate"),
+    "initialisation": _SHARED,
+    "rank": (*_SHARED, "ranks"),
+    "strength": (*_SHARED, "wide_kl", "wide_decays"),
+}
+WHOLE_KINDS = ("sweep", "few_shot", "last_layer")  # of every task
+OPEN_KINDS = ("methods", "initialisation", "rank", "strength")
 
 
 def cells(grid: Grid, kinds: Sequence[str] = tuple(KINDS)) -> Iterator[tuple[str, str, int]]:
@@ -211,16 +203,20 @@ def cells(grid: Grid, kinds: Sequence[str] = tuple(KINDS)) -> Iterator[tuple[str
     for seed in grid.seeds:
         for task in grid.tasks:
             for kind in kinds:
-                if kind not in ("pool", "randomness") or task in grid.few_tasks:
+                if _asked(grid, kind, task, seed):
                     yield kind, task, seed
+
+
+def _asked(grid: Grid, kind: str, task: str, seed: int) -> bool:
+    if kind in OPEN_KINDS and seed not in grid.seeds[: grid.open_seeds]:
+        return False
+    return kind in WHOLE_KINDS or task in grid.few_tasks
 
 
 def settings_of(grid: Grid, kind: str, task: str, seed: int) -> dict[str, Any]:
     """What a record depends on."""
-    shared = {
-        name: value for name, value in dataclasses.asdict(grid).items() if name not in ("name", "tasks", "seeds", "few_tasks", "data")
-    }
-    return {"kind": kind, "task": task, "seed": seed} | {name: list(v) if isinstance(v, tuple) else v for name, v in shared.items()}
+    fields = {name: getattr(grid, name) for name in FIELDS[kind]}
+    return {"kind": kind, "task": task, "seed": seed} | {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
 
 
 def run_grid(

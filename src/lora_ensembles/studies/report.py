@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ..errors import DataError
 from ..files import file_written_aside
 from ..plots import save_figure
 from ..report import Beside, Block, Chapter, Code, Heading, Picture, Table, Text, page
-from . import tables
+from . import open_tables, tables
 from .claims import Claim, Part
 from .figures import DRAWINGS, Drawing
 from .figures.values import Records, by_task, check_one_grid, seeds_of, smaller_grid
@@ -66,13 +66,8 @@ def write_report(records: Records, claims: Sequence[Claim], out: Path) -> Writte
         _claims_chapter(claims),
         Chapter("The figures", tuple(block for name, blocks in drawn.items() if name.startswith("figure_") for block in blocks)),
         _tables_chapter(records, left_out),
-        Chapter(
-            "Calibration and diversity",
-            (
-                *(block for name, blocks in drawn.items() if not name.startswith("figure_") for block in blocks),
-                *_table("Members' likeness and the ensemble's gain", DIVERSITY, functools.partial(tables.diversity, records), left_out),
-            ),
-        ),
+        _diversity_chapter(records, drawn, left_out),
+        _open_chapter(records, drawn, left_out),
         _provenance_chapter(records),
     ]
     intro = _intro(records)
@@ -206,6 +201,44 @@ def _tables_chapter(records: Records, left_out: dict[str, str]) -> Chapter:
     return Chapter("The tables", tuple(blocks))
 
 
+def _diversity_chapter(records: Records, drawn: Mapping[str, list[Block]], left_out: dict[str, str]) -> Chapter:
+    blocks = [block for name in ("reliability", "agreement", "correlation") for block in drawn[name]]
+    for title, reading, table in (
+        ("Members' correlation and the ensemble's gain", RHO, open_tables.correlation),
+        ("Members' likeness and the ensemble's gain", DIVERSITY, tables.diversity),
+    ):
+        blocks += _table(title, reading, functools.partial(table, records), left_out)
+    return Chapter("Calibration and diversity", tuple(blocks))
+
+
+def _open_chapter(records: Records, drawn: Mapping[str, list[Block]], left_out: dict[str, str]) -> Chapter:
+    """What the paper leaves open: each figure, and its numbers."""
+    found: dict[str, tuple[tuple[str, str, Callable[[Records], Table]], ...]] = {
+        "methods": (("Methods: metrics", OPEN, open_tables.methods), ("Methods: costs", SECONDS, open_tables.costs)),
+        "initialisation": (("Initialisation: numbers", OPEN, open_tables.initialisation),),
+        "rank": (("Rank: numbers", OPEN, open_tables.rank),),
+        "strength": (("Strength: numbers", OPEN, open_tables.strength),),
+    }
+    blocks: list[Block] = []
+    for name, several in found.items():
+        blocks += drawn[name]
+        for title, reading, table in several if records.get(name) else ():
+            blocks += _table(title, reading, functools.partial(table, records), left_out)
+    return Chapter("What the paper leaves open", tuple(blocks))
+
+
+OPEN = "Means over the tasks ± standard deviation over seeds of the mean over tasks. Single: mean of the members' own metrics."
+SECONDS = (
+    "Seconds as they were measured in each record, one method after another: on a CPU those that the process computed, over all its "
+    'threads, elsewhere those of the clock. "Over single" is the ratio within a record. A single member is trained alone. Few-shot: one '
+    'set of demonstrations. Scaled and "fewer questions" train on a part of the questions, and scaled ones fit their temperature on the '
+    "rest. Parameters are those of all members together."
+)
+RHO = (
+    "Spearman's rank correlation between the members' correlation and what the ensemble gains over them, over the arms of each task and "
+    "seed, the mean over tasks; its interval is the 95 % bootstrap over tasks and seeds. Below zero, an ensemble gains more where its "
+    "members are less alike."
+)
 COSTS = (
     "Trained parameters in multiples of one member's. An ensemble's members share one forward pass of the base, in which a question is as "
     "many rows as there are members."

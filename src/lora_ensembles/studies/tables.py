@@ -12,7 +12,8 @@ from typing import Any
 
 from ..errors import DataError
 from ..report import Table
-from .figures.values import ENSEMBLE, MEMBER, Record, Records, Spread, by_task, decay_arm, last_row, spread, task_order, value
+from .figures.values import ENSEMBLE, MEMBER, Record, Records, Spread, by_task, last_row, spread, task_order, value
+from .views import decay_arm
 
 METRICS = {"accuracy": "accuracy ↑", "nll": "NLL (nats) ↓", "ece": "ECE ↓", "brier": "Brier ↓", "ood_auroc": "AUROC of OOD"}
 NAMED_KINDS = ("sweep", "randomness", "pool", "few_shot", "last_layer")

@@ -6,7 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import agreement, correlation, figure_1a, figure_2, figure_3, figure_4, figure_5, figure_6, figure_7, figure_8, reliability
+from . import (
+    agreement,
+    correlation,
+    figure_1a,
+    figure_2,
+    figure_3,
+    figure_4,
+    figure_5,
+    figure_6,
+    figure_7,
+    figure_8,
+    initialisation,
+    methods,
+    rank,
+    reliability,
+    strength,
+)
 from .values import Records
 
 if TYPE_CHECKING:
@@ -39,6 +55,10 @@ DRAWINGS = tuple(
         "reliability": reliability,
         "agreement": agreement,
         "correlation": correlation,
+        "methods": methods,
+        "initialisation": initialisation,
+        "rank": rank,
+        "strength": strength,
     }.items()
 )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .style import DECAY, KL, METRICS, NONE, ORANGE, PURPLE, Key, finish, panels
-from .values import ENSEMBLE, MEMBER, Record, Records, by_task, last_row, value
+from .association import SIGNS, association, gains
+from .style import DECAY, KL, METRICS, NONE, ORANGE, PURPLE, Key, finish, heading, panels
+from .values import Records, by_task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,7 +16,8 @@ NEEDS = ("sweep",)
 CAPTION = (
     "What the ensemble gains over its members after the last epoch (accuracy: ensemble minus single member; NLL in nats and ECE: single "
     "member minus ensemble, so that up is better) against the mean correlation, over pairs of members, of the probabilities they give to "
-    "the right option. A point is one arm, task and seed, so that the spread over seeds is that of the points."
+    "the right option. A point is one arm, task and seed, so that the spread over seeds is that of the points. Above each panel: "
+    "Spearman's rho over the arms of a task and seed, as the mean over these, with its 95 % bootstrap interval over tasks and seeds."
 )
 PAPER = "The paper has no such figure; it supposes that strong regularisers take away the ensemble's gain because members become alike."
 FAMILIES = {
@@ -25,7 +27,6 @@ FAMILIES = {
     "decay of A": Key("decay of A, or of both", PURPLE, "", "^"),
     "dropout": Key("dropout", ORANGE, "", "v"),
 }
-SHOWN = {"accuracy": 1, "nll": -1, "ece": -1}
 
 
 def draw(records: Records) -> Figure:
@@ -36,26 +37,15 @@ def draw(records: Records) -> Figure:
         MissingExtraError: matplotlib is not installed.
     """
     every = [record for found in by_task(records, "sweep").values() for record in found]
-    figure, grid = panels(1, len(SHOWN), height=2.3)
-    for axes, (metric, sign) in zip(grid[0], SHOWN.items(), strict=True):
+    figure, grid = panels(1, len(SIGNS), height=2.3)
+    for axes, metric in zip(grid[0], SIGNS, strict=True):
         axes.axhline(0, color="0.5", linewidth=1)
         for prefix, key in FAMILIES.items():
-            points = [point for record in every for point in gains(record, prefix, metric, sign)]
+            points = [point for record in every for point in gains(record, prefix, metric)]
             x, y = [one[0] for one in points], [one[1] for one in points]
             axes.plot(x, y, linestyle="", marker=key.marker, color=key.colour, markersize=3, alpha=0.7)
+        found = association(records, metric)
+        heading(axes, f"rho {found}" if found else "")
         axes.set_xlabel("correlation of members")
         axes.set_ylabel(f"gain in {METRICS[metric][:-2]}", labelpad=2)
     return finish(figure, records, list(FAMILIES.values()), columns=5)
-
-
-def gains(record: Record, prefix: str, metric: str, sign: int) -> list[tuple[float, float]]:
-    """(correlation, gain) of the record's arms whose name begins so."""
-    points = []
-    for name, arm in record["result"]["arms"].items():
-        row = last_row(record, name)
-        if not name.startswith(prefix) or row is None or arm.get("correlation") is None:
-            continue
-        member, ensemble = value(row, metric, MEMBER), value(row, metric, ENSEMBLE)
-        if member is not None and ensemble is not None:
-            points.append((arm["correlation"], sign * (ensemble - member)))
-    return points

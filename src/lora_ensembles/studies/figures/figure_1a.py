@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...plots import density_on_unit_interval
+from ..views import decay_arm
 from .style import DECAY, FEW_SHOT, NONE, Key, finish, heading, panels
-from .values import Record, Records, by_task, decay_arm
+from .values import Record, Records, by_task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

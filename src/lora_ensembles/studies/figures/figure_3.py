@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..views import decay_arm
 from .style import DECAY, NONE, arms_keys, epoch_panels, finish, heading, panels
-from .values import Records, by_task, decay_arm
+from .values import Records, by_task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from ...errors import DataError
 from ...tasks import OOD_PAIRS
+from ..views import decay_arm
 from .style import DECAY, NONE, arms_keys, epoch_panels, finish, heading, panels
-from .values import Records, by_task, decay_arm, epochs_of
+from .values import Records, by_task, epochs_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import DataError
+from ..views import decay_arm
 from .style import DECAY, GREEN, NONE, PURPLE, arms_keys, epoch_panels, finish, heading, panels
-from .values import Records, by_task, decay_arm
+from .values import Records, by_task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...metrics import NUM_BINS
+from ..views import decay_arm
 from .style import DECAY, LINES, NAMES, NONE, Key, finish, heading, panels
-from .values import ENSEMBLE, MEMBER, Records, by_task, decay_arm, last_row, spread, value
+from .values import ENSEMBLE, MEMBER, Records, by_task, last_row, spread, value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -89,7 +89,7 @@ def finish(figure: Figure, records: Records, keys: Sequence[Key], *, columns: in
 
 def band(
     axes: Axes,
-    curve: Mapping[int, Spread],
+    curve: Mapping[int, Spread] | Mapping[float, Spread],
     *,
     colour: str,
     line: Line,

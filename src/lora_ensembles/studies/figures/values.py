@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import DataError
 from ...tasks import PAPER_TASKS
-from ..grid import FULL, PAPER, Grid
+from ..grid import FULL, PAPER, WHOLE_KINDS, Grid
 
 Record = Mapping[str, Any]
 Records = Mapping[str, Sequence[Record]]
@@ -112,19 +112,6 @@ def over_epochs(found: Sequence[Record], arm: str, metric: str, who: str, *, whe
     return curve
 
 
-def decay_arm(record: Record) -> str:
-    """The arm with decay of B that stands for decay where only one strength is shown: the strength of the grid's `decay`.
-
-    Raises:
-        DataError: the record has no arm with decay of B.
-    """
-    share = f"decay of B {record['settings'].get('decay', ''):g}" if "decay" in record["settings"] else ""
-    arms = [arm for arm in record["result"]["arms"] if arm.startswith("decay of B ")]
-    if not arms:
-        raise DataError("the records of the sweep have no arm with decay of B")
-    return share if share in arms else arms[-1]
-
-
 def strength(arm: str) -> float:
     """The number at the end of an arm's name.
 
@@ -142,21 +129,24 @@ def seeds_of(records: Records) -> list[int]:
 
 def smaller_grid(records: Records) -> str:
     """In what the records' grid is smaller than the full one, as words; empty if in nothing. On another base than the embedded one, the
-    full grid is the paper's.
+    full grid is the paper's. Records of kinds alone that have few tasks are held against those.
 
     Example:
         >>> settings = {"task": "world-cqa", "seed": 0, "base": "embedded", "members": 3, "snapshots": [1, 2]}
         >>> smaller_grid({"sweep": [{"settings": settings}]})
-        '1 of 6 tasks, 1 of 3 seeds, 3 of 5 members, 2 of 15 epochs'
+        '1 of 6 tasks, 1 of 3 seeds, 3 of 5 members, 2 of 10 epochs'
     """
     settings = [record["settings"] for found in records.values() for record in found if "task" in record["settings"]]
     full = FULL if all(one.get("base", FULL.base) == FULL.base for one in settings) else PAPER
 
+    whole = any(records.get(kind) for kind in WHOLE_KINDS)
+    tasks = full.tasks if whole else full.few_tasks
+
     def least(name: str, number: Callable[[Any], int]) -> int | None:
         return min((number(one[name]) for one in settings if one.get(name)), default=None)
 
-    pairs = (
-        (len({one["task"] for one in settings}), len(full.tasks), "tasks"),
+    pairs: list[tuple[int | None, int, str]] = [
+        (len({one["task"] for one in settings}), len(tasks), "tasks"),
         (len(seeds_of(records)), len(full.seeds), "seeds"),
         (least("members", int), full.members, "members"),
         (least("snapshots", lambda value: int(value[-1])), full.snapshots[-1], "epochs"),
@@ -164,7 +154,13 @@ def smaller_grid(records: Records) -> str:
         (least("draws", int), full.draws, "few-shot draws"),
         (least("kl", len), len(full.kl), "KL weights"),
         (least("decays", len), len(full.decays), "strengths of decay"),
-    )
+    ]
+    if not whole:
+        pairs += [
+            (least("ranks", len), len(full.ranks), "ranks"),
+            (least("wide_kl", len), len(full.wide_kl), "KL weights"),
+            (least("wide_decays", len), len(full.wide_decays), "strengths of decay"),
+        ]
     said = [f"{found} of {whole} {words}" for found, whole, words in pairs if found is not None and found < whole]
     return ", ".join(said + _limits([one["limit"] for one in settings if "limit" in one], full))
 

@@ -1,0 +1,80 @@
+"""Does an ensemble gain more where its members agree less? A rank correlation over the arms of each record, with its interval."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..claims import judge_contrast
+from ..contrasts import Contrast
+from .values import ENSEMBLE, MEMBER, Record, Records, by_task, last_row, value
+
+SIGNS = {"accuracy": 1, "nll": -1, "ece": -1}  # the direction that is better
+
+
+@dataclass(frozen=True)
+class Association:
+    """The mean over tasks of Spearman's rho, its 95 % bootstrap interval over tasks and seeds, and the number of settings."""
+
+    rho: float
+    interval: tuple[float, float]
+    settings: int
+
+    def __str__(self) -> str:
+        return f"{self.rho:+.2f} ({self.interval[0]:+.2f} to {self.interval[1]:+.2f})"
+
+
+def gains(record: Record, prefix: str, metric: str) -> list[tuple[float, float]]:
+    """(correlation of the members, what the ensemble gains over them) of the record's arms whose name begins so; up is better."""
+    points = []
+    for name, arm in record["result"]["arms"].items():
+        row = last_row(record, name)
+        if not name.startswith(prefix) or row is None or arm.get("correlation") is None:
+            continue
+        member, ensemble = value(row, metric, MEMBER), value(row, metric, ENSEMBLE)
+        if member is not None and ensemble is not None:
+            points.append((arm["correlation"], SIGNS[metric] * (ensemble - member)))
+    return points
+
+
+def association(records: Records, metric: str) -> Association | None:
+    """How the gain in a metric goes with the members' correlation: rho within each (task, seed) over its arms, so that easy and hard tasks
+    do not stand in for it. None where no setting has three arms whose values differ.
+
+    Raises:
+        DataError: there is no record of a sweep.
+    """
+    found: dict[tuple[str, int], float] = {}
+    for task, several in by_task(records, "sweep").items():
+        for record in several:
+            rho = rank_correlation(gains(record, "", metric))
+            if rho is not None:
+                found[task, int(record["settings"]["seed"])] = rho
+    part = judge_contrast(Contrast(metric, found, -1))
+    if part.difference is None or part.interval is None:
+        return None
+    return Association(part.difference, part.interval, part.settings)
+
+
+def rank_correlation(points: Sequence[tuple[float, float]]) -> float | None:
+    """Spearman's rho: the correlation of the ranks, those of equal values being their mean; None for fewer than three points, or where one
+    side has a single value.
+
+    Example:
+        >>> rank_correlation([(1, 10), (2, 30), (3, 20)])
+        0.5
+    """
+    sides = [_ranks([point[side] for point in points]) for side in (0, 1)]
+    if len(points) < 3 or any(len(set(side)) == 1 for side in sides):
+        return None
+    return statistics.correlation(*sides)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    places: dict[float, list[int]] = {}
+    for place, number in enumerate(sorted(values)):
+        places.setdefault(number, []).append(place)
+    means: Mapping[float, Any] = {number: statistics.fmean(found) for number, found in places.items()}
+    return [means[number] for number in values]

@@ -1,0 +1,264 @@
+"""The kinds of records about what the paper leaves open: methods side by side, initialisation, rank, strength."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from lora_ensembles.baselines import LastLayerEnsemble, TemperatureScaled
+from lora_ensembles.cli.study import KINDS as NAMED
+from lora_ensembles.config import TrainConfig
+from lora_ensembles.prediction import predict
+from lora_ensembles.seeds import member_seeds
+from lora_ensembles.studies.arms import Arm, stacked_members, train_arms
+from lora_ensembles.studies.bench import Bench
+from lora_ensembles.studies.grid import FIELDS, FULL, KINDS, OPEN_KINDS, PAPER, QUICK, Grid, cells, settings_of
+from lora_ensembles.studies.initialisation import STARTS
+from lora_ensembles.studies.store import cell
+from lora_ensembles.tasks import Task
+from tiny_ensembles import adapter, llama, questions, tokenizer
+
+TINY = Grid(
+    "tiny",
+    tasks=("animals",),
+    few_tasks=("animals",),
+    seeds=(3,),
+    members=2,
+    learning_rate=1e-2,
+    batch_size=4,
+    snapshots=(1, 2),
+    shots=0,
+    draws=2,
+    limit=(None, None, None),
+    ranks=(1, 4),
+    wide_kl=(0.01, 1.0),
+    wide_decays=(0.1,),
+)
+CONFIG = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2, snapshot_epochs=[1, 2])
+
+
+def bench() -> Bench:
+    return Bench(
+        Task("animals", tuple(questions(16)), tuple(questions(24, start=16))), tuple(questions(8, start=40)), (llama(), tokenizer())
+    )
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, dict[str, Any]]:
+    """The result of every kind on the tiny grid."""
+    return {kind: KINDS[kind](TINY, bench(), seed=3) for kind in OPEN_KINDS}
+
+
+# What records are keyed by
+
+
+def test_records_of_the_first_kinds_keep_the_settings_that_they_were_always_keyed_by(tmp_path: Path) -> None:
+    known = {
+        "base": "embedded",
+        "members": 5,
+        "learning_rate": 2e-3,
+        "batch_size": 16,
+        "snapshots": [1, 2, 3, 5, 10],
+        "kl": [0.01, 0.05, 0.1],
+        "decays": [0.032, 0.16, 0.32],
+        "decay": 0.16,
+        "pool": 20,
+        "subsets": 5,
+        "shots": 3,
+        "draws": 10,
+        "limit": [200, 400, 250],
+    }
+    for kind in ("sweep", "randomness", "pool", "few_shot", "last_layer"):
+        settings = settings_of(FULL, kind, "world-cqa", 0)
+        assert settings == {"kind": kind, "task": "world-cqa", "seed": 0} | known
+        cell(tmp_path, kind, settings, dict)
+        other = dataclasses.replace(FULL, ranks=(1,), wide_kl=(1.0,), held_out=0.5, few_tasks=("world-obqa",))
+        assert settings_of(other, kind, "world-cqa", 0) == settings
+    assert (tmp_path / "sweep-052c5e0a45d4.json").exists()  # the first digits of the SHA-256 of these settings as sorted JSON
+
+
+def test_a_new_kind_is_keyed_by_what_it_depends_on() -> None:
+    assert set(FIELDS) == set(KINDS)
+    assert settings_of(FULL, "rank", "world-cqa", 1) == {
+        "kind": "rank",
+        "task": "world-cqa",
+        "seed": 1,
+        "base": "embedded",
+        "members": 5,
+        "learning_rate": 2e-3,
+        "batch_size": 16,
+        "snapshots": [1, 2, 3, 5, 10],
+        "limit": [200, 400, 250],
+        "ranks": [1, 2, 4, 8, 16, 32, 64],
+    }
+    for kind in KINDS:
+        assert json.dumps(settings_of(FULL, kind, "world-cqa", 0))
+
+
+def test_the_command_line_names_every_kind() -> None:
+    assert tuple(KINDS) == NAMED
+
+
+def test_new_kinds_have_every_seed_of_few_tasks_in_full_and_one_of_one_in_quick() -> None:
+    for grid, tasks, seeds in ((FULL, 2, 3), (PAPER, 3, 3), (QUICK, 1, 1)):
+        found = list(cells(grid, OPEN_KINDS))
+        assert len(set(found)) == len(found) == len(OPEN_KINDS) * tasks * seeds
+
+
+# Arms that start differently, in one stack
+
+
+def test_smaller_ranks_in_a_stack_have_the_weights_they_have_alone_and_their_padding_stays_zero() -> None:
+    arms = [Arm("rank 1", rank=1), Arm("rank 2, decayed", rank=2, weight_decay_b=20.0, weight_decay_a=20.0), Arm("rank 6", rank=6)]
+    together = train_arms((llama(), tokenizer()), arms, questions(), CONFIG, members=2, seed=3, adapter=adapter())
+    stack = together.ensemble.stack
+    for index, arm in enumerate(arms):
+        alone = train_arms((llama(), tokenizer()), [arm], questions(), CONFIG, members=2, seed=3, adapter=adapter())
+        for row, other in zip(together.rows(index), range(2), strict=True):
+            mine, theirs = stack.member(row), alone.ensemble.stack.member(other)
+            for name in mine.a:
+                assert mine.a[name].shape[0] == arm.rank
+                # The same sums in a larger batched product.
+                torch.testing.assert_close(mine.a[name], theirs.a[name], atol=1e-6, rtol=1e-5)
+                torch.testing.assert_close(mine.b[name], theirs.b[name], atol=1e-6, rtol=1e-5)
+            for site in stack.sites:
+                assert not site.view_a(stack.a)[row, arm.rank :].any()
+                assert not site.view_b(stack.b)[row, :, arm.rank :].any()
+
+
+def test_every_rank_has_the_scaling_of_the_adapter() -> None:
+    for config in (adapter(rank=2, alpha=8), LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj"])):
+        made = stacked_members((llama(), tokenizer()), [Arm("own"), Arm("1", rank=1), Arm("9", rank=9)], members=1, seed=0, adapter=config)
+        scalings = {round(scaling, 6) for row in made.stack.scaling for scaling in row}
+        assert scalings == {4.0}  # 8 / 2, and 8 / sqrt(4)
+
+
+@pytest.mark.parametrize("init", [True, False, "gaussian", "orthogonal"])
+def test_an_arm_starts_where_peft_starts_with_its_initialisation(init: bool | Literal["gaussian", "orthogonal"]) -> None:
+    arms = [Arm("own"), Arm("other", init=init), Arm("tenth", init=init, start_b=0.1)]
+    made = stacked_members((llama(), tokenizer()), arms, members=2, seed=5, adapter=adapter())
+    for member in range(2):
+        base = llama()  # which seeds torch itself
+        torch.manual_seed(member_seeds(5, member).init)
+        reference = get_peft_model(base, LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=init))
+        expected = {name: tensor for name, tensor in reference.named_parameters() if "lora_" in name}
+        own, tenth = made.stack.member(2 + member), made.stack.member(4 + member)
+        for name in own.a:
+            prefix = f"base_model.model.{name}"
+            assert torch.equal(own.a[name], expected[f"{prefix}.lora_A.default.weight"])
+            assert torch.equal(own.b[name], expected[f"{prefix}.lora_B.default.weight"])
+            assert torch.equal(tenth.a[name], own.a[name])
+            torch.testing.assert_close(tenth.b[name], own.b[name] / 10)
+
+
+def test_a_run_remembers_where_its_members_started() -> None:
+    run = train_arms(
+        (llama(), tokenizer()), [Arm("one"), Arm("two", init=False)], questions(), CONFIG, members=2, seed=3, adapter=adapter()
+    )
+    untrained = stacked_members((llama(), tokenizer()), run.arms, members=2, seed=3, adapter=adapter())
+    for row, before in enumerate(run.initial):
+        for name, matrix in untrained.stack.member(row).b.items():
+            assert torch.equal(before.b[name], matrix)
+
+
+# What the kinds measure
+
+
+def test_every_kind_gives_plain_numbers(measured: dict[str, dict[str, Any]]) -> None:
+    for result in measured.values():
+        assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_strength_measures_early_stopping_after_every_epoch_and_the_rest_at_the_end(measured: dict[str, dict[str, Any]]) -> None:
+    arms = measured["strength"]["arms"]
+    assert list(arms) == ["none", "KL 0.01", "KL 1", "decay of B 0.1"]
+    assert [list(arm["epochs"]) for arm in arms.values()] == [["1", "2"], ["2"], ["2"], ["2"]]
+    one = bench()
+    config = dataclasses.replace(TINY.config("animals"), snapshot_epochs=[1])
+    run = train_arms(one.model, [Arm("none")], one.task.train, config, members=2, seed=3)
+    run.ensemble.stack.set_members(run.trained.snapshots[1])
+    known = predict(run.ensemble, one.task.validation)
+    right = (known.choices == known.targets).float().mean().item()
+    assert arms["none"]["epochs"]["1"]["ensemble"]["accuracy"] == pytest.approx(right, abs=1e-6)
+
+
+def test_rank_counts_the_parameters_of_each_rank(measured: dict[str, dict[str, Any]]) -> None:
+    arms = measured["rank"]["arms"]
+    # hidden 16; one layer whose query maps 16 to 16 features and whose value maps 16 to 8
+    assert {name: arm["parameters"] for name, arm in arms.items()} == {"rank 1": 16 + 16 + 16 + 8, "rank 4": 4 * (16 + 16 + 16 + 8)}
+    assert [arm["rank"] for arm in arms.values()] == [1, 4]
+
+
+def test_untrained_members_whose_b_is_zero_answer_as_the_base_does(measured: dict[str, dict[str, Any]]) -> None:
+    arms = measured["initialisation"]["arms"]
+    assert list(arms) == [*STARTS, *(f"{name}, same order" for name in STARTS)]
+    starts = {name: arms[name]["start"]["ensemble"] for name in STARTS}
+    one = bench()
+    untrained = stacked_members(one.model, [Arm("base")], members=1, seed=0, adapter=adapter())
+    known = predict(untrained, one.task.validation)
+    nll = -known.log_probs[range(known.num_examples), known.targets].mean().item()
+    for name in ("Kaiming", "Gaussian", "orthogonal"):  # the last starts A and B away from zero, and their product at it
+        assert starts[name]["nll"] == pytest.approx(nll, abs=1e-5)
+    assert starts["random B"]["nll"] != pytest.approx(nll, abs=1e-3)
+
+
+def test_methods_hold_metrics_parameters_and_seconds_of_every_way_to_an_ensemble(measured: dict[str, dict[str, Any]]) -> None:
+    found = measured["methods"]["methods"]
+    assert set(found) == {
+        "few-shot base",
+        "single member",
+        "ensemble",
+        "single member, decay of B",
+        "ensemble, decay of B",
+        "single member, fewer questions",
+        "ensemble, fewer questions",
+        "single member, scaled",
+        "ensemble, scaled",
+        "MC dropout",
+        "last-layer ensemble",
+        "BatchEnsemble",
+    }
+    layer = 8 * (16 + 16 + 16 + 8)  # rank 8 on query and value
+    counts = {name: row["trained_parameters"] for name, row in found.items()}
+    assert counts["few-shot base"] == 0
+    assert counts["single member"] == counts["MC dropout"] == layer
+    assert counts["ensemble"] == 2 * layer
+    assert counts["single member, scaled"] == layer + 1
+    assert counts["ensemble, scaled"] == 2 * layer + 1
+    assert counts["last-layer ensemble"] == 2 * 4 * 16  # four letters
+    assert counts["BatchEnsemble"] == 2 * (16 + 16 + 16 + 8)
+    for name, row in found.items():
+        assert row["seconds_per_1000"] > 0
+        assert (row["training_seconds"] > 0) == (name != "few-shot base")
+        assert 0 <= row["ood"]["accuracy"] <= 1
+        assert 0 <= row["ood_auroc"] <= 1
+
+
+def test_scaling_keeps_accuracy_and_is_fitted_on_training_questions_that_nobody_was_trained_on(measured: dict[str, dict[str, Any]]) -> None:
+    found, sizes = measured["methods"]["methods"], measured["methods"]["sizes"]
+    assert sizes == {"train": 16, "held_out": 3, "validation": 24}  # a fifth of 16, rounded
+    for name in ("single member", "ensemble"):
+        scaled, plain = found[f"{name}, scaled"], found[f"{name}, fewer questions"]
+        assert scaled["accuracy"] == plain["accuracy"]
+        assert scaled["temperature"] > 0
+
+
+def test_fitting_on_questions_that_were_trained_on_would_be_refused() -> None:
+    one = bench()
+    heads = LastLayerEnsemble(*one.model, members=1)
+    with pytest.raises(ValueError, match="was trained on"):
+        TemperatureScaled.fit(heads, one.task.train[:2], trained_on=one.task.train)
+
+
+def test_the_single_members_metrics_are_the_mean_over_the_ensembles_members(measured: dict[str, dict[str, Any]]) -> None:
+    one = bench()
+    run = train_arms(one.model, [Arm("none")], one.task.train, TINY.config("animals"), members=2, seed=3)
+    known = predict(run.ensemble, one.task.validation)
+    right = (known.member_choices == known.targets).float().mean().item()
+    assert measured["methods"]["methods"]["single member"]["accuracy"] == pytest.approx(right, abs=1e-6)
