@@ -55,11 +55,13 @@ class LastLayerHeads:
     Example:
         >>> from lora_ensembles import resolve_base
         >>> base, tokenizer = resolve_base("embedded", head="sequence-classification", num_labels=2)
-        >>> texts = [Example(str(n), text, ("bad", "good"), n) for n, text in enumerate(["The otter is bad.", "The otter is good."])]
+        >>> texts = [Example(str(n), text, ("bird", "fish"), n) for n, text in enumerate(["It is a lark", "It is a carp"])]
         >>> ensemble = LastLayerHeads(base, tokenizer, members=3)
-        >>> _ = ensemble.fit(texts, TrainConfig(epochs=20, learning_rate=1e-2))
-        >>> ensemble.member_log_probs(texts).argmax(-1).tolist()
-        [[0, 1], [0, 1], [0, 1]]
+        >>> losses = [row["train_loss"][0] for row in ensemble.fit(texts, TrainConfig(epochs=20, learning_rate=1e-2)).history]
+        >>> losses[-1] < losses[0]
+        True
+        >>> ensemble.member_log_probs(texts).shape
+        torch.Size([3, 2, 2])
     """
 
     def __init__(

@@ -103,7 +103,7 @@ def found_classes(path: str | Path, *, columns: ColumnMapping | None = None) -> 
     Example:
         >>> import pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "reviews.csv"
-        >>> _ = path.write_text("text,label\nSplendid.,good\nA bore.,bad\n")
+        >>> _ = path.write_text("text,label\\nSplendid.,good\\nA bore.,bad\\n")
         >>> found_classes(path)[1]
         ('bad', 'good')
     """
