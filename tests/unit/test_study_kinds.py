@@ -18,7 +18,7 @@ from lora_ensembles.prediction import predict
 from lora_ensembles.seeds import member_seeds
 from lora_ensembles.studies.arms import Arm, stacked_members, train_arms
 from lora_ensembles.studies.bench import Bench
-from lora_ensembles.studies.grid import FIELDS, FULL, KINDS, OPEN_KINDS, PAPER, QUICK, Grid, cells, settings_of
+from lora_ensembles.studies.grid import CHOICE, FIELDS, FULL, KINDS, OPEN_KINDS, PAPER, QUICK, Grid, cells, settings_of
 from lora_ensembles.studies.initialisation import STARTS
 from lora_ensembles.studies.store import cell
 from lora_ensembles.tasks import Task
@@ -84,7 +84,7 @@ def test_records_of_the_first_kinds_keep_the_settings_that_they_were_always_keye
 
 
 def test_a_new_kind_is_keyed_by_what_it_depends_on() -> None:
-    assert set(FIELDS) == set(KINDS)
+    assert set(FIELDS) == {*KINDS, CHOICE}
     assert settings_of(FULL, "rank", "world-cqa", 1) == {
         "kind": "rank",
         "task": "world-cqa",

@@ -88,20 +88,11 @@ def _grid(args: Arguments) -> Grid:
         start = ENCODER if args.head == "multiple-choice" else PAPER
         grid = dataclasses.replace(start, base=args.base, data=None if args.data is None else str(args.data))
         if args.quick:
-            smaller = [
-                "pool",
-                "draws",
-                "limit",
-                "snapshots",
-                "ranks",
-                "wide_decays",
-                *([] if start.choose else ["kl", "wide_kl", "decays"]),
-            ]
+            smaller = ["pool", "draws", "limit", "snapshots", "ranks", "wide_decays"]
+            smaller += [] if start.choose else ["kl", "wide_kl", "decays"]
             grid = dataclasses.replace(grid, name=f"{start.name}, quick", **{name: getattr(QUICK, name) for name in smaller})
     elif args.head != "causal-lm":
-        raise ConfigError(
-            "study --head multiple-choice: for public encoders; --base NAME is needed as well, the embedded base is a decoder"
-        )
+        raise ConfigError("study --head multiple-choice: --base NAME is needed, an encoder; the embedded base is a decoder")
     changes: dict[str, Any] = {}
     if args.tasks:
         for task in args.tasks:

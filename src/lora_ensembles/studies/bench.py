@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..baselines import LastLayerEnsemble, LastLayerHeads
+from ..baselines import LastLayerEnsemble, LastLayerHeads, held_out_split
 from ..config import TrainConfig
 from ..heads import HeadConfig, adapter_for, resolve_head
 from ..prediction import Prediction, Predictor, predict
@@ -46,6 +46,13 @@ class Bench:
         """Whether members have heads of their own, so that the base itself says nothing about the answers."""
         return resolve_head(self.model[0], self.head).owned
 
+    def held_out(self, *, share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+        """A part of the training questions to choose or fit something on, and the rest; no question of the first is scored anywhere.
+
+        Some questions of the paper's tasks are in their training and in their validation part: those stay with the rest.
+        """
+        return held_out_split(self.task.train, share=share, seed=seed, trained_on=(*self.task.validation, *self.ood))
+
     def last_layer(self, *, members: int, seed: int) -> LastLayerEnsemble | LastLayerHeads:
         """An untrained ensemble of output heads on the frozen base."""
         if self.owned_heads:
@@ -55,7 +62,7 @@ class Bench:
     def train(
         self, arms: Sequence[Arm], config: TrainConfig, *, members: int, seed: int, examples: Sequence[Example] | None = None
     ) -> ArmsRun:
-        """`members` members of every arm, trained on the task's questions or on `examples`; the base carries them until they are unloaded."""
+        """`members` members of every arm, trained on the task's questions or `examples`; the base carries them until unloaded."""
         shown = self.task.train if examples is None else examples
         return train_arms(self.model, arms, shown, config, members=members, seed=seed, adapter=self.adapter, head=self.head)
 

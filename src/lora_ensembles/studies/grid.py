@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..baselines import FewShot, MCDropout, held_out_split, num_trained_parameters
+from ..baselines import FewShot, MCDropout, num_trained_parameters
 from ..config import TrainConfig
 from ..heads import HeadKind
 from ..metrics import evaluate
@@ -261,7 +261,7 @@ def settings_of(grid: Grid, kind: str, task: str, seed: int) -> dict[str, Any]:
 
 def choice(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     """The ensemble's NLL on a held-out part of the training questions, for each strength of decay of B, trained on the rest."""
-    held_out, rest = held_out_split(bench.task.train, share=grid.held_out, seed=seed)
+    held_out, rest = bench.held_out(share=grid.held_out, seed=seed)
     arms = regulariser_arms(grid.learning_rate, decays=grid.choose, kl=())[1:]
     run = bench.train(arms, grid.config(bench.task.name), members=grid.members, seed=seed, examples=rest)
     known = predict(run.ensemble, held_out)

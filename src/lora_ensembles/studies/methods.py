@@ -24,7 +24,6 @@ from ..baselines import (
     MCDropout,
     SingleMember,
     TemperatureScaled,
-    held_out_split,
     num_trained_parameters,
 )
 from ..config import TrainConfig
@@ -90,7 +89,7 @@ def methods(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     once = dataclasses.replace(place.config, epochs=1)
     warm = bench.train([Arm("warm-up")], once, members=1, seed=seed, examples=bench.task.train[:WARM_UP])
     warm.ensemble.unload()
-    held_out, rest = held_out_split(bench.task.train, share=grid.held_out, seed=seed)
+    held_out, rest = bench.held_out(share=grid.held_out, seed=seed)
     found = {
         **({} if bench.owned_heads else _few_shot(place)),
         **_adapters(place),

@@ -18,7 +18,7 @@ CAPTION = (
     "Accuracy, NLL (nats) and ECE on the validation questions against the strength of each regulariser: weight of the KL divergence from "
     "the base, and share of B that decay takes away in a step, both after the last epoch on a logarithmic axis; and the epoch at which "
     "training without a regulariser stops. Solid: single member (mean of the members' own metrics); dashed: ensemble. Lines: mean over the "
-    "seeds; bands: from the lowest to the highest seed. Thin lines in the first two columns: without a regulariser after the last epoch."
+    "seeds; bands: from the lowest to the highest seed. Thin lines beside those of the epochs: without a regulariser after the last epoch."
 )
 PAPER = (
     "The paper has three strengths of each in its Figure 2: KL 0.01 to 0.1, decay of B by 0.005 to 0.05 a step, and stops after 1 to 3 "
@@ -36,9 +36,12 @@ def draw(records: Records) -> Figure:
         MissingExtraError: matplotlib is not installed.
     """
     tasks = by_task(records, "strength")
-    figure, grid = panels(len(SHOWN), len(FAMILIES), height=1.6, sharex=False)
+    arms = [arm for record in records["strength"] for arm in record["result"]["arms"]]
+    # Where the base has no distribution over the answers, there is no KL divergence from it.
+    families = {prefix: name for prefix, name in FAMILIES.items() if any(arm.startswith(prefix) for arm in arms)}
+    figure, grid = panels(len(SHOWN), len(families), height=1.6, sharex=False)
     for axes, metric in zip(grid, SHOWN, strict=True):
-        for one, (prefix, name) in zip(axes, FAMILIES.items(), strict=True):
+        for one, (prefix, name) in zip(axes, families.items(), strict=True):
             for colour, found in zip(COLOURS, tasks.values(), strict=False):
                 for who, line in LINES.items():
                     band(one, by_strength(found, prefix, metric, who), colour=colour, line=line)

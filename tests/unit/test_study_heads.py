@@ -1,0 +1,139 @@
+"""A study of members with heads of their own: an encoder built in code, from the choice of the decay to the claims."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny_heads
+from lora_ensembles.metrics import evaluate
+from lora_ensembles.prediction import predict
+from lora_ensembles.studies import grid as grids
+from lora_ensembles.studies.bench import Bench
+from lora_ensembles.studies.claims import Claim, judge
+from lora_ensembles.studies.grid import ENCODER, Grid, choice, run_grid, settings_of, with_choice
+from lora_ensembles.studies.report import write_report
+from lora_ensembles.tasks import Example, Task
+
+TINY = Grid(
+    "tiny",
+    base="tiny BERT",
+    tasks=("words",),
+    few_tasks=("words",),
+    seeds=(0, 1),
+    members=2,
+    learning_rate=5e-3,
+    batch_size=4,
+    snapshots=(1, 2, 3, 4),
+    kl=(),
+    wide_kl=(),
+    pool=3,
+    limit=(None,) * 3,
+    ranks=(1, 4),
+    wide_decays=(0.1,),
+    open_seeds=1,
+    held_out=0.3,
+    head="multiple-choice",
+    layers=(1,),
+    choose=(0.1, 0.6),
+)
+
+
+def questions(start: int) -> tuple[Example, ...]:
+    found = []
+    for n, one in enumerate(tiny_heads.choice_examples()):
+        found.append(
+            Example(
+                f"{start}-{n}", f"{start}: {one.prompt}", one.labels, one.target, f"{one.question} {'the ' * start}".strip(), one.options
+            )
+        )
+    return tuple(found)
+
+
+def load() -> tuple[Any, Any]:
+    return tiny_heads.build("bert", "multiple-choice"), tiny_heads.tokenizer()
+
+
+def a_bench() -> Bench:
+    task = Task("words", questions(0) + questions(1), questions(2))
+    return Bench(task, questions(3), load(), tiny_heads.HeadConfig("multiple-choice"), (1,))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[Claim]]:
+    """The folder, the records by kind and the claims of the whole tiny grid."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grids, "load_bench", lambda grid, name, load_model: a_bench())
+        found = run_grid(TINY, folder, load, say=lambda _: None)
+    return folder, {kind: list(rows) for kind, rows in found.items()}, judge(found)
+
+
+def test_adapters_are_on_the_layers_that_the_grid_names_and_members_own_their_heads() -> None:
+    run = a_bench().train([grids.Arm("none")], TINY.config("words"), members=2, seed=0)
+    assert {site.name.split(".")[3] for site in run.ensemble.stack.sites} == {"1"}
+    assert run.ensemble.trunk is not None
+    assert set(run.ensemble.stack.member(0).head) == {"classifier.weight", "classifier.bias"}
+
+
+def test_the_chosen_strength_has_the_lowest_nll_on_questions_that_were_held_out_of_training() -> None:
+    found = choice(TINY, a_bench(), seed=0)
+    held_out, rest = a_bench().held_out(share=TINY.held_out, seed=0)
+    assert found["sizes"] == {"held_out": len(held_out), "train": len(rest)}
+    assert not {one.id for one in held_out} & {one.id for one in rest}
+    for share, nll in zip(TINY.choose, found["nll"], strict=True):
+        arm = grids.Arm("alone", weight_decay_b=share / TINY.learning_rate)
+        alone = a_bench().train([arm], TINY.config("words"), members=2, seed=0, examples=rest)
+        assert nll == pytest.approx(evaluate(predict(alone.ensemble, held_out)).nll, abs=1e-4)
+    chosen = with_choice(TINY, [{"result": {"nll": [0.5, 0.9]}}, {"result": {"nll": [0.8, 0.2]}}])
+    assert (chosen.decay, chosen.decays) == (0.6, (0.6,))
+
+
+def test_records_say_the_head_the_layers_and_where_the_decay_comes_from(study: tuple[Path, dict[str, Any], list[Claim]]) -> None:
+    _, records, _ = study
+    assert {kind: len(rows) for kind, rows in records.items()} == {
+        "choice": 1,
+        "sweep": 2,
+        "randomness": 2,
+        "pool": 2,
+        "few_shot": 0,
+        "last_layer": 2,
+        "methods": 1,
+        "initialisation": 1,
+        "rank": 1,
+        "strength": 1,
+    }
+    settings = records["sweep"][0]["settings"]
+    assert settings["head"] == "multiple-choice"
+    assert settings["layers"] == [1]
+    assert settings["decays"] == [settings["decay"]]
+    assert settings["decay"] in TINY.choose
+    assert settings["decay_chosen_on"] == "0.3 of the training questions, held out"
+    assert {"single member", "ensemble", "MC dropout", "last-layer ensemble"} < set(records["methods"][0]["result"]["methods"])
+    assert not {"few-shot base", "BatchEnsemble"} & set(records["methods"][0]["result"]["methods"])
+
+
+def test_claims_that_the_head_allows_have_intervals_and_the_others_a_reason(study: tuple[Path, dict[str, Any], list[Claim]]) -> None:
+    _, _, claims = study
+    judged = {claim.id: claim for claim in claims}
+    for name in ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9"):
+        assert judged[name].interval is not None, name
+    assert "no distribution over the answers" in judged["C2"].reason
+    assert "few-shot prompts" in judged["C11"].reason
+    missing = {part.name for part in judged["C11"].parts if part.verdict == "not applicable"}
+    assert "accuracy, few-shot against single member" in missing
+
+
+def test_the_report_is_written_from_records_of_heads(study: tuple[Path, dict[str, Any], list[Claim]]) -> None:
+    folder, records, claims = study
+    written = write_report({kind: rows for kind, rows in records.items() if rows}, claims, folder)
+    assert written.html.exists()
+    assert len(written.figures) >= 20
+
+
+def test_settings_of_label_tokens_do_not_name_a_head() -> None:
+    assert "head" not in settings_of(grids.FULL, "sweep", "world-cqa", 0)
+    assert json.dumps(settings_of(ENCODER, "sweep", "arcc", 0))
