@@ -52,6 +52,7 @@ OPEN: dict[str, tuple[str, dict[str, Make]]] = {
         {"Rank correlation over arms": open_tables.correlation, "By arm": tables.diversity},
     ),
 }
+SAID = {"paper": "In the paper", "here": "Here", "why": "Why they may differ"}
 FIGURES = {"C1": "2", "C2": "2", "C3": "3", "C4": "4", "C6": "5", "C7": "6", "C8": "7", "C9": "8", "C10": "2", "C11": "1a"}
 
 
@@ -98,7 +99,7 @@ def claim_section(claim: Claim, sentences: Mapping[str, str], folder: Path) -> l
 
 def spoken(sentences: Mapping[str, str]) -> list[str]:
     """The sentences by hand, those that are there."""
-    return [f"{who}: {sentences[key]}" for key, who in (("paper", "In the paper"), ("here", "Here")) if sentences[key]]
+    return [f"{who}: {sentences[key]}" for key, who in SAID.items() if sentences.get(key)]
 
 
 def picture(name: str, folder: Path) -> list[str]:

@@ -46,6 +46,8 @@ def draw(records: Records) -> Figure:
         DataError: records that it needs are missing.
         MissingExtraError: matplotlib is not installed.
     """
+    from matplotlib.ticker import MaxNLocator
+
     sweeps = by_task(records, "sweep")
     few_shots = by_task(records, "few_shot") if records.get("few_shot") else {}
     columns = 2 if len(sweeps) > 1 else 1
@@ -56,6 +58,7 @@ def draw(records: Records) -> Figure:
             _draw_arrow(axes, found, arrow)
         _draw_few_shot(axes, few_shots.get(name, []))
         axes.margins(0.08)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, prune="upper"))  # a label at the very end would be cut
         heading(axes, name)
         axes.set_xlabel(METRICS["accuracy"])
         axes.set_ylabel(METRICS["ece"])
