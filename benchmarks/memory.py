@@ -81,7 +81,7 @@ def measure(name: str, *, small: bool, device: str, dtype: torch.dtype = torch.f
         ensemble = LoraEnsemble(sharing(base), words, members=members)
         batch = described.rows // members
         examples = questions(2 * batch, length=described.length, words=shape.vocabulary)
-        train(ensemble, examples, TrainConfig(epochs=1, batch_size=batch), progress=False)
+        train(ensemble, examples, TrainConfig(epochs=1, batch_size=batch, max_rows=members * batch), progress=False)
         adapted = {id(weight) for layer in ensemble.stack.layers for weight in (layer.lora_a, layer.lora_b)}
         weights = [weight for weight in ensemble.base.parameters() if id(weight) not in adapted]
         once.append(storages(weights) == addresses)
