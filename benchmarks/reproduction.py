@@ -19,6 +19,7 @@ from lora_ensembles.studies import open_tables, tables
 from lora_ensembles.studies.claims import Claim, judge
 from lora_ensembles.studies.contrasts import CLAIMS
 from lora_ensembles.studies.figures.values import Records, smaller_grid
+from lora_ensembles.studies.grid import KINDS
 from lora_ensembles.studies.report import claims_with_text, counts, parts_table, provenance
 from lora_ensembles.studies.store import by_kind
 
@@ -87,7 +88,9 @@ def grid(records: Records) -> str:
     settings = records["sweep"][0]["settings"]
     smaller = smaller_grid(records)
     made_on = f"The grid is smaller than the full one: {smaller}." if smaller else "The grid is the full one."
-    return f"Base: {settings['base']}; ensembles of {settings['members']}. {made_on}"
+    missing = [kind for kind in KINDS if not records.get(kind)]
+    left = f" Not measured yet: {', '.join(missing)}." if missing else ""
+    return f"Base: {settings['base']}; ensembles of {settings['members']}. {made_on}{left}"
 
 
 def claim_section(claim: Claim, sentences: Mapping[str, str], folder: Path) -> list[str]:

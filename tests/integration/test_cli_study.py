@@ -105,3 +105,17 @@ def test_plan_prints_memory_and_a_split_that_fits(capsys):
     assert done.summary["parts"] > 1
     assert f"--max-rows {done.summary['max_rows']}" in done.err
     assert json.dumps(done.summary)
+
+
+def test_a_quick_grid_of_another_base_keeps_its_own_strength_of_decay() -> None:
+    for start in (grid.PAPER, grid.ENCODER):
+        small = grid.quick(start)
+        assert (small.decays, small.limit, small.snapshots) == ((start.decay,), grid.QUICK.limit, grid.QUICK.snapshots)
+        assert set(small.wide_decays) < set(start.wide_decays)
+        assert small.choose == start.choose
+
+
+def test_members_with_heads_of_their_own_are_not_studied_on_the_embedded_decoder(capsys, tmp_path):
+    done = call(capsys, "study", "all", "--head", "multiple-choice", "--out", tmp_path)
+    assert done.code == 2
+    assert "--base NAME is needed, an encoder" in done.err

@@ -375,7 +375,9 @@ def test_rank_correlation_is_that_of_scipys_definition_ties_included() -> None:
     assert association.rank_correlation(points) == pytest.approx(1 - 6 * sum(d * d for d in differences) / (5 * 24))
     tied = [(1.0, 1.0), (1.0, 2.0), (2.0, 3.0)]
     left, right = torch.tensor([1.5, 1.5, 3.0]), torch.tensor([1.0, 2.0, 3.0])
-    assert association.rank_correlation(tied) == pytest.approx(torch.corrcoef(torch.stack([left, right]))[0, 1].item())
+    assert association.rank_correlation(tied) == pytest.approx(
+        torch.corrcoef(torch.stack([left, right]))[0, 1].item(), abs=1e-5
+    )  # torchmetrics adds 1e-6 below
     assert association.rank_correlation([(1.0, 2.0), (1.0, 3.0), (1.0, 4.0)]) is None
     assert association.rank_correlation(points[:2]) is None
 

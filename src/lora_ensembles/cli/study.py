@@ -80,17 +80,14 @@ def _measure(args: Arguments) -> dict[str, Any]:
 
 
 def _grid(args: Arguments) -> Grid:
-    from ..studies.grid import ENCODER, FULL, PAPER, QUICK
+    from ..studies.grid import ENCODER, FULL, PAPER, QUICK, quick
     from ..tasks import PAPER_TASKS, task_names
 
     grid = QUICK if args.quick else FULL
     if args.base != "embedded":
         start = ENCODER if args.head == "multiple-choice" else PAPER
         grid = dataclasses.replace(start, base=args.base, data=None if args.data is None else str(args.data))
-        if args.quick:
-            smaller = ["pool", "draws", "limit", "snapshots", "ranks", "wide_decays"]
-            smaller += [] if start.choose else ["kl", "wide_kl", "decays"]
-            grid = dataclasses.replace(grid, name=f"{start.name}, quick", **{name: getattr(QUICK, name) for name in smaller})
+        grid = quick(grid) if args.quick else grid
     elif args.head != "causal-lm":
         raise ConfigError("study --head multiple-choice: --base NAME is needed, an encoder; the embedded base is a decoder")
     changes: dict[str, Any] = {}

@@ -146,6 +146,18 @@ QUICK = Grid(
 )
 
 
+def quick(grid: Grid) -> Grid:
+    """A grid of another base, as small as `QUICK`; its strengths stay its own: what a share of B does depends on the learning rate.
+
+    Example:
+        >>> quick(PAPER).decays, quick(PAPER).decay, quick(PAPER).wide_decays
+        ((0.025,), 0.025, (0.001, 0.025, 0.2))
+    """
+    sizes: dict[str, Any] = {name: getattr(QUICK, name) for name in ("pool", "draws", "limit", "snapshots", "ranks", "open_seeds")}
+    own: dict[str, Any] = {"kl": grid.kl[1:2], "decays": (grid.decay,), "wide_kl": grid.wide_kl[::3], "wide_decays": grid.wide_decays[::3]}
+    return dataclasses.replace(grid, name=f"{grid.name}, quick", **sizes, **own)
+
+
 def sweep(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Every regulariser, decay placed on A, B and both, and dropout; each measured after chosen epochs.
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..report import Table
-from .figures.association import SIGNS, association
+from .contrasts import NAMES, SIGNS
+from .figures.association import association
 from .figures.values import ENSEMBLE, MEMBER, Record, Records, Spread, by_task, spread, value
 from .tables import METRICS
 
 Number = Callable[[Mapping[str, Any]], float | None]  # of a row: one method's, or one arm's
-NAMES = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
 
 
 def methods(records: Records) -> Table:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+import torch
+from torchmetrics.functional import spearman_corrcoef
 
 from ..claims import judge_contrast
-from ..contrasts import Contrast
+from ..contrasts import SIGNS, Contrast
 from .values import ENSEMBLE, MEMBER, Record, Records, by_task, last_row, value
-
-SIGNS = {"accuracy": 1, "nll": -1, "ece": -1}  # the direction that is better
 
 
 @dataclass(frozen=True)
@@ -66,15 +65,7 @@ def rank_correlation(points: Sequence[tuple[float, float]]) -> float | None:
         >>> rank_correlation([(1, 10), (2, 30), (3, 20)])
         0.5
     """
-    sides = [_ranks([point[side] for point in points]) for side in (0, 1)]
-    if len(points) < 3 or any(len(set(side)) == 1 for side in sides):
+    sides = torch.tensor(points, dtype=torch.float64).reshape(-1, 2).T
+    if len(points) < 3 or any(len(side.unique()) == 1 for side in sides):
         return None
-    return statistics.correlation(*sides)
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    places: dict[float, list[int]] = {}
-    for place, number in enumerate(sorted(values)):
-        places.setdefault(number, []).append(place)
-    means: Mapping[float, Any] = {number: statistics.fmean(found) for number, found in places.items()}
-    return [means[number] for number in values]
+    return float(spearman_corrcoef(*sides))

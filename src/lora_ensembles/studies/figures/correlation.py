@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .association import SIGNS, association, gains
+from ..contrasts import SIGNS
+from .association import association, gains
 from .style import DECAY, KL, METRICS, NONE, ORANGE, PURPLE, Key, finish, heading, panels
 from .values import Records, by_task
 
