@@ -1,4 +1,4 @@
-"""The layers of a model, and how to run no more of them than needed: the last at the answers, the lowest once for all members.
+"""The layers of a model, and how to run no more of them than needed: the last where it is read, the lowest once for all members.
 
 Shapes: B rows, T tokens, n chosen places in all, H hidden size.
 """
@@ -19,8 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from .lora import StackedLoraLinear
 from .products import frozen_products
 
-MLP_NAMES = ("mlp", "ffn")
-ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj")
+MLP_NAMES = ("mlp", "ffn", "intermediate", "output")  # the last two are the halves of BERT's
+ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "out_lin", "output")
 WORTH_NARROWING = 0.5  # share of a batch's tokens that are chosen, from which on gathering and scattering them gains nothing
 
 
@@ -62,7 +62,7 @@ def last_layer_at(model: nn.Module, places: Places, shape: tuple[int, int]) -> I
     No later layer reads the others, so the hidden states at the places stay what they were; elsewhere they are of no use. Of a model of
     L layers this saves about 0.7 / L of a pass, forward and backward. A part that carries adapters is left whole: its rows are counted.
     """
-    layers = decoder_layers(model)
+    layers = model_layers(model)
     if not layers or len(places.rows) > WORTH_NARROWING * shape[0] * shape[1]:
         yield
         return

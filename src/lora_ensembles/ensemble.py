@@ -21,7 +21,7 @@ from .adapters import initial_weights, keep_differentiable
 from .decoder import Trunk, trunk_below_adapters
 from .errors import AdapterError, ConfigError
 from .forward import answer_logits
-from .heads import Head, HeadConfig, HeadKind, adapter_for, head_of, resolve_head
+from .heads import Head, HeadConfig, HeadKind, Token, adapter_for, head_of, resolve_head, token_read
 from .lora import AdapterStack, MemberWeights, fold_members, unfold_members
 from .products import frozen_products
 from .reading import SharedRows
@@ -336,6 +336,12 @@ class LoraEnsemble:
         """The layers below the first adapted one, where the base has such: they run once for all members that read the same rows."""
         with self.base_only() as base:
             return trunk_below_adapters(base, lambda ids: self.head.whole_pass(base, ids))
+
+    @functools.cached_property
+    def token_read(self) -> Token | None:
+        """The token of a text that members' own heads read, where it is one alone: the last layer computes no other."""
+        with self.base_only() as base:
+            return token_read(base) if self.head.kind != "causal-lm" else None
 
     def _member_rows(self, input_ids: Tensor) -> Tensor:
         if input_ids.dim() == 2:

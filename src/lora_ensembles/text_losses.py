@@ -18,8 +18,9 @@ from .config import TrainConfig
 from .ensemble import LoraEnsemble
 from .errors import ConfigError, DataError
 from .heads.kinds import HeadConfig
-from .heads.passes import owned_head, score_texts, text_scores
+from .heads.passes import owned_head, score_texts
 from .heads.table import Choice, TextTable
+from .heads.text_scores import text_scores
 from .heads.texts import encode_texts, log_probs, no_target, with_classes
 from .lora import unfold_members
 from .memory import with_fewer_rows
@@ -81,19 +82,20 @@ class TextRows:
 
     def base_log_probs(self, rows: int) -> Tensor:
         """What the base itself says of every example (N, C), `rows` texts at a time."""
+        token = self.ensemble.token_read
         with self.ensemble.base_only() as base:
-            scores = score_texts(self.table, lambda texts: text_scores(base, texts)[None], rows=rows)
+            scores = score_texts(self.table, lambda texts: text_scores(base, texts, token=token)[None], rows=rows)
         return log_probs(self.table.per_example(scores))[0]
 
     def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
-        ensemble, table = self.ensemble, self.table
+        ensemble, table, token = self.ensemble, self.table, self.ensemble.token_read
         batch = table.gather(indices)
         count, texts = len(indices), batch.texts
         numbers = batch.slots + first_row * table.width  # so a member's rows are the same alone and beside others
         kept = self.trunk_states
         trunk = nullcontext() if kept is None else kept.in_place_of_trunk(texts.numbers, texts.ids.shape[1])
         with ensemble.stack.running(rows=len(texts.ids), tokens=texts.ids.numel(), members=members, row_numbers=numbers), trunk:
-            scores = unfold_members(text_scores(ensemble.base, texts), count)
+            scores = unfold_members(text_scores(ensemble.base, texts, token=token), count)
         return choice_losses(batch, scores, targets=table.targets[indices], base=None if self.base is None else self.base[indices])
 
 

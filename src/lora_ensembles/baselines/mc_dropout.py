@@ -100,9 +100,10 @@ class MCDropout:
 
     def _score_texts(self, table: TextTable, texts: Texts) -> Tensor:
         firsts = table.first[table.owner[texts.numbers]]  # options of one question have the mask that its first one names
+        token = self.ensemble.token_read
         named = [table.ids[number, : table.text_lengths[number]].tolist() for number in firsts.tolist()]
         with self._dropping(named, tokens=self.passes * texts.ids.numel(), device=texts.ids.device):
-            return unfold_members(text_scores(self.ensemble.base, texts.repeated(self.passes)), self.passes)
+            return unfold_members(text_scores(self.ensemble.base, texts.repeated(self.passes), token=token), self.passes)
 
     @contextmanager
     def _dropping(self, names: Sequence[Sequence[int]], *, tokens: int, device: torch.device) -> Iterator[None]:

@@ -79,11 +79,11 @@ class SingleMember:
         )
 
     def _score_texts(self, ensemble: LoraEnsemble, head: TextHead, examples: Sequence[Example], *, max_rows: int | None) -> Tensor:
-        table, only = head.table(ensemble, examples), slice(self.index, self.index + 1)
+        table, only, token = head.table(ensemble, examples), slice(self.index, self.index + 1), ensemble.token_read
 
         def read(texts: Texts) -> Tensor:
             with ensemble.stack.running(rows=len(texts.ids), tokens=texts.ids.numel(), members=only):
-                return text_scores(ensemble.base, texts)[None]
+                return text_scores(ensemble.base, texts, token=token)[None]
 
         scores = scored_in_parts(lambda rows: score_texts(table, read, rows=rows), max_rows or SCORING_ROWS)
         return log_probs(table.per_example(scores))

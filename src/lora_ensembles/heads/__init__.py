@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .kinds import HEAD_KINDS, HeadConfig, HeadKind, adapter_for, resolve_head
-from .passes import Head, TextHead, head_of, score_texts, text_scores
+from .passes import Head, TextHead, head_of, score_texts
 from .rewards import RewardPrediction, predict_rewards
 from .table import Texts, TextTable
+from .text_scores import Token, text_scores, token_read
 from .texts import encode_texts, plain_table
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "TextHead",
     "TextTable",
     "Texts",
+    "Token",
     "adapter_for",
     "encode_texts",
     "head_of",
@@ -25,4 +27,5 @@ __all__ = [
     "resolve_head",
     "score_texts",
     "text_scores",
+    "token_read",
 ]

@@ -1,11 +1,10 @@
-"""One pass of a base over texts that its head scores, and the members' log-probabilities from many of them.
+"""What members say about examples, by whichever head they have.
 
 Shapes: M members, N examples, W texts of all examples, B texts of a pass, C options or classes, K scores of a text.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -16,12 +15,12 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..lora import unfold_members
 from ..memory import SCORING_ROWS, rows_in_flight
-from ..products import frozen_products
 from ..reading import context_window, scored_in_parts
 from ..scoring import score_labels
 from ..tasks import Example, encode_examples
 from .kinds import HeadConfig, HeadKind
 from .table import Texts, TextTable
+from .text_scores import text_scores
 from .texts import encode_texts, log_probs
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ class TextHead:
 
     def scores(self, ensemble: LoraEnsemble, table: TextTable, *, max_rows: int | None) -> Tensor:
         """What every member's head says of each text: (M, W, K), float32."""
-        members = ensemble.num_members
+        members, token = ensemble.num_members, ensemble.token_read
 
         def score(rows: int) -> Tensor:
             reader = ensemble.shared_rows(rows)
@@ -114,7 +113,7 @@ class TextHead:
             def read(texts: Texts) -> Tensor:
                 return reader.passes(
                     texts.ids,
-                    lambda _, count: unfold_members(text_scores(ensemble.base, texts.repeated(count)), count),
+                    lambda _, count: unfold_members(text_scores(ensemble.base, texts.repeated(count), token=token), count),
                     once=lambda: text_scores(ensemble.base, texts),
                 )
 
@@ -135,18 +134,6 @@ def score_texts(table: TextTable, read: ReadTexts, *, rows: int) -> Tensor:
     order = table.text_lengths.argsort(descending=True, stable=True)
     parts = [read(table.texts(numbers)).float().cpu() for numbers in order.split(rows)]
     return torch.cat(parts, dim=1)[:, order.argsort()]
-
-
-def text_scores(model: nn.Module, texts: Texts) -> Tensor:
-    """What a model's head says of each text: (B, K), K = 1 for a model that scores options."""
-    named = {"input_ids": texts.ids, "attention_mask": texts.mask, "token_type_ids": texts.types}
-    given = {name: tensor for name, tensor in named.items() if tensor is not None}
-    if any(known.__name__.endswith("ForMultipleChoice") for known in type(model).__mro__):
-        given = {name: tensor[:, None] for name, tensor in given.items()}  # questions of one option each: the model folds them
-    cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    with frozen_products():
-        logits: Tensor = model(**given, **cache).logits
-    return logits
 
 
 def owned_head(ensemble: LoraEnsemble, what: str) -> TextHead:

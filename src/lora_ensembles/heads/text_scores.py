@@ -1,0 +1,88 @@
+"""One pass of a base over texts that its head scores, and which token of a text that head reads.
+
+Shapes: B texts, T tokens, K scores of a text, H hidden size.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..decoder import Places, last_layer_at, model_layers
+from ..products import frozen_products
+from .table import Texts
+
+Token = Literal["first", "last"]
+
+
+def text_scores(model: nn.Module, texts: Texts, *, token: Token | None = None) -> Tensor:
+    """What a model's head says of each text: (B, K), K = 1 for a model that scores options.
+
+    With the `token` that `token_read` found, the last layer computes that one only.
+    """
+    named = {"input_ids": texts.ids, "attention_mask": texts.mask, "token_type_ids": texts.types}
+    given = {name: tensor for name, tensor in named.items() if tensor is not None}
+    if any(known.__name__.endswith("ForMultipleChoice") for known in type(model).__mro__):
+        given = {name: tensor[:, None] for name, tensor in given.items()}  # questions of one option each: the model folds them
+    cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    shape = (texts.ids.shape[0], texts.ids.shape[1])
+    with nullcontext() if token is None else last_layer_at(model, _places(texts, token), shape), frozen_products():
+        logits: Tensor = model(**given, **cache).logits
+    return logits
+
+
+@torch.no_grad()
+def token_read(model: nn.Module) -> Token | None:
+    """The one token of a text that a model's head reads of the last layer, or None where it reads more, or is of another build.
+
+    No table of architectures knows this for every checkpoint, so it is tried: of two short texts all other tokens are made NaN behind the
+    last layer, and the scores tell whether they were read.
+    """
+    layers, texts = model_layers(model), _two_texts(model)
+    if not layers:
+        return None
+    for token in get_args(Token):
+        with _lost(layers[-1], _places(texts, token)):
+            scores = text_scores(model, texts)
+        if scores.isfinite().all():
+            found: Token = token
+            return found
+    return None
+
+
+def _places(texts: Texts, token: Token) -> Places:
+    lengths = texts.mask.sum(dim=1)
+    return Places(torch.arange(len(lengths), device=lengths.device), torch.zeros_like(lengths) if token == "first" else lengths - 1)
+
+
+def _two_texts(model: nn.Module) -> Texts:
+    config: Any = model.config
+    pad = getattr(config.get_text_config(), "pad_token_id", None) or 0
+    ids = torch.tensor([number for number in range(9) if number != pad][:8]).repeat(2, 1)
+    mask = torch.ones_like(ids)
+    ids[1, 5:], mask[1, 5:] = pad, 0
+    device = next(model.parameters()).device
+    return Texts(ids.to(device), mask.to(device), None, torch.arange(2))
+
+
+@contextmanager
+def _lost(layer: nn.Module, places: Places) -> Iterator[None]:
+    """While what a layer makes of all tokens but those at the places is NaN."""
+
+    def lose(_module: nn.Module, _arguments: tuple[Any, ...], result: Any) -> Any:
+        hidden = result[0] if isinstance(result, tuple) else result
+        left = torch.full_like(hidden, math.nan)
+        left[places.rows, places.positions] = hidden[places.rows, places.positions]
+        return (left, *result[1:]) if isinstance(result, tuple) else left
+
+    handle = layer.register_forward_hook(lose)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,74 @@
+"""The last layer at the one token that a head reads gives what the whole pass gives, on every architecture with a head."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from lora_ensembles import LoraEnsemble, TrainConfig, train
+from lora_ensembles.decoder import model_layers
+from lora_ensembles.heads import TextHead, text_scores, token_read
+from tiny_heads import ARCHITECTURES, ENCODERS, KINDS, build, build_ensemble, examples_for, tokenizer
+
+TOLERANCE = dict(atol=1e-5, rtol=1e-5)  # fp32 sums of some dozen terms, of which another number of rows may change the order
+FIRST_OF_MLP = ("intermediate", "ffn", "mlp")
+every_head = pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in ARCHITECTURES for kind in KINDS])
+
+
+@every_head
+def test_encoders_read_their_first_token_and_decoders_their_last(name: str, kind: str) -> None:
+    assert token_read(build(name, kind)) == ("first" if name in ENCODERS else "last")
+
+
+def test_a_head_that_reads_every_token_is_known_for_it() -> None:
+    model = build("bert", "reward")
+    model.bert.pooler.forward = lambda states: states.mean(dim=1)
+    assert token_read(model) is None
+
+
+@every_head
+def test_scores_and_gradients_are_those_of_the_whole_pass(name: str, kind: str) -> None:
+    ensemble = build_ensemble(name, kind, members=2, random_b=True)
+    head = ensemble.head
+    assert isinstance(head, TextHead)
+    table = head.table(ensemble, examples_for(kind))
+    texts = table.texts(torch.arange(6)).repeated(2)
+    stack, seen = ensemble.stack, []
+    token = ensemble.token_read  # found by passes of its own, which are not to be counted below
+    mlp = next(part for child, part in model_layers(ensemble.base)[-1].named_children() if child in FIRST_OF_MLP)
+    handle = mlp.register_forward_hook(lambda _module, arguments, _result: seen.append(arguments[0].shape[:-1].numel()))
+    parameters = [stack.layers[0].lora_a, stack.layers[0].lora_b, stack.layers[-1].lora_b]
+
+    def scores_and_gradients(*, whole: bool) -> tuple[torch.Tensor, ...]:
+        with stack.running(rows=len(texts.ids), tokens=texts.ids.numel()):
+            scores = text_scores(ensemble.base, texts, token=None if whole else token)
+        return scores.detach(), *torch.autograd.grad(scores.square().sum(), parameters)
+
+    expected = scores_and_gradients(whole=True)
+    found = scores_and_gradients(whole=False)
+    handle.remove()
+    torch.testing.assert_close(found[0], expected[0], **TOLERANCE)
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4 * float(other.abs().max()), rtol=1e-4)
+    assert seen == [texts.ids.numel(), len(texts.ids)]
+
+
+def test_a_text_is_read_at_its_own_end() -> None:
+    """Padding of other lengths moves the last token, and the scores stay those of each text alone."""
+    ensemble = build_ensemble("llama", "reward", members=2, random_b=True)
+    head = ensemble.head
+    assert isinstance(head, TextHead)
+    table = head.table(ensemble, examples_for("reward"))
+    together = head.scores(ensemble, table, max_rows=None)
+    alone = [head.scores(ensemble, head.table(ensemble, [example]), max_rows=None) for example in examples_for("reward")]
+    torch.testing.assert_close(together, torch.cat(alone, dim=1), **TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_above_a_trunk_the_token_is_found_before_its_layers_are_skipped(kind: str) -> None:
+    config = LoraConfig(r=4, target_modules=["query", "value"], layers_to_transform=[1])
+    ensemble = LoraEnsemble(build("bert", kind), tokenizer(), members=2, adapter=config, head=kind)
+    assert ensemble.trunk is not None
+    train(ensemble, examples_for(kind), TrainConfig(epochs=1, batch_size=4), progress=False)
+    assert ensemble.token_read == "first"
