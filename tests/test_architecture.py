@@ -40,7 +40,7 @@ LEVELS: dict[str, set[str]] = {
         "model_card",
     },
     "embedded": {"embedded"},
-    "ensemble": {"ensemble", "seeds", "adapters", "storage", "prediction", "scoring", "reading", "heads"},
+    "ensemble": {"ensemble", "seeds", "adapters", "storage", "prediction", "scoring", "reading", "trunk_states", "heads"},
     "training": {
         "training",
         "config",
@@ -48,7 +48,6 @@ LEVELS: dict[str, set[str]] = {
         "answer_losses",
         "text_losses",
         "training_rows",
-        "trunk_states",
         "completion_scores",
         "checkpoint",
         "reporting",

@@ -48,12 +48,13 @@ class SharedRows:
         members, size = self.stack.num_members, self.members_at_once
         return [slice(None)] if size >= members else [slice(m, min(m + size, members)) for m in range(0, members, size)]
 
-    def passes(self, ids: Tensor, run: Callable[[Tensor, int], Tensor], *, once: Callable[[], object] | None = None) -> Tensor:
+    def passes(self, ids: Tensor, run: Callable[[Tensor, int], Tensor], *, states: Tensor | None = None) -> Tensor:
         """What `run` returns for each group of members (G, ...), all in one (M, ...); it is given G copies of `ids` (B, T), and G.
 
-        `once` is the pass of the base in which the trunk reads the rows; by default that of a causal language model.
+        `states` (B, T, H) are what the trunk makes of the rows; by default it reads them as a causal language model.
         """
-        states = None if self.trunk is None else self.trunk.states(once or (lambda: self.base(input_ids=ids, use_cache=False)))
+        if self.trunk is not None and states is None:
+            states = self.trunk.states(lambda: self.base(input_ids=ids, use_cache=False))
         parts = []
         for group in self.groups():
             count = len(range(self.stack.num_members)[group])

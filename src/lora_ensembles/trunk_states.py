@@ -46,4 +46,8 @@ class TrunkStates:
 
     def in_place_of_trunk(self, numbers: Tensor, length: int) -> AbstractContextManager[None]:
         """While a pass over the rows of numbers (B,), cut to `length` tokens, takes their states."""
-        return self.trunk.skipped(self.kept[numbers.to(self.kept.device, non_blocking=True), :length])
+        return self.trunk.skipped(self.of_rows(numbers, length))
+
+    def of_rows(self, numbers: Tensor, length: int) -> Tensor:
+        """The states (B, `length`, H) of the rows of numbers (B,)."""
+        return self.kept[numbers.to(self.kept.device, non_blocking=True), :length]

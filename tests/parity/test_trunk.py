@@ -12,6 +12,7 @@ from torch import Tensor
 
 import tiny_heads
 from lora_ensembles import HeadConfig, LoraEnsemble, TrainConfig, score_completions, train, trunk_states
+from lora_ensembles.baselines import MCDropout, SingleMember
 from lora_ensembles.decoder import model_layers
 from tiny_models import ARCHITECTURES, LLAMA_LIKE, adapter_config, build, build_ensemble, letter_examples, open_examples, tokenizer
 
@@ -113,6 +114,8 @@ def heads_on_top(name: str, kind: str) -> LoraEnsemble:
     return ensemble
 
 
+# Two texts for each token that is tried, the first before the last.
+TOKEN_TRIAL = {name: 2 if name in tiny_heads.ENCODERS else 4 for name in tiny_heads.ARCHITECTURES}
 TEXTS = {"sequence-classification": 10, "multiple-choice": 29, "reward": 20}  # of all examples of a kind
 every_head = pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in tiny_heads.ARCHITECTURES for kind in tiny_heads.KINDS])
 
@@ -125,8 +128,7 @@ def test_the_trunk_of_a_classifier_reads_texts_once_for_all_members(name: str, k
         scores[way], rows = rows_of_first_layer(
             ensemble, lambda ensemble=ensemble: ensemble.member_log_probs(tiny_heads.examples_for(kind))
         )
-        texts = {"sequence-classification": 10, "multiple-choice": 29, "reward": 20}[kind]
-        assert sum(rows) == (texts if way == "once" else 3 * texts)
+        assert sum(rows) == TOKEN_TRIAL[name] + (TEXTS[kind] if way == "once" else 3 * TEXTS[kind])
     torch.testing.assert_close(scores["once"], scores["each"], **TOLERANCE)
 
 
@@ -140,8 +142,31 @@ def test_training_heads_keeps_what_the_trunk_makes_of_each_text_with_the_same_we
     ensemble = heads_on_top(name, kind)
     before = torch.cat(list(ensemble.stack.buffers), dim=1)
     found, rows = rows_of_first_layer(ensemble, lambda: run(ensemble))
-    assert (
-        sum(rows) == 3 + {"sequence-classification": 10, "multiple-choice": 29, "reward": 20}[kind]
-    )  # to try the trunk, then each text once
+    assert sum(rows) == 3 + TOKEN_TRIAL[name] + TEXTS[kind]  # to try the trunk and which token is read, then each text once
     assert float((found - before).abs().max()) > 1e-2
     torch.testing.assert_close(found, run(without_trunk(heads_on_top(name, kind))), atol=2e-5, rtol=0)  # nine steps of Adam
+
+
+def asked_every_way(ensemble: LoraEnsemble, kind: str) -> list[Tensor]:
+    """What all members say, one alone, and one under dropout; each of it three times."""
+    examples = tiny_heads.examples_for(kind)
+    predictors = [ensemble, SingleMember(ensemble, 1), MCDropout(ensemble, member=2, passes=4, dropout=0.3)]
+    return [predictor.member_log_probs(examples) for _ in range(3) for predictor in predictors]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("bert", "multiple-choice"), ("distilbert", "reward"), ("llama", "sequence-classification")])
+def test_states_that_an_ensemble_keeps_are_read_once_for_all_that_asks_it(name: str, kind: str) -> None:
+    found = {}
+    for way in ("kept", "read anew", "no trunk"):
+        ensemble = heads_on_top(name, kind)
+        if way == "no trunk":
+            ensemble = without_trunk(ensemble)
+        ensemble.kept_states = {} if way == "kept" else None
+        assert ensemble.token_read is not None
+        assert (ensemble.trunk is None) == (way == "no trunk")
+        found[way], rows = rows_of_first_layer(ensemble, lambda ensemble=ensemble: asked_every_way(ensemble, kind))
+        each = 3 * (3 + 1 + 4) if way == "no trunk" else 3 * 3
+        assert sum(rows) == TEXTS[kind] * (1 if way == "kept" else each)
+    for way in ("kept", "read anew"):
+        for one, other in zip(found[way], found["no trunk"], strict=True):
+            torch.testing.assert_close(one, other, **TOLERANCE)

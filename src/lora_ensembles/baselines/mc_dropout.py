@@ -6,7 +6,7 @@ Shapes: P passes, B rows, T tokens, K answer positions, V vocabulary, N examples
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
 from ..forward import answer_logits
-from ..heads import TextHead, Texts, TextTable, score_texts, text_scores
+from ..heads import TextHead, Texts, TextTable, in_place_of_trunk, score_texts, states_above_trunk, text_scores
 from ..heads.texts import log_probs
 from ..lora import fold_members, stream_key, unfold_members
 from ..memory import SCORING_ROWS
@@ -79,7 +79,7 @@ class MCDropout:
         rows = max_rows or SCORING_ROWS * self.passes
         if isinstance(self.ensemble.head, TextHead):
             table = self.ensemble.head.table(self.ensemble, examples)
-            read = functools.partial(self._score_texts, table)
+            read = functools.partial(self._score_texts, table, states_above_trunk(self.ensemble, table))
             scores = scored_in_parts(lambda rows: score_texts(table, read, rows=max(1, rows // self.passes)), rows)
             return log_probs(table.per_example(scores))
         return score_members(
@@ -98,12 +98,13 @@ class MCDropout:
             logits = answer_logits(self.ensemble.base, fold_members(rows), fold_members(places))
         return unfold_members(logits, self.passes)
 
-    def _score_texts(self, table: TextTable, texts: Texts) -> Tensor:
+    def _score_texts(self, table: TextTable, states: Callable[[Texts], Tensor | None], texts: Texts) -> Tensor:
+        ensemble, token, passes = self.ensemble, self.ensemble.token_read, self.passes
         firsts = table.first[table.owner[texts.numbers]]  # options of one question have the mask that its first one names
-        token = self.ensemble.token_read
         named = [table.ids[number, : table.text_lengths[number]].tolist() for number in firsts.tolist()]
-        with self._dropping(named, tokens=self.passes * texts.ids.numel(), device=texts.ids.device):
-            return unfold_members(text_scores(self.ensemble.base, texts.repeated(self.passes), token=token), self.passes)
+        dropping = self._dropping(named, tokens=passes * texts.ids.numel(), device=texts.ids.device)
+        with in_place_of_trunk(ensemble, states(texts), passes), dropping:
+            return unfold_members(text_scores(ensemble.base, texts.repeated(passes), token=token), passes)
 
     @contextmanager
     def _dropping(self, names: Sequence[Sequence[int]], *, tokens: int, device: torch.device) -> Iterator[None]:

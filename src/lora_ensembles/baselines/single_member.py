@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
-from ..heads import TextHead, Texts, score_texts, text_scores
+from ..heads import TextHead, Texts, in_place_of_trunk, score_texts, states_above_trunk, text_scores
 from ..heads.texts import log_probs
 from ..memory import SCORING_ROWS
 from ..prediction import Predictor
@@ -80,9 +80,11 @@ class SingleMember:
 
     def _score_texts(self, ensemble: LoraEnsemble, head: TextHead, examples: Sequence[Example], *, max_rows: int | None) -> Tensor:
         table, only, token = head.table(ensemble, examples), slice(self.index, self.index + 1), ensemble.token_read
+        states = states_above_trunk(ensemble, table)
 
         def read(texts: Texts) -> Tensor:
-            with ensemble.stack.running(rows=len(texts.ids), tokens=texts.ids.numel(), members=only):
+            running = ensemble.stack.running(rows=len(texts.ids), tokens=texts.ids.numel(), members=only)
+            with in_place_of_trunk(ensemble, states(texts), 1), running:
                 return text_scores(ensemble.base, texts, token=token)[None]
 
         scores = scored_in_parts(lambda rows: score_texts(table, read, rows=rows), max_rows or SCORING_ROWS)

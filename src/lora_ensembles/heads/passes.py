@@ -5,7 +5,8 @@ Shapes: M members, N examples, W texts of all examples, B texts of a pass, C opt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +19,7 @@ from ..memory import SCORING_ROWS, rows_in_flight
 from ..reading import context_window, scored_in_parts
 from ..scoring import score_labels
 from ..tasks import Example, encode_examples
+from ..trunk_states import TrunkStates
 from .kinds import HeadConfig, HeadKind
 from .table import Texts, TextTable
 from .text_scores import text_scores
@@ -106,6 +108,7 @@ class TextHead:
     def scores(self, ensemble: LoraEnsemble, table: TextTable, *, max_rows: int | None) -> Tensor:
         """What every member's head says of each text: (M, W, K), float32."""
         members, token = ensemble.num_members, ensemble.token_read
+        states = states_above_trunk(ensemble, table)
 
         def score(rows: int) -> Tensor:
             reader = ensemble.shared_rows(rows)
@@ -114,7 +117,7 @@ class TextHead:
                 return reader.passes(
                     texts.ids,
                     lambda _, count: unfold_members(text_scores(ensemble.base, texts.repeated(count), token=token), count),
-                    once=lambda: text_scores(ensemble.base, texts),
+                    states=states(texts),
                 )
 
             return score_texts(table, read, rows=max(1, rows // members))
@@ -126,6 +129,34 @@ class TextHead:
     def whole_pass(self, base: nn.Module, ids: Tensor) -> Tensor:
         """Scores (B, K)."""
         return text_scores(base, Texts(ids, torch.ones_like(ids), None, torch.arange(len(ids))))
+
+
+def states_above_trunk(ensemble: LoraEnsemble, table: TextTable) -> Callable[[Texts], Tensor | None]:
+    """What gives the hidden states (B, T, H) that enter the lowest adapted layer for texts of a table; None where no layer is below it.
+
+    Where the ensemble keeps them, `kept_states`, the trunk reads each text of a table once, however often the table is scored.
+    """
+    trunk, base, kept = ensemble.trunk, ensemble.base, ensemble.kept_states
+    if trunk is None:
+        return lambda _: None
+    if kept is not None:
+        key = table.fingerprint()
+        if key not in kept:
+            kept[key] = TrunkStates.of(
+                trunk, table.text_lengths, rows=SCORING_ROWS, read=lambda numbers: text_scores(base, table.texts(numbers))
+            )
+        states = kept[key]
+        if states is not None:
+            return lambda texts: states.of_rows(texts.numbers, texts.ids.shape[1])
+    return lambda texts: trunk.states(lambda: text_scores(base, texts))
+
+
+@contextmanager
+def in_place_of_trunk(ensemble: LoraEnsemble, states: Tensor | None, copies: int) -> Iterator[None]:
+    """While passes over `copies` times the same texts take these states (B, T, H) of each for what the trunk would give."""
+    trunk = ensemble.trunk
+    with nullcontext() if trunk is None or states is None else trunk.skipped(states.repeat(copies, 1, 1)):
+        yield
 
 
 @torch.no_grad()

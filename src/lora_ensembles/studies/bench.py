@@ -12,6 +12,7 @@ from ..config import TrainConfig
 from ..heads import HeadConfig, adapter_for, resolve_head
 from ..prediction import Prediction, Predictor, predict
 from ..tasks import OOD_PAIRS, Example, Task, load_ood, load_task
+from ..trunk_states import TrunkStates
 from .arms import Arm, ArmsRun, train_arms
 from .measures import described, measured
 
@@ -31,6 +32,7 @@ class Bench:
     model: tuple[PreTrainedModel, PreTrainedTokenizerBase] = field(repr=False)
     head: HeadConfig | None = None
     layers: tuple[int, ...] = ()
+    kept_states: dict[str, TrunkStates | None] = field(default_factory=dict, repr=False)  # of the questions, which many runs are asked
 
     @property
     def adapter(self) -> LoraConfig:
@@ -64,7 +66,9 @@ class Bench:
     ) -> ArmsRun:
         """`members` members of every arm, trained on the task's questions or `examples`; the base carries them until unloaded."""
         shown = self.task.train if examples is None else examples
-        return train_arms(self.model, arms, shown, config, members=members, seed=seed, adapter=self.adapter, head=self.head)
+        run = train_arms(self.model, arms, shown, config, members=members, seed=seed, adapter=self.adapter, head=self.head)
+        run.ensemble.kept_states = self.kept_states
+        return run
 
     def ask(self, predictor: Predictor) -> tuple[Prediction, Prediction | None]:
         """The predictions in and out of distribution; the latter is None where the task has no such set."""

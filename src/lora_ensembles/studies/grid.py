@@ -51,10 +51,12 @@ class Grid:
         held_out: share of the training questions on which a temperature is fitted, and what it scales is not trained.
         batch_ensemble_rate: step size of BatchEnsemble, whose parameters are factors and no weights.
         ranks, wide_kl, wide_decays: what the kinds `rank` and `strength` go through; the decays are shares of B a step.
-        head: what members say about an example; `max_length` is that of its texts, where members have heads of their own.
+        head: what members say about an example; `max_length` is that of its texts, where members have heads of their own:
+            longer ones lose their beginning.
         layers: the base's layers that carry adapters; none named: all.
         choose: shares of B a step of which one is chosen by what it makes of a held-out part of the training questions, and takes the place
             of `decays` and `decay`; none: those are as given.
+        length_window: that of `TrainConfig`; texts for heads differ more in length than prompts that hold all options.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Grid:
     max_length: int | None = None
     layers: tuple[int, ...] = ()
     choose: tuple[float, ...] = ()
+    length_window: int | None = None
 
     def config(self, task: str) -> TrainConfig:
         """The settings that all arms share; the paper's batch size for one of its tasks."""
@@ -93,6 +96,8 @@ class Grid:
             batch_size=PAPER_BATCH_SIZES.get(task, self.batch_size),
             learning_rate=self.learning_rate,
             snapshot_epochs=list(self.snapshots),
+            length_window=self.length_window,
+            overlong="error" if self.max_length is None else "left",
         )
 
 
@@ -110,24 +115,23 @@ PAPER = Grid(
     wide_decays=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2),
     batch_ensemble_rate=1.25e-4,
 )
-# For public encoders of some 20M parameters, whose heads are drawn anew: there is no distribution of the base to stay close to, and the
-# strength of decay is chosen. The upper half of six layers carries adapters, so the lower half runs once for all members and epochs.
+# For public encoders of some 20M parameters on a CPU. Their heads are drawn anew: there is no distribution of the base to stay close to.
+# The strength of decay is chosen. The top one of six layers carries adapters, so the others run once for all members and epochs.
 ENCODER = dataclasses.replace(
     PAPER,
     name="encoder",
-    learning_rate=1e-3,
-    batch_size=16,
-    snapshots=(1, 2, 3, 5),
+    learning_rate=4e-3,
+    snapshots=(1, 2, 3, 6),
+    length_window=8,
     kl=(),
     wide_kl=(),
-    few_tasks=("mmlu-ss", "arcc"),
+    few_tasks=("arce",),
     pool=10,
-    limit=(600, 600, 300),
+    limit=(200, 240, 120),
     head="multiple-choice",
     max_length=128,
-    layers=(3, 4, 5),
+    layers=(5,),
     choose=(0.03, 0.1, 0.3),
-    open_seeds=1,
 )
 QUICK = Grid(
     "quick",
@@ -239,7 +243,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "strength": (*_SHARED, "wide_kl", "wide_decays"),
     CHOICE: (*_SHARED, "choose", "held_out"),
 }
-_OF_HEADS = ("head", "max_length", "layers")
+_OF_HEADS = ("head", "max_length", "layers", "length_window")
 WHOLE_KINDS = ("sweep", "few_shot", "last_layer")  # of every task
 OPEN_KINDS = ("methods", "initialisation", "rank", "strength")
 
