@@ -51,12 +51,9 @@ def words(text: str) -> tuple[str, ...]:
 
 def grid_of(arguments: argparse.Namespace) -> Grid:
     """The grid, or a part of it."""
-    changes: dict[str, Any] = {"data": str(arguments.data)}
-    if arguments.tasks:
-        changes |= {"tasks": arguments.tasks, "few_tasks": tuple(task for task in GRID.few_tasks if task in arguments.tasks)}
-    if arguments.seeds:
-        changes["seeds"] = tuple(map(int, arguments.seeds))
-    return dataclasses.replace(GRID, **changes)
+    grid = GRID.on(arguments.tasks) if arguments.tasks else GRID
+    seeds = tuple(map(int, arguments.seeds)) if arguments.seeds else grid.seeds
+    return dataclasses.replace(grid, data=str(arguments.data), seeds=seeds)
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ SMALL = Grid(
     decays=(0.025,),
     pool=5,
     few_tasks=("world-cqa",),
+    open_tasks=("world-cqa",),
     draws=2,
     limit=(40, 60, 30),
     ranks=(1, 8, 64),

@@ -21,6 +21,7 @@ TINY = dataclasses.replace(
     snapshots=(1, 2, 3, 4),
     pool=3,
     few_tasks=("world-mmlu-stem",),
+    open_tasks=("world-mmlu-stem",),
     draws=2,
     limit=(16, 24, 24),
     ranks=(1, 2),

@@ -23,6 +23,7 @@ TINY = Grid(
     base="tiny BERT",
     tasks=("words",),
     few_tasks=("words",),
+    open_tasks=("words",),
     seeds=(0, 1),
     members=2,
     learning_rate=5e-3,

@@ -95,8 +95,7 @@ def _grid(args: Arguments) -> Grid:
         for task in args.tasks:
             if task not in task_names():
                 raise ConfigError(unknown_name("task", task, task_names()))
-        changes["tasks"] = tuple(args.tasks)
-        changes["few_tasks"] = tuple(task for task in grid.few_tasks if task in args.tasks) or tuple(args.tasks[:1])
+        grid = grid.on(args.tasks)
         if args.data is not None and set(args.tasks) & set(PAPER_TASKS):
             changes["data"] = str(args.data)
     if args.seeds:

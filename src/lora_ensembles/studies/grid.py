@@ -45,9 +45,10 @@ class Grid:
         decay: share of B that one step takes away in the arms that have one strength.
         snapshots: epochs after which members are measured; the first three are early stopping, the last is the end.
         pool: members of the ensemble-size study.
-        few_tasks: tasks of the kinds that need a run of their own on many members: all but `WHOLE_KINDS`.
+        few_tasks: tasks of the kinds that need a run of their own on many members, `randomness` and `pool`.
+        open_tasks: tasks of the kinds that are about what the paper leaves open, `OPEN_KINDS`.
         limit: most training, validation and out-of-distribution questions; None: all.
-        open_seeds: how many of the seeds the kinds have that are about what the paper leaves open, `OPEN_KINDS`; None: all.
+        open_seeds: how many of the seeds `OPEN_KINDS` have; None: all.
         held_out: share of the training questions on which a temperature is fitted, and what it scales is not trained.
         batch_ensemble_rate: step size of BatchEnsemble, whose parameters are factors and no weights.
         ranks, wide_kl, wide_decays: what the kinds `rank` and `strength` go through; the decays are shares of B a step.
@@ -73,6 +74,7 @@ class Grid:
     decay: float = EMBEDDED_DECAY_PER_STEP[1]
     pool: int = 20
     few_tasks: tuple[str, ...] = ("world-cqa", "world-arcc")
+    open_tasks: tuple[str, ...] = ("world-arcc",)
     subsets: int = 5
     shots: int = 3
     draws: int = 10
@@ -100,6 +102,17 @@ class Grid:
             overlong="error" if self.max_length is None else "left",
         )
 
+    def on(self, tasks: Sequence[str]) -> Grid:
+        """The grid on these tasks alone; where none of its few or open tasks is among them, the first takes their place.
+
+        Example:
+            >>> small = FULL.on(["world-obqa", "world-arcc"])
+            >>> small.few_tasks, small.open_tasks
+            (('world-arcc',), ('world-arcc',))
+        """
+        few, of_open = (tuple(task for task in known if task in tasks) or tuple(tasks[:1]) for known in (self.few_tasks, self.open_tasks))
+        return dataclasses.replace(self, tasks=tuple(tasks), few_tasks=few, open_tasks=of_open)
+
 
 FULL = Grid("full")
 PAPER = Grid(
@@ -111,6 +124,7 @@ PAPER = Grid(
     decay=DECAY_PER_STEP[1],
     snapshots=(1, 2, 3, 5, 10, 20),
     few_tasks=("cqa", "arcc", "mmlu-ss"),
+    open_tasks=("cqa", "arcc", "mmlu-ss"),
     limit=(None,) * 3,
     wide_decays=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2),
     batch_ensemble_rate=1.25e-4,
@@ -126,6 +140,7 @@ ENCODER = dataclasses.replace(
     kl=(),
     wide_kl=(),
     few_tasks=("arce",),
+    open_tasks=("arce",),
     pool=10,
     limit=(200, 240, 120),
     head="multiple-choice",
@@ -141,6 +156,7 @@ QUICK = Grid(
     decays=EMBEDDED_DECAY_PER_STEP[1:2],
     pool=10,
     few_tasks=("world-mmlu-stem",),
+    open_tasks=("world-mmlu-stem",),
     draws=4,
     limit=(150, 150, 150),
     open_seeds=1,
@@ -260,8 +276,8 @@ def cells(grid: Grid, kinds: Sequence[str] = tuple(KINDS)) -> Iterator[tuple[str
 def _asked(grid: Grid, kind: str, task: str, seed: int) -> bool:
     if kind == "few_shot" and grid.head != "causal-lm":
         return False
-    if kind in OPEN_KINDS and seed not in grid.seeds[: grid.open_seeds]:
-        return False
+    if kind in OPEN_KINDS:
+        return task in grid.open_tasks and seed in grid.seeds[: grid.open_seeds]
     return kind in WHOLE_KINDS or task in grid.few_tasks
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import DataError
 from ...tasks import PAPER_TASKS
-from ..grid import ENCODER, FULL, PAPER, WHOLE_KINDS, Grid
+from ..grid import ENCODER, FULL, OPEN_KINDS, PAPER, WHOLE_KINDS, Grid
 
 Record = Mapping[str, Any]
 Records = Mapping[str, Sequence[Record]]
@@ -129,7 +129,7 @@ def seeds_of(records: Records) -> list[int]:
 
 def smaller_grid(records: Records) -> str:
     """In what the records' grid is smaller than the full one, as words; empty if in nothing. On another base than the embedded one, the
-    full grid is the paper's. Records of kinds alone that have few tasks are held against those.
+    full grid is the paper's. Records of kinds alone that have few tasks, or open ones, are held against those.
 
     Example:
         >>> settings = {"task": "world-cqa", "seed": 0, "base": "embedded", "members": 3, "snapshots": [1, 2]}
@@ -140,7 +140,8 @@ def smaller_grid(records: Records) -> str:
     full = FULL if all(one.get("base", FULL.base) == FULL.base for one in settings) else PAPER
     full = ENCODER if any("head" in one for one in settings) else full
     whole = any(records.get(kind) for kind in WHOLE_KINDS)
-    tasks = full.tasks if whole else full.few_tasks
+    left_open = all(kind in OPEN_KINDS for kind in records if records[kind])
+    tasks = full.tasks if whole else full.open_tasks if left_open else full.few_tasks
 
     def least(name: str, number: Callable[[Any], int]) -> int | None:
         return min((number(one[name]) for one in settings if one.get(name)), default=None)
