@@ -31,8 +31,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/lora-ensembles demo --out "$(OUT)" --overwrite --json
 
+# A file's tests stay together, for what they share is made once; in the order of their names, in which the long files come first.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The page is written whether all rows hold or not, and says which do; nothing is printed after the line of JSON.
 bench: $(INSTALLED)

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 from timing import WINDOWS, interleaved, ratio_lines, rounded, write_record
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
-from workloads import SHAPES, Shape, tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from workloads import SHAPES, Shape, config_of, tokenizer
 
 from lora_ensembles import LoraEnsemble
 
@@ -55,16 +55,8 @@ def interpreters(windows: int) -> dict[str, float]:
 
 def shared_base(shape: Shape) -> PreTrainedModel:
     """A model whose layers share one tensor for each shape of weight: a large model's structure in a small model's memory."""
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-    )
     with torch.device("meta"):
-        base: Any = AutoModelForCausalLM.from_config(config)
+        base: Any = AutoModelForCausalLM.from_config(config_of(shape))
     made: dict[tuple[int, ...], torch.Tensor] = {}
     for module in base.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

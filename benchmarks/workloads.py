@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
 
 from lora_ensembles import Example
 
@@ -64,10 +64,10 @@ def scaled(shape: Shape) -> Shape:
     return Shape(shape.architecture, hidden, wide, layers, shape.heads, shape.kv_heads, words, shape.tied)
 
 
-def build(shape: Shape, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", seed: int = 0) -> PreTrainedModel:
-    """A model of that shape with random weights."""
+def config_of(shape: Shape) -> PreTrainedConfig:
+    """The config of a model of that shape."""
     kind = {"llama": LlamaConfig, "qwen2": Qwen2Config}[shape.architecture]
-    config = kind(
+    return kind(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
@@ -82,9 +82,13 @@ def build(shape: Shape, *, dtype: torch.dtype = torch.float32, device: torch.dev
         bos_token_id=None,
         eos_token_id=None,
     )
+
+
+def build(shape: Shape, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", seed: int = 0) -> PreTrainedModel:
+    """A model of that shape with random weights."""
     torch.manual_seed(seed)
     with torch.device(device):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_config(config_of(shape), dtype=dtype)
     return model.eval().requires_grad_(False)
 
 

@@ -6,7 +6,9 @@ made-up members are of themselves grows over the epochs, more slowly in a regula
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 from typing import Any
 
 import torch
@@ -119,7 +121,12 @@ def _open_kinds(grid: Grid, key: int) -> dict[str, dict[str, Any]]:
 
 
 def study_records(grid: Grid = SMALL, *, without: tuple[str, ...] = ()) -> dict[str, list[dict[str, Any]]]:
-    """The records of a grid by kind, but for the kinds `without`."""
+    """The records of a grid by kind, but for the kinds `without`; the caller's own, to change."""
+    return {kind: copy.deepcopy(rows) for kind, rows in _made(grid).items() if kind not in without}
+
+
+@functools.cache
+def _made(grid: Grid) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for number, task in enumerate(grid.tasks):
         for seed in grid.seeds:
@@ -145,8 +152,7 @@ def study_records(grid: Grid = SMALL, *, without: tuple[str, ...] = ()) -> dict[
                 }
                 results |= _open_kinds(grid, key)
             for kind, result in results.items():
-                if kind not in without:
-                    found.setdefault(kind, []).append(_record(kind, task, seed, grid, result))
+                found.setdefault(kind, []).append(_record(kind, task, seed, grid, result))
     return found
 
 

@@ -18,7 +18,7 @@ from .batches import AnswerTokens, TokenTable
 from .ensemble import LoraEnsemble
 from .errors import ConfigError, DataError
 from .forward import head_logits, hidden_at, logits_at, places_at_once
-from .memory import SCORING_ROWS, rows_in_flight
+from .memory import scoring_rows
 from .metrics import MemberSpread
 from .objectives import answer_loss
 from .reading import context_window, scored_in_parts
@@ -133,8 +133,8 @@ def score_completions(ensemble: LoraEnsemble, examples: Sequence[Completion], *,
     encoded = encode_completions(examples, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=ensemble.info.overlong)
     table = TokenTable.from_encoded(encoded, ensemble.pad_id, device=ensemble.device)
     counted = torch.arange(int(table.answer_lengths.max())) < table.answer_lengths[:, None]
-    everything, length = SCORING_ROWS * ensemble.num_members, table.lengths.float().mean().item()
-    rows = max_rows or rows_in_flight(everything, tokens_a_row=length, device=ensemble.device)
+    length = table.lengths.float().mean().item()
+    rows = scoring_rows(ensemble.num_members, tokens_a_row=length, device=ensemble.device, max_rows=max_rows)
     scores = scored_in_parts(lambda rows: _score(ensemble, table, rows), rows)
     return CompletionScores(scores, counted, tuple(example.id for example in examples))
 

@@ -132,8 +132,7 @@ def model_layers(model: nn.Module) -> list[nn.Module]:
 
 def _encoder_layers(model: nn.Module) -> list[nn.Module]:
     """The layers of an encoder in the order in which they run: the one list of as many modules of a kind as its config says."""
-    config: Any = model.config
-    count = getattr(config, "num_hidden_layers", None)
+    count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
     plain = len(lists) == 1 and len({type(layer) for layer in lists[0]}) == 1
     return lists[0] if plain else []

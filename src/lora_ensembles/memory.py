@@ -29,6 +29,11 @@ def rows_in_flight(rows: int, *, tokens_a_row: float, device: torch.device) -> i
     return rows if device.type != "cpu" else max(1, min(rows, int(CPU_TOKENS / tokens_a_row)))
 
 
+def scoring_rows(members: int, *, tokens_a_row: float, device: torch.device, max_rows: int | None = None) -> int:
+    """How many rows (members * texts) are in flight in scoring: `max_rows`, or what suits the device; at least 1."""
+    return max_rows or rows_in_flight(SCORING_ROWS * members, tokens_a_row=tokens_a_row, device=device)
+
+
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device, or the computer, has no memory left."""
     said = any(words in str(error) for words in ("allocate memory", "bad_alloc"))

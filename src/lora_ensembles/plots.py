@@ -178,6 +178,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     from matplotlib import rc_context
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    figure.draw_without_rendering()  # arranges its parts, which saving would do again for each format
+    figure.set_layout_engine("none")
     with rc_context({"svg.hashsalt": path.name}):
         figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})

@@ -15,8 +15,8 @@ SETTINGS = DemoSettings()
 def test_ensemble_of_five_beats_its_members_on_accuracy_nll_and_ece(seed: int) -> None:
     task = load_task("world-cqa")
     ensemble = LoraEnsemble(*load_base(), members=5, seed=seed)
-    config = TrainConfig(epochs=10, batch_size=SETTINGS.batch_size, learning_rate=SETTINGS.learning_rate)
-    result = train(ensemble, task.train[:250], config, progress=False)  # fewer questions than the demo has, to fit three seeds into a test
+    config = TrainConfig(epochs=8, batch_size=SETTINGS.batch_size, learning_rate=SETTINGS.learning_rate)
+    result = train(ensemble, task.train[:150], config, progress=False)  # fewer questions than the demo has, to fit three seeds into a test
 
     prediction = predict(ensemble, task.validation)
     whole, members = evaluate(prediction), evaluate_members(prediction)

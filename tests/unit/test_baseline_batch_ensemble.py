@@ -159,5 +159,5 @@ def test_memory_that_runs_out_is_an_error_that_says_what_to_do() -> None:
     built = made()
     with no_memory_left(), pytest.raises(TrainingError, match="memory ran out with 12 rows in flight; lower max_rows, for example to 6"):
         built.fit(TRAIN, CONFIG)
-    with no_memory_left(), pytest.raises(ConfigError, match="memory ran out with 2 examples at a time; lower max_rows"):
+    with no_memory_left(), pytest.raises(ConfigError, match="memory ran out with a single row in flight"):
         predict(built, ASKED, max_rows=6)

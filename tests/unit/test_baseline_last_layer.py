@@ -169,5 +169,5 @@ def test_a_loss_that_is_not_finite_ends_the_run() -> None:
 
 def test_memory_that_runs_out_while_predicting_is_an_error_that_says_what_to_do() -> None:
     made = last_layer()
-    with no_memory_left(), pytest.raises(ConfigError, match="memory ran out with 6 examples at a time; lower max_rows"):
+    with no_memory_left(), pytest.raises(ConfigError, match="memory ran out with a single row in flight"):
         predict(made, ASKED, max_rows=6)

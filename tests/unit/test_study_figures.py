@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import re
 import statistics
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -43,11 +45,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 Records = dict[str, list[dict[str, Any]]]
+Drawn = Callable[[Any], Any]
 
 
 @pytest.fixture(scope="module")
 def records() -> Records:
     return study_records()
+
+
+@pytest.fixture(scope="module")
+def drawn(records: Records) -> Drawn:
+    """Each drawing's figure of the records, drawn once."""
+    return functools.cache(lambda drawing: drawing.draw(records))
 
 
 def values(records: Records, arm: str, metric: str, who: str, epoch: int, *, task: str = "world-cqa") -> list[float]:
@@ -77,8 +86,8 @@ def written_on(figure: Any) -> list[Text]:
 
 
 @pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda one: one.name)
-def test_every_axis_is_named_and_both_formats_are_written(records: Records, drawing: Any, tmp_path: Any) -> None:
-    figure = drawing.draw(records)
+def test_every_axis_is_named_nothing_is_cut_off_and_both_formats_are_written(drawn: Drawn, drawing: Any, tmp_path: Any) -> None:
+    figure = drawn(drawing)
     panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
     lowest = min(axes.get_position().y0 for axes in panels)
     for axes in panels:
@@ -87,13 +96,13 @@ def test_every_axis_is_named_and_both_formats_are_written(records: Records, draw
     save_figure(figure, tmp_path / drawing.name)
     assert (tmp_path / f"{drawing.name}.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / f"{drawing.name}.svg").read_text()
+    check_nothing_is_cut_off(figure)
 
 
-@pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda one: one.name)
-def test_nothing_is_cut_off_and_no_legend_covers_data(records: Records, drawing: Any) -> None:
-    figure = drawing.draw(records)
+def check_nothing_is_cut_off(figure: Any) -> None:
+    """No text leaves the figure, and no legend covers data; the figure's parts are arranged."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    canvas.draw()  # texts are where they were last drawn, and that was in another resolution
     renderer = canvas.get_renderer()
     whole = figure.bbox
     for legend in figure.legends:
@@ -118,18 +127,18 @@ def test_caption_says_how_seeds_spread_and_units_are_named(drawing: Any) -> None
 
 
 @pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda one: one.name)
-def test_lines_have_the_colour_blind_safe_colours(records: Records, drawing: Any) -> None:
+def test_lines_have_the_colour_blind_safe_colours(drawn: Drawn, drawing: Any) -> None:
     safe = {colors.to_hex(one) for one in COLOURS}
-    for axes in drawing.draw(records).axes:
+    for axes in drawn(drawing).axes:
         for line in axes.lines:
             red, green, blue, _ = colors.to_rgba(line.get_color())
             assert colors.to_hex(line.get_color()) in safe or red == green == blue  # greys are for lines of reference
 
 
 @pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda one: one.name)
-def test_a_smaller_grid_is_said_on_the_figure_and_the_full_one_is_not(records: Records, drawing: Any) -> None:
+def test_a_smaller_grid_is_said_on_the_figure_and_the_full_one_is_not(drawn: Drawn, drawing: Any) -> None:
     tasks = "" if drawing.name in OPEN_KINDS else "2 of 6 tasks, "
-    assert any(text.startswith(f"Smaller grid: {tasks}2 of 3 seeds") for text in text_of(drawing.draw(records)))
+    assert any(text.startswith(f"Smaller grid: {tasks}2 of 3 seeds") for text in text_of(drawn(drawing)))
 
 
 def test_the_full_grids_need_no_note() -> None:

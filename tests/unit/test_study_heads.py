@@ -12,10 +12,11 @@ import tiny_heads
 from lora_ensembles.metrics import evaluate
 from lora_ensembles.prediction import predict
 from lora_ensembles.studies import grid as grids
+from lora_ensembles.studies import open_tables, tables
 from lora_ensembles.studies.bench import Bench
 from lora_ensembles.studies.claims import Claim, judge
+from lora_ensembles.studies.figures import DRAWINGS
 from lora_ensembles.studies.grid import ENCODER, Grid, choice, run_grid, settings_of, with_choice
-from lora_ensembles.studies.report import write_report
 from lora_ensembles.tasks import Example, Task
 
 TINY = Grid(
@@ -128,11 +129,13 @@ def test_claims_that_the_head_allows_have_intervals_and_the_others_a_reason(stud
     assert "accuracy, few-shot against single member" in missing
 
 
-def test_the_report_is_written_from_records_of_heads(study: tuple[Path, dict[str, Any], list[Claim]]) -> None:
-    folder, records, claims = study
-    written = write_report({kind: rows for kind, rows in records.items() if rows}, claims, folder)
-    assert written.html.exists()
-    assert len(written.figures) >= 20
+def test_every_figure_and_table_but_the_few_shot_one_is_made_of_records_of_heads(study: tuple[Path, dict[str, Any], list[Claim]]) -> None:
+    _, found, _ = study
+    records = {kind: rows for kind, rows in found.items() if rows}
+    drawn = {drawing.name for drawing in DRAWINGS if set(drawing.needs) <= set(records) and drawing.draw(records).axes}
+    assert drawn == {drawing.name for drawing in DRAWINGS} - {"figure_1a"}
+    for table in (tables.table_1, tables.table_2, tables.side_by_side, tables.costs, open_tables.methods, open_tables.strength):
+        assert table(records).rows
 
 
 def test_settings_of_label_tokens_do_not_name_a_head() -> None:

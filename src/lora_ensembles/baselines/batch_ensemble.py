@@ -19,7 +19,6 @@ from ..config import TrainConfig
 from ..errors import AdapterError, ConfigError
 from ..forward import answer_logits, logits_at
 from ..lora import StackedLoraLinear, StackPlan, fold_members, unfold_members
-from ..memory import SCORING_ROWS
 from ..objectives import answer_loss, answer_right, kl_to_base
 from ..seeds import member_seeds
 from ..tasks import Example
@@ -183,8 +182,15 @@ class BatchEnsemble:
             DataError: a prompt or a label cannot be used.
             ConfigError: memory ran out.
         """
-        rows = max(1, (max_rows or SCORING_ROWS * self.num_members) // self.num_members)
-        return score_members(examples, self._score_batch, base=self.base, tokenizer=self.tokenizer, rows=rows, overlong=self.overlong)
+        return score_members(
+            examples,
+            self._score_batch,
+            base=self.base,
+            tokenizer=self.tokenizer,
+            copies=self.num_members,
+            max_rows=max_rows,
+            overlong=self.overlong,
+        )
 
     def _score_batch(self, ids: Tensor, positions: Tensor) -> Tensor:
         rows, places = (tensor.expand(self.num_members, *tensor.shape) for tensor in (ids, positions))

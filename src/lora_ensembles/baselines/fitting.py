@@ -20,9 +20,9 @@ from ..config import TrainConfig, schedule_factor
 from ..errors import ConfigError, TrainingError
 from ..forward import hidden_at
 from ..lora import fold_members
-from ..memory import SCORING_ROWS, ran_out_of_memory
+from ..memory import SCORING_ROWS, ran_out_of_memory, scoring_rows
 from ..optim import StackedAdamW, clip_per_member, gradient_norms
-from ..reading import context_window
+from ..reading import context_window, scored_in_parts
 from ..reporting import Reporter
 from ..scoring import AnswerLogits, score_labels
 from ..seeds import MemberSeeds
@@ -160,19 +160,23 @@ def score_members(
     *,
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: int,
+    copies: int,
+    max_rows: int | None,
     overlong: Literal["error", "left"] = "error",
 ) -> Tensor:
-    """(M, N, C) log-probabilities of the labels from `answer_logits`, asked about `rows` rows at a time.
+    """(M, N, C) log-probabilities of the labels from `answer_logits`, which reads each prompt `copies` times at once.
+
+    At most `max_rows` rows (copies * prompts) are in flight, by default what suits the device, and fewer when memory runs out.
 
     Raises:
         DataError: a prompt or a label cannot be used.
-        ConfigError: memory ran out.
+        ConfigError: memory does not hold a single row.
     """
     encoded = encode_examples(examples, tokenizer, max_length=context_window(base), overlong=overlong)
-    try:
-        return score_labels(encoded, answer_logits, pad_id=tokenizer.pad_token_id or 0, rows_per_batch=rows, device=base.device)
-    except (MemoryError, RuntimeError) as error:
-        if not ran_out_of_memory(error):
-            raise
-        raise ConfigError(f"memory ran out with {rows} examples at a time; lower max_rows: the result stays the same") from error
+    length = sum(len(example.prompt_ids) for example in encoded) / max(1, len(encoded))
+    pad_id, device = tokenizer.pad_token_id or 0, base.device
+
+    def score(rows: int) -> Tensor:
+        return score_labels(encoded, answer_logits, pad_id=pad_id, rows_per_batch=max(1, rows // copies), device=device)
+
+    return scored_in_parts(score, scoring_rows(copies, tokens_a_row=length, device=device, max_rows=max_rows))

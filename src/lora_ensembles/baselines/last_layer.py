@@ -113,8 +113,15 @@ class LastLayerEnsemble:
             DataError: a prompt or a label cannot be used.
             ConfigError: memory ran out.
         """
-        rows = min(max_rows or SCORING_ROWS, places_at_once(self.base, copies=self.num_members))
-        return score_members(examples, self._score_batch, base=self.base, tokenizer=self.tokenizer, rows=rows, overlong=self.overlong)
+        return score_members(
+            examples,
+            self._score_batch,
+            base=self.base,
+            tokenizer=self.tokenizer,
+            copies=1,
+            max_rows=min(max_rows or SCORING_ROWS, places_at_once(self.base, copies=self.num_members)),
+            overlong=self.overlong,
+        )
 
     def label_logits(self, states: Tensor, rows: Tensor, label_ids: Tensor) -> Tensor:
         """Logits (M, n, L) of the label tokens from last hidden states (M, n, H) and head rows (M, L, H), both in the head's dtype."""

@@ -21,7 +21,6 @@ from ..heads import HeadConfig, HeadKind, Texts, TextTable, encode_texts, resolv
 from ..heads.kinds import head_modules
 from ..heads.texts import log_probs, with_classes
 from ..lora import StackPlan, unfold_members
-from ..memory import SCORING_ROWS
 from ..reading import scored_in_parts
 from ..seeds import member_seeds
 from ..sites import MemberWeights
@@ -121,7 +120,7 @@ class LastLayerHeads:
         table = self._table(examples, config.overlong)
         check_labelled(table)
         self.overlong = config.overlong
-        features = self._features_of(table, rows=config.max_rows or SCORING_ROWS)
+        features = self._features_of(table, rows=table.rows_in_flight(1, max_rows=config.max_rows))
         own = log_probs(table.per_example(self._own_scores(features)[None]))[0] if with_kl else None
         return fit(_Heads(self, table, features, own, kl_weight), config, seeds=self.seeds, count=len(table), progress=progress)
 
@@ -139,7 +138,7 @@ class LastLayerHeads:
         def read(texts: Texts) -> Tensor:
             return self.scores(self._features(texts).expand(self.num_members, -1, -1))
 
-        scores = scored_in_parts(lambda rows: score_texts(table, read, rows=rows), max_rows or SCORING_ROWS)
+        scores = scored_in_parts(lambda rows: score_texts(table, read, rows=rows), table.rows_in_flight(1, max_rows=max_rows))
         return log_probs(table.per_example(scores))
 
     def scores(self, features: Tensor, *, members: slice = slice(None)) -> Tensor:

@@ -18,7 +18,6 @@ from ..forward import answer_logits
 from ..heads import TextHead, Texts, TextTable, in_place_of_trunk, score_texts, states_above_trunk, text_scores
 from ..heads.texts import log_probs
 from ..lora import fold_members, stream_key, unfold_members
-from ..memory import SCORING_ROWS
 from ..reading import scored_in_parts
 from ..tasks import Example
 from .fitting import score_members
@@ -76,10 +75,10 @@ class MCDropout:
             DataError: a prompt or a label cannot be used.
         """
         check_member(self.member, self.ensemble.num_members)
-        rows = max_rows or SCORING_ROWS * self.passes
         if isinstance(self.ensemble.head, TextHead):
             table = self.ensemble.head.table(self.ensemble, examples)
             read = functools.partial(self._score_texts, table, states_above_trunk(self.ensemble, table))
+            rows = table.rows_in_flight(self.passes, max_rows=max_rows)
             scores = scored_in_parts(lambda rows: score_texts(table, read, rows=max(1, rows // self.passes)), rows)
             return log_probs(table.per_example(scores))
         return score_members(
@@ -87,7 +86,8 @@ class MCDropout:
             self._score_batch,
             base=self.ensemble.base,
             tokenizer=self.ensemble.tokenizer,
-            rows=max(1, rows // self.passes),
+            copies=self.passes,
+            max_rows=max_rows,
             overlong=self.ensemble.info.overlong,
         )
 

@@ -16,7 +16,6 @@ from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
 from ..heads import TextHead, Texts, in_place_of_trunk, score_texts, states_above_trunk, text_scores
 from ..heads.texts import log_probs
-from ..memory import SCORING_ROWS
 from ..prediction import Predictor
 from ..reading import scored_in_parts
 from ..tasks import Example
@@ -74,7 +73,8 @@ class SingleMember:
             lambda ids, positions: ensemble.answer_logits(ids[None], positions[None], members=only),
             base=ensemble.base,
             tokenizer=ensemble.tokenizer,
-            rows=max_rows or SCORING_ROWS,
+            copies=1,
+            max_rows=max_rows,
             overlong=ensemble.info.overlong,
         )
 
@@ -87,7 +87,7 @@ class SingleMember:
             with in_place_of_trunk(ensemble, states(texts), 1), running:
                 return text_scores(ensemble.base, texts, token=token)[None]
 
-        scores = scored_in_parts(lambda rows: score_texts(table, read, rows=rows), max_rows or SCORING_ROWS)
+        scores = scored_in_parts(lambda rows: score_texts(table, read, rows=rows), table.rows_in_flight(1, max_rows=max_rows))
         return log_probs(table.per_example(scores))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..lora import unfold_members
-from ..memory import SCORING_ROWS, rows_in_flight
+from ..memory import SCORING_ROWS, scoring_rows
 from ..reading import context_window, scored_in_parts
 from ..scoring import score_labels
 from ..tasks import Example, encode_examples
@@ -76,8 +76,8 @@ class LabelTokens:
             )
 
         length = sum(len(example.prompt_ids) for example in encoded) / max(1, len(encoded))
-        everything = SCORING_ROWS * ensemble.num_members
-        return scored_in_parts(score, max_rows or rows_in_flight(everything, tokens_a_row=length, device=ensemble.device))
+        rows = scoring_rows(ensemble.num_members, tokens_a_row=length, device=ensemble.device, max_rows=max_rows)
+        return scored_in_parts(score, rows)
 
     def whole_pass(self, base: nn.Module, ids: Tensor) -> Tensor:
         """Logits (B, T, V)."""
@@ -122,9 +122,7 @@ class TextHead:
 
             return score_texts(table, read, rows=max(1, rows // members))
 
-        length = table.text_lengths.float().mean().item()
-        rows = max_rows or rows_in_flight(SCORING_ROWS * members, tokens_a_row=length, device=ensemble.device)
-        return scored_in_parts(score, rows)
+        return scored_in_parts(score, table.rows_in_flight(members, max_rows=max_rows))
 
     def whole_pass(self, base: nn.Module, ids: Tensor) -> Tensor:
         """Scores (B, K)."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..memory import scoring_rows
 from ..scoring import pad_rows
 
 
@@ -114,6 +115,11 @@ class TextTable:
     def lengths(self) -> Tensor:
         """(N,) tokens of each example's longest text."""
         return torch.zeros(len(self), dtype=torch.int64).scatter_reduce(0, self.owner, self.text_lengths, "amax")
+
+    def rows_in_flight(self, members: int, *, max_rows: int | None) -> int:
+        """How many rows (members * texts) a pass that scores texts of this table holds; `memory.scoring_rows`."""
+        length = self.text_lengths.float().mean().item()
+        return scoring_rows(members, tokens_a_row=length, device=torch.device(self.device), max_rows=max_rows)
 
     def fingerprint(self) -> str:
         """A short hash of texts and targets, to notice when a run is continued on other data."""
