@@ -8,7 +8,7 @@ import pytest
 
 from command_line import base_folder, call
 from lora_ensembles.cli import main
-from lora_ensembles.cli.baseline import BASELINES, OF_AN_ENSEMBLE
+from lora_ensembles.cli.baseline import BASELINES, OF_AN_ENSEMBLE, OF_LABEL_TOKENS
 
 FEW = ["--limit-train", 16, "--limit", 20, "--epochs", 1, "--size", 2, "--json"]
 
@@ -40,6 +40,14 @@ def test_baselines_are_measured_on_real_data(capsys, real_data, name):
     assert done.summary["task"] == "arcc"
 
 
+@pytest.mark.parametrize("name", [name for name in BASELINES if name not in OF_LABEL_TOKENS])
+def test_baselines_have_heads_of_their_own_where_they_are_asked_for(capsys, name):
+    words = ["--task", "world-mmlu-stem", "--ood", "none", "--head", "multiple-choice", "--base", base_folder()]
+    done = call(capsys, "evaluate", "--baseline", name, *words, *FEW)
+    assert done.code == 0, done.err
+    assert done.summary["members"] == (1 if name in ("single", "temperature", "temperature-single") else 2)
+
+
 @pytest.mark.parametrize("name", OF_AN_ENSEMBLE)
 def test_a_saved_ensemble_is_asked_in_another_way(capsys, trained, name):
     done = call(capsys, "evaluate", trained, "--baseline", name, "--limit", 20, "--size", 3, "--json")
@@ -61,6 +69,10 @@ def test_a_temperature_is_not_scored_on_what_it_was_fitted_on(capsys, trained):
         (["--baseline", "last-layer"], "give --task NAME"),
         (["--baseline", "single", "--task", "world-words"], "open answers"),
         ([], "DIR is needed"),
+        (["runs/mine", "--head", "reward"], "runs/mine has its own; leave it out"),
+        (["runs/mine", "--baseline", "single", "--head", "reward"], "trained with heads of its own kind"),
+        (["--baseline", "single", "--task", "arcc", "--head", "reward"], "use --head multiple-choice"),
+        (["--baseline", "few-shot", "--task", "arcc", "--head", "multiple-choice"], "one of causal language models"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_two(capsys, words, message):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, DataError, unknown_name
 from . import settings
 from .common import Arguments, count, load_model, say
+from .heads import head_config
 
 if TYPE_CHECKING:
     from ..config import TrainConfig
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ..tasks import Example
 
 BASELINES = ("single", "few-shot", "last-layer", "mc-dropout", "batch-ensemble", "temperature", "temperature-single")
+OF_LABEL_TOKENS = ("few-shot", "batch-ensemble")  # these are causal language models
 OF_AN_ENSEMBLE = ("single", "mc-dropout", "temperature", "temperature-single")  # these ask a trained ensemble in another way
 DROPOUT = 0.1
 FIT_SHARE = 0.2  # of the validation part, on which a temperature is fitted and which is not scored
@@ -36,7 +38,7 @@ def check(args: Arguments) -> None:
     """Refuse what cannot be measured, before anything is loaded.
 
     Raises:
-        ConfigError: an unknown baseline, or one that has no use for the ensemble given.
+        ConfigError: an unknown baseline, or one that has no use for the ensemble or the head given.
     """
     if args.baseline not in BASELINES:
         raise ConfigError(unknown_name("baseline", args.baseline, BASELINES))
@@ -44,6 +46,14 @@ def check(args: Arguments) -> None:
         raise ConfigError(f"--baseline {args.baseline} asks no trained ensemble; leave {args.ensemble} out, and give --task or --base")
     if args.ensemble is None and args.task is None:
         raise ConfigError(f"--baseline {args.baseline}: give --task NAME, or the folder of an ensemble")
+    if args.head == "causal-lm":
+        return
+    if args.ensemble is not None:
+        raise ConfigError(f"--head {args.head}: {args.ensemble} was trained with heads of its own kind; leave --head out")
+    if args.head != "multiple-choice":
+        raise ConfigError(f"--head {args.head}: --task {args.task} has questions with options; use --head multiple-choice, or leave it out")
+    if args.baseline in OF_LABEL_TOKENS:
+        raise ConfigError(f"--baseline {args.baseline} is one of causal language models; leave --head out")
 
 
 def predictor(
@@ -88,7 +98,7 @@ def _tempered(
 
 
 def _model(args: Arguments) -> tuple[Any, Any]:
-    return load_model(args.base or "embedded", dtype=args.dtype, device=args.device)
+    return load_model(args.base or "embedded", dtype=args.dtype, device=args.device, head=args.head)
 
 
 def _config(args: Arguments, task: str | None) -> TrainConfig:
@@ -101,11 +111,13 @@ def _config(args: Arguments, task: str | None) -> TrainConfig:
 
 
 def _trained(args: Arguments, examples: tuple[Example, ...], task: str | None) -> Predictor:
-    from ..baselines import BatchEnsemble, LastLayerEnsemble
+    from ..baselines import BatchEnsemble, LastLayerEnsemble, LastLayerHeads
 
     base, tokenizer = _model(args)
-    made: LastLayerEnsemble | BatchEnsemble
-    if args.baseline == "last-layer":
+    made: LastLayerEnsemble | LastLayerHeads | BatchEnsemble
+    if args.baseline == "last-layer" and args.head != "causal-lm":
+        made = LastLayerHeads(base, tokenizer, members=args.size, seed=args.seed, head=head_config(args))
+    elif args.baseline == "last-layer":
         made = LastLayerEnsemble(base, tokenizer, members=args.size, seed=args.seed)
     else:
         made = BatchEnsemble(base, tokenizer, members=args.size, adapter=settings.adapter_config(args, base), seed=args.seed)
@@ -121,7 +133,7 @@ def _ensemble(args: Arguments, examples: tuple[Example, ...], task: str | None, 
     base, tokenizer = _model(args)
     adapter = settings.adapter_config(args, base)
     members = 1 if args.baseline in ("single", "mc-dropout", "temperature-single") else args.size
-    made = LoraEnsemble(base, tokenizer, members=members, adapter=adapter, seed=args.seed)
+    made = LoraEnsemble(base, tokenizer, members=members, adapter=adapter, seed=args.seed, head=head_config(args))
     say(f"training {members} members on {len(examples)} questions; a saved ensemble can be given in place")
     train(made, examples, dataclasses.replace(_config(args, task), dropout=dropout))
     return made

@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from . import baseline
 from .common import SHOWN, Arguments, add_ensemble_flags, count, first, load_ensemble, metrics_table, say, spread_to_dict
 from .data import Source, add_column_flags, given_columns, has_open_answers, load_pair, remembered_source, source_from_flags
+from .heads import add_head_flags
 
 if TYPE_CHECKING:
     from ..completion_scores import CompletionMetrics
@@ -30,6 +31,7 @@ EXAMPLES = """examples:
   lora-ensembles evaluate runs/chats --file more-chats.jsonl             open answers: how probable they are, token by token
   lora-ensembles evaluate runs/obqa --baseline temperature               a baseline on the same questions
   lora-ensembles evaluate --baseline last-layer --task world-cqa
+  lora-ensembles evaluate --baseline last-layer --head multiple-choice --task arcc --data datasets --base bert-base-uncased
   lora-ensembles evaluate runs/obqa --base /models/llama-2-7b --dtype bfloat16"""
 
 
@@ -55,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_column_flags(parser)
     parser.add_argument("--intervals", action="store_true", help="95 %% bootstrap intervals of the ensemble's metrics")
     baseline.add_arguments(parser)
+    add_head_flags(parser, "of a baseline that is trained here; an ensemble has its own, see docs/heads.md")
 
 
 def run(args: Arguments) -> dict[str, Any]:
@@ -64,6 +67,8 @@ def run(args: Arguments) -> dict[str, Any]:
         baseline.check(args)
     elif args.ensemble is None:
         raise ConfigError("evaluate: DIR is needed, the folder of an ensemble; or --baseline NAME with --task NAME")
+    elif args.head != "causal-lm":
+        raise ConfigError(f"--head {args.head}: it is for a baseline that is trained here, and {args.ensemble} has its own; leave it out")
     ensemble = load_ensemble(args) if args.ensemble is not None else None
     name, train, every, source = _rows(args, ensemble)
     predictor: Any = ensemble

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 KINDS = ("causal-lm", "sequence-classification", "multiple-choice", "reward")  # heads.HEAD_KINDS, without waiting for torch
 
 
-def add_head_flags(parser: argparse.ArgumentParser) -> None:
-    """--head, --head-init, --max-length."""
-    group = parser.add_argument_group("head", "what members say about an example; see docs/heads.md")
+def add_head_flags(parser: argparse.ArgumentParser, what: str = "what members say about an example; see docs/heads.md") -> None:
+    """--head, --head-init, --max-length; `what` they are about."""
+    group = parser.add_argument_group("head", what)
     group.add_argument(
         "--head",
         choices=KINDS,
