@@ -18,6 +18,7 @@ from typing import Any
 
 from lora_ensembles import resolve_base
 from lora_ensembles.errors import LoraEnsemblesError
+from lora_ensembles.heads import HeadKind
 from lora_ensembles.studies.claims import judge
 from lora_ensembles.studies.grid import ENCODER, Grid, run_grid
 from lora_ensembles.studies.report import write_report
@@ -38,9 +39,9 @@ def source() -> str:
     return str(Path(found.origin).parent / "model")
 
 
-def load() -> tuple[Any, Any]:
+def load(head: HeadKind = "multiple-choice", num_labels: int | None = None) -> tuple[Any, Any]:
     """The encoder under its name on the hub, wherever it came from, and its tokenizer."""
-    base, tokenizer = resolve_base(source(), head="multiple-choice")
+    base, tokenizer = resolve_base(source(), head=head, num_labels=num_labels)
     base.config._name_or_path = base.name_or_path = NAME
     return base, tokenizer
 
