@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lora_ensembles.decoder import recomputed
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.tasks import Example, render_prompt
 
@@ -122,3 +124,25 @@ def no_memory_left(*, beyond: int = 0) -> Iterator[list[int]]:
         yield failed
     finally:
         handle.remove()
+
+
+def check_recomputed(ensemble: LoraEnsemble, loss_of: Callable[[], Tensor]) -> None:
+    """Activations that are computed twice give the gradients of `loss_of`, under dropout, and take less memory."""
+    found = []
+    for recompute in (False, True):
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        again = recomputed(ensemble.base, ensemble.stack.remembered) if recompute else nullcontext()
+        dropout = ensemble.stack.dropout(torch.tensor([0.3, 0.1]), [5, 6])
+        totals = ensemble.stack.zero_gradients()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), dropout, again:
+            loss = loss_of()
+        ensemble.stack.add_gradients(loss, totals)
+        found.append((torch.cat(totals, dim=1), sum(kept.values())))
+    (expected, whole), (gradients, less) = found
+    torch.testing.assert_close(gradients, expected, atol=1e-6 * float(expected.abs().max()), rtol=1e-5)
+    assert less < whole

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lora_ensembles import HeadConfig, LoraEnsemble
 from lora_ensembles.tasks import Example
+from tiny_models import LLAMA_LIKE
 
 WORDS = "the red fox saw a small bird near an old river and went home why what does it say is good bad".split()
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
@@ -30,15 +31,7 @@ ENCODER: dict[str, Any] = dict(
     initializer_range=0.2,
     hidden_dropout_prob=0.1,  # in evaluation mode it is off, as in a stack
 )
-DECODER: dict[str, Any] = dict(
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    intermediate_size=40,
-    max_position_embeddings=WINDOW,
-    initializer_range=0.2,
-)
+DECODER = LLAMA_LIKE | dict(max_position_embeddings=WINDOW)
 # Class names of transformers without their ending, the settings, and the layers that carry adapters.
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "bert": ("Bert", ENCODER, ("query", "value")),

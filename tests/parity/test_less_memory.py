@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -14,10 +13,9 @@ from lora_ensembles import FewShot, TrainConfig, score_completions, train
 from lora_ensembles import training as training_module
 from lora_ensembles.answer_losses import row_losses
 from lora_ensembles.batches import TokenTable
-from lora_ensembles.decoder import recomputed
 from lora_ensembles.memory import with_fewer_rows
 from lora_ensembles.tasks import encode_examples
-from tiny_ensembles import no_memory_left
+from tiny_ensembles import check_recomputed, no_memory_left
 from tiny_models import ARCHITECTURES, build, build_ensemble, letter_examples, open_examples, tokenizer
 
 CONFIG = TrainConfig(epochs=2, batch_size=5, learning_rate=2e-3, dropout=0.2, kl_weight=0.1)
@@ -72,24 +70,7 @@ def test_layers_that_compute_again_give_the_same_gradients_for_less_memory(name:
     ensemble = build_ensemble(name, members=2, random_b=True)
     table = TokenTable.from_encoded(encode_examples(letter_examples(), tokenizer()), 0)
     batch = table.gather(torch.arange(8).view(2, 4))
-    found = []
-    for recompute in (False, True):
-        kept: dict[int, int] = {}
-
-        def keep(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
-            kept[tensor.data_ptr()] = tensor.numel()
-            return tensor
-
-        again = recomputed(ensemble.base, ensemble.stack.remembered) if recompute else nullcontext()
-        dropout = ensemble.stack.dropout(torch.tensor([0.3, 0.1]), [5, 6])
-        totals = ensemble.stack.zero_gradients()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), dropout, again:
-            loss = row_losses(ensemble, batch).loss.sum()
-        ensemble.stack.add_gradients(loss, totals)
-        found.append((torch.cat(totals, dim=1), sum(kept.values())))
-    (expected, whole), (gradients, less) = found
-    torch.testing.assert_close(gradients, expected, atol=1e-6 * float(expected.abs().max()), rtol=1e-5)
-    assert less < whole
+    check_recomputed(ensemble, lambda: row_losses(ensemble, batch).loss.sum())
 
 
 def test_training_computes_activations_twice_where_not_even_one_row_fits(monkeypatch: pytest.MonkeyPatch) -> None:
