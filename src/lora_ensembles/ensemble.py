@@ -107,7 +107,7 @@ class LoraEnsemble:
             raise AdapterError("the output head cannot carry adapters; take it out of target_modules")
         self.base, self.tokenizer, self.adapter, self.info = base, tokenizer, config, info
         self.fingerprint = storage.fingerprint(base, apart_from=weights[0].head)
-        self.kept_states: dict[str, TrunkStates | None] | None = None  # a dict keeps what the trunk makes of texts, by their fingerprint
+        self.kept_states: dict[str, TrunkStates | None] | None = None  # a dict keeps what the trunk makes of texts
         base.requires_grad_(False).eval()
         keep_differentiable(base)
         self.stack = AdapterStack(base, weights, dtype=base.dtype)

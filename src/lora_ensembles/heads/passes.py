@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..lora import unfold_members
-from ..memory import SCORING_ROWS, scoring_rows
+from ..memory import scoring_rows, with_fewer_rows
 from ..reading import context_window, scored_in_parts
 from ..scoring import score_labels
 from ..tasks import Example, encode_examples
@@ -138,11 +138,13 @@ def states_above_trunk(ensemble: LoraEnsemble, table: TextTable) -> Callable[[Te
     if trunk is None:
         return lambda _: None
     if kept is not None:
-        key = table.fingerprint()
+        key = f"{len(trunk.layers)} layers, {table.fingerprint()}"
         if key not in kept:
-            kept[key] = TrunkStates.of(
-                trunk, table.text_lengths, rows=SCORING_ROWS, read=lambda numbers: text_scores(base, table.texts(numbers))
-            )
+
+            def read(rows: int) -> TrunkStates | None:
+                return TrunkStates.of(trunk, table.text_lengths, rows=rows, read=lambda numbers: text_scores(base, table.texts(numbers)))
+
+            kept[key] = with_fewer_rows(read, table.rows_in_flight(1, max_rows=None))
         states = kept[key]
         if states is not None:
             return lambda texts: states.of_rows(texts.numbers, texts.ids.shape[1])
