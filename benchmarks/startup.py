@@ -50,7 +50,7 @@ def interpreters(windows: int) -> dict[str, float]:
         "bare": functools.partial(run, "-c", "import lora_ensembles"),
         "help": functools.partial(run, "-m", "lora_ensembles.cli", "--help"),
     }
-    return interleaved(arms, windows=windows)
+    return interleaved(arms, windows=windows, warm=windows > 1)
 
 
 def shared_base(shape: Shape) -> PreTrainedModel:

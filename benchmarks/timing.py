@@ -19,15 +19,16 @@ WINDOWS = 7  # an odd number, of which the median is a measured one
 
 
 def interleaved(
-    arms: Mapping[str, Callable[[], object]], *, windows: int = WINDOWS, device: torch.device | str = "cpu"
+    arms: Mapping[str, Callable[[], object]], *, windows: int = WINDOWS, device: torch.device | str = "cpu", warm: bool = True
 ) -> dict[str, float]:
-    """The median seconds of each arm, over windows in which every arm runs once, after one run of each that does not count.
+    """The median seconds of each arm, over windows in which every arm runs once, after one run of each that does not count;
+    with `warm` false all of them count.
 
     Whatever else the machine does meets all arms alike; a ratio of two of these medians means more than either. An arm that returns a
     float has measured itself, to leave out what is not its work; that number counts.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for window in range(windows + 1):
+    for window in range(0 if warm else 1, windows + 1):
         for name, run in arms.items():
             wait(device)
             begin = time.perf_counter()

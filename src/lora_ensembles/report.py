@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; color: #1d2430; }
-body { max-width: 60rem; margin: 2.5rem auto; padding: 0 1.25rem; }
+body { max-width: 64rem; margin: 2.5rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.4rem; } h3 { font-size: 1rem; margin: 1.8rem 0 .4rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; line-height: 1.4; }
 th, td { padding: .35rem .55rem; text-align: right; border-bottom: 1px solid #dde2ea; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 thead th { border-bottom: 2px solid #1d2430; white-space: normal; vertical-align: bottom; }
+table.many { font-size: .75rem; } .many th, .many td { padding: .35rem .2rem; }
 td.prose { white-space: normal; min-width: 16rem; } th.prose, td.prose { text-align: left; }
 td.chosen { font-weight: 700; background: #e6effa; }
 figure { margin: 0; } figcaption { color: #566072; font-size: .9rem; }
@@ -36,6 +37,9 @@ img { width: 100%; height: auto; }
 figure.wide img { max-width: 52rem; }
 pre { background: #f5f7fa; padding: .9rem 1rem; overflow-x: auto; font-size: .85rem; }
 """
+
+
+MANY = 8  # columns, from which on a table is set in smaller type, so that it still fits the page
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class Table:
             for column, cell in enumerate(self.header)
         )
         body = "\n".join(f"<tr>{self._row(index)}</tr>" for index in range(len(self.rows)))
-        return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+        many = " class=many" if len(self.header) > MANY else ""
+        return f'<div class="scroll"><table{many}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
     def _row(self, index: int) -> str:
         return "".join(f"<td{self._style(index, column)}>{html.escape(cell)}</td>" for column, cell in enumerate(self.rows[index]))

@@ -107,12 +107,6 @@ def test_provenance_holds_versions_commit_seeds_and_grid(report: Path) -> None:
     assert "| pool | 2 | world-cqa | 0, 1 |" in text
 
 
-def test_the_same_records_make_the_same_report(report: Path, tmp_path: Path) -> None:
-    write_report(study_records(), CLAIMS, tmp_path / "again")
-    for name in ("report.html", "report.md", "figures/figure_2.png", "figures/figure_2.svg"):
-        assert (tmp_path / "again" / name).read_bytes() == (report / name).read_bytes()
-
-
 def test_claims_show_verdict_interval_and_settings() -> None:
     table = claims_with_text(CLAIMS)
     assert table.rows[0] == ("C1", "Claim <C1> | holds.", "supported", "1 of 1", "+0.0100", "+0.0050 to +0.0200", "6")
@@ -160,6 +154,8 @@ def test_the_verb_writes_beside_the_records_or_elsewhere(capsys: pytest.CaptureF
     assert list(summary["claims"]) == [f"C{number}" for number in range(1, 12)]
     before = sorted(path.name for path in folder.iterdir())
     assert call(capsys, "report", folder).code == 0
+    for name in ("report.html", "report.md", "figures/figure_2.png", "figures/figure_2.svg"):  # the same records, the same report
+        assert (folder / name).read_bytes() == (tmp_path / "elsewhere" / name).read_bytes()
     assert sorted(path.name for path in folder.iterdir()) == sorted([*before, "figures", "report.html", "report.md"])
 
 
