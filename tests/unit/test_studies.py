@@ -263,6 +263,12 @@ def test_a_verdict_follows_from_the_interval_alone(values: list[float], sign: in
     assert part.settings == 4
 
 
+def test_two_settings_decide_nothing_however_they_agree() -> None:
+    for seeds, verdict in ((2, "open"), (3, "supported")):
+        part = judge_contrast(Contrast("x", {("task", seed): 1.0 + 0.01 * seed for seed in range(seeds)}, 1))
+        assert (part.verdict, part.settings) == (verdict, seeds)
+
+
 def test_the_interval_of_independent_seeds_is_that_of_the_bootstrap() -> None:
     values = torch.randn(40, generator=torch.Generator().manual_seed(0)).tolist()
     low, high = bootstrap({("task", seed): value for seed, value in enumerate(values)})

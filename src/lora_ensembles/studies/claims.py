@@ -21,6 +21,7 @@ from .views import Differences, Records, View
 Verdict = Literal["supported", "contradicted", "open", "not applicable"]
 
 SAMPLES = 2000
+LEAST_SETTINGS = 3  # tasks and seeds
 # Why a part cannot be judged where members have heads of their own, by a word of its name.
 NOT_OF_HEADS = {
     "KL": "members' heads were drawn anew, so the base has no distribution over the answers to stay close to",
@@ -80,7 +81,10 @@ def bootstrap(differences: Differences, *, samples: int = SAMPLES, seed: int = 0
 
 
 def judge_contrast(contrast: Contrast) -> Part:
-    """The mean over tasks, its interval, and the verdict; without any setting the part is not applicable."""
+    """The mean over tasks, its interval, and the verdict; without any setting the part is not applicable.
+
+    Fewer than `LEAST_SETTINGS` decide nothing: the interval of one has no width.
+    """
     found = {setting: value for setting, value in contrast.differences.items() if math.isfinite(value)}
     if not found:
         return Part(contrast.name, None, None, "not applicable", 0)
@@ -92,7 +96,7 @@ def judge_contrast(contrast: Contrast) -> Part:
         inside, outside = -contrast.margin <= low and high <= contrast.margin, low > contrast.margin or high < -contrast.margin
     else:
         inside, outside = (low > 0, high < 0) if contrast.sign > 0 else (high < 0, low > 0)
-    verdict: Verdict = "supported" if inside else "contradicted" if outside else "open"
+    verdict: Verdict = "open" if len(found) < LEAST_SETTINGS or not (inside or outside) else "supported" if inside else "contradicted"
     return Part(contrast.name, round(mean, 6), (round(low, 6), round(high, 6)), verdict, len(found))
 
 

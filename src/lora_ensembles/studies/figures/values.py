@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import DataError
 from ...tasks import PAPER_TASKS
-from ..grid import ENCODER, FULL, OPEN_KINDS, PAPER, WHOLE_KINDS, Grid
+from ..grid import CHOICE, ENCODER, FULL, OPEN_KINDS, PAPER, WHOLE_KINDS, Grid
 
 Record = Mapping[str, Any]
 Records = Mapping[str, Sequence[Record]]
@@ -136,7 +136,7 @@ def smaller_grid(records: Records) -> str:
         >>> smaller_grid({"sweep": [{"settings": settings}]})
         '1 of 6 tasks, 1 of 3 seeds, 3 of 5 members, 2 of 10 epochs'
     """
-    settings = [record["settings"] for found in records.values() for record in found if "task" in record["settings"]]
+    settings = [one["settings"] for kind, found in records.items() for one in found if kind != CHOICE and "task" in one["settings"]]
     full = FULL if all(one.get("base", FULL.base) == FULL.base for one in settings) else PAPER
     full = ENCODER if any("head" in one for one in settings) else full
     whole = any(records.get(kind) for kind in WHOLE_KINDS)
@@ -154,7 +154,7 @@ def smaller_grid(records: Records) -> str:
         (least("pool", int), full.pool, "members in the pool"),
         (least("draws", int), full.draws, "few-shot draws"),
         (least("kl", len), len(full.kl), "KL weights"),
-        (least("decays", len), len(full.decays), "strengths of decay"),
+        (least("decays", len), 1 if full.choose else len(full.decays), "strengths of decay"),
     ]
     if not whole:
         pairs += [
