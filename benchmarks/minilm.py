@@ -20,7 +20,7 @@ from lora_ensembles import resolve_base
 from lora_ensembles.errors import LoraEnsemblesError
 from lora_ensembles.heads import HeadKind
 from lora_ensembles.studies.claims import judge
-from lora_ensembles.studies.grid import ENCODER, Grid, run_grid
+from lora_ensembles.studies.grid import ENCODER, run_grid
 from lora_ensembles.studies.report import write_report
 from lora_ensembles.studies.store import by_kind
 
@@ -50,11 +50,8 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
-def grid_of(arguments: argparse.Namespace) -> Grid:
-    """The grid, or a part of it."""
-    grid = GRID.on(arguments.tasks) if arguments.tasks else GRID
-    seeds = tuple(map(int, arguments.seeds)) if arguments.seeds else grid.seeds
-    return dataclasses.replace(grid, data=str(arguments.data), seeds=seeds)
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, words(text)))
 
 
 def main() -> None:
@@ -62,8 +59,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the paper's data sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of the records and the report")
     parser.add_argument("--kinds", type=words, default=ASKED, help=f"kinds of records (default: {','.join(ASKED)})")
-    parser.add_argument("--tasks", type=words, help="only these tasks")
-    parser.add_argument("--seeds", type=words, help="only these seeds")
+    parser.add_argument("--tasks", type=words, help="measure the records of these tasks only, now")
+    parser.add_argument("--seeds", type=numbers, help="measure the records of these seeds only, now")
     arguments = parser.parse_args()
     begin = time.monotonic()
 
@@ -71,7 +68,8 @@ def main() -> None:
         print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
     try:
-        found = run_grid(grid_of(arguments), arguments.out, load, kinds=arguments.kinds, say=say)
+        grid = dataclasses.replace(GRID, data=str(arguments.data))
+        found = run_grid(grid, arguments.out, load, kinds=arguments.kinds, tasks=arguments.tasks, seeds=arguments.seeds, say=say)
         summary: dict[str, Any] = {"records": {kind: len(rows) for kind, rows in found.items()}}
         records = by_kind(arguments.out)
         if "sweep" in records:

@@ -51,14 +51,15 @@ class Source:
     def sentences(self) -> dict[str, Any]:
         """The sentences of the page; what the paper says is written down once."""
         own = read(DOCS / f"{self.name}.toml")
-        paper = own if self.name == EMBEDDED.name else EMBEDDED.sentences()
-        return {name: {"paper": paper[name]["paper"], **own.get(name, {})} for name in paper} | own_only(own, paper)
+        paper = {name: {"paper": given["paper"]} for name, given in read(DOCS / f"{EMBEDDED.name}.toml").items()}
+        return own | {name: given | own.get(name, {}) for name, given in paper.items()}
 
 
 DOCS = REPOSITORY / "docs"
 JUDGED = """\
 A contrast is a difference in every setting (task and seed); its interval is the 95 % bootstrap interval over tasks and seeds. A claim is
-supported if the intervals of all its parts lie where it says, contradicted if one lies on the other side, and open otherwise."""
+supported if the intervals of all its parts lie where it says, contradicted if one lies on the other side, and open otherwise; with fewer
+than three settings nothing is decided."""
 WRITTEN = "Written by `python benchmarks/reproduction.py` from the records in `{records}` and the sentences in `docs/{name}.toml`; do not"
 EMBEDDED = Source(
     "reproduction",
@@ -186,11 +187,6 @@ def made(make: Make, records: Records) -> str:
 
 def read(path: Path) -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"))
-
-
-def own_only(own: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
-    """What is in the first alone."""
-    return {name: given for name, given in own.items() if name not in shared}
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ class Places:
     def put(self, values: Tensor, shape: tuple[int, int]) -> Tensor:
         """(B, T, ...) that holds the values (n, ...) at the places, and zeros elsewhere."""
         empty = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
-        return empty.index_copy(0, self.rows * shape[1] + self.positions, values).unflatten(0, shape)
+        return empty.index_copy_(0, self.rows * shape[1] + self.positions, values).unflatten(0, shape)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -218,6 +218,11 @@ class Trunk:
             return (hidden, *[None] * (self.outputs - 1)) if self.outputs else hidden
 
         return pass_on
+
+
+def in_place_of_trunk(trunk: Trunk | None, states: Tensor | None, copies: int) -> AbstractContextManager[None]:
+    """While passes over `copies` times the same rows take these states (B, T, H) of each for what a trunk would give, if there is one."""
+    return nullcontext() if trunk is None or states is None else trunk.skipped(states.repeat(copies, 1, 1))
 
 
 @torch.no_grad()

@@ -6,14 +6,13 @@ Shapes: M members, B rows of a batch, T tokens, K answer positions, V vocabulary
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .decoder import Trunk
+from .decoder import Trunk, in_place_of_trunk
 from .errors import ConfigError
 from .forward import Prefix, answer_logits, read_prefix
 from .lora import AdapterStack
@@ -58,8 +57,8 @@ class SharedRows:
         parts = []
         for group in self.groups():
             count = len(range(self.stack.num_members)[group])
-            skipped = nullcontext() if self.trunk is None or states is None else self.trunk.skipped(states.repeat(count, 1, 1))
-            with self.stack.running(rows=count * ids.shape[0], tokens=count * ids.numel(), members=group), skipped:
+            running = self.stack.running(rows=count * ids.shape[0], tokens=count * ids.numel(), members=group)
+            with running, in_place_of_trunk(self.trunk, states, count):
                 parts.append(run(ids.repeat(count, 1), count))
         return torch.cat(parts)
 

@@ -15,6 +15,8 @@ from .decoder import Trunk
 
 TRUNK_CACHE_BYTES = 2 * 2**30
 """Most memory for these states; where they take more, the trunk runs in each step."""
+ROWS_AT_ONCE = 64
+"""Most rows that a trunk reads in a pass: they are sorted by length, so few of them pad each other little."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class TrunkStates:
 
     @classmethod
     def of(cls, trunk: Trunk | None, lengths: Tensor, *, rows: int, read: Callable[[Tensor], object]) -> TrunkStates | None:
-        """Those of rows of so many tokens (W,), `rows` of them at a time; `read` is a pass of the base over the rows of numbers (B,).
+        """Those of rows of so many tokens (W,), at most `rows` at a time; `read` is a pass of the base over the rows of numbers (B,).
 
         None where there is no trunk, since the lowest layer is adapted, or where memory is not meant to hold its states.
         """
@@ -34,7 +36,7 @@ class TrunkStates:
             return None
         by_length, longest = lengths.argsort(), int(lengths.max())
         kept: Tensor | None = None
-        for numbers in (by_length[:1], *by_length[1:].split(rows)):  # one row first: it tells how large a state is
+        for numbers in (by_length[:1], *by_length[1:].split(min(rows, ROWS_AT_ONCE))):  # one row first: it tells how large a state is
             states = trunk.states(lambda numbers=numbers: read(numbers))  # type: ignore[misc]
             if kept is None:
                 if len(lengths) * longest * states.shape[-1] * states.element_size() > TRUNK_CACHE_BYTES:

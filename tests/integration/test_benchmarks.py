@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -74,6 +75,16 @@ def test_training_prints_tokens_limit_memory_operators_and_padding() -> None:
     assert row["operators_per_layer"]["forward"] <= 45
     for words in ("tokens/s", "padding", "peak", "operators per layer", "weights apart"):
         assert words in output
+
+
+@pytest.mark.parametrize(("script", "profile"), [("decode", "tiny"), ("score", "tiny-E2")])
+def test_a_family_by_itself_ends_with_its_row(
+    script: str, profile: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--profile", profile, "--windows", "1", "--json"])
+    importlib.import_module(script).main()
+    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert row["exact"]["ok"]
 
 
 def test_a_base_whose_layers_share_their_weights_loads_adapters_as_one_of_that_shape(tmp_path: Path) -> None:

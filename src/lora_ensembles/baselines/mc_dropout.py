@@ -12,10 +12,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ..decoder import in_place_of_trunk
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
 from ..forward import answer_logits
-from ..heads import TextHead, Texts, TextTable, in_place_of_trunk, score_texts, states_above_trunk, text_scores
+from ..heads import TextHead, Texts, TextTable, score_texts, states_above_trunk, text_scores
 from ..heads.texts import log_probs
 from ..lora import fold_members, stream_key, unfold_members
 from ..reading import scored_in_parts
@@ -103,7 +104,7 @@ class MCDropout:
         firsts = table.first[table.owner[texts.numbers]]  # options of one question have the mask that its first one names
         named = [table.ids[number, : table.text_lengths[number]].tolist() for number in firsts.tolist()]
         dropping = self._dropping(named, tokens=passes * texts.ids.numel(), device=texts.ids.device)
-        with in_place_of_trunk(ensemble, states(texts), passes), dropping:
+        with in_place_of_trunk(ensemble.trunk, states(texts), passes), dropping:
             return unfold_members(text_scores(ensemble.base, texts.repeated(passes), token=token), passes)
 
     @contextmanager

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..decoder import in_place_of_trunk
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
-from ..heads import TextHead, Texts, in_place_of_trunk, score_texts, states_above_trunk, text_scores
+from ..heads import TextHead, Texts, score_texts, states_above_trunk, text_scores
 from ..heads.texts import log_probs
 from ..prediction import Predictor
 from ..reading import scored_in_parts
@@ -84,7 +85,7 @@ class SingleMember:
 
         def read(texts: Texts) -> Tensor:
             running = ensemble.stack.running(rows=len(texts.ids), tokens=texts.ids.numel(), members=only)
-            with in_place_of_trunk(ensemble, states(texts), 1), running:
+            with in_place_of_trunk(ensemble.trunk, states(texts), 1), running:
                 return text_scores(ensemble.base, texts, token=token)[None]
 
         scores = scored_in_parts(lambda rows: score_texts(table, read, rows=rows), table.rows_in_flight(1, max_rows=max_rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .kinds import HEAD_KINDS, HeadConfig, HeadKind, adapter_for, resolve_head
-from .passes import Head, TextHead, head_of, in_place_of_trunk, score_texts, states_above_trunk
+from .passes import Head, TextHead, head_of, score_texts, states_above_trunk
 from .rewards import RewardPrediction, predict_rewards
 from .table import Texts, TextTable
 from .text_scores import Token, text_scores, token_read
@@ -22,7 +22,6 @@ __all__ = [
     "adapter_for",
     "encode_texts",
     "head_of",
-    "in_place_of_trunk",
     "plain_table",
     "predict_rewards",
     "resolve_head",

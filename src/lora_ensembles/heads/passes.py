@@ -5,8 +5,7 @@ Shapes: M members, N examples, W texts of all examples, B texts of a pass, C opt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -149,14 +148,6 @@ def states_above_trunk(ensemble: LoraEnsemble, table: TextTable) -> Callable[[Te
         if states is not None:
             return lambda texts: states.of_rows(texts.numbers, texts.ids.shape[1])
     return lambda texts: trunk.states(lambda: text_scores(base, texts))
-
-
-@contextmanager
-def in_place_of_trunk(ensemble: LoraEnsemble, states: Tensor | None, copies: int) -> Iterator[None]:
-    """While passes over `copies` times the same texts take these states (B, T, H) of each for what the trunk would give."""
-    trunk = ensemble.trunk
-    with nullcontext() if trunk is None or states is None else trunk.skipped(states.repeat(copies, 1, 1)):
-        yield
 
 
 @torch.no_grad()

@@ -142,11 +142,11 @@ ENCODER = dataclasses.replace(
     few_tasks=("arce",),
     open_tasks=("arce",),
     pool=10,
-    limit=(200, 240, 120),
+    limit=(240, 240, 120),
     head="multiple-choice",
     max_length=128,
     layers=(5,),
-    choose=(0.03, 0.1, 0.3),
+    choose=(0.1, 0.3, 0.6, 0.9),
 )
 QUICK = Grid(
     "quick",
@@ -309,20 +309,28 @@ def with_choice(grid: Grid, found: Sequence[Mapping[str, Any]]) -> Grid:
 
 
 def run_grid(
-    grid: Grid, out: Path, load_model: Callable[[], tuple[Any, Any]], *, kinds: Sequence[str] = tuple(KINDS), say: Callable[[str], None]
+    grid: Grid,
+    out: Path,
+    load_model: Callable[[], tuple[Any, Any]],
+    *,
+    kinds: Sequence[str] = tuple(KINDS),
+    tasks: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    say: Callable[[str], None],
 ) -> dict[str, list[Mapping[str, Any]]]:
     """Every record of the grid, by kind; what is in `out` already is read, what is not is measured.
 
-    With `grid.choose`, the strength of decay is chosen first, from the first seed of every task.
+    With `tasks` or `seeds`, only the records of these are measured now. With `grid.choose`, the strength of decay is chosen first, from
+    the first seed of every task of the grid.
     """
     found: dict[str, list[Mapping[str, Any]]] = {}
     if grid.choose:
         first = [(CHOICE, task, grid.seeds[0]) for task in grid.tasks]
         found[CHOICE] = _records(grid, out, load_model, first, say)
         grid = with_choice(grid, found[CHOICE])
-    wanted = list(cells(grid, kinds))
-    made = _records(grid, out, load_model, wanted, say)
-    return found | {kind: [one for (name, *_), one in zip(wanted, made, strict=True) if name == kind] for kind in kinds}
+    part = [one for one in cells(grid, kinds) if (tasks is None or one[1] in tasks) and (seeds is None or one[2] in seeds)]
+    made = _records(grid, out, load_model, part, say)
+    return found | {kind: [one for (name, *_), one in zip(part, made, strict=True) if name == kind] for kind in kinds}
 
 
 def _records(
