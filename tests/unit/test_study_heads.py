@@ -118,6 +118,13 @@ def test_records_say_the_head_the_layers_and_where_the_decay_comes_from(study: t
     assert not {"few-shot base", "BatchEnsemble"} & set(records["methods"][0]["result"]["methods"])
 
 
+def test_a_part_of_the_grid_has_the_strength_that_the_whole_grid_chose(study: tuple[Path, dict[str, Any], list[Claim]]) -> None:
+    folder, records, _ = study
+    part = run_grid(TINY, folder, load, kinds=("sweep", "pool"), seeds=TINY.seeds[1:], say=lambda _: None)  # all of them are there
+    assert part == {"choice": records["choice"], "sweep": records["sweep"][1:], "pool": records["pool"][1:]}
+    assert not run_grid(TINY, folder, load, kinds=("sweep",), tasks=("another",), say=lambda _: None)["sweep"]
+
+
 def test_claims_that_the_head_allows_have_intervals_and_the_others_a_reason(study: tuple[Path, dict[str, Any], list[Claim]]) -> None:
     _, _, claims = study
     judged = {claim.id: claim for claim in claims}
