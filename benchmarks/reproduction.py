@@ -59,7 +59,7 @@ DOCS = REPOSITORY / "docs"
 JUDGED = """\
 A contrast is a difference in every setting (task and seed); its interval is the 95 % bootstrap interval over tasks and seeds. A claim is
 supported if the intervals of all its parts lie where it says, contradicted if one lies on the other side, and open otherwise; with fewer
-than three settings nothing is decided."""
+than six settings nothing is decided. Supported in part is a claim of which other parts could not be judged."""
 WRITTEN = "Written by `python benchmarks/reproduction.py` from the records in `{records}` and the sentences in `docs/{name}.toml`; do not"
 EMBEDDED = Source(
     "reproduction",
@@ -109,7 +109,7 @@ FIGURES = {"C1": "2", "C2": "2", "C3": "3", "C4": "4", "C6": "5", "C7": "6", "C8
 def page(source: Source, sentences: Sentences) -> str:
     """The whole page."""
     folder, commands = source.records, f"```sh\n{source.commands}\n```"
-    if not any(folder.glob("*-*.json")):
+    if not any(folder.glob("sweep-*.json")):
         wanted = [f"- **{name}** {text} In the paper: {sentences[name]['paper']}" for name, text, _ in CLAIMS]
         return "\n\n".join([source.intro, "Not measured yet:", commands, "## The claims", "\n".join(wanted)]) + "\n"
     records = by_kind(folder)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minilm import NAME, words
+from minilm import NAME, numbers
 from minilm import load as load_minilm
 from peft import LoraConfig
 
@@ -98,11 +98,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the paper's data sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of the records")
-    parser.add_argument("--seeds", type=words, default=("0", "1", "2"), help="seeds of the ensembles (default: 0,1,2)")
+    parser.add_argument("--seeds", type=numbers, default=(0, 1, 2), help="seeds of the ensembles (default: 0,1,2)")
     arguments = parser.parse_args()
     results = []
     try:
-        for seed in map(int, arguments.seeds):
+        for seed in arguments.seeds:
             settings = {**SETTINGS, "seed": seed}
             record = cell(arguments.out, "reward-obqa", settings, lambda settings=settings: measure(settings, arguments.data))
             results.append(record["result"])

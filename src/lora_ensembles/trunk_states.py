@@ -36,7 +36,8 @@ class TrunkStates:
             return None
         by_length, longest = lengths.argsort(), int(lengths.max())
         kept: Tensor | None = None
-        for numbers in (by_length[:1], *by_length[1:].split(min(rows, ROWS_AT_ONCE))):  # one row first: it tells how large a state is
+        parts = by_length[1:].split(min(rows, ROWS_AT_ONCE)) if len(by_length) > 1 else ()
+        for numbers in (by_length[:1], *parts):  # one row first: it tells how large a state is
             states = trunk.states(lambda numbers=numbers: read(numbers))  # type: ignore[misc]
             if kept is None:
                 if len(lengths) * longest * states.shape[-1] * states.element_size() > TRUNK_CACHE_BYTES:

@@ -17,7 +17,16 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from command_line import base_folder, call
-from lora_ensembles import LoraEnsemble, load_preferences, predict, predict_rewards
+from lora_ensembles import (
+    LoraEnsemble,
+    TrainConfig,
+    load_file,
+    load_preferences,
+    predict,
+    predict_rewards,
+    resolve_base,
+    train,
+)
 from tiny_heads import build, tokenizer
 
 FEW: list[Any] = ["--members", 2, "--epochs", 2, "--no-progress", "--json"]
@@ -136,6 +145,26 @@ def test_a_reward_model_is_trained_measured_and_asked(capsys: pytest.CaptureFixt
         assert list(csv.DictReader(stream).fieldnames or []) == ["id", "reward", "std", "lower_bound", "reward_0", "reward_1"]
     chosen = call(capsys, "predict", tmp_path / "run", "--in", path)
     assert {json.loads(line)["prediction"] for line in chosen.out.splitlines()} == {"chosen"}
+
+
+def test_ensembles_of_python_are_measured_and_asked_as_those_of_the_command_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    base, words = resolve_base(encoder_folder(), head="sequence-classification", num_labels=3)
+    classifier = LoraEnsemble(base, words, members=2)
+    train(classifier, load_file(classes_file(tmp_path), labels=CLASSES), TrainConfig(epochs=1), progress=False)
+    classifier.save_pretrained(tmp_path / "classifier")
+    classifier.unload()
+    reward = LoraEnsemble(resolve_base(encoder_folder(), head="sequence-classification", num_labels=1)[0], words, members=2)
+    reward.save_pretrained(tmp_path / "reward")
+    for name, path, rows in (("classifier", classes_file(tmp_path), 24), ("reward", pairs_file(tmp_path), 12)):
+        measured = call(capsys, "evaluate", tmp_path / name, "--file", path, "--json")
+        assert measured.code == 0, measured.err
+        asked = call(capsys, "predict", tmp_path / name, "--in", path, "--json", "--out", tmp_path / f"{name}.jsonl")
+        assert (asked.code, asked.summary["questions"]) == (0, rows), asked.err
+    texts = tmp_path / "numbered.jsonl"
+    texts.write_text('{"id": 0, "text": "the red fox"}\n')
+    assert json.loads(call(capsys, "predict", tmp_path / "reward", "--in", texts).out)["id"] == "0"
 
 
 def test_a_member_of_the_command_line_opens_in_peft(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from lora_ensembles import LoraEnsemble, TrainConfig, train
+from lora_ensembles import HeadConfig, LastLayerHeads, LoraEnsemble, TrainConfig, predict, train
 from lora_ensembles.decoder import model_layers
 from lora_ensembles.heads import TextHead, text_scores, token_read
 from tiny_heads import ARCHITECTURES, ENCODERS, KINDS, build, build_ensemble, examples_for, tokenizer
@@ -63,6 +63,30 @@ def test_a_text_is_read_at_its_own_end() -> None:
     together = head.scores(ensemble, table, max_rows=None)
     alone = [head.scores(ensemble, head.table(ensemble, [example]), max_rows=None) for example in examples_for("reward")]
     torch.testing.assert_close(together, torch.cat(alone, dim=1), **TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["sequence-classification", "reward"])
+def test_a_text_that_ends_in_the_padding_token_is_read_where_transformers_reads_it(kind: str) -> None:
+    """As chats end where the token of their end pads as well: the head reads the token before."""
+    base = build("llama", kind)
+    base.config.pad_token_id = tokenizer().sep_token_id  # every text ends in it
+    assert token_read(base) == "last"
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    ensemble = LoraEnsemble(base, tokenizer(), members=1, adapter=config, head=HeadConfig(kind, init="base"))  # type: ignore[arg-type]
+    head, examples = ensemble.head, examples_for(kind)
+    assert isinstance(head, TextHead)
+    table = head.table(ensemble, examples)
+    found = head.scores(ensemble, table, max_rows=4)[0]  # B begins at zero, so the member says what the base does
+    last_layer = LastLayerHeads(build("llama", kind), tokenizer(), members=1, head=HeadConfig(kind, init="base"))  # type: ignore[arg-type]
+    last_layer.base.config.pad_token_id = tokenizer().sep_token_id
+    predicted = predict(last_layer, examples).member_log_probs
+    ensemble.unload()
+    alone = [torch.tensor([table.ids[number, : table.text_lengths[number]].tolist()]) for number in range(len(table.text_lengths))]
+    with torch.no_grad():
+        expected = torch.cat([base(input_ids=ids, use_cache=False).logits for ids in alone])
+    assert all(ids[0, -1] == base.config.pad_token_id for ids in alone)
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    torch.testing.assert_close(predicted[0], table.per_example(expected[None]).log_softmax(-1)[0], **TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", KINDS)

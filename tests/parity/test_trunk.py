@@ -71,6 +71,14 @@ def test_training_keeps_what_the_trunk_makes_of_each_row_with_the_same_weights(n
     torch.testing.assert_close(found, trained(without_trunk(on_top(name))), atol=2e-5, rtol=0)  # nine steps of Adam
 
 
+def test_one_row_is_enough_to_train_on() -> None:
+    ensemble = on_top()
+    train(ensemble, letter_examples()[:1], TrainConfig(epochs=1), progress=False)
+    kept = trunk_states.TrunkStates.of(ensemble.trunk, torch.tensor([3]), rows=4, read=lambda _: ensemble.base(torch.tensor([[1, 2, 3]])))
+    assert kept is not None
+    assert kept.kept.shape[:2] == (1, 3)
+
+
 def test_states_that_take_more_memory_than_they_may_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = trained(on_top())
     monkeypatch.setattr(trunk_states, "TRUNK_CACHE_BYTES", 1000)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lora_ensembles import HeadConfig, LastLayerHeads, TrainConfig, evaluate, predict
-from lora_ensembles.batches import epoch_order
+from lora_ensembles import HeadConfig, LastLayerHeads, LoraEnsemble, TrainConfig, evaluate, predict, resolve_base, train
+from lora_ensembles.batches import MemberOrders, epoch_order
 from lora_ensembles.errors import ConfigError
 from lora_ensembles.heads import encode_texts, text_scores
 from tiny_heads import ARCHITECTURES, build, build_ensemble, examples_for, tokenizer
@@ -93,3 +94,42 @@ def test_it_learns_what_a_head_can_learn() -> None:
 def test_a_causal_language_model_is_refused() -> None:
     with pytest.raises(ConfigError, match="LastLayerEnsemble is for causal language models"):
         LastLayerHeads(build_causal("llama"), words())
+
+
+def test_the_orders_are_those_of_adapters_with_a_length_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members of both ensembles read the same examples in the same steps."""
+    ensemble, adapters, examples = (
+        made("bert", "sequence-classification"),
+        build_ensemble("bert", "sequence-classification"),
+        examples_for("sequence-classification"),
+    )
+    read: list[list[torch.Tensor]] = []
+    batch = MemberOrders.batch
+    monkeypatch.setattr(MemberOrders, "batch", lambda orders, step: read[-1].append(found := batch(orders, step)) or found)
+    for learn in (lambda config: ensemble.fit(examples, config), lambda config: train(adapters, examples, config, progress=False)):
+        read.append([])
+        learn(replace(CONFIG, length_window=2, weight_decay_head=0.0))
+    assert len(read[0]) == 9
+    assert all(map(torch.equal, *read))
+    plain = torch.stack([epoch_order(one.order, 0, len(examples))[:4] for one in ensemble.seeds])
+    assert not torch.equal(read[0][0], plain)
+
+
+def test_a_pooler_that_the_checkpoint_lacks_is_the_members_own(tmp_path: Path) -> None:
+    """Each load draws it anew, and the members' predictions stay the same."""
+    body = build("roberta", "multiple-choice").roberta
+    body.pooler = None  # as in a checkpoint of a masked language model
+    body.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        base, words_of_it = resolve_base(str(tmp_path), head="multiple-choice")
+        ensemble = LastLayerHeads(base, words_of_it, members=2)
+        assert "roberta.pooler.dense" in {layer.name for layer in ensemble.heads.layers}
+        adapters = LoraEnsemble(base, words_of_it, members=2)
+        assert torch.equal(ensemble.heads.flat, adapters.stack.heads.flat)
+        adapters.unload()
+        ensemble.fit(examples_for("multiple-choice"), CONFIG)
+        found.append(predict(ensemble, examples_for("multiple-choice")).member_log_probs)
+    torch.testing.assert_close(*found)

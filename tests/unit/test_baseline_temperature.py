@@ -15,7 +15,7 @@ from lora_ensembles import ConfigError, DataError, FewShot, TemperatureScaled, a
 from lora_ensembles.baselines import held_out_split
 from lora_ensembles.baselines.temperature import BOUNDS, best_temperature, scaled_log_probs
 from lora_ensembles.prediction import Prediction
-from lora_ensembles.tasks import Example
+from lora_ensembles.tasks import Example, preference
 from tiny_ensembles import ensemble, llama, questions, tokenizer
 
 
@@ -142,6 +142,17 @@ def test_another_question_that_shares_an_id_is_scored() -> None:
     scaled = TemperatureScaled.fit(ensemble(members=2), questions(8))
     (other,) = questions(1, start=8)
     assert predict(scaled, [dataclasses.replace(other, id="q3")]).num_examples == 1
+
+
+def test_a_second_text_and_the_texts_of_a_preference_make_another_example() -> None:
+    pairs = [Example(str(n), "the same premise", (" yes", " no"), 0, pair=f"hypothesis {n}") for n in range(10)]
+    preferences = [preference(str(n), "", f"good {n}", f"bad {n}") for n in range(10)]
+    for examples in (pairs, preferences):
+        held_out, scored = held_out_split(examples, share=0.3, trained_on=[dataclasses.replace(examples[0], id="other")])
+        assert len(held_out) == 3
+        assert examples[0] in scored
+    with pytest.raises(DataError, match="0 are different and were not trained on"):
+        held_out_split(preferences, trained_on=preferences)
 
 
 def test_fitting_on_what_was_trained_on_is_refused() -> None:

@@ -225,6 +225,8 @@ def test_a_text_beyond_the_window_is_refused_or_loses_its_beginning() -> None:
         encode_texts([example], base, tokenizer(), head=head)
     table = encode_texts([example], base, tokenizer(), head=head, overlong="left")
     assert tokenizer().decode(table.ids[1]) == "[CLS] bird near [SEP] an old river [SEP]"
+    with pytest.raises(ConfigError, match=f"max_length=64: the base reads {WINDOW} tokens at most"):
+        encode_texts([example], base, tokenizer(), head=HeadConfig("multiple-choice", max_length=64))
     full = dataclasses.replace(example, options=("home", "the red fox saw a small bird"))
     with pytest.raises(DataError, match="its second text alone fills the window of 8"):
         encode_texts([full], base, tokenizer(), head=head, overlong="left")

@@ -230,6 +230,14 @@ def test_a_claim_without_records_is_not_applicable() -> None:
     assert judged["C1"].verdict == "supported"
 
 
+def test_a_claim_of_which_parts_have_no_record_is_supported_in_part_only() -> None:
+    found = records()
+    del found["few_shot"]
+    (judged,) = (claim for claim in judge(found) if claim.id == "C11")
+    assert judged.verdict == "supported in part"
+    assert "no record holds ECE, few-shot against single member, " in judged.reason
+
+
 def test_decay_of_a_is_compared_with_decay_of_b_at_the_same_strength() -> None:
     found = records()
     for record in found["sweep"]:
@@ -248,23 +256,31 @@ def test_no_claim_is_judged_without_a_sweep() -> None:
 @pytest.mark.parametrize(
     ("values", "sign", "verdict"),
     [
-        ([1.0, 1.1, 0.9, 1.0], 1, "supported"),
-        ([1.0, 1.1, 0.9, 1.0], -1, "contradicted"),
-        ([1.0, -1.1, 0.9, -1.0], 1, "open"),
-        ([0.01, -0.02, 0.0, 0.01], 0, "supported"),
-        ([1.0, 1.1, 0.9, 1.0], 0, "contradicted"),
+        ([1.0, 1.1, 0.9, 1.0, 1.0, 1.0], 1, "supported"),
+        ([1.0, 1.1, 0.9, 1.0, 1.0, 1.0], -1, "contradicted"),
+        ([1.0, -1.1, 0.9, -1.0, 0.5, -0.5], 1, "open"),
+        ([0.01, -0.02, 0.0, 0.01, 0.0, 0.0], 0, "supported"),
+        ([1.0, 1.1, 0.9, 1.0, 1.0, 1.0], 0, "contradicted"),
     ],
 )
 def test_a_verdict_follows_from_the_interval_alone(values: list[float], sign: int, verdict: str) -> None:
     contrast = Contrast("x", {("task", seed): value for seed, value in enumerate(values)}, sign, 0.1)
     part = judge_contrast(contrast)
     assert part.verdict == verdict
-    assert part.difference == pytest.approx(statistics.fmean(values))
-    assert part.settings == 4
+    assert part.difference == pytest.approx(statistics.fmean(values), abs=1e-6)
+    assert part.settings == 6
 
 
-def test_two_settings_decide_nothing_however_they_agree() -> None:
-    for seeds, verdict in ((2, "open"), (3, "supported")):
+def test_the_largest_of_several_has_a_wider_interval() -> None:
+    differences = {("task", seed): value for seed, value in enumerate([0.3, 0.1, -0.04, 0.2, 0.1, 0.0, 0.2, -0.05])}
+    alone, chosen = (judge_contrast(Contrast("x", differences, 1, chosen_from=count)) for count in (1, 9))
+    assert chosen.interval == tuple(round(end, 6) for end in bootstrap(differences, level=1 - 0.05 / 9))
+    assert alone.interval is not None
+    assert chosen.interval[0] < alone.interval[0] < alone.interval[1] < chosen.interval[1]
+
+
+def test_five_settings_decide_nothing_however_they_agree() -> None:
+    for seeds, verdict in ((5, "open"), (6, "supported")):
         part = judge_contrast(Contrast("x", {("task", seed): 1.0 + 0.01 * seed for seed in range(seeds)}, 1))
         assert (part.verdict, part.settings) == (verdict, seeds)
 

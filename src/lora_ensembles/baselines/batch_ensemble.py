@@ -172,7 +172,7 @@ class BatchEnsemble:
             with self.base_only() as base:
                 states = answer_states(base, table, rows=config.max_rows)
         self.overlong = config.overlong
-        return fit(_Offsets(self, table, kl_weight, states), config, seeds=self.seeds, count=len(table), progress=progress)
+        return fit(_Offsets(self, table, kl_weight, states), config, seeds=self.seeds, lengths=table.lengths, progress=progress)
 
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:

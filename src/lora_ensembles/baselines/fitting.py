@@ -8,14 +8,13 @@ Shapes: M members, B rows of a member, N examples, P parameters of a member, n a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from ..batches import TokenTable, encode_rows, epoch_order, split_step
+from ..batches import MemberOrders, TokenTable, encode_rows, split_step
 from ..config import TrainConfig, schedule_factor
 from ..errors import ConfigError, TrainingError
 from ..forward import hidden_at
@@ -97,8 +96,8 @@ def answer_states(base: PreTrainedModel, table: TokenTable, *, rows: int | None)
     return kept
 
 
-def fit(trainee: Trainee, config: TrainConfig, *, seeds: Sequence[MemberSeeds], count: int, progress: bool) -> TrainResult:
-    """Train every member on `count` examples, each in its own order of every epoch; the parameters hold the result.
+def fit(trainee: Trainee, config: TrainConfig, *, seeds: Sequence[MemberSeeds], lengths: Tensor, progress: bool) -> TrainResult:
+    """Train every member on examples of so many tokens (N,), each in its own order of every epoch; the parameters hold the result.
 
     Raises:
         ConfigError: a setting does not have one value for each member.
@@ -108,14 +107,15 @@ def fit(trainee: Trainee, config: TrainConfig, *, seeds: Sequence[MemberSeeds], 
     device = parameters[0].device
     rate, *decays = (config.per_member(name, members).to(device) for name in ("learning_rate", *trainee.decays))
     optimizer = StackedAdamW.over(parameters, learning_rate=rate, decays=decays)
-    per_epoch = math.ceil(count / config.batch_size)
+    orders = MemberOrders([one.order for one in seeds], lengths, config.batch_size, config.length_window)
+    per_epoch = orders.steps_per_epoch
     reporter = Reporter(None, total=per_epoch * config.epochs, first=0, members=members, show=progress)
     result = TrainResult([], {})
     step = 0
     try:
         for epoch in range(config.epochs):
-            orders = torch.stack([epoch_order(one.order, epoch, count) for one in seeds])
-            for indices in orders.split(config.batch_size, dim=1):
+            for _ in range(per_epoch):
+                indices = orders.batch(step)
                 factor = schedule_factor(config, step, per_epoch * config.epochs)
                 step += 1
                 reporter.step(step, _step(trainee, config, optimizer, indices, factor=factor), every=config.log_every)

@@ -103,7 +103,7 @@ class LastLayerEnsemble:
         self._check_columns(labels, states, frozen)
         self.overlong, self.label_ids = config.overlong, labels
         self.rows = _weight(self.base)[labels].detach().float().expand(self.num_members, -1, -1).clone()
-        return fit(_Rows(self, table, states, frozen, kl_weight), config, seeds=self.seeds, count=len(table), progress=progress)
+        return fit(_Rows(self, table, states, frozen, kl_weight), config, seeds=self.seeds, lengths=table.lengths, progress=progress)
 
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:

@@ -17,8 +17,8 @@ from ..adapters import initial_head
 from ..config import TrainConfig
 from ..errors import AdapterError, ConfigError
 from ..head_layers import HeadStack
-from ..heads import HeadConfig, HeadKind, Texts, TextTable, encode_texts, resolve_head, score_texts, text_scores
-from ..heads.kinds import head_modules
+from ..heads import HeadConfig, HeadKind, Texts, TextTable, encode_texts, last_tokens, resolve_head, score_texts, text_scores
+from ..heads.kinds import owned_modules
 from ..heads.texts import log_probs, with_classes
 from ..lora import StackPlan, unfold_members
 from ..reading import scored_in_parts
@@ -82,7 +82,8 @@ class LastLayerHeads:
         self.base, self.tokenizer = base.eval().requires_grad_(False), tokenizer
         self.seeds = [member_seeds(seed, index) for index in range(members)]
         self.overlong: Literal["error", "left"] = "error"
-        modules = {name: base.get_submodule(name) for name in head_modules(base)}
+        owned = set(owned_modules(base))
+        modules = {name: module for name, module in base.named_modules() if name in owned}  # drawn in the order of an adapter's
         fresh = self.head.init == "fresh"
         drawn = [initial_head(base, modules, seed=one.init if fresh else None) for one in self.seeds]
         self._plan = StackPlan()
@@ -122,7 +123,7 @@ class LastLayerHeads:
         self.overlong = config.overlong
         features = self._features_of(table, rows=table.rows_in_flight(1, max_rows=config.max_rows))
         own = log_probs(table.per_example(self._own_scores(features)[None]))[0] if with_kl else None
-        return fit(_Heads(self, table, features, own, kl_weight), config, seeds=self.seeds, count=len(table), progress=progress)
+        return fit(_Heads(self, table, features, own, kl_weight), config, seeds=self.seeds, lengths=table.lengths, progress=progress)
 
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
@@ -179,7 +180,8 @@ class LastLayerHeads:
         with _at(self._layer(0), before=_keep_in(caught)):
             text_scores(self.base, texts)
         states = caught[0]
-        return states if states.dim() == 2 else states[torch.arange(len(states), device=states.device), texts.mask.sum(dim=1) - 1]
+        rows = torch.arange(len(states), device=states.device)
+        return states if states.dim() == 2 else states[rows, last_tokens(self.base, texts.ids)]
 
     def _head_alone(self, features: Tensor) -> Tensor:
         """The scores (n, K) of what enters the head (n, H): the model runs on one token, and the features take its place."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..prediction import Prediction, Predictor, predict
 from ..tasks import Example
+from ..tasks.preferences import LABELS as PREFERENCE
 from .single_member import num_trained_parameters
 
 BOUNDS = (0.01, 100.0)
@@ -218,9 +219,11 @@ def _fingerprints(examples: Iterable[Example]) -> dict[str, str]:
 def _marks(example: Example) -> list[str]:
     """What makes two examples the same: their prompt; their question and its options in any order; or their id and question.
 
-    Not the id alone: files of different tasks all have a row "1".
+    Not the id alone: files of different tasks all have a row "1". A second text belongs to the first, and both texts of a preference to
+    its prompt.
     """
-    parts: list[tuple[str, ...]] = [("prompt", example.prompt), ("id", example.id, example.question)]
+    more = (*(example.options if example.labels == PREFERENCE else ()), *(() if example.pair is None else (example.pair,)))
+    parts: list[tuple[str, ...]] = [("prompt", example.prompt, *more), ("id", example.id, example.question, *more)]
     if example.question and example.options:
         parts.append(("question", example.question, *sorted(example.options)))
     return [hashlib.sha256(repr(part).encode()).hexdigest()[:24] for part in parts]

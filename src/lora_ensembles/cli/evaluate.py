@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from . import baseline
 from .common import SHOWN, Arguments, add_ensemble_flags, count, first, load_ensemble, metrics_table, say, spread_to_dict
 from .data import Source, add_column_flags, given_columns, has_open_answers, load_pair, remembered_source, source_from_flags
-from .heads import add_head_flags
+from .heads import add_head_flags, known_classes
 
 if TYPE_CHECKING:
     from ..completion_scores import CompletionMetrics
@@ -131,12 +131,11 @@ def _rows(args: Arguments, ensemble: LoraEnsemble | None) -> tuple[str, tuple[An
     remembered = remembered_source({} if ensemble is None else ensemble.info.task)
     data = str(args.data) if args.data else remembered.data
     if args.file:
-        if remembered.preferences:
-            assert ensemble is not None  # what is remembered is an ensemble's
+        if ensemble is not None and ensemble.head.kind == "reward":
             return Path(args.file).stem, (), load_preferences(args.file, tokenizer=ensemble.tokenizer), Source(data=data)
         if has_open_answers(args, args.file):
             return Path(args.file).stem, (), load_completions(args.file), Source(data=data, open_ended=True)
-        columns, labels = given_columns(args) or remembered.columns, args.labels or remembered.labels
+        columns, labels = given_columns(args) or remembered.columns, args.labels or remembered.labels or known_classes(ensemble)
         examples = load_file(args.file, columns=ColumnMapping(**columns) if columns else None, labels=labels)
         return Path(args.file).stem, (), examples, Source(data=data)
     source = source_from_flags(args, train=None, validation=None) if args.task else remembered

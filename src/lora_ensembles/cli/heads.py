@@ -95,7 +95,7 @@ def reward_records(ensemble: LoraEnsemble, args: Arguments) -> list[dict[str, An
     lower = rewards.lower_bound(args.k).tolist()
     return [
         {
-            "id": str(row.values.get("id") or row.id),
+            "id": row.id if row.values.get("id") in (None, "") else str(row.values["id"]),
             "reward": rewards.mean[number].item(),
             "std": rewards.std[number].item(),
             "lower_bound": lower[number],
@@ -113,6 +113,12 @@ def refuse_pairs_from(source: str) -> None:
     """
     if source == "-":
         raise ConfigError("--in -: pairs of chosen and rejected texts are read from a file; texts to score can come from standard input")
+
+
+def known_classes(ensemble: LoraEnsemble | None) -> list[str] | None:
+    """The classes that the members were trained on, of an ensemble of classifiers."""
+    head = None if ensemble is None else ensemble.info.head
+    return None if head is None else list(head.classes) or None
 
 
 def check_head_source(head: str, *, task: str | None, train: str | Path | None) -> None:

@@ -101,7 +101,8 @@ def _examples(args: Arguments, ensemble: LoraEnsemble) -> tuple[Example, ...]:
     from ..tasks import ColumnMapping, load_file, read_examples
 
     remembered = remembered_source(ensemble.info.task)  # the questions must read as those that the members were trained on
-    columns, labels = given_columns(args) or remembered.columns, args.labels or remembered.labels
+    columns = given_columns(args) or remembered.columns
+    labels = args.labels or remembered.labels or heads.known_classes(ensemble)
     mapping = ColumnMapping(**columns) if columns else None
     if args.source != "-":
         return load_file(args.source, columns=mapping, labels=labels, labelled=False)

@@ -6,7 +6,7 @@ from .kinds import HEAD_KINDS, HeadConfig, HeadKind, adapter_for, resolve_head
 from .passes import Head, TextHead, head_of, score_texts, states_above_trunk
 from .rewards import RewardPrediction, predict_rewards
 from .table import Texts, TextTable
-from .text_scores import Token, text_scores, token_read
+from .text_scores import Token, last_tokens, text_scores, token_read
 from .texts import encode_texts, plain_table
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "adapter_for",
     "encode_texts",
     "head_of",
+    "last_tokens",
     "plain_table",
     "predict_rewards",
     "resolve_head",

@@ -122,7 +122,7 @@ def adapter_for(base: nn.Module, head: HeadConfig, config: LoraConfig | None) ->
     # What PEFT wraps a member in: a classifier, or for a model that it has no class for, a plain model.
     prepared.task_type = "SEQ_CLS" if base_kind(base) == "sequence-classification" else None
     if not prepared.modules_to_save:
-        prepared.modules_to_save = [*head_modules(base), *_drawn_anew(base)]
+        prepared.modules_to_save = owned_modules(base)
     return prepared
 
 
@@ -148,6 +148,15 @@ def usual_targets(base: nn.Module, usual: list[str]) -> Sequence[str]:
         f"the base ({model_type}) has no layers named {' and '.join(usual)}; pass --target-modules with some of its linear layers: "
         f"{', '.join(linear)}"
     )
+
+
+def owned_modules(base: nn.Module) -> list[str]:
+    """The modules that members own without further word: the head, and what of the body the checkpoint lacked.
+
+    Raises:
+        AdapterError: nothing stands beside the body.
+    """
+    return [*head_modules(base), *_drawn_anew(base)]
 
 
 def head_modules(base: nn.Module) -> list[str]:

@@ -32,7 +32,7 @@ def text_scores(model: nn.Module, texts: Texts, *, token: Token | None = None) -
         given = {name: tensor[:, None] for name, tensor in given.items()}  # questions of one option each: the model folds them
     cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     shape = (texts.ids.shape[0], texts.ids.shape[1])
-    with nullcontext() if token is None else last_layer_at(model, _places(texts, token), shape), frozen_products():
+    with nullcontext() if token is None else last_layer_at(model, _places(model, texts, token), shape), frozen_products():
         logits: Tensor = model(**given, **cache).logits
     return logits
 
@@ -48,7 +48,7 @@ def token_read(model: nn.Module) -> Token | None:
     if not layers:
         return None
     for token in get_args(Token):
-        with _lost(layers[-1], _places(texts, token)):
+        with _lost(layers[-1], _places(model, texts, token)):
             scores = text_scores(model, texts)
         if scores.isfinite().all():
             found: Token = token
@@ -56,9 +56,19 @@ def token_read(model: nn.Module) -> Token | None:
     return None
 
 
-def _places(texts: Texts, token: Token) -> Places:
-    lengths = texts.mask.sum(dim=1)
-    return Places(torch.arange(len(lengths), device=lengths.device), torch.zeros_like(lengths) if token == "first" else lengths - 1)
+def last_tokens(model: nn.Module, ids: Tensor) -> Tensor:
+    """Where a decoder's head finds the end of each text of ids (B, T), padded on the right: its last token that is no padding token (B,).
+
+    A text that ends in the padding token itself, as chats do where that is the token of the end, ends for the head before it.
+    """
+    config: Any = model.config
+    places = torch.arange(ids.shape[1], device=ids.device)
+    return torch.where(ids != config.get_text_config().pad_token_id, places, 0).amax(dim=1)
+
+
+def _places(model: nn.Module, texts: Texts, token: Token) -> Places:
+    rows = torch.arange(len(texts.ids), device=texts.ids.device)
+    return Places(rows, torch.zeros_like(rows) if token == "first" else last_tokens(model, texts.ids))
 
 
 def _two_texts(model: nn.Module) -> Texts:
@@ -66,7 +76,7 @@ def _two_texts(model: nn.Module) -> Texts:
     pad = getattr(config.get_text_config(), "pad_token_id", None) or 0
     ids = torch.tensor([number for number in range(9) if number != pad][:8]).repeat(2, 1)
     mask = torch.ones_like(ids)
-    ids[1, 5:], mask[1, 5:] = pad, 0
+    ids[1, 4:], mask[1, 5:] = pad, 0  # the second text ends in a padding token of its own
     device = next(model.parameters()).device
     return Texts(ids.to(device), mask.to(device), None, torch.arange(2))
 

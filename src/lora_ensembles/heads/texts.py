@@ -145,7 +145,10 @@ def _tokenise(
     overlong: Overlong,
 ) -> tuple[list[list[int]], list[list[int]] | None]:
     """Token ids of texts and pairs, and their token types where the model has such."""
-    limit = head.max_length or text_window(base)
+    window = text_window(base)
+    if head.max_length is not None and window is not None and head.max_length > window:
+        raise ConfigError(f"max_length={head.max_length}: the base reads {window} tokens at most; give that or less, or leave it out")
+    limit = head.max_length or window
     check_window(limit, overlong)
     rows: list[list[int]] = [[] for _ in texts]
     types: list[list[int]] = [[] for _ in texts]

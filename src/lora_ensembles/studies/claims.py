@@ -2,7 +2,8 @@
 
 A contrast is one difference for each setting, a (task, seed) with its arms averaged; its interval is the 95 % percentile bootstrap over
 tasks and, within each drawn task, over seeds. Where the claim says "above zero", it is supported if the whole interval is above zero,
-contradicted if all of it is below, and open otherwise. A claim of several parts is supported if every part is, contradicted if any is.
+contradicted if all of it is below, and open otherwise. A claim of several parts is supported if every part is, contradicted if any is,
+and supported in part if every part that could be judged is and others could not be.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from ..errors import DataError
 from .contrasts import CLAIMS, Contrast
 from .views import Differences, Records, View
 
-Verdict = Literal["supported", "contradicted", "open", "not applicable"]
+Verdict = Literal["supported", "supported in part", "contradicted", "open", "not applicable"]
 
 SAMPLES = 2000
-LEAST_SETTINGS = 3  # tasks and seeds
+LEAST_SETTINGS = 6  # tasks and seeds: of six without an effect, all have one sign in 3 % of cases, of three in 25 %
 # Why a part cannot be judged where members have heads of their own, by a word of its name.
 NOT_OF_HEADS = {
     "KL": "members' heads were drawn anew, so the base has no distribution over the answers to stay close to",
@@ -61,8 +62,8 @@ class Claim:
         return asdict(self)
 
 
-def bootstrap(differences: Differences, *, samples: int = SAMPLES, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the mean of the tasks' means; tasks are drawn with replacement, and seeds within each drawn task.
+def bootstrap(differences: Differences, *, samples: int = SAMPLES, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+    """The interval of the mean of the tasks' means; tasks are drawn with replacement, and seeds within each drawn task.
 
     Example:
         >>> bootstrap({("a", 0): 1.0, ("a", 1): 1.0, ("b", 0): 1.0})
@@ -77,13 +78,14 @@ def bootstrap(differences: Differences, *, samples: int = SAMPLES, seed: int = 0
         statistics.fmean(statistics.fmean(rng.choices(tasks[name], k=len(tasks[name]))) for name in rng.choices(names, k=len(names)))
         for _ in range(samples)
     )
-    return means[int(0.025 * samples)], means[min(samples - 1, math.ceil(0.975 * samples) - 1)]
+    tail = round((1 - level) / 2, 9)
+    return means[int(tail * samples)], means[min(samples - 1, math.ceil((1 - tail) * samples) - 1)]
 
 
 def judge_contrast(contrast: Contrast) -> Part:
     """The mean over tasks, its interval, and the verdict; without any setting the part is not applicable.
 
-    Fewer than `LEAST_SETTINGS` decide nothing: the interval of one has no width.
+    Fewer than `LEAST_SETTINGS` decide nothing. A contrast that was chosen from several has the wider interval that goes with that.
     """
     found = {setting: value for setting, value in contrast.differences.items() if math.isfinite(value)}
     if not found:
@@ -91,7 +93,7 @@ def judge_contrast(contrast: Contrast) -> Part:
     tasks: dict[str, list[float]] = {}
     for (task, _), value in found.items():
         tasks.setdefault(task, []).append(value)
-    mean, (low, high) = statistics.fmean(map(statistics.fmean, tasks.values())), bootstrap(found)
+    mean, (low, high) = statistics.fmean(map(statistics.fmean, tasks.values())), bootstrap(found, level=1 - 0.05 / contrast.chosen_from)
     if contrast.sign == 0:
         inside, outside = -contrast.margin <= low and high <= contrast.margin, low > contrast.margin or high < -contrast.margin
     else:
@@ -122,9 +124,10 @@ def _claim(name: str, text: str, contrasts: Sequence[Contrast], *, heads: bool) 
     elif "contradicted" in judged:
         verdict = "contradicted"
     elif all(one == "supported" for one in judged):
-        verdict = "supported"
+        verdict = "supported" if len(judged) == len(parts) else "supported in part"
     missing = [part.name for part in parts if part.verdict == "not applicable"]
     reasons = [why for word, why in NOT_OF_HEADS.items() if heads and any(word in part for part in missing)]
-    reason = "; ".join(reasons) or ("" if judged else "no record holds what this claim is about")
+    no_record = f"no record holds {', '.join(missing)}" if judged else "no record holds what this claim is about"
+    reason = "; ".join(reasons) or (no_record if missing else "")
     first = next((part for part in parts if part.settings), parts[0])
     return Claim(name, text, max(part.settings for part in parts), first.difference, first.interval, verdict, reason, parts)

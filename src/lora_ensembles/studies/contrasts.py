@@ -13,12 +13,16 @@ NEAR_CHANCE = 0.1  # an AUROC within 0.5 plus or minus this is "near 0.5"
 
 @dataclass(frozen=True)
 class Contrast:
-    """A part before it is judged: differences that the claim expects to be positive (sign 1), negative (-1), or near zero (0)."""
+    """A part before it is judged: differences that the claim expects to be positive (sign 1), negative (-1), or near zero (0).
+
+    `chosen_from` says of how many this is the largest or the smallest: its interval has a level of 1 - 0.05 / `chosen_from` (Bonferroni).
+    """
 
     name: str
     differences: Differences
     sign: int
     margin: float = 0.0
+    chosen_from: int = 1
 
 
 def _c1(view: View) -> list[Contrast]:
@@ -54,8 +58,8 @@ def _either_way(view: View) -> list[Contrast]:
         return []
     best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     return [
-        Contrast(f"accuracy raised by one ({best})", effects[best], 1),
-        Contrast(f"accuracy lowered by one ({worst})", effects[worst], -1),
+        Contrast(f"accuracy raised by one ({best})", effects[best], 1, chosen_from=len(means)),
+        Contrast(f"accuracy lowered by one ({worst})", effects[worst], -1, chosen_from=len(means)),
     ]
 
 

@@ -130,7 +130,7 @@ PAPER = Grid(
     batch_ensemble_rate=1.25e-4,
 )
 # For public encoders of some 20M parameters on a CPU. Their heads are drawn anew: there is no distribution of the base to stay close to.
-# The strength of decay is chosen. The top one of six layers carries adapters, so the others run once for all members and epochs.
+# The strength of decay is chosen.
 ENCODER = dataclasses.replace(
     PAPER,
     name="encoder",
@@ -145,7 +145,6 @@ ENCODER = dataclasses.replace(
     limit=(240, 240, 120),
     head="multiple-choice",
     max_length=128,
-    layers=(5,),
     choose=(0.1, 0.3, 0.6, 0.9),
 )
 QUICK = Grid(

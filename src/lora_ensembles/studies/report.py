@@ -140,8 +140,8 @@ def _claims_chapter(claims: Sequence[Claim]) -> Chapter:
     reading = (
         "Each verdict follows from the records alone. A contrast is a difference in every setting (task and seed); its interval is the "
         "95 % bootstrap interval over tasks and seeds. A claim is supported if the intervals of all its parts lie where it says, "
-        "contradicted if one lies on the other side, and open otherwise; with fewer than three settings nothing is decided. Verdicts that "
-        "are decided, either way, are bold."
+        "contradicted if one lies on the other side, and open otherwise; with fewer than six settings nothing is decided. Supported "
+        "in part is a claim of which other parts could not be judged. Verdicts that are decided, either way, are bold."
     )
     unjudged = [Text(f"{claim.id}: {claim.reason}.") for claim in claims if claim.reason]
     blocks: list[Block] = [claims_with_text(claims), Text(reading), *unjudged, Heading("The parts of each claim"), parts_table(claims)]
