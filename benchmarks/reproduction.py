@@ -57,9 +57,10 @@ class Source:
 
 DOCS = REPOSITORY / "docs"
 JUDGED = """\
-A contrast is a difference in every setting (task and seed); its interval is the 95 % bootstrap interval over tasks and seeds. A claim is
-supported if the intervals of all its parts lie where it says, contradicted if one lies on the other side, and open otherwise; with fewer
-than six settings nothing is decided. Supported in part is a claim of which other parts could not be judged."""
+A contrast is a difference in every setting (task and seed); its interval is the 95 % bootstrap interval over tasks and seeds, and a wider
+one where the contrast was chosen from several. A claim is supported if the intervals of all its parts lie where it says, contradicted if
+one lies on the other side, and open otherwise; with fewer than six settings nothing is decided. Supported in part is a claim of which
+other parts could not be judged."""
 WRITTEN = "Written by `python benchmarks/reproduction.py` from the records in `{records}` and the sentences in `docs/{name}.toml`; do not"
 EMBEDDED = Source(
     "reproduction",
