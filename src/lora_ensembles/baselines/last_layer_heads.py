@@ -17,11 +17,10 @@ from ..adapters import initial_head
 from ..config import TrainConfig
 from ..errors import AdapterError, ConfigError
 from ..head_layers import HeadStack
-from ..heads import HeadConfig, HeadKind, Texts, TextTable, encode_texts, last_tokens, resolve_head, score_texts, text_scores
+from ..heads import HeadConfig, HeadKind, Texts, TextTable, encode_texts, last_tokens, resolve_head, text_scores, texts_log_probs
 from ..heads.kinds import owned_modules
 from ..heads.texts import log_probs, with_classes
 from ..lora import StackPlan, unfold_members
-from ..reading import scored_in_parts
 from ..seeds import member_seeds
 from ..sites import MemberWeights
 from ..tasks import Example
@@ -139,8 +138,7 @@ class LastLayerHeads:
         def read(texts: Texts) -> Tensor:
             return self.scores(self._features(texts).expand(self.num_members, -1, -1))
 
-        scores = scored_in_parts(lambda rows: score_texts(table, read, rows=rows), table.rows_in_flight(1, max_rows=max_rows))
-        return log_probs(table.per_example(scores))
+        return texts_log_probs(table, read, copies=1, max_rows=max_rows)
 
     def scores(self, features: Tensor, *, members: slice = slice(None)) -> Tensor:
         """Scores (M, B, K) by the heads of these members of what enters them (M, B, H)."""

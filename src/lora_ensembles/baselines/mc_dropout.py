@@ -16,10 +16,8 @@ from ..decoder import in_place_of_trunk
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
 from ..forward import answer_logits
-from ..heads import TextHead, Texts, TextTable, score_texts, states_above_trunk, text_scores
-from ..heads.texts import log_probs
+from ..heads import TextHead, Texts, TextTable, states_above_trunk, text_scores, texts_log_probs
 from ..lora import fold_members, stream_key, unfold_members
-from ..reading import scored_in_parts
 from ..tasks import Example
 from .fitting import score_members
 from .single_member import check_member, num_trained_parameters
@@ -79,9 +77,7 @@ class MCDropout:
         if isinstance(self.ensemble.head, TextHead):
             table = self.ensemble.head.table(self.ensemble, examples)
             read = functools.partial(self._score_texts, table, states_above_trunk(self.ensemble, table))
-            rows = table.rows_in_flight(self.passes, max_rows=max_rows)
-            scores = scored_in_parts(lambda rows: score_texts(table, read, rows=max(1, rows // self.passes)), rows)
-            return log_probs(table.per_example(scores))
+            return texts_log_probs(table, read, copies=self.passes, max_rows=max_rows)
         return score_members(
             examples,
             self._score_batch,

@@ -15,10 +15,8 @@ from torch import Tensor
 from ..decoder import in_place_of_trunk
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
-from ..heads import TextHead, Texts, score_texts, states_above_trunk, text_scores
-from ..heads.texts import log_probs
+from ..heads import TextHead, Texts, states_above_trunk, text_scores, texts_log_probs
 from ..prediction import Predictor
-from ..reading import scored_in_parts
 from ..tasks import Example
 from .fitting import score_members
 
@@ -88,8 +86,7 @@ class SingleMember:
             with in_place_of_trunk(ensemble.trunk, states(texts), 1), running:
                 return text_scores(ensemble.base, texts, token=token)[None]
 
-        scores = scored_in_parts(lambda rows: score_texts(table, read, rows=rows), table.rows_in_flight(1, max_rows=max_rows))
-        return log_probs(table.per_example(scores))
+        return texts_log_probs(table, read, copies=1, max_rows=max_rows)
 
 
 def check_member(index: int, members: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .kinds import HEAD_KINDS, HeadConfig, HeadKind, adapter_for, resolve_head
-from .passes import Head, TextHead, head_of, score_texts, states_above_trunk
+from .passes import Head, TextHead, head_of, states_above_trunk, texts_log_probs
 from .rewards import RewardPrediction, predict_rewards
 from .table import Texts, TextTable
 from .text_scores import Token, last_tokens, text_scores, token_read
@@ -26,8 +26,8 @@ __all__ = [
     "plain_table",
     "predict_rewards",
     "resolve_head",
-    "score_texts",
     "states_above_trunk",
     "text_scores",
+    "texts_log_probs",
     "token_read",
 ]

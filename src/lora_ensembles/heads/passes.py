@@ -158,6 +158,19 @@ def score_texts(table: TextTable, read: ReadTexts, *, rows: int) -> Tensor:
     return torch.cat(parts, dim=1)[:, order.argsort()]
 
 
+def texts_log_probs(table: TextTable, read: ReadTexts, *, copies: int, max_rows: int | None) -> Tensor:
+    """log p of each class or option (M, N, C) from `read`, which reads each text `copies` times at once.
+
+    At most `max_rows` rows (copies * texts) are in flight, by default what suits the device, and fewer when memory runs out.
+
+    Raises:
+        ConfigError: memory does not hold a single row.
+    """
+    rows_in_flight = table.rows_in_flight(copies, max_rows=max_rows)
+    scores = scored_in_parts(lambda rows: score_texts(table, read, rows=max(1, rows // copies)), rows_in_flight)
+    return log_probs(table.per_example(scores))
+
+
 def owned_head(ensemble: LoraEnsemble, what: str) -> TextHead:
     """The members' own heads; `what` names what needs them.
 
