@@ -35,7 +35,7 @@ from lora_ensembles.studies.figures import (
     strength,
 )
 from lora_ensembles.studies.figures.values import check_one_grid, smaller_grid
-from lora_ensembles.studies.grid import FULL, OPEN_KINDS, PAPER, settings_of
+from lora_ensembles.studies.grid import FULL, OPEN_KINDS, PAPER, Grid, settings_of
 from lora_ensembles.studies.views import decay_arm
 from study_records import SMALL, study_records
 
@@ -188,6 +188,15 @@ def test_figure_2_leads_from_single_member_to_ensemble(records: Records) -> None
     for place, who in ((last.xyann, "member"), (last.xy, "ensemble")):
         expected = [statistics.fmean(values(records, "none", metric, who, 4)) for metric in ("accuracy", "ece")]
         assert list(place) == pytest.approx(expected)
+
+
+def test_the_legend_of_figure_2_names_what_is_drawn() -> None:
+    def named(grid: Grid, *kinds: str) -> list[str]:
+        figure = figure_2.draw({kind: rows for kind, rows in study_records(grid).items() if kind in kinds})
+        return [text.get_text() for text in figure.legends[0].get_texts()]
+
+    assert named(SMALL, "sweep", "few_shot") == ["none", "KL", "decay of B", "early stopping", "few-shot base"]
+    assert named(dataclasses.replace(SMALL, kl=()), "sweep") == ["none", "decay of B", "early stopping"]
 
 
 def test_figure_2_is_more_opaque_the_stronger_the_regulariser() -> None:

@@ -64,8 +64,10 @@ def draw(records: Records) -> Figure:
         axes.set_ylabel(METRICS["ece"])
     for axes in every[len(sweeps) :]:
         axes.remove()
-    keys = [Key("none", NONE, marker=">"), Key("KL", KL, marker=">"), Key("decay of B", DECAY, marker=">")]
-    keys += [Key("early stopping", STOPPED, marker=">"), Key("few-shot base", FEW_SHOT, "", "x")]
+    drawn = {arrow.colour for found in sweeps.values() for arrow in arrows(found[0])}
+    kinds = {"none": NONE, "KL": KL, "decay of B": DECAY, "early stopping": STOPPED}
+    keys = [Key(name, colour, marker=">") for name, colour in kinds.items() if colour in drawn]
+    keys += [Key("few-shot base", FEW_SHOT, "", "x")] if few_shots else []
     return finish(figure, records, keys, columns=5)
 
 
