@@ -59,7 +59,9 @@ def draw(records: Records) -> Figure:
             one.set_xlabel("relative time to answer ↓" if x == "time" else METRICS[x])
             one.margins(0.08)
         heading(axes[0], name)
-    return finish(figure, {"methods": records["methods"]}, list(KEYS.values()), columns=3)
+    measured = {name for record in records["methods"] for name in record["result"]["methods"]}
+    keys = [key for name, key in KEYS.items() if name in measured]
+    return finish(figure, {"methods": records["methods"]}, keys, columns=3)
 
 
 def over_seeds(found: Sequence[Record], method: str, metric: str) -> Spread | None:

@@ -162,6 +162,8 @@ def smaller_grid(records: Records) -> str:
             (least("wide_kl", len), len(full.wide_kl), "KL weights"),
             (least("wide_decays", len), len(full.wide_decays), "strengths of decay"),
         ]
+    if all(found == wanted for found, wanted, _ in pairs[:2]) and records.get("sweep"):  # every task and seed, and not all of them together
+        pairs.append((len(records["sweep"]), len(tasks) * len(full.seeds), "sweeps"))
     said = [f"{found} of {whole} {words}" for found, whole, words in pairs if found is not None and found < whole]
     return ", ".join(said + _limits([one["limit"] for one in settings if "limit" in one], full))
 
