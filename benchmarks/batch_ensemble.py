@@ -25,13 +25,21 @@ def measure(sigma: float | None) -> dict[str, Any]:
     if sigma is None:
         generator = torch.Generator().manual_seed(0)
         for offsets in (ensemble.inputs, ensemble.outputs):
-            offsets.copy_(-2.0 * torch.randint(0, 2, offsets.shape, generator=generator))  # 1 + offset is 1 or -1
+            offsets.copy_(
+                -2.0 * torch.randint(0, 2, offsets.shape, generator=generator)
+            )  # 1 + offset is 1 or -1
     spread = evaluate_members(predict(ensemble, load_task("world-obqa").validation[:QUESTIONS]))
-    return {"sigma": sigma, "accuracy": round(spread["accuracy"].mean, 4), "nll": round(spread["nll"].mean, 4)}
+    return {
+        "sigma": sigma,
+        "accuracy": round(spread["accuracy"].mean, 4),
+        "nll": round(spread["nll"].mean, 4),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, help="write the record there")
     arguments = parser.parse_args()
     rows = [measure(sigma) for sigma in (*SIGMAS, None)]

@@ -36,17 +36,30 @@ KEPT = ("id", "ratios", "must", "at_most", "ok")
 def operators_row() -> Row:
     """Operators of a stacked layer, which may not depend on M."""
     _, words = load_base()
-    counted = [operators.per_layer(lambda layers, m=members: operators.stacked(layers, m, words)) for members in MEMBERS]
+    counted = [
+        operators.per_layer(lambda layers, m=members: operators.stacked(layers, m, words))
+        for members in MEMBERS
+    ]
     most = {way: max(one[way] for one in counted) for way in operators.MUST}
     at_most = {way: float(limit) for way, limit in operators.MUST.items()}
     ok = counted[0] == counted[1] and all(most[way] <= limit for way, limit in at_most.items())
     by_members = {f"M={members}": one for members, one in zip(MEMBERS, counted, strict=True)}
-    return {"id": "operators", "operators_per_layer": by_members, "ratios": most, "must": {}, "at_most": at_most, "ok": ok}
+    return {
+        "id": "operators",
+        "operators_per_layer": by_members,
+        "ratios": most,
+        "must": {},
+        "at_most": at_most,
+        "ok": ok,
+    }
 
 
 def operators_shown(row: Row) -> str:
     """The row for a reader."""
-    lines = [f"  {name}: {one['forward']:g} forward, {one['backward']:g} backward" for name, one in row["operators_per_layer"].items()]
+    lines = [
+        f"  {name}: {one['forward']:g} forward, {one['backward']:g} backward"
+        for name, one in row["operators_per_layer"].items()
+    ]
     return "\n".join(["operators of a stacked layer", *lines, f"  {'ok' if row['ok'] else 'NOT ok'}"])
 
 
@@ -82,14 +95,22 @@ def table(rows: list[Row]) -> str:
         others = [f"{name} {value:.3g}" for name, value in row["ratios"].items() if name not in ARMS]
         musts = [f"{name} >= {value:g}" for name, value in row["must"].items()]
         musts += [f"{name} <= {value:g}" for name, value in row.get("at_most", {}).items()]
-        lines.append(f"{row['id']:<20}{cells}   {'; '.join([*musts, 'ok' if row['ok'] else 'NOT ok', *others])}")
+        lines.append(
+            f"{row['id']:<20}{cells}   {'; '.join([*musts, 'ok' if row['ok'] else 'NOT ok', *others])}"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--windows", type=int, default=5, help="interleaved runs of every arm")
-    parser.add_argument("--quick", action="store_true", help="the smallest row of each family, in seconds; its ratios say little")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="the smallest row of each family, in seconds; its ratios say little",
+    )
     parser.add_argument("--out", type=Path, help="write the record there")
     arguments = parser.parse_args()
     begin = time.monotonic()
@@ -100,7 +121,9 @@ def main() -> None:
             print(shown(rows[-1]), flush=True)
     seconds = time.monotonic() - begin
     write_record(arguments.out, {"rows": rows, "windows": arguments.windows, "seconds": round(seconds)})
-    print(f"\n{table(rows)}\n{seconds:.0f} seconds; a ratio A, A' or B is that arm's time over the library's, C the share of the limit")
+    print(
+        f"\n{table(rows)}\n{seconds:.0f} seconds; a ratio A, A' or B is that arm's time over the library's, C the share of the limit"
+    )
     print(json.dumps({"rows": [{name: row[name] for name in KEPT if name in row} for row in rows]}))
     sys.exit(0 if all(row["ok"] for row in rows) else 1)
 

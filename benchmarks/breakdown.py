@@ -68,7 +68,10 @@ def measure(*, windows: int, steps: int = PROFILE.steps) -> dict[str, Any]:
 
 
 def _profiled(setting: Setting) -> tuple[dict[str, dict[str, float]], list[str]]:
-    with _marked(setting.ensemble.base) as missing, profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+    with (
+        _marked(setting.ensemble.base) as missing,
+        profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler,
+    ):
         setting.stacked()
     return attribute(list(profiler.events())), missing  # type: ignore[arg-type]
 
@@ -79,7 +82,9 @@ def attribute(events: list[Any]) -> dict[str, dict[str, float]]:
     begin = marks[1]
     counted = [event for event in events if event.time_range.start >= begin]
     part_of_sequence = {
-        event.sequence_nr: _part(event) for event in events if event.sequence_nr >= 0 and _backward(event) is None and _part(event)
+        event.sequence_nr: _part(event)
+        for event in events
+        if event.sequence_nr >= 0 and _backward(event) is None and _part(event)
     }
     parts: dict[str, dict[str, float]] = defaultdict(lambda: {"forward": 0.0, "backward": 0.0})
     for event in counted:
@@ -120,7 +125,9 @@ def _marked(base: nn.Module) -> Iterator[list[str]]:
             if owner is None:
                 missing.append(name)
             else:
-                stack.enter_context(mock.patch.object(owner, attribute_name, _recorded(getattr(owner, attribute_name), part)))
+                stack.enter_context(
+                    mock.patch.object(owner, attribute_name, _recorded(getattr(owner, attribute_name), part))
+                )
         yield missing
 
 

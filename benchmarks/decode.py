@@ -37,7 +37,10 @@ from workloads import SHAPES, Shape, build, scaled, shape_of, sharing, tokenizer
 
 from lora_ensembles import LoraEnsemble, TrainConfig, load_base
 
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats: most difference of a member's log-probabilities from PEFT's
+TOLERANCE = {
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.25,
+}  # nats: most difference of a member's log-probabilities from PEFT's
 COMPARED = 16  # last positions at which they are compared
 
 
@@ -108,10 +111,14 @@ def prepare(profile: Profile, *, small: bool, device: str, dtype: torch.dtype) -
     mixed = wrap(work, [f"member{index}" for index in range(profile.members)]).eval()
     for index, member in enumerate(weights):
         put(mixed, member, f"member{index}")
-    alone = wrap(replace(work, base=copy.deepcopy(base)), ["default"]).eval()  # merging writes into the weights
+    alone = wrap(
+        replace(work, base=copy.deepcopy(base)), ["default"]
+    ).eval()  # merging writes into the weights
     put(alone, weights[0])
     generator = torch.Generator(device).manual_seed(1)
-    ids = torch.randint(3, shape.vocabulary, (profile.rows, profile.prompt), generator=generator, device=device)
+    ids = torch.randint(
+        3, shape.vocabulary, (profile.rows, profile.prompt), generator=generator, device=device
+    )
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return Setting(shape, ensemble, peft, mixed, alone.merge_and_unload(), inputs)
 
@@ -151,7 +158,14 @@ def count_graphs(setting: Setting, new: int) -> dict[str, int]:
         config = CompileConfig(fullgraph=True, backend=keep, mode=None)  # type: ignore[arg-type]
         config._compile_all_devices = True  # type: ignore[assignment]
         static: dict[str, Any] = dict(cache_implementation="static", compile_config=config)
-        model.generate(**setting.inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0, **static)
+        model.generate(
+            **setting.inputs,
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            pad_token_id=0,
+            **static,
+        )
         counted[name] = len(graphs)
         vars(model).pop("_compiled_call", None)
     torch._dynamo.reset()
@@ -166,7 +180,9 @@ def exactness(setting: Setting, arms: dict[str, Callable[[], Any]], new: int) ->
     members = lm(input_ids=text, use_cache=False, logits_to_keep=COMPARED).member_log_probs
     apart = 0.0
     for found, model in zip(members, setting.peft, strict=True):
-        expected = model(input_ids=text, use_cache=False, logits_to_keep=COMPARED).logits.float().log_softmax(dim=-1)
+        expected = (
+            model(input_ids=text, use_cache=False, logits_to_keep=COMPARED).logits.float().log_softmax(dim=-1)
+        )
         apart = worst(apart, float((found - expected).abs().max()))
     alone: list[Any] = [setting.ensemble.member(index) for index in range(len(setting.peft))]
     texts = torch.cat([model.generate(**setting.inputs, **exactly) for model in alone])
@@ -179,12 +195,16 @@ def exactness(setting: Setting, arms: dict[str, Callable[[], Any]], new: int) ->
 
 def limit_seconds(profile: Profile, shape: Shape, limit: Peak, element: int) -> float:
     """The least that a call of the ensemble can take."""
-    one = functools.partial(decode_seconds, shape, limit, members=profile.members, rows=profile.rows, element=element)
+    one = functools.partial(
+        decode_seconds, shape, limit, members=profile.members, rows=profile.rows, element=element
+    )
     prompt = prompt_seconds(shape, limit, members=profile.members, rows=profile.rows, length=profile.prompt)
     return prompt + (profile.new - 1) * one(seen=profile.prompt + profile.new / 2)
 
 
-def measure(name: str, *, windows: int = WINDOWS, small: bool = False, compiled: bool = False, **sizes: int) -> dict[str, Any]:
+def measure(
+    name: str, *, windows: int = WINDOWS, small: bool = False, compiled: bool = False, **sizes: int
+) -> dict[str, Any]:
     """The row of a profile; `sizes` replaces fields of it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     small = (small or device == "cpu") and name in PROFILES
@@ -204,7 +224,11 @@ def measure(name: str, *, windows: int = WINDOWS, small: bool = False, compiled:
     graphs, exact = count_graphs(setting, profile.new), exactness(setting, arms, profile.new)
     must, at_most = ({}, {}) if small else (profile.must, profile.at_most)
     ok = exact["ok"] and graphs["ensemble"] == 1
-    ok = ok and all(ratios[one] >= least for one, least in must.items()) and all(ratios[one] <= most for one, most in at_most.items())
+    ok = (
+        ok
+        and all(ratios[one] >= least for one, least in must.items())
+        and all(ratios[one] <= most for one, most in at_most.items())
+    )
     return {
         "id": name if name in PROFILES else f"decode-{name}",
         "scaled": small,
@@ -227,28 +251,48 @@ def shown(row: dict[str, Any]) -> str:
     """A row for a reader."""
     sizes = f"M={row['members']}, B={row['rows']}, prompt {row['prompt']}, {row['new']} new tokens, {row['dtype']}"
     shape = row["shape"]
-    lines = [f"{row['id']}  {'scaled down: ' if row['scaled'] else ''}{shape['layers']} layers x {shape['hidden']}; {sizes}"]
+    lines = [
+        f"{row['id']}  {'scaled down: ' if row['scaled'] else ''}{shape['layers']} layers x {shape['hidden']}; {sizes}"
+    ]
     lines += [f"  {arm:<18} {value:9.3f} ms a token" for arm, value in row["milliseconds_a_token"].items()]
     lines += ratio_lines(row)
-    lines.append(f"  graphs with a static cache: ensemble {row['graphs']['ensemble']}, merged {row['graphs']['merged']}")
+    lines.append(
+        f"  graphs with a static cache: ensemble {row['graphs']['ensemble']}, merged {row['graphs']['merged']}"
+    )
     exact = row["exact"]
-    lines.append(f"  members' log-probabilities apart from PEFT's: {exact['apart']['A']:.1e} (at most {exact['tolerance']:g})")
+    lines.append(
+        f"  members' log-probabilities apart from PEFT's: {exact['apart']['A']:.1e} (at most {exact['tolerance']:g})"
+    )
     return "\n".join([*lines, f"  {'ok' if row['ok'] else 'NOT ok'}"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--profile", choices=[*PROFILES, *SMALL], default="embedded")
-    parser.add_argument("--scaled", action="store_true", help="a small model of the same architecture; the default without a GPU")
+    parser.add_argument(
+        "--scaled",
+        action="store_true",
+        help="a small model of the same architecture; the default without a GPU",
+    )
     parser.add_argument("--windows", type=int, default=WINDOWS, help="interleaved runs of every arm")
-    parser.add_argument("--compile", action="store_true", help="time compiled arms without a GPU too; needs a C++ compiler")
+    parser.add_argument(
+        "--compile", action="store_true", help="time compiled arms without a GPU too; needs a C++ compiler"
+    )
     parser.add_argument("--out", type=Path, help="write the record there")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*compile_config.*")
-    row = rounded(measure(arguments.profile, windows=arguments.windows, small=arguments.scaled, compiled=arguments.compile))
+    row = rounded(
+        measure(
+            arguments.profile, windows=arguments.windows, small=arguments.scaled, compiled=arguments.compile
+        )
+    )
     print(shown(row))
-    whole = write_record(arguments.out, {"rows": [row]}, device="cuda" if torch.cuda.is_available() else "cpu")
+    whole = write_record(
+        arguments.out, {"rows": [row]}, device="cuda" if torch.cuda.is_available() else "cpu"
+    )
     if arguments.json:
         print(json.dumps(whole))
 

@@ -15,7 +15,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lora_ensembles import FewShot, LoraEnsemble, evaluate, evaluate_members, load_base, load_task, predict, preset, train
+from lora_ensembles import (
+    FewShot,
+    LoraEnsemble,
+    evaluate,
+    evaluate_members,
+    load_base,
+    load_task,
+    predict,
+    preset,
+    train,
+)
 from lora_ensembles.embedded import EMBEDDED_TASKS
 from lora_ensembles.provenance import environment
 
@@ -24,7 +34,9 @@ CRITERIA = {
     "few-shot accuracy at least 0.15 above chance, and ECE below 0.12": lambda row: (
         row["few_shot"]["accuracy"] >= row["chance"] + 0.15 and row["few_shot"]["ece"] < 0.12
     ),
-    "single member at least 0.05 above few-shot": lambda row: row["single"]["accuracy"] >= row["few_shot"]["accuracy"] + 0.05,
+    "single member at least 0.05 above few-shot": lambda row: (
+        row["single"]["accuracy"] >= row["few_shot"]["accuracy"] + 0.05
+    ),
     "single member's training accuracy above 0.97": lambda row: row["single"]["train_accuracy"] > 0.97,
     "single member's validation ECE above 0.10": lambda row: row["single"]["ece"] > 0.10,
     "ensemble better than single member on accuracy, NLL and ECE": lambda row: (
@@ -42,7 +54,9 @@ def measure(name: str, *, members: int, seed: int, draws: int) -> dict[str, Any]
     chance = sum(1 / len(example.labels) for example in task.validation) / len(task.validation)
     row: dict[str, Any] = {"chance": chance, "train": len(task.train), "validation": len(task.validation)}
     for label, shots in (("zero_shot", 0), ("few_shot", 3)):
-        row[label] = means(predict(FewShot(base, tokenizer, task.train, shots=shots, draws=draws), task.validation))
+        row[label] = means(
+            predict(FewShot(base, tokenizer, task.train, shots=shots, draws=draws), task.validation)
+        )
     ensemble = LoraEnsemble(base, tokenizer, members=members, seed=seed)
     began = time.monotonic()
     train(ensemble, task.train, preset("embedded"), progress=False)
@@ -60,7 +74,9 @@ def means(prediction: Any) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--members", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
@@ -70,11 +86,18 @@ def main() -> None:
     rows = {}
     for name in arguments.tasks:
         rows[name] = measure(name, members=arguments.members, seed=arguments.seed, draws=arguments.draws)
-        print(name, json.dumps({key: value for key, value in rows[name].items() if key != "chance"}), flush=True)
+        print(
+            name, json.dumps({key: value for key, value in rows[name].items() if key != "chance"}), flush=True
+        )
     held = {text: sum(map(holds, rows.values())) for text, holds in CRITERIA.items()}
     for text, count in held.items():
         print(f"{count} of {len(rows)} tasks: {text}")
-    record = {"members": arguments.members, "seed": arguments.seed, "draws": arguments.draws, "environment": environment()}
+    record = {
+        "members": arguments.members,
+        "seed": arguments.seed,
+        "draws": arguments.draws,
+        "environment": environment(),
+    }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps({**record, "tasks": rows, "criteria": held}, indent=2) + "\n")
 

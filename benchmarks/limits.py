@@ -31,7 +31,11 @@ class Peak:
 
 
 # The bandwidth is the data sheet's, which no kernel reaches: a copy was measured at 4.3e12.
-KNOWN = {"H200": Peak(788e12, 4.8e12, "H200: a bf16 product of 8192^3 as measured, and the bandwidth of its data sheet")}
+KNOWN = {
+    "H200": Peak(
+        788e12, 4.8e12, "H200: a bf16 product of 8192^3 as measured, and the bandwidth of its data sheet"
+    )
+}
 
 
 def peak(device: torch.device | str = "cpu", *, dtype: torch.dtype = torch.float32) -> Peak:
@@ -44,7 +48,9 @@ def peak(device: torch.device | str = "cpu", *, dtype: torch.dtype = torch.float
     size = 8192 if kind.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=kind).to(dtype) for _ in range(2))
     products: list[Callable[[], object]] = [lambda: left @ right]
-    if kind.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # twice as fast as torch's own on some processors
+    if kind.type == "cpu" and hasattr(
+        torch.ops.mkldnn, "_linear_pointwise"
+    ):  # twice as fast as torch's own on some processors
         products.append(lambda: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], ""))
     target = torch.empty(2**28 if kind.type == "cuda" else 2**25, device=kind)  # far beyond any cache
     source = torch.ones_like(target)
@@ -79,7 +85,9 @@ def head(shape: Shape) -> int:
 
 def lora_parameters(shape: Shape, *, rank: int = RANK) -> int:
     """Parameters of one member's adapters on the query and value projections."""
-    return shape.layers * rank * (shape.hidden + shape.hidden + shape.hidden + shape.kv_heads * shape.head_size)
+    return (
+        shape.layers * rank * (shape.hidden + shape.hidden + shape.hidden + shape.kv_heads * shape.head_size)
+    )
 
 
 def training_flops(shape: Shape, *, length: float, answers: float = 1.0) -> float:
@@ -97,7 +105,9 @@ def scoring_flops(shape: Shape, *, length: float, lora: bool = True) -> float:
 def decode_seconds(shape: Shape, peak: Peak, *, members: int, rows: int, seen: float, element: int) -> float:
     """Of one new token for every row: max of reading (base once, adapters, keys and values of every row) and of computing."""
     keys = 2 * shape.layers * shape.kv_heads * shape.head_size
-    read = element * (body(shape) + head(shape) + members * lora_parameters(shape) + members * rows * seen * keys)
+    read = element * (
+        body(shape) + head(shape) + members * lora_parameters(shape) + members * rows * seen * keys
+    )
     computed = members * rows * (2 * (body(shape) + head(shape)) + 4 * shape.layers * shape.hidden * seen)
     return max(read / peak.bandwidth, computed / peak.flops)
 

@@ -34,13 +34,37 @@ def run(words: Sequence[str]) -> None:
 
 def train(members: int, out: Path) -> None:
     if not out.exists():
-        run(["-m", "lora_ensembles.cli", "train", "--task", "world-obqa", "--members", str(members), "--out", str(out)])
+        run(
+            [
+                "-m",
+                "lora_ensembles.cli",
+                "train",
+                "--task",
+                "world-obqa",
+                "--members",
+                str(members),
+                "--out",
+                str(out),
+            ]
+        )
 
 
-def evaluate(model: Sequence[str], args: argparse.Namespace, name: str) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+def evaluate(
+    model: Sequence[str], args: argparse.Namespace, name: str
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """What the harness wrote: its record, and the samples of each task."""
     out = args.work / name
-    words = [*model, "--include_path", str(args.work / "tasks"), "--tasks", ",".join(TASKS), "--batch_size", "16", "--device", "cpu"]
+    words = [
+        *model,
+        "--include_path",
+        str(args.work / "tasks"),
+        "--tasks",
+        ",".join(TASKS),
+        "--batch_size",
+        "16",
+        "--device",
+        "cpu",
+    ]
     limit = [] if args.limit is None else ["--limit", str(args.limit)]
     if not out.exists():
         began = time.monotonic()
@@ -49,19 +73,36 @@ def evaluate(model: Sequence[str], args: argparse.Namespace, name: str) -> tuple
     (path,) = out.glob("*/results_*.json")
     record = json.loads(path.read_text())
     samples = {
-        file.name.removeprefix("samples_").rsplit("_", 1)[0]: [json.loads(line) for line in file.read_text().splitlines()]
+        file.name.removeprefix("samples_").rsplit("_", 1)[0]: [
+            json.loads(line) for line in file.read_text().splitlines()
+        ]
         for file in sorted(path.parent.glob("samples_*.jsonl"))
     }
     places = {str(args.work): "WORK", str(args.data): "DATA", str(FOLDER): "EMBEDDED_BASE"}
     command = " ".join(["python", *words, *limit])
     for place, shown in places.items():
         command = command.replace(place, shown)
-    kept = ("results", "groups", "n-samples", "n-shot", "versions", "max_length", "lm_eval_version", "transformers_version")
+    kept = (
+        "results",
+        "groups",
+        "n-samples",
+        "n-shot",
+        "versions",
+        "max_length",
+        "lm_eval_version",
+        "transformers_version",
+    )
     seconds = int((out / "seconds").read_text())
-    return {"command": command, "seconds": seconds, **{key: record[key] for key in kept if key in record}}, samples
+    return {
+        "command": command,
+        "seconds": seconds,
+        **{key: record[key] for key in kept if key in record},
+    }, samples
 
 
-def compare(first: dict[str, Any], second: dict[str, Any], samples: Sequence[dict[str, list[dict[str, Any]]]]) -> dict[str, Any]:
+def compare(
+    first: dict[str, Any], second: dict[str, Any], samples: Sequence[dict[str, list[dict[str, Any]]]]
+) -> dict[str, Any]:
     """The largest difference of two runs, of any score and of any log-likelihood."""
     scores = {
         f"{task} {score}": abs(value - second["results"][task][score])
@@ -70,7 +111,9 @@ def compare(first: dict[str, Any], second: dict[str, Any], samples: Sequence[dic
         if isinstance(value, float)
     }
     if samples[0].keys() != samples[1].keys():
-        raise SystemExit(f"the two runs did not answer the same tasks: {sorted(samples[0].keys() ^ samples[1].keys())}")
+        raise SystemExit(
+            f"the two runs did not answer the same tasks: {sorted(samples[0].keys() ^ samples[1].keys())}"
+        )
     gaps, greedy_differ, questions = [], 0, 0
     for task in samples[0]:
         one, other = ({sample["doc_id"]: sample for sample in some[task]} for some in samples)
@@ -99,10 +142,17 @@ def write(path: Path, record: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with the data sets, see docs/data.md")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--work", type=Path, default=Path("runs/lm-eval"), help="for ensembles, task files and samples; kept for the next run"
+        "--data", type=Path, required=True, metavar="DIR", help="folder with the data sets, see docs/data.md"
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/lm-eval"),
+        help="for ensembles, task files and samples; kept for the next run",
     )
     parser.add_argument("--out", type=Path, default=Path("results/lm-eval"))
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
@@ -113,12 +163,29 @@ def main() -> None:
     if not (args.work / "tasks").exists():
         write_local_tasks(args.data, args.work / "tasks")
     ours = ["-m", "lora_ensembles.harness", "run", "--model", "lora-ensembles", "--model_args"]
-    theirs = ["-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={FOLDER},peft={args.work / 'one' / 'member_000'}"]
+    theirs = [
+        "-m",
+        "lm_eval",
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={FOLDER},peft={args.work / 'one' / 'member_000'}",
+    ]
     one, one_samples = evaluate([*ours, f"pretrained={args.work / 'one'}"], args, "one-member")
     peft, peft_samples = evaluate(theirs, args, "hf-peft")
     three, _ = evaluate([*ours, f"pretrained={args.work / 'three'}"], args, "three-members")
-    parity = {**compare(one, peft, (one_samples, peft_samples)), "limit": args.limit, "environment": environment()}
-    for name, record in {"one-member": one, "hf-peft": peft, "three-members": three, "parity": parity}.items():
+    parity = {
+        **compare(one, peft, (one_samples, peft_samples)),
+        "limit": args.limit,
+        "environment": environment(),
+    }
+    for name, record in {
+        "one-member": one,
+        "hf-peft": peft,
+        "three-members": three,
+        "parity": parity,
+    }.items():
         write(args.out / f"{name}.json", record)
     print(json.dumps(parity))
     sys.exit(not parity["holds"])

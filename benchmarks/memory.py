@@ -36,7 +36,12 @@ class Profile:
     length: int
 
 
-PROFILES = {"T1": Profile("0.5B", 32, 128), "T2": Profile("1.5B", 32, 128), "toy": Profile("toy", 32, 32), "tiny": Profile("tiny", 8, 8)}
+PROFILES = {
+    "T1": Profile("0.5B", 32, 128),
+    "T2": Profile("1.5B", 32, 128),
+    "toy": Profile("toy", 32, 32),
+    "tiny": Profile("tiny", 8, 8),
+}
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device | str) -> int:
@@ -81,7 +86,12 @@ def measure(name: str, *, small: bool, device: str, dtype: torch.dtype = torch.f
         ensemble = LoraEnsemble(sharing(base), words, members=members)
         batch = described.rows // members
         examples = questions(2 * batch, length=described.length, words=shape.vocabulary)
-        train(ensemble, examples, TrainConfig(epochs=1, batch_size=batch, max_rows=members * batch), progress=False)
+        train(
+            ensemble,
+            examples,
+            TrainConfig(epochs=1, batch_size=batch, max_rows=members * batch),
+            progress=False,
+        )
         adapted = {id(weight) for layer in ensemble.stack.layers for weight in (layer.lora_a, layer.lora_b)}
         weights = [weight for weight in ensemble.base.parameters() if id(weight) not in adapted]
         once.append(storages(weights) == addresses)
@@ -108,15 +118,26 @@ def measure(name: str, *, small: bool, device: str, dtype: torch.dtype = torch.f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--profile", choices=PROFILES, default="toy")
-    parser.add_argument("--scaled", action="store_true", help="a small model of the same architecture; the default without a GPU")
+    parser.add_argument(
+        "--scaled",
+        action="store_true",
+        help="a small model of the same architecture; the default without a GPU",
+    )
     parser.add_argument("--out", type=Path, help="write the record there")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     small = (arguments.scaled or device == "cpu") and arguments.profile in ("T1", "T2")
-    row = measure(arguments.profile, small=small, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
+    row = measure(
+        arguments.profile,
+        small=small,
+        device=device,
+        dtype=torch.bfloat16 if device == "cuda" else torch.float32,
+    )
     for members, value in row["peak_bytes"].items():
         print(f"peak, {members:<14} {value:14,d} bytes")
     print(f"difference           {row['difference_bytes']:14,d} bytes")

@@ -56,10 +56,14 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with the paper's data sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of the records and the report")
-    parser.add_argument("--kinds", type=words, default=ASKED, help=f"kinds of records (default: {','.join(ASKED)})")
+    parser.add_argument(
+        "--kinds", type=words, default=ASKED, help=f"kinds of records (default: {','.join(ASKED)})"
+    )
     parser.add_argument("--tasks", type=words, help="measure the records of these tasks only, now")
     parser.add_argument("--seeds", type=numbers, help="measure the records of these seeds only, now")
     arguments = parser.parse_args()
@@ -77,12 +81,23 @@ def main() -> None:
 
     try:
         grid = dataclasses.replace(GRID, data=str(arguments.data))
-        found = run_grid(grid, arguments.out, load, kinds=arguments.kinds, tasks=arguments.tasks, seeds=arguments.seeds, say=say)
+        found = run_grid(
+            grid,
+            arguments.out,
+            load,
+            kinds=arguments.kinds,
+            tasks=arguments.tasks,
+            seeds=arguments.seeds,
+            say=say,
+        )
         summary: dict[str, Any] = {"records": {kind: len(rows) for kind, rows in found.items()}}
         records = by_kind(arguments.out)
         if "sweep" in records:
             claims = judge(records)
-            summary |= {"claims": [claim.to_dict() for claim in claims], **write_report(records, claims, arguments.out).to_dict()}
+            summary |= {
+                "claims": [claim.to_dict() for claim in claims],
+                **write_report(records, claims, arguments.out).to_dict(),
+            }
     except LoraEnsemblesError as error:
         sys.exit(f"error: {error}")
     print(json.dumps({**summary, "seconds": round(time.monotonic() - begin, 1)}))

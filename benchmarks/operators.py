@@ -36,16 +36,25 @@ class Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returns = func._schema.returns
-        is_view = bool(returns) and all(one.alias_info is not None and not one.alias_info.is_write for one in returns)
+        is_view = bool(returns) and all(
+            one.alias_info is not None and not one.alias_info.is_write for one in returns
+        )
         # `detach` and `_unsafe_view` move no data either, though their schemas do not say so.
-        self.count += not (is_view or func._schema.name in ("aten::detach", "aten::_unsafe_view", "aten::alias"))
+        self.count += not (
+            is_view or func._schema.name in ("aten::detach", "aten::_unsafe_view", "aten::alias")
+        )
         return func(*args, **(kwargs or {}))
 
 
 def build(layers: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=4
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
     )
     return LlamaForCausalLM(config).eval()
 
@@ -79,13 +88,20 @@ def per_layer(measure: Callable[[int], dict[str, int]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args()
     _, tokenizer = load_base()
     base = per_layer(frozen)
-    result = {f"m{members}": per_layer(lambda layers, m=members: stacked(layers, m, tokenizer)) for members in (1, 16)}
-    print(f"operators per layer      forward  backward\nfrozen base              {base['forward']:7g}  {base['backward']:8g}")
+    result = {
+        f"m{members}": per_layer(lambda layers, m=members: stacked(layers, m, tokenizer))
+        for members in (1, 16)
+    }
+    print(
+        f"operators per layer      forward  backward\nfrozen base              {base['forward']:7g}  {base['backward']:8g}"
+    )
     for name, row in result.items():
         print(f"stacked, {name:<15} {row['forward']:7g}  {row['backward']:8g}")
     print(f"at most                  {MUST['forward']:7d}  {MUST['backward']:8d}")

@@ -52,7 +52,9 @@ class Rows:
     @classmethod
     def of(cls, encoded: Sequence[EncodedExample], device: torch.device) -> Rows:
         longest = max(len(one.prompt_ids) for one in encoded)
-        tokens = torch.tensor([[*one.prompt_ids, *[0] * (longest - len(one.prompt_ids))] for one in encoded], device=device)
+        tokens = torch.tensor(
+            [[*one.prompt_ids, *[0] * (longest - len(one.prompt_ids))] for one in encoded], device=device
+        )
         answers = [one.label_ids[one.target or 0] for one in encoded]
         if any(len(answer) != 1 for answer in answers):
             raise ValueError("the peer arms train on answers of one token")
@@ -62,7 +64,11 @@ class Rows:
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Ids (B, T) cut to the longest row, the last position of each (B,), and the answers (B,)."""
         lengths, there = self.lengths[indices], indices.to(self.tokens.device)
-        return self.tokens[there, : int(lengths.max())], (lengths - 1).to(self.tokens.device), self.answers[there]
+        return (
+            self.tokens[there, : int(lengths.max())],
+            (lengths - 1).to(self.tokens.device),
+            self.answers[there],
+        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,13 @@ class Work:
     orders: list[Tensor]  # (N,) each
 
     @classmethod
-    def of(cls, ensemble: LoraEnsemble, base: PreTrainedModel, encoded: Sequence[EncodedExample], config: TrainConfig) -> Work:
+    def of(
+        cls,
+        ensemble: LoraEnsemble,
+        base: PreTrainedModel,
+        encoded: Sequence[EncodedExample],
+        config: TrainConfig,
+    ) -> Work:
         orders = [epoch_order(seeds.order, 0, len(encoded)) for seeds in ensemble.info.seeds]
         initial = [ensemble.stack.member(index) for index in range(ensemble.num_members)]
         return cls(base, ensemble.adapter, encoded, config, initial, orders)
@@ -94,8 +106,12 @@ class Work:
 def wrap(work: Work, names: Sequence[str], *, adapter_in_base_dtype: bool = True) -> Any:
     """A PEFT model around the base's weights with adapters of these names."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on a base of the same name, and a deprecated property that PEFT reads
-        model: Any = get_peft_model(sharing(work.base), work.adapter, names[0], autocast_adapter_dtype=not adapter_in_base_dtype)
+        warnings.simplefilter(
+            "ignore"
+        )  # on a base of the same name, and a deprecated property that PEFT reads
+        model: Any = get_peft_model(
+            sharing(work.base), work.adapter, names[0], autocast_adapter_dtype=not adapter_in_base_dtype
+        )
         for name in names[1:]:
             model.add_adapter(name, work.adapter, autocast_adapter_dtype=not adapter_in_base_dtype)
     for name, parameter in model.named_parameters():
@@ -116,7 +132,10 @@ def take(model: nn.Module, like: MemberWeights, name: str = "default") -> Member
     """One adapter's weights, in fp32 on the CPU."""
     parameters = dict(model.named_parameters())
     a, b = (
-        {site: parameters[f"{PREFIX}{site}.lora_{letter}.{name}.weight"].detach().float().cpu().clone() for site in like.a}
+        {
+            site: parameters[f"{PREFIX}{site}.lora_{letter}.{name}.weight"].detach().float().cpu().clone()
+            for site in like.a
+        }
         for letter in "AB"
     )
     return MemberWeights(a, b, like.scaling)
@@ -131,7 +150,10 @@ def difference(found: MemberWeights, expected: MemberWeights, initial: MemberWei
 
     The largest differences, of one weight in `ODD`, are left out.
     """
-    flat = [torch.cat([part[site].flatten() for part in (one.a, one.b) for site in initial.a]) for one in (found, expected, initial)]
+    flat = [
+        torch.cat([part[site].flatten() for part in (one.a, one.b) for site in initial.a])
+        for one in (found, expected, initial)
+    ]
     apart = (flat[0] - flat[1]).abs()
     kept = apart.topk(len(apart) - len(apart) // ODD, largest=False).values
     return float(kept.norm() / (flat[1] - flat[2]).norm())
@@ -143,7 +165,11 @@ class Masters:
     def __init__(self, model: nn.Module, config: TrainConfig):
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         same = self.parameters[0].dtype == torch.float32
-        self.masters = self.parameters if same else [parameter.detach().float().requires_grad_() for parameter in self.parameters]
+        self.masters = (
+            self.parameters
+            if same
+            else [parameter.detach().float().requires_grad_() for parameter in self.parameters]
+        )
         rate, decay = config.learning_rate, config.weight_decay_a
         self.optimizer = torch.optim.AdamW(self.masters, lr=rate, weight_decay=decay, fused=True)  # type: ignore[arg-type]
 
@@ -153,7 +179,9 @@ class Masters:
                 master.grad = None if parameter.grad is None else parameter.grad.float()
         self.optimizer.step()
         if self.masters is not self.parameters:
-            torch._foreach_copy_([parameter.data for parameter in self.parameters], [master.data for master in self.masters])
+            torch._foreach_copy_(
+                [parameter.data for parameter in self.parameters], [master.data for master in self.masters]
+            )
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -244,7 +272,9 @@ class HuggingFaceTrainer:
         self.work = work
         self.model = wrap(work, ["default"], adapter_in_base_dtype=False)
         rows = [(list(one.prompt_ids), one.label_ids[one.target or 0]) for one in work.encoded]
-        self.examples = [{"input_ids": [*ids, *answer], "labels": [-100] * len(ids) + list(answer)} for ids, answer in rows]
+        self.examples = [
+            {"input_ids": [*ids, *answer], "labels": [-100] * len(ids) + list(answer)} for ids, answer in rows
+        ]
 
     def train(self, member: int) -> float:
         """Seconds a step of that member's run."""
@@ -297,5 +327,7 @@ def _collate(examples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
     def padded(name: str, value: int) -> Tensor:
         return torch.tensor([[*one[name], *[value] * (longest - len(one[name]))] for one in examples])
 
-    mask = torch.tensor([[1] * len(one["input_ids"]) + [0] * (longest - len(one["input_ids"])) for one in examples])
+    mask = torch.tensor(
+        [[1] * len(one["input_ids"]) + [0] * (longest - len(one["input_ids"])) for one in examples]
+    )
     return {"input_ids": padded("input_ids", 0), "attention_mask": mask, "labels": padded("labels", -100)}

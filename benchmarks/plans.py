@@ -34,7 +34,9 @@ RUN = dict(members=5, batch_size=16, tokens=100)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, help="write the record there")
     arguments = parser.parse_args()
     rows = []
@@ -44,10 +46,21 @@ def main() -> None:
     for name, (kind, shape) in SHAPES.items():
         for memory in MEMORY:
             plan = plan_training(kind(**shape), **RUN, memory=int(memory * 1e9))
-            rows.append({"model": name, "memory_gb": memory, **plan.to_dict(), "seconds_at_the_limit": plan.seconds(PEAK_FLOPS)})
-            sizes = " | ".join(f"{value / 1e9:.1f} GB" for value in (plan.base, plan.members, plan.activations))
+            rows.append(
+                {
+                    "model": name,
+                    "memory_gb": memory,
+                    **plan.to_dict(),
+                    "seconds_at_the_limit": plan.seconds(PEAK_FLOPS),
+                }
+            )
+            sizes = " | ".join(
+                f"{value / 1e9:.1f} GB" for value in (plan.base, plan.members, plan.activations)
+            )
             split = f"{plan.rows} | {plan.parts}" if plan.fits else "does not fit | -"
-            print(f"| {name} | {memory} GB | {sizes} | {split} | {plan.seconds(PEAK_FLOPS):.2f} s |", flush=True)
+            print(
+                f"| {name} | {memory} GB | {sizes} | {split} | {plan.seconds(PEAK_FLOPS):.2f} s |", flush=True
+            )
     write_record(arguments.out, {"run": RUN, "peak_flops": PEAK_FLOPS, "rows": rows})
 
 

@@ -106,7 +106,14 @@ def sizes(row: Row) -> str:
         return ""
     shape = row["shape"]
     said = f"{shape['layers']} layers of {shape['hidden']}, M = {row['members']}"
-    for name, words in (("batch", "b"), ("rows", "B"), ("prompt", "prompt"), ("questions", "N"), ("tokens_a_row", "S"), ("length", "S")):
+    for name, words in (
+        ("batch", "b"),
+        ("rows", "B"),
+        ("prompt", "prompt"),
+        ("questions", "N"),
+        ("tokens_a_row", "S"),
+        ("length", "S"),
+    ):
         if name in row:
             said += f", {words} {row[name]:.0f}"
     return said + (" (scaled down)" if row.get("scaled") else "")
@@ -122,7 +129,10 @@ def environment(record: Row) -> str:
 def cpu_section(record: Row) -> str:
     """Every row of `make bench`, and in words where the library wins and where not."""
     rows = record["rows"]
-    cells = [[row["id"], sizes(row), *ratio_cells(row), musts(row), "yes" if row["ok"] else "**no**"] for row in rows]
+    cells = [
+        [row["id"], sizes(row), *ratio_cells(row), musts(row), "yes" if row["ok"] else "**no**"]
+        for row in rows
+    ]
     head = ["row", "work", *ARMS, "others", "must", "holds"]
     return f"## On a CPU\n\n`make bench`: {environment(record)}.\n\n{table(head, cells)}\n\n{verdicts(rows)}"
 
@@ -131,7 +141,9 @@ def verdicts(rows: Sequence[Row]) -> str:
     """Where the library wins against its strongest peer, and where not, with the reason that the numbers give."""
     lines = []
     for row in rows:
-        peers = {name: value for name, value in row["ratios"].items() if name in ("A'", "B", "unshared", "live")}
+        peers = {
+            name: value for name, value in row["ratios"].items() if name in ("A'", "B", "unshared", "live")
+        }
         if not peers:
             continue
         name = min(peers, key=lambda peer: peers[peer])
@@ -156,7 +168,16 @@ def curves_section(rows: Sequence[Row]) -> str:
     parts = ["## Curves"]
     for row in rows:
         if row["id"].endswith("T7"):
-            head = ["M", "ms a step", "the base alone, ms", "over what it must take", "tokens/s", "C", "peak, MiB", "members' state, MiB"]
+            head = [
+                "M",
+                "ms a step",
+                "the base alone, ms",
+                "over what it must take",
+                "tokens/s",
+                "C",
+                "peak, MiB",
+                "members' state, MiB",
+            ]
             cells = [
                 [
                     f"{point['members']}",
@@ -173,7 +194,11 @@ def curves_section(rows: Sequence[Row]) -> str:
             parts += [f"Over the number of members, {sizes(row)}:", table(head, cells)]
         if row["id"] == "tokens":
             cells = [
-                [f"{point['tokens_a_step']:.0f}", f"{point['tokens_a_second']:,.0f}", *(f"{point['ratios'][arm]:.2f}" for arm in ARMS[1:])]
+                [
+                    f"{point['tokens_a_step']:.0f}",
+                    f"{point['tokens_a_second']:,.0f}",
+                    *(f"{point['ratios'][arm]:.2f}" for arm in ARMS[1:]),
+                ]
                 for point in row["curve"]
             ]
             parts += [
@@ -185,14 +210,25 @@ def curves_section(rows: Sequence[Row]) -> str:
 
 def gpu_section(records: Sequence[Row]) -> str:
     """The rows whose targets are a GPU's, measured or not."""
-    measured = {row["id"]: (row, record) for record in records for row in record["rows"] if record["environment"]["device"] != "cpu"}
+    measured = {
+        row["id"]: (row, record)
+        for record in records
+        for row in record["rows"]
+        if record["environment"]["device"] != "cpu"
+    }
     cells = []
     for name, profile in {**train.PROFILES, **decode.PROFILES, **score.PROFILES}.items():
         wanted = musts({"must": profile.must, "at_most": getattr(profile, "at_most", {})})
-        found = [(row, record) for key, (row, record) in measured.items() if key.split()[0] == name and not row["scaled"]]
+        found = [
+            (row, record)
+            for key, (row, record) in measured.items()
+            if key.split()[0] == name and not row["scaled"]
+        ]
         for row, record in found:
             holds = "yes" if row["ok"] else "**no**"
-            cells.append([row["id"], MEANING[name], *ratio_cells(row), wanted, holds, record["environment"]["device"]])
+            cells.append(
+                [row["id"], MEANING[name], *ratio_cells(row), wanted, holds, record["environment"]["device"]]
+            )
         if not found:
             cells.append([name, MEANING[name], *[""] * 5, wanted, "not measured", ""])
     head = ["row", "work", *ARMS, "others", "must", "holds", "device"]
@@ -209,7 +245,9 @@ def breakdown_section(records: dict[str, Row]) -> str:
     cells = []
     for part in parts:
         times = [records[name]["parts"].get(part) for name in names]
-        cells.append([part, *(f"{one['forward']:.1f} + {one['backward']:.1f}" if one else "" for one in times)])
+        cells.append(
+            [part, *(f"{one['forward']:.1f} + {one['backward']:.1f}" if one else "" for one in times)]
+        )
     cells.append(["**whole step**", *(f"{records[name]['milliseconds_a_step']:.1f}" for name in names)])
     made = "\n".join(f"- {name.removeprefix('breakdown-')}: {environment(records[name])}" for name in names)
     first = records[names[0]]
@@ -226,18 +264,28 @@ def page() -> str:
         parts += [cpu_section(records["cpu"]), curves_section(records["cpu"]["rows"])]
     else:
         parts.append("## On a CPU\n\nNot measured: run `make bench`.")
-    parts += [gpu_section([record for record in records.values() if "rows" in record]), breakdown_section(breakdowns), LIMITS.strip()]
+    parts += [
+        gpu_section([record for record in records.values() if "rows" in record]),
+        breakdown_section(breakdowns),
+        LIMITS.strip(),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is not what the records give")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail where the page is not what the records give"
+    )
     arguments = parser.parse_args()
     if not arguments.check:
         PAGE.write_text(page(), encoding="utf-8")
     elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page():
-        sys.exit(f"{PAGE.relative_to(REPOSITORY)} is not what the records give; run: python benchmarks/report.py")
+        sys.exit(
+            f"{PAGE.relative_to(REPOSITORY)} is not what the records give; run: python benchmarks/report.py"
+        )
 
 
 if __name__ == "__main__":

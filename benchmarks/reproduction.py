@@ -51,7 +51,9 @@ class Source:
     def sentences(self) -> dict[str, Any]:
         """The sentences of the page; what the paper says is written down once."""
         own = read(DOCS / f"{self.name}.toml")
-        paper = {name: {"paper": given["paper"]} for name, given in read(DOCS / f"{EMBEDDED.name}.toml").items()}
+        paper = {
+            name: {"paper": given["paper"]} for name, given in read(DOCS / f"{EMBEDDED.name}.toml").items()
+        }
         return own | {name: given | own.get(name, {}) for name, given in paper.items()}
 
 
@@ -104,7 +106,18 @@ OPEN: dict[str, tuple[str, dict[str, Make]]] = {
     ),
 }
 SAID = {"paper": "In the paper", "here": "Here", "why": "Why they may differ"}
-FIGURES = {"C1": "2", "C2": "2", "C3": "3", "C4": "4", "C6": "5", "C7": "6", "C8": "7", "C9": "8", "C10": "2", "C11": "1a"}
+FIGURES = {
+    "C1": "2",
+    "C2": "2",
+    "C3": "3",
+    "C4": "4",
+    "C6": "5",
+    "C7": "6",
+    "C8": "7",
+    "C9": "8",
+    "C10": "2",
+    "C11": "1a",
+}
 
 
 def page(source: Source, sentences: Sentences) -> str:
@@ -112,7 +125,10 @@ def page(source: Source, sentences: Sentences) -> str:
     folder, commands = source.records, f"```sh\n{source.commands}\n```"
     if not any(folder.glob("sweep-*.json")):
         wanted = [f"- **{name}** {text} In the paper: {sentences[name]['paper']}" for name, text, _ in CLAIMS]
-        return "\n\n".join([source.intro, "Not measured yet:", commands, "## The claims", "\n".join(wanted)]) + "\n"
+        return (
+            "\n\n".join([source.intro, "Not measured yet:", commands, "## The claims", "\n".join(wanted)])
+            + "\n"
+        )
     records = by_kind(folder)
     claims = judge(records)
     parts = [source.intro, grid(records, every_kind=not source.each_task)]
@@ -138,13 +154,20 @@ def page(source: Source, sentences: Sentences) -> str:
             continue
         parts += [f"### {question}", *spoken(sentences[name]), *picture(name, folder)]
         parts += [text for title, make in several.items() for text in (f"{title}:", made(make, records))]
-    parts += ["## Where the numbers come from", counts(records).to_markdown(), provenance(records).to_markdown(), commands]
+    parts += [
+        "## Where the numbers come from",
+        counts(records).to_markdown(),
+        provenance(records).to_markdown(),
+        commands,
+    ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def of_task(records: Records, task: str) -> Records:
     """The records of one task."""
-    found = {kind: [one for one in rows if one["settings"].get("task") == task] for kind, rows in records.items()}
+    found = {
+        kind: [one for one in rows if one["settings"].get("task") == task] for kind, rows in records.items()
+    }
     return {kind: rows for kind, rows in found.items() if rows}
 
 
@@ -162,7 +185,13 @@ def claim_section(claim: Claim, sentences: Mapping[str, str], folder: Path) -> l
     """A claim: what the paper says, what the records do, and what a person adds."""
     verdict = f"Verdict: **{claim.verdict}**" + (f" ({claim.reason})" if claim.reason else "")
     figure = picture(f"figure_{FIGURES[claim.id]}", folder) if claim.id in FIGURES else []
-    return [f"### {claim.id}. {claim.text}", *spoken(sentences), verdict, parts_table([claim]).to_markdown(), *figure]
+    return [
+        f"### {claim.id}. {claim.text}",
+        *spoken(sentences),
+        verdict,
+        parts_table([claim]).to_markdown(),
+        *figure,
+    ]
 
 
 def spoken(sentences: Mapping[str, str]) -> list[str]:
@@ -191,15 +220,21 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is not what its sources give")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail where a page is not what its sources give"
+    )
     arguments = parser.parse_args()
     for source in (EMBEDDED, REAL_DATA):
         text = page(source, source.sentences())
         if not arguments.check:
             source.page.write_text(text, encoding="utf-8")
         elif not source.page.is_file() or source.page.read_text(encoding="utf-8") != text:
-            sys.exit(f"{source.page.relative_to(REPOSITORY)} is not what its sources give; run: python benchmarks/reproduction.py")
+            sys.exit(
+                f"{source.page.relative_to(REPOSITORY)} is not what its sources give; run: python benchmarks/reproduction.py"
+            )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,18 @@ from minilm import NAME, numbers
 from minilm import load as load_minilm
 from peft import LoraConfig
 
-from lora_ensembles import Example, HeadConfig, LoraEnsemble, TrainConfig, evaluate, evaluate_members, load_task, predict, preference, train
+from lora_ensembles import (
+    Example,
+    HeadConfig,
+    LoraEnsemble,
+    TrainConfig,
+    evaluate,
+    evaluate_members,
+    load_task,
+    predict,
+    preference,
+    train,
+)
 from lora_ensembles.errors import LoraEnsemblesError
 from lora_ensembles.selective import error_auroc
 from lora_ensembles.studies.store import cell
@@ -48,27 +59,48 @@ def pairs(examples: Sequence[Example], *, seed: int) -> list[Example]:
         assert example.target is not None
         right = example.options[example.target]
         others = [option for option in example.options if option != right]
-        found.append(preference(example.id, example.question or example.prompt, f" {right}", f" {rng.choice(others)}"))
+        found.append(
+            preference(example.id, example.question or example.prompt, f" {right}", f" {rng.choice(others)}")
+        )
     return found
 
 
 def measure(settings: dict[str, Any], data: Path) -> dict[str, Any]:
     """Train an ensemble of reward models on pairs, and measure it on others."""
     begin, task = time.monotonic(), load_task(settings["task"], data=data)
-    shown, asked = (part[:most] for part, most in zip((task.train, task.validation), settings["limit"], strict=True))
-    base, tokenizer = load_minilm(head="sequence-classification", num_labels=1)
-    adapter = LoraConfig(r=8, lora_alpha=32, target_modules=["query", "value"], layers_to_transform=settings["layers"])
-    ensemble = LoraEnsemble(
-        base, tokenizer, members=settings["members"], adapter=adapter, seed=settings["seed"], head=HeadConfig("reward", max_length=128)
+    shown, asked = (
+        part[:most] for part, most in zip((task.train, task.validation), settings["limit"], strict=True)
     )
-    config = TrainConfig(**{name: settings[name] for name in ("epochs", "batch_size", "learning_rate")}, length_window=8, overlong="left")
+    base, tokenizer = load_minilm(head="sequence-classification", num_labels=1)
+    adapter = LoraConfig(
+        r=8, lora_alpha=32, target_modules=["query", "value"], layers_to_transform=settings["layers"]
+    )
+    ensemble = LoraEnsemble(
+        base,
+        tokenizer,
+        members=settings["members"],
+        adapter=adapter,
+        seed=settings["seed"],
+        head=HeadConfig("reward", max_length=128),
+    )
+    config = TrainConfig(
+        **{name: settings[name] for name in ("epochs", "batch_size", "learning_rate")},
+        length_window=8,
+        overlong="left",
+    )
     history = train(ensemble, pairs(shown, seed=settings["seed"]), config, progress=False).history
     prediction = predict(ensemble, pairs(asked, seed=0))  # every seed is asked about the same pairs
     whole, members = evaluate(prediction), evaluate_members(prediction)
-    margins = prediction.member_log_probs[..., 0] - prediction.member_log_probs[..., 1]  # (M, N): chosen score - rejected score
+    margins = (
+        prediction.member_log_probs[..., 0] - prediction.member_log_probs[..., 1]
+    )  # (M, N): chosen score - rejected score
     mean, spread = margins.mean(dim=0), margins.std(dim=0, correction=0)
     right = prediction.choices == prediction.labelled_targets("pairs")
-    doubts = {"std": spread, "std over mean": spread / mean.abs().clamp_min(1e-9), "probability": 1 - prediction.confidence}
+    doubts = {
+        "std": spread,
+        "std over mean": spread / mean.abs().clamp_min(1e-9),
+        "probability": 1 - prediction.confidence,
+    }
     return {
         "accuracy": {
             "ensemble": whole.accuracy,
@@ -89,22 +121,34 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     found = {
         "accuracy of the ensemble": [one["accuracy"]["ensemble"] for one in results],
         "accuracy of a member": [statistics.fmean(one["accuracy"]["members"]) for one in results],
-        **{f"AUROC of {doubt}": [one["finds_wrong_pairs"][doubt] for one in results] for doubt in results[0]["finds_wrong_pairs"]},
+        **{
+            f"AUROC of {doubt}": [one["finds_wrong_pairs"][doubt] for one in results]
+            for doubt in results[0]["finds_wrong_pairs"]
+        },
     }
     return {name: round(statistics.fmean(values), 4) for name, values in found.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with the paper's data sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of the records")
-    parser.add_argument("--seeds", type=numbers, default=(0, 1, 2), help="seeds of the ensembles (default: 0,1,2)")
+    parser.add_argument(
+        "--seeds", type=numbers, default=(0, 1, 2), help="seeds of the ensembles (default: 0,1,2)"
+    )
     arguments = parser.parse_args()
     results = []
     try:
         for seed in arguments.seeds:
             settings = {**SETTINGS, "seed": seed}
-            record = cell(arguments.out, "reward-obqa", settings, lambda settings=settings: measure(settings, arguments.data))
+            record = cell(
+                arguments.out,
+                "reward-obqa",
+                settings,
+                lambda settings=settings: measure(settings, arguments.data),
+            )
             results.append(record["result"])
             print(f"seed {seed}: {json.dumps(summary(results[-1:]))}", flush=True)
     except LoraEnsemblesError as error:

@@ -62,7 +62,9 @@ SMALL = {  # the same on every device
     "tiny-E2": Profile("tiny", 1, 4, 8, {}, shots=2, batches=(2, 4)),
 }
 
-Answer = Callable[[Tensor, Tensor | None, Tensor], Tensor]  # ids (B, T), mask or None, last (B,) -> logits (M, B, V)
+Answer = Callable[
+    [Tensor, Tensor | None, Tensor], Tensor
+]  # ids (B, T), mask or None, last (B,) -> logits (M, B, V)
 
 
 @dataclass
@@ -80,24 +82,39 @@ def prepare(profile: Profile, *, small: bool, device: str, dtype: torch.dtype) -
     """Questions on a base of random weights; every label is one token."""
     shape = scaled(SHAPES[profile.shape]) if small else SHAPES[profile.shape]
     words, base = tokenizer(shape.vocabulary), build(shape, dtype=dtype, device=device)
-    examples = questions(profile.questions, length=profile.length, words=shape.vocabulary, spread=profile.spread)
+    examples = questions(
+        profile.questions, length=profile.length, words=shape.vocabulary, spread=profile.spread
+    )
     return Setting(shape, base, words, examples, encode_examples(examples, words))
 
 
 @torch.no_grad()
-def score(encoded: Sequence[EncodedExample], answer: Answer, *, rows: int, tuned: bool, device: torch.device) -> Tensor:
+def score(
+    encoded: Sequence[EncodedExample], answer: Answer, *, rows: int, tuned: bool, device: torch.device
+) -> Tensor:
     """log p of each label (M, N, C) by a plain loop: sorted by length and padded on the right, or in order, on the left, with a mask."""
-    order = sorted(range(len(encoded)), key=lambda n: len(encoded[n].prompt_ids)) if tuned else list(range(len(encoded)))
+    order = (
+        sorted(range(len(encoded)), key=lambda n: len(encoded[n].prompt_ids))
+        if tuned
+        else list(range(len(encoded)))
+    )
     labels = torch.tensor([label[0] for label in encoded[0].label_ids], device=device)
     parts = []
     for start in range(0, len(order), rows):
         batch = [list(encoded[n].prompt_ids) for n in order[start : start + rows]]
         longest = max(map(len, batch))
         gaps = [[0] * (longest - len(row)) for row in batch]
-        ids = torch.tensor([[*row, *gap] if tuned else [*gap, *row] for row, gap in zip(batch, gaps, strict=True)], device=device)
+        ids = torch.tensor(
+            [[*row, *gap] if tuned else [*gap, *row] for row, gap in zip(batch, gaps, strict=True)],
+            device=device,
+        )
         last = torch.tensor([len(row) - 1 if tuned else longest - 1 for row in batch], device=device)
-        mask = torch.tensor([[0] * len(gap) + [1] * len(row) for row, gap in zip(batch, gaps, strict=True)], device=device)
-        parts.append(answer(ids, None if tuned else mask, last).float()[..., labels].log_softmax(dim=-1).cpu())
+        mask = torch.tensor(
+            [[0] * len(gap) + [1] * len(row) for row, gap in zip(batch, gaps, strict=True)], device=device
+        )
+        parts.append(
+            answer(ids, None if tuned else mask, last).float()[..., labels].log_softmax(dim=-1).cpu()
+        )
     return torch.cat(parts, dim=1)[:, torch.tensor(order).argsort()]
 
 
@@ -107,7 +124,9 @@ def plain_answer(model: Any) -> Answer:
     def answer(ids: Tensor, mask: Tensor | None, _last: Tensor) -> Tensor:
         assert mask is not None
         positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-        logits: Tensor = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1).logits
+        logits: Tensor = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1
+        ).logits
         return logits[None, :, -1]
 
     return answer
@@ -138,7 +157,9 @@ def mixed_answer(model: Any, names: Sequence[str]) -> Answer:
         handle = head.register_forward_pre_hook(narrow)
         try:
             rows = [name for name in names for _ in ids]
-            logits: Tensor = model(input_ids=ids.repeat(members, 1), use_cache=False, adapter_names=rows).logits
+            logits: Tensor = model(
+                input_ids=ids.repeat(members, 1), use_cache=False, adapter_names=rows
+            ).logits
         finally:
             handle.remove()
         return logits.view(members, len(ids), -1)
@@ -156,8 +177,12 @@ class BestBatch:
 
     def __call__(self) -> None:
         if not self.seconds:
-            trials: dict[str, Callable[[], object]] = {str(rows): functools.partial(self.run, rows) for rows in self.batches}
-            self.seconds = {int(rows): value for rows, value in interleaved(trials, windows=1, device=self.device).items()}
+            trials: dict[str, Callable[[], object]] = {
+                str(rows): functools.partial(self.run, rows) for rows in self.batches
+            }
+            self.seconds = {
+                int(rows): value for rows, value in interleaved(trials, windows=1, device=self.device).items()
+            }
         self.result = self.run(self.best)
 
     @property
@@ -165,7 +190,9 @@ class BestBatch:
         return min(self.seconds, key=lambda rows: self.seconds[rows])
 
 
-def option_arms(setting: Setting, profile: Profile, device: str) -> tuple[Callable[[], Tensor], dict[str, BestBatch]]:
+def option_arms(
+    setting: Setting, profile: Profile, device: str
+) -> tuple[Callable[[], Tensor], dict[str, BestBatch]]:
     """E1: the library's call, and the peers'."""
     ensemble = LoraEnsemble(sharing(setting.base), setting.words, members=profile.members)
     weights = [ensemble.stack.member(index) for index in range(profile.members)]
@@ -184,7 +211,12 @@ def option_arms(setting: Setting, profile: Profile, device: str) -> tuple[Callab
     inner = [model.get_base_model() for model in models]
 
     def each(answers: Sequence[Answer], tuned: bool, rows: int) -> Tensor:
-        return torch.cat([score(setting.encoded, one, rows=rows, tuned=tuned, device=setting.base.device) for one in answers])
+        return torch.cat(
+            [
+                score(setting.encoded, one, rows=rows, tuned=tuned, device=setting.base.device)
+                for one in answers
+            ]
+        )
 
     runs = {
         "A": functools.partial(each, [plain_answer(model) for model in models], False),
@@ -195,20 +227,26 @@ def option_arms(setting: Setting, profile: Profile, device: str) -> tuple[Callab
     return lambda: ensemble.member_log_probs(setting.examples), peers
 
 
-def shot_arms(setting: Setting, profile: Profile, device: str) -> tuple[Callable[[], Tensor], dict[str, BestBatch]]:
+def shot_arms(
+    setting: Setting, profile: Profile, device: str
+) -> tuple[Callable[[], Tensor], dict[str, BestBatch]]:
     """E2: `FewShot`, and the same prompts read whole."""
     demonstrations = questions(profile.shots, length=profile.length, words=setting.shape.vocabulary, seed=1)
     few_shot = FewShot(setting.base, setting.words, demonstrations, shots=profile.shots, draws=1)
     (prefix,) = few_shot.prompts()
     assert all(render_demonstration(one) in prefix for one in demonstrations)
-    encoded = encode_examples([replace(one, prompt=prefix + one.prompt) for one in setting.examples], setting.words)
+    encoded = encode_examples(
+        [replace(one, prompt=prefix + one.prompt) for one in setting.examples], setting.words
+    )
     base: Any = setting.base
     answer = tuned_answer(base.model, base.lm_head)
 
     def unshared(rows: int) -> Tensor:
         return score(encoded, answer, rows=rows, tuned=True, device=base.device)
 
-    return lambda: few_shot.member_log_probs(setting.examples), {"unshared": BestBatch(unshared, profile.batches, device)}
+    return lambda: few_shot.member_log_probs(setting.examples), {
+        "unshared": BestBatch(unshared, profile.batches, device)
+    }
 
 
 def least_flops(setting: Setting, profile: Profile) -> float:
@@ -240,7 +278,11 @@ def measure(name: str, *, windows: int = WINDOWS, small: bool = False) -> dict[s
     ratios = {arm: seconds[arm] / seconds["library"] for arm in peers}
     ratios["C"] = least_flops(setting, profile) / limit.flops / seconds["library"]
     apart = {arm: worst(float((found[0] - peers[arm].result).abs().max())) for arm in peers}
-    exact = {"apart": apart, "tolerance": TOLERANCE[dtype], "ok": all(value <= TOLERANCE[dtype] for value in apart.values())}
+    exact = {
+        "apart": apart,
+        "tolerance": TOLERANCE[dtype],
+        "ok": all(value <= TOLERANCE[dtype] for value in apart.values()),
+    }
     must = {} if small else profile.must
     return {
         "id": name,
@@ -250,7 +292,9 @@ def measure(name: str, *, windows: int = WINDOWS, small: bool = False) -> dict[s
         **{field: getattr(profile, field) for field in ("members", "questions", "length", "spread", "shots")},
         "seconds": seconds,
         "best_batch": {arm: peers[arm].best for arm in peers},
-        "tokens_a_second": profile.members * sum(len(one.prompt_ids) for one in setting.encoded) / seconds["library"],
+        "tokens_a_second": profile.members
+        * sum(len(one.prompt_ids) for one in setting.encoded)
+        / seconds["library"],
         "exact": exact,
         "peak": limit.to_dict(),
         "ratios": ratios,
@@ -263,26 +307,40 @@ def shown(row: dict[str, Any]) -> str:
     """A row for a reader."""
     shape, best = row["shape"], row["best_batch"]
     sizes = f"{row['questions']} questions of {row['length']} tokens, M={row['members']}, {row['shots']} shots, {row['dtype']}"
-    lines = [f"{row['id']}  {'scaled down: ' if row['scaled'] else ''}{shape['layers']} layers x {shape['hidden']}; {sizes}"]
+    lines = [
+        f"{row['id']}  {'scaled down: ' if row['scaled'] else ''}{shape['layers']} layers x {shape['hidden']}; {sizes}"
+    ]
     for arm, seconds in row["seconds"].items():
-        lines.append(f"  {arm:<10} {seconds:9.3f} s" + (f"  at batches of {best[arm]}" if arm in best else ""))
+        lines.append(
+            f"  {arm:<10} {seconds:9.3f} s" + (f"  at batches of {best[arm]}" if arm in best else "")
+        )
     lines.append(f"  {row['tokens_a_second']:,.0f} tokens/s of questions")
     lines += ratio_lines(row)
-    lines.append(f"  log-probabilities apart: {max(row['exact']['apart'].values()):.1e} nats (at most {row['exact']['tolerance']:g})")
+    lines.append(
+        f"  log-probabilities apart: {max(row['exact']['apart'].values()):.1e} nats (at most {row['exact']['tolerance']:g})"
+    )
     return "\n".join([*lines, f"  {'ok' if row['ok'] else 'NOT ok'}"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--profile", choices=[*PROFILES, *SMALL], default="E1")
-    parser.add_argument("--scaled", action="store_true", help="a small model of the same architecture; the default without a GPU")
+    parser.add_argument(
+        "--scaled",
+        action="store_true",
+        help="a small model of the same architecture; the default without a GPU",
+    )
     parser.add_argument("--windows", type=int, default=WINDOWS, help="interleaved runs of every arm")
     parser.add_argument("--out", type=Path, help="write the record there")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args()
     row = rounded(measure(arguments.profile, windows=arguments.windows, small=arguments.scaled))
     print(shown(row))
-    whole = write_record(arguments.out, {"rows": [row]}, device="cuda" if torch.cuda.is_available() else "cpu")
+    whole = write_record(
+        arguments.out, {"rows": [row]}, device="cuda" if torch.cuda.is_available() else "cpu"
+    )
     if arguments.json:
         print(json.dumps(whole))
 

@@ -86,9 +86,18 @@ def measure(name: str, *, windows: int = WINDOWS) -> dict[str, Any]:
     """The row: medians of interpreters, and the slowest load of an adapter."""
     seconds = interpreters(windows)
     loads = adapter_seconds(name, windows=windows)
-    ratios = {"imports": seconds["package"] / seconds["libraries"], "help": seconds["help"], "adapter": statistics.median(loads)}
+    ratios = {
+        "imports": seconds["package"] / seconds["libraries"],
+        "help": seconds["help"],
+        "adapter": statistics.median(loads),
+    }
     ok = all(ratios[one] <= most for one, most in AT_MOST.items())
-    row = {"id": "startup", "adapter_of": dict(vars(SHAPES[name])), "seconds": {**seconds, "adapters": loads}, "ratios": ratios}
+    row = {
+        "id": "startup",
+        "adapter_of": dict(vars(SHAPES[name])),
+        "seconds": {**seconds, "adapters": loads},
+        "ratios": ratios,
+    }
     return {**row, "must": {}, "at_most": AT_MOST, "ok": ok}
 
 
@@ -104,8 +113,15 @@ def shown(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", choices=["13B", "tiny"], default="13B", help="shape of the model that adapters are loaded into")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--profile",
+        choices=["13B", "tiny"],
+        default="13B",
+        help="shape of the model that adapters are loaded into",
+    )
     parser.add_argument("--windows", type=int, default=WINDOWS, help="interleaved runs of every arm")
     parser.add_argument("--out", type=Path, help="write the record there")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")

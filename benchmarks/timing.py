@@ -19,7 +19,11 @@ WINDOWS = 7  # an odd number, of which the median is a measured one
 
 
 def interleaved(
-    arms: Mapping[str, Callable[[], object]], *, windows: int = WINDOWS, device: torch.device | str = "cpu", warm: bool = True
+    arms: Mapping[str, Callable[[], object]],
+    *,
+    windows: int = WINDOWS,
+    device: torch.device | str = "cpu",
+    warm: bool = True,
 ) -> dict[str, float]:
     """The median seconds of each arm, over windows in which every arm runs once, after one run of each that does not count;
     with `warm` false all of them count.
@@ -53,7 +57,9 @@ class StepClock:
         self.marks: list[Any] = []
 
     def mark(self) -> None:
-        if self.device.type == "cuda":  # an event waits for nothing, so an arm that runs ahead of its device may
+        if (
+            self.device.type == "cuda"
+        ):  # an event waits for nothing, so an arm that runs ahead of its device may
             event = torch.cuda.Event(enable_timing=True)
             event.record()
             self.marks.append(event)
@@ -67,7 +73,9 @@ class StepClock:
         """
         passes = passes or (len(self.marks) - 1) // steps
         if steps < 2 or not passes or len(self.marks) < steps * passes + 1:
-            raise ValueError(f"{len(self.marks)} marks of a run of {steps} steps; at least 2 steps are needed, and a mark for each")
+            raise ValueError(
+                f"{len(self.marks)} marks of a run of {steps} steps; at least 2 steps are needed, and a mark for each"
+            )
         first, last = self.marks[-1 - (steps - 1) * passes], self.marks[-1]
         if self.device.type == "cuda":
             torch.cuda.synchronize()
@@ -87,7 +95,9 @@ def clocked(base: nn.Module, device: torch.device | str) -> Iterator[StepClock]:
     clock.mark()
 
 
-def write_record(path: Path | None, record: Mapping[str, Any], *, device: torch.device | str = "cpu") -> dict[str, Any]:
+def write_record(
+    path: Path | None, record: Mapping[str, Any], *, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
     """The record with the environment it was made in, written to `path` where there is one."""
     whole = {**record, "environment": environment(device)}
     if path is not None:

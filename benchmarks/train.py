@@ -40,7 +40,9 @@ SMALL = {  # the same on every device
 }
 
 
-def measure(name: str, *, windows: int = WINDOWS, small: bool = False, length: int | None = None) -> list[dict[str, Any]]:
+def measure(
+    name: str, *, windows: int = WINDOWS, small: bool = False, length: int | None = None
+) -> list[dict[str, Any]]:
     """The rows of a profile, with numbers cut to four digits."""
     profile = {**PROFILES, **SMALL}[name]
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,11 +55,19 @@ def measure(name: str, *, windows: int = WINDOWS, small: bool = False, length: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--profile", choices=[*PROFILES, *SMALL], default="toy")
-    parser.add_argument("--scaled", action="store_true", help="a small model of the same architecture; the default without a GPU")
+    parser.add_argument(
+        "--scaled",
+        action="store_true",
+        help="a small model of the same architecture; the default without a GPU",
+    )
     parser.add_argument("--windows", type=int, default=WINDOWS, help="interleaved runs of every arm")
-    parser.add_argument("--breakdown", action="store_true", help="where the time of the embedded demo's steps goes")
+    parser.add_argument(
+        "--breakdown", action="store_true", help="where the time of the embedded demo's steps goes"
+    )
     parser.add_argument("--out", type=Path, help="write the record there")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args()

@@ -85,9 +85,19 @@ class Place:
         return peak(self.device, dtype=self.dtype)
 
 
-def prepare(name: str, profile: Profile, place: Place, *, batch: int, members: int, base: PreTrainedModel | None = None) -> Setting:
+def prepare(
+    name: str,
+    profile: Profile,
+    place: Place,
+    *,
+    batch: int,
+    members: int,
+    base: PreTrainedModel | None = None,
+) -> Setting:
     """The setting of a profile at one batch size and one number of members, on a base that may be there already."""
-    config = TrainConfig(epochs=1, batch_size=batch, learning_rate=1e-3, kl_weight=0.1 if profile.kind == "kl" else 0.0)
+    config = TrainConfig(
+        epochs=1, batch_size=batch, learning_rate=1e-3, kl_weight=0.1 if profile.kind == "kl" else 0.0
+    )
     count = batch * profile.steps
     words: Any
     if profile.kind == "demo":
@@ -97,11 +107,22 @@ def prepare(name: str, profile: Profile, place: Place, *, batch: int, members: i
         config = replace(preset("embedded"), epochs=1, batch_size=batch)
     else:
         shape = scaled(SHAPES[profile.shape]) if place.small else SHAPES[profile.shape]
-        base, words = base or build(shape, dtype=place.dtype, device=place.device), tokenizer(shape.vocabulary)
+        base, words = (
+            base or build(shape, dtype=place.dtype, device=place.device),
+            tokenizer(shape.vocabulary),
+        )
         examples = questions(count, length=profile.length, words=shape.vocabulary, spread=profile.spread)
     base.requires_grad_(False)
     ensemble = LoraEnsemble(sharing(base), words, members=members)
-    return Setting(name, shape, base, ensemble, examples, Work.of(ensemble, base, encode_examples(examples, words), config), place.small)
+    return Setting(
+        name,
+        shape,
+        base,
+        ensemble,
+        examples,
+        Work.of(ensemble, base, encode_examples(examples, words), config),
+        place.small,
+    )
 
 
 def rows_of(name: str, profile: Profile, place: Place) -> list[dict[str, Any]]:
@@ -113,17 +134,25 @@ def rows_of(name: str, profile: Profile, place: Place) -> list[dict[str, Any]]:
     if profile.kind == "tokens":
         return [tokens_row(name, profile, place)]
     named = {batch: name if len(profile.batch) == 1 else f"{name} b={batch}" for batch in profile.batch}
-    settings = (prepare(named[batch], profile, place, batch=batch, members=profile.members) for batch in profile.batch)
+    settings = (
+        prepare(named[batch], profile, place, batch=batch, members=profile.members) for batch in profile.batch
+    )
     return [arms_row(setting, place, must={} if place.small else profile.must) for setting in settings]
 
 
-def arms_row(setting: Setting, place: Place, *, must: dict[str, float], peers: str = "A A' B") -> dict[str, Any]:
+def arms_row(
+    setting: Setting, place: Place, *, must: dict[str, float], peers: str = "A A' B"
+) -> dict[str, Any]:
     """The stack against PEFT's arms and the limit, and whether all ended at the same weights."""
     arms = {name: _peer(name, setting.work) for name in peers.split()}
     apart: dict[str, float] = dict.fromkeys(arms, 0.0)
 
     def run_peer(name: str) -> float:
-        return arms[name](lambda member, found: apart.update({name: worst(apart[name], setting_apart(setting, member, found))}))
+        return arms[name](
+            lambda member, found: apart.update(
+                {name: worst(apart[name], setting_apart(setting, member, found))}
+            )
+        )
 
     timed = {"stacked": setting.stacked, **{name: functools.partial(run_peer, name) for name in arms}}
     seconds = interleaved(timed, windows=place.windows, device=place.device)
@@ -136,7 +165,11 @@ def arms_row(setting: Setting, place: Place, *, must: dict[str, float], peers: s
 
 def apart_row(apart: dict[str, float], dtype: torch.dtype) -> dict[str, Any]:
     """How far the arms' weights are from the stack's, and whether that is near enough."""
-    return {"apart": apart, "tolerance": TOLERANCE[dtype], "ok": all(value <= TOLERANCE[dtype] for value in apart.values())}
+    return {
+        "apart": apart,
+        "tolerance": TOLERANCE[dtype],
+        "ok": all(value <= TOLERANCE[dtype] for value in apart.values()),
+    }
 
 
 def setting_apart(setting: Setting, member: int, found: Any) -> float:
@@ -197,7 +230,10 @@ def describe(setting: Setting, place: Place, seconds: float) -> dict[str, Any]:
 
 def padding(lengths: Tensor, work: Work) -> tuple[int, int]:
     """Tokens that all members read in a window, and places in batches that are as long as the longest row of any member."""
-    steps = [torch.stack([lengths[work.indices(m, step)] for m in range(len(work.initial))]) for step in range(work.steps)]
+    steps = [
+        torch.stack([lengths[work.indices(m, step)] for m in range(len(work.initial))])
+        for step in range(work.steps)
+    ]
     return sum(int(one.sum()) for one in steps), sum(int(one.max()) * one.numel() for one in steps)
 
 
@@ -239,10 +275,14 @@ def members_row(name: str, profile: Profile, place: Place) -> dict[str, Any]:
     counts = [count for count in MEMBERS if count <= profile.members]
     first = prepare(name, profile, place, batch=profile.batch[0], members=counts[0])
     settings = {counts[0]: first} | {
-        count: prepare(name, profile, place, batch=profile.batch[0], members=count, base=first.base) for count in counts[1:]
+        count: prepare(name, profile, place, batch=profile.batch[0], members=count, base=first.base)
+        for count in counts[1:]
     }
     stacks = {f"M={count}": settings[count].stacked for count in counts}
-    bases = {f"base M={count}": functools.partial(_base_alone, first, count * profile.batch[0], profile.length) for count in counts}
+    bases = {
+        f"base M={count}": functools.partial(_base_alone, first, count * profile.batch[0], profile.length)
+        for count in counts
+    }
     seconds = interleaved(stacks | bases, windows=place.windows, device=place.device)
     curve = []
     for count in counts:
@@ -250,13 +290,23 @@ def members_row(name: str, profile: Profile, place: Place) -> dict[str, Any]:
         needed = max(seconds["M=1"], seconds[f"base M={count}"])
         kept = ("members", "tokens_a_step", "tokens_a_second", "share", "peak_bytes")
         state = count * member_bytes(first.shape, dtype=place.dtype)
-        times = {"seconds": seconds[f"M={count}"], "base_seconds": seconds[f"base M={count}"], "growth": seconds[f"M={count}"] / needed}
+        times = {
+            "seconds": seconds[f"M={count}"],
+            "base_seconds": seconds[f"base M={count}"],
+            "growth": seconds[f"M={count}"] / needed,
+        }
         curve.append({one: row[one] for one in kept} | times | {"member_state_bytes": state})
     growth = max(point["growth"] for point in curve)
     at_most = {} if place.small else profile.at_most
     row.pop("share")
     ratios = {"growth": growth, "C": curve[-1]["share"]}
-    return row | {"curve": curve, "ratios": ratios, "must": {}, "at_most": at_most, "ok": all(growth <= one for one in at_most.values())}
+    return row | {
+        "curve": curve,
+        "ratios": ratios,
+        "must": {},
+        "at_most": at_most,
+        "ok": all(growth <= one for one in at_most.values()),
+    }
 
 
 def _base_alone(setting: Setting, rows: int, length: int) -> None:
@@ -276,7 +326,9 @@ def tokens_row(name: str, profile: Profile, place: Place) -> dict[str, Any]:
         setting = prepare(name, profile, place, batch=batch, members=profile.members, base=base)
         base = setting.base
         row = arms_row(setting, place, must={}, peers="A' B")
-        curve.append({one: row[one] for one in ("batch", "tokens_a_step", "tokens_a_second", "ratios", "exact")})
+        curve.append(
+            {one: row[one] for one in ("batch", "tokens_a_step", "tokens_a_second", "ratios", "exact")}
+        )
     ratios = {one: min(point["ratios"][one] for point in curve) for one in curve[0]["ratios"]}
     return row | {"curve": curve, "ratios": ratios, "ok": all(point["exact"]["ok"] for point in curve)}
 
@@ -289,16 +341,24 @@ def shown(row: dict[str, Any]) -> str:
     for point in row.get("curve", []):
         lines.append("  " + "  ".join(f"{key} {value:.4g}" for key, value in _flat(point).items()))
     operators_said = "  ".join(f"{name} {value:g}" for name, value in row["operators_per_layer"].items())
-    lines.append(f"  {row['tokens_a_second']:,.0f} tokens/s, {row['padding']:.1%} padding, peak {row['peak_bytes'] / 2**20:,.1f} MiB")
+    lines.append(
+        f"  {row['tokens_a_second']:,.0f} tokens/s, {row['padding']:.1%} padding, peak {row['peak_bytes'] / 2**20:,.1f} MiB"
+    )
     lines.append(f"  operators per layer: {operators_said}")
     lines += ratio_lines(row)
     if "exact" in row:
-        lines.append(f"  weights apart: {max(row['exact']['apart'].values()):.1e} (at most {row['exact']['tolerance']:g})")
+        lines.append(
+            f"  weights apart: {max(row['exact']['apart'].values()):.1e} (at most {row['exact']['tolerance']:g})"
+        )
     return "\n".join([*lines, f"  {'ok' if row['ok'] else 'NOT ok'}"])
 
 
 def _flat(point: dict[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in (point | point.get("ratios", {})).items() if isinstance(value, int | float)}
+    return {
+        key: value
+        for key, value in (point | point.get("ratios", {})).items()
+        if isinstance(value, int | float)
+    }
 
 
 def _sizes(row: dict[str, Any]) -> str:

@@ -12,7 +12,14 @@ from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
 from lora_ensembles import Example
 
@@ -52,7 +59,13 @@ SHAPES = {
 def shape_of(base: PreTrainedModel) -> Shape:
     """The sizes of a Llama that was not built here."""
     config: Any = base.config
-    sizes = config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads
+    sizes = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+    )
     return Shape("llama", *sizes, config.vocab_size, config.tie_word_embeddings)
 
 
@@ -84,7 +97,9 @@ def config_of(shape: Shape) -> PreTrainedConfig:
     )
 
 
-def build(shape: Shape, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", seed: int = 0) -> PreTrainedModel:
+def build(
+    shape: Shape, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", seed: int = 0
+) -> PreTrainedModel:
     """A model of that shape with random weights."""
     torch.manual_seed(seed)
     with torch.device(device):

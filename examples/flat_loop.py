@@ -64,8 +64,13 @@ def train_member(index: int, rows: list[EncodedExample], *, epochs: int = EPOCHS
     torch.manual_seed(seeds.init)
     model = get_peft_model(load_base()[0], adapter_config()).eval()  # eval: the base's own dropout stays off
     named = list(model.named_parameters())
-    matrices = {letter: [parameter for name, parameter in named if f"lora_{letter}" in name] for letter in "AB"}
-    groups = [{"params": matrices["A"], "weight_decay": DECAY_A}, {"params": matrices["B"], "weight_decay": DECAY_B}]
+    matrices = {
+        letter: [parameter for name, parameter in named if f"lora_{letter}" in name] for letter in "AB"
+    }
+    groups = [
+        {"params": matrices["A"], "weight_decay": DECAY_A},
+        {"params": matrices["B"], "weight_decay": DECAY_B},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=RATE)
     for epoch in range(epochs):
         order = epoch_order(seeds.order, epoch, len(rows)).tolist()
@@ -97,9 +102,14 @@ def main() -> None:
     task = load_task("world-cqa")
     train, validation = encode(task.train), encode(task.validation)
     targets = torch.tensor([row.target for row in validation])
-    members = torch.stack([label_log_probs(train_member(index, train), validation) for index in range(MEMBERS)])  # (M, N, C)
+    members = torch.stack(
+        [label_log_probs(train_member(index, train), validation) for index in range(MEMBERS)]
+    )  # (M, N, C)
     ensemble = members.logsumexp(dim=0) - math.log(MEMBERS)  # the mean of probabilities: Eq. 2
-    for name, log_probs in [*((f"member {index}", member) for index, member in enumerate(members)), ("ensemble", ensemble)]:
+    for name, log_probs in [
+        *((f"member {index}", member) for index, member in enumerate(members)),
+        ("ensemble", ensemble),
+    ]:
         accuracy = (log_probs.argmax(dim=-1) == targets).float().mean()
         print(f"{name}: accuracy {accuracy:.3f}, NLL {F.nll_loss(log_probs, targets):.3f}")
 

@@ -13,7 +13,9 @@ import numpy
 import pytest
 import torch
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; threads of each would wait for each other
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # several processes share the cores; threads of each would wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
     torch.set_num_threads(1)
 

@@ -38,20 +38,34 @@ class Recipe:
 
 
 def train_by_peft(
-    base: PreTrainedModel, adapter: LoraConfig, seeds: MemberSeeds, encoded: Sequence[EncodedExample], recipe: Recipe
+    base: PreTrainedModel,
+    adapter: LoraConfig,
+    seeds: MemberSeeds,
+    encoded: Sequence[EncodedExample],
+    recipe: Recipe,
 ) -> MemberWeights:
     """The weights of the member with these seeds, after PEFT's own adapter met the same batches."""
     torch.manual_seed(seeds.init)
-    model = get_peft_model(base, adapter).eval()  # evaluation mode: the base's dropout stays off, as in a stack
+    model = get_peft_model(
+        base, adapter
+    ).eval()  # evaluation mode: the base's dropout stays off, as in a stack
     optimizer = torch.optim.AdamW(
         [
-            {"params": [p for name, p in model.named_parameters() if ".lora_A." in name], "weight_decay": recipe.weight_decay_a},
-            {"params": [p for name, p in model.named_parameters() if ".lora_B." in name], "weight_decay": recipe.weight_decay_b},
+            {
+                "params": [p for name, p in model.named_parameters() if ".lora_A." in name],
+                "weight_decay": recipe.weight_decay_a,
+            },
+            {
+                "params": [p for name, p in model.named_parameters() if ".lora_B." in name],
+                "weight_decay": recipe.weight_decay_b,
+            },
         ],
         lr=recipe.learning_rate,
     )
     per_epoch = math.ceil(len(encoded) / recipe.batch_size)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(recipe, step, per_epoch * recipe.epochs))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _factor(recipe, step, per_epoch * recipe.epochs)
+    )
     for step in range(per_epoch * recipe.epochs):
         epoch, place = divmod(step, per_epoch)
         order = epoch_order(seeds.order, epoch, len(encoded)).tolist()
@@ -80,7 +94,9 @@ def _loss(model: PeftModel, batch: Sequence[EncodedExample], kl_weight: float) -
         tuned, untouched = logits[row, start : start + len(answer)], base[row, start : start + len(answer)]
         loss = F.cross_entropy(tuned, torch.tensor(answer), reduction="sum")
         if kl_weight:  # torch's kl_div(input, target) is D(target || input)
-            loss = loss + kl_weight * F.kl_div(untouched.log_softmax(-1), tuned.log_softmax(-1), reduction="sum", log_target=True)
+            loss = loss + kl_weight * F.kl_div(
+                untouched.log_softmax(-1), tuned.log_softmax(-1), reduction="sum", log_target=True
+            )
         losses.append(loss)
     return torch.stack(losses).mean()
 
@@ -89,7 +105,9 @@ def _factor(recipe: Recipe, step: int, total: int) -> float:
     if step < recipe.warmup_steps:
         return (step + 1) / recipe.warmup_steps
     done = (step - recipe.warmup_steps) / (total - recipe.warmup_steps)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[recipe.schedule]
+    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[
+        recipe.schedule
+    ]
 
 
 class _GivenDropout(nn.Module):
@@ -142,7 +160,10 @@ def assert_same_weights(found: MemberWeights, expected: MemberWeights) -> None:
 
 def assert_identical_weights(found: MemberWeights, expected: MemberWeights) -> None:
     """Bit for bit."""
-    assert all(torch.equal(found.a[site], expected.a[site]) and torch.equal(found.b[site], expected.b[site]) for site in expected.a)
+    assert all(
+        torch.equal(found.a[site], expected.a[site]) and torch.equal(found.b[site], expected.b[site])
+        for site in expected.a
+    )
 
 
 def assert_different_weights(found: MemberWeights, expected: MemberWeights) -> None:

@@ -38,10 +38,19 @@ SMALL = Grid(
     wide_decays=(0.01, 0.1),
 )
 WITH_OOD = ("world-cqa", "world-mmlu-ss", "world-mmlu-stem")
-ENVIRONMENT = {"versions": {"torch": "2.0"}, "python": "3.11", "platform": "Linux", "device": "cpu", "threads": 1, "commit": "0123456789ab"}
+ENVIRONMENT = {
+    "versions": {"torch": "2.0"},
+    "python": "3.11",
+    "platform": "Linux",
+    "device": "cpu",
+    "threads": 1,
+    "commit": "0123456789ab",
+}
 
 
-def made_up(key: int, *, members: int, sharpness: float, knowledge: float, questions: int = 80, options: int = 4) -> Prediction:
+def made_up(
+    key: int, *, members: int, sharpness: float, knowledge: float, questions: int = 80, options: int = 4
+) -> Prediction:
     """Members that lean towards the right option by `knowledge`, each with errors of its own, at a given sharpness."""
     generator = torch.Generator().manual_seed(key)
     shared = torch.randn(1, questions, options, generator=generator)
@@ -79,13 +88,21 @@ def _arm(name: str, key: int, grid: Grid, epochs: tuple[int, ...], *, ood: bool)
 
 
 def _record(kind: str, task: str, seed: int, grid: Grid, result: dict[str, Any]) -> dict[str, Any]:
-    return {"name": f"{kind}-{task}", "settings": settings_of(grid, kind, task, seed), "result": result, "environment": ENVIRONMENT}
+    return {
+        "name": f"{kind}-{task}",
+        "settings": settings_of(grid, kind, task, seed),
+        "result": result,
+        "environment": ENVIRONMENT,
+    }
 
 
 def _sweep(grid: Grid, task: str, key: int) -> dict[str, Any]:
     arms = {name: _arm(name, key, grid, grid.snapshots, ood=task in WITH_OOD) for name in arm_names(grid)}
     other = made_up(key + 9, members=2, sharpness=2, knowledge=0.6) if task in WITH_OOD else None
-    passes = [measured(made_up(key + 2 + one, members=2, sharpness=2, knowledge=1.6), other)["ensemble"] for one in range(grid.members)]
+    passes = [
+        measured(made_up(key + 2 + one, members=2, sharpness=2, knowledge=1.6), other)["ensemble"]
+        for one in range(grid.members)
+    ]
     return {"arms": {**arms, "MC dropout": {"passes": passes}}}
 
 
@@ -94,7 +111,9 @@ def _methods(grid: Grid, key: int) -> dict[str, Any]:
     for place, name in enumerate((*KEYS, "single member, fewer questions", "ensemble, fewer questions")):
         many = "nsemble" in name
         sharp = 1.0 if name.endswith(("scaled", "decay of B")) else 2.0
-        own = measured(made_up(key + place, members=grid.members if many else 1, sharpness=sharp, knowledge=1.4))["ensemble"]
+        own = measured(
+            made_up(key + place, members=grid.members if many else 1, sharpness=sharp, knowledge=1.4)
+        )["ensemble"]
         rows[name] = {**own, "ood_auroc": 0.5, "trained_parameters": 1000 * (3 if many else 1)}
         rows[name] |= {"training_seconds": 10.0 + 5 * many, "seconds_per_1000": 2.0 + 3 * many}
     rows["ensemble, scaled"]["temperature"] = 1.5
@@ -103,15 +122,23 @@ def _methods(grid: Grid, key: int) -> dict[str, Any]:
 
 def _open_kinds(grid: Grid, key: int) -> dict[str, dict[str, Any]]:
     last = grid.snapshots[-1:]
-    starts = {arm.name: _arm(arm.name, key + place, grid, last, ood=False) for place, arm in enumerate(initialisation_arms())}
+    starts = {
+        arm.name: _arm(arm.name, key + place, grid, last, ood=False)
+        for place, arm in enumerate(initialisation_arms())
+    }
     for name, row in starts.items():
         if "order" not in name:
             row["start"] = measured(made_up(key, members=grid.members, sharpness=1.0, knowledge=0.8))
     ranks = {f"rank {size}": _arm(f"rank {size}", key + size, grid, last, ood=False) for size in grid.ranks}
     for name, row in ranks.items():
         row |= {"rank": int(name.split()[1]), "parameters": 56 * int(name.split()[1])}
-    wide = [arm.name for arm in regulariser_arms(grid.learning_rate, decays=grid.wide_decays, kl=grid.wide_kl)]
-    strengths = {name: _arm(name, key, grid, tuple(range(1, last[0] + 1)) if name == "none" else last, ood=False) for name in wide}
+    wide = [
+        arm.name for arm in regulariser_arms(grid.learning_rate, decays=grid.wide_decays, kl=grid.wide_kl)
+    ]
+    strengths = {
+        name: _arm(name, key, grid, tuple(range(1, last[0] + 1)) if name == "none" else last, ood=False)
+        for name in wide
+    }
     return {
         "methods": _methods(grid, key),
         "initialisation": {"arms": starts},
@@ -141,13 +168,23 @@ def _made(grid: Grid) -> dict[str, list[dict[str, Any]]]:
             results: dict[str, dict[str, Any]] = {
                 "sweep": _sweep(grid, task, key),
                 "randomness": {"arms": {name: _arm(name, key + 7, grid, last, ood=False) for name in arms}},
-                "few_shot": {**measured(few, few_ood), "wrong_confidence": described(few)["wrong_confidence"]},
-                "last_layer": measured(made_up(key + 6, members=grid.members, sharpness=0.7, knowledge=0.5), last_ood),
+                "few_shot": {
+                    **measured(few, few_ood),
+                    "wrong_confidence": described(few)["wrong_confidence"],
+                },
+                "last_layer": measured(
+                    made_up(key + 6, members=grid.members, sharpness=0.7, knowledge=0.5), last_ood
+                ),
             }
             if task in grid.few_tasks:
                 sizes = [size for size in (1, 2, 3, 5, 10, 15, 20) if size <= grid.pool]
                 results["pool"] = {
-                    arm: by_size(made_up(key, members=grid.pool, sharpness=sharp, knowledge=1.5), sizes, subsets=5, seed=seed)
+                    arm: by_size(
+                        made_up(key, members=grid.pool, sharpness=sharp, knowledge=1.5),
+                        sizes,
+                        subsets=5,
+                        seed=seed,
+                    )
                     for arm, sharp in (("none", 3.0), ("decay of B", 1.2))
                 }
                 results |= _open_kinds(grid, key)

@@ -40,7 +40,17 @@ LEVELS: dict[str, set[str]] = {
         "model_card",
     },
     "embedded": {"embedded"},
-    "ensemble": {"ensemble", "seeds", "adapters", "storage", "prediction", "scoring", "reading", "trunk_states", "heads"},
+    "ensemble": {
+        "ensemble",
+        "seeds",
+        "adapters",
+        "storage",
+        "prediction",
+        "scoring",
+        "reading",
+        "trunk_states",
+        "heads",
+    },
     "training": {
         "training",
         "config",
@@ -66,7 +76,16 @@ LEVELS: dict[str, set[str]] = {
 LEVEL_OF = {module: level for level, modules in enumerate(LEVELS.values()) for module in modules}
 
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-EXTRAS = {"matplotlib", "tensorboard", "tensorboardX", "torch.utils.tensorboard", "yaml", "bitsandbytes", "lm_eval", "evaluate"}
+EXTRAS = {
+    "matplotlib",
+    "tensorboard",
+    "tensorboardX",
+    "torch.utils.tensorboard",
+    "yaml",
+    "bitsandbytes",
+    "lm_eval",
+    "evaluate",
+}
 
 MAX_FILE_LINES = 399
 MAX_FUNCTION_LINES = 60
@@ -78,7 +97,11 @@ def package_files(source: Path) -> list[Path]:
 
 def own_files() -> list[Path]:
     """The package, and the scripts that people read beside it."""
-    return [path for folder in ("src", "benchmarks", "examples") for path in sorted((REPOSITORY / folder).rglob("*.py"))]
+    return [
+        path
+        for folder in ("src", "benchmarks", "examples")
+        for path in sorted((REPOSITORY / folder).rglob("*.py"))
+    ]
 
 
 def parse(path: Path) -> ast.Module:
@@ -150,7 +173,9 @@ def imports_against_the_order(graph: dict[str, dict[str, str]]) -> list[str]:
 
 
 def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return [node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [
+        node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
 
 
 def starts_with(name: str, prefixes: Iterable[str]) -> bool:
@@ -179,12 +204,22 @@ def test_imports_close_no_circle() -> None:
 def test_no_pickle_is_imported_written_or_read() -> None:
     found = []
     for path in own_files():
-        source = next(REPOSITORY / folder for folder in ("src", "benchmarks", "examples") if path.is_relative_to(REPOSITORY / folder))
+        source = next(
+            REPOSITORY / folder
+            for folder in ("src", "benchmarks", "examples")
+            if path.is_relative_to(REPOSITORY / folder)
+        )
         nodes = list(ast.walk(parse(path)))
-        found += [f"{place(path, node)}: {name}" for node, name in imported_names(path, source, nodes) if starts_with(name, PICKLES)]
+        found += [
+            f"{place(path, node)}: {name}"
+            for node, name in imported_names(path, source, nodes)
+            if starts_with(name, PICKLES)
+        ]
         # These two are pickle under another name; safetensors is what the library writes and reads.
         found += [
-            place(path, node) for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.save", "torch.load")
+            place(path, node)
+            for node in nodes
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.save", "torch.load")
         ]
     assert found == []
 
@@ -197,11 +232,15 @@ def test_no_extra_is_imported_at_import_time() -> None:
         for node, name in imported_names(path, source, nodes_run_at_import(parse(path)))
         if starts_with(name, EXTRAS)
     ]
-    assert found == [], "import it inside the function that needs it, and raise MissingExtraError with the install command"
+    assert found == [], (
+        "import it inside the function that needs it, and raise MissingExtraError with the install command"
+    )
 
 
 def test_no_file_is_long() -> None:
-    lengths = {place(path, parse(path)): len(path.read_text(encoding="utf-8").splitlines()) for path in own_files()}
+    lengths = {
+        place(path, parse(path)): len(path.read_text(encoding="utf-8").splitlines()) for path in own_files()
+    }
     assert {name: lines for name, lines in lengths.items() if lines > MAX_FILE_LINES} == {}
 
 
@@ -268,7 +307,11 @@ def test_a_late_a_typing_or_a_downward_import_is_allowed(tmp_path: Path, text: s
 
 
 def test_a_relative_import_from_a_folder_is_resolved(tmp_path: Path) -> None:
-    files = {"tasks/__init__.py": "from .files import load", "tasks/files.py": "from ..embedded import base", "embedded/__init__.py": ""}
+    files = {
+        "tasks/__init__.py": "from .files import load",
+        "tasks/files.py": "from ..embedded import base",
+        "embedded/__init__.py": "",
+    }
     graph = import_graph(write_package(tmp_path, files))
     assert list(graph["tasks"]) == ["embedded"]
     assert len(imports_against_the_order(graph)) == 1

@@ -19,7 +19,12 @@ from lora_ensembles.tasks import Example, render_prompt
 
 NAMES = "otter heron badger falcon beaver lynx marten plover".split()
 PLACES = "lake forest moor coast".split()
-WORDS = [*"<pad> <s> <unk> a b c d Q A : ( ) . yes no not sure Answer Choices Where does the live \n".split(" "), *NAMES, *PLACES, "\n"]
+WORDS = [
+    *"<pad> <s> <unk> a b c d Q A : ( ) . yes no not sure Answer Choices Where does the live \n".split(" "),
+    *NAMES,
+    *PLACES,
+    "\n",
+]
 WINDOW = 64
 ADAPTER = {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 
@@ -32,11 +37,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
     tokens.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split(Regex(r"\w+|\n|[^\w\s]"), "isolated")]
     )
-    tokens.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])])
-    return PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="<pad>", bos_token="<s>", unk_token="<unk>")
+    tokens.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokens, pad_token="<pad>", bos_token="<s>", unk_token="<unk>"
+    )
 
 
-def llama(*, seed: int = 0, layers: int = 1, hidden: int = 16, window: int = WINDOW, name: str = "tiny/llama") -> LlamaForCausalLM:
+def llama(
+    *, seed: int = 0, layers: int = 1, hidden: int = 16, window: int = WINDOW, name: str = "tiny/llama"
+) -> LlamaForCausalLM:
     """A Llama with random weights, whose attention and head are far from uniform."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -55,11 +66,17 @@ def llama(*, seed: int = 0, layers: int = 1, hidden: int = 16, window: int = WIN
     return model
 
 
-def adapter(*, rank: int = 2, alpha: float = 8, targets: Sequence[str] = ("q_proj", "v_proj"), dropout: float = 0.0) -> LoraConfig:
-    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=dropout, task_type="CAUSAL_LM")
+def adapter(
+    *, rank: int = 2, alpha: float = 8, targets: Sequence[str] = ("q_proj", "v_proj"), dropout: float = 0.0
+) -> LoraConfig:
+    return LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=dropout, task_type="CAUSAL_LM"
+    )
 
 
-def ensemble(*, members: int = 2, seed: int = 0, base: LlamaForCausalLM | None = None, trained: bool = False) -> LoraEnsemble:
+def ensemble(
+    *, members: int = 2, seed: int = 0, base: LlamaForCausalLM | None = None, trained: bool = False
+) -> LoraEnsemble:
     """An ensemble on `base`; `trained`: with B matrices that are not zero, so that members differ."""
     made = LoraEnsemble(base or llama(), tokenizer(), members=members, adapter=adapter(), seed=seed)
     if trained:
@@ -74,7 +91,16 @@ def questions(count: int = 8, *, options: int = 4, start: int = 0) -> list[Examp
     for number in range(start, start + count):
         text = f"Where does the {'otter ' * (number // len(NAMES))}{NAMES[number % len(NAMES)]} live"
         labels = ("a", "b", "c", "d")[:options]
-        made.append(Example(f"q{number}", render_prompt(text, PLACES[:options]), labels, number % options, text, tuple(PLACES[:options])))
+        made.append(
+            Example(
+                f"q{number}",
+                render_prompt(text, PLACES[:options]),
+                labels,
+                number % options,
+                text,
+                tuple(PLACES[:options]),
+            )
+        )
     return made
 
 

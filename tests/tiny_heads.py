@@ -19,7 +19,9 @@ from lora_ensembles import HeadConfig, LoraEnsemble
 from lora_ensembles.tasks import Example
 from tiny_models import LLAMA_LIKE
 
-WORDS = "the red fox saw a small bird near an old river and went home why what does it say is good bad".split()
+WORDS = (
+    "the red fox saw a small bird near an old river and went home why what does it say is good bad".split()
+)
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
 WINDOW = 48
 ENCODER: dict[str, Any] = dict(
@@ -35,15 +37,33 @@ DECODER = LLAMA_LIKE | dict(max_position_embeddings=WINDOW)
 # Class names of transformers without their ending, the settings, and the layers that carry adapters.
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "bert": ("Bert", ENCODER, ("query", "value")),
-    "roberta": ("Roberta", ENCODER | dict(max_position_embeddings=WINDOW + 1, type_vocab_size=1), ("query", "value")),
+    "roberta": (
+        "Roberta",
+        ENCODER | dict(max_position_embeddings=WINDOW + 1, type_vocab_size=1),
+        ("query", "value"),
+    ),
     "distilbert": (
         "DistilBert",
-        dict(dim=32, n_layers=2, n_heads=4, hidden_dim=40, max_position_embeddings=WINDOW, initializer_range=0.2),
+        dict(
+            dim=32,
+            n_layers=2,
+            n_heads=4,
+            hidden_dim=40,
+            max_position_embeddings=WINDOW,
+            initializer_range=0.2,
+        ),
         ("q_lin", "v_lin"),
     ),
     "deberta": (
         "DebertaV2",
-        ENCODER | dict(relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8, share_att_key=True, type_vocab_size=0),
+        ENCODER
+        | dict(
+            relative_attention=True,
+            pos_att_type=["p2c", "c2p"],
+            position_buckets=8,
+            share_att_key=True,
+            type_vocab_size=0,
+        ),
         ("value_proj", "attention.output.dense"),
     ),
     "llama": ("Llama", DECODER, ("q_proj", "v_proj")),
@@ -60,7 +80,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     built = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     built.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     built.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=built,
@@ -76,19 +98,27 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @functools.cache
 def _weights(name: str, kind: str) -> PreTrainedModel:
     family, settings, _ = ARCHITECTURES[name]
-    config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer()), pad_token_id=0, num_labels=KINDS[kind], **settings)
-    ending = "ForMultipleChoice" if kind == "multiple-choice" and name in ENCODERS else "ForSequenceClassification"
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=len(tokenizer()), pad_token_id=0, num_labels=KINDS[kind], **settings
+    )
+    ending = (
+        "ForMultipleChoice" if kind == "multiple-choice" and name in ENCODERS else "ForSequenceClassification"
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = getattr(transformers, family + ending)(config)
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.dim() == 1:  # norms and biases begin at exactly 1 and 0, which would hide that one was left out
+                if (
+                    parameter.dim() == 1
+                ):  # norms and biases begin at exactly 1 and 0, which would hide that one was left out
                     parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
 
 
-def build(name: str = "bert", kind: str = "multiple-choice", *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def build(
+    name: str = "bert", kind: str = "multiple-choice", *, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
     """A model of its own on every call, always with the same weights."""
     return copy.deepcopy(_weights(name, kind)).to(dtype)
 
@@ -109,7 +139,9 @@ def build_ensemble(
 ) -> LoraEnsemble:
     """An ensemble on a fresh base; with `random_b` its members' B are not PEFT's zeros."""
     head = HeadConfig(kind, init=init)  # type: ignore[arg-type]
-    ensemble = LoraEnsemble(build(name, kind, dtype=dtype), tokenizer(), members=members, adapter=adapter_config(name), head=head)
+    ensemble = LoraEnsemble(
+        build(name, kind, dtype=dtype), tokenizer(), members=members, adapter=adapter_config(name), head=head
+    )
     if random_b:
         generator = torch.Generator().manual_seed(5)
         ensemble.stack.b.copy_(0.2 * torch.randn(ensemble.stack.b.shape, generator=generator))
@@ -128,7 +160,9 @@ def choice_examples() -> list[Example]:
         options = tuple(_words(n + 5 * c, 1 + (n + c) % 3, 3) for c in range(2 + n % 3))
         labels = ("a", "b", "c", "d")[: len(options)]
         question = _words(n, 1 + (n * 5) % 9)
-        examples.append(Example(f"q{n}", question, labels, (n * 7 + n // 3) % len(options), question, options))
+        examples.append(
+            Example(f"q{n}", question, labels, (n * 7 + n // 3) % len(options), question, options)
+        )
     return examples
 
 
@@ -136,7 +170,14 @@ def class_examples(*, pairs: bool = False) -> list[Example]:
     """Ten texts, or pairs of texts, of three classes."""
     labels = ("one", "two", "three")
     return [
-        Example(f"t{n}", _words(n, 1 + (n * 5) % 9), labels, n * 2 % 3, pair=_words(3 * n, 1 + n % 4) if pairs else None) for n in range(10)
+        Example(
+            f"t{n}",
+            _words(n, 1 + (n * 5) % 9),
+            labels,
+            n * 2 % 3,
+            pair=_words(3 * n, 1 + n % 4) if pairs else None,
+        )
+        for n in range(10)
     ]
 
 
@@ -145,9 +186,15 @@ def reward_examples() -> list[Example]:
     examples = []
     for n in range(10):
         options = (" " + _words(2 * n, 1 + n % 4), " " + _words(7 * n + 1, 1 + (n * 3) % 5))
-        examples.append(Example(f"r{n}", _words(n, 1 + (n * 5) % 9), ("chosen", "rejected"), 0, options=options))
+        examples.append(
+            Example(f"r{n}", _words(n, 1 + (n * 5) % 9), ("chosen", "rejected"), 0, options=options)
+        )
     return examples
 
 
 def examples_for(kind: str) -> list[Example]:
-    return {"sequence-classification": class_examples, "multiple-choice": choice_examples, "reward": reward_examples}[kind]()
+    return {
+        "sequence-classification": class_examples,
+        "multiple-choice": choice_examples,
+        "reward": reward_examples,
+    }[kind]()

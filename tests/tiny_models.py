@@ -35,8 +35,17 @@ def letter_examples() -> list[Example]:
     for n in range(10):
         question = " ".join(fillers[(n + k) % len(fillers)] for k in range(1 + (n * 5) % 9))
         labels = ("a", "b", "c") if n % 5 == 1 else ("a", "b")
-        options = " ".join(f"({label}) {fillers[(n + 3 * k) % len(fillers)]}" for k, label in enumerate(labels))
-        examples.append(Example(id=f"q{n}", prompt=f"Q: {question}? {options}\nA: (", labels=labels, target=(n * 7 + n // 3) % len(labels)))
+        options = " ".join(
+            f"({label}) {fillers[(n + 3 * k) % len(fillers)]}" for k, label in enumerate(labels)
+        )
+        examples.append(
+            Example(
+                id=f"q{n}",
+                prompt=f"Q: {question}? {options}\nA: (",
+                labels=labels,
+                target=(n * 7 + n // 3) % len(labels),
+            )
+        )
     return examples
 
 
@@ -44,7 +53,10 @@ def phrase_examples() -> list[Example]:
     """Six questions whose labels have one to three tokens."""
     labels = (" yes", " no", " not at all", " maybe so")
     places = "home", "the river", "a small old river", "near home", "an old home", "the red river"
-    return [Example(id=f"p{n}", prompt=f"Q: is the fox {place}?\nA:", labels=labels, target=n % 4) for n, place in enumerate(places)]
+    return [
+        Example(id=f"p{n}", prompt=f"Q: is the fox {place}?\nA:", labels=labels, target=n % 4)
+        for n, place in enumerate(places)
+    ]
 
 
 def open_examples() -> list[Completion]:
@@ -62,14 +74,25 @@ def open_examples() -> list[Completion]:
 def tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer whose tokens are whole words with the space before them."""
     split = pre_tokenizers.Split(Regex(PIECE), "isolated")
-    texts = [example.prompt + label for example in (*letter_examples(), *phrase_examples()) for label in example.labels]
+    texts = [
+        example.prompt + label
+        for example in (*letter_examples(), *phrase_examples())
+        for label in example.labels
+    ]
     pieces = sorted({piece for text in texts for piece, _ in split.pre_tokenize_str(text)})
     words = {word: index for index, word in enumerate([*SPECIAL, *pieces])}
     built = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     built.pre_tokenizer = split
-    built.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", words["<s>"])])
+    built.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", words["<s>"])]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=built, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=WINDOW
+        tokenizer_object=built,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=WINDOW,
     )
 
 
@@ -98,19 +121,26 @@ MOE: dict[str, Any] = dict(num_experts_per_tok=2)
 Q_V = ("q_proj", "v_proj")
 
 
-def _llama_like(config: str, *, targets: tuple[str, ...] = Q_V, settings: dict[str, Any] | None = None) -> Architecture:
+def _llama_like(
+    config: str, *, targets: tuple[str, ...] = Q_V, settings: dict[str, Any] | None = None
+) -> Architecture:
     return Architecture(config, targets, LLAMA_LIKE | (settings or {}))
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": _llama_like("LlamaConfig"),
-    "llama_all_linear": _llama_like("LlamaConfig", targets=(*Q_V, "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj")),
+    "llama_all_linear": _llama_like(
+        "LlamaConfig", targets=(*Q_V, "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    ),
     "mistral": _llama_like("MistralConfig", settings=dict(sliding_window=SLIDING)),
     "qwen2": _llama_like("Qwen2Config"),
     "qwen3": _llama_like("Qwen3Config", settings=dict(head_dim=8)),
     "gemma": _llama_like("GemmaConfig", settings=dict(head_dim=8)),
     "gemma2": _llama_like(
-        "Gemma2Config", settings=dict(head_dim=8, sliding_window=SLIDING, final_logit_softcapping=5.0, attn_logit_softcapping=4.0)
+        "Gemma2Config",
+        settings=dict(
+            head_dim=8, sliding_window=SLIDING, final_logit_softcapping=5.0, attn_logit_softcapping=4.0
+        ),
     ),
     "gemma3_text": _llama_like("Gemma3TextConfig", settings=dict(head_dim=8, sliding_window=SLIDING)),
     "phi3": _llama_like("Phi3Config", targets=("qkv_proj",), settings=dict(pad_token_id=0)),
@@ -131,9 +161,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
     ),
     "falcon": _llama_like("FalconConfig", targets=("query_key_value",)),
-    "falcon_alibi": _llama_like("FalconConfig", targets=("query_key_value",), settings=dict(alibi=True, parallel_attn=False)),
+    "falcon_alibi": _llama_like(
+        "FalconConfig", targets=("query_key_value",), settings=dict(alibi=True, parallel_attn=False)
+    ),
     "mixtral": _llama_like("MixtralConfig", settings=MOE | dict(num_local_experts=4)),
-    "qwen3_moe": _llama_like("Qwen3MoeConfig", settings=MOE | dict(num_experts=4, moe_intermediate_size=24, head_dim=8)),
+    "qwen3_moe": _llama_like(
+        "Qwen3MoeConfig", settings=MOE | dict(num_experts=4, moe_intermediate_size=24, head_dim=8)
+    ),
     "qwen2_moe_shared_expert": _llama_like(
         "Qwen2MoeConfig",
         targets=(*Q_V, "shared_expert.down_proj"),
@@ -142,18 +176,31 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt_oss": _llama_like(
         "GptOssConfig",
         settings=MOE
-        | dict(num_local_experts=4, head_dim=8, sliding_window=SLIDING, rope_parameters=dict(rope_type="default", rope_theta=1e4)),
+        | dict(
+            num_local_experts=4,
+            head_dim=8,
+            sliding_window=SLIDING,
+            rope_parameters=dict(rope_type="default", rope_theta=1e4),
+        ),
     ),
     "olmo2": _llama_like("Olmo2Config"),
     "cohere": _llama_like("CohereConfig", settings=dict(logit_scale=0.3)),
-    "granite": _llama_like("GraniteConfig", settings=dict(logits_scaling=3.0, embedding_multiplier=2.0, residual_multiplier=0.5)),
+    "granite": _llama_like(
+        "GraniteConfig", settings=dict(logits_scaling=3.0, embedding_multiplier=2.0, residual_multiplier=0.5)
+    ),
     "stablelm": _llama_like("StableLmConfig"),
     "starcoder2": _llama_like("Starcoder2Config"),
     "phi": _llama_like("PhiConfig"),
     "gptj": Architecture("GPTJConfig", Q_V, GPT_LIKE | NO_DROPOUT | dict(rotary_dim=4)),
     "gpt_bigcode": Architecture("GPTBigCodeConfig", ("c_attn",), GPT_LIKE | NO_DROPOUT),
-    "bloom": Architecture("BloomConfig", ("query_key_value",), dict(hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)),
-    "mpt": Architecture("MptConfig", ("Wqkv",), dict(d_model=32, n_layers=2, n_heads=4, max_seq_len=WINDOW, initializer_range=0.2)),
+    "bloom": Architecture(
+        "BloomConfig", ("query_key_value",), dict(hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)
+    ),
+    "mpt": Architecture(
+        "MptConfig",
+        ("Wqkv",),
+        dict(d_model=32, n_layers=2, n_heads=4, max_seq_len=WINDOW, initializer_range=0.2),
+    ),
     "smollm3": _llama_like("SmolLM3Config"),
     "glm": _llama_like("GlmConfig", settings=dict(head_dim=8)),
     "exaone4": _llama_like("Exaone4Config", settings=dict(sliding_window=SLIDING, sliding_window_pattern=2)),
@@ -170,7 +217,9 @@ def _weights(name: str) -> PreTrainedModel:
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.dim() == 1:  # norms and biases begin at exactly 1 and 0, which would hide that one was left out
+                if (
+                    parameter.dim() == 1
+                ):  # norms and biases begin at exactly 1 and 0, which would hide that one was left out
                     parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
 
@@ -180,7 +229,9 @@ def build(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     return copy.deepcopy(_weights(name)).to(dtype)
 
 
-def adapter_config(name: str = "llama", *, rank: int = 4, alpha: float = 8, dropout: float = 0.0) -> LoraConfig:
+def adapter_config(
+    name: str = "llama", *, rank: int = 4, alpha: float = 8, dropout: float = 0.0
+) -> LoraConfig:
     """A small adapter on the targets of an architecture."""
     described = ARCHITECTURES[name]
     return LoraConfig(
@@ -194,10 +245,17 @@ def adapter_config(name: str = "llama", *, rank: int = 4, alpha: float = 8, drop
 
 
 def build_ensemble(
-    name: str = "llama", *, members: int = 3, random_b: bool = False, seed: int = 0, adapter: LoraConfig | None = None
+    name: str = "llama",
+    *,
+    members: int = 3,
+    random_b: bool = False,
+    seed: int = 0,
+    adapter: LoraConfig | None = None,
 ) -> LoraEnsemble:
     """An ensemble on a fresh base; with `random_b` its members' B are not PEFT's zeros, so that every member differs from the base."""
-    ensemble = LoraEnsemble(build(name), tokenizer(), members=members, adapter=adapter or adapter_config(name), seed=seed)
+    ensemble = LoraEnsemble(
+        build(name), tokenizer(), members=members, adapter=adapter or adapter_config(name), seed=seed
+    )
     if random_b:
         randomise_b(ensemble)
     return ensemble

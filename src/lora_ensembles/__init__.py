@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .adapters import default_adapter_config
-    from .baselines import BatchEnsemble, FewShot, LastLayerEnsemble, LastLayerHeads, MCDropout, SingleMember, TemperatureScaled
+    from .baselines import (
+        BatchEnsemble,
+        FewShot,
+        LastLayerEnsemble,
+        LastLayerHeads,
+        MCDropout,
+        SingleMember,
+        TemperatureScaled,
+    )
     from .completion_scores import (
         CompletionMetrics,
         CompletionScores,
@@ -27,7 +35,13 @@ if TYPE_CHECKING:
         MissingExtraError,
         TrainingError,
     )
-    from .generated_text import GeneratedText, TokenUncertainty, UncertaintyStreamer, generate_text, token_uncertainty
+    from .generated_text import (
+        GeneratedText,
+        TokenUncertainty,
+        UncertaintyStreamer,
+        generate_text,
+        token_uncertainty,
+    )
     from .heads import HeadConfig, RewardPrediction, predict_rewards
     from .intervals import Interval, bootstrap_interval, paired_difference
     from .lora import StackedLoraLinear, fold_members, unfold_members
@@ -68,7 +82,13 @@ if TYPE_CHECKING:
         task_names,
     )
     from .training import TrainResult, train
-    from .uncertainty import disagreement, expected_entropy, mutual_information, total_entropy, variation_ratio
+    from .uncertainty import (
+        disagreement,
+        expected_entropy,
+        mutual_information,
+        total_entropy,
+        variation_ratio,
+    )
 
 __all__ = [
     "AdapterError",

@@ -73,17 +73,27 @@ def check_stackable(config: LoraConfig, *, head: bool = False) -> None:
     if not isinstance(config, LoraConfig):
         raise AdapterError(f"the adapter is described by a peft.LoraConfig; got {type(config).__name__}")
     if config.init_lora_weights not in STACKABLE_INITS:
-        raise AdapterError(f"LoraConfig(init_lora_weights={config.init_lora_weights!r}) cannot be stacked: {INIT_REASON}")
+        raise AdapterError(
+            f"LoraConfig(init_lora_weights={config.init_lora_weights!r}) cannot be stacked: {INIT_REASON}"
+        )
     plain = LoraConfig()
     for option in dataclasses.fields(LoraConfig):
         value, default = getattr(config, option.name), getattr(plain, option.name)
-        unset = value == default or (not value and default is None)  # PEFT itself writes [] for None, on mixtures of experts
-        if option.name not in STACKABLE_OPTIONS and not unset and not (head and option.name == "modules_to_save"):
+        unset = value == default or (
+            not value and default is None
+        )  # PEFT itself writes [] for None, on mixtures of experts
+        if (
+            option.name not in STACKABLE_OPTIONS
+            and not unset
+            and not (head and option.name == "modules_to_save")
+        ):
             reason = REASONS.get(option.name, "stacked layers compute W x + s B A x and nothing else")
             raise AdapterError(f"LoraConfig({option.name}={value!r}) cannot be stacked: {reason}")
 
 
-def initial_weights(base: nn.Module, config: LoraConfig, *, seed: int, head_init: HeadInit | None = None) -> MemberWeights:
+def initial_weights(
+    base: nn.Module, config: LoraConfig, *, seed: int, head_init: HeadInit | None = None
+) -> MemberWeights:
     """The weights with which PEFT itself starts an adapter after `torch.manual_seed(seed)`.
 
     The base is wrapped by PEFT for the purpose and unwrapped again; its weights and the global random state are left as they were. With
@@ -105,7 +115,11 @@ def initial_weights(base: nn.Module, config: LoraConfig, *, seed: int, head_init
         except ValueError as error:
             _take_out(base)
             raise AdapterError(f"PEFT cannot place the adapter: {error}") from error
-    saved = {name.removeprefix(PREFIX): module for name, module in wrapped.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+    saved = {
+        name.removeprefix(PREFIX): module
+        for name, module in wrapped.named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+    }
     try:
         weights = _read_wrapped(wrapped)
         originals = {name: module.original_module for name, module in saved.items()}
@@ -129,7 +143,9 @@ def initial_head(base: Any, originals: dict[str, nn.Module], *, seed: int | None
             for module in copied.modules():
                 if seed is not None:
                     base._init_weights(module)
-            head |= {f"{name}.{own}": parameter.detach().clone() for own, parameter in copied.named_parameters()}
+            head |= {
+                f"{name}.{own}": parameter.detach().clone() for own, parameter in copied.named_parameters()
+            }
     return head
 
 
@@ -187,13 +203,17 @@ def _check_layer(name: str, module: LoraLayer) -> None:
         )
 
 
-def write_adapter(folder: Path, weights: MemberWeights, config: LoraConfig, *, dtype: torch.dtype = torch.float32) -> None:
+def write_adapter(
+    folder: Path, weights: MemberWeights, config: LoraConfig, *, dtype: torch.dtype = torch.float32
+) -> None:
     """One member as a PEFT adapter folder that `peft.PeftModel.from_pretrained` opens."""
     folder.mkdir(parents=True)
     saved = copy.deepcopy(config)
     saved.inference_mode = True
     if saved.target_modules is not None and not isinstance(saved.target_modules, str):
-        saved.target_modules = sorted(saved.target_modules)  # the same file in every process: the order of a set of strings is not
+        saved.target_modules = sorted(
+            saved.target_modules
+        )  # the same file in every process: the order of a set of strings is not
     _state_ranks(saved, weights)
     saved.save_pretrained(str(folder))
     tensors = {}
@@ -214,7 +234,10 @@ def _state_ranks(config: LoraConfig, weights: MemberWeights) -> None:
     )
     if said:
         return
-    alphas = {name: _whole(weights.scaling[name] * (rank**0.5 if config.use_rslora else rank)) for name, rank in ranks.items()}
+    alphas = {
+        name: _whole(weights.scaling[name] * (rank**0.5 if config.use_rslora else rank))
+        for name, rank in ranks.items()
+    }
     config.r, config.rank_pattern = _common_and_others(ranks)
     config.lora_alpha, config.alpha_pattern = _common_and_others(alphas)
 
@@ -243,7 +266,9 @@ def read_adapter_config(folder: Path, *, head: bool = False) -> LoraConfig:
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder / 'adapter_config.json'} cannot be read: {error}") from error
     if getattr(config, "init_lora_weights", True) == "eva":
-        config.init_lora_weights = True  # EVA chooses A from data but leaves the base alone, so what it trained can be read
+        config.init_lora_weights = (
+            True  # EVA chooses A from data but leaves the base alone, so what it trained can be read
+        )
     check_stackable(config, head=head)
     return config
 
@@ -262,7 +287,9 @@ def read_adapter(folder: Path, config: LoraConfig) -> MemberWeights:
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is corrupt or cut short ({error}); save or download it again") from error
+        raise CheckpointError(
+            f"{path} is corrupt or cut short ({error}); save or download it again"
+        ) from error
     a: dict[str, torch.Tensor] = {}
     b: dict[str, torch.Tensor] = {}
     head: dict[str, torch.Tensor] = {}
@@ -274,10 +301,14 @@ def read_adapter(folder: Path, config: LoraConfig) -> MemberWeights:
         if not found or matrix not in ("A.weight", "B.weight"):
             raise CheckpointError(f"{path} holds {key!r}, which is not a weight of a LoRA on a linear layer")
         if tensor.dim() != 2:
-            raise CheckpointError(f"{path} holds {key!r} of shape {tuple(tensor.shape)}; a LoRA on a linear layer has matrices only")
+            raise CheckpointError(
+                f"{path} holds {key!r} of shape {tuple(tensor.shape)}; a LoRA on a linear layer has matrices only"
+            )
         (a if matrix == "A.weight" else b)[name] = tensor.float()
     if not a or set(a) != set(b) or any(a[name].shape[0] != b[name].shape[1] for name in a):
-        raise CheckpointError(f"{path} does not hold an A and a B of one rank for each layer; save or download it again")
+        raise CheckpointError(
+            f"{path} does not hold an A and a B of one rank for each layer; save or download it again"
+        )
     return MemberWeights(a, b, {name: _scaling(config, name, a[name].shape[0]) for name in a}, head)
 
 

@@ -50,7 +50,10 @@ class BaseStates:
         live, kept = cls(ensemble, None), None
         total = int(table.answer_lengths.sum())
         by_length = table.lengths.argsort()
-        for indices in (by_length[:1], *by_length[1:].split(rows)):  # one row first: it tells how large a state is
+        for indices in (
+            by_length[:1],
+            *by_length[1:].split(rows),
+        ):  # one row first: it tells how large a state is
             batch = table.gather(indices[None])
             tokens = batch.answer_tokens()
             states = live.at(batch, tokens)
@@ -90,15 +93,28 @@ def row_losses(
     at_once = places_at_once(ensemble.base, copies=1 if base is None else 2)
     count, rows = batch.ids.shape[:2]
     ids = fold_members(batch.ids)
-    trunk = nullcontext() if trunk_states is None else trunk_states.in_place_of_trunk(batch.rows.flatten(), batch.ids.shape[-1])
-    with ensemble.stack.running(rows=count * rows, tokens=batch.ids.numel(), members=members, first_row=first_row), trunk:
+    trunk = (
+        nullcontext()
+        if trunk_states is None
+        else trunk_states.in_place_of_trunk(batch.rows.flatten(), batch.ids.shape[-1])
+    )
+    with (
+        ensemble.stack.running(
+            rows=count * rows, tokens=batch.ids.numel(), members=members, first_row=first_row
+        ),
+        trunk,
+    ):
         if len(tokens.answers) <= at_once:
             terms = _terms(logits_at(ensemble.base, ids, tokens.places, extra_hidden=base), tokens.answers)
         else:
-            terms = _terms_in_chunks(ensemble, hidden_at(ensemble.base, ids, tokens.places), base, tokens.answers, at_once)
+            terms = _terms_in_chunks(
+                ensemble, hidden_at(ensemble.base, ids, tokens.places), base, tokens.answers, at_once
+            )
     loss, divergence, right = terms
     per_row = tokens.per_row
-    return RowLosses(per_row(loss), None if divergence is None else per_row(divergence), per_row((~right).float()) == 0)
+    return RowLosses(
+        per_row(loss), None if divergence is None else per_row(divergence), per_row((~right).float()) == 0
+    )
 
 
 def _terms(logits: Tensor, answers: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -112,9 +128,14 @@ def _terms(logits: Tensor, answers: Tensor) -> tuple[Tensor, Tensor | None, Tens
 def _terms_in_chunks(
     ensemble: LoraEnsemble, hidden: Tensor, base: Tensor | None, answers: Tensor, at_once: int
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    def of_chunk(chunk: Tensor, base_chunk: Tensor | None, chunk_answers: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def of_chunk(
+        chunk: Tensor, base_chunk: Tensor | None, chunk_answers: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         with ensemble.base_only() as model:
-            return _terms(head_logits(model, chunk if base_chunk is None else torch.stack([chunk, base_chunk])), chunk_answers)
+            return _terms(
+                head_logits(model, chunk if base_chunk is None else torch.stack([chunk, base_chunk])),
+                chunk_answers,
+            )
 
     base_chunks = [None] * len(answers) if base is None else base.split(at_once)
     parts = [

@@ -71,7 +71,9 @@ class Batch:
             *(values.flatten()[flat] for values in (self.positions, self.answers, self.numbers)),
             flat,
         ]
-        rows, positions, answers, numbers, flat = torch.stack(chosen).to(self.ids.device, non_blocking=True)  # one copy for all
+        rows, positions, answers, numbers, flat = torch.stack(chosen).to(
+            self.ids.device, non_blocking=True
+        )  # one copy for all
         return AnswerTokens(Places(rows, positions), answers, numbers, flat, self.counted.shape)
 
 
@@ -114,7 +116,9 @@ class TokenTable:
         return self.prompt_lengths + self.answer_lengths
 
     @classmethod
-    def from_encoded(cls, encoded: Sequence[EncodedExample], pad_id: int, *, device: torch.device | str = "cpu") -> TokenTable:
+    def from_encoded(
+        cls, encoded: Sequence[EncodedExample], pad_id: int, *, device: torch.device | str = "cpu"
+    ) -> TokenTable:
         """The table of labelled examples.
 
         Raises:
@@ -124,11 +128,15 @@ class TokenTable:
             raise DataError("no training examples were given; pass at least one")
         unlabelled = [n for n, example in enumerate(encoded) if example.target is None]
         if unlabelled:
-            raise DataError(f"training example number {unlabelled[0] + 1} has no answer; every training example needs one")
+            raise DataError(
+                f"training example number {unlabelled[0] + 1} has no answer; every training example needs one"
+            )
         answers = [example.label_ids[example.target or 0] for example in encoded]
         rows = [[*example.prompt_ids, *answer] for example, answer in zip(encoded, answers, strict=True)]
         prompt_lengths = torch.tensor([len(example.prompt_ids) for example in encoded])
-        return cls(pad_rows(rows, pad_id), prompt_lengths, torch.tensor([len(answer) for answer in answers]), device)
+        return cls(
+            pad_rows(rows, pad_id), prompt_lengths, torch.tensor([len(answer) for answer in answers]), device
+        )
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -197,7 +205,9 @@ class MemberOrders:
     lengths: Tensor
     batch_size: int
     length_window: int | None = None
-    _epoch: tuple[int, Tensor] | None = None  # the epoch under way, and its orders (M, N): made once, read at each of its steps
+    _epoch: tuple[int, Tensor] | None = (
+        None  # the epoch under way, and its orders (M, N): made once, read at each of its steps
+    )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -214,7 +224,9 @@ class MemberOrders:
         order = epoch_order(seed, epoch, len(self.lengths))
         if self.length_window is None:
             return order
-        return by_length(order, self.lengths, batch_size=self.batch_size, window=self.length_window, epoch=epoch)
+        return by_length(
+            order, self.lengths, batch_size=self.batch_size, window=self.length_window, epoch=epoch
+        )
 
 
 def split_step(members: int, rows: int, max_rows: int | None) -> list[tuple[slice, slice]]:
@@ -230,5 +242,7 @@ def split_step(members: int, rows: int, max_rows: int | None) -> list[tuple[slic
     group = max(1, min(members, limit // rows))
     chunk = rows if limit >= rows else limit
     return [
-        (slice(m, min(m + group, members)), slice(b, min(b + chunk, rows))) for m in range(0, members, group) for b in range(0, rows, chunk)
+        (slice(m, min(m + group, members)), slice(b, min(b + chunk, rows)))
+        for m in range(0, members, group)
+        for b in range(0, rows, chunk)
     ]

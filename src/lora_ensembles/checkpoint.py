@@ -45,9 +45,13 @@ class RunFolder:
         if out.exists() and not out.is_dir():
             raise CheckpointError(f"{out} is a file; choose a folder")
         if out.exists() and any(out.iterdir()) and not resume:
-            raise CheckpointError(f"{out} exists already; choose another folder, or go on with the run in it by resume=True (--resume)")
+            raise CheckpointError(
+                f"{out} exists already; choose another folder, or go on with the run in it by resume=True (--resume)"
+            )
         if (out / ENSEMBLE_FILE).exists() and not (self.folder / "config.json").is_file():
-            raise CheckpointError(f"{out} holds an ensemble but no run that could go on; choose another folder")
+            raise CheckpointError(
+                f"{out} holds an ensemble but no run that could go on; choose another folder"
+            )
         if (self.folder / "config.json").is_file():
             self._check_settings(settings)
             return
@@ -59,11 +63,19 @@ class RunFolder:
         try:
             before = json.loads((self.folder / "config.json").read_text())
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.folder / 'config.json'} is corrupt ({error}); remove {self.out} and train anew") from error
-        different = sorted(name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name))
+            raise CheckpointError(
+                f"{self.folder / 'config.json'} is corrupt ({error}); remove {self.out} and train anew"
+            ) from error
+        different = sorted(
+            name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name)
+        )
         if different:
-            changes = "; ".join(f"{name} was {before.get(name)!r}, is {settings.get(name)!r}" for name in different)
-            raise CheckpointError(f"{self.out} holds a run with other settings, so it cannot be resumed: {changes}")
+            changes = "; ".join(
+                f"{name} was {before.get(name)!r}, is {settings.get(name)!r}" for name in different
+            )
+            raise CheckpointError(
+                f"{self.out} holds a run with other settings, so it cannot be resumed: {changes}"
+            )
 
     def log(self, row: dict[str, Any]) -> None:
         path = self.folder / "log.jsonl"
@@ -96,10 +108,16 @@ class RunFolder:
             content = json.loads((folder / "state.json").read_text())
             progress = Progress(content["step"], content["history"], content["partial"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise CheckpointError(f"the checkpoint {folder} is corrupt or cut short ({error}); remove {self.out} and train anew") from error
+            raise CheckpointError(
+                f"the checkpoint {folder} is corrupt or cut short ({error}); remove {self.out} and train anew"
+            ) from error
         state = _state(ensemble, optimizer)
-        if {name: tensor.shape for name, tensor in saved.items()} != {name: tensor.shape for name, tensor in state.items()}:
-            raise CheckpointError(f"the checkpoint {folder} is of an ensemble of another shape; train into another folder")
+        if {name: tensor.shape for name, tensor in saved.items()} != {
+            name: tensor.shape for name, tensor in state.items()
+        }:
+            raise CheckpointError(
+                f"the checkpoint {folder} is of an ensemble of another shape; train into another folder"
+            )
         for name, tensor in state.items():
             tensor.copy_(saved[name])
         ensemble.stack.refresh()
@@ -110,7 +128,11 @@ class RunFolder:
     def _cut_log(self, step: int) -> None:
         path = self.folder / "log.jsonl"
         if path.is_file():
-            rows = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n") and json.loads(line)["step"] <= step]
+            rows = [
+                line
+                for line in path.read_text().splitlines(keepends=True)
+                if line.endswith("\n") and json.loads(line)["step"] <= step
+            ]
             path.write_text("".join(rows))
 
     def save_snapshot(self, ensemble: LoraEnsemble, epoch: int) -> None:
@@ -131,7 +153,9 @@ class RunFolder:
 
 
 def _state(ensemble: LoraEnsemble, optimizer: StackedAdamW) -> dict[str, Any]:
-    named = dict(zip(("a", "b", "head"), ensemble.stack.buffers, strict=False))  # a causal language model's members have no head
+    named = dict(
+        zip(("a", "b", "head"), ensemble.stack.buffers, strict=False)
+    )  # a causal language model's members have no head
     for name, moments in zip(tuple(named), optimizer.states, strict=True):
         named |= {f"{name}.first_moment": moments.first, f"{name}.second_moment": moments.second}
     return named

@@ -78,7 +78,9 @@ class CompletionScores:
     def take(self, rows: Tensor) -> CompletionScores:
         """Those of some of the examples, in the order of `rows`, an int64 tensor of row numbers that may repeat."""
         taken = copy.copy(self)
-        vars(taken).update(  # past the constructor, with the mean taken along: a bootstrap does this a thousand times
+        vars(
+            taken
+        ).update(  # past the constructor, with the mean taken along: a bootstrap does this a thousand times
             member_log_probs=self.member_log_probs[:, rows],
             counted=self.counted[rows],
             ids=tuple(self.ids[row] for row in rows.tolist()) if self.ids else (),
@@ -114,7 +116,9 @@ METRICS = ("nll", "nll_per_token", "perplexity")
 
 
 @torch.no_grad()
-def score_completions(ensemble: LoraEnsemble, examples: Sequence[Completion], *, max_rows: int | None = None) -> CompletionScores:
+def score_completions(
+    ensemble: LoraEnsemble, examples: Sequence[Completion], *, max_rows: int | None = None
+) -> CompletionScores:
     """The members' log-probabilities of every token of the given answers.
 
     At most `max_rows` rows (members * examples) are in flight, fewer where memory runs out, sorted by length, so that batches hold little
@@ -129,8 +133,15 @@ def score_completions(ensemble: LoraEnsemble, examples: Sequence[Completion], *,
     if not examples:
         raise DataError("no examples to score; give at least one")
     if max_rows is not None and max_rows < 1:
-        raise ConfigError(f"max_rows is {max_rows}; use at least 1, or None for a number that suits most machines")
-    encoded = encode_completions(examples, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=ensemble.info.overlong)
+        raise ConfigError(
+            f"max_rows is {max_rows}; use at least 1, or None for a number that suits most machines"
+        )
+    encoded = encode_completions(
+        examples,
+        ensemble.tokenizer,
+        max_length=context_window(ensemble.base),
+        overlong=ensemble.info.overlong,
+    )
     table = TokenTable.from_encoded(encoded, ensemble.pad_id, device=ensemble.device)
     counted = torch.arange(int(table.answer_lengths.max())) < table.answer_lengths[:, None]
     length = table.lengths.float().mean().item()
@@ -150,7 +161,14 @@ def evaluate_completions(scores: CompletionScores) -> CompletionMetrics:
     total = -scores.log_probs.double().sum().item() + 0.0  # + 0.0 makes -0.0 a plain zero
     per_token = total / scores.num_tokens
     perplexity = math.exp(per_token) if per_token < 700 else math.inf
-    return CompletionMetrics(scores.num_members, scores.num_examples, scores.num_tokens, total / scores.num_examples, per_token, perplexity)
+    return CompletionMetrics(
+        scores.num_members,
+        scores.num_examples,
+        scores.num_tokens,
+        total / scores.num_examples,
+        per_token,
+        perplexity,
+    )
 
 
 def evaluate_completion_members(scores: CompletionScores) -> dict[str, MemberSpread]:

@@ -14,7 +14,14 @@ if TYPE_CHECKING:  # the command line makes its flags of these fields, without w
     from torch import Tensor
 
 PerMember = float | Sequence[float]  # one number for all members, or one for each
-PER_MEMBER_FIELDS = ("learning_rate", "weight_decay_a", "weight_decay_b", "weight_decay_head", "kl_weight", "dropout")
+PER_MEMBER_FIELDS = (
+    "learning_rate",
+    "weight_decay_a",
+    "weight_decay_b",
+    "weight_decay_head",
+    "kl_weight",
+    "dropout",
+)
 OVERLONG = ("error", "left")
 OPTIONAL_COUNTS = ("max_rows", "checkpoint_every", "length_window")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -85,13 +92,21 @@ class TrainConfig:
         for name, known in (("schedule", SCHEDULES), ("overlong", OVERLONG)):
             if getattr(self, name) not in known:
                 raise ConfigError(unknown_name(name, str(getattr(self, name)), known))
-        if not isinstance(self.warmup_steps, int) or isinstance(self.warmup_steps, bool) or self.warmup_steps < 0:
+        if (
+            not isinstance(self.warmup_steps, int)
+            or isinstance(self.warmup_steps, bool)
+            or self.warmup_steps < 0
+        ):
             raise ConfigError(f"warmup_steps={self.warmup_steps!r}; it is a whole number of at least 0")
         if self.max_grad_norm is not None:
             _check_numbers("max_grad_norm", [self.max_grad_norm])
             if not self.max_grad_norm > 0:
-                raise ConfigError(f"max_grad_norm={self.max_grad_norm}; it is a number above 0, or None for no clipping")
-        given = self.snapshot_epochs if isinstance(self.snapshot_epochs, list | tuple) else [self.snapshot_epochs]
+                raise ConfigError(
+                    f"max_grad_norm={self.max_grad_norm}; it is a number above 0, or None for no clipping"
+                )
+        given = (
+            self.snapshot_epochs if isinstance(self.snapshot_epochs, list | tuple) else [self.snapshot_epochs]
+        )
         late = [epoch for epoch in given if epoch not in range(1, self.epochs + 1)]
         if late or given is not self.snapshot_epochs:
             raise ConfigError(
@@ -135,12 +150,17 @@ class TrainConfig:
         if value is None or isinstance(value, int | float):
             return torch.full((members,), default if value is None else float(value))
         if len(value) != members:
-            raise ConfigError(f"{name} has {len(value)} values for {members} members; give one number, or one for each member")
+            raise ConfigError(
+                f"{name} has {len(value)} values for {members} members; give one number, or one for each member"
+            )
         return torch.tensor([float(one) for one in value])
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON-able values."""
-        return {name: list(value) if isinstance(value, tuple | list) else value for name, value in dataclasses.asdict(self).items()}
+        return {
+            name: list(value) if isinstance(value, tuple | list) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
 
 
 def _check_numbers(name: str, value: object) -> None:

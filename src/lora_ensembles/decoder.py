@@ -50,7 +50,11 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
         return []
     config: Any = model.config
     count = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
-    lists = [list(child) for child in decoder.children() if isinstance(child, nn.ModuleList) and len(child) == count]
+    lists = [
+        list(child)
+        for child in decoder.children()
+        if isinstance(child, nn.ModuleList) and len(child) == count
+    ]
     plain = len(lists) == 1 and len({type(layer) for layer in lists[0]}) == 1
     return lists[0] if plain else []
 
@@ -78,7 +82,9 @@ def _narrowable(layer: nn.Module) -> list[nn.Module]:
         if name in MLP_NAMES:
             found.append(child)
         else:
-            found += [inner for inner_name, inner in child.named_children() if inner_name in ATTENTION_OUTPUTS]
+            found += [
+                inner for inner_name, inner in child.named_children() if inner_name in ATTENTION_OUTPUTS
+            ]
     return [module for module in found if all(map(_by_position, module.modules()))]
 
 
@@ -96,7 +102,10 @@ def _narrowed(module: nn.Module, places: Places, shape: tuple[int, int]) -> Iter
     def before(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         nonlocal narrowed
         narrowed = bool(arguments) and isinstance(arguments[0], Tensor) and arguments[0].shape[:2] == shape
-        return tuple(places.take(one) if isinstance(one, Tensor) and one.shape[:2] == shape else one for one in arguments)
+        return tuple(
+            places.take(one) if isinstance(one, Tensor) and one.shape[:2] == shape else one
+            for one in arguments
+        )
 
     def after(_module: nn.Module, _arguments: tuple[Any, ...], result: Tensor) -> Tensor:
         return places.put(result, shape) if narrowed else result
@@ -133,19 +142,27 @@ def model_layers(model: nn.Module) -> list[nn.Module]:
 def _encoder_layers(model: nn.Module) -> list[nn.Module]:
     """The layers of an encoder in the order in which they run: the one list of as many modules of a kind as its config says."""
     count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    lists = [
+        list(module)
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
     plain = len(lists) == 1 and len({type(layer) for layer in lists[0]}) == 1
     return lists[0] if plain else []
 
 
-def _recomputing(forward: Callable[..., Any], remembered: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:
+def _recomputing(
+    forward: Callable[..., Any], remembered: Callable[[], AbstractContextManager[None]]
+) -> Callable[..., Any]:
     def conditions() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _both(remembered(), frozen_products())
 
     @functools.wraps(forward)
     def run(*arguments: Any, **named: Any) -> Any:
         part = functools.partial(forward, **named)
-        return checkpoint(part, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=conditions)
+        return checkpoint(
+            part, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=conditions
+        )
 
     return run
 
@@ -194,8 +211,14 @@ class Trunk:
     def skipped(self, states: Tensor) -> Iterator[None]:
         """While passes over (B, T) rows take these states (B, T, H) for what the trunk's layers would give."""
 
-        def enter(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return ((states, *arguments[1:]), named) if arguments else (arguments, named | {"hidden_states": states})
+        def enter(
+            _module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return (
+                ((states, *arguments[1:]), named)
+                if arguments
+                else (arguments, named | {"hidden_states": states})
+            )
 
         handle = self.top.register_forward_pre_hook(enter, with_kwargs=True)
         before = [vars(layer).get("forward") for layer in self.layers]
@@ -220,7 +243,9 @@ class Trunk:
         return pass_on
 
 
-def in_place_of_trunk(trunk: Trunk | None, states: Tensor | None, copies: int) -> AbstractContextManager[None]:
+def in_place_of_trunk(
+    trunk: Trunk | None, states: Tensor | None, copies: int
+) -> AbstractContextManager[None]:
     """While passes over `copies` times the same rows take these states (B, T, H) of each for what a trunk would give, if there is one."""
     return nullcontext() if trunk is None or states is None else trunk.skipped(states.repeat(copies, 1, 1))
 
@@ -235,7 +260,9 @@ def trunk_below_adapters(model: nn.Module, run: Callable[[Tensor], Tensor]) -> T
     layers = model_layers(model)
     adapted = [any(isinstance(module, StackedLoraLinear) for module in layer.modules()) for layer in layers]
     inside = {module for layer in layers for module in layer.modules()}
-    outside = any(isinstance(module, StackedLoraLinear) and module not in inside for module in model.modules())
+    outside = any(
+        isinstance(module, StackedLoraLinear) and module not in inside for module in model.modules()
+    )
     if outside or not any(adapted) or adapted[0]:
         return None
     first = adapted.index(True)
@@ -254,5 +281,9 @@ def trunk_below_adapters(model: nn.Module, run: Callable[[Tensor], Tensor]) -> T
             found = run(ids)
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError):
         return None
-    share = 1e-4 if expected.dtype == torch.float32 else 1e-2  # another product for the same numbers, and no more
-    return trunk if torch.allclose(found, expected, rtol=0, atol=share * float(expected.abs().max())) else None
+    share = (
+        1e-4 if expected.dtype == torch.float32 else 1e-2
+    )  # another product for the same numbers, and no more
+    return (
+        trunk if torch.allclose(found, expected, rtol=0, atol=share * float(expected.abs().max())) else None
+    )

@@ -48,7 +48,9 @@ class DemoSettings:
     ood_questions: int = 300  # a random choice of the set's questions, the same for every arm
     epochs: int = 12  # enough for single members to know their training answers by heart, which is what an ensemble repairs
     batch_size: int = 16
-    learning_rate: float = 2e-3  # the embedded base is small, and takes steps 40 times as long as the paper's Llama-2
+    learning_rate: float = (
+        2e-3  # the embedded base is small, and takes steps 40 times as long as the paper's Llama-2
+    )
     plain_decay_b: float = 0.01  # the usual decay of AdamW, and the paper's
     decay_b: float = 30.0  # times the learning rate: each step shrinks B by 6 %
     shots: int = 3  # as in the paper, like the number of draws
@@ -71,7 +73,10 @@ class Arm:
     def single(self) -> dict[str, Any]:
         """The members' own metrics: their means by name, and their standard deviations under "std"."""
         spread = evaluate_members(self.known, ood=self.strange)
-        return {**{name: spread[name].mean for name in NAMES}, "std": {name: spread[name].std for name in NAMES}}
+        return {
+            **{name: spread[name].mean for name in NAMES},
+            "std": {name: spread[name].std for name in NAMES},
+        }
 
 
 @dataclass(frozen=True)
@@ -145,22 +150,30 @@ def run_demo(
     with written_aside(out, replace=overwrite or out.exists()) as folder:
         _write(folder, compared, settings, made)
     metrics = compared.metrics()
-    return DemoResult(metrics, demo_table(metrics, compared.plain.known.num_members), seconds, out / REPORT_FILE)
+    return DemoResult(
+        metrics, demo_table(metrics, compared.plain.known.num_members), seconds, out / REPORT_FILE
+    )
 
 
 def check_ready(out: Path, *, task: str, overwrite: bool) -> None:
     """Find what would fail at the end, before the work."""
     if task not in OOD_PAIRS:
-        raise ConfigError(f"the demo needs a task with an out-of-distribution set: {unknown_name('task', task, OOD_PAIRS)}")
+        raise ConfigError(
+            f"the demo needs a task with an out-of-distribution set: {unknown_name('task', task, OOD_PAIRS)}"
+        )
     if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError('the demo draws figures with matplotlib, which is not installed; run: pip install "lora-ensembles[plots]"')
+        raise MissingExtraError(
+            'the demo draws figures with matplotlib, which is not installed; run: pip install "lora-ensembles[plots]"'
+        )
     empty = out.is_dir() and not any(out.iterdir())
     if out.exists() and not empty and not overwrite:
         raise CheckpointError(
             f"{out} exists already; choose another folder, or replace the earlier demo in it by overwrite=True (--overwrite)"
         )
     if out.exists() and not empty and not (out / RESULTS_FILE).is_file():
-        raise CheckpointError(f"{out} does not hold an earlier demo, so it is not overwritten; choose another folder")
+        raise CheckpointError(
+            f"{out} does not hold an earlier demo, so it is not overwritten; choose another folder"
+        )
 
 
 def compare(
@@ -174,14 +187,22 @@ def compare(
 ) -> Comparison:
     """Ask the base with few shots, train both arms in one stack, and predict the same questions with all."""
     full = load_task(task)
-    part = Task(task, full.train[: settings.train_questions], full.validation[: settings.validation_questions])
+    part = Task(
+        task, full.train[: settings.train_questions], full.validation[: settings.validation_questions]
+    )
     ood = list(load_ood(OOD_PAIRS[task]))
     ood = random.Random(seed).sample(ood, min(settings.ood_questions, len(ood)))
     base, tokenizer = model or load_base()
-    _say(progress, f"asking the base {len(part.validation) + len(ood)} questions, {settings.draws} times with {settings.shots} shots")
+    _say(
+        progress,
+        f"asking the base {len(part.validation) + len(ood)} questions, {settings.draws} times with {settings.shots} shots",
+    )
     few_shot = FewShot(base, tokenizer, part.train, shots=settings.shots, draws=settings.draws, seed=seed)
     asked = Arm("few-shot base", predict(few_shot, part.validation), predict(few_shot, ood))
-    _say(progress, f"training {members} members without and {members} with decay of B, all in one run, on {len(part.train)} questions")
+    _say(
+        progress,
+        f"training {members} members without and {members} with decay of B, all in one run, on {len(part.train)} questions",
+    )
     stack = twice(LoraEnsemble(base, tokenizer, members=members, seed=seed))
     config = TrainConfig(
         epochs=settings.epochs,
@@ -193,7 +214,8 @@ def compare(
     known, strange = predict(stack, part.validation), predict(stack, ood)
     halves = list(range(members)), list(range(members, 2 * members))
     plain, decayed = (
-        Arm(name, known.select(half), strange.select(half)) for name, half in zip(("ensemble", "ensemble, decay of B"), halves, strict=True)
+        Arm(name, known.select(half), strange.select(half))
+        for name, half in zip(("ensemble", "ensemble, decay of B"), halves, strict=True)
     )
     return Comparison(part, asked, plain, decayed, stack, history[-1]["train_accuracy"])
 
@@ -231,7 +253,10 @@ def _made(compared: Comparison, settings: DemoSettings, *, seed: int, seconds: f
         "seed": seed,
         "member_seeds": [dataclasses.asdict(seeds) for seeds in compared.stack.info.seeds[:half]],
         "settings": dataclasses.asdict(settings),
-        "train_accuracy": {name: round(sum(values) / half, 4) for name, values in zip(("plain", "decay"), accuracies, strict=True)},
+        "train_accuracy": {
+            name: round(sum(values) / half, 4)
+            for name, values in zip(("plain", "decay"), accuracies, strict=True)
+        },
         "environment": environment(compared.stack.device),
         "seconds": seconds,
     }
@@ -239,9 +264,15 @@ def _made(compared: Comparison, settings: DemoSettings, *, seed: int, seconds: f
 
 def _write(folder: Path, compared: Comparison, settings: DemoSettings, made: dict[str, Any]) -> None:
     metrics = compared.metrics()
-    one = {"few-shot base (one draw)": compared.few_shot.known.member(0), "single member": compared.plain.known.member(0)}
+    one = {
+        "few-shot base (one draw)": compared.few_shot.known.member(0),
+        "single member": compared.plain.known.member(0),
+    }
     arms = {**one, compared.plain.name: compared.plain.known, compared.decayed.name: compared.decayed.known}
-    images = {"reliability": png(reliability_diagram(arms)), "wrong_confidence": png(wrong_confidence_density(arms))}
+    images = {
+        "reliability": png(reliability_diagram(arms)),
+        "wrong_confidence": png(wrong_confidence_density(arms)),
+    }
     for name, image in images.items():
         (folder / f"{name}.png").write_bytes(image)
     (folder / RESULTS_FILE).write_text(json.dumps({**metrics, **made}, indent=2) + "\n")
@@ -256,18 +287,27 @@ def _save_arms(folder: Path, compared: Comparison, metrics: dict[str, dict[str, 
     for arm, start in (("ensemble", 0), ("ensemble_decay", half)):
         part = slice(start, start + half)
         stack.stack.set_members(weights[part])
-        remembered = {"name": compared.task.name, "source": {"task": compared.task.name}, "metrics": metrics[arm]}
+        remembered = {
+            "name": compared.task.name,
+            "source": {"task": compared.task.name},
+            "metrics": metrics[arm],
+        }
         stack.info = dataclasses.replace(whole, next_index=half, seeds=whole.seeds[part], task=remembered)
         stack.save_pretrained(folder / arm)
     stack.stack.set_members(weights)
     stack.info = whole
 
 
-def _report(compared: Comparison, images: dict[str, bytes], settings: DemoSettings, made: dict[str, Any]) -> str:
+def _report(
+    compared: Comparison, images: dict[str, bytes], settings: DemoSettings, made: dict[str, Any]
+) -> str:
     half = compared.plain.known.num_members
     captions = (
         (images["reliability"], "Confidence against accuracy; below the diagonal a model is overconfident."),
-        (images["wrong_confidence"], "How sure each one was of its wrong answers; overconfidence piles up at 1."),
+        (
+            images["wrong_confidence"],
+            "How sure each one was of its wrong answers; overconfidence piles up at 1.",
+        ),
     )
     sections = [
         Section("Result", (demo_table(compared.metrics(), half).to_html(), paragraph(_reading(made)))),
@@ -295,7 +335,9 @@ def _unsure(compared: Comparison, number: int) -> list[str]:
     """The questions on which members disagree most (largest mutual information), with each member's probabilities."""
     information = mutual_information(compared.plain.known)
     parts = [
-        paragraph("The questions of the largest mutual information: each member is sure, and they do not agree. A member's vote is bold.")
+        paragraph(
+            "The questions of the largest mutual information: each member is sure, and they do not agree. A member's vote is bold."
+        )
     ]
     for row in information.argsort(descending=True)[:number].tolist():
         example = compared.task.validation[row]
@@ -323,10 +365,16 @@ def option_texts(example: Example) -> list[str]:
 def vote_table(prediction: Prediction, row: int, example: Example) -> Table:
     """Each member's probabilities of one question's options and below them the ensemble's; the most probable of each is brought out."""
     texts = option_texts(example)
-    probs: Sequence[Sequence[float]] = [*prediction.member_log_probs[:, row].exp().tolist(), prediction.probs[row].tolist()]
+    probs: Sequence[Sequence[float]] = [
+        *prediction.member_log_probs[:, row].exp().tolist(),
+        prediction.probs[row].tolist(),
+    ]
     votes = [*prediction.member_choices[:, row].tolist(), int(prediction.choices[row])]
     names = [*(f"member {index}" for index in range(prediction.num_members)), "ensemble"]
-    rows = tuple((name, *(f"{value:.3f}" for value in values[: len(texts)])) for name, values in zip(names, probs, strict=True))
+    rows = tuple(
+        (name, *(f"{value:.3f}" for value in values[: len(texts)]))
+        for name, values in zip(names, probs, strict=True)
+    )
     return Table(("", *texts), rows, frozenset((index, vote + 1) for index, vote in enumerate(votes)))
 
 

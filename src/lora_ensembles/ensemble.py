@@ -41,9 +41,15 @@ class EnsembleInfo:
     vary: tuple[str, ...] = ("init", "order")
     next_index: int = 0
     seeds: list[MemberSeeds] = field(default_factory=list)
-    overlong: Literal["error", "left"] = "error"  # what is done with a prompt longer than the window; as in training
-    task: dict[str, Any] = field(default_factory=dict)  # how prompts and labels were rendered, and what was measured
-    head: HeadConfig = field(default_factory=lambda: HeadConfig("causal-lm"))  # what the members say about an example
+    overlong: Literal["error", "left"] = (
+        "error"  # what is done with a prompt longer than the window; as in training
+    )
+    task: dict[str, Any] = field(
+        default_factory=dict
+    )  # how prompts and labels were rendered, and what was measured
+    head: HeadConfig = field(
+        default_factory=lambda: HeadConfig("causal-lm")
+    )  # what the members say about an example
 
 
 class LoraEnsemble:
@@ -92,7 +98,9 @@ class LoraEnsemble:
         config = adapter_for(base, own, adapter)
         init = own.init if own.owned else None
         weights = [initial_weights(base, config, seed=one.init, head_init=init) for one in seeds]
-        self._attach(base, tokenizer, config, weights, EnsembleInfo(seed, tuple(vary), members, seeds, head=own))
+        self._attach(
+            base, tokenizer, config, weights, EnsembleInfo(seed, tuple(vary), members, seeds, head=own)
+        )
 
     def _attach(
         self,
@@ -107,7 +115,9 @@ class LoraEnsemble:
             raise AdapterError("the output head cannot carry adapters; take it out of target_modules")
         self.base, self.tokenizer, self.adapter, self.info = base, tokenizer, config, info
         self.fingerprint = storage.fingerprint(base, apart_from=weights[0].head)
-        self.kept_states: dict[str, TrunkStates | None] | None = None  # a dict keeps what the trunk makes of texts
+        self.kept_states: dict[str, TrunkStates | None] | None = (
+            None  # a dict keeps what the trunk makes of texts
+        )
         base.requires_grad_(False).eval()
         keep_differentiable(base)
         self.stack = AdapterStack(base, weights, dtype=base.dtype)
@@ -146,7 +156,9 @@ class LoraEnsemble:
             AdapterError: the adapters do not fit each other or the base, or name another base (`check_base=False` lets the name pass).
         """
         head = resolve_head(base, head)
-        config, weights = storage.read_members([Path(path) for path in paths], base, check_base=check_base, head=head.owned)
+        config, weights = storage.read_members(
+            [Path(path) for path in paths], base, check_base=check_base, head=head.owned
+        )
         seeds = [member_seeds(seed, index) for index in range(len(weights))]
         info = EnsembleInfo(seed=seed, next_index=len(weights), seeds=seeds, head=head)
         return cls.from_weights(base, tokenizer, adapter=config, weights=weights, info=info)
@@ -167,16 +179,31 @@ class LoraEnsemble:
             CheckpointError: the folder or a member in it is missing, corrupt, or of a newer format.
             AdapterError: the base given is not the one the members were trained on (`check_base=False` lets it pass).
         """
-        from .embedded import resolve_base  # the embedded base imports transformers' tokenizers, which a caller with a base need not load
+        from .embedded import (
+            resolve_base,
+        )  # the embedded base imports transformers' tokenizers, which a caller with a base need not load
 
         saved = storage.read_ensemble(Path(path), members=members)
         if base is None or tokenizer is None:
-            loaded = resolve_base(saved.base_name, revision=saved.base_revision, head=saved.base_kind, num_labels=saved.num_labels)
+            loaded = resolve_base(
+                saved.base_name,
+                revision=saved.base_revision,
+                head=saved.base_kind,
+                num_labels=saved.num_labels,
+            )
             base, tokenizer = base or loaded[0], tokenizer or loaded[1]
         if check_base:
             storage.check_fingerprint(base, saved)
         seeds = [MemberSeeds(*pair) for pair in saved.seeds]
-        info = EnsembleInfo(saved.seed, tuple(saved.vary), saved.next_index, seeds, saved.overlong, saved.task, HeadConfig(**saved.head))
+        info = EnsembleInfo(
+            saved.seed,
+            tuple(saved.vary),
+            saved.next_index,
+            seeds,
+            saved.overlong,
+            saved.task,
+            HeadConfig(**saved.head),
+        )
         return cls.from_weights(base, tokenizer, adapter=saved.adapter, weights=saved.weights, info=info)
 
     def save_pretrained(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -211,7 +238,9 @@ class LoraEnsemble:
             ConfigError: the members have heads of their own.
         """
         if self.info.head.owned:
-            raise ConfigError(f"{what} needs a causal language model, and these members have {self.info.head.kind} heads; use predict")
+            raise ConfigError(
+                f"{what} needs a causal language model, and these members have {self.info.head.kind} heads; use predict"
+            )
 
     @property
     def pad_id(self) -> int:
@@ -227,7 +256,9 @@ class LoraEnsemble:
         self.stack.detach(self.base)
         grown, init = kept, info.head.init if info.head.owned else None
         try:
-            grown = kept + [initial_weights(self.base, self.adapter, seed=seeds.init, head_init=init) for seeds in fresh]
+            grown = kept + [
+                initial_weights(self.base, self.adapter, seed=seeds.init, head_init=init) for seeds in fresh
+            ]
         finally:
             self.stack = AdapterStack(self.base, grown, dtype=self.base.dtype)
         info.seeds, info.next_index = info.seeds + fresh, info.next_index + count
@@ -239,10 +270,14 @@ class LoraEnsemble:
             CheckpointError, AdapterError: as `from_adapters`; the ensemble is then as before.
         """
         owned = self.info.head.owned
-        _, weights = storage.read_members([Path(path) for path in paths], self.base, check_base=check_base, head=owned)
+        _, weights = storage.read_members(
+            [Path(path) for path in paths], self.base, check_base=check_base, head=owned
+        )
         self.stack.add_members(weights)
         info = self.info
-        info.seeds = info.seeds + [member_seeds(info.seed, info.next_index + n, vary=info.vary) for n in range(len(weights))]
+        info.seeds = info.seeds + [
+            member_seeds(info.seed, info.next_index + n, vary=info.vary) for n in range(len(weights))
+        ]
         info.next_index += len(weights)
 
     def select(self, indices: Sequence[int]) -> None:
@@ -349,7 +384,9 @@ class LoraEnsemble:
         if input_ids.dim() == 2:
             return input_ids.expand(self.num_members, -1, -1)
         if input_ids.dim() != 3 or input_ids.shape[0] != self.num_members:
-            raise ConfigError(f"input_ids is {tuple(input_ids.shape)}; pass (B, T) or (M, B, T) with M = {self.num_members} members")
+            raise ConfigError(
+                f"input_ids is {tuple(input_ids.shape)}; pass (B, T) or (M, B, T) with M = {self.num_members} members"
+            )
         return input_ids
 
 
@@ -370,9 +407,15 @@ def _check_indices(indices: Sequence[int], members: int) -> None:
 
 def _check_base(base: nn.Module) -> None:
     if hasattr(base, "peft_config"):
-        raise AdapterError("the base is wrapped by PEFT already; pass the plain model (`model.unload()`), or its folders to from_adapters")
+        raise AdapterError(
+            "the base is wrapped by PEFT already; pass the plain model (`model.unload()`), or its folders to from_adapters"
+        )
     if any(hasattr(module, "lora_a") and hasattr(module, "plan") for module in base.modules()):
-        raise AdapterError("the base carries another ensemble; call `unload()` on that one first, or load the base again")
+        raise AdapterError(
+            "the base carries another ensemble; call `unload()` on that one first, or load the base again"
+        )
     devices = {parameter.device for parameter in base.parameters()}
     if len(devices) > 1:
-        raise AdapterError(f"the base lies on several devices ({', '.join(map(str, devices))}); load it on one")
+        raise AdapterError(
+            f"the base lies on several devices ({', '.join(map(str, devices))}); load it on one"
+        )

@@ -108,7 +108,9 @@ def recover(path: Path) -> None:
 
 def cannot_write(path: Path, error: OSError | SafetensorError) -> CheckpointError:
     """The error of a write that failed: no space left, or another reason."""
-    full = getattr(error, "errno", None) in NO_SPACE or any(f"os error {number}" in str(error) for number in NO_SPACE)
+    full = getattr(error, "errno", None) in NO_SPACE or any(
+        f"os error {number}" in str(error) for number in NO_SPACE
+    )
     if full:
         return CheckpointError(
             f"no space left to write {path} ({error}); what was there before is unchanged; free some space or choose another disk"

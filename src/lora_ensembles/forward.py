@@ -44,12 +44,17 @@ def read_prefix(model: nn.Module, input_ids: Tensor) -> Prefix | None:
     last = Places(rows, torch.full_like(rows, input_ids.shape[1] - 1))
     with _at_places(model, last, input_ids.shape, lambda hidden: last.take(hidden)[None, :1]):
         cache = model(input_ids=input_ids, use_cache=True).get("past_key_values")
-    if not isinstance(cache, DynamicCache) or {type(layer) for layer in cache.layers} - {DynamicLayer, DynamicSlidingWindowLayer}:
+    if not isinstance(cache, DynamicCache) or {type(layer) for layer in cache.layers} - {
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+    }:
         return None
     return Prefix(cache, len(rows))
 
 
-def answer_logits(model: nn.Module, input_ids: Tensor, positions: Tensor, *, after: Prefix | None = None) -> Tensor:
+def answer_logits(
+    model: nn.Module, input_ids: Tensor, positions: Tensor, *, after: Prefix | None = None
+) -> Tensor:
     """Next-token logits (B, K, V) at `positions` (B, K) of right-padded `input_ids` (B, T), which may follow a prefix that was read.
 
     Raises:
@@ -61,7 +66,12 @@ def answer_logits(model: nn.Module, input_ids: Tensor, positions: Tensor, *, aft
 
 
 def logits_at(
-    model: nn.Module, input_ids: Tensor, places: Places, *, extra_hidden: Tensor | None = None, after: Prefix | None = None
+    model: nn.Module,
+    input_ids: Tensor,
+    places: Places,
+    *,
+    extra_hidden: Tensor | None = None,
+    after: Prefix | None = None,
 ) -> Tensor:
     """Next-token logits (n, V) at some places of right-padded `input_ids` (B, T).
 
@@ -95,7 +105,9 @@ def hidden_at(model: nn.Module, input_ids: Tensor, places: Places) -> Tensor:
 
     def narrow(hidden: Tensor) -> Tensor:
         caught.append(places.take(hidden))
-        return caught[-1][None, :1]  # the head's own answer is thrown away; one position of it costs next to nothing
+        return caught[-1][
+            None, :1
+        ]  # the head's own answer is thrown away; one position of it costs next to nothing
 
     with _at_places(model, places, input_ids.shape, narrow):
         model(input_ids=input_ids, use_cache=False)
@@ -125,7 +137,9 @@ def places_at_once(model: nn.Module, *, copies: int = 1) -> int:
 
 
 @contextmanager
-def _at_places(model: nn.Module, places: Places, shape: torch.Size, narrow: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def _at_places(
+    model: nn.Module, places: Places, shape: torch.Size, narrow: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
     """While a pass over a batch (B, T) runs whose head sees `narrow` of the last hidden states, which are right at the places only."""
     with _into_head(model, narrow), last_layer_at(model, places, (shape[0], shape[1])), frozen_products():
         yield

@@ -69,7 +69,10 @@ class TokenUncertainty:
         return {
             "log_prob": _rounded(self.log_probs.sum(dim=-1)),
             "member_log_probs": _rounded(self.member_log_probs.sum(dim=-1)),
-            **{name: _rounded(getattr(self, name).mean(dim=-1)) for name in ("total_entropy", "expected_entropy", "mutual_information")},
+            **{
+                name: _rounded(getattr(self, name).mean(dim=-1))
+                for name in ("total_entropy", "expected_entropy", "mutual_information")
+            },
             "largest_mutual_information": _rounded(self.mutual_information.amax(dim=-1)),
             "agreement": _rounded(self.agreement.mean(dim=-1)),
         }
@@ -90,7 +93,12 @@ def token_uncertainty(member_log_probs: Tensor, tokens: Tensor) -> TokenUncertai
     total, expected, mutual = split_entropy(member_log_probs)
     own = member_log_probs.argmax(dim=-1) == chosen[..., 0]
     return TokenUncertainty(
-        mean_log_probs(of_members), of_members, total.float(), expected.float(), mutual.float(), own.float().mean(dim=0)
+        mean_log_probs(of_members),
+        of_members,
+        total.float(),
+        expected.float(),
+        mutual.float(),
+        own.float().mean(dim=0),
     )
 
 
@@ -160,10 +168,17 @@ def generate_text(
     window = context_window(ensemble.base)
     room = None if window is None else window - (config.max_new_tokens or 1)
     if room is not None and room < 1:
-        raise ConfigError(f"max_new_tokens is {config.max_new_tokens} and the base's window {window} tokens; ask for fewer new tokens")
+        raise ConfigError(
+            f"max_new_tokens is {config.max_new_tokens} and the base's window {window} tokens; ask for fewer new tokens"
+        )
     encoded = encode_prompts(prompts, ensemble.tokenizer, max_length=room, overlong=ensemble.info.overlong)
-    if on_token is not None and len(encoded) * (config.num_return_sequences or 1) * (config.num_beams or 1) > 1:
-        raise ConfigError("on_token follows a single text; pass one prompt, and neither beams nor several return sequences")
+    if (
+        on_token is not None
+        and len(encoded) * (config.num_return_sequences or 1) * (config.num_beams or 1) > 1
+    ):
+        raise ConfigError(
+            "on_token follows a single text; pass one prompt, and neither beams nor several return sequences"
+        )
     model, rows = ensemble.as_causal_lm(), []
     with UncertaintyStreamer(model, ensemble.tokenizer, on_token) if on_token else nullcontext() as streamer:
         for start in range(0, len(encoded), batch_size):
@@ -173,7 +188,13 @@ def generate_text(
     scored = score_texts(ensemble, [(encoded[owner], ids) for owner, ids in zip(owners, rows, strict=True)])
     tokenizer: Any = ensemble.tokenizer
     return [
-        GeneratedText(owner, tokenizer.decode(ids, skip_special_tokens=True), tuple(ids), tuple(pieces(tokenizer, ids)), split)
+        GeneratedText(
+            owner,
+            tokenizer.decode(ids, skip_special_tokens=True),
+            tuple(ids),
+            tuple(pieces(tokenizer, ids)),
+            split,
+        )
         for owner, ids, split in zip(owners, rows, scored, strict=True)
     ]
 
@@ -201,14 +222,24 @@ def _decode(
     """The written tokens of each row, `num_return_sequences` rows a prompt, cut behind their end-of-sequence token."""
     generation: Any = model
     length = max(map(len, prompts))
-    ids = torch.tensor([[ensemble.pad_id] * (length - len(row)) + list(row) for row in prompts], device=ensemble.device)
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in prompts], device=ensemble.device)
+    ids = torch.tensor(
+        [[ensemble.pad_id] * (length - len(row)) + list(row) for row in prompts], device=ensemble.device
+    )
+    mask = torch.tensor(
+        [[0] * (length - len(row)) + [1] * len(row) for row in prompts], device=ensemble.device
+    )
     devices = [ensemble.device] if ensemble.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices, enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         try:
-            found = generation.generate(ids, attention_mask=mask, generation_config=config, streamer=streamer, tokenizer=ensemble.tokenizer)
+            found = generation.generate(
+                ids,
+                attention_mask=mask,
+                generation_config=config,
+                streamer=streamer,
+                tokenizer=ensemble.tokenizer,
+            )
         except ValueError as error:  # by generate, of settings that it checks itself
             raise ConfigError(f"generate refuses: {error}") from error
         except (MemoryError, RuntimeError) as error:
@@ -222,19 +253,25 @@ def _decode(
 
 
 def _end_ids(model: PreTrainedModel, config: GenerationConfig) -> set[int]:
-    given: Any = config.eos_token_id if config.eos_token_id is not None else model.generation_config.eos_token_id
+    given: Any = (
+        config.eos_token_id if config.eos_token_id is not None else model.generation_config.eos_token_id
+    )
     return set() if given is None else {given} if isinstance(given, int) else set(given)
 
 
 def _cut(row: list[int], ends: set[int], pad: int | None) -> list[int]:
     end = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
-    while end and row[end - 1] == pad and pad not in ends:  # a row that a stopping criterion ended is filled up with padding
+    while (
+        end and row[end - 1] == pad and pad not in ends
+    ):  # a row that a stopping criterion ended is filled up with padding
         end -= 1
     return row[:end]
 
 
 @torch.no_grad()
-def score_texts(ensemble: LoraEnsemble, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[TokenUncertainty]:
+def score_texts(
+    ensemble: LoraEnsemble, texts: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[TokenUncertainty]:
     """The uncertainty (K,) of the tokens of each text (prompt ids, token ids), each token after those before it.
 
     Raises:
@@ -243,7 +280,9 @@ def score_texts(ensemble: LoraEnsemble, texts: Sequence[tuple[Sequence[int], Seq
     if any(not prompt for prompt, _ in texts):
         raise DataError("an empty prompt; the first token needs at least one before it")
     found: list[TokenUncertainty] = []
-    places = max(1, LOGITS_AT_ONCE // (ensemble.num_members * ensemble.base.config.get_text_config().vocab_size))
+    places = max(
+        1, LOGITS_AT_ONCE // (ensemble.num_members * ensemble.base.config.get_text_config().vocab_size)
+    )
     while len(found) < len(texts):
         batch = [texts[len(found)]]
         for text in texts[len(found) + 1 :]:
@@ -254,7 +293,9 @@ def score_texts(ensemble: LoraEnsemble, texts: Sequence[tuple[Sequence[int], Seq
     return found
 
 
-def _score_batch(ensemble: LoraEnsemble, texts: Sequence[tuple[Sequence[int], Sequence[int]]], places: int) -> list[TokenUncertainty]:
+def _score_batch(
+    ensemble: LoraEnsemble, texts: Sequence[tuple[Sequence[int], Sequence[int]]], places: int
+) -> list[TokenUncertainty]:
     count, longest = ensemble.num_members, max(1, *(len(tokens) for _, tokens in texts))
     ids = pad_rows([[*prompt, *tokens] for prompt, tokens in texts], ensemble.pad_id, device=ensemble.device)
     first = torch.tensor([[len(prompt)] for prompt, _ in texts], device=ensemble.device)
@@ -266,9 +307,12 @@ def _score_batch(ensemble: LoraEnsemble, texts: Sequence[tuple[Sequence[int], Se
         token_uncertainty(part.float().log_softmax(dim=-1), tokens)
         for part, tokens in zip(logits.split(step, dim=2), chosen.split(step, dim=1), strict=True)
     ]
-    whole = {name: torch.cat([getattr(part, name) for part in parts], dim=-1).cpu() for name in vars(parts[0])}
+    whole = {
+        name: torch.cat([getattr(part, name) for part in parts], dim=-1).cpu() for name in vars(parts[0])
+    }
     return [
-        TokenUncertainty(**{name: value[..., row, : len(tokens)] for name, value in whole.items()}) for row, (_, tokens) in enumerate(texts)
+        TokenUncertainty(**{name: value[..., row, : len(tokens)] for name, value in whole.items()})
+        for row, (_, tokens) in enumerate(texts)
     ]
 
 
@@ -309,7 +353,9 @@ class UncertaintyStreamer(BaseStreamer):
         self._passes: deque[Tensor] = deque()
         self._ids: list[int] | None = None  # None: the prompt has not come yet
         self._shown = ""
-        self._handle = model.register_forward_hook(lambda _model, _given, output: self._passes.append(output.member_log_probs[:, 0]))
+        self._handle = model.register_forward_hook(
+            lambda _model, _given, output: self._passes.append(output.member_log_probs[:, 0])
+        )
 
     def __enter__(self) -> UncertaintyStreamer:
         return self
@@ -328,13 +374,18 @@ class UncertaintyStreamer(BaseStreamer):
             self._ids = []
             return
         tokens = value.flatten()
-        member_log_probs = self._passes.popleft()[:, : len(tokens)]  # a pass over guessed tokens has a place for each, and some were wrong
+        member_log_probs = self._passes.popleft()[
+            :, : len(tokens)
+        ]  # a pass over guessed tokens has a place for each, and some were wrong
         split = token_uncertainty(member_log_probs, tokens.to(member_log_probs.device))
         for place, token in enumerate(tokens.tolist()):
             self._ids.append(token)
             text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
             text = self._shown if text.endswith("�") else text
-            self._write(text[len(self._shown) :], TokenUncertainty(**{name: tensor[..., place] for name, tensor in vars(split).items()}))
+            self._write(
+                text[len(self._shown) :],
+                TokenUncertainty(**{name: tensor[..., place] for name, tensor in vars(split).items()}),
+            )
             self._shown = text
 
     def end(self) -> None:

@@ -55,7 +55,9 @@ def mean_log_probs(member_log_probs: Tensor) -> Tensor:
         >>> mean_log_probs(torch.tensor([[0.9, 0.1], [0.3, 0.7]]).log()).exp()
         tensor([0.6000, 0.4000])
     """
-    if member_log_probs.shape[0] == 1:  # exact: a member alone is not rounded by a detour through its exponentials
+    if (
+        member_log_probs.shape[0] == 1
+    ):  # exact: a member alone is not rounded by a detour through its exponentials
         return member_log_probs[0]
     return member_log_probs.logsumexp(dim=0) - math.log(member_log_probs.shape[0])
 
@@ -82,7 +84,9 @@ def as_causal_lm(ensemble: LoraEnsemble, members: slice = slice(None)) -> PreTra
     made: Any = object.__new__(_class_on(base_class))
     made.__dict__ = dict(base.__dict__)
     for name, value in base.__dict__.items():
-        if "_hooks" in name and isinstance(value, dict):  # a hook on this model shall not run when the base is called
+        if "_hooks" in name and isinstance(
+            value, dict
+        ):  # a hook on this model shall not run when the base is called
             made.__dict__[name] = copy.copy(value)
     made.__dict__["ensemble"], made.__dict__["ensemble_members"] = ensemble, members
     made.generation_config = copy.deepcopy(base.generation_config)
@@ -123,7 +127,9 @@ def _forward(model: Any, base_forward: Any, given: dict[str, Any]) -> EnsembleOu
     ensemble: LoraEnsemble = model.ensemble
     rows = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
     if rows is None:
-        raise ConfigError("the ensemble was called without rows; pass input_ids (B, T) or inputs_embeds (B, T, D)")
+        raise ConfigError(
+            "the ensemble was called without rows; pass input_ids (B, T) or inputs_embeds (B, T, D)"
+        )
     labels, as_tuple = given.pop("labels", None), given.pop("return_dict", None) is False
     members = len(range(ensemble.num_members)[model.ensemble_members])
     repeated = {name: _for_members(value, rows.shape[0], members) for name, value in given.items()}
@@ -167,7 +173,9 @@ def _static_cache_on(base_class: type[Any]) -> Any:
     def prepare_for_members(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(prepare).bind(self, *args, **kwargs)
         members = len(range(self.ensemble.num_members)[self.ensemble_members])
-        given.arguments["batch_size"] *= members  # what is sized before the first pass must hold the rows of all members
+        given.arguments["batch_size"] *= (
+            members  # what is sized before the first pass must hold the rows of all members
+        )
         return prepare(*given.args, **given.kwargs)
 
     return prepare_for_members
@@ -175,4 +183,6 @@ def _static_cache_on(base_class: type[Any]) -> Any:
 
 @functools.wraps(PreTrainedModel.save_pretrained)
 def _refuse_to_save(self: Any, *_arguments: Any, **_options: Any) -> NoReturn:
-    raise ConfigError("this model is a view of an ensemble; save that one: model.ensemble.save_pretrained(path)")
+    raise ConfigError(
+        "this model is a view of an ensemble; save that one: model.ensemble.save_pretrained(path)"
+    )

@@ -72,7 +72,11 @@ class StackedLinear(nn.Module):
             bias = bias.detach()  # type: ignore[assignment]
         grouped = x.reshape(weight.shape[0], -1, x.shape[-1]).to(weight.dtype)
         transposed = weight.transpose(1, 2)
-        result = torch.bmm(grouped, transposed) if bias is None else torch.baddbmm(bias[:, None], grouped, transposed)
+        result = (
+            torch.bmm(grouped, transposed)
+            if bias is None
+            else torch.baddbmm(bias[:, None], grouped, transposed)
+        )
         return result.view(*x.shape[:-1], -1)
 
 
@@ -82,7 +86,9 @@ class HeadStack:
     As the adapters' buffers are, it is a master: where the base computes in another dtype, `refresh` casts it into a working copy.
     """
 
-    def __init__(self, base: nn.Module, members: Sequence[MemberWeights], *, plan: StackPlan, dtype: torch.dtype):
+    def __init__(
+        self, base: nn.Module, members: Sequence[MemberWeights], *, plan: StackPlan, dtype: torch.dtype
+    ):
         self.dtype = dtype
         modules = dict(base.named_modules())
         names = list(dict.fromkeys(name.rpartition(".")[0] for name in members[0].head))
@@ -96,7 +102,9 @@ class HeadStack:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The leaves of autograd, in the order of `sites`."""
-        return [leaf for layer in self.layers for leaf in (layer.head_weight, layer.head_bias) if leaf is not None]
+        return [
+            leaf for layer in self.layers for leaf in (layer.head_weight, layer.head_bias) if leaf is not None
+        ]
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """The views of a buffer shaped like `flat`, in the order of `sites`."""
@@ -171,8 +179,14 @@ class HeadStack:
 def _linear(modules: dict[str, nn.Module], name: str) -> nn.Linear:
     module = modules.get(name)
     if type(module) is not nn.Linear:
-        what = "which the base does not have" if module is None else f"which is a {type(module).__name__} in the base"
-        raise AdapterError(f"a member's head has weights for {name!r}, {what}; heads are stacked on nn.Linear layers: is this its base?")
+        what = (
+            "which the base does not have"
+            if module is None
+            else f"which is a {type(module).__name__} in the base"
+        )
+        raise AdapterError(
+            f"a member's head has weights for {name!r}, {what}; heads are stacked on nn.Linear layers: is this its base?"
+        )
     return module
 
 

@@ -49,7 +49,12 @@ class Interval:
 
 
 def bootstrap_interval(
-    metric: Callable[[Measured], float], prediction: Measured, *, samples: int = 1000, level: float = 0.95, seed: int = 0
+    metric: Callable[[Measured], float],
+    prediction: Measured,
+    *,
+    samples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Interval:
     """The metric with its percentile bootstrap interval over examples; members are kept as they are.
 
@@ -102,8 +107,14 @@ def paired_difference(
             f"the predictions have different examples ({first.num_examples} and {second.num_examples}, compared by id and order); "
             "predict the same examples with both"
         )
-    if first.targets is not None and second.targets is not None and not torch.equal(first.targets, second.targets):
-        raise ConfigError("the predictions have the same ids and different targets; predict the same examples with both")
+    if (
+        first.targets is not None
+        and second.targets is not None
+        and not torch.equal(first.targets, second.targets)
+    ):
+        raise ConfigError(
+            "the predictions have the same ids and different targets; predict the same examples with both"
+        )
     resamples = _resamples(first.num_examples, samples, seed)
     draws = [metric(first.take(rows)) - metric(second.take(rows)) for rows in resamples]
     return _percentiles(metric(first) - metric(second), draws, level)
@@ -117,12 +128,20 @@ def _resamples(num_examples: int, samples: int, seed: int) -> Iterator[torch.Ten
 
 def _percentiles(estimate: float, draws: list[float], level: float) -> Interval:
     tail = (1.0 - level) / 2.0
-    low, high = torch.tensor(draws, dtype=torch.float64).quantile(torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
+    low, high = (
+        torch.tensor(draws, dtype=torch.float64)
+        .quantile(torch.tensor([tail, 1.0 - tail], dtype=torch.float64))
+        .tolist()
+    )
     return Interval(estimate, low, high, level)
 
 
 def _check(samples: int, level: float) -> None:
     if samples < 2:
-        raise ConfigError(f"{samples} bootstrap samples; use at least 2, and 1000 or more for an interval to report")
+        raise ConfigError(
+            f"{samples} bootstrap samples; use at least 2, and 1000 or more for an interval to report"
+        )
     if not 0.0 < level < 1.0:
-        raise ConfigError(f"level is {level}; it is the interval's share of the draws, between 0 and 1 (0.95, not 95)")
+        raise ConfigError(
+            f"level is {level}; it is the interval's share of the draws, between 0 and 1 (0.95, not 95)"
+        )

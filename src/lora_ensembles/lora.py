@@ -60,10 +60,14 @@ class StackPlan:
     tokens: int | None = None  # rows * tokens of the running forward pass; None outside of one
     rows: int = 1  # rows of the running forward pass, over its members
     members: slice = field(default_factory=lambda: _ALL)  # the members whose rows the batch holds
-    dropout: Tensor | None = None  # (M,) probability of dropping a feature of the adapters' input; None: no dropout
+    dropout: Tensor | None = (
+        None  # (M,) probability of dropping a feature of the adapters' input; None: no dropout
+    )
     dropout_keys: Sequence[int] = ()  # one random stream per member
     first_row: int = 0  # index, in each member's batch, of the first row that the pass holds
-    row_numbers: Tensor | None = None  # (M, rows of a member) their indices, where they do not follow each other
+    row_numbers: Tensor | None = (
+        None  # (M, rows of a member) their indices, where they do not follow each other
+    )
 
 
 class StackedLoraLinear(nn.Module):
@@ -113,12 +117,18 @@ class StackedLoraLinear(nn.Module):
         if result.dtype != a.dtype:  # a quantised layer may answer in another precision than the base's
             update = alpha * torch.bmm(low, b)
             return result + update.to(result.dtype).view(result.shape)
-        return torch.baddbmm(result.reshape(members, -1, result.shape[-1]), low, b, alpha=alpha).view(result.shape)
+        return torch.baddbmm(result.reshape(members, -1, result.shape[-1]), low, b, alpha=alpha).view(
+            result.shape
+        )
 
     def _weights(self) -> tuple[Tensor, Tensor, float | None]:
         """A (M, D_in, R), B (M, R, D_out) and their common scaling, of the members whose rows the batch holds."""
         # Decoding passes here for every layer and token: views that need no gradient are made once.
-        a, b = (self.lora_a.transpose(1, 2), self.lora_b.transpose(1, 2)) if torch.is_grad_enabled() else self._transposed
+        a, b = (
+            (self.lora_a.transpose(1, 2), self.lora_b.transpose(1, 2))
+            if torch.is_grad_enabled()
+            else self._transposed
+        )
         active = self.plan.members
         return (a, b, self.common_scaling) if active == _ALL else (a[active], b[active], self.common_scaling)
 
@@ -167,7 +177,12 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def dropout_factors(
-    keys: Tensor, probability: Tensor, *, shape: tuple[int, int, int], first_row: int = 0, row_numbers: Tensor | None = None
+    keys: Tensor,
+    probability: Tensor,
+    *,
+    shape: tuple[int, int, int],
+    first_row: int = 0,
+    row_numbers: Tensor | None = None,
 ) -> Tensor:
     """Dropout factors (M, B * T, D): 0 with `probability` (M,), else 1 / (1 - probability).
 
@@ -176,7 +191,11 @@ def dropout_factors(
     """
     rows, tokens, features = shape
     device = keys.device
-    row = torch.arange(first_row, first_row + rows, device=device)[None] if row_numbers is None else row_numbers.to(device)
+    row = (
+        torch.arange(first_row, first_row + rows, device=device)[None]
+        if row_numbers is None
+        else row_numbers.to(device)
+    )
     place = _mix(row[..., None] * 0x1F123BB + torch.arange(tokens, device=device)).view(-1, rows * tokens, 1)
     member = _mix(keys)[:, None, None]
     feature = _mix(torch.arange(features, device=device) + 0x3C6EF372)
@@ -199,7 +218,8 @@ class AdapterStack:
         modules = dict(base.named_modules())
         self.sites: list[AdapterSite] = adapter_sites(modules, members)
         self.layers = [
-            StackedLoraLinear(modules[site.name], name=site.name, index=index, plan=self.plan) for index, site in enumerate(self.sites)
+            StackedLoraLinear(modules[site.name], name=site.name, index=index, plan=self.plan)
+            for index, site in enumerate(self.sites)
         ]
         for site, layer in zip(self.sites, self.layers, strict=True):
             replace_module(base, site.name, layer)
@@ -226,7 +246,9 @@ class AdapterStack:
         count_b = sum(site.rank * site.out_features for site in self.sites)
         self.a = torch.zeros(len(members), count_a, device=device)
         self.b = torch.zeros(len(members), count_b, device=device)
-        self.ranks = [{site.name: weights.a[site.name].shape[0] for site in self.sites} for weights in members]
+        self.ranks = [
+            {site.name: weights.a[site.name].shape[0] for site in self.sites} for weights in members
+        ]
         self.scaling = [[weights.scaling[site.name] for weights in members] for site in self.sites]
         self._fill(0, members)
         self._bind()
@@ -239,7 +261,9 @@ class AdapterStack:
         """
         modules = {layer.name: layer.base_layer for layer in self.layers}
         if any(set(weights.a) != set(modules) for weights in members):
-            raise AdapterError("the members adapt different layers; an ensemble needs the same target modules in every member")
+            raise AdapterError(
+                "the members adapt different layers; an ensemble needs the same target modules in every member"
+            )
         self.heads.check(members)
         sites, first = adapter_sites(modules, members), self.num_members
         if any(new.rank > old.rank for new, old in zip(sites, self.sites, strict=True)):
@@ -247,15 +271,20 @@ class AdapterStack:
             self.sites = adapter_sites(modules, everyone)
             self.set_members(everyone)
             return
-        self.ranks += [{site.name: weights.a[site.name].shape[0] for site in self.sites} for weights in members]
+        self.ranks += [
+            {site.name: weights.a[site.name].shape[0] for site in self.sites} for weights in members
+        ]
         self.scaling = [
-            [*old, *(weights.scaling[site.name] for weights in members)] for site, old in zip(self.sites, self.scaling, strict=True)
+            [*old, *(weights.scaling[site.name] for weights in members)]
+            for site, old in zip(self.sites, self.scaling, strict=True)
         ]
         self.heads.add_members(members)
         same, count = self.working_a is self.a, len(members)
         self.a, self.b = grown(self.a, count), grown(self.b, count)
         self._fill(first, members)
-        self.working_a, self.working_b = (self.a, self.b) if same else (grown(self.working_a, count), grown(self.working_b, count))
+        self.working_a, self.working_b = (
+            (self.a, self.b) if same else (grown(self.working_a, count), grown(self.working_b, count))
+        )
         for working, master in ((self.working_a, self.a), (self.working_b, self.b)):
             if working is not master:
                 working[first:] = master[first:]
@@ -319,17 +348,36 @@ class AdapterStack:
 
     @contextmanager
     def running(
-        self, *, rows: int, tokens: int, members: slice = _ALL, first_row: int = 0, row_numbers: Tensor | None = None
+        self,
+        *,
+        rows: int,
+        tokens: int,
+        members: slice = _ALL,
+        first_row: int = 0,
+        row_numbers: Tensor | None = None,
     ) -> Iterator[None]:
         """While a forward pass over `rows` rows of `tokens` tokens in all, those of `members`, runs."""
         if self._detached:  # the plain base would answer for every member
-            raise AdapterError("this ensemble was unloaded: the base has its own layers back; make or load the ensemble again")
+            raise AdapterError(
+                "this ensemble was unloaded: the base has its own layers back; make or load the ensemble again"
+            )
         plan, before = self.plan, replace(self.plan)
-        plan.rows, plan.tokens, plan.members, plan.first_row, plan.row_numbers = rows, tokens, members, first_row, row_numbers
+        plan.rows, plan.tokens, plan.members, plan.first_row, plan.row_numbers = (
+            rows,
+            tokens,
+            members,
+            first_row,
+            row_numbers,
+        )
         try:
             yield
         finally:
-            plan.rows, plan.tokens, plan.members, plan.first_row = before.rows, before.tokens, before.members, before.first_row
+            plan.rows, plan.tokens, plan.members, plan.first_row = (
+                before.rows,
+                before.tokens,
+                before.members,
+                before.first_row,
+            )
             plan.row_numbers = before.row_numbers
 
     def remembered(self) -> AbstractContextManager[None]:

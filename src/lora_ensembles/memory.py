@@ -29,7 +29,9 @@ def rows_in_flight(rows: int, *, tokens_a_row: float, device: torch.device) -> i
     return rows if device.type != "cpu" else max(1, min(rows, int(CPU_TOKENS / tokens_a_row)))
 
 
-def scoring_rows(members: int, *, tokens_a_row: float, device: torch.device, max_rows: int | None = None) -> int:
+def scoring_rows(
+    members: int, *, tokens_a_row: float, device: torch.device, max_rows: int | None = None
+) -> int:
     """How many rows (members * texts) are in flight in scoring: `max_rows`, or what suits the device; at least 1."""
     return max_rows or rows_in_flight(SCORING_ROWS * members, tokens_a_row=tokens_a_row, device=device)
 
@@ -37,7 +39,9 @@ def scoring_rows(members: int, *, tokens_a_row: float, device: torch.device, max
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device, or the computer, has no memory left."""
     said = any(words in str(error) for words in ("allocate memory", "bad_alloc"))
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and said)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and said
+    )
 
 
 def with_fewer_rows(run: Callable[[int], Result], rows: int) -> Result:
@@ -60,7 +64,11 @@ def with_fewer_rows(run: Callable[[int], Result], rows: int) -> Result:
             if not ran_out_of_memory(error) or rows <= 1:
                 raise
         # Out of the handler, whose error holds all frames and their tensors.
-        _log.warning("memory ran out with %d rows in flight; going on with %d at a time, with the same result", rows, rows // 2)
+        _log.warning(
+            "memory ran out with %d rows in flight; going on with %d at a time, with the same result",
+            rows,
+            rows // 2,
+        )
         rows //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc, multiclass_accuracy, multiclass_calibration_error
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    multiclass_accuracy,
+    multiclass_calibration_error,
+)
 
 from .errors import ConfigError
 from .selective import AccuracyCoverage, accuracy_by_doubt
@@ -39,8 +43,12 @@ def accuracy(prediction: Prediction) -> float:
         0.5
     """
     targets = prediction.labelled_targets("accuracy")
-    share = multiclass_accuracy(prediction.probs, targets, num_classes=prediction.num_options, average="micro").item()
-    return round(share * prediction.num_examples) / prediction.num_examples  # 0.225 and not float32's 0.22499999
+    share = multiclass_accuracy(
+        prediction.probs, targets, num_classes=prediction.num_options, average="micro"
+    ).item()
+    return (
+        round(share * prediction.num_examples) / prediction.num_examples
+    )  # 0.225 and not float32's 0.22499999
 
 
 def nll(prediction: Prediction) -> float:
@@ -59,7 +67,9 @@ def nll(prediction: Prediction) -> float:
         200.0
     """
     targets = prediction.labelled_targets("nll")
-    return -prediction.log_probs.gather(1, targets[:, None]).double().mean().item() + 0.0  # + 0.0 makes -0.0 a plain zero
+    return (
+        -prediction.log_probs.gather(1, targets[:, None]).double().mean().item() + 0.0
+    )  # + 0.0 makes -0.0 a plain zero
 
 
 def ece(prediction: Prediction) -> float:
@@ -76,7 +86,9 @@ def ece(prediction: Prediction) -> float:
         0.3
     """
     targets = prediction.labelled_targets("ece")
-    return multiclass_calibration_error(prediction.probs, targets, num_classes=prediction.num_options, n_bins=NUM_BINS, norm="l1").item()
+    return multiclass_calibration_error(
+        prediction.probs, targets, num_classes=prediction.num_options, n_bins=NUM_BINS, norm="l1"
+    ).item()
 
 
 def brier(prediction: Prediction) -> float:
@@ -123,7 +135,12 @@ def ood_auroc(prediction: Prediction, ood: Prediction) -> float:
             f"{prediction.num_members} members in distribution and {ood.num_members} out of it; score the predictions of one predictor"
         )
     scores = torch.cat([_doubt(prediction), _doubt(ood)])
-    labels = torch.cat([torch.zeros(prediction.num_examples, dtype=torch.int64), torch.ones(ood.num_examples, dtype=torch.int64)])
+    labels = torch.cat(
+        [
+            torch.zeros(prediction.num_examples, dtype=torch.int64),
+            torch.ones(ood.num_examples, dtype=torch.int64),
+        ]
+    )
     return binary_auroc(scores, labels).item()
 
 
@@ -141,7 +158,9 @@ def accuracy_coverage(prediction: Prediction) -> AccuracyCoverage:
         >>> accuracy_coverage(Prediction(probs.log(), torch.tensor([0, 1, 1]))).accuracies.tolist()[:2]
         [1.0, 1.0]
     """
-    return accuracy_by_doubt(_doubt(prediction), prediction.choices == prediction.labelled_targets("accuracy_coverage"))
+    return accuracy_by_doubt(
+        _doubt(prediction), prediction.choices == prediction.labelled_targets("accuracy_coverage")
+    )
 
 
 def coverage_area(prediction: Prediction) -> float:
@@ -194,7 +213,9 @@ def reliability_bins(prediction: Prediction, *, bins: int = NUM_BINS) -> Reliabi
     index = torch.bucketize(confidence, torch.linspace(0, 1, bins + 1), right=True) - 1
     counts = torch.bincount(index, minlength=bins + 1)
     filled = counts > 0
-    confidences = torch.bincount(index, weights=confidence.double(), minlength=bins + 1)[filled] / counts[filled]
+    confidences = (
+        torch.bincount(index, weights=confidence.double(), minlength=bins + 1)[filled] / counts[filled]
+    )
     accuracies = torch.bincount(index, weights=correct, minlength=bins + 1)[filled] / counts[filled]
     return ReliabilityBins(confidences, accuracies, counts[filled])
 
@@ -224,9 +245,12 @@ class Metrics:
         return asdict(self)
 
     def __str__(self) -> str:
-        values = {name.replace("_", " "): value for name, value in self.to_dict().items() if value is not None}
+        values = {
+            name.replace("_", " "): value for name, value in self.to_dict().items() if value is not None
+        }
         return "\n".join(
-            f"{name:<18} {value:>8.4f}" if isinstance(value, float) else f"{name:<18} {value:>8}" for name, value in values.items()
+            f"{name:<18} {value:>8.4f}" if isinstance(value, float) else f"{name:<18} {value:>8}"
+            for name, value in values.items()
         )
 
 
@@ -316,10 +340,17 @@ def evaluate_members(prediction: Prediction, *, ood: Prediction | None = None) -
         0.7500 ± 0.3536
     """
     if ood is not None and ood.num_members != prediction.num_members:
-        raise ConfigError(f"{prediction.num_members} members in distribution and {ood.num_members} out of it; pass the same predictor's")
-    members = [evaluate(prediction.member(m), ood=None if ood is None else ood.member(m)) for m in range(prediction.num_members)]
+        raise ConfigError(
+            f"{prediction.num_members} members in distribution and {ood.num_members} out of it; pass the same predictor's"
+        )
+    members = [
+        evaluate(prediction.member(m), ood=None if ood is None else ood.member(m))
+        for m in range(prediction.num_members)
+    ]
     # num_members is 1 by construction, and a lone member has neither mutual information nor disagreement
-    names = ["accuracy", "nll", "ece", "brier", "coverage_area", "total_entropy"] + ([] if ood is None else ["ood_auroc"])
+    names = ["accuracy", "nll", "ece", "brier", "coverage_area", "total_entropy"] + (
+        [] if ood is None else ["ood_auroc"]
+    )
     return {name: MemberSpread(tuple(getattr(member, name) for member in members)) for name in names}
 
 

@@ -47,8 +47,14 @@ def render_model_card(base: str, *, members: int, task: dict[str, Any]) -> str:
     lines = [f"Task: {task['name']}.\n"] if task.get("name") else []
     metrics = task.get("metrics") or {}
     if metrics:
-        rows = "".join(f"| {name} | {value:.4g} |\n" for name, value in metrics.items() if isinstance(value, int | float))
+        rows = "".join(
+            f"| {name} | {value:.4g} |\n" for name, value in metrics.items() if isinstance(value, int | float)
+        )
         lines.append(f"Measured on its validation split:\n\n| metric | value |\n|---|---|\n{rows}")
-    on_hub = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", base) is not None  # the hub refuses a card that names a folder as its base
+    on_hub = (
+        re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", base) is not None
+    )  # the hub refuses a card that names a folder as its base
     base_line = f"base_model: {base}\n" if on_hub else ""
-    return CARD.format(base_line=base_line, base=base or "an unnamed base", members=members, task="\n".join(lines))
+    return CARD.format(
+        base_line=base_line, base=base or "an unnamed base", members=members, task="\n".join(lines)
+    )

@@ -42,19 +42,29 @@ class StackedAdamW:
     steps: int = field(default=0)
 
     @classmethod
-    def over(cls, buffers: Sequence[Tensor], *, learning_rate: Tensor, decays: Sequence[Tensor]) -> StackedAdamW:
+    def over(
+        cls, buffers: Sequence[Tensor], *, learning_rate: Tensor, decays: Sequence[Tensor]
+    ) -> StackedAdamW:
         """One that has made no step yet; the rate and a decay for each buffer are (M,)."""
         states = tuple(AdamState.zeros_like(buffer) for buffer in buffers)
-        return cls(learning_rate[:, None], tuple(decay[:, None] for _, decay in zip(buffers, decays, strict=True)), states)
+        return cls(
+            learning_rate[:, None],
+            tuple(decay[:, None] for _, decay in zip(buffers, decays, strict=True)),
+            states,
+        )
 
     def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], *, factor: float = 1.0) -> None:
         """One update in place; `factor` is the schedule's multiple of the learning rate."""
         self.steps += 1
         rate = self.learning_rate * factor
-        for parameter, gradient, state, decay in zip(parameters, gradients, self.states, self.decays, strict=True):
+        for parameter, gradient, state, decay in zip(
+            parameters, gradients, self.states, self.decays, strict=True
+        ):
             self._update(parameter, gradient, state, rate=rate, decay=decay)
 
-    def _update(self, parameter: Tensor, gradient: Tensor, state: AdamState, *, rate: Tensor, decay: Tensor) -> None:
+    def _update(
+        self, parameter: Tensor, gradient: Tensor, state: AdamState, *, rate: Tensor, decay: Tensor
+    ) -> None:
         beta1, beta2 = BETAS
         parameter.mul_(1 - rate * decay)
         state.first.lerp_(gradient, 1 - beta1)

@@ -107,12 +107,26 @@ def plan_training(
         >>> plan_training(small, members=4, batch_size=2, tokens=16).adapter_parameters
         4096
     """
-    for name, value in (("members", members), ("batch_size", batch_size), ("tokens", tokens), ("answer_tokens", answer_tokens)):
+    for name, value in (
+        ("members", members),
+        ("batch_size", batch_size),
+        ("tokens", tokens),
+        ("answer_tokens", answer_tokens),
+    ):
         if value < 1:
             raise ConfigError(f"{name} is {value}; it is a whole number of at least 1")
     if answer_tokens > tokens:
-        raise ConfigError(f"answer_tokens is {answer_tokens} and tokens {tokens}; an answer is part of a row's tokens")
-    wanted = _Step(config, _adapter_shapes(config, adapter or default_adapter_config()), members, tokens, answer_tokens, dtype)
+        raise ConfigError(
+            f"answer_tokens is {answer_tokens} and tokens {tokens}; an answer is part of a row's tokens"
+        )
+    wanted = _Step(
+        config,
+        _adapter_shapes(config, adapter or default_adapter_config()),
+        members,
+        tokens,
+        answer_tokens,
+        dtype,
+    )
     whole = wanted.measure(members * batch_size)
     plan = replace(whole, parts=1)
     if memory is None:
@@ -121,7 +135,9 @@ def plan_training(
     rows = members * batch_size
     if plan.activations > room:
         few = wanted.measure(max(1, min(members, rows - 1)))
-        each = (plan.activations - few.activations) / (rows - few.rows) if rows > few.rows else plan.activations
+        each = (
+            (plan.activations - few.activations) / (rows - few.rows) if rows > few.rows else plan.activations
+        )
         rows = max(1, min(rows, few.rows + int((room - few.activations) // max(1.0, each))))
         plan = wanted.measure(rows)
     parts = math.ceil(members * batch_size / plan.rows)
@@ -142,7 +158,9 @@ class _Step:
     def measure(self, rows: int) -> Plan:
         """What the step needs with `rows` rows of all members in flight."""
         with FakeTensorMode(allow_non_fake_inputs=True):
-            base = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype).eval().requires_grad_(False)
+            base = (
+                AutoModelForCausalLM.from_config(self.config, dtype=self.dtype).eval().requires_grad_(False)
+            )
             kept = _bytes([*base.parameters(), *base.buffers()])
             weights = MemberWeights(
                 {name: torch.zeros(a) for name, (a, _) in self.shapes.items()},
@@ -156,7 +174,10 @@ class _Step:
             totals = stack.zero_gradients()
             own = _bytes([stack.a, stack.b, stack.working_a, stack.working_b, *totals])
             own |= _bytes([moment for state in optimizer.states for moment in (state.first, state.second)])
-            peak = _peak(lambda: self._run(base, stack, optimizer, totals, rows=rows, group=group), known={**kept, **own})
+            peak = _peak(
+                lambda: self._run(base, stack, optimizer, totals, rows=rows, group=group),
+                known={**kept, **own},
+            )
         parameters = (stack.a.shape[1] + stack.b.shape[1]) if self.members else 0
         flops = _step_flops(base, parameters, rows * self.tokens, rows * self.answer_tokens, self.tokens)
         return Plan(_total(kept), _total(own), peak, rows, 1, flops, parameters)
@@ -165,11 +186,22 @@ class _Step:
         """The members whose rows are in flight together: all where there are rows for all, as `split_step` does it."""
         return next(count for count in range(min(self.members, rows), 0, -1) if rows % count == 0)
 
-    def _run(self, base: Any, stack: AdapterStack, optimizer: StackedAdamW, totals: tuple[Tensor, ...], *, rows: int, group: int) -> None:
+    def _run(
+        self,
+        base: Any,
+        stack: AdapterStack,
+        optimizer: StackedAdamW,
+        totals: tuple[Tensor, ...],
+        *,
+        rows: int,
+        group: int,
+    ) -> None:
         ids = torch.zeros(rows, self.tokens, dtype=torch.int64)
         row = torch.arange(rows).repeat_interleave(self.answer_tokens)
         places = Places(row, torch.arange(self.tokens - self.answer_tokens, self.tokens).repeat(rows))
-        with stack.running(rows=rows, tokens=ids.numel(), members=slice(None) if group == self.members else slice(0, group)):
+        with stack.running(
+            rows=rows, tokens=ids.numel(), members=slice(None) if group == self.members else slice(0, group)
+        ):
             logits = logits_at(base, ids, places)
         loss = answer_loss(logits, torch.zeros(len(row), dtype=torch.int64)).sum()
         del logits
@@ -179,7 +211,9 @@ class _Step:
         stack.refresh()
 
 
-def _adapter_shapes(config: PretrainedConfig, adapter: LoraConfig) -> dict[str, tuple[torch.Size, torch.Size]]:
+def _adapter_shapes(
+    config: PretrainedConfig, adapter: LoraConfig
+) -> dict[str, tuple[torch.Size, torch.Size]]:
     """The sizes of A and B in every layer that PEFT adapts, found on a model without data."""
     check_stackable(adapter)
     try:
@@ -193,9 +227,15 @@ def _adapter_shapes(config: PretrainedConfig, adapter: LoraConfig) -> dict[str, 
             wrapped = get_peft_model(skeleton, copy.deepcopy(adapter), low_cpu_mem_usage=True)
     except ValueError as error:
         raise AdapterError(f"PEFT cannot place the adapter: {error}") from error
-    layers: list[tuple[str, Any]] = [(name, module) for name, module in wrapped.named_modules() if isinstance(module, LoraLayer)]
+    layers: list[tuple[str, Any]] = [
+        (name, module) for name, module in wrapped.named_modules() if isinstance(module, LoraLayer)
+    ]
     return {
-        name.removeprefix(PREFIX): (layer.lora_A["default"].weight.shape, layer.lora_B["default"].weight.shape) for name, layer in layers
+        name.removeprefix(PREFIX): (
+            layer.lora_A["default"].weight.shape,
+            layer.lora_B["default"].weight.shape,
+        )
+        for name, layer in layers
     }
 
 
@@ -246,8 +286,17 @@ def _step_flops(base: Any, adapter_parameters: int, tokens: int, answers: int, l
     """
     config = base.config.get_text_config()
     head = base.get_output_embeddings().weight.numel()
-    body = sum(parameter.numel() for name, parameter in base.named_parameters() if parameter.dim() == 2 and "embed" not in name) - head
+    body = (
+        sum(
+            parameter.numel()
+            for name, parameter in base.named_parameters()
+            if parameter.dim() == 2 and "embed" not in name
+        )
+        - head
+    )
     body = body if not config.tie_word_embeddings else body + head
-    width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
     attention = 12 * config.num_hidden_layers * width * (length / 2) * tokens
     return 4.0 * (body * tokens + head * answers) + attention + 6.0 * adapter_parameters * tokens

@@ -63,10 +63,18 @@ def reliability_diagram(predictions: Mapping[str, Prediction]) -> Figure:
         )
         share = bins.counts / prediction.num_examples
         axes.scatter(
-            bins.confidences.tolist(), bins.accuracies.tolist(), s=(20 + 400 * share).tolist(), color=colour, marker=marker, alpha=0.35
+            bins.confidences.tolist(),
+            bins.accuracies.tolist(),
+            s=(20 + 400 * share).tolist(),
+            color=colour,
+            marker=marker,
+            alpha=0.35,
         )
     axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    axes.set(xlabel="confidence (mean probability of the chosen option)", ylabel="accuracy (share of right answers)")
+    axes.set(
+        xlabel="confidence (mean probability of the chosen option)",
+        ylabel="accuracy (share of right answers)",
+    )
     figure.legend(loc="outside upper left")
     return figure
 
@@ -96,7 +104,11 @@ def wrong_confidence_density(predictions: Mapping[str, Prediction]) -> Figure:
         label = f"{name} ({int(wrong.sum())} of {prediction.num_examples} wrong)"
         x = grid.tolist() if density else []
         axes.plot(x, density, linestyle=_line(prediction), color=COLOURS[index], linewidth=2, label=label)
-    axes.set(xlim=(0, 1), xlabel="confidence of a wrong answer (probability)", ylabel="density (per unit of probability)")
+    axes.set(
+        xlim=(0, 1),
+        xlabel="confidence of a wrong answer (probability)",
+        ylabel="density (per unit of probability)",
+    )
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside upper left")
     return figure
@@ -130,7 +142,9 @@ def accuracy_coverage_plot(predictions: Mapping[str, Prediction]) -> Figure:
             label=label,
         )
     axes.set(
-        xlim=(0, 1), xlabel="coverage (share of questions answered, most confident first)", ylabel="accuracy on the questions answered"
+        xlim=(0, 1),
+        xlabel="coverage (share of questions answered, most confident first)",
+        ylabel="accuracy on the questions answered",
     )
     figure.legend(loc="outside upper left")
     return figure
@@ -167,8 +181,12 @@ def selective_panels(points: Mapping[str, Sequence[float]], curves: Mapping[str,
         coverage = [(place + 1) / len(accuracies) for place in range(len(accuracies))]
         line = "--" if name.startswith("ensemble") else "-"
         label = f"{name} (area {accuracies.mean().item():.3f})"
-        right.plot(coverage, accuracies.tolist(), linestyle=line, color=COLOURS[index], linewidth=2, label=label)
-    right.set(xlim=(0, 1), xlabel="coverage (share answered, least doubtful first)", ylabel="share of right answers")
+        right.plot(
+            coverage, accuracies.tolist(), linestyle=line, color=COLOURS[index], linewidth=2, label=label
+        )
+    right.set(
+        xlim=(0, 1), xlabel="coverage (share answered, least doubtful first)", ylabel="share of right answers"
+    )
     right.legend(loc="best")
     return figure
 
@@ -185,7 +203,9 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
-def density_on_unit_interval(values: Tensor, grid: Tensor, *, least_bandwidth: float = _MIN_BANDWIDTH) -> Tensor:
+def density_on_unit_interval(
+    values: Tensor, grid: Tensor, *, least_bandwidth: float = _MIN_BANDWIDTH
+) -> Tensor:
     """The Gaussian kernel density of probabilities, at the points of `grid`, in float64.
 
     Values are reflected at 0 and 1, so that no mass leaks out of the interval: without it the peak at 1 of an overconfident model halves.
@@ -209,11 +229,15 @@ def density_on_unit_interval(values: Tensor, grid: Tensor, *, least_bandwidth: f
     spreads = [spread for spread in (values.std(correction=0).item(), (upper - lower) / 1.34) if spread > 0]
     bandwidth = max(0.9 * min(spreads, default=0.0) * len(values) ** -0.2, least_bandwidth)
     steps = (grid[:, None] - torch.cat([values, -values, 2 - values])) / bandwidth
-    density: Tensor = (-0.5 * steps.square()).exp().sum(dim=1) / (len(values) * bandwidth * math.sqrt(2 * math.pi))
+    density: Tensor = (-0.5 * steps.square()).exp().sum(dim=1) / (
+        len(values) * bandwidth * math.sqrt(2 * math.pi)
+    )
     return density
 
 
-def new_figure(size: tuple[float, float], *, rows: int = 1, columns: int = 1, dpi: int = 150, sharex: bool = False) -> Figure:
+def new_figure(
+    size: tuple[float, float], *, rows: int = 1, columns: int = 1, dpi: int = 150, sharex: bool = False
+) -> Figure:
     """An empty figure of `size` (width, height) in inches with rows * columns axes, in reading order in its `axes`.
 
     Raises:
@@ -226,7 +250,9 @@ def new_figure(size: tuple[float, float], *, rows: int = 1, columns: int = 1, dp
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError('figures need matplotlib, which is not installed; run: pip install "lora-ensembles[plots]"') from error
+        raise MissingExtraError(
+            'figures need matplotlib, which is not installed; run: pip install "lora-ensembles[plots]"'
+        ) from error
     # A Figure of its own and not pyplot's: nothing stays registered, and no window system is looked for.
     figure = Figure(figsize=size, dpi=dpi, layout="constrained")
     figure.subplots(nrows=rows, ncols=columns, sharex=sharex)
@@ -247,4 +273,6 @@ def _line(prediction: Prediction) -> str:
 
 def _check_arms(predictions: Mapping[str, object]) -> None:
     if not 1 <= len(predictions) <= len(COLOURS):
-        raise ConfigError(f"{len(predictions)} arms to draw; give 1 to {len(COLOURS)}, more cannot be told apart in one figure")
+        raise ConfigError(
+            f"{len(predictions)} arms to draw; give 1 to {len(COLOURS)}, more cannot be told apart in one figure"
+        )

@@ -56,7 +56,9 @@ class Prediction:
         object.__setattr__(self, "member_log_probs", _checked_log_probs(self.member_log_probs))
         ids = tuple(self.ids) or tuple(str(row) for row in range(self.num_examples))
         if len(ids) != self.num_examples:
-            raise ConfigError(f"{len(ids)} ids for {self.num_examples} examples; give one id an example, in row order")
+            raise ConfigError(
+                f"{len(ids)} ids for {self.num_examples} examples; give one id an example, in row order"
+            )
         object.__setattr__(self, "ids", ids)
         if self.targets is not None:
             object.__setattr__(self, "targets", _checked_targets(self.targets, self.present, ids))
@@ -109,7 +111,9 @@ class Prediction:
     @property
     def member_choices(self) -> Tensor:
         """(M, N) int64 index of each member's most probable option; the first of them on a tie."""
-        return self.member_log_probs.exp().argmax(dim=-1)  # exp first, so that a lone member ties where `probs` ties
+        return self.member_log_probs.exp().argmax(
+            dim=-1
+        )  # exp first, so that a lone member ties where `probs` ties
 
     def member(self, index: int) -> Prediction:
         """The prediction of one member alone (M = 1).
@@ -127,7 +131,9 @@ class Prediction:
         """
         known = range(self.num_members)
         if not members or len(set(members)) != len(members) or any(m not in known for m in members):
-            raise ConfigError(f"cannot select members {list(members)}; name one or more of 0 to {self.num_members - 1}, each once")
+            raise ConfigError(
+                f"cannot select members {list(members)}; name one or more of 0 to {self.num_members - 1}, each once"
+            )
         return Prediction(self.member_log_probs[list(members)], self.targets, self.ids)
 
     def take(self, rows: Tensor) -> Prediction:
@@ -151,7 +157,9 @@ class Prediction:
             DataError: the examples are unlabelled.
         """
         if self.targets is None:
-            raise DataError(f"{what} needs targets, and these {self.num_examples} examples have none; give every example a target")
+            raise DataError(
+                f"{what} needs targets, and these {self.num_examples} examples have none; give every example a target"
+            )
         return self.targets
 
 
@@ -209,10 +217,14 @@ def _checked_log_probs(log_probs: Tensor) -> Tensor:
             f"member_log_probs has shape {tuple(log_probs.shape)}; it must be (members, examples, options), 2 or more options"
         )
     if log_probs.dtype not in (torch.float32, torch.float64):
-        raise ConfigError(f"member_log_probs is {log_probs.dtype}; cast the logits to float32 before the softmax over the options")
+        raise ConfigError(
+            f"member_log_probs is {log_probs.dtype}; cast the logits to float32 before the softmax over the options"
+        )
     log_probs = log_probs.detach().to(device="cpu", dtype=torch.float32)
     sums = log_probs.double().exp().sum(dim=-1)
-    wrong = ~((sums - 1.0).abs() <= _ROW_SUM_TOLERANCE)  # `not within` and not `outside`: a NaN is outside nothing
+    wrong = ~(
+        (sums - 1.0).abs() <= _ROW_SUM_TOLERANCE
+    )  # `not within` and not `outside`: a NaN is outside nothing
     if wrong.any():
         member, row = wrong.nonzero()[0].tolist()
         raise ConfigError(
@@ -232,7 +244,9 @@ def _checked_log_probs(log_probs: Tensor) -> Tensor:
 def _checked_targets(targets: Tensor, present: Tensor, ids: tuple[str, ...]) -> Tensor:
     num_examples, num_options = present.shape
     if targets.shape != (num_examples,) or targets.is_floating_point() or targets.dtype == torch.bool:
-        raise ConfigError(f"targets is {targets.dtype} of shape {tuple(targets.shape)}; it must be integers of shape ({num_examples},)")
+        raise ConfigError(
+            f"targets is {targets.dtype} of shape {tuple(targets.shape)}; it must be integers of shape ({num_examples},)"
+        )
     targets = targets.detach().to(device="cpu", dtype=torch.int64)
     inside = (targets >= 0) & (targets < num_options)
     valid = inside & present.gather(1, targets.clamp(0, num_options - 1)[:, None])[:, 0]

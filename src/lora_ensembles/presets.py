@@ -26,10 +26,19 @@ def preset(name: str, *, task: str | None = None) -> TrainConfig:
     """
     if name == "paper":
         if task not in PAPER_BATCH_SIZES:
-            raise ConfigError(f"the paper has no settings for {task!r}, only for {', '.join(PAPER_BATCH_SIZES)}; use the preset 'default'")
+            raise ConfigError(
+                f"the paper has no settings for {task!r}, only for {', '.join(PAPER_BATCH_SIZES)}; use the preset 'default'"
+            )
         return TrainConfig(epochs=20, batch_size=PAPER_BATCH_SIZES[task], learning_rate=5e-5)
     if name == "default":
-        return TrainConfig(epochs=5, learning_rate=2e-4, weight_decay_b=25.0, schedule="linear", warmup_steps=20, max_grad_norm=1.0)
+        return TrainConfig(
+            epochs=5,
+            learning_rate=2e-4,
+            weight_decay_b=25.0,
+            schedule="linear",
+            warmup_steps=20,
+            max_grad_norm=1.0,
+        )
     if name == "embedded":
         return TrainConfig(epochs=15, learning_rate=2e-3)
     raise ConfigError(unknown_name("preset", name, PRESETS))

@@ -45,8 +45,14 @@ def frozen_products(*, always: bool = False) -> Iterator[None]:
 
 @functools.cache
 def _pays() -> bool:
-    known = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return known and torch.backends.cpu.get_cpu_capability() == "AVX512" and "GenuineIntel" not in _processor()
+    known = (
+        torch.backends.mkldnn.is_available()
+        and torch.backends.mkl.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+    return (
+        known and torch.backends.cpu.get_cpu_capability() == "AVX512" and "GenuineIntel" not in _processor()
+    )
 
 
 def _processor() -> str:
@@ -56,7 +62,11 @@ def _processor() -> str:
 
 class _ByOneDNN(TorchFunctionMode):
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is F.linear and not kwargs and _suits(args[0], args[1]):
             return _FrozenLinear.apply(*args[:2], args[2] if len(args) > 2 else None)

@@ -45,9 +45,15 @@ class SharedRows:
     def groups(self) -> list[slice]:
         """The members of each pass."""
         members, size = self.stack.num_members, self.members_at_once
-        return [slice(None)] if size >= members else [slice(m, min(m + size, members)) for m in range(0, members, size)]
+        return (
+            [slice(None)]
+            if size >= members
+            else [slice(m, min(m + size, members)) for m in range(0, members, size)]
+        )
 
-    def passes(self, ids: Tensor, run: Callable[[Tensor, int], Tensor], *, states: Tensor | None = None) -> Tensor:
+    def passes(
+        self, ids: Tensor, run: Callable[[Tensor, int], Tensor], *, states: Tensor | None = None
+    ) -> Tensor:
         """What `run` returns for each group of members (G, ...), all in one (M, ...); it is given G copies of `ids` (B, T), and G.
 
         `states` (B, T, H) are what the trunk makes of the rows; by default it reads them as a causal language model.
@@ -64,19 +70,30 @@ class SharedRows:
 
     def answer_logits(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Next-token logits (M, B, K, V) at `positions` (B, K) of right-padded `ids` (B, T)."""
-        return self.passes(ids, lambda rows, count: answer_logits(self.base, rows, positions.repeat(count, 1)).unflatten(0, (count, -1)))
+        return self.passes(
+            ids,
+            lambda rows, count: answer_logits(self.base, rows, positions.repeat(count, 1)).unflatten(
+                0, (count, -1)
+            ),
+        )
 
     def read_prefix(self, ids: Tensor) -> AnswerLogits | None:
         """The logits of rows that go on from `ids` (B, T), whose keys and values differ by member; see `scoring.ReadPrefix`."""
         prefixes = [read_prefix(self.base, rows) for rows in self._copies(ids)]
         read = [prefix for prefix in prefixes if prefix is not None]
-        return None if len(read) < len(prefixes) else lambda rows, positions: self._after(read, rows, positions)
+        return (
+            None if len(read) < len(prefixes) else lambda rows, positions: self._after(read, rows, positions)
+        )
 
     def _after(self, prefixes: list[Prefix], ids: Tensor, positions: Tensor) -> Tensor:
         parts = []
         for prefix, rows in zip(prefixes, self._copies(ids), strict=True):
             count = len(rows) // len(ids)
-            parts.append(answer_logits(self.base, rows, positions.repeat(count, 1), after=prefix).unflatten(0, (count, -1)))
+            parts.append(
+                answer_logits(self.base, rows, positions.repeat(count, 1), after=prefix).unflatten(
+                    0, (count, -1)
+                )
+            )
         return torch.cat(parts)
 
     def _copies(self, ids: Tensor) -> Iterator[Tensor]:

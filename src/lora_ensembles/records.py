@@ -58,7 +58,9 @@ def _records(prediction: Prediction, examples: Sequence[Example]) -> Iterator[di
             "id": example.id,
             "prediction": labels[choices[row]],
             "confidence": probs[row][choices[row]],
-            "probs": dict(zip(labels, probs[row], strict=False)),  # a row is as long as the longest example's labels
+            "probs": dict(
+                zip(labels, probs[row], strict=False)
+            ),  # a row is as long as the longest example's labels
             "target": None if example.target is None else labels[example.target],
             "votes": [labels[choice] for choice in votes[row]],
             **{name: values[row] for name, values in uncertainties.items()},

@@ -61,7 +61,10 @@ class Table:
 
     def __str__(self) -> str:
         lines = (self.header, *self.rows)
-        widths = [max((len(line[column]) for line in lines if column < len(line)), default=0) for column in range(len(self.header))]
+        widths = [
+            max((len(line[column]) for line in lines if column < len(line)), default=0)
+            for column in range(len(self.header))
+        ]
         return "\n".join(
             "  ".join(
                 cell.ljust(width) if column == 0 else cell.rjust(width)
@@ -73,7 +76,9 @@ class Table:
     def to_markdown(self) -> str:
         """The table in Markdown, ending with a line break."""
         lines = (self.header, ("---",) * len(self.header), *self.rows)
-        return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+        return "".join(
+            f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines
+        )
 
     def to_html(self) -> str:
         """The table as an HTML element; cells are escaped."""
@@ -86,7 +91,10 @@ class Table:
         return f'<div class="scroll"><table{many}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
     def _row(self, index: int) -> str:
-        return "".join(f"<td{self._style(index, column)}>{html.escape(cell)}</td>" for column, cell in enumerate(self.rows[index]))
+        return "".join(
+            f"<td{self._style(index, column)}>{html.escape(cell)}</td>"
+            for column, cell in enumerate(self.rows[index])
+        )
 
     def _style(self, index: int, column: int) -> str:
         if (index, column) in self.chosen:
@@ -169,7 +177,9 @@ class Beside:
     columns: tuple[tuple[str, str], ...]
 
     def to_html(self) -> str:
-        cells = "\n".join(f"<div><h4>{html.escape(head)}</h4>{paragraph(text)}</div>" for head, text in self.columns)
+        cells = "\n".join(
+            f"<div><h4>{html.escape(head)}</h4>{paragraph(text)}</div>" for head, text in self.columns
+        )
         return f'<div class="beside">\n{cells}\n</div>'
 
     def to_markdown(self) -> str:
@@ -252,7 +262,10 @@ def page(title: str, sections: Sequence[Section], *, intro: str) -> str:
         >>> "<script" in page("Demo", [Section("Result", (paragraph("good"),))], intro="What was done.")
         False
     """
-    parts = [f"<section><h2>{html.escape(section.heading)}</h2>\n{chr(10).join(section.body)}\n</section>" for section in sections]
+    parts = [
+        f"<section><h2>{html.escape(section.heading)}</h2>\n{chr(10).join(section.body)}\n</section>"
+        for section in sections
+    ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

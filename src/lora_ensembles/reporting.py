@@ -37,7 +37,14 @@ class Reporter:
             return
         self._bar.set_postfix(loss=f"{outcome.loss.mean():.3f}", accuracy=f"{outcome.accuracy.mean():.3f}")
         norms = outcome.gradient_norm.cpu()
-        self._write({"step": step, "loss": _listed(outcome.loss), "accuracy": _listed(outcome.accuracy), "gradient_norm": _listed(norms)})
+        self._write(
+            {
+                "step": step,
+                "loss": _listed(outcome.loss),
+                "accuracy": _listed(outcome.accuracy),
+                "gradient_norm": _listed(norms),
+            }
+        )
 
     def partial(self) -> dict[str, Any]:
         """The sums of the epoch that is under way, as JSON-able values."""

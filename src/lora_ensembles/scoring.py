@@ -62,7 +62,9 @@ class _Batches:
     device: torch.device | str
 
 
-def _score_shared(encoded: Sequence[EncodedExample], batches: _Batches, read_prefix: ReadPrefix, *, single: bool) -> Tensor | None:
+def _score_shared(
+    encoded: Sequence[EncodedExample], batches: _Batches, read_prefix: ReadPrefix, *, single: bool
+) -> Tensor | None:
     """Scores with what rows share read once, or None where that saves little or the model cannot do it."""
     prompts = [len(example.prompt_ids) for example in encoded]
     if min(prompts) < 2:
@@ -71,7 +73,10 @@ def _score_shared(encoded: Sequence[EncodedExample], batches: _Batches, read_pre
     labels = 0 if single else sum(len(label) for example in encoded for label in example.label_ids)
     whole = labels + sum(length * count for length, count in zip(prompts, copies, strict=True))
     common = _common_prefix(encoded)
-    costs = {"beginning": whole - common * (sum(copies) - 1), "prompts": math.inf if single else labels + sum(prompts) + sum(copies)}
+    costs = {
+        "beginning": whole - common * (sum(copies) - 1),
+        "prompts": math.inf if single else labels + sum(prompts) + sum(copies),
+    }
     kind = min(costs, key=lambda name: costs[name])
     if whole < WORTH_SHARING * costs[kind]:
         return None
@@ -81,17 +86,23 @@ def _score_shared(encoded: Sequence[EncodedExample], batches: _Batches, read_pre
     if after is None:
         return None
     rest = [dataclasses.replace(example, prompt_ids=example.prompt_ids[common:]) for example in encoded]
-    return (_score_single if single else _score_sequences)(rest, dataclasses.replace(batches, answer_logits=after))
+    return (_score_single if single else _score_sequences)(
+        rest, dataclasses.replace(batches, answer_logits=after)
+    )
 
 
 def _common_prefix(encoded: Sequence[EncodedExample]) -> int:
     """How many tokens all prompts begin with; at least the last one of each is its own."""
     first, last = (choose(example.prompt_ids for example in encoded) for choose in (min, max))
-    same = next((n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
+    same = next(
+        (n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first)
+    )
     return min(same, min(len(example.prompt_ids) for example in encoded) - 1)
 
 
-def _score_by_prompt(encoded: Sequence[EncodedExample], batches: _Batches, read_prefix: ReadPrefix) -> Tensor | None:
+def _score_by_prompt(
+    encoded: Sequence[EncodedExample], batches: _Batches, read_prefix: ReadPrefix
+) -> Tensor | None:
     # Prompts of one length together: nothing is padded before a label, so no model needs to be told where a prompt ended.
     groups: dict[tuple[int, int], list[int]] = {}
     for n, example in enumerate(encoded):
@@ -101,7 +112,9 @@ def _score_by_prompt(encoded: Sequence[EncodedExample], batches: _Batches, read_
         at_once = max(1, batches.rows // labels)
         for start in range(0, len(members), at_once):
             numbers = members[start : start + at_once]
-            after = read_prefix(torch.tensor([encoded[n].prompt_ids[:-1] for n in numbers], device=batches.device))
+            after = read_prefix(
+                torch.tensor([encoded[n].prompt_ids[:-1] for n in numbers], device=batches.device)
+            )
             if after is None:
                 return None
             pairs = [(n, c) for n in numbers for c in range(labels)]
@@ -139,8 +152,16 @@ def _score_single(encoded: Sequence[EncodedExample], batches: _Batches) -> Tenso
         batch = [encoded[n] for n in order[start : start + batches.rows]]
         ids = pad_rows([example.prompt_ids for example in batch], batches.pad_id, device=device)
         last = torch.tensor([[len(example.prompt_ids) - 1] for example in batch], device=device)
-        logits = batches.answer_logits(ids, last)[:, :, 0].float()  # (M, B, V); float32 before any probability
-        labels = pad_rows([[label[0] for label in example.label_ids] + [-1] * (options - len(example.label_ids)) for example in batch], -1)
+        logits = batches.answer_logits(ids, last)[
+            :, :, 0
+        ].float()  # (M, B, V); float32 before any probability
+        labels = pad_rows(
+            [
+                [label[0] for label in example.label_ids] + [-1] * (options - len(example.label_ids))
+                for example in batch
+            ],
+            -1,
+        )
         labels = labels.to(device).expand(logits.shape[0], -1, -1)
         parts.append(logits.gather(2, labels.clamp(min=0)).masked_fill(labels < 0, -math.inf))
     return torch.cat(parts, dim=1).cpu()[:, torch.tensor(order).argsort()]
@@ -152,7 +173,12 @@ def _score_sequences(encoded: Sequence[EncodedExample], batches: _Batches) -> Te
     scores = _Scores(encoded)
     for start in range(0, len(pairs), batches.rows):
         batch = pairs[start : start + batches.rows]
-        scores.put(batch, _sequence_log_probs([(encoded[n].prompt_ids, encoded[n].label_ids[c]) for n, c in batch], batches))
+        scores.put(
+            batch,
+            _sequence_log_probs(
+                [(encoded[n].prompt_ids, encoded[n].label_ids[c]) for n, c in batch], batches
+            ),
+        )
     return scores.all
 
 

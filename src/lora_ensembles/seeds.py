@@ -30,5 +30,9 @@ def member_seeds(seed: int, index: int, *, vary: Sequence[str] = ("init", "order
     """
     unknown = set(vary) - {"init", "order"}
     if unknown:
-        raise ConfigError(f"vary holds {sorted(unknown)}; what can vary between members is 'init' and 'order'")
-    return MemberSeeds(*(stream_key(seed, index if source in vary else 0, source) for source in ("init", "order")))
+        raise ConfigError(
+            f"vary holds {sorted(unknown)}; what can vary between members is 'init' and 'order'"
+        )
+    return MemberSeeds(
+        *(stream_key(seed, index if source in vary else 0, source) for source in ("init", "order"))
+    )

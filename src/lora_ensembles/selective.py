@@ -43,7 +43,11 @@ def accuracy_by_doubt(doubt: Tensor, correct: Tensor) -> AccuracyCoverage:
     """
     doubt, order = doubt.sort()
     _, group, sizes = torch.unique_consecutive(doubt, return_inverse=True, return_counts=True)
-    share = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, group, correct[order].double()).div_(sizes)[group]
+    share = (
+        torch.zeros(len(sizes), dtype=torch.float64)
+        .index_add_(0, group, correct[order].double())
+        .div_(sizes)[group]
+    )
     ranks = torch.arange(1, len(share) + 1, dtype=torch.float64)
     return AccuracyCoverage(coverages=ranks / len(share), accuracies=share.cumsum(0) / ranks)
 
@@ -62,6 +66,8 @@ def error_auroc(doubt: Tensor, correct: Tensor) -> float:
         0.5
     """
     if bool(correct.all()) or not bool(correct.any()):
-        raise DataError(f"all {len(correct)} answers are {'right' if bool(correct.all()) else 'wrong'}; AUROC needs some of both")
+        raise DataError(
+            f"all {len(correct)} answers are {'right' if bool(correct.all()) else 'wrong'}; AUROC needs some of both"
+        )
     _, ranks = doubt.unique(sorted=True, return_inverse=True)
     return binary_auroc(ranks.double() / max(1, int(ranks.max())), (~correct).long()).item()

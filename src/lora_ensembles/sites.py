@@ -63,9 +63,13 @@ def adapter_sites(modules: Mapping[str, nn.Module], members: Sequence[MemberWeig
     start_a = start_b = 0
     for name in names:
         if any(set(weights.a) != set(names) for weights in members):
-            raise AdapterError("the members adapt different layers; an ensemble needs the same target modules in every member")
+            raise AdapterError(
+                "the members adapt different layers; an ensemble needs the same target modules in every member"
+            )
         if name not in modules:
-            raise AdapterError(f"the adapter has weights for layer {name!r}, which the base model does not have; is this its base?")
+            raise AdapterError(
+                f"the adapter has weights for layer {name!r}, which the base model does not have; is this its base?"
+            )
         in_features, out_features = _features(name, modules[name])
         rank = max(weights.a[name].shape[0] for weights in members)
         for weights in members:
@@ -84,7 +88,9 @@ def _features(name: str, layer: Any) -> tuple[int, int]:
     if isinstance(layer, Conv1D):  # GPT-2 keeps its weight transposed
         return layer.nx, layer.nf
     if not isinstance(getattr(layer, "in_features", None), int):
-        raise AdapterError(f"the adapter has weights for layer {name!r}, which is a {type(layer).__name__} in this base; is this its base?")
+        raise AdapterError(
+            f"the adapter has weights for layer {name!r}, which is a {type(layer).__name__} in this base; is this its base?"
+        )
     return layer.in_features, layer.out_features
 
 
@@ -92,7 +98,9 @@ def grown(flat: Tensor, count: int) -> Tensor:
     """(M + count, P) with the rows of `flat` (M, P), and zeros; within its memory where there is room, as there is after it grew once."""
     rows, width = flat.shape[0] + count, flat.shape[1]
     if flat.untyped_storage().nbytes() < rows * width * flat.element_size():
-        roomy = flat.new_empty(rows * 3 // 2, width)  # or adding members one by one would copy all of them each time
+        roomy = flat.new_empty(
+            rows * 3 // 2, width
+        )  # or adding members one by one would copy all of them each time
         roomy[: flat.shape[0]] = flat
         flat = roomy[: flat.shape[0]]
     more = flat.as_strided((rows, width), (width, 1))

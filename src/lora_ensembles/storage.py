@@ -67,7 +67,9 @@ def fingerprint(base: nn.Module, *, apart_from: Collection[str] = ()) -> str:
         plain = plain and parameter.is_floating_point()
         sample = parameter.detach().flatten()[:256].to(torch.bfloat16).float().cpu()
         digest = kept if parameter.dim() == 1 or parameter is embedding else rounded
-        digest.update(f"{name.replace('.base_layer', '')} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+        digest.update(
+            f"{name.replace('.base_layer', '')} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes()
+        )
     return f"{kept.hexdigest()[:12]}-{rounded.hexdigest()[:12]}" if plain else kept.hexdigest()[:12]
 
 
@@ -97,7 +99,9 @@ def update_info(ensemble: LoraEnsemble, path: Path) -> None:
     """
     saved = len(_read_description(path)["members"])
     if saved != ensemble.num_members:
-        raise CheckpointError(f"{path} holds {saved} members, the ensemble has {ensemble.num_members}; save it to a folder of its own")
+        raise CheckpointError(
+            f"{path} holds {saved} members, the ensemble has {ensemble.num_members}; save it to a folder of its own"
+        )
     for name, text in _descriptions(ensemble).items():
         with file_written_aside(path / name, replace=True) as file:
             file.write(text)
@@ -114,7 +118,8 @@ def _descriptions(ensemble: LoraEnsemble) -> dict[str, str]:
         "next_index": info.next_index,
         "overlong": info.overlong,
         "members": [
-            {"folder": member_folder(index), "init_seed": seeds.init, "order_seed": seeds.order} for index, seeds in enumerate(info.seeds)
+            {"folder": member_folder(index), "init_seed": seeds.init, "order_seed": seeds.order}
+            for index, seeds in enumerate(info.seeds)
         ],
         "task": info.task,
     }
@@ -148,8 +153,14 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
     try:
         listed = content["members"]
         chosen = list(range(len(listed))) if members is None else list(members)
-        if not chosen or len(set(chosen)) != len(chosen) or any(index not in range(len(listed)) for index in chosen):
-            raise ConfigError(f"members {chosen} of {path}; it holds members 0 to {len(listed) - 1}: pass some of them, none twice")
+        if (
+            not chosen
+            or len(set(chosen)) != len(chosen)
+            or any(index not in range(len(listed)) for index in chosen)
+        ):
+            raise ConfigError(
+                f"members {chosen} of {path}; it holds members 0 to {len(listed) - 1}: pass some of them, none twice"
+            )
         folders = [path / listed[index]["folder"] for index in chosen]
         head = content.get("head", {"kind": "causal-lm"})
         configs = [read_adapter_config(folder, head=head["kind"] != "causal-lm") for folder in folders]
@@ -170,15 +181,21 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
             num_labels=content["base"].get("num_labels"),
         )
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / ENSEMBLE_FILE} lacks {error}; it is not a file that save_pretrained wrote") from error
+        raise CheckpointError(
+            f"{path / ENSEMBLE_FILE} lacks {error}; it is not a file that save_pretrained wrote"
+        ) from error
 
 
 def _read_description(path: Path) -> dict[str, Any]:
     file = path / ENSEMBLE_FILE
     if not path.is_dir():
-        raise CheckpointError(f"{path} is no folder; pass the one that `save_pretrained` or `lora-ensembles train --out` wrote")
+        raise CheckpointError(
+            f"{path} is no folder; pass the one that `save_pretrained` or `lora-ensembles train --out` wrote"
+        )
     if not file.is_file():
-        raise CheckpointError(f"{path} holds no {ENSEMBLE_FILE}; PEFT adapters trained elsewhere are read by LoraEnsemble.from_adapters")
+        raise CheckpointError(
+            f"{path} holds no {ENSEMBLE_FILE}; PEFT adapters trained elsewhere are read by LoraEnsemble.from_adapters"
+        )
     try:
         content = json.loads(file.read_text())
     except OSError as error:
@@ -187,7 +204,9 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is not JSON ({error}); it is corrupt or cut short") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"{file} has format version {version}, this library reads {FORMAT_VERSION}; update lora-ensembles")
+        raise CheckpointError(
+            f"{file} has format version {version}, this library reads {FORMAT_VERSION}; update lora-ensembles"
+        )
     return content
 
 
@@ -201,7 +220,9 @@ def check_fingerprint(base: nn.Module, saved: SavedEnsemble) -> None:
         )
 
 
-def read_members(paths: Sequence[Path], base: nn.Module, *, check_base: bool, head: bool = False) -> tuple[LoraConfig, list[MemberWeights]]:
+def read_members(
+    paths: Sequence[Path], base: nn.Module, *, check_base: bool, head: bool = False
+) -> tuple[LoraConfig, list[MemberWeights]]:
     """Adapters trained elsewhere: the first one's config, and the weights of all; `head` says whether they may hold heads.
 
     Raises:
@@ -210,7 +231,9 @@ def read_members(paths: Sequence[Path], base: nn.Module, *, check_base: bool, he
         AdapterError: an adapter names another base.
     """
     if not paths or len({path.resolve() for path in paths}) != len(paths):
-        raise ConfigError(f"from_adapters got {[str(path) for path in paths]}; pass at least one adapter folder, and none twice")
+        raise ConfigError(
+            f"from_adapters got {[str(path) for path in paths]}; pass at least one adapter folder, and none twice"
+        )
     configs = [read_adapter_config(path, head=head) for path in paths]
     for path, config in zip(paths, configs, strict=True):
         named = config.base_model_name_or_path
@@ -245,8 +268,14 @@ def push_to_hub(ensemble: LoraEnsemble, repo_id: str, *, private: bool, token: s
         write_members(ensemble, Path(folder))
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a LoRA ensemble").commit_url)
+            return str(
+                api.upload_folder(
+                    repo_id=repo_id, folder_path=folder, commit_message="Upload a LoRA ensemble"
+                ).commit_url
+            )
         except HFValidationError as error:
             raise ConfigError(f"{repo_id!r} is no repository name: {error}") from error
         except Exception as error:  # its own classes, those of its HTTP client, and built-in ones; all mean the same to a caller
-            raise LoraEnsemblesError(f"upload to {repo_id!r} failed: {error}; is there a network, and a token that may write?") from error
+            raise LoraEnsemblesError(
+                f"upload to {repo_id!r} failed: {error}; is there a network, and a token that may write?"
+            ) from error

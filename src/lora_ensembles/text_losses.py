@@ -43,7 +43,12 @@ class TextRows:
 
     @classmethod
     def of(
-        cls, ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Completion], config: TrainConfig, *, with_kl: bool
+        cls,
+        ensemble: LoraEnsemble,
+        examples: Sequence[Example] | Sequence[Completion],
+        config: TrainConfig,
+        *,
+        with_kl: bool,
     ) -> TextRows:
         """The rows of labelled examples.
 
@@ -57,7 +62,9 @@ class TextRows:
             refuse_divergence(head)
         questions = check_examples(ensemble, examples)
         head = with_classes(head, questions)
-        table = encode_texts(questions, ensemble.base, ensemble.tokenizer, head=head, overlong=config.overlong)
+        table = encode_texts(
+            questions, ensemble.base, ensemble.tokenizer, head=head, overlong=config.overlong
+        )
         check_labelled(table)
         ensemble.info.head = head
         at_once = config.max_rows or config.batch_size * ensemble.num_members * table.width
@@ -65,9 +72,15 @@ class TextRows:
         def read(numbers: Tensor) -> object:
             return text_scores(ensemble.base, table.texts(numbers))
 
-        trunk = with_fewer_rows(lambda rows: TrunkStates.of(ensemble.trunk, table.text_lengths, rows=rows, read=read), at_once)
+        trunk = with_fewer_rows(
+            lambda rows: TrunkStates.of(ensemble.trunk, table.text_lengths, rows=rows, read=read), at_once
+        )
         found = cls(ensemble, table, None, trunk)
-        return dataclasses.replace(found, base=with_fewer_rows(found.base_log_probs, at_once)) if with_kl else found
+        return (
+            dataclasses.replace(found, base=with_fewer_rows(found.base_log_probs, at_once))
+            if with_kl
+            else found
+        )
 
     @property
     def lengths(self) -> Tensor:
@@ -84,22 +97,38 @@ class TextRows:
         """What the base itself says of every example (N, C), `rows` texts at a time."""
         token = self.ensemble.token_read
         with self.ensemble.base_only() as base:
-            scores = score_texts(self.table, lambda texts: text_scores(base, texts, token=token)[None], rows=rows)
+            scores = score_texts(
+                self.table, lambda texts: text_scores(base, texts, token=token)[None], rows=rows
+            )
         return log_probs(self.table.per_example(scores))[0]
 
     def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
         ensemble, table, token = self.ensemble, self.table, self.ensemble.token_read
         batch = table.gather(indices)
         count, texts = len(indices), batch.texts
-        numbers = batch.slots + first_row * table.width  # so a member's rows are the same alone and beside others
+        numbers = (
+            batch.slots + first_row * table.width
+        )  # so a member's rows are the same alone and beside others
         kept = self.trunk_states
         trunk = nullcontext() if kept is None else kept.in_place_of_trunk(texts.numbers, texts.ids.shape[1])
-        with ensemble.stack.running(rows=len(texts.ids), tokens=texts.ids.numel(), members=members, row_numbers=numbers), trunk:
+        with (
+            ensemble.stack.running(
+                rows=len(texts.ids), tokens=texts.ids.numel(), members=members, row_numbers=numbers
+            ),
+            trunk,
+        ):
             scores = unfold_members(text_scores(ensemble.base, texts, token=token), count)
-        return choice_losses(batch, scores, targets=table.targets[indices], base=None if self.base is None else self.base[indices])
+        return choice_losses(
+            batch,
+            scores,
+            targets=table.targets[indices],
+            base=None if self.base is None else self.base[indices],
+        )
 
 
-def check_examples(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Completion]) -> list[Example]:
+def check_examples(
+    ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Completion]
+) -> list[Example]:
     """The examples, which a head of the members' own can be trained on or judged by.
 
     Raises:
@@ -108,7 +137,9 @@ def check_examples(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequenc
     questions = [example for example in examples if isinstance(example, Example)]
     if len(questions) < len(examples):
         kind = owned_head(ensemble, "training on texts").kind
-        raise DataError(f"open answers (Completion) for members with {kind} heads; pass examples with classes or options (Example)")
+        raise DataError(
+            f"open answers (Completion) for members with {kind} heads; pass examples with classes or options (Example)"
+        )
     return questions
 
 
@@ -118,7 +149,9 @@ def choice_losses(batch: Choice, scores: Tensor, *, targets: Tensor, base: Tenso
     predicted = log_probs(batch.per_example(scores))
     targets = targets.to(predicted.device)
     divergence = None if base is None else _divergence(predicted, base.to(predicted.device))
-    return RowLosses(-predicted.gather(2, targets[..., None])[..., 0], divergence, predicted.argmax(dim=-1) == targets)
+    return RowLosses(
+        -predicted.gather(2, targets[..., None])[..., 0], divergence, predicted.argmax(dim=-1) == targets
+    )
 
 
 def refuse_divergence(head: HeadConfig) -> None:

@@ -18,7 +18,12 @@ from torch import Tensor
 
 from .batches import MemberOrders, encode_rows, split_step
 from .checkpoint import Progress, RunFolder
-from .completion_scores import CompletionMetrics, evaluate_completion_members, evaluate_completions, score_completions
+from .completion_scores import (
+    CompletionMetrics,
+    evaluate_completion_members,
+    evaluate_completions,
+    score_completions,
+)
 from .config import TrainConfig, schedule_factor
 from .decoder import recomputed
 from .ensemble import LoraEnsemble
@@ -72,7 +77,9 @@ class _Run:
     dropout: Tensor | None  # (M,)
     gradients: tuple[Tensor, ...]  # fp32, as the stack's buffers
     max_rows: int  # most rows in flight: as configured, or as many as memory held
-    recompute: bool = False  # whether layers compute again in the backward pass, because memory does not hold a single row
+    recompute: bool = (
+        False  # whether layers compute again in the backward pass, because memory does not hold a single row
+    )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -120,7 +127,9 @@ def train(
     folder = RunFolder(Path(out), _settings(run), resume=resume) if out is not None else None
     state = folder.restore(ensemble, run.optimizer) if folder else Progress()
     snapshots = folder.snapshots() if folder else {}
-    reporter = Reporter(folder, total=run.total_steps, first=state.step, members=ensemble.num_members, show=progress)
+    reporter = Reporter(
+        folder, total=run.total_steps, first=state.step, members=ensemble.num_members, show=progress
+    )
     reporter.go_on(state.partial)
     try:
         _loop(run, state, validation=validation, folder=folder, snapshots=snapshots, reporter=reporter)
@@ -143,13 +152,21 @@ def _check_validation(
         if questions := check_examples(ensemble, validation):
             encode_texts(questions, ensemble.base, ensemble.tokenizer, head=head, overlong=config.overlong)
     else:
-        encode_rows(validation, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong)
-    unlabelled = [example.id for example in validation if isinstance(example, Example) and example.target is None]
+        encode_rows(
+            validation, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong
+        )
+    unlabelled = [
+        example.id for example in validation if isinstance(example, Example) and example.target is None
+    ]
     if unlabelled:
-        raise DataError(f"validation example {unlabelled[0]!r} has no answer; every validation example needs one")
+        raise DataError(
+            f"validation example {unlabelled[0]!r} has no answer; every validation example needs one"
+        )
 
 
-def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Completion], config: TrainConfig) -> _Run:
+def _prepare(
+    ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Completion], config: TrainConfig
+) -> _Run:
     members, stack, device = ensemble.num_members, ensemble.stack, ensemble.device
     ensemble.base.eval()
     vectors = {name: config.per_member(name, members).to(device) for name in ("learning_rate", "kl_weight")}
@@ -166,7 +183,8 @@ def _prepare(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Comp
         vectors["kl_weight"],
         dropout if (dropout > 0).any() else None,
         stack.zero_gradients(),
-        config.max_rows or rows_in_flight(config.batch_size * members * rows.passes, tokens_a_row=length, device=device),
+        config.max_rows
+        or rows_in_flight(config.batch_size * members * rows.passes, tokens_a_row=length, device=device),
     )
 
 
@@ -185,7 +203,12 @@ def _settings(run: _Run) -> dict[str, Any]:
         "scalings": sorted({scaling for scalings in stack.scaling for scaling in scalings}),
         "dropout": run.ensemble.adapter.lora_dropout,
     }
-    return {**settings, "member_seeds": seeds, "base": run.ensemble.fingerprint, "data": run.rows.fingerprint()}
+    return {
+        **settings,
+        "member_seeds": seeds,
+        "base": run.ensemble.fingerprint,
+        "data": run.rows.fingerprint(),
+    }
 
 
 def _loop(
@@ -219,16 +242,23 @@ def _loop(
             folder.save(ensemble, run.optimizer, state)
 
 
-def _validate(ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Completion], *, max_rows: int | None) -> dict[str, Any]:
+def _validate(
+    ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Completion], *, max_rows: int | None
+) -> dict[str, Any]:
     completions = [example for example in examples if isinstance(example, Completion)]
     if completions:
         scores = score_completions(ensemble, completions, max_rows=max_rows)
         measured: Metrics | CompletionMetrics = evaluate_completions(scores)
         spreads = evaluate_completion_members(scores)
     else:
-        prediction = predict(ensemble, [example for example in examples if isinstance(example, Example)], max_rows=max_rows)
+        prediction = predict(
+            ensemble, [example for example in examples if isinstance(example, Example)], max_rows=max_rows
+        )
         measured, spreads = evaluate(prediction), evaluate_members(prediction)
-    return {"ensemble": measured.to_dict(), "members": {name: list(spread.values) for name, spread in spreads.items()}}
+    return {
+        "ensemble": measured.to_dict(),
+        "members": {name: list(spread.values) for name, spread in spreads.items()},
+    }
 
 
 def _guarded_step(run: _Run, step: int) -> StepOutcome:
@@ -257,7 +287,9 @@ def _step(run: _Run, step: int) -> StepOutcome:
     loss, accuracy = _backward(run, run.orders.batch(step), step)
     limit = config.max_grad_norm
     norms = gradient_norms(run.gradients) if limit is None else clip_per_member(run.gradients, limit)
-    outcome = StepOutcome(*torch.stack([loss, accuracy, norms]).cpu())  # the one place in a step where the CPU waits for a device
+    outcome = StepOutcome(
+        *torch.stack([loss, accuracy, norms]).cpu()
+    )  # the one place in a step where the CPU waits for a device
     _check_finite(run, outcome.loss, step, "loss")
     _check_finite(run, outcome.gradient_norm, step, "gradient")
     run.optimizer.step(stack.buffers, run.gradients, factor=schedule_factor(config, step, run.total_steps))
@@ -281,7 +313,10 @@ def _backward(run: _Run, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
 def _row_losses(run: _Run, indices: Tensor, which: slice, first_row: int, step: int) -> tuple[Tensor, Tensor]:
     """The loss and the answer accuracy of each row, (M, B): Eq. 3, plus Eq. 4 where a member has a weight for it."""
     ensemble = run.ensemble
-    with _dropout(run, step), recomputed(ensemble.base, ensemble.stack.remembered) if run.recompute else nullcontext():
+    with (
+        _dropout(run, step),
+        recomputed(ensemble.base, ensemble.stack.remembered) if run.recompute else nullcontext(),
+    ):
         rows = run.rows.losses(indices, members=which, first_row=first_row)
     loss = rows.loss if rows.divergence is None else rows.loss + run.kl_weight[which, None] * rows.divergence
     return loss, rows.right.float()
@@ -304,7 +339,9 @@ def _check_finite(run: _Run, values: Tensor, step: int, what: str) -> None:
     elif run.ensemble.base.dtype == torch.float16:
         cause = "float16 overflows easily; load the base in bfloat16"
     else:
-        cause = f"its learning rate {rate:g} is probably too high for this base; lower it, or set max_grad_norm"
+        cause = (
+            f"its learning rate {rate:g} is probably too high for this base; lower it, or set max_grad_norm"
+        )
     raise TrainingError(
         f"the {what} of member {wrong[0]} is {values[wrong[0]].item()} at step {step + 1}: {cause}. No update was made; "
         "the last checkpoint is kept"

@@ -56,10 +56,17 @@ class AnswerRows:
 
     @classmethod
     def of(
-        cls, ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Completion], config: TrainConfig, *, with_kl: bool
+        cls,
+        ensemble: LoraEnsemble,
+        examples: Sequence[Example] | Sequence[Completion],
+        config: TrainConfig,
+        *,
+        with_kl: bool,
     ) -> AnswerRows:
         """The rows of labelled examples; what is kept of the base is read with as many rows in flight as training has."""
-        encoded = encode_rows(examples, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong)
+        encoded = encode_rows(
+            examples, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong
+        )
         table = TokenTable.from_encoded(encoded, ensemble.pad_id, device=ensemble.device)
         at_once = config.max_rows or config.batch_size * ensemble.num_members
 
@@ -69,8 +76,12 @@ class AnswerRows:
         return cls(
             ensemble,
             table,
-            with_fewer_rows(lambda rows: BaseStates.of(ensemble, table, rows=rows), at_once) if with_kl else None,
-            with_fewer_rows(lambda rows: TrunkStates.of(ensemble.trunk, table.lengths, rows=rows, read=read), at_once),
+            with_fewer_rows(lambda rows: BaseStates.of(ensemble, table, rows=rows), at_once)
+            if with_kl
+            else None,
+            with_fewer_rows(
+                lambda rows: TrunkStates.of(ensemble.trunk, table.lengths, rows=rows, read=read), at_once
+            ),
         )
 
     @property
@@ -92,7 +103,11 @@ class AnswerRows:
 
 
 def training_rows(
-    ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Completion], config: TrainConfig, *, with_kl: bool
+    ensemble: LoraEnsemble,
+    examples: Sequence[Example] | Sequence[Completion],
+    config: TrainConfig,
+    *,
+    with_kl: bool,
 ) -> TrainingRows:
     """The rows of labelled examples for the head that the members have; `with_kl`: a member has a weight for the divergence from the base.
 

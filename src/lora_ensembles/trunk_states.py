@@ -27,7 +27,9 @@ class TrunkStates:
     kept: Tensor
 
     @classmethod
-    def of(cls, trunk: Trunk | None, lengths: Tensor, *, rows: int, read: Callable[[Tensor], object]) -> TrunkStates | None:
+    def of(
+        cls, trunk: Trunk | None, lengths: Tensor, *, rows: int, read: Callable[[Tensor], object]
+    ) -> TrunkStates | None:
         """Those of rows of so many tokens (W,), at most `rows` at a time; `read` is a pass of the base over the rows of numbers (B,).
 
         None where there is no trunk, since the lowest layer is adapted, or where memory is not meant to hold its states.

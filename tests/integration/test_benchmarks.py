@@ -39,7 +39,9 @@ def every_family(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, An
 
 
 @pytest.mark.slow
-def test_all_families_run_in_one_process_and_end_with_the_promised_line(every_family: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_all_families_run_in_one_process_and_end_with_the_promised_line(
+    every_family: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
     said, whole = every_family
     assert [row["id"] for row in said["rows"]] == [row["id"] for row in whole["rows"]]
     assert len(said["rows"]) == 9
@@ -53,7 +55,9 @@ def test_all_families_run_in_one_process_and_end_with_the_promised_line(every_fa
     assert {"versions", "device", "commit", "threads"} <= whole["environment"].keys()
 
 
-def test_decoding_counts_one_graph_and_scoring_has_every_peer(every_family: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_decoding_counts_one_graph_and_scoring_has_every_peer(
+    every_family: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
     rows = {row["id"]: row for row in every_family[1]["rows"]}
     decoded = next(row for row in rows.values() if "graphs" in row)
     assert decoded["graphs"]["ensemble"] == 1
@@ -69,7 +73,9 @@ def test_training_prints_tokens_limit_memory_operators_and_padding() -> None:
     assert {"A", "A'", "B", "C"} == row["ratios"].keys()
     assert row["exact"]["ok"]
     assert row["tokens_a_step"] == 2 * 2 * 8
-    assert row["tokens_a_second"] == pytest.approx(row["tokens_a_step"] / row["seconds_a_step"]["stacked"], rel=1e-2)
+    assert row["tokens_a_second"] == pytest.approx(
+        row["tokens_a_step"] / row["seconds_a_step"]["stacked"], rel=1e-2
+    )
     assert row["padding"] == 0
     assert row["peak_bytes"] > 0
     assert row["operators_per_layer"]["forward"] <= 45
@@ -97,7 +103,9 @@ def test_a_base_whose_layers_share_their_weights_loads_adapters_as_one_of_that_s
     whole = LoraEnsemble(build(SHAPES["tiny"]), words, members=2)
     whole.save_pretrained(tmp_path / "saved")
     base = startup.shared_base(SHAPES["tiny"])
-    assert len({parameter.data_ptr() for parameter in base.parameters()}) == len({tuple(one.shape) for one in base.parameters()})
+    assert len({parameter.data_ptr() for parameter in base.parameters()}) == len(
+        {tuple(one.shape) for one in base.parameters()}
+    )
     shared = LoraEnsemble(base, words, members=1)
     shared.load_members([tmp_path / "saved" / "member_001"], check_base=False)
     for name, expected in whole.stack.member(1).a.items():
@@ -110,7 +118,9 @@ def test_breakdown_holds_the_whole_step() -> None:
 
     record = breakdown.measure(windows=1, steps=3)
     assert record["not_found"] == []
-    assert {"base linears", "LoRA", "attention", "head", "optimiser", "data", "logging"} <= record["parts"].keys()
+    assert {"base linears", "LoRA", "attention", "head", "optimiser", "data", "logging"} <= record[
+        "parts"
+    ].keys()
     held = sum(sum(times.values()) for times in record["parts"].values())
     assert held == pytest.approx(record["milliseconds_a_step"])
     assert record["parts"]["base linears"]["backward"] > 0
@@ -122,7 +132,9 @@ def test_weights_of_another_learning_rate_are_not_taken_for_the_same() -> None:
     from train import SMALL
     from training_rows import TOLERANCE, Place, prepare
 
-    setting = prepare("tiny", SMALL["tiny"], Place("cpu", torch.float32, small=False, windows=1), batch=2, members=2)
+    setting = prepare(
+        "tiny", SMALL["tiny"], Place("cpu", torch.float32, small=False, windows=1), batch=2, members=2
+    )
     setting.stacked()
     stacked, initial = setting.ensemble.stack.member(1), setting.work.initial[1]
     same = TunedPeft(setting.work)
@@ -195,7 +207,10 @@ def test_limits_are_those_of_llama_8b() -> None:
     assert lora_parameters(shape) == lora
     every_logit = 4 * (6_979_321_856 + 525_336_576) + 12 * 32 * 4096 * 256 + 6 * lora
     assert training_flops(shape, length=512, answers=512) == pytest.approx(every_logit)
-    for members, milliseconds in ((1, 3.16), (8, 3.36)):  # bytes: base, adapters, 128 KiB a token of keys and values, over 4.8 TB/s
+    for members, milliseconds in (
+        (1, 3.16),
+        (8, 3.36),
+    ):  # bytes: base, adapters, 128 KiB a token of keys and values, over 4.8 TB/s
         read = 2 * (6_979_321_856 + 525_336_576 + members * lora) + members * 1024 * 131_072
         seconds = decode_seconds(shape, KNOWN["H200"], members=members, rows=1, seen=1024, element=2)
         assert seconds == pytest.approx(read / 4.8e12)
@@ -220,13 +235,22 @@ def test_page_is_what_the_records_give() -> None:
     assert report.PAGE.read_text() == report.page()
 
 
-def test_page_says_what_was_not_measured_and_what_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_says_what_was_not_measured_and_what_does_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import report
 
     monkeypatch.setattr(report, "RECORDS", tmp_path)
     assert report.page().count("not measured") == len(report.MEANING)
     made = {"device": "NVIDIA H200", "threads": 1, "platform": "Linux", "commit": "0", "versions": {}}
-    row = {"id": "D1", "scaled": False, "ratios": {"A": 3.0, "C": 0.2}, "must": {"A": 5.0}, "at_most": {}, "ok": False}
+    row = {
+        "id": "D1",
+        "scaled": False,
+        "ratios": {"A": 3.0, "C": 0.2},
+        "must": {"A": 5.0},
+        "at_most": {},
+        "ok": False,
+    }
     (tmp_path / "h200-D1.json").write_text(json.dumps({"rows": [row], "environment": made}))
     page = report.page()
     assert page.count("not measured") == len(report.MEANING) - 1

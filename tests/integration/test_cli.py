@@ -30,7 +30,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from lora_ensembles.cli import main
 
     out = tmp_path_factory.mktemp("runs") / "cqa"
-    words = ["train", "--task", "world-cqa", "--base", base_folder(), "--limit", 32, "--limit-validation", 20, *FEW, "--out", out]
+    words = [
+        "train",
+        "--task",
+        "world-cqa",
+        "--base",
+        base_folder(),
+        "--limit",
+        32,
+        "--limit-validation",
+        20,
+        *FEW,
+        "--out",
+        out,
+    ]
     assert main([str(word) for word in words]) == 0
     return out
 
@@ -49,7 +62,9 @@ def metrics_of(run: Path) -> dict[str, Any]:
 
 def test_train_ends_with_its_metrics_and_stores_them(capsys, tmp_path):
     words = ["--task", "world-cqa", "--base", base_folder(), "--limit", 16, "--limit-validation", 8, *FEW]
-    done = call(capsys, "train", *words, "--out", tmp_path / "run", "--weight-decay-b", "0.01,20", "--rank", 2)
+    done = call(
+        capsys, "train", *words, "--out", tmp_path / "run", "--weight-decay-b", "0.01,20", "--rank", 2
+    )
     assert done.code == 0
     summary = done.summary
     assert summary["members"] == 2
@@ -75,14 +90,30 @@ def test_evaluate_finds_again_what_train_measured(capsys, trained):
     assert (done.code, done.summary["task"], done.summary["ood"]) == (0, "world-cqa", "world-mmlu")
     stored = metrics_of(trained)
     for name in ("accuracy", "nll", "ece", "brier", "mutual_information"):
-        assert done.summary["ensemble"][name] == pytest.approx(stored["metrics"][name], abs=1e-5)  # fp32 sums in another batch size
+        assert done.summary["ensemble"][name] == pytest.approx(
+            stored["metrics"][name], abs=1e-5
+        )  # fp32 sums in another batch size
     assert done.summary["single"]["nll"] == pytest.approx(stored["single"]["nll"], abs=1e-5)
 
 
 def test_evaluate_is_the_librarys_evaluation(capsys, trained):
     ensemble = LoraEnsemble.from_pretrained(trained, members=[1])
     expected = evaluate(predict(ensemble, load_task("world-cqa").validation[:12]))
-    done = call(capsys, "evaluate", trained, "--limit", 12, "--members", "1", "--ood", "none", "--intervals", "--max-rows", 3, "--json")
+    done = call(
+        capsys,
+        "evaluate",
+        trained,
+        "--limit",
+        12,
+        "--members",
+        "1",
+        "--ood",
+        "none",
+        "--intervals",
+        "--max-rows",
+        3,
+        "--json",
+    )
     got = done.summary["ensemble"]
     assert done.summary["members"] == 1
     assert got["ood_auroc"] is None
@@ -94,7 +125,9 @@ def test_evaluate_is_the_librarys_evaluation(capsys, trained):
 
 
 def test_evaluate_on_another_task_and_set(capsys, trained):
-    done = call(capsys, "evaluate", trained, "--task", "world-mmlu-ss", "--ood", "world-cqa", "--limit", 8, "--json")
+    done = call(
+        capsys, "evaluate", trained, "--task", "world-mmlu-ss", "--ood", "world-cqa", "--limit", 8, "--json"
+    )
     assert (done.summary["task"], done.summary["ood"]) == ("world-mmlu-ss", "world-cqa")
     assert 0 <= done.summary["ensemble"]["ood_auroc"] <= 1
 
@@ -104,7 +137,20 @@ def test_own_csv_with_its_columns_is_remembered(capsys, tmp_path):
     (tmp_path / "mine.csv").write_text("stem,gold\n" + "".join(lines))
     columns = ["--question", "stem", "--answer", "gold", "--labels", "yes,no"]
     out = tmp_path / "run"
-    done = call(capsys, "train", "--train", tmp_path / "mine.csv", *columns, "--base", base_folder(), *FEW, "--seed", 3, "--out", out)
+    done = call(
+        capsys,
+        "train",
+        "--train",
+        tmp_path / "mine.csv",
+        *columns,
+        "--base",
+        base_folder(),
+        *FEW,
+        "--seed",
+        3,
+        "--out",
+        out,
+    )
     assert (done.code, done.summary["task"]) == (0, "mine")
     again = call(capsys, "evaluate", out, "--json").summary
     assert again["ensemble"]["num_examples"] == 2  # a fifth of twelve, the same as in training
@@ -117,7 +163,20 @@ def test_own_csv_with_its_columns_is_remembered(capsys, tmp_path):
 
 
 def test_training_into_an_existing_folder_is_refused_and_resume_goes_on(capsys, trained):
-    words = ["train", "--task", "world-cqa", "--base", base_folder(), "--limit", 32, "--limit-validation", 20, *FEW, "--out", trained]
+    words = [
+        "train",
+        "--task",
+        "world-cqa",
+        "--base",
+        base_folder(),
+        "--limit",
+        32,
+        "--limit-validation",
+        20,
+        *FEW,
+        "--out",
+        trained,
+    ]
     before = {path.name: path.read_bytes() for path in sorted(trained.glob("member_*/*.safetensors"))}
     refused = call(capsys, *words)
     assert refused.code == 2
@@ -142,7 +201,9 @@ def test_predict_gives_a_row_a_question_with_every_vote(capsys, trained, questio
         assert len(row["probs"]) == options
         assert sum(row["probs"].values()) == pytest.approx(1, abs=1e-6)
         assert len(row["votes"]) == 2
-        assert row["total_entropy"] == pytest.approx(row["expected_entropy"] + row["mutual_information"], abs=1e-5)
+        assert row["total_entropy"] == pytest.approx(
+            row["expected_entropy"] + row["mutual_information"], abs=1e-5
+        )
     assert [row["target"] for row in rows[:2]] == ["b", None]
 
 
@@ -171,7 +232,9 @@ def test_predict_of_standard_input_is_that_of_a_file(capsys, trained, questions)
 
 
 def test_predict_reads_csv_from_standard_input(capsys, trained, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO('question,options\nThe sun is a,"[""planet"", ""star""]"\n'))
+    monkeypatch.setattr(
+        sys, "stdin", io.StringIO('question,options\nThe sun is a,"[""planet"", ""star""]"\n')
+    )
     row = json.loads(call(capsys, "predict", trained, "--in", "-", "--in-format", "csv").out)
     assert set(row["probs"]) == {"a", "b"}
 
@@ -201,7 +264,9 @@ def test_an_ensemble_that_does_not_say_its_data_is_evaluated_on_what_is_given(ca
     refused = call(capsys, "evaluate", tmp_path / "bare")
     assert refused.code == 2
     assert "does not say what it was trained on; pass --task NAME or --file FILE" in refused.err
-    done = call(capsys, "evaluate", tmp_path / "bare", "--task", "world-cqa", "--limit", 4, "--ood", "none", "--json")
+    done = call(
+        capsys, "evaluate", tmp_path / "bare", "--task", "world-cqa", "--limit", 4, "--ood", "none", "--json"
+    )
     assert done.summary["ensemble"]["num_examples"] == 4
 
 
@@ -231,7 +296,13 @@ def test_tasks_of_the_papers_data_have_its_sizes(capsys, real_data):
 def test_tasks_of_a_partial_copy_are_those_that_are_there(capsys, tmp_path):
     folder = tmp_path / "openbookqa"
     folder.mkdir()
-    row = json.dumps({"question_stem": "The sun is a", "choices": {"text": ["planet", "star"], "label": ["A", "B"]}, "answerKey": "B"})
+    row = json.dumps(
+        {
+            "question_stem": "The sun is a",
+            "choices": {"text": ["planet", "star"], "label": ["A", "B"]},
+            "answerKey": "B",
+        }
+    )
     for split in ("train", "test"):
         (folder / f"{split}.jsonl").write_text(row + "\n")
     done = call(capsys, "tasks", "--data", tmp_path, "--json")

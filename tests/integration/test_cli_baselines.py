@@ -16,14 +16,36 @@ FEW = ["--limit-train", 16, "--limit", 20, "--epochs", 1, "--size", 2, "--json"]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "stem"
-    words = ["train", "--task", "world-mmlu-stem", "--base", base_folder(), "--limit", 16, "--limit-validation", 8, "--members", 2]
-    assert main([str(word) for word in [*words, "--lora-dropout", 0.1, "--epochs", 1, "--no-progress", "--out", out]]) == 0
+    words = [
+        "train",
+        "--task",
+        "world-mmlu-stem",
+        "--base",
+        base_folder(),
+        "--limit",
+        16,
+        "--limit-validation",
+        8,
+        "--members",
+        2,
+    ]
+    assert (
+        main(
+            [
+                str(word)
+                for word in [*words, "--lora-dropout", 0.1, "--epochs", 1, "--no-progress", "--out", out]
+            ]
+        )
+        == 0
+    )
     return out
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_baseline_is_measured_on_an_embedded_task(capsys, name):
-    done = call(capsys, "evaluate", "--baseline", name, "--task", "world-mmlu-stem", "--base", base_folder(), *FEW)
+    done = call(
+        capsys, "evaluate", "--baseline", name, "--task", "world-mmlu-stem", "--base", base_folder(), *FEW
+    )
     assert done.code == 0, done.err
     summary = done.summary
     assert summary["baseline"] == name
@@ -35,14 +57,35 @@ def test_every_baseline_is_measured_on_an_embedded_task(capsys, name):
 
 @pytest.mark.parametrize("name", ["few-shot", "last-layer", "mc-dropout", "batch-ensemble", "temperature"])
 def test_baselines_are_measured_on_real_data(capsys, real_data, name):
-    done = call(capsys, "evaluate", "--baseline", name, "--task", "arcc", "--data", real_data, "--base", base_folder(), *FEW)
+    done = call(
+        capsys,
+        "evaluate",
+        "--baseline",
+        name,
+        "--task",
+        "arcc",
+        "--data",
+        real_data,
+        "--base",
+        base_folder(),
+        *FEW,
+    )
     assert done.code == 0, done.err
     assert done.summary["task"] == "arcc"
 
 
 @pytest.mark.parametrize("name", [name for name in BASELINES if name not in OF_LABEL_TOKENS])
 def test_baselines_have_heads_of_their_own_where_they_are_asked_for(capsys, name):
-    words = ["--task", "world-mmlu-stem", "--ood", "none", "--head", "multiple-choice", "--base", base_folder()]
+    words = [
+        "--task",
+        "world-mmlu-stem",
+        "--ood",
+        "none",
+        "--head",
+        "multiple-choice",
+        "--base",
+        base_folder(),
+    ]
     done = call(capsys, "evaluate", "--baseline", name, *words, *FEW)
     assert done.code == 0, done.err
     assert done.summary["members"] == (1 if name in ("single", "temperature", "temperature-single") else 2)
@@ -72,7 +115,10 @@ def test_a_temperature_is_not_scored_on_what_it_was_fitted_on(capsys, trained):
         (["runs/mine", "--head", "reward"], "runs/mine has its own; leave it out"),
         (["runs/mine", "--baseline", "single", "--head", "reward"], "trained with heads of its own kind"),
         (["--baseline", "single", "--task", "arcc", "--head", "reward"], "use --head multiple-choice"),
-        (["--baseline", "few-shot", "--task", "arcc", "--head", "multiple-choice"], "one of causal language models"),
+        (
+            ["--baseline", "few-shot", "--task", "arcc", "--head", "multiple-choice"],
+            "one of causal language models",
+        ),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_two(capsys, words, message):

@@ -19,7 +19,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from lora_ensembles.cli import main
 
     out = tmp_path_factory.mktemp("runs") / "cqa"
-    words = ["train", "--task", "world-cqa", "--base", base_folder(), "--limit", 16, "--limit-validation", 8, "--members", 2]
+    words = [
+        "train",
+        "--task",
+        "world-cqa",
+        "--base",
+        base_folder(),
+        "--limit",
+        16,
+        "--limit-validation",
+        8,
+        "--members",
+        2,
+    ]
     assert main([str(word) for word in [*words, "--epochs", 1, "--no-progress", "--out", out]]) == 0
     return out
 
@@ -27,7 +39,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.jsonl"
-    rows = [{"id": "otter", "prompt": PROMPT}, {"id": "sun", "prompt": "The sun is", "completion": " a star."}]
+    rows = [
+        {"id": "otter", "prompt": PROMPT},
+        {"id": "sun", "prompt": "The sun is", "completion": " a star."},
+    ]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return path
 
@@ -47,7 +62,9 @@ def test_text_is_streamed_and_the_summary_holds_everything(capsys, trained):
         "mutual_information",
         "agreement",
     }
-    assert text["sequence"]["log_prob"] == pytest.approx(sum(text["token_uncertainty"]["log_probs"]), abs=1e-5)
+    assert text["sequence"]["log_prob"] == pytest.approx(
+        sum(text["token_uncertainty"]["log_probs"]), abs=1e-5
+    )
     assert "mutual information" in done.err
 
 
@@ -59,8 +76,19 @@ def test_streamed_and_finished_texts_are_the_same(capsys, trained):
 
 
 def test_several_texts_are_numbered_and_sampling_follows_the_seed(capsys, trained):
-    words = ["--prompt", PROMPT, *ALWAYS_FIVE, "--do-sample", "--temperature", 1.5, "--num-return-sequences", 2]
-    first, again, other = (call(capsys, "generate", trained, *words, "--seed", seed).out for seed in (1, 1, 2))
+    words = [
+        "--prompt",
+        PROMPT,
+        *ALWAYS_FIVE,
+        "--do-sample",
+        "--temperature",
+        1.5,
+        "--num-return-sequences",
+        2,
+    ]
+    first, again, other = (
+        call(capsys, "generate", trained, *words, "--seed", seed).out for seed in (1, 1, 2)
+    )
     assert first == again != other
     assert "[1] " in first
     assert "[2] " in first
@@ -69,10 +97,14 @@ def test_several_texts_are_numbered_and_sampling_follows_the_seed(capsys, traine
 def test_uncertain_tokens_are_shaded_with_a_legend(capsys, trained, monkeypatch):
     monkeypatch.setattr(generate, "SHADES", ((0.0, 230), (1e9, 203)))
     for words in ((), ("--no-stream",)):
-        done = call(capsys, "generate", trained, "--prompt", PROMPT, *ALWAYS_FIVE, "--color", "always", *words)
+        done = call(
+            capsys, "generate", trained, "--prompt", PROMPT, *ALWAYS_FIVE, "--color", "always", *words
+        )
         assert "\x1b[38;5;16;48;5;230m" in done.out
         assert "1000000000.0 and more" in done.err
-    assert "\x1b" not in call(capsys, "generate", trained, "--prompt", PROMPT, *ALWAYS_FIVE).out  # no terminal here
+    assert (
+        "\x1b" not in call(capsys, "generate", trained, "--prompt", PROMPT, *ALWAYS_FIVE).out
+    )  # no terminal here
 
 
 def test_shades_follow_the_bounds_and_stop_at_line_ends():
@@ -84,16 +116,43 @@ def test_shades_follow_the_bounds_and_stop_at_line_ends():
 
 
 def test_beams_and_stop_texts_work(capsys, trained):
-    beams = call(capsys, "generate", trained, "--prompt", PROMPT, *ALWAYS_FIVE, "--num-beams", 3, "--length-penalty", 0.5, "--json")
+    beams = call(
+        capsys,
+        "generate",
+        trained,
+        "--prompt",
+        PROMPT,
+        *ALWAYS_FIVE,
+        "--num-beams",
+        3,
+        "--length-penalty",
+        0.5,
+        "--json",
+    )
     assert beams.code == 0
     whole = beams.summary["texts"][0]["text"]
-    stopped = call(capsys, "generate", trained, "--prompt", PROMPT, "--max-new-tokens", 5, "--num-beams", 3, "--stop", whole[2:4], "--json")
+    stopped = call(
+        capsys,
+        "generate",
+        trained,
+        "--prompt",
+        PROMPT,
+        "--max-new-tokens",
+        5,
+        "--num-beams",
+        3,
+        "--stop",
+        whole[2:4],
+        "--json",
+    )
     assert stopped.code == 0
 
 
 def test_a_file_of_prompts_gives_one_record_a_prompt(capsys, trained, prompts, tmp_path):
     out = tmp_path / "texts.jsonl"
-    done = call(capsys, "generate", trained, "--in", prompts, *ALWAYS_FIVE, "--out", out, "--max-rows", 2, "--json")
+    done = call(
+        capsys, "generate", trained, "--in", prompts, *ALWAYS_FIVE, "--out", out, "--max-rows", 2, "--json"
+    )
     assert done.code == 0
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert [record["id"] for record in records] == ["otter", "sun"]
@@ -119,7 +178,10 @@ def test_members_can_be_chosen(capsys, trained):
         (["--prompt", "  "], "an empty prompt"),
         (["--prompt", "x", "--chat"], "no chat template"),
         (["--prompt", "x", "--temperature", "0.5"], "--temperature: without --do-sample it changes nothing"),
-        (["--prompt", "x", "--length-penalty", "2"], "--length-penalty: without --num-beams it changes nothing"),
+        (
+            ["--prompt", "x", "--length-penalty", "2"],
+            "--length-penalty: without --num-beams it changes nothing",
+        ),
         (["--prompt", "x", "--num-return-sequences", "2"], "do not fit each other"),
         (["--prompt", "x", "--do-sample", "--temperature", "-1"], "temperature"),
         (["--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens"),

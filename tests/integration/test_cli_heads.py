@@ -57,19 +57,27 @@ def classes_file(folder: Path, *, rows: int = 24, pairs: bool = False) -> Path:
 def pairs_file(folder: Path, *, rows: int = 12) -> Path:
     path = folder / "pairs.jsonl"
     words = "red small old near bird river".split()
-    lines = [{"prompt": f"the {words[n % 6]} fox", "chosen": " is good", "rejected": " is bad"} for n in range(rows)]
+    lines = [
+        {"prompt": f"the {words[n % 6]} fox", "chosen": " is good", "rejected": " is bad"}
+        for n in range(rows)
+    ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
 
 def choices_file(folder: Path) -> Path:
     path = folder / "choices.jsonl"
-    rows = [{"question": f"the fox {n}", "options": ["home", "river", "bird"][: 2 + n % 2], "answer": "home"} for n in range(12)]
+    rows = [
+        {"question": f"the fox {n}", "options": ["home", "river", "bird"][: 2 + n % 2], "answer": "home"}
+        for n in range(12)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def test_a_multiple_choice_is_trained_measured_and_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_multiple_choice_is_trained_measured_and_asked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     words = ["--head", "multiple-choice", "--train", choices_file(tmp_path), "--base", encoder_folder(), *FEW]
     done = call(capsys, "train", *words, "--out", tmp_path / "run", "--max-length", 20)
     assert done.code == 0, done.err
@@ -85,8 +93,22 @@ def test_a_multiple_choice_is_trained_measured_and_asked(capsys: pytest.CaptureF
     assert [len(record["probs"]) for record in records] == [2 + n % 2 for n in range(12)]
 
 
-def test_a_multiple_choice_on_a_named_task_and_on_a_decoder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    words = ["--head", "multiple-choice", "--task", "world-cqa", "--base", base_folder(), "--limit", 16, "--limit-validation", 8, *FEW]
+def test_a_multiple_choice_on_a_named_task_and_on_a_decoder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = [
+        "--head",
+        "multiple-choice",
+        "--task",
+        "world-cqa",
+        "--base",
+        base_folder(),
+        "--limit",
+        16,
+        "--limit-validation",
+        8,
+        *FEW,
+    ]
     done = call(capsys, "train", *words, "--out", tmp_path / "run")
     assert done.code == 0, done.err
     again = call(capsys, "evaluate", tmp_path / "run", "--limit", 8, "--ood", "none", "--json")
@@ -95,7 +117,9 @@ def test_a_multiple_choice_on_a_named_task_and_on_a_decoder(capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("pairs", [False, True])
-def test_a_csv_of_three_classes_is_classified(pairs: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_csv_of_three_classes_is_classified(
+    pairs: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     path = classes_file(tmp_path, pairs=pairs)
     columns = ["--pair", "second"] if pairs else []
     words = ["--head", "sequence-classification", "--train", path, *columns, "--base", encoder_folder(), *FEW]
@@ -121,7 +145,9 @@ def test_numbered_classes_mean_themselves(capsys: pytest.CaptureFixture[str], tm
     assert LoraEnsemble.from_pretrained(tmp_path / "run").info.head.classes == ("1", "2", "10")
 
 
-def test_a_reward_model_is_trained_measured_and_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_reward_model_is_trained_measured_and_asked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     path = pairs_file(tmp_path)
     words = ["--head", "reward", "--train", path, "--validation", path, "--base", encoder_folder(), *FEW]
     done = call(capsys, "train", *words, "--out", tmp_path / "run", "--learning-rate", "5e-3", "--epochs", 30)
@@ -131,18 +157,33 @@ def test_a_reward_model_is_trained_measured_and_asked(capsys: pytest.CaptureFixt
     again = call(capsys, "evaluate", tmp_path / "run", "--file", path, "--json")
     assert again.summary["ensemble"] == done.summary["ensemble"]
     texts = tmp_path / "new.jsonl"
-    texts.write_text(json.dumps({"id": "x", "prompt": "the red fox", "completion": " is good"}) + "\n" + '{"text": "the fox is bad"}\n')
+    texts.write_text(
+        json.dumps({"id": "x", "prompt": "the red fox", "completion": " is good"})
+        + "\n"
+        + '{"text": "the fox is bad"}\n'
+    )
     asked = call(capsys, "predict", tmp_path / "run", "--in", texts, "--k", 2)
     assert asked.code == 0, asked.err
     first, second = (json.loads(line) for line in asked.out.splitlines())
-    expected = predict_rewards(LoraEnsemble.from_pretrained(tmp_path / "run"), ["the red fox is good", "the fox is bad"])
+    expected = predict_rewards(
+        LoraEnsemble.from_pretrained(tmp_path / "run"), ["the red fox is good", "the fox is bad"]
+    )
     assert first["member_rewards"] == pytest.approx(expected.member_scores[:, 0].tolist(), abs=1e-5)
     assert first["lower_bound"] == pytest.approx(first["reward"] - 2 * first["std"], abs=1e-5)
     assert (first["id"], first["reward"] > second["reward"]) == ("x", True)
-    table = call(capsys, "predict", tmp_path / "run", "--in", texts, "--out", tmp_path / "rewards.csv", "--json")
+    table = call(
+        capsys, "predict", tmp_path / "run", "--in", texts, "--out", tmp_path / "rewards.csv", "--json"
+    )
     assert table.summary["questions"] == 2
     with open(tmp_path / "rewards.csv") as stream:
-        assert list(csv.DictReader(stream).fieldnames or []) == ["id", "reward", "std", "lower_bound", "reward_0", "reward_1"]
+        assert list(csv.DictReader(stream).fieldnames or []) == [
+            "id",
+            "reward",
+            "std",
+            "lower_bound",
+            "reward_0",
+            "reward_1",
+        ]
     chosen = call(capsys, "predict", tmp_path / "run", "--in", path)
     assert {json.loads(line)["prediction"] for line in chosen.out.splitlines()} == {"chosen"}
 
@@ -152,34 +193,52 @@ def test_ensembles_of_python_are_measured_and_asked_as_those_of_the_command_line
 ) -> None:
     base, words = resolve_base(encoder_folder(), head="sequence-classification", num_labels=3)
     classifier = LoraEnsemble(base, words, members=2)
-    train(classifier, load_file(classes_file(tmp_path), labels=CLASSES), TrainConfig(epochs=1), progress=False)
+    train(
+        classifier, load_file(classes_file(tmp_path), labels=CLASSES), TrainConfig(epochs=1), progress=False
+    )
     classifier.save_pretrained(tmp_path / "classifier")
     classifier.unload()
-    reward = LoraEnsemble(resolve_base(encoder_folder(), head="sequence-classification", num_labels=1)[0], words, members=2)
+    reward = LoraEnsemble(
+        resolve_base(encoder_folder(), head="sequence-classification", num_labels=1)[0], words, members=2
+    )
     reward.save_pretrained(tmp_path / "reward")
-    for name, path, rows in (("classifier", classes_file(tmp_path), 24), ("reward", pairs_file(tmp_path), 12)):
+    for name, path, rows in (
+        ("classifier", classes_file(tmp_path), 24),
+        ("reward", pairs_file(tmp_path), 12),
+    ):
         measured = call(capsys, "evaluate", tmp_path / name, "--file", path, "--json")
         assert measured.code == 0, measured.err
-        asked = call(capsys, "predict", tmp_path / name, "--in", path, "--json", "--out", tmp_path / f"{name}.jsonl")
+        asked = call(
+            capsys, "predict", tmp_path / name, "--in", path, "--json", "--out", tmp_path / f"{name}.jsonl"
+        )
         assert (asked.code, asked.summary["questions"]) == (0, rows), asked.err
     texts = tmp_path / "numbered.jsonl"
     texts.write_text('{"id": 0, "text": "the red fox"}\n')
     assert json.loads(call(capsys, "predict", tmp_path / "reward", "--in", texts).out)["id"] == "0"
 
 
-def test_a_member_of_the_command_line_opens_in_peft(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_member_of_the_command_line_opens_in_peft(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     path = pairs_file(tmp_path)
     words = ["--head", "reward", "--train", path, "--base", base_folder(), *FEW, "--out", tmp_path / "run"]
     assert call(capsys, "train", *words).code == 0
     ensemble = LoraEnsemble.from_pretrained(tmp_path / "run")
     pair = load_preferences(path)[:1]
     expected = predict(ensemble, pair).member_log_probs[1, 0]
-    base = AutoModelForSequenceClassification.from_pretrained(base_folder(), num_labels=1, pad_token_id=ensemble.tokenizer.pad_token_id)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        base_folder(), num_labels=1, pad_token_id=ensemble.tokenizer.pad_token_id
+    )
     model = PeftModel.from_pretrained(base, str(tmp_path / "run" / "member_001")).eval()
     with torch.no_grad():
         texts = [pair[0].prompt + option for option in pair[0].options]
         scores = torch.stack(
-            [model(**ensemble.tokenizer(text, return_tensors="pt", return_token_type_ids=False)).logits[0, 0] for text in texts]
+            [
+                model(**ensemble.tokenizer(text, return_tensors="pt", return_token_type_ids=False)).logits[
+                    0, 0
+                ]
+                for text in texts
+            ]
         )
     torch.testing.assert_close(expected, scores.log_softmax(-1), atol=2e-5, rtol=1e-4)
 
@@ -187,17 +246,28 @@ def test_a_member_of_the_command_line_opens_in_peft(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--head", "reward", "--task", "world-cqa"], "--head reward: --task world-cqa has questions with options"),
-        (["--head", "sequence-classification", "--task", "world-cqa"], "give your own texts and their classes by --train FILE"),
+        (
+            ["--head", "reward", "--task", "world-cqa"],
+            "--head reward: --task world-cqa has questions with options",
+        ),
+        (
+            ["--head", "sequence-classification", "--task", "world-cqa"],
+            "give your own texts and their classes by --train FILE",
+        ),
         (["--task", "world-cqa", "--max-length", 9], "--max-length: for members with heads of their own"),
         (
             ["--head", "multiple-choice", "--task", "world-cqa", "--head-init", "base"],
             "head was not in its checkpoint, so it was drawn anew",
         ),
-        (["--head", "multiple-choice", "--task", "world-cqa", "--kl-weight", 1], "heads were drawn anew, so the base has no distribution"),
+        (
+            ["--head", "multiple-choice", "--task", "world-cqa", "--kl-weight", 1],
+            "heads were drawn anew, so the base has no distribution",
+        ),
     ],
 )
-def test_what_does_not_fit_a_head_is_said(words: list[Any], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_what_does_not_fit_a_head_is_said(
+    words: list[Any], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     done = call(capsys, "train", *words, "--base", encoder_folder(), *FEW, "--out", tmp_path / "run")
     assert done.code == 2
     assert message in done.err
@@ -205,7 +275,15 @@ def test_what_does_not_fit_a_head_is_said(words: list[Any], message: str, capsys
 
 
 def test_generation_by_a_classifier_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    words = ["--head", "sequence-classification", "--train", classes_file(tmp_path, rows=6), "--base", encoder_folder(), *FEW]
+    words = [
+        "--head",
+        "sequence-classification",
+        "--train",
+        classes_file(tmp_path, rows=6),
+        "--base",
+        encoder_folder(),
+        *FEW,
+    ]
     assert call(capsys, "train", *words, "--out", tmp_path / "run").code == 0
     done = call(capsys, "generate", tmp_path / "run", "--prompt", "the fox")
     assert done.code == 2

@@ -46,7 +46,9 @@ def test_a_study_goes_from_nothing_to_claims_and_costs_nothing_the_second_time(c
     assert done.summary["records"] == whole | {"methods": 1, "initialisation": 1, "rank": 1, "strength": 1}
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*-*.json")}
     for kind, count in done.summary["records"].items():  # what `all` goes through, without a second report
-        assert call(capsys, "study", kind, "--quick", "--out", out, "--json").summary["records"] == {kind: count}
+        assert call(capsys, "study", kind, "--quick", "--out", out, "--json").summary["records"] == {
+            kind: count
+        }
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("*-*.json")} == before
     judged = call(capsys, "study", "claims", "--from", out, "--json")
     assert judged.summary["claims"] == claims
@@ -96,7 +98,19 @@ def test_a_mistake_gets_one_line_and_exit_code_two(capsys, tmp_path, monkeypatch
 
 
 def test_plan_prints_memory_and_a_split_that_fits(capsys):
-    whole = call(capsys, "plan", "--base", base_folder(), "--dtype", "float32", "--examples", 100, "--epochs", 2, "--json").summary
+    whole = call(
+        capsys,
+        "plan",
+        "--base",
+        base_folder(),
+        "--dtype",
+        "float32",
+        "--examples",
+        100,
+        "--epochs",
+        2,
+        "--json",
+    ).summary
     assert whole["total"] == whole["base"] + whole["members"] + whole["activations"]
     assert whole["parts"] == 1
     assert whole["seconds_at_the_limit"] == pytest.approx(14 * whole["seconds_a_step_at_the_limit"])
@@ -111,7 +125,11 @@ def test_plan_prints_memory_and_a_split_that_fits(capsys):
 def test_a_quick_grid_of_another_base_keeps_its_own_strength_of_decay() -> None:
     for start in (grid.PAPER, grid.ENCODER):
         small = grid.quick(start)
-        assert (small.decays, small.limit, small.snapshots) == ((start.decay,), grid.QUICK.limit, grid.QUICK.snapshots)
+        assert (small.decays, small.limit, small.snapshots) == (
+            (start.decay,),
+            grid.QUICK.limit,
+            grid.QUICK.snapshots,
+        )
         assert set(small.wide_decays) < set(start.wide_decays)
         assert small.choose == start.choose
 

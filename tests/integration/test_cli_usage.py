@@ -27,7 +27,9 @@ def parse(*words: str) -> Arguments:
     return parser.parse_args(settings.expand_config(verbs["train"], ["train", *words]), namespace=Arguments())
 
 
-def shell(*words: str, code: str = "import sys; from lora_ensembles.cli import main; sys.exit(main())") -> list[str]:
+def shell(
+    *words: str, code: str = "import sys; from lora_ensembles.cli import main; sys.exit(main())"
+) -> list[str]:
     return [sys.executable, "-c", code, *words]
 
 
@@ -57,9 +59,13 @@ def test_the_three_lists_of_public_names_agree():
     assert sorted(listed) == sorted(lora_ensembles.__all__)
     for module, names in lora_ensembles._HOMES.items():
         for name in names.split():
-            assert getattr(lora_ensembles, name) is getattr(importlib.import_module(f"lora_ensembles.{module}"), name)
+            assert getattr(lora_ensembles, name) is getattr(
+                importlib.import_module(f"lora_ensembles.{module}"), name
+            )
     assert set(lora_ensembles.__all__) <= set(dir(lora_ensembles))
-    typed = Path(lora_ensembles.__file__).read_text().partition("if TYPE_CHECKING:")[2].partition("__all__")[0]
+    typed = (
+        Path(lora_ensembles.__file__).read_text().partition("if TYPE_CHECKING:")[2].partition("__all__")[0]
+    )
     assert all(f"{name}," in typed or f"{name}\n" in typed for name in listed)
 
 
@@ -81,17 +87,35 @@ def test_a_name_the_package_does_not_have_is_an_attribute_error():
         (["train", "--out", "x"], "give --task NAME .* or --train FILE"),
         (["train", "--task", "obqa", "--train", "x.csv", "--out", "x"], "one of the two"),
         (["train", "--task", "obqa", "--question", "stem", "--out", "x"], "--question: for your own files"),
-        (["train", "--task", "obqa", "--epochs", "many", "--out", "x"], "--epochs: invalid int value: 'many'"),
-        (["train", "--task", "obqa", "--epochs", "0", "--out", "x"], "epochs=0; it is a whole number of at least 1"),
-        (["train", "--task", "obqa", "--learning-rate", "fast", "--out", "x"], "--learning-rate: invalid per member value: 'fast'"),
+        (
+            ["train", "--task", "obqa", "--epochs", "many", "--out", "x"],
+            "--epochs: invalid int value: 'many'",
+        ),
+        (
+            ["train", "--task", "obqa", "--epochs", "0", "--out", "x"],
+            "epochs=0; it is a whole number of at least 1",
+        ),
+        (
+            ["train", "--task", "obqa", "--learning-rate", "fast", "--out", "x"],
+            "--learning-rate: invalid per member value: 'fast'",
+        ),
         (["train", "--task", "obqa", "--schedule", "linea", "--out", "x"], "invalid choice: 'linea'"),
-        (["train", "--task", "obqa", "--preset", "papr", "--out", "x"], "unknown preset 'papr'; did you mean 'paper'?"),
-        (["train", "--task", "world-cqa", "--preset", "paper", "--out", "x"], "the paper has no settings for 'world-cqa'"),
+        (
+            ["train", "--task", "obqa", "--preset", "papr", "--out", "x"],
+            "unknown preset 'papr'; did you mean 'paper'?",
+        ),
+        (
+            ["train", "--task", "world-cqa", "--preset", "paper", "--out", "x"],
+            "the paper has no settings for 'world-cqa'",
+        ),
         (["train", "--task", "obqq", "--out", "x"], "unknown task 'obqq'; did you mean 'obqa'?"),
         (["train", "--train", "nowhere.csv", "--out", "x"], "nowhere.csv: cannot be read: No such file"),
         (["tasks", "--data", "nowhere"], "nowhere is no folder"),
         (["evaluate", "nowhere"], "nowhere is no folder"),
-        (["demo", "--task", "world-obqa", "--out", "x"], "needs a task with an out-of-distribution set: .* 'world-cqa'"),
+        (
+            ["demo", "--task", "world-obqa", "--out", "x"],
+            "needs a task with an out-of-distribution set: .* 'world-cqa'",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, words, message):
@@ -135,7 +159,9 @@ def test_a_reader_that_has_gone_is_no_traceback():
 
 
 def test_exit_code_reaches_the_shell():
-    done = subprocess.run([sys.executable, "-m", "lora_ensembles.cli", "trian"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "lora_ensembles.cli", "trian"], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("lora-ensembles: error: unknown verb 'trian'")
 
@@ -173,13 +199,23 @@ def test_a_flag_gives_a_field_of_the_training_settings_its_value(words, field, v
 
 
 def test_the_preset_is_what_is_not_given():
-    config = settings.train_config(parse("--task", "obqa", "--preset", "paper", "--epochs", "1"), default="default", task="obqa")
+    config = settings.train_config(
+        parse("--task", "obqa", "--preset", "paper", "--epochs", "1"), default="default", task="obqa"
+    )
     assert config == dataclasses.replace(preset("paper", task="obqa"), epochs=1)
 
 
 def test_config_file_gives_values_and_flags_win(tmp_path):
     path = tmp_path / "settings.json"
-    content = {"task": "obqa", "epochs": 3, "learning_rate": [1e-3, 2e-3], "max-grad-norm": None, "r": 4, "resume": True, "vary": ["order"]}
+    content = {
+        "task": "obqa",
+        "epochs": 3,
+        "learning_rate": [1e-3, 2e-3],
+        "max-grad-norm": None,
+        "r": 4,
+        "resume": True,
+        "vary": ["order"],
+    }
     path.write_text(json.dumps(content))
     args = parse("--config", str(path), "--epochs", "7")
     config = settings.train_config(args, default="default", task="obqa")
@@ -189,7 +225,9 @@ def test_config_file_gives_values_and_flags_win(tmp_path):
 
 def test_config_file_may_be_yaml(tmp_path):
     path = tmp_path / "settings.yaml"
-    path.write_text("epochs: 3\nlearning_rate: 1e-3\nsnapshot_epochs: [1, 2]\n")  # YAML reads 1e-3 as a text, the flag as a number
+    path.write_text(
+        "epochs: 3\nlearning_rate: 1e-3\nsnapshot_epochs: [1, 2]\n"
+    )  # YAML reads 1e-3 as a text, the flag as a number
     config = settings.train_config(parse("--config", str(path)), default="default", task=None)
     assert (config.epochs, config.learning_rate, config.snapshot_epochs) == (3, 1e-3, [1, 2])
 
@@ -220,7 +258,17 @@ def test_yaml_without_the_extra_names_the_install_command(tmp_path, monkeypatch)
 
 
 def test_adapter_flags_become_fields_of_the_lora_config():
-    args = parse("--rank", "4", "--alpha", "16", "--target-modules", "k_proj,o_proj", "--lora-dropout", "0.1", "--use-rslora")
+    args = parse(
+        "--rank",
+        "4",
+        "--alpha",
+        "16",
+        "--target-modules",
+        "k_proj,o_proj",
+        "--lora-dropout",
+        "0.1",
+        "--use-rslora",
+    )
     config = settings.adapter_config(args, tiny_models.build("llama"))
     assert (config.r, config.lora_alpha, config.lora_dropout, config.use_rslora) == (4, 16, 0.1, True)
     assert set(config.target_modules or ()) == {"k_proj", "o_proj"}
@@ -236,5 +284,7 @@ def test_default_targets_are_the_papers_or_pefts_for_the_architecture(name, targ
 def test_a_base_of_unknown_layers_lists_its_linear_ones():
     base = tiny_models.build("gpt2")
     base.config.model_type = "homemade"
-    with pytest.raises(AdapterError, match=r"--target-modules with some of its linear layers: c_attn, c_fc, c_proj"):
+    with pytest.raises(
+        AdapterError, match=r"--target-modules with some of its linear layers: c_attn, c_fc, c_proj"
+    ):
         settings.adapter_config(parse(), base)

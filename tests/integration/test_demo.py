@@ -55,22 +55,35 @@ def test_demo_numbers_are_those_of_its_saved_ensembles(demo, compared):
         ensemble = LoraEnsemble.from_pretrained(demo.report.parent / row)
         assert ensemble.num_members == 2
         measured = evaluate(predict(ensemble, compared.task.validation))
-        assert demo.metrics[row]["nll"] == pytest.approx(measured.nll, abs=1e-5)  # fp32 sums in another batch size
+        assert demo.metrics[row]["nll"] == pytest.approx(
+            measured.nll, abs=1e-5
+        )  # fp32 sums in another batch size
 
 
 def test_both_arms_of_the_demo_are_what_they_would_be_alone(compared):
     """The plain and the decayed ensemble in one stack of four equal two ensembles of two, trained one after the other from equal seeds."""
     for arm, decay in ((compared.plain, TINY.plain_decay_b), (compared.decayed, TINY.decay_b)):
         alone = LoraEnsemble(*resolve_base(base_folder()), members=2, seed=1)
-        config = TrainConfig(epochs=TINY.epochs, batch_size=TINY.batch_size, learning_rate=TINY.learning_rate, weight_decay_b=decay)
+        config = TrainConfig(
+            epochs=TINY.epochs,
+            batch_size=TINY.batch_size,
+            learning_rate=TINY.learning_rate,
+            weight_decay_b=decay,
+        )
         train(alone, compared.task.train, config, progress=False)
         expected = predict(alone, compared.task.validation).member_log_probs
-        torch.testing.assert_close(arm.known.member_log_probs, expected, atol=1e-4, rtol=0)  # fp32, through 4 steps of Adam
-    assert (compared.plain.known.member_log_probs - compared.decayed.known.member_log_probs).abs().max() > 1e-3
+        torch.testing.assert_close(
+            arm.known.member_log_probs, expected, atol=1e-4, rtol=0
+        )  # fp32, through 4 steps of Adam
+    assert (
+        compared.plain.known.member_log_probs - compared.decayed.known.member_log_probs
+    ).abs().max() > 1e-3
 
 
 def test_few_shot_row_is_the_mean_over_draws_of_the_untouched_base(compared):
-    few_shot = FewShot(*resolve_base(base_folder()), compared.task.train, shots=TINY.shots, draws=TINY.draws, seed=1)
+    few_shot = FewShot(
+        *resolve_base(base_folder()), compared.task.train, shots=TINY.shots, draws=TINY.draws, seed=1
+    )
     prediction = predict(few_shot, compared.task.validation)
     expected = sum(evaluate(prediction.member(draw)).nll for draw in range(TINY.draws)) / TINY.draws
     assert compared.metrics()["few_shot"]["nll"] == pytest.approx(expected, abs=1e-6)
@@ -155,7 +168,11 @@ def test_table_is_aligned_as_text_and_escaped_as_html():
 
 
 def test_page_escapes_what_it_shows():
-    text = page("<title>", [Section("<heading>", (paragraph("a & b"), pictures([(b"x", '"quoted"')])))], intro="<intro>")
+    text = page(
+        "<title>",
+        [Section("<heading>", (paragraph("a & b"), pictures([(b"x", '"quoted"')])))],
+        intro="<intro>",
+    )
     for raw in ("<heading>", "a & b", '"quoted"', "<intro>"):
         assert raw not in text
     assert text.startswith("<!doctype html>")

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from lora_ensembles import LoraEnsemble, TrainConfig, evaluate, evaluate_members, load_base, load_task, predict, train
+from lora_ensembles import (
+    LoraEnsemble,
+    TrainConfig,
+    evaluate,
+    evaluate_members,
+    load_base,
+    load_task,
+    predict,
+    train,
+)
 from lora_ensembles.demo import DemoSettings
 
 SETTINGS = DemoSettings()
@@ -16,12 +25,16 @@ def test_ensemble_of_five_beats_its_members_on_accuracy_nll_and_ece(seed: int) -
     task = load_task("world-cqa")
     ensemble = LoraEnsemble(*load_base(), members=5, seed=seed)
     config = TrainConfig(epochs=8, batch_size=SETTINGS.batch_size, learning_rate=SETTINGS.learning_rate)
-    result = train(ensemble, task.train[:150], config, progress=False)  # fewer questions than the demo has, to fit three seeds into a test
+    result = train(
+        ensemble, task.train[:150], config, progress=False
+    )  # fewer questions than the demo has, to fit three seeds into a test
 
     prediction = predict(ensemble, task.validation)
     whole, members = evaluate(prediction), evaluate_members(prediction)
 
-    assert min(result.history[-1]["train_accuracy"]) > 0.9  # the members are fitted, so this is the overconfidence that the paper is about
+    assert (
+        min(result.history[-1]["train_accuracy"]) > 0.9
+    )  # the members are fitted, so this is the overconfidence that the paper is about
     assert whole.accuracy > members["accuracy"].mean
     assert whole.nll < members["nll"].mean
     assert whole.ece < members["ece"].mean

@@ -31,14 +31,34 @@ from lora_ensembles.heads import HeadConfig, predict_rewards
 from lora_ensembles.plots import reliability_diagram
 from lora_ensembles.prediction import Prediction, predict
 from lora_ensembles.presets import preset
-from lora_ensembles.tasks import Completion, Example, encode_completions, load_completions, load_file, load_preferences, load_task
+from lora_ensembles.tasks import (
+    Completion,
+    Example,
+    encode_completions,
+    load_completions,
+    load_file,
+    load_preferences,
+    load_task,
+)
 from lora_ensembles.training import train
-from tiny_ensembles import WINDOW, adapter, ensemble, largest_file, llama, no_memory_left, questions, tokenizer
+from tiny_ensembles import (
+    WINDOW,
+    adapter,
+    ensemble,
+    largest_file,
+    llama,
+    no_memory_left,
+    questions,
+    tokenizer,
+)
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 GOOD = {"question": "The sun is a", "options": ["planet", "star", "moon"], "answer": "star"}
 OPEN = {"id": "1", "prompt": "Q: Where do otters live?\nA:", "completion": " In rivers."}
-CHAT = {"id": "1", "messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}]}
+CHAT = {
+    "id": "1",
+    "messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}],
+}
 FEW_TOKENS = GenerationConfig(max_new_tokens=4)
 SHORT = TrainConfig(epochs=1, batch_size=4, learning_rate=1e-2)
 
@@ -95,21 +115,31 @@ def saved(folder: Path, *, members: int = 2) -> Path:
 
 
 def load(path: Path, *, base: torch.nn.Module | None = None, check_base: bool = True) -> LoraEnsemble:
-    return LoraEnsemble.from_pretrained(path, base=base or llama(), tokenizer=tokenizer(), check_base=check_base)
+    return LoraEnsemble.from_pretrained(
+        path, base=base or llama(), tokenizer=tokenizer(), check_base=check_base
+    )
 
 
 def made(config: LoraConfig, *, members: int = 2) -> LoraEnsemble:
     return LoraEnsemble(llama(), tokenizer(), members=members, adapter=config)
 
 
-def peft_adapter(folder: Path, *, base: str = "tiny/llama", targets: tuple[str, ...] = ("q_proj", "v_proj")) -> Path:
+def peft_adapter(
+    folder: Path, *, base: str = "tiny/llama", targets: tuple[str, ...] = ("q_proj", "v_proj")
+) -> Path:
     model = get_peft_model(llama(), adapter(targets=targets))
     model.peft_config["default"].base_model_name_or_path = base
     model.save_pretrained(str(folder), save_embedding_layers=False)
     return folder
 
 
-def trained(config: TrainConfig = SHORT, *, on: LoraEnsemble | None = None, out: Path | None = None, resume: bool = False) -> object:
+def trained(
+    config: TrainConfig = SHORT,
+    *,
+    on: LoraEnsemble | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+) -> object:
     return train(on or ensemble(), questions(8), config, out=out, resume=resume, progress=False)
 
 
@@ -117,13 +147,19 @@ def trained(config: TrainConfig = SHORT, *, on: LoraEnsemble | None = None, out:
 
 provokes("unknown-task")(lambda folder: load_task("obqaa"))
 provokes("unknown-model")(lambda folder: resolve_base("tiny/lama"))
-provokes("unknown-column")(lambda folder: load_file(write_lines(folder, {"qestion": "?", "options": ["a", "b"], "answer": "a"})))
+provokes("unknown-column")(
+    lambda folder: load_file(write_lines(folder, {"qestion": "?", "options": ["a", "b"], "answer": "a"}))
+)
 provokes("missing-file")(lambda folder: load_file(folder / "gone.jsonl"))
 provokes("empty-file")(lambda folder: load_file(write_lines(folder)))
 provokes("bad-line")(lambda folder: load_file(write_lines(folder, GOOD, '{"question": "cut')))
-provokes("duplicate-option")(lambda folder: load_file(write_lines(folder, GOOD, {**GOOD, "options": ["star", "moon", "star"]})))
+provokes("duplicate-option")(
+    lambda folder: load_file(write_lines(folder, GOOD, {**GOOD, "options": ["star", "moon", "star"]}))
+)
 provokes("duplicate-label")(lambda folder: load_file(write_lines(folder, GOOD), labels=["yes", "no", "yes"]))
-provokes("label-not-in-options")(lambda folder: load_file(write_lines(folder, GOOD, {**GOOD, "answer": "sun"})))
+provokes("label-not-in-options")(
+    lambda folder: load_file(write_lines(folder, GOOD, {**GOOD, "answer": "sun"}))
+)
 provokes("no-examples")(lambda folder: train(ensemble(), [], SHORT, progress=False))
 
 
@@ -143,20 +179,36 @@ def _overlong(folder: Path) -> object:
 @provokes("unlabelled-example")
 def _unlabelled(folder: Path) -> object:
     examples = questions(4)
-    return train(ensemble(), [*examples[:2], dataclasses.replace(examples[2], target=None)], SHORT, progress=False)
+    return train(
+        ensemble(), [*examples[:2], dataclasses.replace(examples[2], target=None)], SHORT, progress=False
+    )
 
 
-provokes("empty-completion")(lambda folder: load_completions(write_lines(folder, OPEN, {**OPEN, "completion": " "})))
-provokes("unanswered-chat")(lambda folder: load_completions(write_lines(folder, CHAT, {"messages": CHAT["messages"][:1]})))
-provokes("no-chat-template")(lambda folder: encode_completions(load_completions(write_lines(folder, CHAT)), load_base()[1]))
-provokes("no-end-token")(lambda folder: train(ensemble(), load_completions(write_lines(folder, OPEN)), SHORT, progress=False))
-provokes("merged-completion")(lambda folder: encode_completions([Completion("1", "It lives in ", "rivers")], load_base()[1]))
-provokes("unknown-completion")(lambda folder: encode_completions([Completion("1", "It lives in", None)], load_base()[1]))
+provokes("empty-completion")(
+    lambda folder: load_completions(write_lines(folder, OPEN, {**OPEN, "completion": " "}))
+)
+provokes("unanswered-chat")(
+    lambda folder: load_completions(write_lines(folder, CHAT, {"messages": CHAT["messages"][:1]}))
+)
+provokes("no-chat-template")(
+    lambda folder: encode_completions(load_completions(write_lines(folder, CHAT)), load_base()[1])
+)
+provokes("no-end-token")(
+    lambda folder: train(ensemble(), load_completions(write_lines(folder, OPEN)), SHORT, progress=False)
+)
+provokes("merged-completion")(
+    lambda folder: encode_completions([Completion("1", "It lives in ", "rivers")], load_base()[1])
+)
+provokes("unknown-completion")(
+    lambda folder: encode_completions([Completion("1", "It lives in", None)], load_base()[1])
+)
 
 
 @provokes("mixed-examples")
 def _mixed(folder: Path) -> object:
-    return train(ensemble(), [*questions(2), Completion("1", "It lives in", " rivers")], SHORT, progress=False)  # type: ignore[list-item]
+    return train(
+        ensemble(), [*questions(2), Completion("1", "It lives in", " rivers")], SHORT, progress=False
+    )  # type: ignore[list-item]
 
 
 # Settings
@@ -164,7 +216,17 @@ def _mixed(folder: Path) -> object:
 
 @provokes("options-of-open-answers")
 def _options_of_open_answers(folder: Path) -> object:
-    return run_verb(["train", "--train", str(write_lines(folder, OPEN)), "--labels", "yes,no", "--out", str(folder / "out")])
+    return run_verb(
+        [
+            "train",
+            "--train",
+            str(write_lines(folder, OPEN)),
+            "--labels",
+            "yes,no",
+            "--out",
+            str(folder / "out"),
+        ]
+    )
 
 
 @provokes("predict-open-answers")
@@ -187,7 +249,9 @@ provokes("no-paper-settings")(lambda folder: preset("paper", task="my-task"))
 # Adapters and base models
 
 provokes("unstackable-option")(lambda folder: made(LoraConfig(target_modules=["q_proj"], use_dora=True)))
-provokes("unstackable-init")(lambda folder: made(LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa")))
+provokes("unstackable-init")(
+    lambda folder: made(LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa"))
+)
 provokes("unstackable-target")(lambda folder: made(adapter(targets=["q_proj", "embed_tokens"])))
 provokes("head-as-target")(lambda folder: made(adapter(targets=["q_proj", "lm_head"])))
 provokes("unknown-target")(lambda folder: made(adapter(targets=["c_attn"])))
@@ -326,22 +390,37 @@ def _poisoned(folder: Path) -> object:
 @provokes("missing-extra")
 def _missing_extra(folder: Path) -> object:
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("matplotlib", "matplotlib.figure"):  # what Python itself records for a package that must not be imported
+        for name in (
+            "matplotlib",
+            "matplotlib.figure",
+        ):  # what Python itself records for a package that must not be imported
             patch.setitem(sys.modules, name, None)
-        return reliability_diagram({"arm": Prediction(torch.full((1, 2, 2), 0.5).log(), torch.tensor([0, 1]))})
+        return reliability_diagram(
+            {"arm": Prediction(torch.full((1, 2, 2), 0.5).log(), torch.tensor([0, 1]))}
+        )
 
 
 # Heads
 
 provokes("unknown-head")(lambda folder: HeadConfig("multichoice"))  # type: ignore[arg-type]
 provokes("divergence-of-fresh-heads")(
-    lambda folder: train(heads.build_ensemble(members=1), heads.choice_examples(), TrainConfig(kl_weight=0.1), progress=False)
+    lambda folder: train(
+        heads.build_ensemble(members=1), heads.choice_examples(), TrainConfig(kl_weight=0.1), progress=False
+    )
 )
-provokes("no-options")(lambda folder: predict(heads.build_ensemble(members=1), [Example("bare", "the fox", ("a", "b"), 0)]))
+provokes("no-options")(
+    lambda folder: predict(heads.build_ensemble(members=1), [Example("bare", "the fox", ("a", "b"), 0)])
+)
 provokes("not-causal")(lambda folder: generate_text(heads.build_ensemble(members=1), ["the fox"]))
 provokes("no-reward-model")(lambda folder: predict_rewards(heads.build_ensemble(members=1), ["the fox"]))
-provokes("same-pair")(lambda folder: load_preferences(write_lines(folder, {"chosen": " 4", "rejected": " 4"})))
-provokes("pair-of-chats")(lambda folder: load_preferences(write_lines(folder, {"chosen": CHAT["messages"], "rejected": CHAT["messages"]})))
+provokes("same-pair")(
+    lambda folder: load_preferences(write_lines(folder, {"chosen": " 4", "rejected": " 4"}))
+)
+provokes("pair-of-chats")(
+    lambda folder: load_preferences(
+        write_lines(folder, {"chosen": CHAT["messages"], "rejected": CHAT["messages"]})
+    )
+)
 
 
 @provokes("wrong-head")
@@ -367,7 +446,9 @@ def _untrained_head(folder: Path) -> object:
 def _body_of_another(folder: Path) -> object:
     heads.build().bert.save_pretrained(folder)
     heads.tokenizer().save_pretrained(folder)
-    weights = {f"elsewhere.{name}": tensor for name, tensor in load_tensors(folder / "model.safetensors").items()}
+    weights = {
+        f"elsewhere.{name}": tensor for name, tensor in load_tensors(folder / "model.safetensors").items()
+    }
     save_tensors(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return resolve_base(str(folder), head="multiple-choice")
 
@@ -382,25 +463,37 @@ def _normed_head(folder: Path) -> object:
 @provokes("other-head")
 def _other_head(folder: Path) -> object:
     heads.build_ensemble("bert", "reward", members=1).save_pretrained(folder / "saved")
-    return heads.build_ensemble("bert", "sequence-classification", members=1).load_members([folder / "saved" / "member_000"])
+    return heads.build_ensemble("bert", "sequence-classification", members=1).load_members(
+        [folder / "saved" / "member_000"]
+    )
 
 
 @provokes("wrong-classes")
 def _wrong_classes(folder: Path) -> object:
-    return predict(heads.build_ensemble("bert", "sequence-classification"), [Example("two", "the fox", ("yes", "no"), 0)])
+    return predict(
+        heads.build_ensemble("bert", "sequence-classification"), [Example("two", "the fox", ("yes", "no"), 0)]
+    )
 
 
 @provokes("other-classes")
 def _other_classes(folder: Path) -> object:
     classifier = heads.build_ensemble("bert", "sequence-classification", members=1)
     train(classifier, heads.class_examples(), SHORT, progress=False)
-    return predict(classifier, [dataclasses.replace(heads.class_examples()[0], labels=("one", "three", "two"))])
+    return predict(
+        classifier, [dataclasses.replace(heads.class_examples()[0], labels=("one", "three", "two"))]
+    )
 
 
 @provokes("overlong-text")
 def _overlong_text(folder: Path) -> object:
     question = "the red fox saw a small bird near"
-    short = LoraEnsemble(heads.build(), heads.tokenizer(), members=1, adapter=heads.adapter_config(), head=HeadConfig(max_length=8))
+    short = LoraEnsemble(
+        heads.build(),
+        heads.tokenizer(),
+        members=1,
+        adapter=heads.adapter_config(),
+        head=HeadConfig(max_length=8),
+    )
     return predict(short, [Example("long", question, ("a", "b"), 0, question, ("home", "an old river"))])
 
 
@@ -420,7 +513,9 @@ def test_documented_error_is_the_one_that_is_raised(name: str, tmp_path: Path) -
         PROVOKERS[name](tmp_path)
 
     assert type(caught.value) is row.error
-    assert re.fullmatch(row.pattern, str(caught.value), flags=re.DOTALL), f"documented: {row.message}\nraised: {caught.value}"
+    assert re.fullmatch(row.pattern, str(caught.value), flags=re.DOTALL), (
+        f"documented: {row.message}\nraised: {caught.value}"
+    )
     assert row.advice
     again = pickle.loads(pickle.dumps(caught.value))
     assert (type(again), str(again)) == (type(caught.value), str(caught.value))
@@ -445,7 +540,11 @@ def test_documented_classes_are_value_errors_or_runtime_errors_as_the_document_s
     ],
 )
 def test_command_line_says_it_in_one_line_with_exit_code_2(
-    command: list[str], row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: list[str],
+    row: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
 

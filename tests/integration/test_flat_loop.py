@@ -33,7 +33,12 @@ def test_flat_loop_gives_the_weights_and_predictions_of_the_stacked_loop(beta, m
 
     ensemble = LoraEnsemble(*load_base(), members=2, adapter=flat.adapter_config())
     config = TrainConfig(
-        epochs=1, batch_size=flat.BATCH, learning_rate=flat.RATE, weight_decay_a=flat.DECAY_A, weight_decay_b=flat.DECAY_B, kl_weight=beta
+        epochs=1,
+        batch_size=flat.BATCH,
+        learning_rate=flat.RATE,
+        weight_decay_a=flat.DECAY_A,
+        weight_decay_b=flat.DECAY_B,
+        kl_weight=beta,
     )
     train(ensemble, examples, config, progress=False)
 

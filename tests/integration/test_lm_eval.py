@@ -26,7 +26,16 @@ from lm_eval.tasks import TaskManager
 from peft import PeftModel
 
 from command_line import base_folder
-from lora_ensembles import CheckpointError, ConfigError, DataError, LoraEnsemble, MissingExtraError, evaluate, load_task, predict
+from lora_ensembles import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    LoraEnsemble,
+    MissingExtraError,
+    evaluate,
+    load_task,
+    predict,
+)
 from lora_ensembles.embedded import resolve_base
 from lora_ensembles.harness import MODEL_NAME, TASKS_FOLDER, model, register, write_local_tasks
 from lora_ensembles.harness.__main__ import main
@@ -39,7 +48,11 @@ from tiny_models import randomise_b
 CLOSE = 1e-4
 SUBJECTS = ("astronomy", "college_physics", "sociology")
 PLACES = ("the lake", "the old forest", "a moor", "the coast")
-CONTINUATIONS = [("Q: Where does the otter live?\nA:", " in the lake"), ("Otters live in", " the"), ("Is the sun a star", "? It is.")]
+CONTINUATIONS = [
+    ("Q: Where does the otter live?\nA:", " in the lake"),
+    ("Otters live in", " the"),
+    ("Is the sun a star", "? It is."),
+]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +69,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def peft_models(saved: Path) -> list[Any]:
     """The same members, each a PEFT model of its own."""
     return [
-        PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base_folder()), str(saved / f"member_{m:03d}")).eval()
+        PeftModel.from_pretrained(
+            transformers.AutoModelForCausalLM.from_pretrained(base_folder()), str(saved / f"member_{m:03d}")
+        ).eval()
         for m in range(3)
     ]
 
@@ -80,7 +95,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _row(name: str, number: int) -> dict[str, Any]:
     question = f"Where does {'the otter or ' * number}the heron live?"
     if name == "mmlu":
-        return {"question": question, "subject": SUBJECTS[number % 3], "choices": list(PLACES), "answer": number % 4}
+        return {
+            "question": question,
+            "subject": SUBJECTS[number % 3],
+            "choices": list(PLACES),
+            "answer": number % 4,
+        }
     stem = "question_stem" if name == "openbookqa" else "question"
     options = {"text": list(PLACES), "label": ["A", "B", "C", "D"]}
     return {"id": str(number), stem: question, "choices": options, "answerKey": "ABCD"[number % 4]}
@@ -96,14 +116,22 @@ def local_tasks(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def made(saved: Path, **arguments: Any) -> Any:
     """The model as the harness makes it from `--model_args` and its own flags."""
     register()
-    return get_model(MODEL_NAME).create_from_arg_obj({"pretrained": str(saved), **arguments}, {"batch_size": 2, "device": "cpu"})
+    return get_model(MODEL_NAME).create_from_arg_obj(
+        {"pretrained": str(saved), **arguments}, {"batch_size": 2, "device": "cpu"}
+    )
 
 
 def run(name: str, arguments: dict[str, Any], tasks: Path, names: list[str]) -> dict[str, Any]:
     register()
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     result: dict[str, Any] = simple_evaluate(
-        name, model_args=arguments, tasks=names, task_manager=manager, batch_size=2, device="cpu", bootstrap_iters=0
+        name,
+        model_args=arguments,
+        tasks=names,
+        task_manager=manager,
+        batch_size=2,
+        device="cpu",
+        bootstrap_iters=0,
     )
     return result
 
@@ -123,19 +151,34 @@ def test_one_member_scores_what_the_harness_scores_with_peft(saved: Path, local_
     names = ["arc_easy", "openbookqa", "mmlu_stem_tasks", paper_task_name("obqa")]
     one = run(MODEL_NAME, {"ensemble": str(saved), "members": 1}, local_tasks, names)
     peft = run("hf", {"pretrained": base_folder(), "peft": str(saved / "member_001")}, local_tasks, names)
-    assert set(one["results"]) == {"arc_easy", "openbookqa", "mmlu_astronomy", "mmlu_college_physics", paper_task_name("obqa")}
+    assert set(one["results"]) == {
+        "arc_easy",
+        "openbookqa",
+        "mmlu_astronomy",
+        "mmlu_college_physics",
+        paper_task_name("obqa"),
+    }
     for task, scores in one["results"].items():
         assert {name: value for name, value in scores.items() if isinstance(value, float)} == pytest.approx(
-            {name: value for name, value in peft["results"][task].items() if isinstance(value, float)}, abs=CLOSE
+            {name: value for name, value in peft["results"][task].items() if isinstance(value, float)},
+            abs=CLOSE,
         )
-        ours, theirs = ([sample["filtered_resps"] for sample in some["samples"][task]] for some in (one, peft))
-        assert [[greedy for _, greedy in row] for row in ours] == [[greedy for _, greedy in row] for row in theirs]
-        assert [[value for value, _ in row] for row in ours] == [pytest.approx([value for value, _ in row], abs=CLOSE) for row in theirs]
+        ours, theirs = (
+            [sample["filtered_resps"] for sample in some["samples"][task]] for some in (one, peft)
+        )
+        assert [[greedy for _, greedy in row] for row in ours] == [
+            [greedy for _, greedy in row] for row in theirs
+        ]
+        assert [[value for value, _ in row] for row in ours] == [
+            pytest.approx([value for value, _ in row], abs=CLOSE) for row in theirs
+        ]
     assert one["config"]["num_members"] == 1
     assert one["config"]["base"] == base_folder()
 
 
-def test_log_likelihood_of_an_ensemble_is_the_log_of_the_members_mean_probability(saved: Path, peft_models: list[Any]):
+def test_log_likelihood_of_an_ensemble_is_the_log_of_the_members_mean_probability(
+    saved: Path, peft_models: list[Any]
+):
     lm = made(saved)
     found = lm.loglikelihood(requests("loglikelihood", *CONTINUATIONS), disable_tqdm=True)
     for (prompt, continuation), (log_likelihood, greedy) in zip(CONTINUATIONS, found, strict=True):
@@ -143,14 +186,18 @@ def test_log_likelihood_of_an_ensemble_is_the_log_of_the_members_mean_probabilit
         assert ids[: len(before)] == before
         log_probs = mixture(peft_models, ids)
         answer = range(len(before), len(ids))
-        assert log_likelihood == pytest.approx(sum(log_probs[t - 1, ids[t]].item() for t in answer), abs=CLOSE)
+        assert log_likelihood == pytest.approx(
+            sum(log_probs[t - 1, ids[t]].item() for t in answer), abs=CLOSE
+        )
         assert greedy == all(log_probs[t - 1].argmax() == ids[t] for t in answer)
 
 
 def test_rolling_log_likelihood_counts_every_token_once_over_windows(saved: Path, peft_models: list[Any]):
     text, window = "The otter lives in the lake. The heron lives near the old forest and the coast.", 8
     lm = made(saved, max_length=window)
-    ids = lm.tok_encode(text)  # with the token that the tokenizer puts in front, which the harness scores as well
+    ids = lm.tok_encode(
+        text
+    )  # with the token that the tokenizer puts in front, which the harness scores as well
     assert len(ids) > 2 * window
     assert len(ids) % window != 0
     # Windows of 8 tokens, the first behind the prefix token; the last is moved back so that it is full, and scores only what is left.
@@ -164,9 +211,14 @@ def test_rolling_log_likelihood_counts_every_token_once_over_windows(saved: Path
     assert found == pytest.approx(expected, abs=CLOSE)
 
 
-def test_generation_is_greedy_decoding_of_the_mean_and_ends_before_the_stop_word(saved: Path, peft_models: list[Any]):
+def test_generation_is_greedy_decoding_of_the_mean_and_ends_before_the_stop_word(
+    saved: Path, peft_models: list[Any]
+):
     lm = made(saved)
-    prompts = ["Q: Where does the otter live?\nA:", "The heron lives in"]  # of different lengths: one is padded on the left
+    prompts = [
+        "Q: Where does the otter live?\nA:",
+        "The heron lives in",
+    ]  # of different lengths: one is padded on the left
     texts = []
     for prompt in prompts:
         ids = lm.tok_encode(prompt)
@@ -174,10 +226,14 @@ def test_generation_is_greedy_decoding_of_the_mean_and_ends_before_the_stop_word
             ids.append(int(mixture(peft_models, ids)[-1].argmax()))
         texts.append(lm.tok_decode(ids[len(lm.tok_encode(prompt)) :]))
     settings = {"until": ["\n\n\n"], "max_gen_toks": 6}
-    found = lm.generate_until(requests("generate_until", *((prompt, settings) for prompt in prompts)), disable_tqdm=True)
+    found = lm.generate_until(
+        requests("generate_until", *((prompt, settings) for prompt in prompts)), disable_tqdm=True
+    )
     assert found == texts
     stop = texts[0].strip()[:3]
-    (cut,) = lm.generate_until(requests("generate_until", (prompts[0], {"until": [stop], "max_gen_toks": 6})), disable_tqdm=True)
+    (cut,) = lm.generate_until(
+        requests("generate_until", (prompts[0], {"until": [stop], "max_gen_toks": 6})), disable_tqdm=True
+    )
     assert cut == texts[0].split(stop)[0]
 
 
@@ -191,7 +247,9 @@ def test_a_paper_task_scores_one_member_as_evaluate_does(saved: Path, local_task
 
 
 def test_the_six_task_files_hold_the_papers_questions_in_its_prompt(real_data: Path):
-    manager = TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False, metadata={"data": str(real_data)})
+    manager = TaskManager(
+        include_path=str(TASKS_FOLDER), include_defaults=False, metadata={"data": str(real_data)}
+    )
     assert set(manager.all_subtasks) == set(map(paper_task_name, PAPER_TASKS))
     for name in PAPER_TASKS:
         (task,) = manager.load(paper_task_name(name))["tasks"].values()
@@ -235,7 +293,10 @@ def test_an_entry_point_names_the_registered_class():
         ({"trust_remote_code": True}, "unknown argument 'trust_remote_code'"),
         ({"batch_size": 4}, "batch_size is in model_args and is also a flag of the harness"),
         ({"ensemble": "other"}, "2 folders of an ensemble"),
-        ({"members": "first"}, r"members='first'; give one index, members=0, or a list of them, members=\[0,2\]"),
+        (
+            {"members": "first"},
+            r"members='first'; give one index, members=0, or a list of them, members=\[0,2\]",
+        ),
         ({"members": []}, r"members=\[\]; give one index"),
         ({"members": True}, "members=True; give one index"),
         ({"dtype": "int3"}, "dtype 'int3'; known: float32"),
@@ -265,7 +326,10 @@ def test_without_the_harness_the_error_names_the_extra(monkeypatch: pytest.Monke
 
 
 def test_a_folder_without_data_sets_is_refused(tmp_path: Path):
-    with pytest.raises(DataError, match="holds none of ai2_arc/ARC-Challenge, ai2_arc/ARC-Easy, commonsense_qa, mmlu, openbookqa"):
+    with pytest.raises(
+        DataError,
+        match="holds none of ai2_arc/ARC-Challenge, ai2_arc/ARC-Easy, commonsense_qa, mmlu, openbookqa",
+    ):
         write_local_tasks(tmp_path, tmp_path / "out")
     (tmp_path / "mmlu").mkdir()
     (tmp_path / "mmlu" / "test.jsonl").write_text('{"question": "?", "choices": ["a", "b"], "answer": 0}\n')
@@ -281,13 +345,37 @@ def test_a_mistake_on_the_command_line_is_one_line(capsys: pytest.CaptureFixture
     assert error.count("\n") == 1
 
 
-def test_the_command_line_runs_without_a_network_and_writes_no_pickle(saved: Path, data: Path, tmp_path: Path):
+def test_the_command_line_runs_without_a_network_and_writes_no_pickle(
+    saved: Path, data: Path, tmp_path: Path
+):
     write_local_tasks(data, tmp_path / "tasks")
-    words = ["run", "--model", MODEL_NAME, "--model_args", f"pretrained={saved},members=[0,2]", "--tasks", "mmlu_stem,openbookqa"]
-    words += ["--include_path", "tasks", "--device", "cpu", "--batch_size", "2", "--output_path", "out", "--log_samples"]
+    words = [
+        "run",
+        "--model",
+        MODEL_NAME,
+        "--model_args",
+        f"pretrained={saved},members=[0,2]",
+        "--tasks",
+        "mmlu_stem,openbookqa",
+    ]
+    words += [
+        "--include_path",
+        "tasks",
+        "--device",
+        "cpu",
+        "--batch_size",
+        "2",
+        "--output_path",
+        "out",
+        "--log_samples",
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run(
-        [sys.executable, "-m", "lora_ensembles.harness", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "lora_ensembles.harness", *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "out").glob("*/results_*.json")
@@ -296,5 +384,9 @@ def test_the_command_line_runs_without_a_network_and_writes_no_pickle(saved: Pat
     assert record.config["model_args"]["members"] == [0, 2]
     assert math.isfinite(record.results["mmlu_stem"]["acc,none"])
     written = [file for file in tmp_path.rglob("*") if file.is_file()]
-    pickles = [file for file in written if file.suffix in (".pkl", ".pickle", ".pt", ".bin", ".db") or file.read_bytes()[:1] == b"\x80"]
+    pickles = [
+        file
+        for file in written
+        if file.suffix in (".pkl", ".pickle", ".pt", ".bin", ".db") or file.read_bytes()[:1] == b"\x80"
+    ]
     assert pickles == []

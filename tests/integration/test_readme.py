@@ -12,7 +12,11 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
-COMMANDS = [line.split("#")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+]
 OWN = [command for command in COMMANDS if command.startswith("lora-ensembles")]
 
 
@@ -42,13 +46,23 @@ def test_readme_link_leads_somewhere(link):
 
 def test_readme_python_example_is_the_call_the_library_takes():
     """The block names a 7B model of the hub; the same lines run here with the embedded base and world in place of it."""
-    block = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "LoraEnsemble(" in block)
-    code = block.replace('AutoModelForCausalLM.from_pretrained("meta-llama/Llama-2-7b-hf", dtype="bfloat16")', "load_base()[0]")
+    block = next(
+        block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "LoraEnsemble(" in block
+    )
+    code = block.replace(
+        'AutoModelForCausalLM.from_pretrained("meta-llama/Llama-2-7b-hf", dtype="bfloat16")', "load_base()[0]"
+    )
     code = code.replace('AutoTokenizer.from_pretrained("meta-llama/Llama-2-7b-hf")', "load_base()[1]")
-    code = code.replace('"obqa"', '"world-mmlu-ss"').replace('"mmlu-stem"', '"world-mmlu-stem"').replace("epochs=20", "epochs=1")
+    code = (
+        code.replace('"obqa"', '"world-mmlu-ss"')
+        .replace('"mmlu-stem"', '"world-mmlu-stem"')
+        .replace("epochs=20", "epochs=1")
+    )
     code = code.replace("task.train,", "task.train[:16],").replace("task.validation)", "task.validation[:8])")
     code = code.replace('.save_pretrained("runs/obqa")', ".save_pretrained(folder)")
     assert "meta-llama" not in code
-    script = "from lora_ensembles import load_base\nimport tempfile\nfolder = tempfile.mkdtemp() + '/run'\n" + code
+    script = (
+        "from lora_ensembles import load_base\nimport tempfile\nfolder = tempfile.mkdtemp() + '/run'\n" + code
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -42,17 +42,33 @@ def made(identity: str, verdict: Any, *, reason: str = "") -> Claim:
     part = Part("accuracy", 0.01, (0.005, 0.02), verdict, 6)
     if verdict == "not applicable":
         part = Part("accuracy", None, None, verdict, 0)
-    return Claim(identity, f"Claim <{identity}> | holds.", part.settings, part.difference, part.interval, verdict, reason, (part,))
+    return Claim(
+        identity,
+        f"Claim <{identity}> | holds.",
+        part.settings,
+        part.difference,
+        part.interval,
+        verdict,
+        reason,
+        (part,),
+    )
 
 
-CLAIMS = (made("C1", "supported"), made("C2", "contradicted"), made("C3", "open"), made("C5", "not applicable", reason="no record of it"))
+CLAIMS = (
+    made("C1", "supported"),
+    made("C2", "contradicted"),
+    made("C3", "open"),
+    made("C5", "not applicable", reason="no record of it"),
+)
 
 
 def save(folder: Path, records: dict[str, list[dict[str, Any]]]) -> Path:
     folder.mkdir()
     for found in records.values():
         for record in found:
-            (folder / f"{record['name']}-{record['settings']['seed']:012d}.json").write_text(json.dumps(record) + "\n")
+            (folder / f"{record['name']}-{record['settings']['seed']:012d}.json").write_text(
+                json.dumps(record) + "\n"
+            )
     return folder
 
 
@@ -102,25 +118,48 @@ def test_a_smaller_grid_is_said_at_the_top_and_with_the_provenance(report: Path)
 
 def test_provenance_holds_versions_commit_seeds_and_grid(report: Path) -> None:
     text = (report / "report.md").read_text(encoding="utf-8").rpartition("## ")[2]
-    for row in ("| torch | 2.0 |", "| commit | 0123456789ab |", "| device | cpu |", "| learning_rate | 0.002 |", "| kl | [0.05] |"):
+    for row in (
+        "| torch | 2.0 |",
+        "| commit | 0123456789ab |",
+        "| device | cpu |",
+        "| learning_rate | 0.002 |",
+        "| kl | [0.05] |",
+    ):
         assert row in text
     assert "| pool | 2 | world-cqa | 0, 1 |" in text
 
 
 def test_claims_show_verdict_interval_and_settings() -> None:
     table = claims_with_text(CLAIMS)
-    assert table.rows[0] == ("C1", "Claim <C1> | holds.", "supported", "1 of 1", "+0.0100", "+0.0050 to +0.0200", "6")
+    assert table.rows[0] == (
+        "C1",
+        "Claim <C1> | holds.",
+        "supported",
+        "1 of 1",
+        "+0.0100",
+        "+0.0050 to +0.0200",
+        "6",
+    )
     assert table.rows[3][2:] == ("not applicable", "0 of 1", "-", "-", "0")
     assert table.chosen == {(0, 2), (1, 2)}  # decided either way
     assert "Claim &lt;C1&gt; | holds." in table.to_html()
     assert "Claim <C1> \\| holds." in table.to_markdown()
-    assert parts_table(CLAIMS).rows[0] == ("C1", "accuracy", "supported", "+0.0100", "+0.0050 to +0.0200", "6")
+    assert parts_table(CLAIMS).rows[0] == (
+        "C1",
+        "accuracy",
+        "supported",
+        "+0.0100",
+        "+0.0050 to +0.0200",
+        "6",
+    )
 
 
 def test_what_has_no_records_is_left_out_and_the_page_says_which_command_makes_it(tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "figure_6.png").write_text("of an earlier report")
-    written = write_report(study_records(without=("pool", "last_layer", "few_shot", "rank")), CLAIMS, tmp_path)
+    written = write_report(
+        study_records(without=("pool", "last_layer", "few_shot", "rank")), CLAIMS, tmp_path
+    )
     assert set(written.left_out) == {"figure_1a", "figure_6", "Table 1", "rank"}
     assert not (tmp_path / "figures" / "figure_6.png").exists()
     assert (tmp_path / "figures" / "figure_2.png").exists()
@@ -140,7 +179,9 @@ def test_records_without_a_sweep_or_of_two_grids_are_refused(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_verb_writes_beside_the_records_or_elsewhere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_verb_writes_beside_the_records_or_elsewhere(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     kinds = ("randomness", "pool", "methods", "initialisation", "rank", "strength")
     folder = save(tmp_path / "records", study_records(without=kinds))
     done = call(capsys, "report", folder, "--out", tmp_path / "elsewhere", "--json")
@@ -154,12 +195,21 @@ def test_the_verb_writes_beside_the_records_or_elsewhere(capsys: pytest.CaptureF
     assert list(summary["claims"]) == [f"C{number}" for number in range(1, 12)]
     before = sorted(path.name for path in folder.iterdir())
     assert call(capsys, "report", folder).code == 0
-    for name in ("report.html", "report.md", "figures/figure_2.png", "figures/figure_2.svg"):  # the same records, the same report
+    for name in (
+        "report.html",
+        "report.md",
+        "figures/figure_2.png",
+        "figures/figure_2.svg",
+    ):  # the same records, the same report
         assert (folder / name).read_bytes() == (tmp_path / "elsewhere" / name).read_bytes()
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*before, "figures", "report.html", "report.md"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*before, "figures", "report.html", "report.md"]
+    )
 
 
-def test_a_folder_without_records_names_the_command_that_makes_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_folder_without_records_names_the_command_that_makes_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     done = call(capsys, "report", tmp_path)
     assert done.code == 2
     assert "lora-ensembles study all" in done.err
@@ -174,13 +224,23 @@ def test_every_picture_is_shown_in_a_browser_and_nothing_errors(report: Path, tm
     probed = tmp_path / "probed.html"
     probed.write_text(page.replace("<head>", f"<head>{PROBE}", 1), encoding="utf-8")
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --virtual-time-budget=5000 --enable-logging=stderr --window-size=1200,900"
-    command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", probed.as_uri()]
+    command = [
+        browser,
+        *flags.split(),
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+        probed.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    told = json.loads(re.search(r'<pre id="told">(.*?)</pre>', done.stdout, re.DOTALL)[1].replace("&amp;", "&").replace("&lt;", "<"))
+    told = json.loads(
+        re.search(r'<pre id="told">(.*?)</pre>', done.stdout, re.DOTALL)[1]
+        .replace("&amp;", "&")
+        .replace("&lt;", "<")
+    )
     assert told["failed"] == []
     assert "CONSOLE" not in done.stderr
-    assert [alt for alt, _, _ in told["images"]] == [drawing.title for drawing in DRAWINGS if drawing.name.startswith("figure_")] + [
-        drawing.title for drawing in DRAWINGS if not drawing.name.startswith("figure_")
-    ]
+    assert [alt for alt, _, _ in told["images"]] == [
+        drawing.title for drawing in DRAWINGS if drawing.name.startswith("figure_")
+    ] + [drawing.title for drawing in DRAWINGS if not drawing.name.startswith("figure_")]
     assert all(natural > 1000 and shown > 300 for _, natural, shown in told["images"])
     assert told["wide"] == 0

@@ -32,13 +32,17 @@ def source(reproduction: Any, tmp_path: Path) -> Any:
     """What a page is made from, with the records of a small grid."""
     for found in study_records().values():
         for record in found:
-            (tmp_path / f"{record['name']}-{record['settings']['seed']:012d}.json").write_text(json.dumps(record) + "\n")
+            (tmp_path / f"{record['name']}-{record['settings']['seed']:012d}.json").write_text(
+                json.dumps(record) + "\n"
+            )
     return dataclasses.replace(reproduction.EMBEDDED, records=tmp_path)
 
 
 def test_both_pages_are_what_their_sources_give(reproduction: Any) -> None:
     for source in (reproduction.EMBEDDED, reproduction.REAL_DATA):
-        assert source.page.read_text(encoding="utf-8") == reproduction.page(source, source.sentences()), source.name
+        assert source.page.read_text(encoding="utf-8") == reproduction.page(source, source.sentences()), (
+            source.name
+        )
 
 
 def test_every_claim_and_every_open_question_has_its_sentences(reproduction: Any) -> None:
@@ -60,10 +64,18 @@ def test_page_has_each_claims_verdict_and_parts_from_the_records(reproduction: A
     assert "The grid is smaller than the full one: 2 of 6 tasks" in text
 
 
-def test_page_has_a_table_for_every_open_question_and_says_what_is_missing(reproduction: Any, source: Any) -> None:
+def test_page_has_a_table_for_every_open_question_and_says_what_is_missing(
+    reproduction: Any, source: Any
+) -> None:
     sentences = reproduction.EMBEDDED.sentences()
     text = reproduction.page(source, sentences)
-    for start in ("| ensemble, scaled |", "| Gaussian, same order |", "| rank 64 |", "| none, stopped after epoch 1 |", "| gain in ECE |"):
+    for start in (
+        "| ensemble, scaled |",
+        "| Gaussian, same order |",
+        "| rank 64 |",
+        "| none, stopped after epoch 1 |",
+        "| gain in ECE |",
+    ):
         assert text.count(f"\n{start}") >= 1
     for path in source.records.glob("rank-*.json"):
         path.unlink()
@@ -72,19 +84,27 @@ def test_page_has_a_table_for_every_open_question_and_says_what_is_missing(repro
 
 def test_sentences_by_hand_are_shown_where_there_are_any(reproduction: Any, source: Any) -> None:
     sentences = reproduction.EMBEDDED.sentences()
-    assert "Here:" not in reproduction.page(source, sentences | {name: given | {"here": ""} for name, given in sentences.items()})
+    assert "Here:" not in reproduction.page(
+        source, sentences | {name: given | {"here": ""} for name, given in sentences.items()}
+    )
     told = sentences | {"C5": {"paper": "It says so.", "here": "So it is."}}
     text = reproduction.page(source, told)
     assert "In the paper: It says so.\n\nHere: So it is." in text
 
 
-def test_without_records_the_page_names_the_commands_and_the_claims(reproduction: Any, tmp_path: Path) -> None:
-    text = reproduction.page(dataclasses.replace(reproduction.EMBEDDED, records=tmp_path), reproduction.EMBEDDED.sentences())
+def test_without_records_the_page_names_the_commands_and_the_claims(
+    reproduction: Any, tmp_path: Path
+) -> None:
+    text = reproduction.page(
+        dataclasses.replace(reproduction.EMBEDDED, records=tmp_path), reproduction.EMBEDDED.sentences()
+    )
     assert "lora-ensembles study all --out results/embedded" in text
     assert all(f"- **{name}** {claim}" in text for name, claim, _ in CLAIMS)
 
 
-def test_real_data_has_a_table_of_every_task_and_the_papers_sentences_once(reproduction: Any, source: Any) -> None:
+def test_real_data_has_a_table_of_every_task_and_the_papers_sentences_once(
+    reproduction: Any, source: Any
+) -> None:
     real = dataclasses.replace(reproduction.REAL_DATA, records=source.records)
     sentences = real.sentences()
     for name, given in reproduction.EMBEDDED.sentences().items():

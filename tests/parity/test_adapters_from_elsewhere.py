@@ -15,7 +15,16 @@ from torch import Tensor
 
 from lora_ensembles import LoraEnsemble, TrainConfig, train
 from lora_ensembles.errors import AdapterError, ConfigError
-from tiny_models import adapter_config, build, build_ensemble, letter_examples, pad, random_rows, randomise_b, tokenizer
+from tiny_models import (
+    adapter_config,
+    build,
+    build_ensemble,
+    letter_examples,
+    pad,
+    random_rows,
+    randomise_b,
+    tokenizer,
+)
 
 Q_V = ["q_proj", "v_proj"]
 ROWS = [13, 7, 9]
@@ -24,8 +33,15 @@ FAMILIES: dict[str, list[dict[str, Any]]] = {
     "equal": [dict(r=4, lora_alpha=8), dict(r=4, lora_alpha=8)],
     "ranks": [dict(r=2, lora_alpha=8), dict(r=6, lora_alpha=8), dict(r=1, lora_alpha=8)],
     "alphas": [dict(r=4, lora_alpha=1), dict(r=4, lora_alpha=32)],
-    "rslora_and_plain": [dict(r=4, lora_alpha=8, use_rslora=True), dict(r=4, lora_alpha=8), dict(r=3, lora_alpha=7, use_rslora=True)],
-    "pattern_in_the_second": [dict(r=4, lora_alpha=8), dict(r=4, lora_alpha=8, rank_pattern={"v_proj": 2}, alpha_pattern={"q_proj": 3})],
+    "rslora_and_plain": [
+        dict(r=4, lora_alpha=8, use_rslora=True),
+        dict(r=4, lora_alpha=8),
+        dict(r=3, lora_alpha=7, use_rslora=True),
+    ],
+    "pattern_in_the_second": [
+        dict(r=4, lora_alpha=8),
+        dict(r=4, lora_alpha=8, rank_pattern={"v_proj": 2}, alpha_pattern={"q_proj": 3}),
+    ],
     "pattern_in_the_first": [
         dict(r=4, lora_alpha=8, rank_pattern={"layers.1.self_attn.q_proj": 6}, alpha_pattern={"v_proj": 5}),
         dict(r=5, lora_alpha=10),
@@ -35,8 +51,14 @@ FAMILIES: dict[str, list[dict[str, Any]]] = {
         dict(r=4, lora_alpha=8, use_rslora=True, rank_pattern={"v_proj": 2}),
         dict(r=2, lora_alpha=6, alpha_pattern={r"layers\.0\..*v_proj": 9}),
     ],
-    "targets_written_in_two_ways": [dict(r=4, lora_alpha=8), dict(r=4, lora_alpha=8, target_modules=r".*\.self_attn\.(q|v)_proj")],
-    "some_layers_only": [dict(r=2, lora_alpha=4, layers_to_transform=[1]), dict(r=4, lora_alpha=4, layers_to_transform=[1])],
+    "targets_written_in_two_ways": [
+        dict(r=4, lora_alpha=8),
+        dict(r=4, lora_alpha=8, target_modules=r".*\.self_attn\.(q|v)_proj"),
+    ],
+    "some_layers_only": [
+        dict(r=2, lora_alpha=4, layers_to_transform=[1]),
+        dict(r=4, lora_alpha=4, layers_to_transform=[1]),
+    ],
     "dropout": [dict(r=4, lora_alpha=8, lora_dropout=0.5), dict(r=4, lora_alpha=8)],
 }
 
@@ -44,7 +66,9 @@ FAMILIES: dict[str, list[dict[str, Any]]] = {
 def save_by_peft(folder: Path, settings: dict[str, Any], *, name: str = "llama", seed: int) -> Path:
     """An adapter as PEFT saves it, with a B that is not zero."""
     torch.manual_seed(seed)
-    model = get_peft_model(build(name), LoraConfig(**({"target_modules": Q_V, "task_type": "CAUSAL_LM"} | settings)))
+    model = get_peft_model(
+        build(name), LoraConfig(**({"target_modules": Q_V, "task_type": "CAUSAL_LM"} | settings))
+    )
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if ".lora_B." in key:
@@ -58,7 +82,9 @@ def save_by_peft(folder: Path, settings: dict[str, Any], *, name: str = "llama",
 def peft_logits(path: Path, *, name: str = "llama") -> list[Tensor]:
     rows = random_rows(ROWS)
     ids, mask = pad(rows)
-    logits = PeftModel.from_pretrained(build(name), str(path)).eval()(input_ids=ids, attention_mask=mask).logits
+    logits = (
+        PeftModel.from_pretrained(build(name), str(path)).eval()(input_ids=ids, attention_mask=mask).logits
+    )
     return [logits[n, : len(row)] for n, row in enumerate(rows)]
 
 
@@ -72,7 +98,9 @@ def assert_gives_pefts_logits(ensemble: LoraEnsemble, paths: list[Path], *, name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_of_peft_become_an_ensemble_whose_members_peft_opens_again(family: str, tmp_path: Path) -> None:
+def test_adapters_of_peft_become_an_ensemble_whose_members_peft_opens_again(
+    family: str, tmp_path: Path
+) -> None:
     paths = [save_by_peft(tmp_path, settings, seed=seed) for seed, settings in enumerate(FAMILIES[family])]
     ensemble = LoraEnsemble.from_adapters(build("llama"), tokenizer(), paths)
     assert_gives_pefts_logits(ensemble, paths)
@@ -87,7 +115,9 @@ def test_adapters_of_peft_become_an_ensemble_whose_members_peft_opens_again(fami
 def test_adapters_of_other_architectures_load_and_save(name: str, tmp_path: Path) -> None:
     shape = adapter_config(name)
     common = dict(target_modules=list(shape.target_modules or ()), fan_in_fan_out=shape.fan_in_fan_out)
-    paths = [save_by_peft(tmp_path, common | dict(r=rank, lora_alpha=5), name=name, seed=rank) for rank in (2, 3)]
+    paths = [
+        save_by_peft(tmp_path, common | dict(r=rank, lora_alpha=5), name=name, seed=rank) for rank in (2, 3)
+    ]
     ensemble = LoraEnsemble.from_adapters(build(name), tokenizer(), paths)
     assert_gives_pefts_logits(ensemble, paths, name=name)
     ensemble.save_pretrained(tmp_path / "saved")
@@ -110,7 +140,11 @@ def test_only_lora_weights_are_on_disk_and_none_is_named_default(tmp_path: Path)
     ensemble.save_pretrained(tmp_path / "saved")
     names = {str(path.relative_to(tmp_path / "saved")) for path in (tmp_path / "saved").rglob("*")}
     folders = {f"member_{m:03d}" for m in range(2)}
-    files = {f"{folder}/{file}" for folder in folders for file in ("adapter_config.json", "adapter_model.safetensors")}
+    files = {
+        f"{folder}/{file}"
+        for folder in folders
+        for file in ("adapter_config.json", "adapter_model.safetensors")
+    }
     assert folders | files <= names
     assert names - folders - files == {"ensemble.json", "README.md"}
 
@@ -127,7 +161,9 @@ def test_members_of_mixed_ranks_stay_inside_their_ranks_while_they_train(tmp_pat
     # The smaller member is padded with zeros; weight there would be lost on disk.
     paths = [save_by_peft(tmp_path, dict(r=rank, lora_alpha=8), seed=rank) for rank in (2, 6)]
     ensemble = LoraEnsemble.from_adapters(build("llama"), tokenizer(), paths)
-    train(ensemble, letter_examples(), TrainConfig(epochs=2, batch_size=4, learning_rate=3e-3), progress=False)
+    train(
+        ensemble, letter_examples(), TrainConfig(epochs=2, batch_size=4, learning_rate=3e-3), progress=False
+    )
     for site in ensemble.stack.sites:
         assert not site.view_a(ensemble.stack.a)[0, 2:].any()
         assert not site.view_b(ensemble.stack.b)[0, :, 2:].any()
@@ -146,7 +182,9 @@ def test_one_adapter_path_loaded_into_every_member_is_refused(tmp_path: Path) ->
 def test_a_saved_ensemble_reloads_with_every_member_of_its_own(tmp_path: Path) -> None:
     ensemble = build_ensemble(members=4, random_b=True)
     ensemble.save_pretrained(tmp_path / "saved")
-    loaded = LoraEnsemble.from_pretrained(tmp_path / "saved", base=build("llama"), tokenizer=tokenizer(), members=[3, 1])
+    loaded = LoraEnsemble.from_pretrained(
+        tmp_path / "saved", base=build("llama"), tokenizer=tokenizer(), members=[3, 1]
+    )
     ids = torch.tensor(random_rows([9]))
     with torch.no_grad():
         expected, found = ensemble(ids), loaded(ids)

@@ -24,7 +24,16 @@ from lora_ensembles.batches import epoch_order
 from lora_ensembles.lora import dropout_factors, stream_key
 from lora_ensembles.seeds import MemberSeeds
 from lora_ensembles.tasks import EncodedExample, Example, encode_examples
-from tiny_models import ARCHITECTURES, adapter_config, build, build_ensemble, letter_examples, pad, phrase_examples, tokenizer
+from tiny_models import (
+    ARCHITECTURES,
+    adapter_config,
+    build,
+    build_ensemble,
+    letter_examples,
+    pad,
+    phrase_examples,
+    tokenizer,
+)
 
 TOLERANCE = dict(atol=1e-5, rtol=1e-5)
 MEMBERS = 3
@@ -38,7 +47,14 @@ RECIPES = {
     "kl": replace(PLAIN, kl_weight=[0.7, 0.0, 0.3]),
     "clip": replace(PLAIN, max_grad_norm=0.3),
     "everything": replace(
-        PLAIN, weight_decay_b=20.0, kl_weight=0.5, max_grad_norm=0.5, schedule="cosine", warmup_steps=2, max_rows=5, batch_size=3
+        PLAIN,
+        weight_decay_b=20.0,
+        kl_weight=0.5,
+        max_grad_norm=0.5,
+        schedule="cosine",
+        warmup_steps=2,
+        max_rows=5,
+        batch_size=3,
     ),
 }
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -53,7 +69,12 @@ def losses_of(logits: Logits, batch: Sequence[EncodedExample], *, kl_weight: flo
     for row, (example, answer) in enumerate(zip(batch, answers, strict=True)):
         places = slice(len(example.prompt_ids) - 1, len(example.prompt_ids) - 1 + len(answer))
         loss = F.cross_entropy(tuned[row, places], torch.tensor(answer), reduction="sum")
-        divergence = F.kl_div(untouched[row, places].log_softmax(-1), tuned[row, places].log_softmax(-1), reduction="sum", log_target=True)
+        divergence = F.kl_div(
+            untouched[row, places].log_softmax(-1),
+            tuned[row, places].log_softmax(-1),
+            reduction="sum",
+            log_target=True,
+        )
         losses.append(loss + kl_weight * divergence)
     return torch.stack(losses).mean()
 
@@ -76,9 +97,14 @@ def train_alone(
 ) -> None:
     """Train one member's parameters, of which the first group decays as A and the second as B."""
     rate, decay_a, decay_b, kl = (
-        float(config.per_member(name, MEMBERS)[member]) for name in ("learning_rate", "weight_decay_a", "weight_decay_b", "kl_weight")
+        float(config.per_member(name, MEMBERS)[member])
+        for name in ("learning_rate", "weight_decay_a", "weight_decay_b", "kl_weight")
     )
-    described = [{"params": group, "weight_decay": decay} for group, decay in zip(groups, (decay_a, decay_b), strict=True) if group]
+    described = [
+        {"params": group, "weight_decay": decay}
+        for group, decay in zip(groups, (decay_a, decay_b), strict=True)
+        if group
+    ]
     optimizer = torch.optim.AdamW(described, lr=rate)
     steps = -(-len(encoded) // config.batch_size) * config.epochs
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate_factor, config, steps))
@@ -87,7 +113,9 @@ def train_alone(
             optimizer.zero_grad()
             loss_of([encoded[n] for n in numbers.tolist()], kl).backward()
             if config.max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_([one for group in groups for one in group], config.max_grad_norm)
+                torch.nn.utils.clip_grad_norm_(
+                    [one for group in groups for one in group], config.max_grad_norm
+                )
             optimizer.step()
             scheduler.step()
 
@@ -121,7 +149,9 @@ def plain_logits(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
 
-def logits_with_rows(model: PreTrainedModel, labels: Tensor, rows: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+def logits_with_rows(
+    model: PreTrainedModel, labels: Tensor, rows: Tensor, ids: Tensor, mask: Tensor
+) -> Tensor:
     """The whole model with some rows of its head replaced; the input embeddings stay, tied or not."""
     head = model.get_output_embeddings()
     (name,) = [name for name, module in model.named_modules() if module is head]
@@ -135,8 +165,12 @@ def check_last_layer(name: str, config: TrainConfig, examples: Sequence[Example]
     result = ensemble.fit(examples, config)
     found = ensemble.member_log_probs(examples)
     encoded = encode_examples(examples, tokenizer())
-    labels = torch.tensor(sorted({token for example in encoded for label in example.label_ids for token in label}))
-    assert ensemble.num_trained_parameters == len(labels) * build(name).get_output_embeddings().weight.shape[1]
+    labels = torch.tensor(
+        sorted({token for example in encoded for label in example.label_ids for token in label})
+    )
+    assert (
+        ensemble.num_trained_parameters == len(labels) * build(name).get_output_embeddings().weight.shape[1]
+    )
     for m in range(MEMBERS):
         model = build(name).requires_grad_(False)
         start = model.get_output_embeddings().weight.detach()[labels]
@@ -151,7 +185,9 @@ def check_last_layer(name: str, config: TrainConfig, examples: Sequence[Example]
             member=m,
         )
         assert_close_parameters(ensemble.rows[m], rows.detach(), start)
-        torch.testing.assert_close(found[m], label_log_probs(own, examples), atol=1e-4, rtol=1e-4)  # of rows that are equal to 1e-5
+        torch.testing.assert_close(
+            found[m], label_log_probs(own, examples), atol=1e-4, rtol=1e-4
+        )  # of rows that are equal to 1e-5
     assert len(result.history) == config.epochs
 
 
@@ -206,7 +242,9 @@ def peft_member(ensemble: LoraEnsemble, name: str, member: int, *, adapter: Lora
 
 @pytest.mark.parametrize("examples", [letter_examples(), phrase_examples()], ids=["letters", "phrases"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "qwen3", "qwen2_moe_shared_expert"])
-def test_passes_of_mc_dropout_equal_a_peft_model_with_the_same_masks(name: str, examples: list[Example]) -> None:
+def test_passes_of_mc_dropout_equal_a_peft_model_with_the_same_masks(
+    name: str, examples: list[Example]
+) -> None:
     ensemble = build_ensemble(name, members=3, random_b=True)
     found = MCDropout(ensemble, member=1, passes=3, dropout=0.3, seed=7).member_log_probs(examples)
     model = peft_member(ensemble, name, 1, adapter=adapter_config(name))
@@ -239,9 +277,13 @@ def test_mean_of_many_passes_is_that_of_pefts_own_dropout() -> None:
         expected.append(logits[:, [label for (label,) in example.label_ids]].softmax(dim=-1))
     for row, probabilities in enumerate(expected):
         own = found[:, row, : probabilities.shape[1]]
-        bound = 5 * ((own.var(dim=0) + probabilities.var(dim=0)) / passes).sqrt()  # five deviations of the difference of two means
+        bound = (
+            5 * ((own.var(dim=0) + probabilities.var(dim=0)) / passes).sqrt()
+        )  # five deviations of the difference of two means
         assert bool(((own.mean(dim=0) - probabilities.mean(dim=0)).abs() < bound).all())
-        torch.testing.assert_close(own.std(dim=0), probabilities.std(dim=0), rtol=0.15, atol=1e-3)  # 1000 draws: 2 % to 5 % each
+        torch.testing.assert_close(
+            own.std(dim=0), probabilities.std(dim=0), rtol=0.15, atol=1e-3
+        )  # 1000 draws: 2 % to 5 % each
 
 
 # BatchEnsemble
@@ -253,14 +295,19 @@ class DenseRankOne(nn.Module):
     def __init__(self, layer: nn.Module, input_offsets: Tensor, output_offsets: Tensor):
         super().__init__()
         weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
-        self.weight, self.bias = weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone()
+        self.weight, self.bias = (
+            weight.detach().clone(),
+            None if layer.bias is None else layer.bias.detach().clone(),
+        )
         self.u, self.v = nn.Parameter(input_offsets.clone()), nn.Parameter(output_offsets.clone())
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight * torch.outer(1 + self.v, 1 + self.u), self.bias)
 
 
-def dense_member(name: str, ensemble: BatchEnsemble, member: int) -> tuple[PreTrainedModel, list[DenseRankOne]]:
+def dense_member(
+    name: str, ensemble: BatchEnsemble, member: int
+) -> tuple[PreTrainedModel, list[DenseRankOne]]:
     """A model of its own with the member's weights, and its changed layers."""
     model = build(name).requires_grad_(False)
     ends = tuple(f".{target}" for target in ARCHITECTURES[name].targets)
@@ -268,7 +315,9 @@ def dense_member(name: str, ensemble: BatchEnsemble, member: int) -> tuple[PreTr
     inputs, outputs, changed = ensemble.inputs[member], ensemble.outputs[member], []
     for place in places:
         layer = model.get_submodule(place)
-        wide, high = (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
+        wide, high = (
+            (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
+        )
         changed.append(DenseRankOne(layer, inputs[:wide], outputs[:high]))
         inputs, outputs = inputs[wide:], outputs[high:]
         parent, _, child = place.rpartition(".")
@@ -278,7 +327,9 @@ def dense_member(name: str, ensemble: BatchEnsemble, member: int) -> tuple[PreTr
 
 
 def batch_ensemble(name: str, *, sigma: float = 0.2) -> BatchEnsemble:
-    return BatchEnsemble(build(name), tokenizer(), members=MEMBERS, adapter=adapter_config(name), sigma=sigma, seed=4)
+    return BatchEnsemble(
+        build(name), tokenizer(), members=MEMBERS, adapter=adapter_config(name), sigma=sigma, seed=4
+    )
 
 
 @every_architecture
@@ -286,7 +337,9 @@ def test_batch_ensemble_equals_separate_models_with_dense_weights(name: str) -> 
     ensemble = batch_ensemble(name)
     found = ensemble.member_log_probs(letter_examples())
     for m in range(MEMBERS):
-        expected = label_log_probs(partial(plain_logits, dense_member(name, ensemble, m)[0]), letter_examples())
+        expected = label_log_probs(
+            partial(plain_logits, dense_member(name, ensemble, m)[0]), letter_examples()
+        )
         torch.testing.assert_close(found[m], expected, **TOLERANCE)
     assert float((found[0] - found[1]).nan_to_num().abs().max()) > 1e-2
 
@@ -295,7 +348,9 @@ def test_batch_ensemble_scores_labels_of_several_tokens() -> None:
     ensemble = batch_ensemble("llama")
     found = ensemble.member_log_probs(phrase_examples())
     for m in range(MEMBERS):
-        expected = label_log_probs(partial(plain_logits, dense_member("llama", ensemble, m)[0]), phrase_examples())
+        expected = label_log_probs(
+            partial(plain_logits, dense_member("llama", ensemble, m)[0]), phrase_examples()
+        )
         torch.testing.assert_close(found[m], expected, **TOLERANCE)
 
 
@@ -309,7 +364,12 @@ def test_batch_ensemble_is_exactly_the_base_before_training_if_it_starts_there(n
 
 @pytest.mark.parametrize(
     ("name", "recipe"),
-    [*(("llama", recipe) for recipe in RECIPES), ("gpt2", "everything"), ("qwen2", "everything"), ("qwen2_moe_shared_expert", "plain")],
+    [
+        *(("llama", recipe) for recipe in RECIPES),
+        ("gpt2", "everything"),
+        ("qwen2", "everything"),
+        ("qwen2_moe_shared_expert", "plain"),
+    ],
 )
 def test_batch_ensemble_trains_as_separate_models_by_adamw(name: str, recipe: str) -> None:
     config, ensemble = RECIPES[recipe], batch_ensemble(name, sigma=0.1)
@@ -326,5 +386,7 @@ def test_batch_ensemble_trains_as_separate_models_by_adamw(name: str, recipe: st
             config=config,
             member=m,
         )
-        expected = torch.cat([*(layer.u.detach() for layer in changed), *(layer.v.detach() for layer in changed)])
+        expected = torch.cat(
+            [*(layer.u.detach() for layer in changed), *(layer.v.detach() for layer in changed)]
+        )
         assert_close_parameters(torch.cat([ensemble.inputs[m], ensemble.outputs[m]]), expected, start[m])

@@ -42,10 +42,16 @@ def test_the_last_layer_at_the_answers_gives_the_logits_and_gradients_of_the_who
         narrow = logits_at(ensemble.base, fold_members(ids), PLACES)
     whole = fold_members(ensemble(ids))[PLACES.rows, PLACES.positions]
     torch.testing.assert_close(narrow, whole, **TOLERANCE)
-    parameters = [ensemble.stack.layers[0].lora_a, ensemble.stack.layers[0].lora_b, ensemble.stack.layers[-1].lora_b]
+    parameters = [
+        ensemble.stack.layers[0].lora_a,
+        ensemble.stack.layers[0].lora_b,
+        ensemble.stack.layers[-1].lora_b,
+    ]
     found, expected = (torch.autograd.grad(logits.square().sum(), parameters) for logits in (narrow, whole))
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4 * float(other.abs().max()), rtol=1e-4)  # sums over 5 logits of 50 words
+        torch.testing.assert_close(
+            one, other, atol=1e-4 * float(other.abs().max()), rtol=1e-4
+        )  # sums over 5 logits of 50 words
 
 
 @every_architecture
@@ -53,8 +59,16 @@ def test_the_mlp_of_the_last_layer_sees_the_answers_only(name: str) -> None:
     ensemble = build_ensemble(name, members=2)
     ids = fold_members(batch())
     seen: list[int] = []
-    mlp = next((part for child, part in decoder_layers(ensemble.base)[-1].named_children() if child in ("mlp", "ffn", "fc1")))
-    mlp.register_forward_hook(lambda _module, arguments, _result: seen.append(arguments[0].numel() // arguments[0].shape[-1]))
+    mlp = next(
+        (
+            part
+            for child, part in decoder_layers(ensemble.base)[-1].named_children()
+            if child in ("mlp", "ffn", "fc1")
+        )
+    )
+    mlp.register_forward_hook(
+        lambda _module, arguments, _result: seen.append(arguments[0].numel() // arguments[0].shape[-1])
+    )
     with torch.no_grad(), ensemble.stack.running(rows=4, tokens=ids.numel()):
         logits_at(ensemble.base, ids, PLACES)
     assert seen == [ids.numel() if name in WHOLE_MLP else len(PLACES.rows)]

@@ -18,11 +18,15 @@ FLATTENED = "qwen2_moe_shared_expert"  # its shared expert sees tokens of all ro
 
 
 def trained(ensemble: LoraEnsemble, config: TrainConfig = CONFIG, *, validated: bool = False) -> LoraEnsemble:
-    train(ensemble, letter_examples(), config, validation=letter_examples() if validated else (), progress=False)
+    train(
+        ensemble, letter_examples(), config, validation=letter_examples() if validated else (), progress=False
+    )
     return ensemble
 
 
-def factors(probability: list[float], *, keys: list[int], shape: tuple[int, int, int], first_row: int = 0) -> torch.Tensor:
+def factors(
+    probability: list[float], *, keys: list[int], shape: tuple[int, int, int], first_row: int = 0
+) -> torch.Tensor:
     return dropout_factors(torch.tensor(keys), torch.tensor(probability), shape=shape, first_row=first_row)
 
 
@@ -107,7 +111,11 @@ def test_dropout_comes_from_the_adapter_config_unless_the_run_says_otherwise() -
 
 def test_evaluation_does_not_leave_dropout_off_for_the_rest_of_training() -> None:
     assert torch.equal(trained(build_ensemble(), validated=True).stack.b, trained(build_ensemble()).stack.b)
-    assert not torch.allclose(trained(build_ensemble(), replace(CONFIG, dropout=0.0)).stack.b, trained(build_ensemble()).stack.b, atol=1e-3)
+    assert not torch.allclose(
+        trained(build_ensemble(), replace(CONFIG, dropout=0.0)).stack.b,
+        trained(build_ensemble()).stack.b,
+        atol=1e-3,
+    )
 
 
 def test_evaluation_is_without_dropout() -> None:
@@ -115,7 +123,9 @@ def test_evaluation_is_without_dropout() -> None:
     plain = build_ensemble()
     plain.stack.set_members([ensemble.stack.member(m) for m in range(3)])
     examples = letter_examples()
-    assert torch.equal(predict(ensemble, examples).member_log_probs, predict(plain, examples).member_log_probs)
+    assert torch.equal(
+        predict(ensemble, examples).member_log_probs, predict(plain, examples).member_log_probs
+    )
 
 
 def test_a_saved_ensemble_trains_on_with_the_masks_of_the_one_in_memory(tmp_path: Path) -> None:

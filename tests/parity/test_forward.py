@@ -46,7 +46,9 @@ def masked_logits(model: torch.nn.Module, rows: list[list[int]]) -> list[Tensor]
 @every_architecture
 def test_stacked_forward_equals_peft_models_opened_from_the_member_folders(name: str, tmp_path: Path) -> None:
     ensemble = build_ensemble(name, members=MEMBERS, random_b=True)
-    rows = [random_rows([13, 7, 9], seed=m) for m in range(MEMBERS)]  # other rows for every member: a row must meet its own adapter
+    rows = [
+        random_rows([13, 7, 9], seed=m) for m in range(MEMBERS)
+    ]  # other rows for every member: a row must meet its own adapter
     with torch.no_grad():
         logits = ensemble(torch.stack([pad(member_rows)[0] for member_rows in rows]))
     ensemble.save_pretrained(tmp_path / "saved")
@@ -68,7 +70,9 @@ def test_members_start_with_the_weights_that_peft_gives_for_their_seed(name: str
         found = {f"base_model.model.{site}.lora_A.default.weight": a for site, a in member.a.items()}
         found |= {f"base_model.model.{site}.lora_B.default.weight": b for site, b in member.b.items()}
         assert found.keys() == expected.keys()
-        assert all(torch.equal(found[key], expected[key]) for key in expected)  # no tolerance: the same random numbers
+        assert all(
+            torch.equal(found[key], expected[key]) for key in expected
+        )  # no tolerance: the same random numbers
 
 
 @pytest.mark.parametrize("init", [True, "gaussian", "orthogonal"])
@@ -88,7 +92,9 @@ def test_padded_rows_give_the_logits_of_unpadded_ones(name: str) -> None:
     with torch.no_grad():
         padded = ensemble(pad(rows, length=16)[0])
         for b, row in enumerate(rows):
-            torch.testing.assert_close(padded[:, b, : len(row)], ensemble(torch.tensor([row]))[:, 0], **TOLERANCE)
+            torch.testing.assert_close(
+                padded[:, b, : len(row)], ensemble(torch.tensor([row]))[:, 0], **TOLERANCE
+            )
 
 
 @every_architecture
@@ -98,7 +104,9 @@ def test_logits_at_chosen_positions_are_those_of_the_whole_pass(name: str) -> No
     positions = torch.tensor([[[12, 3], [6, 0], [8, 8]], [[1, 2], [5, 6], [0, 7]]])
     with torch.no_grad():
         whole, chosen = ensemble(ids), ensemble.answer_logits(ids, positions)
-    torch.testing.assert_close(chosen, whole.gather(2, positions[..., None].expand(-1, -1, -1, whole.shape[-1])), **TOLERANCE)
+    torch.testing.assert_close(
+        chosen, whole.gather(2, positions[..., None].expand(-1, -1, -1, whole.shape[-1])), **TOLERANCE
+    )
 
 
 @every_architecture
@@ -139,11 +147,18 @@ def test_training_leaves_the_base_bit_identical(name: str) -> None:
     rows = random_rows([13, 7, 9])
     expected = masked_logits(base, rows)
     ensemble = LoraEnsemble(base, tokenizer(), members=2, adapter=adapter_config(name))
-    train(ensemble, letter_examples()[:4], TrainConfig(epochs=1, batch_size=2, learning_rate=1e-2), progress=False)
+    train(
+        ensemble,
+        letter_examples()[:4],
+        TrainConfig(epochs=1, batch_size=2, learning_rate=1e-2),
+        progress=False,
+    )
     with ensemble.base_only() as untouched:
         inside = masked_logits(untouched, rows)
     with torch.no_grad():
-        assert not torch.allclose(ensemble(torch.tensor([rows[0]]))[0, 0], expected[0], atol=1e-3)  # so the members did change
+        assert not torch.allclose(
+            ensemble(torch.tensor([rows[0]]))[0, 0], expected[0], atol=1e-3
+        )  # so the members did change
     unloaded = ensemble.unload()
     assert [module for module, _ in unloaded.named_modules()] == names
     assert parameters_of(unloaded).keys() == before.keys()
@@ -178,7 +193,9 @@ def test_ranks_and_alphas_by_pattern_scale_as_in_peft(use_rslora: bool, tmp_path
 def test_routed_experts_cannot_be_targets() -> None:
     # In transformers 5 the experts of a layer are one bare parameter, which PEFT reaches by target_parameters only.
     config = LoraConfig(target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj"])
-    with pytest.raises(AdapterError, match=r"target_parameters=.*do not see one row per token of every member"):
+    with pytest.raises(
+        AdapterError, match=r"target_parameters=.*do not see one row per token of every member"
+    ):
         LoraEnsemble(build("mixtral"), tokenizer(), adapter=config)
 
 
@@ -200,7 +217,9 @@ def test_a_layer_that_sees_only_some_tokens_is_refused_when_it_runs() -> None:
     base = build("llama")
     base.model.layers[0].mlp = RoutedLinear(32)
     ensemble = LoraEnsemble(base, tokenizer(), members=2, adapter=LoraConfig(target_modules=["expert"]))
-    with pytest.raises(AdapterError, match=r"'model.layers.0.mlp.expert' got \d+ token vectors where the batch has 24"):
+    with pytest.raises(
+        AdapterError, match=r"'model.layers.0.mlp.expert' got \d+ token vectors where the batch has 24"
+    ):
         ensemble(torch.tensor(random_rows([12])))
 
 
@@ -220,7 +239,9 @@ class HeadlessLanguageModel(torch.nn.Module):
 
 
 @pytest.mark.parametrize("function", [logits_at, hidden_at])
-def test_a_model_that_does_not_call_its_head_is_refused(function: Callable[[torch.nn.Module, Tensor, Places], Tensor]) -> None:
+def test_a_model_that_does_not_call_its_head_is_refused(
+    function: Callable[[torch.nn.Module, Tensor, Places], Tensor],
+) -> None:
     model = HeadlessLanguageModel(build("llama"))
     with pytest.raises(AdapterError, match="HeadlessLanguageModel calls its output head 0 times"):
         function(model, torch.tensor([[4, 5, 6]]), Places(torch.tensor([0]), torch.tensor([2])))

@@ -31,7 +31,15 @@ from tiny_models import ARCHITECTURES, adapter_config, build, build_ensemble, ra
 
 MEMBERS = 3
 NEW_TOKENS = 9
-SIDES = ("llama", "mistral", "gemma2", "qwen3", "gpt2", "opt", "mixtral")  # grouped queries, sliding windows, learned positions, experts
+SIDES = (
+    "llama",
+    "mistral",
+    "gemma2",
+    "qwen3",
+    "gpt2",
+    "opt",
+    "mixtral",
+)  # grouped queries, sliding windows, learned positions, experts
 PROMPTS = random_rows([5, 11, 8], seed=3)  # of different lengths, some beyond the sliding window
 
 
@@ -47,15 +55,26 @@ class SlowEnsemble(PreTrainedModel, GenerationMixin):
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_options: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_options: Any
+    ) -> dict[str, Any]:
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, return_dict: bool = True) -> CausalLMOutput:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None, return_dict: bool = True
+    ) -> CausalLMOutput:
         rows = []
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        for ids, mask in zip(input_ids, attention_mask, strict=True):  # each row by itself: no padding anywhere
+        for ids, mask in zip(
+            input_ids, attention_mask, strict=True
+        ):  # each row by itself: no padding anywhere
             text = ids[mask.bool()][None]
-            probabilities = torch.stack([model(input_ids=text, use_cache=False).logits[0, -1].softmax(dim=-1) for model in self.models])
+            probabilities = torch.stack(
+                [
+                    model(input_ids=text, use_cache=False).logits[0, -1].softmax(dim=-1)
+                    for model in self.models
+                ]
+            )
             rows.append(probabilities.mean(dim=0).log())
         return CausalLMOutput(logits=torch.stack(rows)[:, None])
 
@@ -121,7 +140,9 @@ def test_tokens_equal_the_slow_reference(name: str, mode: str) -> None:
 def test_greedy_tokens_and_beams_equal_the_slow_reference_on_every_architecture(name: str) -> None:
     model, reference = pair(name)
     for settings in (MODES["greedy"], MODES["beams"]):
-        assert generated(model, PROMPTS, **settings) == generated(reference, PROMPTS, use_cache=False, **settings)
+        assert generated(model, PROMPTS, **settings) == generated(
+            reference, PROMPTS, use_cache=False, **settings
+        )
 
 
 @pytest.mark.parametrize("mode", ["greedy", "sampling", "beams"])
@@ -134,10 +155,16 @@ def test_one_member_generates_what_its_peft_model_generates(name: str, mode: str
 
 @pytest.mark.parametrize("mode", ["greedy", "sampling", "beams", "several_beams"])
 @pytest.mark.parametrize("name", [name for name in SIDES if name not in ("opt", "mixtral")])
-@pytest.mark.parametrize("settings", [{}, {"prefill_chunk_size": 4}], ids=["whole_prompt", "prompt_in_chunks"])
-def test_tokens_with_a_static_cache_equal_the_slow_reference(name: str, mode: str, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"prefill_chunk_size": 4}], ids=["whole_prompt", "prompt_in_chunks"]
+)
+def test_tokens_with_a_static_cache_equal_the_slow_reference(
+    name: str, mode: str, settings: dict[str, Any]
+) -> None:
     model, reference = pair(name)
-    static = generated(model, PROMPTS, cache_implementation="static", disable_compile=True, **settings, **MODES[mode])
+    static = generated(
+        model, PROMPTS, cache_implementation="static", disable_compile=True, **settings, **MODES[mode]
+    )
     assert static == generated(reference, PROMPTS, use_cache=False, **MODES[mode])
 
 
@@ -160,7 +187,9 @@ def test_rows_of_a_left_padded_batch_equal_rows_alone() -> None:
 
 def test_generation_without_a_cache_gives_the_same_tokens() -> None:
     model, _ = pair()
-    assert generated(model, PROMPTS, use_cache=False, **MODES["greedy"]) == generated(model, PROMPTS, **MODES["greedy"])
+    assert generated(model, PROMPTS, use_cache=False, **MODES["greedy"]) == generated(
+        model, PROMPTS, **MODES["greedy"]
+    )
 
 
 class _FirstTokenTwice(StoppingCriteria):
@@ -179,7 +208,9 @@ def test_stopping_criteria_act_as_for_the_slow_reference() -> None:
     length = max(map(len, PROMPTS))
     criteria = StoppingCriteriaList([_FirstTokenTwice(length), MaxLengthCriteria(length + 7)])
     stopped = generated(model, PROMPTS, stopping_criteria=criteria, **MODES["never_ending"])
-    assert stopped == generated(reference, PROMPTS, stopping_criteria=criteria, use_cache=False, **MODES["never_ending"])
+    assert stopped == generated(
+        reference, PROMPTS, stopping_criteria=criteria, use_cache=False, **MODES["never_ending"]
+    )
     assert stopped != generated(model, PROMPTS, **MODES["never_ending"])
 
 
@@ -201,7 +232,9 @@ def test_a_text_streamer_prints_what_is_generated() -> None:
     row = PROMPTS[1]
     with redirect_stdout(io.StringIO()) as printed:
         model_tokens = model.generate(  # type: ignore[operator]
-            torch.tensor([row]), max_new_tokens=NEW_TOKENS, streamer=TextStreamer(tokenizer(), skip_prompt=True)
+            torch.tensor([row]),
+            max_new_tokens=NEW_TOKENS,
+            streamer=TextStreamer(tokenizer(), skip_prompt=True),
         )
     assert printed.getvalue().strip("\n") == tokenizer().decode(model_tokens[0, len(row) :]).strip("\n")
     assert printed.getvalue().strip()
@@ -209,12 +242,22 @@ def test_a_text_streamer_prints_what_is_generated() -> None:
 
 def test_chat_template_prompts_equal_the_slow_reference() -> None:
     chat = copy.deepcopy(tokenizer())
-    chat.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
-    messages = [{"role": "user", "content": "the red fox"}, {"role": "assistant", "content": "home"}, {"role": "user", "content": "a bird"}]
-    inputs = chat.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    chat.chat_template = (
+        "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
+    )
+    messages = [
+        {"role": "user", "content": "the red fox"},
+        {"role": "assistant", "content": "home"},
+        {"role": "user", "content": "a bird"},
+    ]
+    inputs = chat.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     rows = inputs["input_ids"].tolist()
     model, reference = pair("qwen2")
-    assert generated(model, rows, **MODES["never_ending"]) == generated(reference, rows, use_cache=False, **MODES["never_ending"])
+    assert generated(model, rows, **MODES["never_ending"]) == generated(
+        reference, rows, use_cache=False, **MODES["never_ending"]
+    )
 
 
 @pytest.mark.parametrize("name", SIDES)

@@ -25,12 +25,22 @@ from lora_ensembles.batches import epoch_order
 from lora_ensembles.lora import MemberWeights, dropout_factors, stream_key
 from lora_ensembles.seeds import MemberSeeds
 from lora_ensembles.tasks import Example
-from reference_training import Recipe, assert_different_weights, assert_identical_weights, assert_same_weights, config_of
+from reference_training import (
+    Recipe,
+    assert_different_weights,
+    assert_identical_weights,
+    assert_same_weights,
+    config_of,
+)
 from tiny_heads import ARCHITECTURES, build, build_ensemble, class_examples, examples_for, tokenizer
 
 SHORT = Recipe(epochs=2)  # 10 examples in batches of 4, 4 and 2: 3 steps an epoch
 LONG = Recipe()  # 21 steps
-MATRIX = [(name, kind) for name in ARCHITECTURES for kind in ("sequence-classification", "multiple-choice", "reward")]
+MATRIX = [
+    (name, kind)
+    for name in ARCHITECTURES
+    for kind in ("sequence-classification", "multiple-choice", "reward")
+]
 KINDS = ("sequence-classification", "multiple-choice", "reward")
 
 
@@ -47,7 +57,13 @@ def peft_member(ensemble: LoraEnsemble, base: PreTrainedModel, seeds: MemberSeed
     return model
 
 
-def scores_of(model: torch.nn.Module, kind: str, example: Example, *, before: Callable[[int], None] = lambda option: None) -> Tensor:
+def scores_of(
+    model: torch.nn.Module,
+    kind: str,
+    example: Example,
+    *,
+    before: Callable[[int], None] = lambda option: None,
+) -> Tensor:
     """The scores of one example's classes or options, in the way that transformers documents: no padding, no folding of ours.
 
     `before` is told the number of the option whose text comes next.
@@ -79,16 +95,23 @@ def _typed(model: torch.nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tenso
     return {name: value for name, value in inputs.items() if typed or name != "token_type_ids"}
 
 
-def train_by_peft(ensemble: LoraEnsemble, base: PreTrainedModel, m: int, examples: Sequence[Example], recipe: Recipe) -> MemberWeights:
+def train_by_peft(
+    ensemble: LoraEnsemble, base: PreTrainedModel, m: int, examples: Sequence[Example], recipe: Recipe
+) -> MemberWeights:
     """Member m after PEFT's own adapter and head met the same batches, with torch's AdamW."""
     seeds, kind = ensemble.info.seeds[m], ensemble.head.kind
     model = peft_member(ensemble, base, seeds)
     for parameter in model.parameters():
-        if parameter.shape == (1,):  # the bias of one score a text: only differences of scores count, so its gradient is rounding
+        if parameter.shape == (
+            1,
+        ):  # the bias of one score a text: only differences of scores count, so its gradient is rounding
             parameter.requires_grad_(False)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     decays = {".lora_A.": recipe.weight_decay_a, ".lora_B.": recipe.weight_decay_b}
-    groups = [{"params": [p for name, p in trained.items() if part in name], "weight_decay": decay} for part, decay in decays.items()]
+    groups = [
+        {"params": [p for name, p in trained.items() if part in name], "weight_decay": decay}
+        for part, decay in decays.items()
+    ]
     head = [p for name, p in trained.items() if "modules_to_save" in name]
     optimizer = torch.optim.AdamW([*groups, {"params": head, "weight_decay": 0.01}], lr=recipe.learning_rate)
     per_epoch = math.ceil(len(examples) / recipe.batch_size)
@@ -114,7 +137,9 @@ def train_by_peft(ensemble: LoraEnsemble, base: PreTrainedModel, m: int, example
             if recipe.kl_weight:
                 with torch.no_grad(), model.disable_adapter():
                     untouched = scores_of(model, kind, examples[n]).log_softmax(-1)
-                loss = loss + recipe.kl_weight * F.kl_div(untouched, scores.log_softmax(-1), reduction="sum", log_target=True)
+                loss = loss + recipe.kl_weight * F.kl_div(
+                    untouched, scores.log_softmax(-1), reduction="sum", log_target=True
+                )
             losses.append(loss)
         torch.stack(losses).mean().backward()
         if recipe.max_grad_norm is not None:
@@ -133,7 +158,9 @@ class _GivenDropout(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (1, x.shape[-2], x.shape[-1])
-        factors = dropout_factors(torch.tensor([self.key]), torch.tensor([self.probability]), shape=shape, first_row=self.row)
+        factors = dropout_factors(
+            torch.tensor([self.key]), torch.tensor([self.probability]), shape=shape, first_row=self.row
+        )
         return x * factors.float().view(x.shape)
 
 
@@ -156,10 +183,14 @@ def assert_same_head(found: MemberWeights, expected: MemberWeights, *, steps: in
         # Where a unit of DistilBERT's first head layer is on for every option, its bias shifts all scores alike: the gradient is rounding,
         # of which Adam makes whole steps.
         unlearnt = name == "pre_classifier.bias" and expected.head["classifier.weight"].shape[0] == 1
-        torch.testing.assert_close(found.head[name], tensor, atol=steps * Recipe.learning_rate if unlearnt else 1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            found.head[name], tensor, atol=steps * Recipe.learning_rate if unlearnt else 1e-5, rtol=1e-4
+        )
 
 
-def check_training(name: str, kind: str, recipe: Recipe, examples: list[Example] | None = None, *, init: str = "fresh") -> LoraEnsemble:
+def check_training(
+    name: str, kind: str, recipe: Recipe, examples: list[Example] | None = None, *, init: str = "fresh"
+) -> LoraEnsemble:
     """Hold a stack of three against the ensemble of one and against PEFT."""
     examples = examples_for(kind) if examples is None else examples
     ensemble = build_ensemble(name, kind, init=init)
@@ -186,7 +217,9 @@ def test_every_member_scores_as_peft_does(name: str, kind: str) -> None:
         weights = ensemble.stack.member(m)
         for full, parameter in model.named_parameters():
             if ".lora_B." in full:
-                parameter.data.copy_(weights.b[full.removeprefix("base_model.model.").rpartition(".lora_")[0]])
+                parameter.data.copy_(
+                    weights.b[full.removeprefix("base_model.model.").rpartition(".lora_")[0]]
+                )
         with torch.no_grad():
             for n, example in enumerate(examples):
                 expected = scores_of(model, kind, example).log_softmax(-1)
@@ -194,7 +227,9 @@ def test_every_member_scores_as_peft_does(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), MATRIX)
-def test_a_saved_member_opens_in_peft_on_a_base_with_another_head(name: str, kind: str, tmp_path: Path) -> None:
+def test_a_saved_member_opens_in_peft_on_a_base_with_another_head(
+    name: str, kind: str, tmp_path: Path
+) -> None:
     ensemble = build_ensemble(name, kind, random_b=True)
     examples = examples_for(kind)
     expected = predict(ensemble, examples).member_log_probs
@@ -221,7 +256,11 @@ def test_adapters_with_heads_that_peft_trained_are_members(kind: str, tmp_path: 
     for m in range(2):
         torch.manual_seed(m)
         config = LoraConfig(
-            r=2 + m, target_modules=["query", "value"], init_lora_weights=False, modules_to_save=["classifier"], task_type=task
+            r=2 + m,
+            target_modules=["query", "value"],
+            init_lora_weights=False,
+            modules_to_save=["classifier"],
+            task_type=task,
         )
         model = get_peft_model(build("bert", kind), config).eval()
         for name, parameter in model.named_parameters():
@@ -246,7 +285,9 @@ def test_member_trained_in_stack_equals_member_trained_alone_and_by_peft(name: s
 def test_with_decay_clip_and_divergence_from_a_trained_base_members_train_as_by_peft(kind: str) -> None:
     recipe = replace(SHORT, weight_decay_a=10.0, weight_decay_b=50.0, max_grad_norm=0.5, kl_weight=0.7)
     regularised = check_training("bert", kind, recipe, init="base")
-    assert_different_weights(regularised.stack.member(1), check_training("bert", kind, SHORT, init="base").stack.member(1))
+    assert_different_weights(
+        regularised.stack.member(1), check_training("bert", kind, SHORT, init="base").stack.member(1)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -309,4 +350,6 @@ def test_in_bf16_the_masters_of_heads_stay_fp32_and_the_loss_stays_close() -> No
     assert not torch.equal(heads.flat, heads.flat.bfloat16().float())
     for row, row_half in zip(*histories, strict=True):
         # bf16 keeps 8 bits: about 0.4 % an operation, some dozen operations deep, on losses of size 1.
-        torch.testing.assert_close(torch.tensor(row_half["train_loss"]), torch.tensor(row["train_loss"]), atol=0.1, rtol=0.05)
+        torch.testing.assert_close(
+            torch.tensor(row_half["train_loss"]), torch.tensor(row["train_loss"]), atol=0.1, rtol=0.05
+        )

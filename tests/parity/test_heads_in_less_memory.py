@@ -27,7 +27,9 @@ def test_training_goes_on_in_parts_that_fit_with_the_same_weights(kind: str) -> 
     with no_memory_left(beyond=12) as failed:
         found = trained(kind)
     assert failed
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)  # fp32 sums in another order, through 4 steps of Adam
+    torch.testing.assert_close(
+        found, expected, atol=2e-5, rtol=0
+    )  # fp32 sums in another order, through 4 steps of Adam
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -30,7 +30,9 @@ def trained(config: TrainConfig = CONFIG) -> Tensor:
 
 
 @pytest.mark.parametrize(("beyond", "parts"), [(14, [7]), (3, [7, 3]), (1, [7, 3, 1])])
-def test_training_goes_on_in_parts_that_fit_with_the_same_weights(beyond: int, parts: list[int], caplog: pytest.LogCaptureFixture) -> None:
+def test_training_goes_on_in_parts_that_fit_with_the_same_weights(
+    beyond: int, parts: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     config = replace(CONFIG, kl_weight=0.0)
     expected = trained(config)
     with no_memory_left(beyond=beyond) as failed, caplog.at_level(logging.WARNING):
@@ -60,7 +62,9 @@ def test_scores_are_taken_in_parts_that_fit(beyond: int) -> None:
     for name, run in runs.items():
         expected = run()
         with no_memory_left(beyond=beyond) as failed:
-            torch.testing.assert_close(run(), expected, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                run(), expected, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
         assert failed
         assert failed == sorted(failed, reverse=True)
 
@@ -73,7 +77,9 @@ def test_layers_that_compute_again_give_the_same_gradients_for_less_memory(name:
     check_recomputed(ensemble, lambda: row_losses(ensemble, batch).loss.sum())
 
 
-def test_training_computes_activations_twice_where_not_even_one_row_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_computes_activations_twice_where_not_even_one_row_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     expected, uses, real = trained(), [], training_module.recomputed
 
     def noted(*arguments):  # type: ignore[no-untyped-def]

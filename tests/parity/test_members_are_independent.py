@@ -14,7 +14,16 @@ from lora_ensembles.errors import AdapterError
 from lora_ensembles.lora import unfold_members
 from lora_ensembles.optim import clip_per_member
 from lora_ensembles.tasks import encode_examples
-from tiny_models import adapter_config, build, build_ensemble, letter_examples, pad, parameters_of, random_rows, tokenizer
+from tiny_models import (
+    adapter_config,
+    build,
+    build_ensemble,
+    letter_examples,
+    pad,
+    parameters_of,
+    random_rows,
+    tokenizer,
+)
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=2e-3, weight_decay_a=0.0, weight_decay_b=0.0)
 
@@ -46,7 +55,9 @@ def test_members_do_not_train_on_the_same_batch() -> None:
     assert all(members[0] != members[1] for members in steps[:2])
     for epoch in range(3):  # yet in an epoch each member reads every example once
         of_epoch = steps[3 * epoch : 3 * epoch + 3]
-        assert all(len(set.union(*(step[m] for step in of_epoch))) == len(letter_examples()) for m in range(3))
+        assert all(
+            len(set.union(*(step[m] for step in of_epoch))) == len(letter_examples()) for m in range(3)
+        )
 
 
 def test_members_train_on_the_same_batches_only_where_that_is_asked_for() -> None:
@@ -60,25 +71,38 @@ def test_a_member_reads_the_examples_in_another_order_in_every_epoch() -> None:
 
 
 @pytest.mark.parametrize("members", [1, 2])
-def test_with_rows_shared_out_by_length_a_member_of_a_large_stack_gets_the_weights_of_a_small_one(members: int) -> None:
+def test_with_rows_shared_out_by_length_a_member_of_a_large_stack_gets_the_weights_of_a_small_one(
+    members: int,
+) -> None:
     config = replace(CONFIG, length_window=2)
     few, many = trained(build_ensemble(members=members), config), trained(build_ensemble(members=8), config)
-    moved = float((few - trained(build_ensemble(members=members), replace(config, learning_rate=0.0))).abs().max())
+    moved = float(
+        (few - trained(build_ensemble(members=members), replace(config, learning_rate=0.0))).abs().max()
+    )
     assert moved > 1e-2
-    torch.testing.assert_close(many[:members], few, atol=1e-5, rtol=0)  # 9 steps of fp32 products of other sizes
-    assert float((trained(build_ensemble(members=members)) - few).abs().max()) > 1e-3  # the plain shuffle is another run
+    torch.testing.assert_close(
+        many[:members], few, atol=1e-5, rtol=0
+    )  # 9 steps of fp32 products of other sizes
+    assert (
+        float((trained(build_ensemble(members=members)) - few).abs().max()) > 1e-3
+    )  # the plain shuffle is another run
 
 
 @pytest.mark.parametrize("setting", [{}, {"max_grad_norm": 0.01}, {"kl_weight": 0.5}])
 def test_neither_optimiser_nor_clip_spans_members(setting: dict[str, float]) -> None:
     calm = trained(build_ensemble(members=2), replace(CONFIG, **setting))
     wild = trained(build_ensemble(members=2), replace(CONFIG, **setting, learning_rate=[2e-3, 0.3]))
-    assert torch.equal(wild[0], calm[0])  # bit for bit: the neighbour's size and gradients meet no common number
+    assert torch.equal(
+        wild[0], calm[0]
+    )  # bit for bit: the neighbour's size and gradients meet no common number
     assert float((wild[1] - calm[1]).abs().max()) > 0.1
 
 
 def test_a_gradient_clip_does_not_span_members() -> None:
-    gradients = torch.randn(3, 40) * torch.tensor([[0.01], [100.0], [1.0]]), torch.randn(3, 20) * torch.tensor([[0.01], [100.0], [1.0]])
+    gradients = (
+        torch.randn(3, 40) * torch.tensor([[0.01], [100.0], [1.0]]),
+        torch.randn(3, 20) * torch.tensor([[0.01], [100.0], [1.0]]),
+    )
     expected = []
     for m in range(3):
         parameters = [torch.nn.Parameter(torch.zeros_like(part[m])) for part in gradients]
@@ -135,7 +159,9 @@ def test_members_of_a_part_of_the_stack_meet_their_own_adapters() -> None:
         whole = ensemble.answer_logits(ids, positions)
         for part in (slice(0, 1), slice(1, 3), slice(3, 4)):
             found = ensemble.answer_logits(ids[part], positions[part], members=part)
-            torch.testing.assert_close(found, whole[part], atol=1e-5, rtol=1e-5)  # fp32 products of another size
+            torch.testing.assert_close(
+                found, whole[part], atol=1e-5, rtol=1e-5
+            )  # fp32 products of another size
 
 
 def test_rows_that_do_not_split_over_members_are_refused() -> None:

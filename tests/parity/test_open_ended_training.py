@@ -31,7 +31,15 @@ from reference_training import (
     config_of,
     train_by_peft,
 )
-from tiny_models import ARCHITECTURES, adapter_config, build, build_ensemble, letter_examples, open_examples, tokenizer
+from tiny_models import (
+    ARCHITECTURES,
+    adapter_config,
+    build,
+    build_ensemble,
+    letter_examples,
+    open_examples,
+    tokenizer,
+)
 
 LONG = Recipe()  # 10 examples in batches of 4, 4 and 2: 3 steps an epoch, 21 in all
 SHORT = Recipe(epochs=2)
@@ -45,7 +53,13 @@ RECIPES = {
     "linear": replace(LONG, schedule="linear", warmup_steps=3),
     "dropout": replace(LONG, dropout=0.3),
     "everything": replace(
-        LONG, kl_weight=0.3, weight_decay_a=10.0, weight_decay_b=100.0, max_grad_norm=0.7, schedule="cosine", dropout=0.2
+        LONG,
+        kl_weight=0.3,
+        weight_decay_a=10.0,
+        weight_decay_b=100.0,
+        max_grad_norm=0.7,
+        schedule="cosine",
+        dropout=0.2,
     ),
 }
 BUDGET = "lora_ensembles.forward.LOGIT_BUDGET"
@@ -57,7 +71,9 @@ def encoded() -> list[EncodedExample]:
     return encode_completions(open_examples(), tokenizer())
 
 
-def run(ensemble: LoraEnsemble, config: TrainConfig, examples: Sequence[Completion] | None = None) -> list[MemberWeights]:
+def run(
+    ensemble: LoraEnsemble, config: TrainConfig, examples: Sequence[Completion] | None = None
+) -> list[MemberWeights]:
     train(ensemble, open_examples() if examples is None else examples, config, progress=False)
     return [ensemble.stack.member(m) for m in range(ensemble.num_members)]
 
@@ -78,7 +94,13 @@ def without_regulariser(name: str) -> list[MemberWeights]:
 
 
 def test_the_examples_have_answers_of_many_lengths() -> None:
-    assert {len(example.label_ids[0]) for example in encoded()} >= {2, 3, 5, 8, 10}  # one more than words: the end
+    assert {len(example.label_ids[0]) for example in encoded()} >= {
+        2,
+        3,
+        5,
+        8,
+        10,
+    }  # one more than words: the end
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -100,7 +122,9 @@ def test_member_of_a_stack_of_2_equals_that_member_of_a_stack_of_4(recipe: str) 
 
 @pytest.mark.parametrize("recipe", ["none", "everything"])
 @pytest.mark.parametrize("tokens", [1, 3, 20])
-def test_head_in_chunks_equals_head_in_one_piece_and_peft(recipe: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_head_in_chunks_equals_head_in_one_piece_and_peft(
+    recipe: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = run(build_ensemble(members=MEMBERS), config_of(RECIPES[recipe]))
     allow(monkeypatch, tokens=tokens, vocabulary=len(tokenizer()), copies=1 if recipe == "none" else 2)
     chunked = run(build_ensemble(members=MEMBERS), config_of(RECIPES[recipe]))
@@ -110,10 +134,14 @@ def test_head_in_chunks_equals_head_in_one_piece_and_peft(recipe: str, tokens: i
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_head_in_chunks_does_what_each_model_does_behind_its_head(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_head_in_chunks_does_what_each_model_does_behind_its_head(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     allow(monkeypatch, tokens=5, vocabulary=len(tokenizer()), copies=2)
     recipe = replace(SHORT, kl_weight=0.3)
-    assert_same_weights(run(build_ensemble(name, members=MEMBERS), config_of(recipe))[1], by_peft(name, 1, recipe))
+    assert_same_weights(
+        run(build_ensemble(name, members=MEMBERS), config_of(recipe))[1], by_peft(name, 1, recipe)
+    )
 
 
 @pytest.mark.parametrize("recipe", ["kl", "everything"])
@@ -130,7 +158,9 @@ def test_divergence_from_kept_states_equals_that_from_a_base_asked_in_every_step
 
 @pytest.mark.parametrize("limits", ["", "head in chunks", "base asked in every step"])
 @pytest.mark.parametrize("max_rows", [8, 4, 3])
-def test_accumulation_over_members_and_rows_equals_the_whole_batch(max_rows: int, limits: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accumulation_over_members_and_rows_equals_the_whole_batch(
+    max_rows: int, limits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = replace(config_of(RECIPES["everything"]), epochs=3)
     whole = run(build_ensemble(), config)
     if limits == "head in chunks":
@@ -180,16 +210,28 @@ def wide_ensemble(*, dtype: torch.dtype = torch.float32) -> LoraEnsemble:
     """Two members on a model with many words and little else."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+        vocab_size=VOCABULARY,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
     )
-    return LoraEnsemble(LlamaForCausalLM(config).to(dtype), tokenizer(), members=2, adapter=adapter_config(rank=1))
+    return LoraEnsemble(
+        LlamaForCausalLM(config).to(dtype), tokenizer(), members=2, adapter=adapter_config(rank=1)
+    )
 
 
 def largest_tensor(kl_weight: float) -> int:
     """Elements of the largest tensor of a training step of 8 rows."""
     ensemble = wide_ensemble()
     with Largest() as seen:
-        train(ensemble, open_examples()[:4], TrainConfig(epochs=1, batch_size=4, kl_weight=kl_weight), progress=False)
+        train(
+            ensemble,
+            open_examples()[:4],
+            TrainConfig(epochs=1, batch_size=4, kl_weight=kl_weight),
+            progress=False,
+        )
     return seen.elements
 
 
@@ -198,13 +240,17 @@ def test_no_tensor_is_larger_than_the_budget_of_logits_however_long_the_answers_
     kl_weight: float, copies: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer_tokens = 2 * sum(len(example.label_ids[0]) for example in encoded()[:4])
-    assert largest_tensor(kl_weight) == copies * answer_tokens * VOCABULARY  # of answer tokens alone: none of prompt or padding
+    assert (
+        largest_tensor(kl_weight) == copies * answer_tokens * VOCABULARY
+    )  # of answer tokens alone: none of prompt or padding
     allow(monkeypatch, tokens=10, vocabulary=VOCABULARY, copies=copies)
     assert largest_tensor(kl_weight) == copies * 10 * VOCABULARY < copies * answer_tokens * VOCABULARY
 
 
 @pytest.mark.parametrize("base_states", [False, True])
-def test_a_head_in_chunks_leaves_no_logits_for_the_backward_pass_to_keep(base_states: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_in_chunks_leaves_no_logits_for_the_backward_pass_to_keep(
+    base_states: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ensemble = wide_ensemble()
     table = TokenTable.from_encoded(encoded(), 0)
     states = BaseStates.of(ensemble, table, rows=3) if base_states else None
@@ -212,7 +258,10 @@ def test_a_head_in_chunks_leaves_no_logits_for_the_backward_pass_to_keep(base_st
     kept: list[int] = []
 
     def keep(tensor: Tensor) -> Tensor:
-        logits = tensor.shape[-1:] == (VOCABULARY,) and tensor.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr()
+        logits = (
+            tensor.shape[-1:] == (VOCABULARY,)
+            and tensor.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr()
+        )
         kept.append(tensor.numel() if logits else 0)
         return tensor
 
@@ -227,7 +276,9 @@ def test_a_head_in_chunks_leaves_no_logits_for_the_backward_pass_to_keep(base_st
     assert most_kept() == 0
 
 
-def test_no_tensor_is_larger_than_the_budget_of_logits_when_answers_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_tensor_is_larger_than_the_budget_of_logits_when_answers_are_scored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ensemble = wide_ensemble()
     whole = score_completions(ensemble, open_examples())
     allow(monkeypatch, tokens=10, vocabulary=VOCABULARY)
@@ -244,7 +295,9 @@ def test_kept_states_of_the_base_take_what_is_said_and_never_more_than_the_bound
 ) -> None:
     ensemble = wide_ensemble(dtype=dtype)
     table = TokenTable.from_encoded(encoded(), 0)
-    wanted = sum(len(example.label_ids[0]) for example in encoded()) * 8 * dtype.itemsize  # tokens * hidden size * bytes
+    wanted = (
+        sum(len(example.label_ids[0]) for example in encoded()) * 8 * dtype.itemsize
+    )  # tokens * hidden size * bytes
     monkeypatch.setattr(CACHE, wanted)
     kept = BaseStates.of(ensemble, table, rows=3).kept
     assert kept is not None
@@ -258,7 +311,9 @@ def test_kept_states_of_the_base_take_what_is_said_and_never_more_than_the_bound
 
 def test_questions_and_open_answers_in_one_list_are_refused() -> None:
     mixed: list[Any] = [*letter_examples()[:2], *open_examples()[:3]]
-    with pytest.raises(DataError, match=r"2 questions with options \(Example\) and 3 open answers \(Completion\) in one list"):
+    with pytest.raises(
+        DataError, match=r"2 questions with options \(Example\) and 3 open answers \(Completion\) in one list"
+    ):
         train(build_ensemble(), mixed, TrainConfig(epochs=1), progress=False)
 
 

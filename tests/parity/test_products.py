@@ -36,10 +36,22 @@ def test_frozen_products_and_their_gradients_are_those_of_torch(bias: bool, shap
 
 def test_frozen_products_run_by_onednn_and_others_do_not() -> None:
     frozen, x = nn.Linear(48, 40).requires_grad_(False), torch.randn(LEAST_ROWS, 48)
-    trained, half, few = nn.Linear(48, 40), nn.Linear(48, 40, dtype=torch.bfloat16).requires_grad_(False), x[: LEAST_ROWS - 1]
-    cases = {"frozen": (frozen, x), "trained": (trained, x), "half": (half, x.bfloat16()), "few rows": (frozen, few)}
+    trained, half, few = (
+        nn.Linear(48, 40),
+        nn.Linear(48, 40, dtype=torch.bfloat16).requires_grad_(False),
+        x[: LEAST_ROWS - 1],
+    )
+    cases = {
+        "frozen": (frozen, x),
+        "trained": (trained, x),
+        "half": (half, x.bfloat16()),
+        "few rows": (frozen, few),
+    }
     with frozen_products(always=True):
-        seen = {name: operators(lambda layer=layer, rows=rows: layer(rows)) for name, (layer, rows) in cases.items()}
+        seen = {
+            name: operators(lambda layer=layer, rows=rows: layer(rows))
+            for name, (layer, rows) in cases.items()
+        }
     assert {name for name, names in seen.items() if "mkldnn::_linear_pointwise" in names} == {"frozen"}
 
 

@@ -15,7 +15,9 @@ from lora_ensembles import LoraEnsemble, TrainConfig, train
 from lora_ensembles.tasks import Example, render_prompt
 from tiny_models import tokenizer
 
-bnb: Any = pytest.importorskip("bitsandbytes", reason="bitsandbytes is part of the development extra on Linux only")
+bnb: Any = pytest.importorskip(
+    "bitsandbytes", reason="bitsandbytes is part of the development extra on Linux only"
+)
 TARGETS = ["q_proj", "v_proj"]
 
 # Not ours: the library's notes on its own CPU kernels.
@@ -26,7 +28,12 @@ def quantised(kind: str) -> LlamaForCausalLM:
     """A tiny Llama whose query and value projections hold 4-bit or 8-bit weights."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer()), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4
+        vocab_size=len(tokenizer()),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
     )
     model = LlamaForCausalLM(config).eval()
     for name, layer in list(model.named_modules()):
@@ -73,11 +80,18 @@ def test_training_on_a_quantised_base_learns_and_leaves_the_base_bit_identical(k
     base = quantised(kind)
     before = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
     ensemble = LoraEnsemble(base, tokenizer(), members=2, adapter=LoraConfig(r=4, target_modules=TARGETS))
-    examples = [Example(str(n), render_prompt("one", ["two", "three"]), ("a", "b"), target=0) for n in range(4)]
+    examples = [
+        Example(str(n), render_prompt("one", ["two", "three"]), ("a", "b"), target=0) for n in range(4)
+    ]
 
-    result = train(ensemble, examples, TrainConfig(epochs=10, batch_size=4, learning_rate=1e-2), progress=False)
+    result = train(
+        ensemble, examples, TrainConfig(epochs=10, batch_size=4, learning_rate=1e-2), progress=False
+    )
 
-    assert all(last < first for first, last in zip(result.history[0]["train_loss"], result.history[-1]["train_loss"], strict=True))
+    assert all(
+        last < first
+        for first, last in zip(result.history[0]["train_loss"], result.history[-1]["train_loss"], strict=True)
+    )
     after = dict(ensemble.unload().named_parameters())
     assert all(torch.equal(after[name], value) for name, value in before.items())
 

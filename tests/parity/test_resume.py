@@ -45,21 +45,36 @@ sys.path.insert(0, sys.argv[1])
 from test_resume import run
 run(sys.argv[2], sys.argv[3])
 """
-EXAMPLES: dict[str, Callable[[], Sequence[Example] | Sequence[Completion]]] = {"questions": letter_examples, "open answers": open_examples}
+EXAMPLES: dict[str, Callable[[], Sequence[Example] | Sequence[Completion]]] = {
+    "questions": letter_examples,
+    "open answers": open_examples,
+}
 HEADS = ("sequence-classification", "multiple-choice", "reward")
 EXAMPLES |= {kind: functools.partial(examples_for, kind) for kind in HEADS}
 
 
-def run(out: str | Path, kind: str = "questions", *, resume: bool = False, config: TrainConfig = CONFIG) -> list[dict[str, object]]:
-    ensemble = build_heads("bert", kind, members=2, init="base") if kind in HEADS else build_ensemble(members=2)
+def run(
+    out: str | Path, kind: str = "questions", *, resume: bool = False, config: TrainConfig = CONFIG
+) -> list[dict[str, object]]:
+    ensemble = (
+        build_heads("bert", kind, members=2, init="base") if kind in HEADS else build_ensemble(members=2)
+    )
     examples = EXAMPLES[kind]()
-    return train(ensemble, examples, config, validation=examples[:2], out=out, resume=resume, progress=False).history
+    return train(
+        ensemble, examples, config, validation=examples[:2], out=out, resume=resume, progress=False
+    ).history
 
 
 def results(out: Path) -> dict[str, bytes]:
     """All that a run leaves, but for the last checkpoint's and the log's own files."""
-    paths = [path for path in sorted(out.rglob("*")) if path.is_file() and path.suffix in (".safetensors", ".json", ".md")]
-    return {str(path.relative_to(out)): path.read_bytes() for path in paths if path.name != "environment.json"}
+    paths = [
+        path
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.suffix in (".safetensors", ".json", ".md")
+    ]
+    return {
+        str(path.relative_to(out)): path.read_bytes() for path in paths if path.name != "environment.json"
+    }
 
 
 def log(out: Path) -> list[dict[str, object]]:
@@ -71,7 +86,9 @@ def kill_in_the_middle(out: Path, kind: str) -> int:
     state = out / "training" / "checkpoint" / "state.json"
     arguments = [sys.executable, "-c", CHILD, str(TESTS / "parity"), str(out), kind]
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    with subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        arguments, env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.PIPE, text=True
+    ) as child:
         deadline = time.monotonic() + 120
         while not state.exists() and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.001)

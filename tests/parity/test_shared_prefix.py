@@ -13,7 +13,16 @@ from lora_ensembles import scoring
 from lora_ensembles.baselines import FewShot
 from lora_ensembles.forward import answer_logits, read_prefix
 from lora_ensembles.tasks import EncodedExample, Example
-from tiny_models import ARCHITECTURES, build, build_ensemble, letter_examples, pad, phrase_examples, random_rows, tokenizer
+from tiny_models import (
+    ARCHITECTURES,
+    build,
+    build_ensemble,
+    letter_examples,
+    pad,
+    phrase_examples,
+    random_rows,
+    tokenizer,
+)
 
 # fp32 sums of some dozen terms in another order, in attention too: with keys that are there already it takes another kernel.
 TOLERANCE = dict(atol=1e-5, rtol=1e-5)
@@ -24,7 +33,9 @@ def tokens_read(model: nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor, in
     """What a call returns, and how many tokens the model embeds for it."""
     counted: list[int] = []
     embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-    handle = embeddings.register_forward_hook(lambda _module, _arguments, result: counted.append(result[..., 0].numel()))
+    handle = embeddings.register_forward_hook(
+        lambda _module, _arguments, result: counted.append(result[..., 0].numel())
+    )
     result = run()
     handle.remove()
     return result, sum(counted)
@@ -51,7 +62,9 @@ def test_rows_after_a_prefix_that_was_read_have_the_logits_of_whole_rows(name: s
     prefix = read_prefix(model, torch.tensor(beginnings))
     assert prefix is not None
     for _ in range(2):  # a prefix is not used up
-        torch.testing.assert_close(answer_logits(model, pad(ends)[0], positions, after=prefix), expected, **TOLERANCE)
+        torch.testing.assert_close(
+            answer_logits(model, pad(ends)[0], positions, after=prefix), expected, **TOLERANCE
+        )
 
 
 @every_architecture
@@ -59,7 +72,9 @@ def test_an_ensemble_reads_the_prompt_of_several_labels_once(name: str) -> None:
     ensemble = build_ensemble(name, members=3, random_b=True)
     examples = phrase_examples()
     found, few = tokens_read(ensemble.base, lambda: ensemble.member_log_probs(examples))
-    expected, many = tokens_read(ensemble.base, lambda: without_sharing(lambda: ensemble.member_log_probs(examples)))
+    expected, many = tokens_read(
+        ensemble.base, lambda: without_sharing(lambda: ensemble.member_log_probs(examples))
+    )
     torch.testing.assert_close(found, expected, **TOLERANCE)
     assert many > 1.9 * few
 
@@ -70,7 +85,9 @@ def test_demonstrations_are_read_once_for_all_questions(rows: int) -> None:
     examples = letter_examples() * 5
     baseline = FewShot(model, tokenizer(), letter_examples()[:4], shots=1, draws=2)
     found, few = tokens_read(model, lambda: baseline.member_log_probs(examples, max_rows=rows))
-    expected, many = tokens_read(model, lambda: without_sharing(lambda: baseline.member_log_probs(examples, max_rows=rows)))
+    expected, many = tokens_read(
+        model, lambda: without_sharing(lambda: baseline.member_log_probs(examples, max_rows=rows))
+    )
     torch.testing.assert_close(found, expected, **TOLERANCE)
     assert many > 1.3 * few
 
@@ -79,10 +96,14 @@ def test_demonstrations_are_read_once_for_all_questions(rows: int) -> None:
 def test_examples_with_a_common_beginning_and_long_labels_are_scored_as_whole_rows(beginning: int) -> None:
     ensemble = build_ensemble(members=2, random_b=True)
     common = " the red fox" * (beginning // 3)
-    examples = [Example(one.id, f"Q:{common} {one.prompt[3:]}", one.labels, one.target) for one in phrase_examples()]
+    examples = [
+        Example(one.id, f"Q:{common} {one.prompt[3:]}", one.labels, one.target) for one in phrase_examples()
+    ]
     examples += [Example("three", f"Q:{common} is it?\nA:", (" yes", " no", " not at all"), 0)]
     found = ensemble.member_log_probs(examples, max_rows=8)
-    torch.testing.assert_close(found, without_sharing(lambda: ensemble.member_log_probs(examples, max_rows=8)), **TOLERANCE)
+    torch.testing.assert_close(
+        found, without_sharing(lambda: ensemble.member_log_probs(examples, max_rows=8)), **TOLERANCE
+    )
 
 
 def test_a_prompt_of_one_token_is_its_own_prefix_and_nothing_is_shared() -> None:

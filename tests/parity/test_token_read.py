@@ -11,9 +11,13 @@ from lora_ensembles.decoder import model_layers
 from lora_ensembles.heads import TextHead, text_scores, token_read
 from tiny_heads import ARCHITECTURES, ENCODERS, KINDS, build, build_ensemble, examples_for, tokenizer
 
-TOLERANCE = dict(atol=1e-5, rtol=1e-5)  # fp32 sums of some dozen terms, of which another number of rows may change the order
+TOLERANCE = dict(
+    atol=1e-5, rtol=1e-5
+)  # fp32 sums of some dozen terms, of which another number of rows may change the order
 FIRST_OF_MLP = ("intermediate", "ffn", "mlp")
-every_head = pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in ARCHITECTURES for kind in KINDS])
+every_head = pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name in ARCHITECTURES for kind in KINDS]
+)
 
 
 @every_head
@@ -36,8 +40,12 @@ def test_scores_and_gradients_are_those_of_the_whole_pass(name: str, kind: str) 
     texts = table.texts(torch.arange(6)).repeated(2)
     stack, seen = ensemble.stack, []
     token = ensemble.token_read  # found by passes of its own, which are not to be counted below
-    mlp = next(part for child, part in model_layers(ensemble.base)[-1].named_children() if child in FIRST_OF_MLP)
-    handle = mlp.register_forward_hook(lambda _module, arguments, _result: seen.append(arguments[0].shape[:-1].numel()))
+    mlp = next(
+        part for child, part in model_layers(ensemble.base)[-1].named_children() if child in FIRST_OF_MLP
+    )
+    handle = mlp.register_forward_hook(
+        lambda _module, arguments, _result: seen.append(arguments[0].shape[:-1].numel())
+    )
     parameters = [stack.layers[0].lora_a, stack.layers[0].lora_b, stack.layers[-1].lora_b]
 
     def scores_and_gradients(*, whole: bool) -> tuple[torch.Tensor, ...]:
@@ -61,7 +69,10 @@ def test_a_text_is_read_at_its_own_end() -> None:
     assert isinstance(head, TextHead)
     table = head.table(ensemble, examples_for("reward"))
     together = head.scores(ensemble, table, max_rows=None)
-    alone = [head.scores(ensemble, head.table(ensemble, [example]), max_rows=None) for example in examples_for("reward")]
+    alone = [
+        head.scores(ensemble, head.table(ensemble, [example]), max_rows=None)
+        for example in examples_for("reward")
+    ]
     torch.testing.assert_close(together, torch.cat(alone, dim=1), **TOLERANCE)
 
 
@@ -76,17 +87,26 @@ def test_a_text_that_ends_in_the_padding_token_is_read_where_transformers_reads_
     head, examples = ensemble.head, examples_for(kind)
     assert isinstance(head, TextHead)
     table = head.table(ensemble, examples)
-    found = head.scores(ensemble, table, max_rows=4)[0]  # B begins at zero, so the member says what the base does
-    last_layer = LastLayerHeads(build("llama", kind), tokenizer(), members=1, head=HeadConfig(kind, init="base"))  # type: ignore[arg-type]
+    found = head.scores(ensemble, table, max_rows=4)[
+        0
+    ]  # B begins at zero, so the member says what the base does
+    last_layer = LastLayerHeads(
+        build("llama", kind), tokenizer(), members=1, head=HeadConfig(kind, init="base")
+    )  # type: ignore[arg-type]
     last_layer.base.config.pad_token_id = tokenizer().sep_token_id
     predicted = predict(last_layer, examples).member_log_probs
     ensemble.unload()
-    alone = [torch.tensor([table.ids[number, : table.text_lengths[number]].tolist()]) for number in range(len(table.text_lengths))]
+    alone = [
+        torch.tensor([table.ids[number, : table.text_lengths[number]].tolist()])
+        for number in range(len(table.text_lengths))
+    ]
     with torch.no_grad():
         expected = torch.cat([base(input_ids=ids, use_cache=False).logits for ids in alone])
     assert all(ids[0, -1] == base.config.pad_token_id for ids in alone)
     torch.testing.assert_close(found, expected, **TOLERANCE)
-    torch.testing.assert_close(predicted[0], table.per_example(expected[None]).log_softmax(-1)[0], **TOLERANCE)
+    torch.testing.assert_close(
+        predicted[0], table.per_example(expected[None]).log_softmax(-1)[0], **TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

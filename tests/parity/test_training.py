@@ -23,7 +23,15 @@ from reference_training import (
     config_of,
     train_by_peft,
 )
-from tiny_models import ARCHITECTURES, adapter_config, build, build_ensemble, letter_examples, phrase_examples, tokenizer
+from tiny_models import (
+    ARCHITECTURES,
+    adapter_config,
+    build,
+    build_ensemble,
+    letter_examples,
+    phrase_examples,
+    tokenizer,
+)
 
 LONG = Recipe()  # 10 examples in batches of 4, 4 and 2: 3 steps an epoch, 21 in all
 SHORT = Recipe(epochs=2)
@@ -40,12 +48,20 @@ RECIPES = {
     "cosine": replace(LONG, schedule="cosine", warmup_steps=2, weight_decay_b=100.0),
     "dropout": replace(LONG, dropout=0.3),
     "everything": replace(
-        LONG, kl_weight=0.3, weight_decay_a=10.0, weight_decay_b=100.0, max_grad_norm=0.7, schedule="cosine", dropout=0.2
+        LONG,
+        kl_weight=0.3,
+        weight_decay_a=10.0,
+        weight_decay_b=100.0,
+        max_grad_norm=0.7,
+        schedule="cosine",
+        dropout=0.2,
     ),
 }
 
 
-def run(ensemble: LoraEnsemble, config: TrainConfig, examples: Sequence[Example] | None = None) -> list[MemberWeights]:
+def run(
+    ensemble: LoraEnsemble, config: TrainConfig, examples: Sequence[Example] | None = None
+) -> list[MemberWeights]:
     train(ensemble, letter_examples() if examples is None else examples, config, progress=False)
     return [ensemble.stack.member(m) for m in range(ensemble.num_members)]
 
@@ -57,7 +73,9 @@ def alone(name: str, m: int, *, members: int = MEMBERS) -> LoraEnsemble:
     return ensemble
 
 
-def check_against_alone_and_peft(name: str, recipe: Recipe, examples: Sequence[Example] | None = None) -> list[MemberWeights]:
+def check_against_alone_and_peft(
+    name: str, recipe: Recipe, examples: Sequence[Example] | None = None
+) -> list[MemberWeights]:
     """Hold a stack against the ensemble of one and against PEFT; returns the stack's weights."""
     examples = letter_examples() if examples is None else examples
     ensemble = build_ensemble(name, members=MEMBERS)
@@ -66,7 +84,9 @@ def check_against_alone_and_peft(name: str, recipe: Recipe, examples: Sequence[E
     assert_different_weights(stacked[1], start)
     assert_same_weights(run(alone(name, 1), config_of(recipe), examples)[0], stacked[1])
     encoded = encode_examples(examples, tokenizer())
-    assert_same_weights(stacked[1], train_by_peft(build(name), adapter_config(name), ensemble.info.seeds[1], encoded, recipe))
+    assert_same_weights(
+        stacked[1], train_by_peft(build(name), adapter_config(name), ensemble.info.seeds[1], encoded, recipe)
+    )
     return stacked
 
 
@@ -147,21 +167,32 @@ def test_accumulation_over_members_and_rows_equals_the_whole_batch(recipe: str, 
 
 def test_in_bf16_the_masters_stay_fp32_and_the_loss_stays_close() -> None:
     config = config_of(replace(LONG, learning_rate=1e-3))
-    exact, half = build_ensemble(), LoraEnsemble(build("llama", dtype=torch.bfloat16), tokenizer(), members=3, adapter=adapter_config())
+    exact, half = (
+        build_ensemble(),
+        LoraEnsemble(build("llama", dtype=torch.bfloat16), tokenizer(), members=3, adapter=adapter_config()),
+    )
     history = train(exact, letter_examples(), config, progress=False).history
     history_half = train(half, letter_examples(), config, progress=False).history
     stack = half.stack
-    assert (stack.a.dtype, stack.working_a.dtype, stack.layers[0].lora_b.dtype) == (torch.float32, torch.bfloat16, torch.bfloat16)
+    assert (stack.a.dtype, stack.working_a.dtype, stack.layers[0].lora_b.dtype) == (
+        torch.float32,
+        torch.bfloat16,
+        torch.bfloat16,
+    )
     assert torch.equal(stack.working_b, stack.b.bfloat16())  # the working copies follow the masters
     assert not torch.equal(stack.b, stack.b.bfloat16().float())  # which hold more than bf16 can
     for row, row_half in zip(history, history_half, strict=True):
         # bf16 keeps 8 bits: about 0.4 % an operation, some dozen operations deep, on losses of size 1.
-        torch.testing.assert_close(torch.tensor(row_half["train_loss"]), torch.tensor(row["train_loss"]), atol=0.1, rtol=0.05)
+        torch.testing.assert_close(
+            torch.tensor(row_half["train_loss"]), torch.tensor(row["train_loss"]), atol=0.1, rtol=0.05
+        )
 
 
 def test_a_step_below_the_resolution_of_bf16_is_not_lost() -> None:
     # One bf16 step beside a weight of 0.1 is about 5e-4; twenty steps of 1e-5 must still move the master by about 2e-4.
-    half = LoraEnsemble(build("llama", dtype=torch.bfloat16), tokenizer(), members=1, adapter=adapter_config())
+    half = LoraEnsemble(
+        build("llama", dtype=torch.bfloat16), tokenizer(), members=1, adapter=adapter_config()
+    )
     before = half.stack.b.clone()
     run(half, config_of(replace(LONG, learning_rate=1e-5)))
     assert 5e-5 < float((half.stack.b - before).abs().max()) < 21 * 1.5e-5

@@ -43,7 +43,10 @@ def test_initialisation_that_rewrites_the_base_or_needs_data_is_refused_by_name(
     config = LoraConfig(r=2, target_modules=["q_proj"])
     config.init_lora_weights = init  # type: ignore[assignment]
 
-    with pytest.raises(AdapterError, match=rf"init_lora_weights='{init}'\) cannot be stacked: it rewrites the base.*from_adapters"):
+    with pytest.raises(
+        AdapterError,
+        match=rf"init_lora_weights='{init}'\) cannot be stacked: it rewrites the base.*from_adapters",
+    ):
         check_stackable(config)
 
 
@@ -60,7 +63,9 @@ def test_any_other_option_that_changes_the_arithmetic_is_refused(option: str) ->
 
 def test_adapter_that_is_no_lora_is_refused() -> None:
     with pytest.raises(AdapterError, match=r"described by a peft\.LoraConfig; got IA3Config"):
-        LoraEnsemble(llama(), tokenizer(), adapter=IA3Config(target_modules=["q_proj"], feedforward_modules=[]))  # type: ignore[arg-type]
+        LoraEnsemble(
+            llama(), tokenizer(), adapter=IA3Config(target_modules=["q_proj"], feedforward_modules=[])
+        )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("init", [True, False, "gaussian", "orthogonal"])
@@ -77,7 +82,9 @@ def test_initial_weights_are_those_of_peft_for_the_same_seed(init: bool | str) -
 
 
 def test_embedding_as_target_is_refused_by_its_name_and_kind() -> None:
-    with pytest.raises(AdapterError, match=r"target 'model\.embed_tokens' is a Embedding; .*take it out of target_modules"):
+    with pytest.raises(
+        AdapterError, match=r"target 'model\.embed_tokens' is a Embedding; .*take it out of target_modules"
+    ):
         LoraEnsemble(llama(), tokenizer(), adapter=adapter(targets=["q_proj", "embed_tokens"]))
 
 
@@ -100,18 +107,27 @@ def test_convolution_as_target_is_refused_by_its_name_and_kind() -> None:
 
 
 def test_output_head_as_target_is_refused() -> None:
-    with pytest.raises(AdapterError, match="the output head cannot carry adapters; take it out of target_modules"):
+    with pytest.raises(
+        AdapterError, match="the output head cannot carry adapters; take it out of target_modules"
+    ):
         LoraEnsemble(llama(), tokenizer(), adapter=adapter(targets=["q_proj", "lm_head"]))
 
 
 def test_target_that_the_base_does_not_have_is_named() -> None:
-    with pytest.raises(AdapterError, match=r"PEFT cannot place the adapter: Target modules .*c_attn.* not found"):
+    with pytest.raises(
+        AdapterError, match=r"PEFT cannot place the adapter: Target modules .*c_attn.* not found"
+    ):
         LoraEnsemble(llama(), tokenizer(), adapter=adapter(targets=["c_attn"]))
 
 
 def test_rank_and_alpha_of_single_layers_are_peft_s() -> None:
     config = LoraConfig(
-        r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], rank_pattern={"q_proj": 3}, alpha_pattern={"v_proj": 10}, use_rslora=True
+        r=2,
+        lora_alpha=4,
+        target_modules=["q_proj", "v_proj"],
+        rank_pattern={"q_proj": 3},
+        alpha_pattern={"v_proj": 10},
+        use_rslora=True,
     )
     weights = initial_weights(llama(), config, seed=0)
     value = QUERY.replace("q_proj", "v_proj")

@@ -8,7 +8,15 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from lora_ensembles import AdapterError, BatchEnsemble, ConfigError, LoraEnsemble, TrainConfig, TrainingError, predict
+from lora_ensembles import (
+    AdapterError,
+    BatchEnsemble,
+    ConfigError,
+    LoraEnsemble,
+    TrainConfig,
+    TrainingError,
+    predict,
+)
 from lora_ensembles.baselines.batch_ensemble import RankOneLinear
 from lora_ensembles.lora import StackPlan
 from tiny_ensembles import adapter, ensemble, llama, no_memory_left, questions, same_state, state, tokenizer
@@ -19,8 +27,17 @@ CONFIG = TrainConfig(epochs=4, batch_size=4, learning_rate=1e-2)
 TRAIN, ASKED = questions(12), questions(6, start=12)
 
 
-def made(*, members: int = 3, config: TrainConfig | None = None, sigma: float = 0.05, seed: int = 0, vary: tuple = ("init", "order")):
-    built = BatchEnsemble(llama(), tokenizer(), members=members, adapter=adapter(), sigma=sigma, seed=seed, vary=vary)
+def made(
+    *,
+    members: int = 3,
+    config: TrainConfig | None = None,
+    sigma: float = 0.05,
+    seed: int = 0,
+    vary: tuple = ("init", "order"),
+):
+    built = BatchEnsemble(
+        llama(), tokenizer(), members=members, adapter=adapter(), sigma=sigma, seed=seed, vary=vary
+    )
     if config is not None:
         built.fit(TRAIN, config)
     return built
@@ -32,7 +49,9 @@ def offsets(built: BatchEnsemble) -> torch.Tensor:
 
 def test_offsets_start_as_a_gaussian_of_the_size_asked_for() -> None:
     built = BatchEnsemble(llama(hidden=512), tokenizer(), members=4, adapter=adapter(), sigma=0.1)
-    for member in offsets(built):  # 1792 numbers: deviation of the mean 0.1 / 42, of the deviation itself 0.1 / 60; five of each
+    for member in offsets(
+        built
+    ):  # 1792 numbers: deviation of the mean 0.1 / 42, of the deviation itself 0.1 / 60; five of each
         assert float(member.mean()) == pytest.approx(0.0, abs=0.012)
         assert float(member.std()) == pytest.approx(0.1, abs=0.0085)
     correlation = torch.corrcoef(offsets(built)).fill_diagonal_(0)
@@ -42,7 +61,9 @@ def test_offsets_start_as_a_gaussian_of_the_size_asked_for() -> None:
 def test_loss_falls_and_both_sources_of_randomness_tell_members_apart() -> None:
     built = made()
     history = built.fit(TRAIN, CONFIG).history
-    assert all(last < first for first, last in zip(history[0]["train_loss"], history[-1]["train_loss"], strict=True))
+    assert all(
+        last < first for first, last in zip(history[0]["train_loss"], history[-1]["train_loss"], strict=True)
+    )
     for vary in (("init",), ("order",)):
         trained = offsets(made(config=CONFIG, vary=vary))
         assert float((trained[0] - trained[1]).abs().max()) > 1e-3
@@ -68,20 +89,26 @@ def test_decay_pulls_to_the_base_on_the_side_that_it_is_set_for() -> None:
 def test_limit_of_rows_changes_nothing() -> None:
     whole, split = made(config=CONFIG), made(config=replace(CONFIG, max_rows=3))
     torch.testing.assert_close(offsets(split), offsets(whole), atol=1e-5, rtol=0)
-    torch.testing.assert_close(predict(whole, ASKED, max_rows=1).probs, predict(whole, ASKED).probs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        predict(whole, ASKED, max_rows=1).probs, predict(whole, ASKED).probs, atol=1e-5, rtol=0
+    )
 
 
 def test_the_base_is_never_changed_and_comes_back_whole() -> None:
     base = llama()
     before = state(base)
     built = BatchEnsemble(base, tokenizer(), members=2, adapter=adapter())
-    expected = predict(LoraEnsemble(llama(), tokenizer(), members=1, adapter=adapter()), ASKED).probs  # B = 0: the base
+    expected = predict(
+        LoraEnsemble(llama(), tokenizer(), members=1, adapter=adapter()), ASKED
+    ).probs  # B = 0: the base
     built.fit(TRAIN, CONFIG)
     with built.base_only() as alone:
         ids = torch.tensor([tokenizer()(ASKED[0].prompt)["input_ids"]])
         letters = torch.tensor(tokenizer().convert_tokens_to_ids(list("abcd")))
         with torch.no_grad():
-            torch.testing.assert_close(alone(ids).logits[0, -1, letters].softmax(0), expected[0], atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                alone(ids).logits[0, -1, letters].softmax(0), expected[0], atol=1e-5, rtol=0
+            )
     assert same_state(built.unload(), before)
     with pytest.raises(AdapterError, match="this ensemble was unloaded"):
         predict(built, ASKED)
@@ -109,10 +136,15 @@ def test_small_changes_of_an_offset_are_not_lost_in_bf16() -> None:
 
 
 def test_it_trains_in_bf16() -> None:
-    built = BatchEnsemble(build("qwen2", dtype=torch.bfloat16), words(), members=2, adapter=adapter_config("qwen2"))
+    built = BatchEnsemble(
+        build("qwen2", dtype=torch.bfloat16), words(), members=2, adapter=adapter_config("qwen2")
+    )
     history = built.fit(letter_examples(), TrainConfig(epochs=8, batch_size=4, learning_rate=1e-2)).history
     assert built.inputs.dtype == torch.float32
-    assert all(last < first - 0.1 for first, last in zip(history[0]["train_loss"], history[-1]["train_loss"], strict=True))
+    assert all(
+        last < first - 0.1
+        for first, last in zip(history[0]["train_loss"], history[-1]["train_loss"], strict=True)
+    )
 
 
 def test_a_base_that_is_taken_is_refused() -> None:
@@ -157,7 +189,12 @@ def test_settings_that_cannot_work_are_refused(settings: dict, message: str) -> 
 
 def test_memory_that_runs_out_is_an_error_that_says_what_to_do() -> None:
     built = made()
-    with no_memory_left(), pytest.raises(TrainingError, match="memory ran out with 12 rows in flight; lower max_rows, for example to 6"):
+    with (
+        no_memory_left(),
+        pytest.raises(
+            TrainingError, match="memory ran out with 12 rows in flight; lower max_rows, for example to 6"
+        ),
+    ):
         built.fit(TRAIN, CONFIG)
     with no_memory_left(), pytest.raises(ConfigError, match="memory ran out with a single row in flight"):
         predict(built, ASKED, max_rows=6)

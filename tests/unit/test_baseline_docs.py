@@ -26,7 +26,13 @@ def test_the_example_runs_and_prints_every_baseline(capsys: pytest.CaptureFixtur
 
 def one_layer_of_llama_2_7b() -> LlamaForCausalLM:
     """One of its 32 layers, narrow where nothing is counted."""
-    config = LlamaConfig(vocab_size=len(tokenizer()), hidden_size=4096, intermediate_size=8, num_hidden_layers=1, num_attention_heads=32)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer()),
+        hidden_size=4096,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=32,
+    )
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     return model.to_empty(device="cpu")

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from lora_ensembles import AdapterError, ConfigError, DataError, LastLayerEnsemble, TrainConfig, TrainingError, predict
+from lora_ensembles import (
+    AdapterError,
+    ConfigError,
+    DataError,
+    LastLayerEnsemble,
+    TrainConfig,
+    TrainingError,
+    predict,
+)
 from tiny_ensembles import ensemble, llama, no_memory_left, questions, same_state, state, tokenizer
 from tiny_models import build, letter_examples
 from tiny_models import tokenizer as words
@@ -30,7 +38,9 @@ def test_loss_falls_and_members_differ_by_their_order_alone() -> None:
     made = LastLayerEnsemble(llama(), tokenizer(), members=3)
     history = made.fit(TRAIN, CONFIG).history
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
-    assert all(last < first for first, last in zip(history[0]["train_loss"], history[-1]["train_loss"], strict=True))
+    assert all(
+        last < first for first, last in zip(history[0]["train_loss"], history[-1]["train_loss"], strict=True)
+    )
     assert float((made.rows[0] - made.rows[1]).abs().max()) > 1e-3
     whole = LastLayerEnsemble(llama(), tokenizer(), members=3)
     whole.fit(TRAIN, replace(CONFIG, batch_size=len(TRAIN)))  # one batch: no order
@@ -58,7 +68,9 @@ def test_the_base_runs_once_over_the_training_data() -> None:
     rows: list[int] = []
 
     def count(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        rows.append(arguments[0].shape[0] * (arguments[0].shape[1] > 1))  # rows of one token carry states to the head
+        rows.append(
+            arguments[0].shape[0] * (arguments[0].shape[1] > 1)
+        )  # rows of one token carry states to the head
 
     made.base.get_input_embeddings().register_forward_pre_hook(count)
     made.fit(TRAIN, CONFIG)
@@ -68,7 +80,9 @@ def test_the_base_runs_once_over_the_training_data() -> None:
 def test_limit_of_rows_changes_nothing() -> None:
     made, split = last_layer(), last_layer(config=replace(CONFIG, max_rows=3))
     torch.testing.assert_close(split.rows, made.rows, atol=1e-5, rtol=0)
-    torch.testing.assert_close(predict(made, ASKED, max_rows=1).probs, predict(made, ASKED).probs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        predict(made, ASKED, max_rows=1).probs, predict(made, ASKED).probs, atol=1e-5, rtol=0
+    )
 
 
 def test_labels_that_were_not_trained_keep_the_base_s_rows() -> None:
@@ -81,7 +95,9 @@ def test_labels_that_were_not_trained_keep_the_base_s_rows() -> None:
         expected = made.base(first).logits[0, -1, letters]
     found = made.member_log_probs(ASKED)[:, 0]
     # log-probabilities share their normaliser, so the difference of two untrained labels is the base's
-    torch.testing.assert_close(found[:, 2] - found[:, 3], (expected[2] - expected[3]).expand(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        found[:, 2] - found[:, 3], (expected[2] - expected[3]).expand(2), atol=1e-5, rtol=0
+    )
     assert float((found[:, 0] - found[:, 3] - expected[0] + expected[3]).abs().max()) > 1e-3
 
 
@@ -96,8 +112,15 @@ def test_in_bf16_masters_stay_fp32_and_the_untouched_members_stay_close_to_the_b
     before = predict(made, letter_examples()).probs
     made.fit(letter_examples(), TrainConfig(epochs=1, batch_size=4, learning_rate=0.0))
     assert made.rows.dtype == torch.float32
-    torch.testing.assert_close(predict(made, letter_examples()).probs, before, atol=0.02, rtol=0)  # bf16: 8 bits of a logit of size 1 to 5
-    losses = [row["train_loss"] for row in made.fit(letter_examples(), TrainConfig(epochs=5, batch_size=4, learning_rate=3e-3)).history]
+    torch.testing.assert_close(
+        predict(made, letter_examples()).probs, before, atol=0.02, rtol=0
+    )  # bf16: 8 bits of a logit of size 1 to 5
+    losses = [
+        row["train_loss"]
+        for row in made.fit(
+            letter_examples(), TrainConfig(epochs=5, batch_size=4, learning_rate=3e-3)
+        ).history
+    ]
     assert all(last < first - 0.1 for first, last in zip(losses[0], losses[-1], strict=True))
 
 
@@ -123,13 +146,17 @@ class Doubting(LlamaForCausalLM):
 
 def test_what_a_model_does_token_by_token_behind_its_head_is_refused() -> None:
     model = Doubting(llama().config).eval()
-    with pytest.raises(AdapterError, match="Doubting does something behind its head that differs from token to token"):
+    with pytest.raises(
+        AdapterError, match="Doubting does something behind its head that differs from token to token"
+    ):
         LastLayerEnsemble(model, tokenizer()).fit(TRAIN, CONFIG)
 
 
 def test_a_head_without_a_plain_matrix_is_refused() -> None:
     model = llama()
-    model.lm_head.weight = nn.Parameter(torch.zeros(100, 1, dtype=torch.uint8), requires_grad=False)  # as a 4-bit layer packs it
+    model.lm_head.weight = nn.Parameter(
+        torch.zeros(100, 1, dtype=torch.uint8), requires_grad=False
+    )  # as a 4-bit layer packs it
     with pytest.raises(AdapterError, match="LlamaForCausalLM has no output head with a plain weight matrix"):
         LastLayerEnsemble(model, tokenizer())
 
@@ -164,7 +191,9 @@ def test_bad_input_is_refused() -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:
     with pytest.raises(TrainingError, match=r"of member 1 is .* at step \d+; lower its learning rate"):
-        last_layer(config=replace(CONFIG, learning_rate=[0.01, 1e38, 0.01], weight_decay_a=0.0, weight_decay_b=0.0))
+        last_layer(
+            config=replace(CONFIG, learning_rate=[0.01, 1e38, 0.01], weight_decay_a=0.0, weight_decay_b=0.0)
+        )
 
 
 def test_memory_that_runs_out_while_predicting_is_an_error_that_says_what_to_do() -> None:

@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lora_ensembles import HeadConfig, LastLayerHeads, LoraEnsemble, TrainConfig, evaluate, predict, resolve_base, train
+from lora_ensembles import (
+    HeadConfig,
+    LastLayerHeads,
+    LoraEnsemble,
+    TrainConfig,
+    evaluate,
+    predict,
+    resolve_base,
+    train,
+)
 from lora_ensembles.batches import MemberOrders, epoch_order
 from lora_ensembles.errors import ConfigError
 from lora_ensembles.heads import encode_texts, text_scores
@@ -32,7 +41,9 @@ def test_before_training_heads_of_the_base_give_its_own_scores(name: str, kind: 
     examples, base = examples_for(kind), build(name, kind)
     table = encode_texts(examples, base, tokenizer(), head=HeadConfig(kind))  # type: ignore[arg-type]
     with torch.no_grad():
-        expected = table.per_example(text_scores(base, table.texts(torch.arange(len(table.ids))))[None]).log_softmax(-1)
+        expected = table.per_example(
+            text_scores(base, table.texts(torch.arange(len(table.ids))))[None]
+        ).log_softmax(-1)
     found = predict(made(name, kind, init="base"), examples).member_log_probs
     for m in range(3):
         torch.testing.assert_close(found[m], expected[0], atol=1e-5, rtol=1e-4)
@@ -48,7 +59,9 @@ def test_heads_train_as_the_models_own_head_does_alone(name: str, kind: str) -> 
     head = [model.get_parameter(one) for one in start]
     for parameter, value in zip(head, start.values(), strict=True):
         parameter.data.copy_(value)
-        parameter.requires_grad_(parameter.shape != (1,))  # of one score a text only differences count, so its bias learns nothing
+        parameter.requires_grad_(
+            parameter.shape != (1,)
+        )  # of one score a text only differences count, so its bias learns nothing
     optimizer = torch.optim.AdamW([one for one in head if one.requires_grad], lr=3e-3, weight_decay=0.5)
     table = encode_texts(examples, model, tokenizer(), head=HeadConfig(kind))  # type: ignore[arg-type]
     for step in range(3 * math.ceil(len(examples) / 4)):
@@ -60,7 +73,9 @@ def test_heads_train_as_the_models_own_head_does_alone(name: str, kind: str) -> 
         optimizer.zero_grad()
     for one, parameter in zip(start, head, strict=True):
         torch.testing.assert_close(ensemble.heads.member(1)[one], parameter.detach(), atol=2e-5, rtol=1e-4)
-    assert not torch.allclose(ensemble.heads.member(1)[next(iter(start))], start[next(iter(start))], atol=1e-3)
+    assert not torch.allclose(
+        ensemble.heads.member(1)[next(iter(start))], start[next(iter(start))], atol=1e-3
+    )
 
 
 def test_it_begins_as_the_members_of_a_lora_ensemble_do_and_leaves_the_base_alone() -> None:
@@ -105,8 +120,13 @@ def test_the_orders_are_those_of_adapters_with_a_length_window(monkeypatch: pyte
     )
     read: list[list[torch.Tensor]] = []
     batch = MemberOrders.batch
-    monkeypatch.setattr(MemberOrders, "batch", lambda orders, step: read[-1].append(found := batch(orders, step)) or found)
-    for learn in (lambda config: ensemble.fit(examples, config), lambda config: train(adapters, examples, config, progress=False)):
+    monkeypatch.setattr(
+        MemberOrders, "batch", lambda orders, step: read[-1].append(found := batch(orders, step)) or found
+    )
+    for learn in (
+        lambda config: ensemble.fit(examples, config),
+        lambda config: train(adapters, examples, config, progress=False),
+    ):
         read.append([])
         learn(replace(CONFIG, length_window=2, weight_decay_head=0.0))
     assert len(read[0]) == 9

@@ -12,7 +12,14 @@ from tiny_models import adapter_config, build, build_ensemble, letter_examples, 
 TOLERANCE = dict(atol=1e-5, rtol=0)  # the same numbers summed in another order
 
 
-def passes(ensemble: LoraEnsemble | None = None, *, count: int = 4, dropout: float = 0.3, seed: int = 0, member: int = 0) -> MCDropout:
+def passes(
+    ensemble: LoraEnsemble | None = None,
+    *,
+    count: int = 4,
+    dropout: float = 0.3,
+    seed: int = 0,
+    member: int = 0,
+) -> MCDropout:
     ensemble = ensemble or build_ensemble(members=2, random_b=True)
     return MCDropout(ensemble, member=member, passes=count, dropout=dropout, seed=seed)
 
@@ -28,9 +35,13 @@ def test_passes_repeat_with_the_seed_and_differ_between_passes_and_seeds() -> No
 
 @pytest.mark.parametrize("examples", [letter_examples(), phrase_examples()], ids=["letters", "phrases"])
 @pytest.mark.parametrize("max_rows", [1, 4, 12, None])
-def test_a_question_gets_the_same_whatever_the_batch_its_neighbours_and_their_order(examples: list, max_rows: int | None) -> None:
+def test_a_question_gets_the_same_whatever_the_batch_its_neighbours_and_their_order(
+    examples: list, max_rows: int | None
+) -> None:
     whole = predict(passes(), examples).member_log_probs.exp()
-    torch.testing.assert_close(predict(passes(), examples, max_rows=max_rows).member_log_probs.exp(), whole, **TOLERANCE)
+    torch.testing.assert_close(
+        predict(passes(), examples, max_rows=max_rows).member_log_probs.exp(), whole, **TOLERANCE
+    )
     some = [4, 0, 3]
     found = predict(passes(), [examples[n] for n in some], max_rows=max_rows).member_log_probs.exp()
     torch.testing.assert_close(found, whole[:, some, : found.shape[-1]], **TOLERANCE)
@@ -44,7 +55,9 @@ def test_questions_of_equal_length_get_different_masks() -> None:
     layer._dropout_factors = lambda x, members: seen.append(draw(x, members)) or seen[-1]  # type: ignore[method-assign]
     passes(ensemble, count=2).member_log_probs(letter_examples(), max_rows=20)
     (masks,) = seen
-    firsts = masks[:, 0]  # (passes * examples, D): the mask of each row's first token, the same token everywhere
+    firsts = masks[
+        :, 0
+    ]  # (passes * examples, D): the mask of each row's first token, the same token everywhere
     assert len({tuple(mask.tolist()) for mask in firsts}) == 20
 
 
@@ -59,7 +72,9 @@ def test_fewer_passes_are_the_first_of_more() -> None:
 def test_almost_no_dropout_is_the_member_itself() -> None:
     ensemble = build_ensemble(members=3, random_b=True)
     for member in range(3):
-        found = predict(passes(ensemble, dropout=1e-9, member=member), letter_examples()).member_log_probs.exp()
+        found = predict(
+            passes(ensemble, dropout=1e-9, member=member), letter_examples()
+        ).member_log_probs.exp()
         expected = predict(SingleMember(ensemble, member), letter_examples()).member_log_probs.exp()
         torch.testing.assert_close(found, expected.expand(4, -1, -1), **TOLERANCE)
 
@@ -70,7 +85,9 @@ def test_the_member_s_weights_are_viewed_and_the_ensemble_is_left_as_it_was() ->
     before = predict(ensemble, letter_examples()).member_log_probs
 
     def look(_layer: nn.Module, _arguments: object) -> None:
-        seen.append((layer.lora_a.untyped_storage().data_ptr(), layer.lora_a.stride(0), layer.lora_b.stride(0)))
+        seen.append(
+            (layer.lora_a.untyped_storage().data_ptr(), layer.lora_a.stride(0), layer.lora_b.stride(0))
+        )
 
     handle = layer.register_forward_pre_hook(look)
     passes(ensemble, member=1).member_log_probs(letter_examples())
@@ -99,11 +116,15 @@ def test_the_ensemble_is_left_as_it_was_after_an_error() -> None:
 
 
 def test_passes_follow_training_that_comes_later_and_work_in_bf16() -> None:
-    ensemble = LoraEnsemble(build("llama", dtype=torch.bfloat16), tokenizer(), members=2, adapter=adapter_config())
+    ensemble = LoraEnsemble(
+        build("llama", dtype=torch.bfloat16), tokenizer(), members=2, adapter=adapter_config()
+    )
     made = passes(ensemble, count=3)
     untrained = predict(made, letter_examples()).member_log_probs
     assert torch.equal(untrained[0], untrained[2])  # B is zero: nothing to drop
-    train(ensemble, letter_examples(), TrainConfig(epochs=3, batch_size=4, learning_rate=1e-2), progress=False)
+    train(
+        ensemble, letter_examples(), TrainConfig(epochs=3, batch_size=4, learning_rate=1e-2), progress=False
+    )
     trained = predict(made, letter_examples()).member_log_probs
     assert not torch.equal(trained[0], trained[2])
 
@@ -113,7 +134,10 @@ def test_the_adapter_s_own_dropout_is_the_default() -> None:
     made = MCDropout(ensemble)
     assert (made.dropout, made.passes) == (0.25, 5)
     assert made.num_trained_parameters == ensemble.stack.a.shape[1] + ensemble.stack.b.shape[1]
-    with pytest.raises(ConfigError, match=r"dropout=0.0; pass the probability that the member was trained with, above 0 and below 1"):
+    with pytest.raises(
+        ConfigError,
+        match=r"dropout=0.0; pass the probability that the member was trained with, above 0 and below 1",
+    ):
         MCDropout(build_ensemble(members=1))
 
 

@@ -19,7 +19,9 @@ def test_single_member_says_what_that_member_says_in_the_ensemble() -> None:
     for index in range(3):
         one = predict(SingleMember(made, index), ASKED, max_rows=2)
         assert one.num_members == 1
-        torch.testing.assert_close(one.member_log_probs, whole.member(index).member_log_probs, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            one.member_log_probs, whole.member(index).member_log_probs, atol=1e-5, rtol=0
+        )
     assert float((whole.member_log_probs[0] - whole.member_log_probs[2]).abs().max()) > 0.1
 
 
@@ -37,7 +39,9 @@ def test_single_member_of_a_lora_ensemble_costs_one_model() -> None:
 
 def test_single_member_of_other_predictors_is_one_of_theirs() -> None:
     few_shot = FewShot(llama(window=256), tokenizer(), questions(8), draws=3)
-    assert torch.equal(predict(SingleMember(few_shot, 2), ASKED).member_log_probs[0], few_shot.member_log_probs(ASKED)[2])
+    assert torch.equal(
+        predict(SingleMember(few_shot, 2), ASKED).member_log_probs[0], few_shot.member_log_probs(ASKED)[2]
+    )
 
 
 def test_a_member_that_is_not_there_is_refused() -> None:
@@ -68,5 +72,8 @@ def test_a_predictor_that_does_not_say_its_cost_is_an_error() -> None:
         def member_log_probs(self, examples: object, *, max_rows: int | None = None) -> Tensor:
             return torch.zeros(1, 1, 2)
 
-    with pytest.raises(ConfigError, match="Silent does not say how many parameters were trained; give it `num_trained_parameters`"):
+    with pytest.raises(
+        ConfigError,
+        match="Silent does not say how many parameters were trained; give it `num_trained_parameters`",
+    ):
         num_trained_parameters(Silent())

@@ -11,7 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_ensembles import ConfigError, DataError, FewShot, TemperatureScaled, accuracy, load_task, nll, predict
+from lora_ensembles import (
+    ConfigError,
+    DataError,
+    FewShot,
+    TemperatureScaled,
+    accuracy,
+    load_task,
+    nll,
+    predict,
+)
 from lora_ensembles.baselines import held_out_split
 from lora_ensembles.baselines.temperature import BOUNDS, best_temperature, scaled_log_probs
 from lora_ensembles.prediction import Prediction
@@ -37,7 +46,9 @@ def drawn(count: int, *, sharpness: float, seed: int = 0) -> tuple[list[Example]
     generator = torch.Generator().manual_seed(seed)
     z = 1.5 * torch.randn(count, 4, generator=generator)
     answers = torch.multinomial(z.softmax(-1), 1, generator=generator)[:, 0].tolist()
-    examples = [Example(f"e{n}", f"Question {n}: (", ("a", "b", "c", "d"), answer) for n, answer in enumerate(answers)]
+    examples = [
+        Example(f"e{n}", f"Question {n}: (", ("a", "b", "c", "d"), answer) for n, answer in enumerate(answers)
+    ]
     return examples, (sharpness * z).log_softmax(-1)[None]
 
 
@@ -84,7 +95,9 @@ def test_absent_options_stay_absent_and_do_not_count() -> None:
     probs = torch.tensor([[[0.7, 0.2, 0.1], [0.8, 0.2, 0.0], [0.6, 0.4, 0.0], [0.5, 0.2, 0.3]]])
     prediction = Prediction(probs.log(), torch.tensor([0, 1, 0, 2]))
     best = best_temperature(prediction)
-    assert nll_by_hand(prediction, best) <= min(nll_by_hand(prediction, best * factor) for factor in (0.99, 1.01))
+    assert nll_by_hand(prediction, best) <= min(
+        nll_by_hand(prediction, best * factor) for factor in (0.99, 1.01)
+    )
     scaled = scaled_log_probs(prediction, best)
     assert torch.equal(scaled == -math.inf, probs[0] == 0)
 
@@ -115,7 +128,8 @@ def test_what_was_fitted_on_cannot_be_scored() -> None:
     scaled = TemperatureScaled.fit(ensemble(members=2), held_out)
     scaled.member_log_probs(questions(4, start=8))
     with pytest.raises(
-        DataError, match=r"example 'q3' was used to fit the temperature \(as 'q3'\), and 1 of the 3 given were; score other"
+        DataError,
+        match=r"example 'q3' was used to fit the temperature \(as 'q3'\), and 1 of the 3 given were; score other",
     ):
         predict(scaled, [*questions(2, start=8), held_out[3]])
 
@@ -130,7 +144,9 @@ def test_what_was_fitted_on_cannot_be_scored() -> None:
         dict(prompt="Q: other words\nA: (", options=("no", "yes", "sure", "not")),
     ],
 )
-def test_a_fitted_example_is_known_again_under_another_name_prompt_or_order_of_options(changed: dict[str, object]) -> None:
+def test_a_fitted_example_is_known_again_under_another_name_prompt_or_order_of_options(
+    changed: dict[str, object],
+) -> None:
     held_out = questions(8)
     scaled = TemperatureScaled.fit(ensemble(members=2), held_out)
     disguised = dataclasses.replace(held_out[3], **changed)  # type: ignore[arg-type]
@@ -145,10 +161,14 @@ def test_another_question_that_shares_an_id_is_scored() -> None:
 
 
 def test_a_second_text_and_the_texts_of_a_preference_make_another_example() -> None:
-    pairs = [Example(str(n), "the same premise", (" yes", " no"), 0, pair=f"hypothesis {n}") for n in range(10)]
+    pairs = [
+        Example(str(n), "the same premise", (" yes", " no"), 0, pair=f"hypothesis {n}") for n in range(10)
+    ]
     preferences = [preference(str(n), "", f"good {n}", f"bad {n}") for n in range(10)]
     for examples in (pairs, preferences):
-        held_out, scored = held_out_split(examples, share=0.3, trained_on=[dataclasses.replace(examples[0], id="other")])
+        held_out, scored = held_out_split(
+            examples, share=0.3, trained_on=[dataclasses.replace(examples[0], id="other")]
+        )
         assert len(held_out) == 3
         assert examples[0] in scored
     with pytest.raises(DataError, match="0 are different and were not trained on"):
@@ -159,7 +179,10 @@ def test_fitting_on_what_was_trained_on_is_refused() -> None:
     train, held_out = questions(8), questions(8, start=8)
     made = ensemble(members=2)
     assert TemperatureScaled.fit(made, held_out, trained_on=train).temperature > 0
-    with pytest.raises(DataError, match=r"example 'q5' was trained on .* 1 of the 9 given were; fit the temperature on examples that were"):
+    with pytest.raises(
+        DataError,
+        match=r"example 'q5' was trained on .* 1 of the 9 given were; fit the temperature on examples that were",
+    ):
         TemperatureScaled.fit(made, [*held_out, train[5]], trained_on=train)
 
 
@@ -184,7 +207,10 @@ def test_any_predictor_can_be_scaled_and_costs_one_parameter_more() -> None:
 def twins(count: int) -> list[Example]:
     """Every question twice, under two ids, its options in another order the second time."""
     once = questions(count)
-    turned = [dataclasses.replace(one, id=f"{one.id}/again", prompt=f"{one.prompt} ", options=one.options[::-1]) for one in once]
+    turned = [
+        dataclasses.replace(one, id=f"{one.id}/again", prompt=f"{one.prompt} ", options=one.options[::-1])
+        for one in once
+    ]
     return [*once, *turned]
 
 
@@ -202,7 +228,11 @@ def test_a_split_keeps_equal_questions_together_and_what_was_trained_on_out(seed
 
 def test_a_split_repeats_with_its_seed() -> None:
     examples = questions(20)
-    assert held_out_split(examples, seed=1) == held_out_split(examples, seed=1) != held_out_split(examples, seed=2)
+    assert (
+        held_out_split(examples, seed=1)
+        == held_out_split(examples, seed=1)
+        != held_out_split(examples, seed=2)
+    )
     assert len(held_out_split(examples)[0]) == 4
     assert len(held_out_split(examples[:2])[0]) == 1
 
@@ -224,4 +254,6 @@ def test_the_papers_data_split_although_they_hold_questions_twice(real_data: Pat
     held_out, scored = held_out_split(task.validation, trained_on=task.train)
     assert len(held_out) == round(0.2 * len(task.validation))
     for seen in (task.train, scored):
-        assert not {(one.question, frozenset(one.options)) for one in held_out} & {(one.question, frozenset(one.options)) for one in seen}
+        assert not {(one.question, frozenset(one.options)) for one in held_out} & {
+            (one.question, frozenset(one.options)) for one in seen
+        }

@@ -31,7 +31,10 @@ def test_table_holds_prompt_and_right_answer_padded_on_the_right() -> None:
 def test_gathered_rows_are_cut_to_the_longest_and_never_read_the_last_answer_token() -> None:
     batch = table().gather(torch.tensor([[0, 2], [1, 0]]))
 
-    assert batch.ids.tolist() == [[[5, 6, 8, PAD, PAD], [4, 4, 4, 7, PAD]], [[5, 6, 9, 9, 8], [5, 6, 8, PAD, PAD]]]
+    assert batch.ids.tolist() == [
+        [[5, 6, 8, PAD, PAD], [4, 4, 4, 7, PAD]],
+        [[5, 6, 9, 9, 8], [5, 6, 8, PAD, PAD]],
+    ]
 
 
 def test_short_rows_alone_make_a_short_batch() -> None:
@@ -64,7 +67,11 @@ def test_no_examples_and_an_example_without_an_answer_are_refused() -> None:
 
 
 def test_fingerprint_tells_other_rows_and_another_order_apart() -> None:
-    tables = [table(), TokenTable.from_encoded([LONG, SHORT, MIDDLE], PAD), TokenTable.from_encoded([SHORT, LONG], PAD)]
+    tables = [
+        table(),
+        TokenTable.from_encoded([LONG, SHORT, MIDDLE], PAD),
+        TokenTable.from_encoded([SHORT, LONG], PAD),
+    ]
 
     assert table().fingerprint() == table().fingerprint()
     assert len({made.fingerprint() for made in tables}) == 3
@@ -76,7 +83,9 @@ def test_order_of_an_epoch_holds_every_row_once(count: int) -> None:
 
 
 def test_order_differs_between_members_and_between_epochs_and_repeats_itself() -> None:
-    orders = {(seed, epoch): tuple(epoch_order(seed, epoch, 20).tolist()) for seed in range(3) for epoch in range(3)}
+    orders = {
+        (seed, epoch): tuple(epoch_order(seed, epoch, 20).tolist()) for seed in range(3) for epoch in range(3)
+    }
 
     assert len(set(orders.values())) == 9
     assert orders[1, 2] == tuple(epoch_order(1, 2, 20).tolist())
@@ -92,12 +101,17 @@ def test_order_neither_uses_nor_moves_the_global_generator() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-LENGTHS = torch.randint(5, 200, (103,), generator=torch.Generator().manual_seed(2))  # 103 rows: 25 batches of 4, and one of 3
+LENGTHS = torch.randint(
+    5, 200, (103,), generator=torch.Generator().manual_seed(2)
+)  # 103 rows: 25 batches of 4, and one of 3
 
 
 def rows_of_epoch(orders: MemberOrders, epoch: int) -> list[torch.Tensor]:
     """The rows (M, B) of each step of an epoch."""
-    return [orders.batch(step) for step in range(epoch * orders.steps_per_epoch, (epoch + 1) * orders.steps_per_epoch)]
+    return [
+        orders.batch(step)
+        for step in range(epoch * orders.steps_per_epoch, (epoch + 1) * orders.steps_per_epoch)
+    ]
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
@@ -113,11 +127,16 @@ def test_each_member_reads_every_row_once_an_epoch_in_an_order_of_its_own(window
 
 def test_without_a_window_a_member_reads_its_plain_shuffle() -> None:
     orders = MemberOrders([11, 12], LENGTHS, 4)
-    assert torch.equal(torch.cat(rows_of_epoch(orders, 2), dim=1), torch.stack([epoch_order(seed, 2, 103) for seed in (11, 12)]))
+    assert torch.equal(
+        torch.cat(rows_of_epoch(orders, 2), dim=1),
+        torch.stack([epoch_order(seed, 2, 103) for seed in (11, 12)]),
+    )
 
 
 @pytest.mark.parametrize("window", [None, 4, 100])
-def test_a_members_rows_do_not_depend_on_its_neighbours_nor_on_where_reading_begins(window: int | None) -> None:
+def test_a_members_rows_do_not_depend_on_its_neighbours_nor_on_where_reading_begins(
+    window: int | None,
+) -> None:
     many, alone = MemberOrders(list(range(8)), LENGTHS, 4, window), MemberOrders([5], LENGTHS, 4, window)
     for step in (40, 3, 77):  # a resumed run begins anywhere
         assert torch.equal(many.batch(step)[5], alone.batch(step)[0])
@@ -131,7 +150,9 @@ def test_a_window_takes_its_rows_from_the_members_own_shuffle() -> None:
         batches = [LENGTHS[rows] for rows in found[first : first + 20].split(4)]
         batches.sort(key=lambda lengths: int(lengths[0]))
         together = torch.cat(batches).tolist()
-        assert together == sorted(together)  # no batch holds a row shorter than the longest of another, shorter one
+        assert together == sorted(
+            together
+        )  # no batch holds a row shorter than the longest of another, shorter one
     assert found[100:].tolist() == order[100:].tolist()
 
 
@@ -139,7 +160,9 @@ def test_members_read_their_long_rows_in_the_same_steps_so_that_a_step_holds_lit
     def padding(window: int | None) -> float:
         """The share of padding in all the tokens that an epoch of 8 members computes."""
         steps = [LENGTHS[rows] for rows in rows_of_epoch(MemberOrders(list(range(8)), LENGTHS, 4, window), 0)]
-        return 1 - sum(int(lengths.sum()) for lengths in steps) / sum(int(lengths.max()) * lengths.numel() for lengths in steps)
+        return 1 - sum(int(lengths.sum()) for lengths in steps) / sum(
+            int(lengths.max()) * lengths.numel() for lengths in steps
+        )
 
     # Lengths are uniform on 5 to 199. The longest of 32 rows is near 193 and their mean 102: 47 % padding. A window of all 25 batches has a
     # 25th of the range in a batch, and the members' quantiles differ by about as much again.
@@ -150,7 +173,9 @@ def test_members_read_their_long_rows_in_the_same_steps_so_that_a_step_holds_lit
 @pytest.mark.parametrize("members", [1, 3, 5])
 @pytest.mark.parametrize("rows", [1, 4, 7])
 @pytest.mark.parametrize("max_rows", [None, 1, 2, 3, 5, 8, 21, 100])
-def test_split_covers_every_row_of_every_member_exactly_once_within_the_limit(members: int, rows: int, max_rows: int | None) -> None:
+def test_split_covers_every_row_of_every_member_exactly_once_within_the_limit(
+    members: int, rows: int, max_rows: int | None
+) -> None:
     times = torch.zeros(members, rows, dtype=torch.int64)
     for which, chunk in split_step(members, rows, max_rows):
         times[which, chunk] += 1
@@ -184,4 +209,7 @@ def test_values_of_answer_tokens_are_summed_over_each_row() -> None:
 def test_fingerprint_tells_an_answer_that_ends_in_the_padding_token_from_a_shorter_one() -> None:
     ended, open_ended = EncodedExample((5,), ((7, PAD),), 0), EncodedExample((5,), ((7,),), 0)
 
-    assert TokenTable.from_encoded([LONG, ended], PAD).fingerprint() != TokenTable.from_encoded([LONG, open_ended], PAD).fingerprint()
+    assert (
+        TokenTable.from_encoded([LONG, ended], PAD).fingerprint()
+        != TokenTable.from_encoded([LONG, open_ended], PAD).fingerprint()
+    )

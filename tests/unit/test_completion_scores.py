@@ -34,17 +34,27 @@ def by_peft(model: torch.nn.Module) -> list[list[float]]:
         answer = example.label_ids[0]
         logits = model(input_ids=torch.tensor([[*example.prompt_ids, *answer]]), use_cache=False).logits[0]
         log_probs = logits.log_softmax(dim=-1)
-        found.append([log_probs[len(example.prompt_ids) - 1 + place, token].item() for place, token in enumerate(answer)])
+        found.append(
+            [
+                log_probs[len(example.prompt_ids) - 1 + place, token].item()
+                for place, token in enumerate(answer)
+            ]
+        )
     return found
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("max_rows", [None, 1, 7])
-def test_scores_are_those_of_peft_models_opened_from_the_member_folders(name: str, max_rows: int | None, tmp_path: Path) -> None:
+def test_scores_are_those_of_peft_models_opened_from_the_member_folders(
+    name: str, max_rows: int | None, tmp_path: Path
+) -> None:
     ensemble = build_ensemble(name, members=MEMBERS, random_b=True)
     ensemble.save_pretrained(tmp_path / "saved")
     scores = score_completions(ensemble, open_examples(), max_rows=max_rows)
-    expected = [by_peft(PeftModel.from_pretrained(build(name), str(tmp_path / "saved" / f"member_{m:03d}"))) for m in range(MEMBERS)]
+    expected = [
+        by_peft(PeftModel.from_pretrained(build(name), str(tmp_path / "saved" / f"member_{m:03d}")))
+        for m in range(MEMBERS)
+    ]
 
     assert scores.ids == tuple(example.id for example in open_examples())
     for row in range(len(open_examples())):
@@ -93,21 +103,33 @@ def test_taken_rows_are_those_rows_and_the_bootstrap_draws_them() -> None:
     taken = small().take(torch.tensor([1, 1, 0]))
 
     assert taken.ids == ("b", "b", "a")
-    assert evaluate_completions(taken).nll == pytest.approx(-(2 * math.log(0.6) + math.log(0.3 * 0.4)) / 3, rel=1e-6)
+    assert evaluate_completions(taken).nll == pytest.approx(
+        -(2 * math.log(0.6) + math.log(0.3 * 0.4)) / 3, rel=1e-6
+    )
     interval = bootstrap_interval(lambda scores: evaluate_completions(scores).nll, small(), samples=200)
     assert interval.estimate == pytest.approx(evaluate_completions(small()).nll)
-    assert interval.low == pytest.approx(-math.log(0.6), rel=1e-6)  # a quarter of all draws are of one row twice
+    assert interval.low == pytest.approx(
+        -math.log(0.6), rel=1e-6
+    )  # a quarter of all draws are of one row twice
     assert interval.high == pytest.approx(-math.log(0.3 * 0.4), rel=1e-6)
 
 
 def test_history_has_the_metrics_of_the_validation_rows_after_every_epoch() -> None:
     ensemble = build_ensemble(members=2)
-    result = train(ensemble, open_examples()[2:], TrainConfig(epochs=2, batch_size=4), validation=open_examples()[:2], progress=False)
+    result = train(
+        ensemble,
+        open_examples()[2:],
+        TrainConfig(epochs=2, batch_size=4),
+        validation=open_examples()[:2],
+        progress=False,
+    )
     scores = score_completions(ensemble, open_examples()[:2])
 
     assert [row["epoch"] for row in result.history] == [1, 2]
     assert result.history[-1]["ensemble"] == evaluate_completions(scores).to_dict()
-    assert result.history[-1]["members"]["perplexity"] == list(evaluate_completion_members(scores)["perplexity"].values)
+    assert result.history[-1]["members"]["perplexity"] == list(
+        evaluate_completion_members(scores)["perplexity"].values
+    )
     assert result.history[1]["train_loss"] < result.history[0]["train_loss"]
 
 
@@ -117,7 +139,8 @@ def test_a_saved_ensemble_scores_as_before(tmp_path: Path) -> None:
     loaded = LoraEnsemble.from_pretrained(tmp_path / "saved", base=build("llama"), tokenizer=tokenizer())
 
     assert torch.equal(
-        score_completions(loaded, open_examples()).member_log_probs, score_completions(ensemble, open_examples()).member_log_probs
+        score_completions(loaded, open_examples()).member_log_probs,
+        score_completions(ensemble, open_examples()).member_log_probs,
     )
 
 

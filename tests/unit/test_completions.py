@@ -59,7 +59,9 @@ def _tokenizer() -> PreTrainedTokenizerBase:
     return load_base()[1]
 
 
-def tokenizer(template: str | None = None, *, end: str = "<|end|>", chat_tokens: bool = True) -> PreTrainedTokenizerBase:
+def tokenizer(
+    template: str | None = None, *, end: str = "<|end|>", chat_tokens: bool = True
+) -> PreTrainedTokenizerBase:
     """The embedded base's byte-level tokenizer, which reads any text, with a chat template and its tokens."""
     made = copy.deepcopy(_tokenizer())
     if chat_tokens:
@@ -76,7 +78,9 @@ def chat(*contents: str, id: str = "1") -> Completion:
 
 
 def test_prompts_and_completions_are_taken_as_they_are(tmp_path: Path) -> None:
-    rows = load_completions(jsonl(tmp_path / "f.jsonl", TEXT, {**TEXT, "id": "otter", "completion": "\n In lakes. \n"}))
+    rows = load_completions(
+        jsonl(tmp_path / "f.jsonl", TEXT, {**TEXT, "id": "otter", "completion": "\n In lakes. \n"})
+    )
 
     assert rows[0] == Completion("f.jsonl:1", TEXT["prompt"], " In rivers.")
     assert (rows[1].id, rows[1].completion) == ("otter", "\n In lakes. \n")
@@ -91,7 +95,9 @@ def test_the_last_message_is_the_completion_and_the_earlier_ones_the_prompt(tmp_
 
 def test_csv_files_streams_and_hub_datasets_give_the_same_rows(tmp_path: Path) -> None:
     expected = load_completions(jsonl(tmp_path / "f.jsonl", TEXT))
-    from_csv = load_completions(csv_file(tmp_path / "f.csv", ["prompt", "completion"], [TEXT["prompt"], TEXT["completion"]]))
+    from_csv = load_completions(
+        csv_file(tmp_path / "f.csv", ["prompt", "completion"], [TEXT["prompt"], TEXT["completion"]])
+    )
     from_stream = read_completions(io.StringIO(json.dumps(TEXT)), name="f.jsonl")
     (tmp_path / "hub").mkdir()
     jsonl(tmp_path / "hub" / "train.jsonl", TEXT)
@@ -99,13 +105,22 @@ def test_csv_files_streams_and_hub_datasets_give_the_same_rows(tmp_path: Path) -
 
     assert from_stream == expected
     for rows in (from_csv, from_hub):
-        assert [(row.prompt, row.completion) for row in rows] == [(row.prompt, row.completion) for row in expected]
-    assert load_completions(csv_file(tmp_path / "chat.csv", ["messages"], [json.dumps(CHAT["messages"])]))[0].completion == "In rivers."
+        assert [(row.prompt, row.completion) for row in rows] == [
+            (row.prompt, row.completion) for row in expected
+        ]
+    assert (
+        load_completions(csv_file(tmp_path / "chat.csv", ["messages"], [json.dumps(CHAT["messages"])]))[
+            0
+        ].completion
+        == "In rivers."
+    )
 
 
 def test_rows_without_an_answer_are_read_where_none_is_needed(tmp_path: Path) -> None:
     asked = {"messages": CHAT["messages"][:2]}
-    rows = load_completions(jsonl(tmp_path / "f.jsonl", {"prompt": "Hello"}, TEXT, asked, CHAT), labelled=False)
+    rows = load_completions(
+        jsonl(tmp_path / "f.jsonl", {"prompt": "Hello"}, TEXT, asked, CHAT), labelled=False
+    )
 
     assert [row.completion for row in rows] == [None, " In rivers.", None, "In rivers."]
     assert rows[2].prompt == rows[3].prompt
@@ -114,7 +129,12 @@ def test_rows_without_an_answer_are_read_where_none_is_needed(tmp_path: Path) ->
 
 
 def test_a_file_with_open_answers_is_known_by_its_first_row(tmp_path: Path) -> None:
-    assert [is_open_ended(row) for row in (TEXT, CHAT, QUESTION, {"prompt": "Hello"})] == [True, True, False, False]
+    assert [is_open_ended(row) for row in (TEXT, CHAT, QUESTION, {"prompt": "Hello"})] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert is_open_ended({"prompt": "Hello"}, labelled=False)
     assert holds_completions(jsonl(tmp_path / "a.jsonl", TEXT, QUESTION))
     assert not holds_completions(jsonl(tmp_path / "b.jsonl", QUESTION, TEXT))
@@ -137,18 +157,30 @@ def test_a_share_is_split_off_for_validation_as_for_questions(tmp_path: Path) ->
     ("row", "message"),
     [
         ({**TEXT, "prompt": " \n"}, "an empty prompt; the model needs something to answer to"),
-        ({**TEXT, "prompt": None}, "column 'prompt' holds nothing; a text is needed, or a chat in the column 'messages'"),
+        (
+            {**TEXT, "prompt": None},
+            "column 'prompt' holds nothing; a text is needed, or a chat in the column 'messages'",
+        ),
         ({**TEXT, "prompt": CHAT["messages"]}, r"column 'prompt' holds \[\{.*; a text is needed, or a chat"),
-        ({**TEXT, "completion": " "}, "an empty completion; the text that should follow the prompt is needed"),
+        (
+            {**TEXT, "completion": " "},
+            "an empty completion; the text that should follow the prompt is needed",
+        ),
         ({**TEXT, "completion": 4}, "column 'completion' holds 4; the text that should follow"),
         ({"prompt": "Hello"}, "column 'completion' holds nothing; the text that should follow"),
         ({"messages": []}, r"column 'messages' holds \[\]; a list of messages"),
         ({"messages": "hello"}, "column 'messages' holds 'hello', which is no JSON list of messages"),
         ({"messages": CHAT["messages"][:2]}, "the last message is by 'user'; it must be the assistant's"),
         ({"messages": CHAT["messages"][2:]}, "an empty prompt"),
-        ({"messages": [{"role": "user"}, CHAT["messages"][2]]}, r"message 1 is \{'role': 'user'\}; .* is needed, both texts"),
+        (
+            {"messages": [{"role": "user"}, CHAT["messages"][2]]},
+            r"message 1 is \{'role': 'user'\}; .* is needed, both texts",
+        ),
         ({"messages": ["Hello", CHAT["messages"][2]]}, "message 1 is 'Hello'; "),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}, CHAT["messages"][2]]}, "message 1 is .*image.* both texts"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}, CHAT["messages"][2]]},
+            "message 1 is .*image.* both texts",
+        ),
         ('{"prompt": "cut', "not JSON"),
     ],
 )
@@ -160,14 +192,21 @@ def test_a_bad_row_is_named_by_file_and_line(row: object, message: str, tmp_path
 def test_a_file_without_rows_or_with_other_columns_and_an_unknown_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no rows; at least one prompt is needed"):
         load_completions(jsonl(tmp_path / "f.jsonl"))
-    with pytest.raises(DataError, match=r"line 1: unknown column 'prompt'; .*Known: answer, options, question\. Needed are prompt and"):
+    with pytest.raises(
+        DataError,
+        match=r"line 1: unknown column 'prompt'; .*Known: answer, options, question\. Needed are prompt and",
+    ):
         load_completions(jsonl(tmp_path / "f.jsonl", QUESTION))
     with pytest.raises(ConfigError, match="unknown format 'cvs'; did you mean 'csv'"):
         read_completions(io.StringIO(""), format="cvs")  # type: ignore[arg-type]
 
 
 def test_an_empty_prompt_or_completion_is_refused_in_code_too() -> None:
-    for prompt, completion, message in (("", "yes", "empty prompt"), ((), "yes", "empty prompt"), ("Well?", "", "empty completion")):
+    for prompt, completion, message in (
+        ("", "yes", "empty prompt"),
+        ((), "yes", "empty prompt"),
+        ("Well?", "", "empty completion"),
+    ):
         with pytest.raises(DataError, match=f"example 'x': an {message}"):
             Completion("x", prompt, completion)
 
@@ -185,7 +224,9 @@ def test_completion_is_the_tokens_after_the_prompt_and_the_end_and_the_prompt_th
 
 
 def test_an_end_that_the_completion_has_already_is_not_put_there_twice() -> None:
-    rows = encode_completions([Completion("1", "Well?", " Yes."), Completion("2", "Well?", " Yes.<|end|>")], tokenizer())
+    rows = encode_completions(
+        [Completion("1", "Well?", " Yes."), Completion("2", "Well?", " Yes.<|end|>")], tokenizer()
+    )
 
     assert rows[0] == rows[1]
 
@@ -195,13 +236,17 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
     made.eos_token = None
 
     with pytest.raises(
-        DataError, match=r"no end-of-sequence token, so an answer would have no end; name one of its tokens: tokenizer\.eos"
+        DataError,
+        match=r"no end-of-sequence token, so an answer would have no end; name one of its tokens: tokenizer\.eos",
     ):
         encode_completions([Completion("1", "Well?", " Yes.")], made)
 
 
 def test_a_completion_that_the_tokenizer_merges_with_the_prompt_or_cannot_spell_is_refused() -> None:
-    with pytest.raises(DataError, match=r"example 'x': after the prompt's end .* the completion 'rivers' has no tokens of its own"):
+    with pytest.raises(
+        DataError,
+        match=r"example 'x': after the prompt's end .* the completion 'rivers' has no tokens of its own",
+    ):
         encode_completions([Completion("x", "They live in ", "rivers")], tokenizer())
     with pytest.raises(DataError, match="example 'x': the tokenizer cannot spell the completion ' zebra'"):
         encode_completions([Completion("x", "Q: the fox?\nA:", " zebra")], tiny_models.tokenizer())
@@ -211,7 +256,9 @@ def test_a_chat_is_rendered_by_the_tokenizers_own_template_and_ends_with_its_end
     made = tokenizer(CHATML, end="<|im_end|>")
     row = encode_completions([chat("Hello", "Hi!", "Where do otters live?", "In rivers.")], made)[0]
 
-    assert made.decode(row.label_ids[0]) == "In rivers.<|im_end|>"  # without the template's line break behind it
+    assert (
+        made.decode(row.label_ids[0]) == "In rivers.<|im_end|>"
+    )  # without the template's line break behind it
     turns = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi!<|im_end|>\n<|im_start|>user\nWhere do otters live?<|im_end|>\n"
     assert made.decode(row.prompt_ids) == f"{turns}<|im_start|>assistant\n"
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}]
@@ -237,9 +284,18 @@ def test_an_end_inside_an_answer_is_kept_and_what_stands_behind_the_last_one_cut
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (None, "example '1': chat messages, and the tokenizer has no chat template; set tokenizer.chat_template"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %} Answer:{% endif %}", "renders the prompt diff"),
-        ("{% for m in messages %}{% if not loop.last or m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", "renders the prompt d"),
+        (
+            None,
+            "example '1': chat messages, and the tokenizer has no chat template; set tokenizer.chat_template",
+        ),
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %} Answer:{% endif %}",
+            "renders the prompt diff",
+        ),
+        (
+            "{% for m in messages %}{% if not loop.last or m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+            "renders the prompt d",
+        ),
         (
             "{{ raise_exception('roles must alternate') }}",
             "example '1': the tokenizer's chat template refuses the messages: roles must alt",
@@ -258,26 +314,38 @@ def test_what_is_too_long_loses_the_beginning_of_its_prompt_and_never_its_answer
     length = len(whole.prompt_ids) + len(whole.label_ids[0])
 
     with pytest.raises(
-        DataError, match=rf"example 'long': prompt and completion are {length} tokens, and the window is {length - 2}; shor"
+        DataError,
+        match=rf"example 'long': prompt and completion are {length} tokens, and the window is {length - 2}; shor",
     ):
         encode_completions([long], made, max_length=length - 2)
     cut = encode_completions([long], made, max_length=length - 2, overlong="left")[0]
     assert cut.label_ids == whole.label_ids
-    assert cut.prompt_ids == (whole.prompt_ids[0], *whole.prompt_ids[3:])  # what the tokenizer puts in front stays
+    assert cut.prompt_ids == (
+        whole.prompt_ids[0],
+        *whole.prompt_ids[3:],
+    )  # what the tokenizer puts in front stays
     with pytest.raises(DataError, match="leaves no token of the prompt"):
         encode_completions([long], made, max_length=len(whole.label_ids[0]) + 1, overlong="left")
     talk, begin = chat("Hello there", "Hi!"), tokenizer("<|begin|>" + CHATML, end="<|im_end|>")
     whole = encode_completions([talk], begin)[0]
-    cut = encode_completions([talk], begin, max_length=len(whole.prompt_ids) + len(whole.label_ids[0]) - 1, overlong="left")[0]
+    cut = encode_completions(
+        [talk], begin, max_length=len(whole.prompt_ids) + len(whole.label_ids[0]) - 1, overlong="left"
+    )[0]
     assert whole.prompt_ids[0] == begin.bos_token_id
     assert cut.prompt_ids == (whole.prompt_ids[0], *whole.prompt_ids[2:])
 
 
 def test_prompts_alone_are_those_that_training_puts_before_the_answer() -> None:
     made = tokenizer(CHATML, end="<|im_end|>")
-    rows = [Completion("1", TEXT["prompt"], TEXT["completion"]), chat("Hello", "Hi!"), Completion("3", "Well?", " Yes.")]
+    rows = [
+        Completion("1", TEXT["prompt"], TEXT["completion"]),
+        chat("Hello", "Hi!"),
+        Completion("3", "Well?", " Yes."),
+    ]
 
-    assert encode_prompts([row.prompt for row in rows], made) == [row.prompt_ids for row in encode_completions(rows, made)]
+    assert encode_prompts([row.prompt for row in rows], made) == [
+        row.prompt_ids for row in encode_completions(rows, made)
+    ]
     assert encode_prompts([], made) == encode_completions([], made) == []
 
 
@@ -286,11 +354,21 @@ def test_prompts_alone_are_those_that_training_puts_before_the_answer() -> None:
     [
         (["Hello", " "], {}, "prompt 2: an empty prompt"),
         ([()], {}, "prompt 1: an empty prompt"),
-        (["Hello", (Message("user", "Hello"),)], {}, "prompt 2: chat messages, and the tokenizer has no chat template"),
-        (["one two three four"], {"max_length": 3}, r"prompt 1: it is \d+ tokens, and the window is 3; shorten it"),
+        (
+            ["Hello", (Message("user", "Hello"),)],
+            {},
+            "prompt 2: chat messages, and the tokenizer has no chat template",
+        ),
+        (
+            ["one two three four"],
+            {"max_length": 3},
+            r"prompt 1: it is \d+ tokens, and the window is 3; shorten it",
+        ),
     ],
 )
-def test_a_prompt_that_cannot_be_used_is_named_by_its_number(prompts: list[Any], options: dict[str, Any], message: str) -> None:
+def test_a_prompt_that_cannot_be_used_is_named_by_its_number(
+    prompts: list[Any], options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         encode_prompts(prompts, tokenizer(), **options)
 

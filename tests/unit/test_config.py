@@ -28,12 +28,19 @@ def test_count_that_every_run_needs_cannot_be_left_out(name: str) -> None:
 def test_limits_can_be_left_out() -> None:
     config = TrainConfig(max_rows=None, checkpoint_every=None, max_grad_norm=None, dropout=None)
 
-    assert (config.max_rows, config.checkpoint_every, config.max_grad_norm, config.dropout) == (None, None, None, None)
+    assert (config.max_rows, config.checkpoint_every, config.max_grad_norm, config.dropout) == (
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize("name", PER_MEMBER_FIELDS)
 @pytest.mark.parametrize("value", [-1e-4, math.nan, math.inf, [0.0, -1.0]])
-def test_setting_of_members_that_is_negative_or_not_finite_is_refused_by_name(name: str, value: float | list[float]) -> None:
+def test_setting_of_members_that_is_negative_or_not_finite_is_refused_by_name(
+    name: str, value: float | list[float]
+) -> None:
     with pytest.raises(ConfigError, match=rf"{name}=(-|nan|inf).*finite number of at least 0"):
         TrainConfig(**{name: value})
 
@@ -55,7 +62,10 @@ def test_dropout_of_one_or_more_is_refused(dropout: float | list[float]) -> None
 @pytest.mark.parametrize("name", ["weight_decay_a", "weight_decay_b"])
 def test_learning_rate_times_decay_must_stay_below_one(name: str) -> None:
     TrainConfig(learning_rate=1e-3, **{name: 999.0})
-    with pytest.raises(ConfigError, match=rf"learning_rate \* {name} = 0\.001 \* 1000\.0 = 1; it must be below 1.*lower one of them"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"learning_rate \* {name} = 0\.001 \* 1000\.0 = 1; it must be below 1.*lower one of them",
+    ):
         TrainConfig(learning_rate=1e-3, **{name: 1000.0})
 
 
@@ -70,7 +80,9 @@ def test_one_learning_rate_is_compared_with_every_members_decay() -> None:
         TrainConfig(learning_rate=1e-3, weight_decay_b=[10.0, 2e3])
 
 
-@pytest.mark.parametrize(("name", "given", "nearest"), [("schedule", "linaer", "linear"), ("overlong", "lef", "left")])
+@pytest.mark.parametrize(
+    ("name", "given", "nearest"), [("schedule", "linaer", "linear"), ("overlong", "lef", "left")]
+)
 def test_unknown_choice_offers_the_nearest(name: str, given: str, nearest: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown {name} '{given}'; did you mean '{nearest}'"):
         TrainConfig(**{name: given})
@@ -104,7 +116,10 @@ def test_one_number_is_every_members_value_and_a_list_gives_each_its_own() -> No
 
 @pytest.mark.parametrize("values", [[0.1, 0.2], []])
 def test_list_of_another_length_than_the_members_is_refused_with_both_numbers(values: list[float]) -> None:
-    with pytest.raises(ConfigError, match=f"kl_weight has {len(values)} values for 3 members; give one number, or one for each member"):
+    with pytest.raises(
+        ConfigError,
+        match=f"kl_weight has {len(values)} values for 3 members; give one number, or one for each member",
+    ):
         TrainConfig(kl_weight=values).per_member("kl_weight", 3)
 
 

@@ -41,7 +41,9 @@ def test_untrained_members_answer_exactly_as_the_base() -> None:
         logits = ensemble(members=3, base=base)(IDS)
 
     assert logits.shape == (3, 2, 4, len(tokenizer()))
-    torch.testing.assert_close(logits, expected.expand(3, -1, -1, -1), rtol=0, atol=1e-5)  # fp32 sums in another order
+    torch.testing.assert_close(
+        logits, expected.expand(3, -1, -1, -1), rtol=0, atol=1e-5
+    )  # fp32 sums in another order
 
 
 @torch.no_grad()
@@ -57,19 +59,25 @@ def test_members_read_the_same_rows_or_rows_of_their_own() -> None:
 
 @pytest.mark.parametrize("shape", [(4,), (2, 2, 4), (4, 2, 4), (1, 3, 2, 4)])
 def test_ids_of_another_shape_are_refused_with_the_shapes_that_work(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"input_ids is \(.*pass \(B, T\) or \(M, B, T\) with M = 3 members"):
+    with pytest.raises(
+        ConfigError, match=r"input_ids is \(.*pass \(B, T\) or \(M, B, T\) with M = 3 members"
+    ):
         ensemble(members=3)(torch.ones(shape, dtype=torch.int64))
 
 
 def test_members_differ_in_initial_weights_and_in_order_by_default() -> None:
     made = ensemble(members=4)
 
-    assert len({seeds.init for seeds in made.info.seeds}) == len({seeds.order for seeds in made.info.seeds}) == 4
+    assert (
+        len({seeds.init for seeds in made.info.seeds}) == len({seeds.order for seeds in made.info.seeds}) == 4
+    )
     assert not same_member(made.stack.member(0), made.stack.member(1))
 
 
 @pytest.mark.parametrize(("vary", "inits", "orders"), [(["order"], 1, 4), (["init"], 4, 1), ([], 1, 1)])
-def test_a_source_of_randomness_that_is_fixed_is_member_0s_in_every_member(vary: list[str], inits: int, orders: int) -> None:
+def test_a_source_of_randomness_that_is_fixed_is_member_0s_in_every_member(
+    vary: list[str], inits: int, orders: int
+) -> None:
     made = LoraEnsemble(llama(), tokenizer(), members=4, adapter=adapter(), vary=vary)
     first = member_seeds(0, 0)
 
@@ -80,7 +88,9 @@ def test_a_source_of_randomness_that_is_fixed_is_member_0s_in_every_member(vary:
 
 
 def test_unknown_source_of_randomness_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"vary holds \['data'\]; what can vary between members is 'init' and 'order'"):
+    with pytest.raises(
+        ConfigError, match=r"vary holds \['data'\]; what can vary between members is 'init' and 'order'"
+    ):
         LoraEnsemble(llama(), tokenizer(), adapter=adapter(), vary=["init", "data"])
 
 
@@ -147,7 +157,9 @@ def test_dropped_members_are_gone_and_the_others_stay_in_order() -> None:
 
 
 @pytest.mark.parametrize("indices", [[0, 0], [3], [-1], [0.5], ["0"]])
-def test_members_that_are_not_there_or_come_twice_cannot_be_selected_or_dropped(indices: list[object]) -> None:
+def test_members_that_are_not_there_or_come_twice_cannot_be_selected_or_dropped(
+    indices: list[object],
+) -> None:
     made = ensemble(members=3)
 
     for method in (made.select, made.drop):
@@ -167,7 +179,10 @@ def test_at_least_one_member_stays() -> None:
 def test_base_called_by_itself_is_refused_because_its_rows_have_no_member() -> None:
     made = ensemble()
 
-    with pytest.raises(AdapterError, match=r"base model of an ensemble was called by itself.*call the ensemble, or .*base_only"):
+    with pytest.raises(
+        AdapterError,
+        match=r"base model of an ensemble was called by itself.*call the ensemble, or .*base_only",
+    ):
         made.base(IDS)
 
 
@@ -237,7 +252,12 @@ def test_base_is_frozen_and_its_weights_untouched_by_a_backward_pass() -> None:
 def test_refused_adapter_leaves_the_base_as_it_was() -> None:
     base = llama()
     before = state(base)
-    for targets in (["q_proj", "input_layernorm"], ["q_proj", "embed_tokens"], ["q_proj", "lm_head"], ["nothing"]):
+    for targets in (
+        ["q_proj", "input_layernorm"],
+        ["q_proj", "embed_tokens"],
+        ["q_proj", "lm_head"],
+        ["nothing"],
+    ):
         with pytest.raises(AdapterError):
             LoraEnsemble(base, tokenizer(), adapter=LoraConfig(r=2, target_modules=targets))
         assert same_state(base, before)
@@ -274,4 +294,6 @@ def test_smaller_limit_of_rows_gives_the_same_prediction() -> None:
     whole = predict(made, examples).member_log_probs
 
     for rows in (1, 4, 1000):
-        torch.testing.assert_close(predict(made, examples, max_rows=rows).member_log_probs, whole, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            predict(made, examples, max_rows=rows).member_log_probs, whole, rtol=0, atol=1e-5
+        )

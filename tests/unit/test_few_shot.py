@@ -19,7 +19,9 @@ DEMONSTRATIONS = questions(8)
 ASKED = questions(3, start=8)
 
 
-def few_shot(*, shots: int = 3, draws: int = 4, seed: int = 0, demonstrations: list[Example] = DEMONSTRATIONS) -> FewShot:
+def few_shot(
+    *, shots: int = 3, draws: int = 4, seed: int = 0, demonstrations: list[Example] = DEMONSTRATIONS
+) -> FewShot:
     return FewShot(llama(window=WINDOW), tokenizer(), demonstrations, shots=shots, draws=draws, seed=seed)
 
 
@@ -86,7 +88,12 @@ def test_no_shots_ask_the_bare_question_once() -> None:
     assert prediction.num_members == 1
     ids = torch.tensor([tokenizer()(ASKED[0].prompt)["input_ids"]])
     letters = torch.tensor(tokenizer().convert_tokens_to_ids(list("abcd")))
-    torch.testing.assert_close(prediction.member_log_probs[0, 0], made.base(ids).logits[0, -1, letters].log_softmax(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        prediction.member_log_probs[0, 0],
+        made.base(ids).logits[0, -1, letters].log_softmax(0),
+        rtol=0,
+        atol=1e-5,
+    )
     assert predict(few_shot(shots=0, demonstrations=[]), ASKED).num_members == 1
 
 
@@ -101,14 +108,18 @@ def test_limit_of_rows_changes_nothing_and_the_base_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize(("shots", "draws"), [(-1, 2), (9, 2), (3, 0)])
 def test_settings_that_cannot_work_are_refused(shots: int, draws: int) -> None:
-    with pytest.raises(ConfigError, match=rf"shots={shots}, draws={draws}, 8 answered demonstrations; shots is at least 0"):
+    with pytest.raises(
+        ConfigError, match=rf"shots={shots}, draws={draws}, 8 answered demonstrations; shots is at least 0"
+    ):
         few_shot(shots=shots, draws=draws)
 
 
 def test_demonstrations_that_do_not_fit_the_window_are_refused() -> None:
     short = FewShot(llama(window=64), tokenizer(), DEMONSTRATIONS)
 
-    with pytest.raises(DataError, match=r"example 'q8': prompt and longest label are .* tokens, and the window is 64"):
+    with pytest.raises(
+        DataError, match=r"example 'q8': prompt and longest label are .* tokens, and the window is 64"
+    ):
         predict(short, ASKED)
 
 
@@ -120,4 +131,6 @@ def test_base_that_carries_an_ensemble_is_refused_outside_base_only() -> None:
         predict(shown, ASKED)
     with made.base_only():
         inside = predict(shown, ASKED).member_log_probs
-    torch.testing.assert_close(inside, predict(few_shot(draws=2), ASKED).member_log_probs, rtol=0, atol=1e-5)  # some roundings of 4e-7
+    torch.testing.assert_close(
+        inside, predict(few_shot(draws=2), ASKED).member_log_probs, rtol=0, atol=1e-5
+    )  # some roundings of 4e-7

@@ -28,7 +28,11 @@ def test_folder_has_its_name_only_once_it_is_complete(tmp_path: Path) -> None:
         assert not path.exists()
 
     assert files_below(path) == {"first.txt", "inner", "inner/second.txt"}
-    assert files_below(tmp_path) == {"new", "new/folder", *(f"new/folder/{name}" for name in files_below(path))}
+    assert files_below(tmp_path) == {
+        "new",
+        "new/folder",
+        *(f"new/folder/{name}" for name in files_below(path)),
+    }
 
 
 def test_folder_is_as_readable_as_one_made_by_hand(tmp_path: Path) -> None:
@@ -39,7 +43,10 @@ def test_folder_is_as_readable_as_one_made_by_hand(tmp_path: Path) -> None:
 
 
 def test_existing_folder_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"exists already; choose another folder, or remove it first"), written_aside(tmp_path):
+    with (
+        pytest.raises(CheckpointError, match=r"exists already; choose another folder, or remove it first"),
+        written_aside(tmp_path),
+    ):
         pytest.fail("entered")  # pragma: no cover
 
 
@@ -47,12 +54,19 @@ def test_folder_below_a_file_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     path = tmp_path / "file" / "folder"
-    with pytest.raises(CheckpointError, match=r"file/folder cannot be written: .*(Not a directory|File exists)"), written_aside(path):
+    with (
+        pytest.raises(
+            CheckpointError, match=r"file/folder cannot be written: .*(Not a directory|File exists)"
+        ),
+        written_aside(path),
+    ):
         pytest.fail("entered")  # pragma: no cover
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt()])
-def test_any_error_while_writing_leaves_the_old_folder_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+def test_any_error_while_writing_leaves_the_old_folder_and_nothing_else(
+    tmp_path: Path, error: BaseException
+) -> None:
     path = tmp_path / "folder"
     with written_aside(path) as aside:
         write(aside, size=3)
@@ -80,14 +94,19 @@ def test_replaced_folder_holds_the_new_files_only(tmp_path: Path) -> None:
     assert files_below(tmp_path) == {"folder", "folder/third.txt"}
 
 
-def test_file_that_the_system_refuses_to_let_grow_is_reported_and_the_old_folder_stays(tmp_path: Path) -> None:
+def test_file_that_the_system_refuses_to_let_grow_is_reported_and_the_old_folder_stays(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "folder"
     with written_aside(path) as aside:
         write(aside, size=3)
     before = files_below(tmp_path)
 
     with (
-        pytest.raises(CheckpointError, match=r"no space left to write .*folder.*what was there before is unchanged; free some space"),
+        pytest.raises(
+            CheckpointError,
+            match=r"no space left to write .*folder.*what was there before is unchanged; free some space",
+        ),
         largest_file(1000),
         written_aside(path, replace=True) as aside,
     ):
@@ -104,7 +123,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
     try:
-        mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+        mounted = (
+            os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+        )
     except OSError:
         mounted = False
     if not mounted:

@@ -11,7 +11,13 @@ from transformers import GenerationConfig
 
 from lora_ensembles import generated_text
 from lora_ensembles.errors import ConfigError, DataError
-from lora_ensembles.generated_text import TokenUncertainty, generate_text, pieces, score_texts, token_uncertainty
+from lora_ensembles.generated_text import (
+    TokenUncertainty,
+    generate_text,
+    pieces,
+    score_texts,
+    token_uncertainty,
+)
 from tiny_models import WINDOW, build_ensemble, random_rows, tokenizer
 
 EXACTLY = GenerationConfig(max_new_tokens=7, min_new_tokens=7)
@@ -40,11 +46,19 @@ def test_summary_sums_log_probabilities_and_averages_the_rest() -> None:
     tokens = torch.tensor([0, 3, 5, 1])
     split = token_uncertainty(log_probs, tokens)
     summary = split.summary()
-    by_hand = sum(math.log(log_probs[:, k, token].exp().mean().item()) for k, token in enumerate(tokens.tolist()))
+    by_hand = sum(
+        math.log(log_probs[:, k, token].exp().mean().item()) for k, token in enumerate(tokens.tolist())
+    )
     assert summary["log_prob"] == pytest.approx(by_hand, abs=1e-5)
-    assert summary["member_log_probs"] == pytest.approx(log_probs[:, range(4), tokens].sum(dim=1).tolist(), abs=1e-5)
-    assert summary["mutual_information"] == pytest.approx(summary["total_entropy"] - summary["expected_entropy"], abs=1e-5)
-    assert summary["largest_mutual_information"] == pytest.approx(split.mutual_information.max().item(), abs=1e-5)
+    assert summary["member_log_probs"] == pytest.approx(
+        log_probs[:, range(4), tokens].sum(dim=1).tolist(), abs=1e-5
+    )
+    assert summary["mutual_information"] == pytest.approx(
+        summary["total_entropy"] - summary["expected_entropy"], abs=1e-5
+    )
+    assert summary["largest_mutual_information"] == pytest.approx(
+        split.mutual_information.max().item(), abs=1e-5
+    )
 
 
 def test_uncertainty_of_a_text_is_that_of_its_members_passes() -> None:
@@ -58,7 +72,9 @@ def test_uncertainty_of_a_text_is_that_of_its_members_passes() -> None:
             torch.testing.assert_close(getattr(found, name), value, atol=1e-5, rtol=1e-5)
 
 
-def test_scores_do_not_depend_on_how_many_texts_or_tokens_are_done_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_do_not_depend_on_how_many_texts_or_tokens_are_done_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ensemble = build_ensemble("llama", members=2, random_b=True)
     rows = [(row[:3], row[3:]) for row in random_rows([9, 12, 6, 5], seed=4)]
     together = score_texts(ensemble, rows)
@@ -79,7 +95,9 @@ def test_generate_text_writes_what_generate_writes_whatever_the_batch() -> None:
         texts = generate_text(ensemble, PROMPTS, EXACTLY, batch_size=batch_size)
         assert [list(text.token_ids) for text in texts] == expected
         assert [text.prompt for text in texts] == [0, 1, 2]
-        assert all(text.text == tokenizer().decode(text.token_ids, skip_special_tokens=True) for text in texts)
+        assert all(
+            text.text == tokenizer().decode(text.token_ids, skip_special_tokens=True) for text in texts
+        )
 
 
 def test_several_texts_a_prompt_name_their_prompt_and_differ() -> None:
@@ -96,7 +114,11 @@ def test_a_seed_fixes_the_text_and_leaves_the_global_generator_alone() -> None:
     state = torch.get_rng_state()
     first, again, other = (generate_text(ensemble, PROMPTS, config, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), state)
-    assert [text.token_ids for text in first] == [text.token_ids for text in again] != [text.token_ids for text in other]
+    assert (
+        [text.token_ids for text in first]
+        == [text.token_ids for text in again]
+        != [text.token_ids for text in other]
+    )
 
 
 def test_tokens_arrive_one_by_one_with_the_uncertainty_of_the_finished_text() -> None:
@@ -105,11 +127,15 @@ def test_tokens_arrive_one_by_one_with_the_uncertainty_of_the_finished_text() ->
     for settings in ({}, {"prompt_lookup_num_tokens": 3}):
         heard.clear()
         config = GenerationConfig(max_new_tokens=7, min_new_tokens=7, **settings)
-        text = generate_text(ensemble, [PROMPTS[1]], config, on_token=lambda word, split: heard.append((word, split)))[0]
+        text = generate_text(
+            ensemble, [PROMPTS[1]], config, on_token=lambda word, split: heard.append((word, split))
+        )[0]
         assert "".join(word for word, _ in heard) == text.text
         for place, (_, split) in enumerate(heard):
             for name, value in vars(split).items():
-                torch.testing.assert_close(value, getattr(text.uncertainty, name)[..., place], atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(
+                    value, getattr(text.uncertainty, name)[..., place], atol=1e-5, rtol=1e-5
+                )
 
 
 def test_a_text_ends_with_its_end_of_sequence_token() -> None:
@@ -149,12 +175,19 @@ def test_everything_about_a_text_is_json_able() -> None:
         ([""], {}, DataError, "prompt 1: an empty prompt"),
         (["home", " "], {}, DataError, "prompt 2: an empty prompt"),
         (["home " * (2 * WINDOW)], {}, DataError, "prompt 1"),
-        (["home"], {"max_new_tokens": WINDOW}, ConfigError, f"the base's window {WINDOW} tokens; ask for fewer new tokens"),
+        (
+            ["home"],
+            {"max_new_tokens": WINDOW},
+            ConfigError,
+            f"the base's window {WINDOW} tokens; ask for fewer new tokens",
+        ),
         (["home"], {"max_new_tokens": 0}, ConfigError, "max_new_tokens is 0"),
         (["home"], {"num_return_sequences": 2}, ConfigError, "do not fit each other"),
     ],
 )
-def test_what_cannot_work_is_refused(prompts: list[str], settings: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_what_cannot_work_is_refused(
+    prompts: list[str], settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
     config = GenerationConfig(max_new_tokens=4)
     for name, value in settings.items():
         setattr(config, name, value)

@@ -59,7 +59,10 @@ CONFIG = TrainConfig(epochs=1, batch_size=4, learning_rate=1e-3)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_head_is_what_the_class_of_the_base_says(kind: str) -> None:
-    assert LoraEnsemble(build("bert", kind), tokenizer(), members=1, adapter=adapter_config()).info.head.kind == kind
+    assert (
+        LoraEnsemble(build("bert", kind), tokenizer(), members=1, adapter=adapter_config()).info.head.kind
+        == kind
+    )
 
 
 def test_a_classifier_of_one_label_scores_options_where_that_is_asked_for() -> None:
@@ -128,7 +131,9 @@ def test_a_checkpoint_without_the_weights_of_the_body_is_refused(tmp_path: Path)
     build("bert", "reward").bert.save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
     assert resolve_base(str(tmp_path), head="multiple-choice")[0].config.num_labels == 1
-    weights = {f"elsewhere.{name}": tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    weights = {
+        f"elsewhere.{name}": tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()
+    }
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DataError, match="holds no weights of the body of a BertForSequenceClassification"):
         resolve_base(str(tmp_path), head="sequence-classification", num_labels=2)
@@ -138,14 +143,22 @@ def test_a_pooler_that_the_checkpoint_lacks_is_the_members_own(tmp_path: Path) -
     body = build("roberta", "multiple-choice").roberta
     body.pooler = None  # as in a checkpoint of a masked language model
     body.save_pretrained(tmp_path / "base")
-    ensemble = LoraEnsemble(RobertaForMultipleChoice.from_pretrained(tmp_path / "base"), tokenizer(), members=2)
+    ensemble = LoraEnsemble(
+        RobertaForMultipleChoice.from_pretrained(tmp_path / "base"), tokenizer(), members=2
+    )
     assert ensemble.adapter.modules_to_save == ["classifier", "roberta.pooler.dense"]
     expected = predict(ensemble, choice_examples()).member_log_probs
     ensemble.save_pretrained(tmp_path / "saved")
-    other = RobertaForMultipleChoice.from_pretrained(tmp_path / "base")  # its pooler and its classifier are drawn anew
-    assert not torch.equal(other.roberta.pooler.dense.weight, ensemble.base.roberta.pooler.dense.base_layer.weight)
+    other = RobertaForMultipleChoice.from_pretrained(
+        tmp_path / "base"
+    )  # its pooler and its classifier are drawn anew
+    assert not torch.equal(
+        other.roberta.pooler.dense.weight, ensemble.base.roberta.pooler.dense.base_layer.weight
+    )
     again = LoraEnsemble.from_pretrained(tmp_path / "saved", base=other, tokenizer=tokenizer())
-    torch.testing.assert_close(predict(again, choice_examples()).member_log_probs, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        predict(again, choice_examples()).member_log_probs, expected, atol=1e-6, rtol=1e-6
+    )
 
 
 def test_the_command_line_knows_the_same_kinds() -> None:
@@ -157,7 +170,9 @@ def test_a_head_that_is_not_of_linear_layers_is_refused_by_name() -> None:
     base.classifier = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 3))
     with pytest.raises(AdapterError, match=r"'classifier' holds 'classifier.0', a LayerNorm"):
         LoraEnsemble(base, tokenizer(), adapter=adapter_config())
-    assert type(base.bert.encoder.layer[0].attention.self.query) is nn.Linear  # nothing of PEFT stays in the base
+    assert (
+        type(base.bert.encoder.layer[0].attention.self.query) is nn.Linear
+    )  # nothing of PEFT stays in the base
 
 
 def test_the_base_gets_its_own_head_back_and_keeps_it_meanwhile() -> None:
@@ -200,11 +215,16 @@ def test_a_reward_scores_prompt_and_answer_as_one_text() -> None:
     table = encode_texts(reward_examples(), build("bert", "reward"), tokenizer(), head=HeadConfig("reward"))
     example = reward_examples()[3]
     number = int(table.first[3]) + 1
-    assert table.ids[number, : table.text_lengths[number]].tolist() == tokenizer()(example.prompt + example.options[1])["input_ids"]
+    assert (
+        table.ids[number, : table.text_lengths[number]].tolist()
+        == tokenizer()(example.prompt + example.options[1])["input_ids"]
+    )
 
 
 def test_a_step_computes_no_more_texts_than_its_members_have() -> None:
-    table = encode_texts(choice_examples(), build(), tokenizer(), head=HeadConfig("multiple-choice"))  # 2, 3, 4, 2, ... options
+    table = encode_texts(
+        choice_examples(), build(), tokenizer(), head=HeadConfig("multiple-choice")
+    )  # 2, 3, 4, 2, ... options
     batch = table.gather(torch.tensor([[0, 1], [2, 3]]))
     assert len(batch.texts.ids) == 2 * 6  # 2 + 3 and 4 + 2 options: the first member's are filled up by one
     scores = batch.per_example(torch.arange(12.0).view(2, 6, 1))
@@ -246,8 +266,16 @@ def test_classes_must_be_those_of_the_base_and_of_the_training() -> None:
     train(ensemble, class_examples(), CONFIG, progress=False)
     assert ensemble.info.head.classes == ("one", "two", "three")
     other = dataclasses.replace(class_examples()[0], labels=("one", "three", "two"))
-    with pytest.raises(DataError, match="has the classes one, three, two"):  # before the first epoch, not after it
-        train(build_ensemble("bert", "sequence-classification"), class_examples(), CONFIG, validation=[other], progress=False)
+    with pytest.raises(
+        DataError, match="has the classes one, three, two"
+    ):  # before the first epoch, not after it
+        train(
+            build_ensemble("bert", "sequence-classification"),
+            class_examples(),
+            CONFIG,
+            validation=[other],
+            progress=False,
+        )
     with pytest.raises(DataError, match="has the classes one, three, two, and the ensemble one, two, three"):
         predict(ensemble, [dataclasses.replace(class_examples()[0], labels=("one", "three", "two"))])
 
@@ -255,7 +283,9 @@ def test_classes_must_be_those_of_the_base_and_of_the_training() -> None:
 def test_a_trained_base_head_wants_its_classes_in_its_order() -> None:
     base = build("bert", "sequence-classification")
     base.config.id2label = {0: "two", 1: "one", 2: "three"}
-    ensemble = LoraEnsemble(base, tokenizer(), members=1, adapter=adapter_config(), head=HeadConfig(init="base"))
+    ensemble = LoraEnsemble(
+        base, tokenizer(), members=1, adapter=adapter_config(), head=HeadConfig(init="base")
+    )
     with pytest.raises(DataError, match="and the base's head two, one, three; give them in this order"):
         predict(ensemble, class_examples())
 
@@ -277,7 +307,9 @@ def test_a_divergence_from_a_base_without_a_trained_head_is_refused() -> None:
 
 def test_a_decay_of_heads_that_is_too_large_is_refused_where_there_are_heads() -> None:
     config = dataclasses.replace(CONFIG, learning_rate=0.1, weight_decay_head=10.0)
-    with pytest.raises(ConfigError, match=r"learning_rate \* weight_decay_head = 0.1 \* 10.0 = 1; it must be below 1"):
+    with pytest.raises(
+        ConfigError, match=r"learning_rate \* weight_decay_head = 0.1 \* 10.0 = 1; it must be below 1"
+    ):
         train(build_ensemble(), choice_examples(), config, progress=False)
 
 
@@ -298,7 +330,10 @@ def test_what_only_a_causal_language_model_does_is_refused() -> None:
         "generation": lambda: generate_text(ensemble, ["the fox"]),
         "scoring open answers": lambda: score_completions(ensemble, [Completion("1", "the fox", " home")]),
     }.items():
-        with pytest.raises(ConfigError, match=f"{what} needs a causal language model, and these members have multiple-choice heads"):
+        with pytest.raises(
+            ConfigError,
+            match=f"{what} needs a causal language model, and these members have multiple-choice heads",
+        ):
             call()
 
 
@@ -313,7 +348,9 @@ def test_the_number_of_rows_in_flight_changes_no_prediction(kind: str) -> None:
     ensemble = build_ensemble("bert", kind, random_b=True)
     whole = predict(ensemble, examples_for(kind)).member_log_probs
     for rows in (1, 2, 7):
-        torch.testing.assert_close(predict(ensemble, examples_for(kind), max_rows=rows).member_log_probs, whole, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            predict(ensemble, examples_for(kind), max_rows=rows).member_log_probs, whole, atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -323,7 +360,9 @@ def test_the_number_of_operators_of_a_step_does_not_depend_on_the_number_of_memb
         ensemble = build_ensemble("bert", kind, members=members)
         rows = training_rows(ensemble, examples_for(kind), CONFIG, with_kl=False)
         with _Counted() as counted:
-            loss = rows.losses(torch.arange(4).expand(members, -1), members=slice(None), first_row=0).loss.sum()
+            loss = rows.losses(
+                torch.arange(4).expand(members, -1), members=slice(None), first_row=0
+            ).loss.sum()
             ensemble.stack.add_gradients(loss, ensemble.stack.zero_gradients())
         counts.append(counted.calls)
     assert counts[0] == counts[1] > 100
@@ -343,7 +382,12 @@ class _Counted(TorchDispatchMode):
 def test_a_single_member_is_that_row_of_the_ensemble(kind: str) -> None:
     ensemble = build_ensemble("bert", kind, random_b=True)
     expected = predict(ensemble, examples_for(kind)).member_log_probs[2:]
-    torch.testing.assert_close(predict(SingleMember(ensemble, 2), examples_for(kind)).member_log_probs, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        predict(SingleMember(ensemble, 2), examples_for(kind)).member_log_probs,
+        expected,
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 def test_the_parameters_of_a_member_count_its_head() -> None:
@@ -362,13 +406,24 @@ def test_passes_of_mc_dropout_differ_and_depend_on_the_question_alone(kind: str)
     few = predict(passes, examples[:4][::-1], max_rows=3).member_log_probs.flip(1)
     torch.testing.assert_close(few, whole[:, :4, : few.shape[2]], atol=1e-5, rtol=1e-5)
     almost_none = predict(MCDropout(ensemble, member=1, passes=1, dropout=1e-7), examples).member_log_probs
-    torch.testing.assert_close(almost_none[0], predict(ensemble, examples).member_log_probs[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        almost_none[0], predict(ensemble, examples).member_log_probs[1], atol=1e-4, rtol=1e-4
+    )
 
 
 def test_a_saved_ensemble_remembers_its_head(tmp_path: Path) -> None:
     head = HeadConfig(max_length=24)
-    ensemble = LoraEnsemble(build("bert", "sequence-classification"), tokenizer(), members=2, adapter=adapter_config(), head=head)
-    train(ensemble, class_examples(), CONFIG, validation=class_examples()[:4], out=tmp_path / "run", progress=False)
+    ensemble = LoraEnsemble(
+        build("bert", "sequence-classification"), tokenizer(), members=2, adapter=adapter_config(), head=head
+    )
+    train(
+        ensemble,
+        class_examples(),
+        CONFIG,
+        validation=class_examples()[:4],
+        out=tmp_path / "run",
+        progress=False,
+    )
     content = json.loads((tmp_path / "run" / "ensemble.json").read_text())
     assert content["head"] == {
         "kind": "sequence-classification",
@@ -376,7 +431,9 @@ def test_a_saved_ensemble_remembers_its_head(tmp_path: Path) -> None:
         "max_length": 24,
         "classes": ["one", "two", "three"],
     }
-    loaded = LoraEnsemble.from_pretrained(tmp_path / "run", base=build("bert", "sequence-classification"), tokenizer=tokenizer())
+    loaded = LoraEnsemble.from_pretrained(
+        tmp_path / "run", base=build("bert", "sequence-classification"), tokenizer=tokenizer()
+    )
     assert loaded.info.head == ensemble.info.head
     assert torch.equal(loaded.stack.heads.flat, ensemble.stack.heads.flat)
 
@@ -390,14 +447,17 @@ def test_the_base_of_a_saved_ensemble_is_loaded_by_its_class(tmp_path: Path) -> 
     ensemble.save_pretrained(tmp_path / "saved")
     loaded = LoraEnsemble.from_pretrained(tmp_path / "saved")
     assert type(loaded.base) is BertForSequenceClassification
-    torch.testing.assert_close(predict(loaded, class_examples()).member_log_probs, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        predict(loaded, class_examples()).member_log_probs, expected, atol=1e-6, rtol=1e-6
+    )
 
 
 def test_members_without_the_ensembles_head_are_refused(tmp_path: Path) -> None:
     ensemble = build_ensemble("bert", "sequence-classification", members=1)
     build_ensemble("bert", "reward", members=1).save_pretrained(tmp_path / "other")
     with pytest.raises(
-        AdapterError, match=r"a member's head is classifier.bias \(1,\), classifier.weight \(1, 32\) and the ensemble's .* \(3, 32\)"
+        AdapterError,
+        match=r"a member's head is classifier.bias \(1,\), classifier.weight \(1, 32\) and the ensemble's .* \(3, 32\)",
     ):
         ensemble.load_members([tmp_path / "other" / "member_000"])
     assert ensemble.num_members == 1
@@ -408,9 +468,14 @@ def test_members_of_a_causal_language_model_own_no_modules() -> None:
     from tiny_models import tokenizer as words
 
     with pytest.raises(
-        AdapterError, match=r"modules_to_save=\['lm_head'\]\) cannot be stacked: members of a causal language model own adapters"
+        AdapterError,
+        match=r"modules_to_save=\['lm_head'\]\) cannot be stacked: members of a causal language model own adapters",
     ):
-        LoraEnsemble(causal("llama"), words(), adapter=LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+        LoraEnsemble(
+            causal("llama"),
+            words(),
+            adapter=LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        )
 
 
 # Rewards
@@ -421,7 +486,9 @@ def test_rewards_are_the_scores_of_the_pairs_that_were_trained() -> None:
     examples = reward_examples()
     texts = [example.prompt + option for example in examples for option in example.options]
     scores = predict_rewards(ensemble, texts).member_scores.view(3, 10, 2)
-    torch.testing.assert_close(predict(ensemble, examples).member_log_probs, scores.log_softmax(-1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        predict(ensemble, examples).member_log_probs, scores.log_softmax(-1), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_mean_spread_and_lower_bound_of_rewards_are_those_of_torch() -> None:
@@ -438,7 +505,8 @@ def test_mean_spread_and_lower_bound_of_rewards_are_those_of_torch() -> None:
 
 def test_training_on_pairs_learns_to_prefer() -> None:
     pairs = [
-        preference(str(n), "what does it say", f" {word} good", f" {word} bad") for n, word in enumerate("red fox small bird old".split())
+        preference(str(n), "what does it say", f" {word} good", f" {word} bad")
+        for n, word in enumerate("red fox small bird old".split())
     ]
     ensemble = build_ensemble("bert", "reward")
     train(ensemble, pairs, TrainConfig(epochs=10, batch_size=5, learning_rate=5e-3), progress=False)
@@ -469,9 +537,18 @@ def pairs_file(folder: Path, *rows: object) -> Path:
 
 
 def test_pairs_are_read_with_and_without_a_prompt(tmp_path: Path) -> None:
-    path = pairs_file(tmp_path, {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}, {"id": "x", "chosen": "good", "rejected": "bad"})
+    path = pairs_file(
+        tmp_path,
+        {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"},
+        {"id": "x", "chosen": "good", "rejected": "bad"},
+    )
     first, second = load_preferences(path)
-    assert (first.prompt, first.options, first.labels, first.target) == ("2 + 2 =", (" 4", " 5"), ("chosen", "rejected"), 0)
+    assert (first.prompt, first.options, first.labels, first.target) == (
+        "2 + 2 =",
+        (" 4", " 5"),
+        ("chosen", "rejected"),
+        0,
+    )
     assert (second.id, second.prompt, second.options) == ("x", "", ("good", "bad"))
     task = preferences_from_files(path)
     assert (len(task.train), len(task.validation)) == (1, 1)
@@ -479,14 +556,24 @@ def test_pairs_are_read_with_and_without_a_prompt(tmp_path: Path) -> None:
 
 def test_chats_are_rendered_by_the_template(tmp_path: Path) -> None:
     made = build_chat_tokenizer()
-    user, good, bad = ({"role": role, "content": text} for role, text in (("user", "why"), ("assistant", "good"), ("assistant", "bad")))
-    rows = {"chosen": [user, good], "rejected": [user, bad]}, {"prompt": [user], "chosen": [good], "rejected": [bad]}
+    user, good, bad = (
+        {"role": role, "content": text}
+        for role, text in (("user", "why"), ("assistant", "good"), ("assistant", "bad"))
+    )
+    rows = (
+        {"chosen": [user, good], "rejected": [user, bad]},
+        {"prompt": [user], "chosen": [good], "rejected": [bad]},
+    )
     for example in load_preferences(pairs_file(tmp_path, *rows), tokenizer=made):
         assert (example.prompt, example.options) == ("user : why assistant :", (" good", " bad"))
-    with pytest.raises(DataError, match=r"pairs.jsonl, line 1: chat messages are rendered by the tokenizer's template"):
+    with pytest.raises(
+        DataError, match=r"pairs.jsonl, line 1: chat messages are rendered by the tokenizer's template"
+    ):
         load_preferences(pairs_file(tmp_path, *rows))
     with pytest.raises(DataError, match="must differ in their last message alone"):
-        load_preferences(pairs_file(tmp_path, {"chosen": [user, good], "rejected": [bad, bad]}), tokenizer=made)
+        load_preferences(
+            pairs_file(tmp_path, {"chosen": [user, good], "rejected": [bad, bad]}), tokenizer=made
+        )
 
 
 def build_chat_tokenizer() -> object:
@@ -506,9 +593,14 @@ def build_chat_tokenizer() -> object:
         ({"prompt": "a", "chosen": "b"}, r"line 1: unknown column 'rejected'"),
         ({"chosen": "b", "rejected": "b"}, r"line 1: chosen and rejected are the same text 'b'"),
         ({"chosen": "b", "rejected": " "}, r"line 1: the rejected text is empty"),
-        ({"chosen": [{"role": "user"}], "rejected": "b"}, r"line 1: column 'chosen' holds .*; a text, or a list of"),
+        (
+            {"chosen": [{"role": "user"}], "rejected": "b"},
+            r"line 1: column 'chosen' holds .*; a text, or a list of",
+        ),
     ],
 )
-def test_pairs_that_cannot_be_used_are_refused_with_their_line(tmp_path: Path, row: object, message: str) -> None:
+def test_pairs_that_cannot_be_used_are_refused_with_their_line(
+    tmp_path: Path, row: object, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         load_preferences(pairs_file(tmp_path, row))

@@ -43,9 +43,13 @@ def plain_ece(pairs: list[tuple[list[float], int]], bins: int = 15) -> float:
     """ECE by its formula, with a loop over bins [k / bins, (k + 1) / bins)."""
     error = 0.0
     for k in range(bins + 1):
-        inside = [(max(row), top(row) == target) for row, target in pairs if k / bins <= max(row) < (k + 1) / bins]
+        inside = [
+            (max(row), top(row) == target) for row, target in pairs if k / bins <= max(row) < (k + 1) / bins
+        ]
         if inside:
-            error += abs(sum(right for _, right in inside) - sum(confidence for confidence, _ in inside)) / len(pairs)
+            error += abs(
+                sum(right for _, right in inside) - sum(confidence for confidence, _ in inside)
+            ) / len(pairs)
     return error
 
 
@@ -56,19 +60,25 @@ def unlabelled() -> Prediction:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_accuracy_is_the_share_of_right_choices(seed):
     prediction = random_prediction(seed)
-    assert accuracy(prediction) == pytest.approx(sum(top(row) == target for row, target in rows(prediction)) / 40, abs=1e-6)
+    assert accuracy(prediction) == pytest.approx(
+        sum(top(row) == target for row, target in rows(prediction)) / 40, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nll_is_the_mean_of_minus_log_target_probability(seed):
     prediction = random_prediction(seed)
-    assert nll(prediction) == pytest.approx(-sum(math.log(row[target]) for row, target in rows(prediction)) / 40, abs=1e-5)
+    assert nll(prediction) == pytest.approx(
+        -sum(math.log(row[target]) for row, target in rows(prediction)) / 40, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_brier_is_the_squared_error_summed_over_options(seed):
     prediction = random_prediction(seed)
-    expected = sum(sum((p - (c == target)) ** 2 for c, p in enumerate(row)) for row, target in rows(prediction)) / 40
+    expected = (
+        sum(sum((p - (c == target)) ** 2 for c, p in enumerate(row)) for row, target in rows(prediction)) / 40
+    )
     assert brier(prediction) == pytest.approx(expected, abs=1e-6)
 
 
@@ -82,13 +92,24 @@ def test_ece_is_its_formula_and_torchmetrics_own(seed):
 
 def test_certain_and_wrong_is_the_worst_of_every_metric():
     prediction = Prediction(torch.tensor([[[0.0, -1000.0]]]), torch.tensor([1]))
-    assert (accuracy(prediction), ece(prediction), brier(prediction), coverage_area(prediction)) == (0, 1, 2, 0)
+    assert (accuracy(prediction), ece(prediction), brier(prediction), coverage_area(prediction)) == (
+        0,
+        1,
+        2,
+        0,
+    )
     assert nll(prediction) == 1000.0
 
 
 def test_certain_and_right_is_the_best_of_every_metric():
     prediction = Prediction(torch.tensor([[[0.0, -1000.0]]]), torch.tensor([0]))
-    assert (accuracy(prediction), nll(prediction), ece(prediction), brier(prediction), coverage_area(prediction)) == (1, 0, 0, 0, 1)
+    assert (
+        accuracy(prediction),
+        nll(prediction),
+        ece(prediction),
+        brier(prediction),
+        coverage_area(prediction),
+    ) == (1, 0, 0, 0, 1)
 
 
 def test_mistake_averaging_logits_would_change_the_nll():
@@ -154,7 +175,9 @@ def test_every_number_of_evaluate_comes_from_the_one_prediction():
         assert getattr(metrics, metric.__name__) == metric(prediction)
     assert metrics.ood_auroc == ood_auroc(prediction, ood)
     assert metrics.total_entropy == total_entropy(prediction).mean().item()
-    assert metrics.total_entropy == pytest.approx(metrics.expected_entropy + metrics.mutual_information, abs=1e-6)
+    assert metrics.total_entropy == pytest.approx(
+        metrics.expected_entropy + metrics.mutual_information, abs=1e-6
+    )
     assert (metrics.num_members, metrics.num_examples) == (4, 40)
 
 
@@ -167,7 +190,9 @@ def test_metric_of_an_unlabelled_prediction_is_refused(metric):
 @pytest.mark.parametrize("metric", LABELLED)
 def test_order_of_examples_and_of_members_does_not_matter(metric):
     prediction = random_prediction(8)
-    shuffled = prediction.select([2, 3, 1, 0]).take(torch.randperm(40, generator=torch.Generator().manual_seed(0)))
+    shuffled = prediction.select([2, 3, 1, 0]).take(
+        torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    )
     # 1e-6: the same sums in another order
     assert metric(shuffled) == pytest.approx(metric(prediction), abs=1e-6)
 
@@ -223,14 +248,20 @@ def test_accuracy_coverage_is_the_accuracy_of_the_most_confident(seed):
     assert curve.accuracies.tolist() == pytest.approx([sum(right[:k]) / k for k in range(1, 41)], abs=1e-9)
     assert curve.coverages.tolist() == pytest.approx([k / 40 for k in range(1, 41)], abs=1e-12)
     assert curve.accuracies[-1].item() == pytest.approx(accuracy(prediction), abs=1e-6)
-    assert curve.area == coverage_area(prediction) == pytest.approx(statistics.fmean(curve.accuracies.tolist()))
+    assert (
+        curve.area == coverage_area(prediction) == pytest.approx(statistics.fmean(curve.accuracies.tolist()))
+    )
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 0, 2]])
 def test_equal_confidences_count_as_their_mean_in_any_order(order):
     # One sure and right; two tied, one of them right: 1, then (1 + 1/2) / 2, then 2/3.
-    prediction = Prediction(torch.tensor([[[0.9, 0.1], [0.6, 0.4], [0.6, 0.4]]]).log(), torch.tensor([0, 0, 1]))
-    assert accuracy_coverage(prediction.take(torch.tensor(order))).accuracies.tolist() == pytest.approx([1, 0.75, 2 / 3])
+    prediction = Prediction(
+        torch.tensor([[[0.9, 0.1], [0.6, 0.4], [0.6, 0.4]]]).log(), torch.tensor([0, 0, 1])
+    )
+    assert accuracy_coverage(prediction.take(torch.tensor(order))).accuracies.tolist() == pytest.approx(
+        [1, 0.75, 2 / 3]
+    )
 
 
 @pytest.mark.parametrize("bins", [1, 7, 15])
@@ -250,7 +281,9 @@ def test_reliability_bins_refuse_no_bins():
 @pytest.mark.parametrize("metric", LABELLED)
 def test_single_member_is_the_mean_of_members_own_metrics(metric):
     prediction = random_prediction(24)
-    values = [metric(Prediction(prediction.member_log_probs[m : m + 1], prediction.targets)) for m in range(4)]
+    values = [
+        metric(Prediction(prediction.member_log_probs[m : m + 1], prediction.targets)) for m in range(4)
+    ]
     spread = single_member(metric, prediction)
     assert spread.mean == pytest.approx(sum(values) / 4)
     assert spread.std == pytest.approx(math.sqrt(sum((value - sum(values) / 4) ** 2 for value in values) / 3))
@@ -317,8 +350,13 @@ def test_paired_difference_sees_what_separate_intervals_hide():
 
 def test_paired_difference_changes_sign_when_the_two_are_exchanged():
     first, second = random_prediction(21), random_prediction(21).select([0, 1])
-    forward, backward = paired_difference(nll, first, second, samples=50), paired_difference(nll, second, first, samples=50)
-    assert (forward.estimate, forward.low, forward.high) == pytest.approx((-backward.estimate, -backward.high, -backward.low))
+    forward, backward = (
+        paired_difference(nll, first, second, samples=50),
+        paired_difference(nll, second, first, samples=50),
+    )
+    assert (forward.estimate, forward.low, forward.high) == pytest.approx(
+        (-backward.estimate, -backward.high, -backward.low)
+    )
 
 
 def test_paired_difference_of_other_examples_is_refused():
@@ -331,7 +369,8 @@ def test_paired_difference_of_other_examples_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("samples", "level", "message"), [(1, 0.95, "1 bootstrap samples"), (10, 95.0, "0.95, not 95"), (10, 0.0, "level")]
+    ("samples", "level", "message"),
+    [(1, 0.95, "1 bootstrap samples"), (10, 95.0, "0.95, not 95"), (10, 0.0, "level")],
 )
 def test_bootstrap_refuses_settings_that_give_no_interval(samples, level, message):
     with pytest.raises(ConfigError, match=message):

@@ -23,27 +23,56 @@ MODELS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "llama": (
         "LlamaConfig",
         ["q_proj", "v_proj"],
-        dict(hidden_size=256, intermediate_size=640, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4),
+        dict(
+            hidden_size=256,
+            intermediate_size=640,
+            num_hidden_layers=4,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+        ),
     ),
-    "gpt2": ("GPT2Config", ["c_attn"], dict(n_embd=192, n_layer=3, n_head=4, n_positions=128, resid_pdrop=0, attn_pdrop=0, embd_pdrop=0)),
+    "gpt2": (
+        "GPT2Config",
+        ["c_attn"],
+        dict(n_embd=192, n_layer=3, n_head=4, n_positions=128, resid_pdrop=0, attn_pdrop=0, embd_pdrop=0),
+    ),
     "qwen3": (
         "Qwen3Config",
         ["q_proj", "v_proj", "down_proj"],
-        dict(hidden_size=128, intermediate_size=512, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=32),
+        dict(
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+        ),
     ),
 }
 
 
 def config_of(name: str) -> transformers.PretrainedConfig:
     kind, _, settings = MODELS[name]
-    tokens = dict(vocab_size=len(tokenizer()), pad_token_id=0, bos_token_id=1, eos_token_id=2, max_position_embeddings=128)
+    tokens = dict(
+        vocab_size=len(tokenizer()),
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        max_position_embeddings=128,
+    )
     if "n_positions" in settings:
         del tokens["max_position_embeddings"]
     return getattr(transformers, kind)(**tokens, **settings)
 
 
 def adapter_of(name: str) -> LoraConfig:
-    return LoraConfig(r=8, lora_alpha=16, target_modules=MODELS[name][1], fan_in_fan_out=name == "gpt2", task_type="CAUSAL_LM")
+    return LoraConfig(
+        r=8,
+        lora_alpha=16,
+        target_modules=MODELS[name][1],
+        fan_in_fan_out=name == "gpt2",
+        task_type="CAUSAL_LM",
+    )
 
 
 def allocated_at_most(run: Any) -> int:
@@ -58,17 +87,32 @@ def allocated_at_most(run: Any) -> int:
     return peak
 
 
-@pytest.mark.parametrize(("name", "members", "batch_size"), [("llama", 2, 8), ("gpt2", 5, 4), ("qwen3", 8, 2)])
-def test_planned_memory_is_within_15_percent_of_what_training_allocates(name: str, members: int, batch_size: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "members", "batch_size"), [("llama", 2, 8), ("gpt2", 5, 4), ("qwen3", 8, 2)]
+)
+def test_planned_memory_is_within_15_percent_of_what_training_allocates(
+    name: str, members: int, batch_size: int
+) -> None:
     config = config_of(name)
     base = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     ensemble = LoraEnsemble(base, tokenizer(), members=members, adapter=adapter_of(name))
     examples = [Example(str(n), "the " * WORDS, (" red", " fox"), 0) for n in range(batch_size * 2)]
     rows = len(tokenizer()("the " * WORDS)["input_ids"])
-    plan = plan_training(config, adapter=adapter_of(name), members=members, batch_size=batch_size, tokens=rows, dtype=torch.float32)
-    weights = 4 * members * plan.adapter_parameters  # fp32 master weights are there before training; in fp32 they are the working copies
+    plan = plan_training(
+        config,
+        adapter=adapter_of(name),
+        members=members,
+        batch_size=batch_size,
+        tokens=rows,
+        dtype=torch.float32,
+    )
+    weights = (
+        4 * members * plan.adapter_parameters
+    )  # fp32 master weights are there before training; in fp32 they are the working copies
 
-    measured = allocated_at_most(lambda: train(ensemble, examples, TrainConfig(epochs=1, batch_size=batch_size), progress=False))
+    measured = allocated_at_most(
+        lambda: train(ensemble, examples, TrainConfig(epochs=1, batch_size=batch_size), progress=False)
+    )
 
     planned = plan.members - weights + plan.activations
     assert planned == pytest.approx(measured, rel=0.15)
@@ -80,7 +124,9 @@ def test_base_and_members_are_those_of_the_formulas() -> None:
     plan = plan_training(config, members=3, batch_size=2, tokens=8)
     per_layer = 8 * (256 + 256) + 8 * (256 + 128)
     assert plan.adapter_parameters == 4 * per_layer
-    assert plan.members == 3 * plan.adapter_parameters * (16 + 2)  # weight, gradient, two moments in fp32; a working copy in bf16
+    assert plan.members == 3 * plan.adapter_parameters * (
+        16 + 2
+    )  # weight, gradient, two moments in fp32; a working copy in bf16
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in base.buffers())
     assert plan.base == sum(p.numel() * 2 for p in base.parameters()) + buffers
 
@@ -90,7 +136,11 @@ def test_operations_of_a_step_are_those_of_the_formula() -> None:
     plan = plan_training(config, members=2, batch_size=3, tokens=16)
     body = 4 * (256 * 256 * 2 + 256 * 128 * 2 + 3 * 256 * 640)
     tokens, answers = 2 * 3 * 16, 2 * 3
-    expected = 4 * (body * tokens + 256 * len(tokenizer()) * answers) + 12 * 4 * 256 * 8 * tokens + 6 * plan.adapter_parameters * tokens
+    expected = (
+        4 * (body * tokens + 256 * len(tokenizer()) * answers)
+        + 12 * 4 * 256 * 8 * tokens
+        + 6 * plan.adapter_parameters * tokens
+    )
     assert plan.flops == pytest.approx(expected)
     assert plan.seconds(1e12) == pytest.approx(expected / 1e12)
 
@@ -113,11 +163,17 @@ def test_a_step_that_does_not_fit_is_split_until_it_does() -> None:
     [
         (dict(members=0), ConfigError, "members is 0"),
         (dict(tokens=4, answer_tokens=5), ConfigError, "an answer is part of a row's tokens"),
-        (dict(adapter=LoraConfig(target_modules=["none_such"])), AdapterError, "PEFT cannot place the adapter"),
+        (
+            dict(adapter=LoraConfig(target_modules=["none_such"])),
+            AdapterError,
+            "PEFT cannot place the adapter",
+        ),
         (dict(adapter=LoraConfig(use_dora=True)), AdapterError, "cannot be stacked"),
     ],
 )
-def test_what_cannot_be_planned_is_refused(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_what_cannot_be_planned_is_refused(
+    settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         plan_training(config_of("llama"), **settings)
 

@@ -9,7 +9,12 @@ import torch
 
 from lora_ensembles.errors import ConfigError, DataError, MissingExtraError
 from lora_ensembles.metrics import accuracy_coverage, coverage_area, ece, reliability_bins
-from lora_ensembles.plots import accuracy_coverage_plot, density_on_unit_interval, reliability_diagram, wrong_confidence_density
+from lora_ensembles.plots import (
+    accuracy_coverage_plot,
+    density_on_unit_interval,
+    reliability_diagram,
+    wrong_confidence_density,
+)
 from lora_ensembles.prediction import Prediction
 from random_predictions import random_prediction
 
@@ -55,9 +60,13 @@ def test_accuracy_coverage_plot_draws_the_curve_and_names_its_area(arms):
 
 def test_wrong_confidence_density_uses_wrong_answers_alone(arms):
     single = arms["single member"]
-    wrong = torch.tensor([probs.argmax() != target for probs, target in zip(single.probs, single.targets, strict=True)])
+    wrong = torch.tensor(
+        [probs.argmax() != target for probs, target in zip(single.probs, single.targets, strict=True)]
+    )
     line = wrong_confidence_density(arms).axes[0].lines[0]
-    expected = density_on_unit_interval(single.probs.max(dim=-1).values[wrong], torch.tensor(line.get_xdata()))
+    expected = density_on_unit_interval(
+        single.probs.max(dim=-1).values[wrong], torch.tensor(line.get_xdata())
+    )
     assert line.get_ydata() == pytest.approx(expected.tolist())
     assert line.get_label() == f"single member ({int(wrong.sum())} of 200 wrong)"
 
@@ -84,7 +93,11 @@ def test_density_is_the_sum_of_reflected_kernels_with_silvermans_bandwidth():
     std = math.sqrt(sum((value - mean) ** 2 for value in values) / 4)
     quartiles = 0.45, 0.675  # linear interpolation at ranks 0.75 and 2.25
     width = 0.9 * min(std, (quartiles[1] - quartiles[0]) / 1.34) * 4**-0.2
-    kernel = [math.exp(-0.5 * ((0.8 - at) / width) ** 2) / (width * math.sqrt(2 * math.pi)) for v in values for at in (v, -v, 2 - v)]
+    kernel = [
+        math.exp(-0.5 * ((0.8 - at) / width) ** 2) / (width * math.sqrt(2 * math.pi))
+        for v in values
+        for at in (v, -v, 2 - v)
+    ]
     density = density_on_unit_interval(torch.tensor(values, dtype=torch.float64), torch.tensor([0.8]))
     assert density.item() == pytest.approx(sum(kernel) / 4, rel=1e-6)
 
@@ -118,7 +131,9 @@ def test_unlabelled_prediction_is_refused(draw):
 
 @pytest.mark.parametrize("draw", FIGURES)
 def test_missing_matplotlib_names_the_install_command(draw, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # what Python itself records for a package that must not be imported
+    monkeypatch.setitem(
+        sys.modules, "matplotlib", None
+    )  # what Python itself records for a package that must not be imported
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r'pip install "lora-ensembles\[plots\]"'):
         draw({"arm": random_prediction(0)})

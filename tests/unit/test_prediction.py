@@ -60,7 +60,9 @@ def test_lone_member_is_its_own_ensemble_exactly():
 def test_member_order_does_not_matter():
     prediction = random_prediction(1)
     # 1e-6: the sum over members is taken in another order
-    torch.testing.assert_close(prediction.select([3, 1, 0, 2]).log_probs, prediction.log_probs, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        prediction.select([3, 1, 0, 2]).log_probs, prediction.log_probs, atol=1e-6, rtol=1e-6
+    )
 
 
 def test_copies_of_a_member_predict_what_it_predicts():
@@ -154,7 +156,9 @@ def test_underflow_that_looks_like_an_absent_option_is_refused():
 @pytest.mark.parametrize("target", [2, 3, -1])
 def test_target_that_is_no_option_of_its_row_is_refused(target):
     log_probs = torch.tensor([[[0.5, 0.5, 0.0]]]).log()
-    with pytest.raises(DataError, match=f"target of example 'q1' .* is {target}, which is none of its 2 options"):
+    with pytest.raises(
+        DataError, match=f"target of example 'q1' .* is {target}, which is none of its 2 options"
+    ):
         Prediction(log_probs, torch.tensor([target]), ("q1",))
 
 
@@ -172,7 +176,9 @@ def test_wrong_number_of_ids_is_refused():
 def test_predict_keeps_order_targets_and_ids_and_hands_on_max_rows():
     log_probs = torch.tensor([[[0.2, 0.3, 0.5], [0.4, 0.6, 0.0]]]).log()
     predictor = Fixed(log_probs)
-    prediction = predict(predictor, [example("x", ("a", "b", "c"), 2), example("y", ("a", "b"), 0)], max_rows=7)
+    prediction = predict(
+        predictor, [example("x", ("a", "b", "c"), 2), example("y", ("a", "b"), 0)], max_rows=7
+    )
     assert prediction.ids == ("x", "y")
     assert prediction.targets.tolist() == [2, 0]
     assert torch.equal(prediction.member_log_probs, log_probs)
@@ -211,7 +217,10 @@ def test_records_say_what_the_prediction_says():
     prediction = random_prediction(6, members=3, examples=8, options=4)
     letters = (" a", " b", " c", " d")
     counts = prediction.present.sum(dim=-1).tolist()
-    examples = [example(f"q{n}", letters[: counts[n]], int(prediction.targets[n]) if n % 2 else None) for n in range(8)]
+    examples = [
+        example(f"q{n}", letters[: counts[n]], int(prediction.targets[n]) if n % 2 else None)
+        for n in range(8)
+    ]
     records = list(prediction_records(prediction, examples))
     members, means = member_probs(prediction), mean_probs(prediction)
     for n, record in enumerate(records):

@@ -18,7 +18,12 @@ def test_paper_preset_has_the_papers_settings(task: str) -> None:
     config = preset("paper", task=task)
 
     assert config.batch_size == BATCH_SIZES[task]
-    assert (config.epochs, config.learning_rate, config.schedule, config.warmup_steps) == (20, 5e-5, "constant", 0)
+    assert (config.epochs, config.learning_rate, config.schedule, config.warmup_steps) == (
+        20,
+        5e-5,
+        "constant",
+        0,
+    )
     assert (config.weight_decay_a, config.weight_decay_b, config.kl_weight) == (0.01, 0.01, 0.0)
     assert config.dropout is None
     assert config.max_grad_norm is None
@@ -34,7 +39,10 @@ def test_papers_adapter_is_rank_8_and_alpha_32_on_query_and_value() -> None:
 
 @pytest.mark.parametrize("task", ["world-cqa", "my-task", None])
 def test_paper_has_no_settings_for_other_tasks(task: str | None) -> None:
-    with pytest.raises(ConfigError, match=f"the paper has no settings for {task!r}, only for cqa, obqa.*use the preset 'default'"):
+    with pytest.raises(
+        ConfigError,
+        match=f"the paper has no settings for {task!r}, only for cqa, obqa.*use the preset 'default'",
+    ):
         preset("paper", task=task)
 
 

@@ -41,21 +41,29 @@ def by_hand(encoded: list[EncodedExample], model: torch.nn.Module) -> list[list[
 
 @torch.no_grad()
 def scored(encoded: list[EncodedExample], model: torch.nn.Module, *, rows: int = 100) -> torch.Tensor:
-    return score_labels(encoded, lambda ids, places: answer_logits(model, ids, places)[None], pad_id=0, rows_per_batch=rows)
+    return score_labels(
+        encoded, lambda ids, places: answer_logits(model, ids, places)[None], pad_id=0, rows_per_batch=rows
+    )
 
 
 @pytest.mark.parametrize("encoded", [SINGLE, SEVERAL], ids=["one token", "several tokens"])
 @pytest.mark.parametrize("rows", [1, 2, 3, 100])
-def test_probabilities_are_those_of_single_unpadded_passes_in_the_order_given(encoded: list[EncodedExample], rows: int) -> None:
+def test_probabilities_are_those_of_single_unpadded_passes_in_the_order_given(
+    encoded: list[EncodedExample], rows: int
+) -> None:
     model = llama()
     probs = scored(encoded, model, rows=rows)[0].exp()
 
     for given, expected in zip(probs, by_hand(encoded, model), strict=True):
-        assert given[: len(expected)].tolist() == pytest.approx(expected, abs=1e-5)  # fp32 sums over padded rows
+        assert given[: len(expected)].tolist() == pytest.approx(
+            expected, abs=1e-5
+        )  # fp32 sums over padded rows
 
 
 @pytest.mark.parametrize("encoded", [SINGLE, SEVERAL], ids=["one token", "several tokens"])
-def test_absent_options_have_probability_exactly_zero_and_the_others_sum_to_one(encoded: list[EncodedExample]) -> None:
+def test_absent_options_have_probability_exactly_zero_and_the_others_sum_to_one(
+    encoded: list[EncodedExample],
+) -> None:
     scores = scored(encoded, llama())
 
     assert scores.dtype == torch.float32
@@ -76,7 +84,9 @@ def test_one_label_of_two_tokens_makes_every_label_count_with_its_sum() -> None:
     torch.testing.assert_close(among, alone, rtol=0, atol=1e-5)
 
 
-def test_rows_are_scored_longest_first_so_that_batches_hold_little_padding_and_a_lack_of_memory_shows_at_once() -> None:
+def test_rows_are_scored_longest_first_so_that_batches_hold_little_padding_and_a_lack_of_memory_shows_at_once() -> (
+    None
+):
     lengths = []
     model = llama()
 

@@ -16,7 +16,17 @@ from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.errors import AdapterError, CheckpointError, ConfigError, DataError, LoraEnsemblesError
 from lora_ensembles.model_card import render_model_card
 from lora_ensembles.prediction import predict
-from tiny_ensembles import adapter, ensemble, files_below, largest_file, llama, questions, same_state, state, tokenizer
+from tiny_ensembles import (
+    adapter,
+    ensemble,
+    files_below,
+    largest_file,
+    llama,
+    questions,
+    same_state,
+    state,
+    tokenizer,
+)
 
 IDS = torch.tensor([[1, 5, 7, 9], [1, 8, 4, 0]])
 
@@ -38,7 +48,9 @@ def change_description(path: Path, change: Callable[[dict], None]) -> None:
     (path / "ensemble.json").write_text(json.dumps(content))
 
 
-def peft_adapter(folder: Path, *, base: str = "tiny/llama", rank: int = 2, targets: tuple[str, ...] = ("q_proj", "v_proj")) -> Path:
+def peft_adapter(
+    folder: Path, *, base: str = "tiny/llama", rank: int = 2, targets: tuple[str, ...] = ("q_proj", "v_proj")
+) -> Path:
     """An adapter made and saved by PEFT alone."""
     model = get_peft_model(llama(), adapter(rank=rank, alpha=8, targets=targets))
     for name, parameter in model.named_parameters():
@@ -97,22 +109,34 @@ def test_every_member_folder_opens_in_peft_with_the_same_logits(saved: Path) -> 
 
     for member in range(3):
         model = PeftModel.from_pretrained(llama(), str(saved / f"member_{member:03d}"))
-        torch.testing.assert_close(model(IDS).logits, logits[member], rtol=0, atol=1e-5)  # fp32 sums in another order
+        torch.testing.assert_close(
+            model(IDS).logits, logits[member], rtol=0, atol=1e-5
+        )  # fp32 sums in another order
 
 
 def test_saved_folder_holds_plain_adapters_a_card_and_nothing_pickled(saved: Path) -> None:
-    members = {f"member_00{m}/{name}" for m in range(3) for name in ("adapter_config.json", "adapter_model.safetensors")}
+    members = {
+        f"member_00{m}/{name}"
+        for m in range(3)
+        for name in ("adapter_config.json", "adapter_model.safetensors")
+    }
 
-    assert files_below(saved) == {"ensemble.json", "README.md", *members, *(f"member_00{m}" for m in range(3))}
+    assert files_below(saved) == {
+        "ensemble.json",
+        "README.md",
+        *members,
+        *(f"member_00{m}" for m in range(3)),
+    }
 
 
 def test_adapters_can_be_saved_in_half_the_bytes(tmp_path: Path) -> None:
     made = ensemble(members=1, trained=True)
     made.save_pretrained(tmp_path / "half", dtype=torch.bfloat16)
 
-    assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "member_000" / "adapter_model.safetensors").values()} == {
-        torch.bfloat16
-    }
+    assert {
+        tensor.dtype
+        for tensor in load_file(tmp_path / "half" / "member_000" / "adapter_model.safetensors").values()
+    } == {torch.bfloat16}
     assert torch.equal(load(tmp_path / "half").stack.b, made.stack.b.bfloat16().float())
 
 
@@ -124,7 +148,9 @@ def test_existing_folder_is_refused_and_left_alone(saved: Path) -> None:
     assert (saved / "ensemble.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("size", [10, 700, 2000])  # ensemble.json, a config and the weights are the first that do not fit
+@pytest.mark.parametrize(
+    "size", [10, 700, 2000]
+)  # ensemble.json, a config and the weights are the first that do not fit
 def test_no_space_while_saving_leaves_nothing_behind(tmp_path: Path, size: int) -> None:
     made = ensemble(members=2, base=llama(hidden=128))
 
@@ -136,7 +162,10 @@ def test_no_space_while_saving_leaves_nothing_behind(tmp_path: Path, size: int) 
 def test_missing_folder_and_folder_without_an_ensemble_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"gone is no folder; pass the one that `save_pretrained`"):
         load(tmp_path / "gone")
-    with pytest.raises(CheckpointError, match=r"holds no ensemble\.json; PEFT adapters trained elsewhere are read by .*from_adapters"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"holds no ensemble\.json; PEFT adapters trained elsewhere are read by .*from_adapters",
+    ):
         load(tmp_path)
 
 
@@ -152,7 +181,9 @@ def test_description_that_is_no_json_is_refused(saved: Path, text: str) -> None:
 def test_other_format_version_is_refused_with_both_versions(saved: Path, version: object) -> None:
     change_description(saved, lambda content: content.update(format_version=version))
 
-    with pytest.raises(CheckpointError, match=rf"has format version {version}, this library reads 1; update lora-ensembles"):
+    with pytest.raises(
+        CheckpointError, match=rf"has format version {version}, this library reads 1; update lora-ensembles"
+    ):
         load(saved)
 
 
@@ -174,7 +205,9 @@ def test_description_that_is_a_list_is_refused(saved: Path) -> None:
 def test_missing_member_folder_is_named(saved: Path) -> None:
     (saved / "member_001").rename(saved.parent / "elsewhere")
 
-    with pytest.raises(CheckpointError, match=r"member_001 is no PEFT adapter folder: it has no adapter_config\.json"):
+    with pytest.raises(
+        CheckpointError, match=r"member_001 is no PEFT adapter folder: it has no adapter_config\.json"
+    ):
         load(saved)
     assert load(saved, members=[0, 2]).num_members == 2
 
@@ -185,7 +218,9 @@ def test_weights_that_are_cut_short_are_refused(saved: Path, share: float) -> No
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
 
-    with pytest.raises(CheckpointError, match=r"member_001.adapter_model\.safetensors is corrupt or cut short"):
+    with pytest.raises(
+        CheckpointError, match=r"member_001.adapter_model\.safetensors is corrupt or cut short"
+    ):
         load(saved)
 
 
@@ -209,7 +244,9 @@ def test_weights_in_a_pickle_are_never_read(saved: Path) -> None:
     torch.save(load_file(path), path.with_name("adapter_model.bin"))
     path.unlink()
 
-    with pytest.raises(CheckpointError, match=r"has no adapter_model\.safetensors; adapters saved as pickle are not read"):
+    with pytest.raises(
+        CheckpointError, match=r"has no adapter_model\.safetensors; adapters saved as pickle are not read"
+    ):
         load(saved)
     with pytest.raises(CheckpointError, match="adapters saved as pickle are not read"):
         LoraEnsemble.from_adapters(llama(), tokenizer(), [path.parent])
@@ -217,7 +254,8 @@ def test_weights_in_a_pickle_are_never_read(saved: Path) -> None:
 
 def test_base_of_other_weights_is_refused_unless_it_is_meant(saved: Path) -> None:
     with pytest.raises(
-        AdapterError, match=r"trained on base 'tiny/llama' \(fingerprint [\w-]+\), the base given is 'tiny/other'.*check_base=False"
+        AdapterError,
+        match=r"trained on base 'tiny/llama' \(fingerprint [\w-]+\), the base given is 'tiny/other'.*check_base=False",
     ):
         LoraEnsemble.from_pretrained(saved, base=llama(seed=1, name="tiny/other"), tokenizer=tokenizer())
     LoraEnsemble.from_pretrained(saved, base=llama(seed=1), tokenizer=tokenizer(), check_base=False)
@@ -240,12 +278,17 @@ def test_base_in_lower_precision_or_under_another_name_is_the_same_base(saved: P
 @pytest.mark.parametrize(
     ("base", "message"),
     [
-        ({"hidden": 32, "layers": 2}, "maps 32 to 32 features, the adapter 16 to 16; it was trained on another base"),
+        (
+            {"hidden": 32, "layers": 2},
+            "maps 32 to 32 features, the adapter 16 to 16; it was trained on another base",
+        ),
         ({}, "does not have; is this its base"),
     ],
     ids=["other width", "fewer layers"],
 )
-def test_base_of_another_shape_is_refused_by_the_layer_even_without_the_check(tmp_path: Path, base: dict, message: str) -> None:
+def test_base_of_another_shape_is_refused_by_the_layer_even_without_the_check(
+    tmp_path: Path, base: dict, message: str
+) -> None:
     ensemble(members=1, base=llama(layers=2)).save_pretrained(tmp_path / "saved")
     given = llama(**base)
     before = state(given)
@@ -258,7 +301,9 @@ def test_base_of_another_shape_is_refused_by_the_layer_even_without_the_check(tm
 def test_base_without_a_name_must_be_passed(tmp_path: Path) -> None:
     ensemble(base=llama(name="")).save_pretrained(tmp_path / "saved")
 
-    with pytest.raises(DataError, match=r"base was built in code and has no name to load it by; pass base= and tokenizer="):
+    with pytest.raises(
+        DataError, match=r"base was built in code and has no name to load it by; pass base= and tokenizer="
+    ):
         LoraEnsemble.from_pretrained(tmp_path / "saved")
 
 
@@ -284,12 +329,16 @@ def test_adapters_of_other_ranks_trained_by_peft_answer_as_in_peft(tmp_path: Pat
     made = LoraEnsemble.from_adapters(llama(), tokenizer(), paths)
 
     for member, path in enumerate(paths):
-        torch.testing.assert_close(made(IDS)[member], PeftModel.from_pretrained(llama(), str(path))(IDS).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            made(IDS)[member], PeftModel.from_pretrained(llama(), str(path))(IDS).logits, rtol=0, atol=1e-5
+        )
 
 
 @torch.no_grad()
 def test_ensemble_of_adapters_of_other_ranks_survives_a_round_trip(tmp_path: Path) -> None:
-    made = LoraEnsemble.from_adapters(llama(), tokenizer(), [peft_adapter(tmp_path / f"rank{rank}", rank=rank) for rank in (2, 5)])
+    made = LoraEnsemble.from_adapters(
+        llama(), tokenizer(), [peft_adapter(tmp_path / f"rank{rank}", rank=rank) for rank in (2, 5)]
+    )
     made.save_pretrained(tmp_path / "saved")
 
     assert torch.equal(load(tmp_path / "saved")(IDS), made(IDS))
@@ -309,7 +358,10 @@ def test_same_folder_twice_or_none_is_refused(tmp_path: Path) -> None:
 def test_adapter_that_names_another_base_is_refused_unless_it_is_meant(tmp_path: Path) -> None:
     paths = [peft_adapter(tmp_path / "one"), peft_adapter(tmp_path / "two", base="other/gpt")]
 
-    with pytest.raises(AdapterError, match=r"two was trained on base 'other/gpt', the base given is 'tiny/llama'; .*check_base=False"):
+    with pytest.raises(
+        AdapterError,
+        match=r"two was trained on base 'other/gpt', the base given is 'tiny/llama'; .*check_base=False",
+    ):
         LoraEnsemble.from_adapters(llama(), tokenizer(), paths)
     assert LoraEnsemble.from_adapters(llama(), tokenizer(), paths, check_base=False).num_members == 2
 
@@ -321,12 +373,17 @@ def test_folder_and_hub_name_of_one_base_are_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("targets", [("q_proj",), ("q_proj", "v_proj", "k_proj")])
-def test_adapters_of_other_target_modules_do_not_make_an_ensemble(tmp_path: Path, targets: tuple[str, ...]) -> None:
+def test_adapters_of_other_target_modules_do_not_make_an_ensemble(
+    tmp_path: Path, targets: tuple[str, ...]
+) -> None:
     paths = [peft_adapter(tmp_path / "one"), peft_adapter(tmp_path / "two", targets=targets)]
     base = llama()
     before = state(base)
 
-    with pytest.raises(AdapterError, match="the members adapt different layers; an ensemble needs the same target modules in every member"):
+    with pytest.raises(
+        AdapterError,
+        match="the members adapt different layers; an ensemble needs the same target modules in every member",
+    ):
         LoraEnsemble.from_adapters(base, tokenizer(), paths)
     assert same_state(base, before)
 
@@ -336,7 +393,9 @@ def test_adapter_for_a_layer_of_another_kind_is_refused(tmp_path: Path) -> None:
     base = llama()
     base.model.layers[0].mlp.down_proj = torch.nn.Identity()
 
-    with pytest.raises(AdapterError, match=r"layer 'model\.layers\.0\.mlp\.down_proj', which is a Identity in this base"):
+    with pytest.raises(
+        AdapterError, match=r"layer 'model\.layers\.0\.mlp\.down_proj', which is a Identity in this base"
+    ):
         LoraEnsemble.from_adapters(base, tokenizer(), [path])
 
 
@@ -378,14 +437,19 @@ def test_model_card_names_no_base_that_the_hub_could_not_have(base: str) -> None
 
 def test_upload_without_a_network_is_an_error_that_says_so() -> None:
     with pytest.raises(
-        LoraEnsemblesError, match=r"upload to 'me/ensemble' failed: .*offline mode.*is there a network, and a token that may write"
+        LoraEnsemblesError,
+        match=r"upload to 'me/ensemble' failed: .*offline mode.*is there a network, and a token that may write",
     ):
         ensemble().push_to_hub("me/ensemble")
 
 
-def test_upload_to_a_server_that_does_not_answer_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upload_to_a_server_that_does_not_answer_is_an_error_that_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port: nothing listens there
+    monkeypatch.setattr(
+        constants, "ENDPOINT", "http://127.0.0.1:9"
+    )  # the discard port: nothing listens there
 
     with pytest.raises(LoraEnsemblesError, match=r"upload to 'me/ensemble' failed: .*is there a network"):
         ensemble().push_to_hub("me/ensemble", token="hf_none")

@@ -23,7 +23,17 @@ from lora_ensembles.studies.store import by_kind, cell, read_record
 from tiny_ensembles import adapter, llama, questions, tokenizer
 
 CONFIG = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2, snapshot_epochs=[1, 2])
-METRICS = ("accuracy", "nll", "ece", "brier", "coverage_area", "total_entropy", "mutual_information", "disagreement", "ood_auroc")
+METRICS = (
+    "accuracy",
+    "nll",
+    "ece",
+    "brier",
+    "coverage_area",
+    "total_entropy",
+    "mutual_information",
+    "disagreement",
+    "ood_auroc",
+)
 
 
 def test_a_record_that_exists_is_not_measured_again(tmp_path: Path) -> None:
@@ -79,17 +89,33 @@ def test_an_arm_in_a_sweep_has_the_weights_it_has_alone() -> None:
         Arm("dropout", dropout=0.2),
         Arm("o", vary=("order",)),
     ]
-    together = train_arms((llama(), tokenizer()), arms, questions(), CONFIG, members=2, seed=3, adapter=adapter())
+    together = train_arms(
+        (llama(), tokenizer()), arms, questions(), CONFIG, members=2, seed=3, adapter=adapter()
+    )
     for index, arm in enumerate(arms):
-        alone = train_arms((llama(), tokenizer()), [arm], questions(), CONFIG, members=2, seed=3, adapter=adapter())
+        alone = train_arms(
+            (llama(), tokenizer()), [arm], questions(), CONFIG, members=2, seed=3, adapter=adapter()
+        )
         rows = together.rows(index)
         # The same sums in a larger batched product.
-        torch.testing.assert_close(together.ensemble.stack.b[rows], alone.ensemble.stack.b, atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(together.ensemble.stack.a[rows], alone.ensemble.stack.a, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            together.ensemble.stack.b[rows], alone.ensemble.stack.b, atol=1e-6, rtol=1e-5
+        )
+        torch.testing.assert_close(
+            together.ensemble.stack.a[rows], alone.ensemble.stack.a, atol=1e-6, rtol=1e-5
+        )
 
 
 def test_arms_of_one_source_of_randomness_share_the_other() -> None:
-    run = train_arms((llama(), tokenizer()), randomness_arms(1e-2, 0.025), questions(), CONFIG, members=2, seed=3, adapter=adapter())
+    run = train_arms(
+        (llama(), tokenizer()),
+        randomness_arms(1e-2, 0.025),
+        questions(),
+        CONFIG,
+        members=2,
+        seed=3,
+        adapter=adapter(),
+    )
     seeds = run.ensemble.info.seeds
     for index, arm in enumerate(run.arms):
         first, second = (seeds[row] for row in run.rows(index))
@@ -113,7 +139,9 @@ def random_prediction(members: int = 4, examples: int = 30) -> Prediction:
 def test_measured_holds_what_the_metrics_say() -> None:
     prediction, other = random_prediction(), random_prediction(4, 20)
     row = measured(prediction, other)
-    assert row["ensemble"]["accuracy"] == pytest.approx((prediction.choices == prediction.targets).float().mean().item(), abs=1e-6)
+    assert row["ensemble"]["accuracy"] == pytest.approx(
+        (prediction.choices == prediction.targets).float().mean().item(), abs=1e-6
+    )
     assert len(row["members"]) == 4
     assert row["members"][2]["accuracy"] == pytest.approx(
         (prediction.member_choices[2] == prediction.targets).float().mean().item(), abs=1e-6
@@ -157,11 +185,18 @@ def test_a_grid_names_every_cell_once_and_full_holds_the_papers_numbers() -> Non
 # Claims
 
 
-def arm(nll: float, ece: float, accuracy: float, *, gain: float = 0.0, epochs: tuple[int, ...] = (1, 2, 3, 10)) -> dict[str, Any]:
+def arm(
+    nll: float, ece: float, accuracy: float, *, gain: float = 0.0, epochs: tuple[int, ...] = (1, 2, 3, 10)
+) -> dict[str, Any]:
     """An arm whose NLL rises by `nll` an epoch and whose ensemble is better than its members by `gain` in everything."""
     rows = {}
     for epoch in epochs:
-        member = dict.fromkeys(METRICS, 0.0) | {"accuracy": accuracy, "nll": 1 + nll * epoch, "ece": ece, "ood_auroc": 0.52}
+        member = dict.fromkeys(METRICS, 0.0) | {
+            "accuracy": accuracy,
+            "nll": 1 + nll * epoch,
+            "ece": ece,
+            "ood_auroc": 0.52,
+        }
         ensemble = member | {"accuracy": accuracy + gain, "nll": 1 + nll * epoch - gain, "ece": ece - gain}
         row = {"members": [member, member], "ensemble": ensemble}
         rows[str(epoch)] = row | {"ood": row}
@@ -173,7 +208,9 @@ def arm(nll: float, ece: float, accuracy: float, *, gain: float = 0.0, epochs: t
 
 def records(*, gain: float = 0.05) -> dict[str, list[dict[str, Any]]]:
     """Two tasks and three seeds in which every claim of the paper holds, where `gain` is positive."""
-    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ("sweep", "randomness", "pool", "few_shot", "last_layer")}
+    found: dict[str, list[dict[str, Any]]] = {
+        kind: [] for kind in ("sweep", "randomness", "pool", "few_shot", "last_layer")
+    }
     for task in ("one", "two"):
         for seed in range(3):
             arms = {
@@ -185,14 +222,23 @@ def records(*, gain: float = 0.05) -> dict[str, list[dict[str, Any]]]:
                 "dropout": arm(0.1, 0.3, 0.7, gain=gain),
                 "MC dropout": {"passes": [{"accuracy": 0.7, "nll": 2.0, "ece": 0.3}]},
             }
-            arms["none"]["epochs"]["1"]["ensemble"] |= {"accuracy": 0.7, "ece": 0.3}  # stopped early, the members are alike
+            arms["none"]["epochs"]["1"]["ensemble"] |= {
+                "accuracy": 0.7,
+                "ece": 0.3,
+            }  # stopped early, the members are alike
             for epoch in ("1", "2", "3"):
-                arms["none"]["epochs"][epoch]["members"] = [one | {"ece": 0.25} for one in arms["none"]["epochs"][epoch]["members"]]
+                arms["none"]["epochs"][epoch]["members"] = [
+                    one | {"ece": 0.25} for one in arms["none"]["epochs"][epoch]["members"]
+                ]
                 arms["none"]["epochs"][epoch]["ensemble"]["ece"] = 0.24 if epoch == "1" else 0.2
-            random_arms = {name: arm(0.1, 0.3, 0.7, gain=gain) for name in ("init", "order", "order, decay of B")}
+            random_arms = {
+                name: arm(0.1, 0.3, 0.7, gain=gain) for name in ("init", "order", "order, decay of B")
+            }
             random_arms["init, decay of B"] = arm(0.1, 0.3, 0.7, gain=gain / 2)
             sizes = {
-                str(size): [{"accuracy": 0.7 + gain * share, "nll": 2 - gain * share, "ece": 0.3 - gain * share}]
+                str(size): [
+                    {"accuracy": 0.7 + gain * share, "nll": 2 - gain * share, "ece": 0.3 - gain * share}
+                ]
                 for size, share in ((1, 0.0), (5, 0.8), (20, 1.0))
             }
             few = {"ensemble": {"ece": 0.05, "accuracy": 0.5}, "members": [{"ece": 0.05, "accuracy": 0.5}]}
@@ -211,13 +257,22 @@ def records(*, gain: float = 0.05) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_every_claim_is_supported_by_records_in_which_it_holds() -> None:
-    verdicts = {claim.id: (claim.verdict, [part for part in claim.parts if part.verdict != "supported"]) for claim in judge(records())}
+    verdicts = {
+        claim.id: (claim.verdict, [part for part in claim.parts if part.verdict != "supported"])
+        for claim in judge(records())
+    }
     assert verdicts == {f"C{number}": ("supported", []) for number in range(1, 12)}
 
 
 def test_claims_about_the_gain_are_contradicted_where_the_ensemble_is_worse() -> None:
     verdicts = {claim.id: claim.verdict for claim in judge(records(gain=-0.05))}
-    assert {name for name, verdict in verdicts.items() if verdict == "contradicted"} >= {"C1", "C4", "C6", "C7", "C8"}
+    assert {name for name, verdict in verdicts.items() if verdict == "contradicted"} >= {
+        "C1",
+        "C4",
+        "C6",
+        "C7",
+        "C8",
+    }
     assert verdicts["C5"] == "supported"
 
 
@@ -272,7 +327,9 @@ def test_a_verdict_follows_from_the_interval_alone(values: list[float], sign: in
 
 
 def test_the_largest_of_several_has_a_wider_interval() -> None:
-    differences = {("task", seed): value for seed, value in enumerate([0.3, 0.1, -0.04, 0.2, 0.1, 0.0, 0.2, -0.05])}
+    differences = {
+        ("task", seed): value for seed, value in enumerate([0.3, 0.1, -0.04, 0.2, 0.1, 0.0, 0.2, -0.05])
+    }
     alone, chosen = (judge_contrast(Contrast("x", differences, 1, chosen_from=count)) for count in (1, 9))
     assert chosen.interval == tuple(round(end, 6) for end in bootstrap(differences, level=1 - 0.05 / 9))
     assert alone.interval is not None

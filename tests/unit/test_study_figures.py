@@ -59,7 +59,9 @@ def drawn(records: Records) -> Drawn:
     return functools.cache(lambda drawing: drawing.draw(records))
 
 
-def values(records: Records, arm: str, metric: str, who: str, epoch: int, *, task: str = "world-cqa") -> list[float]:
+def values(
+    records: Records, arm: str, metric: str, who: str, epoch: int, *, task: str = "world-cqa"
+) -> list[float]:
     """A value for each seed, read from the records in the plainest way."""
     found = []
     for record in records["sweep"]:
@@ -86,13 +88,17 @@ def written_on(figure: Any) -> list[Text]:
 
 
 @pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda one: one.name)
-def test_every_axis_is_named_nothing_is_cut_off_and_both_formats_are_written(drawn: Drawn, drawing: Any, tmp_path: Any) -> None:
+def test_every_axis_is_named_nothing_is_cut_off_and_both_formats_are_written(
+    drawn: Drawn, drawing: Any, tmp_path: Any
+) -> None:
     figure = drawn(drawing)
     panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
     lowest = min(axes.get_position().y0 for axes in panels)
     for axes in panels:
         assert axes.get_ylabel() or any(label.get_text() for label in panels[0].get_yticklabels())
-        assert axes.get_xlabel() or axes.get_position().y0 > lowest  # a shared axis is named below the last row
+        assert (
+            axes.get_xlabel() or axes.get_position().y0 > lowest
+        )  # a shared axis is named below the last row
     save_figure(figure, tmp_path / drawing.name)
     assert (tmp_path / f"{drawing.name}.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / f"{drawing.name}.svg").read_text()
@@ -132,7 +138,9 @@ def test_lines_have_the_colour_blind_safe_colours(drawn: Drawn, drawing: Any) ->
     for axes in drawn(drawing).axes:
         for line in axes.lines:
             red, green, blue, _ = colors.to_rgba(line.get_color())
-            assert colors.to_hex(line.get_color()) in safe or red == green == blue  # greys are for lines of reference
+            assert (
+                colors.to_hex(line.get_color()) in safe or red == green == blue
+            )  # greys are for lines of reference
 
 
 @pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda one: one.name)
@@ -144,12 +152,20 @@ def test_a_smaller_grid_is_said_on_the_figure_and_the_full_one_is_not(drawn: Dra
 def test_the_full_grids_need_no_note() -> None:
     for grid in (FULL, PAPER):
         grid = dataclasses.replace(grid, base=grid.base or "some-llm")
-        every = [{"settings": settings_of(grid, "sweep", task, seed)} for task in grid.tasks for seed in grid.seeds]
+        every = [
+            {"settings": settings_of(grid, "sweep", task, seed)} for task in grid.tasks for seed in grid.seeds
+        ]
         assert smaller_grid({"sweep": every}) == ""
-    assert smaller_grid({"sweep": every[:-1]}) == "17 of 18 sweeps"  # a seed of one task is missing, and another has it
+    assert (
+        smaller_grid({"sweep": every[:-1]}) == "17 of 18 sweeps"
+    )  # a seed of one task is missing, and another has it
     assert smaller_grid({"sweep": every[:3]}) == "1 of 6 tasks"
     for kind in OPEN_KINDS:
-        every = [{"settings": settings_of(FULL, kind, task, seed)} for task in FULL.open_tasks for seed in FULL.seeds]
+        every = [
+            {"settings": settings_of(FULL, kind, task, seed)}
+            for task in FULL.open_tasks
+            for seed in FULL.seeds
+        ]
         assert smaller_grid({kind: every}) == ""
         assert smaller_grid({kind: every[:1]}) == "1 of 3 seeds"
 
@@ -160,19 +176,25 @@ def test_without_its_records_a_figure_is_refused(drawing: Any) -> None:
         drawing.draw({})
 
 
-def test_missing_matplotlib_names_the_install_command(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_matplotlib_names_the_install_command(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r'pip install "lora-ensembles\[plots\]"'):
         figure_3.draw(records)
 
 
-def test_figure_3_draws_means_over_seeds_single_solid_and_ensemble_dashed_with_a_band(records: Records) -> None:
+def test_figure_3_draws_means_over_seeds_single_solid_and_ensemble_dashed_with_a_band(
+    records: Records,
+) -> None:
     axes = figure_3.draw(records).axes[1]  # world-cqa, NLL
     lines = {(line.get_color(), line.get_linestyle()): line for line in axes.lines}
     for arm, colour in (("none", COLOURS[1]), ("decay of B 0.025", COLOURS[0])):
         for who, style in (("member", "-"), ("ensemble", "--")):
-            expected = [statistics.fmean(values(records, arm, "nll", who, epoch)) for epoch in SMALL.snapshots]
+            expected = [
+                statistics.fmean(values(records, arm, "nll", who, epoch)) for epoch in SMALL.snapshots
+            ]
             assert lines[colour, style].get_ydata() == pytest.approx(expected)
             assert list(lines[colour, style].get_xdata()) == list(SMALL.snapshots)
     band = axes.collections[0].get_paths()[0].vertices  # of the single member without a regulariser
@@ -186,7 +208,9 @@ def test_figure_2_leads_from_single_member_to_ensemble(records: Records) -> None
     assert len(axes.texts) == 6  # 3 stops, one KL weight, one decay, none
     last = axes.texts[-1]
     for place, who in ((last.xyann, "member"), (last.xy, "ensemble")):
-        expected = [statistics.fmean(values(records, "none", metric, who, 4)) for metric in ("accuracy", "ece")]
+        expected = [
+            statistics.fmean(values(records, "none", metric, who, 4)) for metric in ("accuracy", "ece")
+        ]
         assert list(place) == pytest.approx(expected)
 
 
@@ -195,7 +219,13 @@ def test_the_legend_of_figure_2_names_what_is_drawn() -> None:
         figure = figure_2.draw({kind: rows for kind, rows in study_records(grid).items() if kind in kinds})
         return [text.get_text() for text in figure.legends[0].get_texts()]
 
-    assert named(SMALL, "sweep", "few_shot") == ["none", "KL", "decay of B", "early stopping", "few-shot base"]
+    assert named(SMALL, "sweep", "few_shot") == [
+        "none",
+        "KL",
+        "decay of B",
+        "early stopping",
+        "few-shot base",
+    ]
     assert named(dataclasses.replace(SMALL, kl=()), "sweep") == ["none", "decay of B", "early stopping"]
 
 
@@ -217,9 +247,13 @@ def test_figure_1a_is_the_density_of_all_seeds_counts(records: Records) -> None:
         if record["settings"]["task"] == "world-cqa":
             counts += torch.tensor(record["result"]["wrong_confidence"]["members"]["counts"])
     line = next(line for line in axes.lines if line.get_linewidth() > 1)
-    middles = torch.tensor([(place + 0.5) / 50 for place, count in enumerate(counts.tolist()) for _ in range(count)])
+    middles = torch.tensor(
+        [(place + 0.5) / 50 for place, count in enumerate(counts.tolist()) for _ in range(count)]
+    )
     grid = torch.tensor(line.get_xdata())
-    assert line.get_ydata() == pytest.approx(density_on_unit_interval(middles, grid, least_bandwidth=0.02).tolist(), rel=1e-4)
+    assert line.get_ydata() == pytest.approx(
+        density_on_unit_interval(middles, grid, least_bandwidth=0.02).tolist(), rel=1e-4
+    )
 
 
 def test_figure_4_takes_the_mean_over_the_models_that_were_asked(records: Records) -> None:
@@ -237,13 +271,23 @@ def test_figure_5_draws_the_other_distribution_and_names_both(records: Records) 
         "world-cqa → world-mmlu",
         "world-mmlu-stem → world-mmlu-ss",
     }
-    sweeps = [record["result"]["arms"]["none"]["epochs"] for record in records["sweep"] if record["settings"]["task"] == "world-cqa"]
+    sweeps = [
+        record["result"]["arms"]["none"]["epochs"]
+        for record in records["sweep"]
+        if record["settings"]["task"] == "world-cqa"
+    ]
     nll, auroc = figure.axes[1].lines[1], figure.axes[3].lines[2]  # after the line of chance
     assert nll.get_ydata() == pytest.approx(
-        [statistics.fmean(epochs[str(epoch)]["ood"]["ensemble"]["nll"] for epochs in sweeps) for epoch in SMALL.snapshots]
+        [
+            statistics.fmean(epochs[str(epoch)]["ood"]["ensemble"]["nll"] for epochs in sweeps)
+            for epoch in SMALL.snapshots
+        ]
     )
     assert auroc.get_ydata() == pytest.approx(
-        [statistics.fmean(epochs[str(epoch)]["ensemble"]["ood_auroc"] for epochs in sweeps) for epoch in SMALL.snapshots]
+        [
+            statistics.fmean(epochs[str(epoch)]["ensemble"]["ood_auroc"] for epochs in sweeps)
+            for epoch in SMALL.snapshots
+        ]
     )
 
 
@@ -307,7 +351,9 @@ def test_the_one_strength_of_decay_is_the_grids() -> None:
 def test_records_of_two_grids_are_refused(records: Records) -> None:
     mixed = copy.deepcopy(records)
     mixed["sweep"][0]["settings"]["members"] = 4
-    with pytest.raises(DataError, match="different settings \\(members: 4 and 3\\); keep the records of one grid in a folder"):
+    with pytest.raises(
+        DataError, match="different settings \\(members: 4 and 3\\); keep the records of one grid in a folder"
+    ):
         check_one_grid(mixed)
     twice = {"sweep": [records["sweep"][0], records["sweep"][0]]}
     with pytest.raises(DataError, match="two records of the kind 'sweep', task 'world-cqa' and seed 0"):
@@ -322,9 +368,17 @@ def test_table_1_holds_both_ensembles_by_task(records: Records) -> None:
     table = tables.table_1(records)
     assert [row[0] for row in table.rows] == ["world-cqa", "world-mmlu-stem"]
     ours = values(records, "none", "accuracy", "ensemble", 4)
-    last = [record["result"]["ensemble"]["accuracy"] for record in records["last_layer"] if record["settings"]["task"] == "world-cqa"]
-    assert numbers(table.rows[0][1]) == pytest.approx([statistics.fmean(ours), statistics.stdev(ours)], abs=6e-4)
-    assert numbers(table.rows[0][2]) == pytest.approx([statistics.fmean(last), statistics.stdev(last)], abs=6e-4)
+    last = [
+        record["result"]["ensemble"]["accuracy"]
+        for record in records["last_layer"]
+        if record["settings"]["task"] == "world-cqa"
+    ]
+    assert numbers(table.rows[0][1]) == pytest.approx(
+        [statistics.fmean(ours), statistics.stdev(ours)], abs=6e-4
+    )
+    assert numbers(table.rows[0][2]) == pytest.approx(
+        [statistics.fmean(last), statistics.stdev(last)], abs=6e-4
+    )
 
 
 def test_table_1_without_last_layer_is_refused() -> None:
@@ -342,13 +396,16 @@ def test_table_2_shows_sizes_where_records_hold_them(records: Records) -> None:
 
 def test_side_by_side_compares_on_the_settings_that_all_methods_have(records: Records) -> None:
     fewer = copy.deepcopy(records)
-    fewer["last_layer"] = [record for record in fewer["last_layer"] if record["settings"]["task"] == "world-cqa"]
+    fewer["last_layer"] = [
+        record for record in fewer["last_layer"] if record["settings"]["task"] == "world-cqa"
+    ]
     rows = {row[0]: row for row in tables.side_by_side(fewer).rows}
     expected = statistics.fmean(values(records, "none", "nll", "ensemble", 4, task="world-cqa"))
     assert numbers(rows["ensemble"][2])[0] == pytest.approx(expected, abs=6e-4)
     both = {row[0]: row for row in tables.side_by_side(records).rows}
     expected = statistics.fmean(
-        values(records, "none", "nll", "ensemble", 4) + values(records, "none", "nll", "ensemble", 4, task="world-mmlu-stem")
+        values(records, "none", "nll", "ensemble", 4)
+        + values(records, "none", "nll", "ensemble", 4, task="world-mmlu-stem")
     )
     assert numbers(both["ensemble"][2])[0] == pytest.approx(expected, abs=6e-4)
 
@@ -375,7 +432,9 @@ def test_costs_count_parameters_where_records_hold_them(records: Records) -> Non
 def test_diversity_has_a_row_for_each_arm_of_members(records: Records) -> None:
     rows = {row[0]: row for row in tables.diversity(records).rows}
     assert "MC dropout" not in rows
-    expected = statistics.fmean(record["result"]["arms"]["dropout"]["correlation"] for record in records["sweep"])
+    expected = statistics.fmean(
+        record["result"]["arms"]["dropout"]["correlation"] for record in records["sweep"]
+    )
     assert numbers(rows["dropout"][2])[0] == pytest.approx(expected, abs=6e-4)
 
 
@@ -390,7 +449,9 @@ def test_rank_correlation_is_that_of_scipys_definition_ties_included() -> None:
     # No outside ties: 1 - 6 sum d^2 / (n (n^2 - 1)); with ties: Pearson's correlation of the mean ranks.
     points = [(0.1, 5.0), (0.2, 1.0), (0.3, 4.0), (0.4, 2.0), (0.5, 3.0)]
     differences = [1 - 5, 2 - 1, 3 - 4, 4 - 2, 5 - 3]
-    assert association.rank_correlation(points) == pytest.approx(1 - 6 * sum(d * d for d in differences) / (5 * 24))
+    assert association.rank_correlation(points) == pytest.approx(
+        1 - 6 * sum(d * d for d in differences) / (5 * 24)
+    )
     tied = [(1.0, 1.0), (1.0, 2.0), (2.0, 3.0)]
     left, right = torch.tensor([1.5, 1.5, 3.0]), torch.tensor([1.0, 2.0, 3.0])
     assert association.rank_correlation(tied) == pytest.approx(
@@ -431,7 +492,9 @@ def test_members_that_are_alike_and_gain_less_have_an_association_below_zero() -
     assert found.interval == pytest.approx((-1.0, -1.0))
 
 
-def test_methods_are_drawn_at_their_means_and_in_multiples_of_the_single_members_time(records: Records) -> None:
+def test_methods_are_drawn_at_their_means_and_in_multiples_of_the_single_members_time(
+    records: Records,
+) -> None:
     found = of_task(records, "methods")
     expected = [record["result"]["methods"]["ensemble"]["ece"] for record in found]
     across = methods.over_seeds(found, "ensemble", "ece")
@@ -442,17 +505,23 @@ def test_methods_are_drawn_at_their_means_and_in_multiples_of_the_single_members
     assert times.values == pytest.approx([2.5, 2.5])  # 5 seconds over 2
     axes = methods.draw(records).axes[1]
     drawn = {
-        tuple(round(float(one), 6) for one in (line.get_xdata()[0], line.get_ydata()[0])) for line in axes.lines if line.get_marker() == "s"
+        tuple(round(float(one), 6) for one in (line.get_xdata()[0], line.get_ydata()[0]))
+        for line in axes.lines
+        if line.get_marker() == "s"
     }
     row = [record["result"]["methods"]["BatchEnsemble"] for record in found]
-    assert drawn == {tuple(round(statistics.fmean(one[metric] for one in row), 6) for metric in ("accuracy", "ece"))}
+    assert drawn == {
+        tuple(round(statistics.fmean(one[metric] for one in row), 6) for metric in ("accuracy", "ece"))
+    }
 
 
 def test_rank_and_strength_are_drawn_against_their_numbers(records: Records) -> None:
     found = of_task(records, "rank")
     curve = rank.by_rank(found, "nll", "ensemble")
     assert list(curve) == [1, 8, 64]
-    assert curve[8].values == pytest.approx([record["result"]["arms"]["rank 8"]["epochs"]["4"]["ensemble"]["nll"] for record in found])
+    assert curve[8].values == pytest.approx(
+        [record["result"]["arms"]["rank 8"]["epochs"]["4"]["ensemble"]["nll"] for record in found]
+    )
     assert rank.by_rank(found, "correlation", "ensemble")[64].values == pytest.approx(
         [record["result"]["arms"]["rank 64"]["correlation"] for record in found]
     )
@@ -461,7 +530,9 @@ def test_rank_and_strength_are_drawn_against_their_numbers(records: Records) -> 
     assert list(strength.by_strength(wide, "decay of B ", "ece", "member")) == [0.01, 0.1]
     stops = strength.by_strength(wide, "", "ece", "ensemble")
     assert list(stops) == [1, 2, 3, 4]
-    assert stops[2].values == pytest.approx([record["result"]["arms"]["none"]["epochs"]["2"]["ensemble"]["ece"] for record in wide])
+    assert stops[2].values == pytest.approx(
+        [record["result"]["arms"]["none"]["epochs"]["2"]["ensemble"]["ece"] for record in wide]
+    )
 
 
 def test_initialisation_reads_each_start_in_both_orders(records: Records) -> None:
@@ -477,9 +548,18 @@ def test_open_tables_hold_means_over_tasks_and_their_spread_over_seeds(records: 
     found = of_task(records, "methods")
     rows = {row[0]: row for row in open_tables.methods(records).rows}
     values = [record["result"]["methods"]["ensemble, scaled"]["nll"] for record in found]
-    assert numbers(rows["ensemble, scaled"][2]) == pytest.approx([statistics.fmean(values), statistics.stdev(values)], abs=6e-4)
+    assert numbers(rows["ensemble, scaled"][2]) == pytest.approx(
+        [statistics.fmean(values), statistics.stdev(values)], abs=6e-4
+    )
     cost = {row[0]: row for row in open_tables.costs(records).rows}
-    assert cost["ensemble"] == ("ensemble", "3,000", "15.0 ± 0.0", "1.50 ± 0.00", "5.00 ± 0.00", "2.50 ± 0.00")
+    assert cost["ensemble"] == (
+        "ensemble",
+        "3,000",
+        "15.0 ± 0.0",
+        "1.50 ± 0.00",
+        "5.00 ± 0.00",
+        "2.50 ± 0.00",
+    )
     starts = {row[0]: row for row in open_tables.initialisation(records).rows}
     untrained = [
         statistics.fmean(one["nll"] for one in record["result"]["arms"]["Kaiming"]["start"]["members"])
@@ -496,7 +576,12 @@ def test_open_tables_hold_means_over_tasks_and_their_spread_over_seeds(records: 
 
 def test_more_members_are_drawn_for_every_size_with_five_subsets(records: Records) -> None:
     for record in records["pool"]:
-        assert {size: len(found) for size, found in record["result"]["none"].items()} == {"1": 5, "2": 5, "3": 5, "5": 1}
+        assert {size: len(found) for size, found in record["result"]["none"].items()} == {
+            "1": 5,
+            "2": 5,
+            "3": 5,
+            "5": 1,
+        }
     line = figure_6.draw(records).axes[0].lines[1]  # after the level of the single member
     assert list(line.get_xdata()) == [1, 2, 3, 5]
     assert FULL.pool == 20

@@ -49,7 +49,12 @@ def questions(start: int) -> tuple[Example, ...]:
     for n, one in enumerate(tiny_heads.choice_examples()):
         found.append(
             Example(
-                f"{start}-{n}", f"{start}: {one.prompt}", one.labels, one.target, f"{one.question} {'the ' * start}".strip(), one.options
+                f"{start}-{n}",
+                f"{start}: {one.prompt}",
+                one.labels,
+                one.target,
+                f"{one.question} {'the ' * start}".strip(),
+                one.options,
             )
         )
     return tuple(found)
@@ -94,7 +99,9 @@ def test_the_chosen_strength_has_the_lowest_nll_on_questions_that_were_held_out_
     assert (chosen.decay, chosen.decays) == (0.6, (0.6,))
 
 
-def test_records_say_the_head_the_layers_and_where_the_decay_comes_from(study: tuple[Path, dict[str, Any], list[Claim]]) -> None:
+def test_records_say_the_head_the_layers_and_where_the_decay_comes_from(
+    study: tuple[Path, dict[str, Any], list[Claim]],
+) -> None:
     _, records, _ = study
     assert {kind: len(rows) for kind, rows in records.items()} == {
         "choice": 1,
@@ -114,18 +121,26 @@ def test_records_say_the_head_the_layers_and_where_the_decay_comes_from(study: t
     assert settings["decays"] == [settings["decay"]]
     assert settings["decay"] in TINY.choose
     assert settings["decay_chosen_on"] == "0.3 of the training questions, held out"
-    assert {"single member", "ensemble", "MC dropout", "last-layer ensemble"} < set(records["methods"][0]["result"]["methods"])
+    assert {"single member", "ensemble", "MC dropout", "last-layer ensemble"} < set(
+        records["methods"][0]["result"]["methods"]
+    )
     assert not {"few-shot base", "BatchEnsemble"} & set(records["methods"][0]["result"]["methods"])
 
 
-def test_a_part_of_the_grid_has_the_strength_that_the_whole_grid_chose(study: tuple[Path, dict[str, Any], list[Claim]]) -> None:
+def test_a_part_of_the_grid_has_the_strength_that_the_whole_grid_chose(
+    study: tuple[Path, dict[str, Any], list[Claim]],
+) -> None:
     folder, records, _ = study
-    part = run_grid(TINY, folder, load, kinds=("sweep", "pool"), seeds=TINY.seeds[1:], say=lambda _: None)  # all of them are there
+    part = run_grid(
+        TINY, folder, load, kinds=("sweep", "pool"), seeds=TINY.seeds[1:], say=lambda _: None
+    )  # all of them are there
     assert part == {"choice": records["choice"], "sweep": records["sweep"][1:], "pool": records["pool"][1:]}
     assert not run_grid(TINY, folder, load, kinds=("sweep",), tasks=("another",), say=lambda _: None)["sweep"]
 
 
-def test_claims_that_the_head_allows_have_intervals_and_the_others_a_reason(study: tuple[Path, dict[str, Any], list[Claim]]) -> None:
+def test_claims_that_the_head_allows_have_intervals_and_the_others_a_reason(
+    study: tuple[Path, dict[str, Any], list[Claim]],
+) -> None:
     _, _, claims = study
     judged = {claim.id: claim for claim in claims}
     for name in ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9"):
@@ -136,12 +151,25 @@ def test_claims_that_the_head_allows_have_intervals_and_the_others_a_reason(stud
     assert "accuracy, few-shot against single member" in missing
 
 
-def test_every_figure_and_table_but_the_few_shot_one_is_made_of_records_of_heads(study: tuple[Path, dict[str, Any], list[Claim]]) -> None:
+def test_every_figure_and_table_but_the_few_shot_one_is_made_of_records_of_heads(
+    study: tuple[Path, dict[str, Any], list[Claim]],
+) -> None:
     _, found, _ = study
     records = {kind: rows for kind, rows in found.items() if rows}
-    drawn = {drawing.name for drawing in DRAWINGS if set(drawing.needs) <= set(records) and drawing.draw(records).axes}
+    drawn = {
+        drawing.name
+        for drawing in DRAWINGS
+        if set(drawing.needs) <= set(records) and drawing.draw(records).axes
+    }
     assert drawn == {drawing.name for drawing in DRAWINGS} - {"figure_1a"}
-    for table in (tables.table_1, tables.table_2, tables.side_by_side, tables.costs, open_tables.methods, open_tables.strength):
+    for table in (
+        tables.table_1,
+        tables.table_2,
+        tables.side_by_side,
+        tables.costs,
+        open_tables.methods,
+        open_tables.strength,
+    ):
         assert table(records).rows
 
 

@@ -18,7 +18,18 @@ from lora_ensembles.prediction import predict
 from lora_ensembles.seeds import member_seeds
 from lora_ensembles.studies.arms import Arm, stacked_members, train_arms
 from lora_ensembles.studies.bench import Bench
-from lora_ensembles.studies.grid import CHOICE, FIELDS, FULL, KINDS, OPEN_KINDS, PAPER, QUICK, Grid, cells, settings_of
+from lora_ensembles.studies.grid import (
+    CHOICE,
+    FIELDS,
+    FULL,
+    KINDS,
+    OPEN_KINDS,
+    PAPER,
+    QUICK,
+    Grid,
+    cells,
+    settings_of,
+)
 from lora_ensembles.studies.initialisation import STARTS
 from lora_ensembles.studies.store import cell
 from lora_ensembles.tasks import Task
@@ -46,7 +57,9 @@ CONFIG = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2, snapshot_epochs
 
 def bench() -> Bench:
     return Bench(
-        Task("animals", tuple(questions(16)), tuple(questions(24, start=16))), tuple(questions(8, start=40)), (llama(), tokenizer())
+        Task("animals", tuple(questions(16)), tuple(questions(24, start=16))),
+        tuple(questions(8, start=40)),
+        (llama(), tokenizer()),
     )
 
 
@@ -81,7 +94,9 @@ def test_records_of_the_first_kinds_keep_the_settings_that_they_were_always_keye
         cell(tmp_path, kind, settings, dict)
         other = dataclasses.replace(FULL, ranks=(1,), wide_kl=(1.0,), held_out=0.5, few_tasks=("world-obqa",))
         assert settings_of(other, kind, "world-cqa", 0) == settings
-    assert (tmp_path / "sweep-052c5e0a45d4.json").exists()  # the first digits of the SHA-256 of these settings as sorted JSON
+    assert (
+        tmp_path / "sweep-052c5e0a45d4.json"
+    ).exists()  # the first digits of the SHA-256 of these settings as sorted JSON
 
 
 def test_a_new_kind_is_keyed_by_what_it_depends_on() -> None:
@@ -116,11 +131,19 @@ def test_open_kinds_have_every_seed_of_open_tasks_in_full_and_one_of_one_in_quic
 
 
 def test_smaller_ranks_in_a_stack_have_the_weights_they_have_alone_and_their_padding_stays_zero() -> None:
-    arms = [Arm("rank 1", rank=1), Arm("rank 2, decayed", rank=2, weight_decay_b=20.0, weight_decay_a=20.0), Arm("rank 6", rank=6)]
-    together = train_arms((llama(), tokenizer()), arms, questions(), CONFIG, members=2, seed=3, adapter=adapter())
+    arms = [
+        Arm("rank 1", rank=1),
+        Arm("rank 2, decayed", rank=2, weight_decay_b=20.0, weight_decay_a=20.0),
+        Arm("rank 6", rank=6),
+    ]
+    together = train_arms(
+        (llama(), tokenizer()), arms, questions(), CONFIG, members=2, seed=3, adapter=adapter()
+    )
     stack = together.ensemble.stack
     for index, arm in enumerate(arms):
-        alone = train_arms((llama(), tokenizer()), [arm], questions(), CONFIG, members=2, seed=3, adapter=adapter())
+        alone = train_arms(
+            (llama(), tokenizer()), [arm], questions(), CONFIG, members=2, seed=3, adapter=adapter()
+        )
         for row, other in zip(together.rows(index), range(2), strict=True):
             mine, theirs = stack.member(row), alone.ensemble.stack.member(other)
             for name in mine.a:
@@ -134,20 +157,33 @@ def test_smaller_ranks_in_a_stack_have_the_weights_they_have_alone_and_their_pad
 
 
 def test_every_rank_has_the_scaling_of_the_adapter() -> None:
-    for config in (adapter(rank=2, alpha=8), LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj"])):
-        made = stacked_members((llama(), tokenizer()), [Arm("own"), Arm("1", rank=1), Arm("9", rank=9)], members=1, seed=0, adapter=config)
+    for config in (
+        adapter(rank=2, alpha=8),
+        LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj"]),
+    ):
+        made = stacked_members(
+            (llama(), tokenizer()),
+            [Arm("own"), Arm("1", rank=1), Arm("9", rank=9)],
+            members=1,
+            seed=0,
+            adapter=config,
+        )
         scalings = {round(scaling, 6) for row in made.stack.scaling for scaling in row}
         assert scalings == {4.0}  # 8 / 2, and 8 / sqrt(4)
 
 
 @pytest.mark.parametrize("init", [True, False, "gaussian", "orthogonal"])
-def test_an_arm_starts_where_peft_starts_with_its_initialisation(init: bool | Literal["gaussian", "orthogonal"]) -> None:
+def test_an_arm_starts_where_peft_starts_with_its_initialisation(
+    init: bool | Literal["gaussian", "orthogonal"],
+) -> None:
     arms = [Arm("own"), Arm("other", init=init), Arm("tenth", init=init, start_b=0.1)]
     made = stacked_members((llama(), tokenizer()), arms, members=2, seed=5, adapter=adapter())
     for member in range(2):
         base = llama()  # which seeds torch itself
         torch.manual_seed(member_seeds(5, member).init)
-        reference = get_peft_model(base, LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=init))
+        reference = get_peft_model(
+            base, LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=init)
+        )
         expected = {name: tensor for name, tensor in reference.named_parameters() if "lora_" in name}
         own, tenth = made.stack.member(2 + member), made.stack.member(4 + member)
         for name in own.a:
@@ -160,7 +196,13 @@ def test_an_arm_starts_where_peft_starts_with_its_initialisation(init: bool | Li
 
 def test_a_run_remembers_where_its_members_started() -> None:
     run = train_arms(
-        (llama(), tokenizer()), [Arm("one"), Arm("two", init=False)], questions(), CONFIG, members=2, seed=3, adapter=adapter()
+        (llama(), tokenizer()),
+        [Arm("one"), Arm("two", init=False)],
+        questions(),
+        CONFIG,
+        members=2,
+        seed=3,
+        adapter=adapter(),
     )
     untrained = stacked_members((llama(), tokenizer()), run.arms, members=2, seed=3, adapter=adapter())
     for row, before in enumerate(run.initial):
@@ -176,7 +218,9 @@ def test_every_kind_gives_plain_numbers(measured: dict[str, dict[str, Any]]) -> 
         assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
-def test_strength_measures_early_stopping_after_every_epoch_and_the_rest_at_the_end(measured: dict[str, dict[str, Any]]) -> None:
+def test_strength_measures_early_stopping_after_every_epoch_and_the_rest_at_the_end(
+    measured: dict[str, dict[str, Any]],
+) -> None:
     arms = measured["strength"]["arms"]
     assert list(arms) == ["none", "KL 0.01", "KL 1", "decay of B 0.1"]
     assert [list(arm["epochs"]) for arm in arms.values()] == [["1", "2"], ["2"], ["2"], ["2"]]
@@ -192,11 +236,16 @@ def test_strength_measures_early_stopping_after_every_epoch_and_the_rest_at_the_
 def test_rank_counts_the_parameters_of_each_rank(measured: dict[str, dict[str, Any]]) -> None:
     arms = measured["rank"]["arms"]
     # hidden 16; one layer whose query maps 16 to 16 features and whose value maps 16 to 8
-    assert {name: arm["parameters"] for name, arm in arms.items()} == {"rank 1": 16 + 16 + 16 + 8, "rank 4": 4 * (16 + 16 + 16 + 8)}
+    assert {name: arm["parameters"] for name, arm in arms.items()} == {
+        "rank 1": 16 + 16 + 16 + 8,
+        "rank 4": 4 * (16 + 16 + 16 + 8),
+    }
     assert [arm["rank"] for arm in arms.values()] == [1, 4]
 
 
-def test_untrained_members_whose_b_is_zero_answer_as_the_base_does(measured: dict[str, dict[str, Any]]) -> None:
+def test_untrained_members_whose_b_is_zero_answer_as_the_base_does(
+    measured: dict[str, dict[str, Any]],
+) -> None:
     arms = measured["initialisation"]["arms"]
     assert list(arms) == [*STARTS, *(f"{name}, same order" for name in STARTS)]
     starts = {name: arms[name]["start"]["ensemble"] for name in STARTS}
@@ -204,12 +253,18 @@ def test_untrained_members_whose_b_is_zero_answer_as_the_base_does(measured: dic
     untrained = stacked_members(one.model, [Arm("base")], members=1, seed=0, adapter=adapter())
     known = predict(untrained, one.task.validation)
     nll = -known.log_probs[range(known.num_examples), known.targets].mean().item()
-    for name in ("Kaiming", "Gaussian", "orthogonal"):  # the last starts A and B away from zero, and their product at it
+    for name in (
+        "Kaiming",
+        "Gaussian",
+        "orthogonal",
+    ):  # the last starts A and B away from zero, and their product at it
         assert starts[name]["nll"] == pytest.approx(nll, abs=1e-5)
     assert starts["random B"]["nll"] != pytest.approx(nll, abs=1e-3)
 
 
-def test_methods_hold_metrics_parameters_and_seconds_of_every_way_to_an_ensemble(measured: dict[str, dict[str, Any]]) -> None:
+def test_methods_hold_metrics_parameters_and_seconds_of_every_way_to_an_ensemble(
+    measured: dict[str, dict[str, Any]],
+) -> None:
     found = measured["methods"]["methods"]
     assert set(found) == {
         "few-shot base",
@@ -241,7 +296,9 @@ def test_methods_hold_metrics_parameters_and_seconds_of_every_way_to_an_ensemble
         assert 0 <= row["ood_auroc"] <= 1
 
 
-def test_scaling_keeps_accuracy_and_is_fitted_on_training_questions_that_nobody_was_trained_on(measured: dict[str, dict[str, Any]]) -> None:
+def test_scaling_keeps_accuracy_and_is_fitted_on_training_questions_that_nobody_was_trained_on(
+    measured: dict[str, dict[str, Any]],
+) -> None:
     found, sizes = measured["methods"]["methods"], measured["methods"]["sizes"]
     assert sizes == {"train": 16, "held_out": 3, "validation": 24}  # a fifth of 16, rounded
     for name in ("single member", "ensemble"):
@@ -257,7 +314,9 @@ def test_fitting_on_questions_that_were_trained_on_would_be_refused() -> None:
         TemperatureScaled.fit(heads, one.task.train[:2], trained_on=one.task.train)
 
 
-def test_the_single_members_metrics_are_the_mean_over_the_ensembles_members(measured: dict[str, dict[str, Any]]) -> None:
+def test_the_single_members_metrics_are_the_mean_over_the_ensembles_members(
+    measured: dict[str, dict[str, Any]],
+) -> None:
     one = bench()
     run = train_arms(one.model, [Arm("none")], one.task.train, TINY.config("animals"), members=2, seed=3)
     known = predict(run.ensemble, one.task.validation)

@@ -24,15 +24,21 @@ SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 def wrap(tokenizer: Tokenizer, template: str, **tokens: str) -> PreTrainedTokenizerFast:
     """A tokenizer that surrounds a text as the template says."""
     special = [(token, tokenizer.token_to_id(token)) for token in SPECIAL if token in template]
-    tokenizer.post_processor = processors.TemplateProcessing(single=template, pair=f"{template} $B", special_tokens=special)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", **tokens)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, pair=f"{template} $B", special_tokens=special
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", **tokens
+    )
 
 
 @functools.cache
 def word_level(template: str = "<s> $A") -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+|\n|[^\w\s]|\s"), "isolated")
-    tokenizer.train_from_iterator(TEXT, trainers.WordLevelTrainer(special_tokens=SPECIAL, show_progress=False))
+    tokenizer.train_from_iterator(
+        TEXT, trainers.WordLevelTrainer(special_tokens=SPECIAL, show_progress=False)
+    )
     tokenizer.decoder = decoders.Fuse()
     return wrap(tokenizer, template, unk_token="<unk>")
 
@@ -43,7 +49,9 @@ def byte_level(template: str = "<s> $A", vocab_size: int = 400) -> PreTrainedTok
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(TEXT * 5, trainer)
     return wrap(tokenizer, template)
 
@@ -54,8 +62,12 @@ def metaspace(template: str = "<s> $A") -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace()
-    lines = [line.replace(":", "").replace("(", "") for text in TEXT for line in text.splitlines()] + list("Q:A:()?.\n")
-    tokenizer.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=120, special_tokens=SPECIAL, show_progress=False))
+    lines = [line.replace(":", "").replace("(", "") for text in TEXT for line in text.splitlines()] + list(
+        "Q:A:()?.\n"
+    )
+    tokenizer.train_from_iterator(
+        lines, trainers.BpeTrainer(vocab_size=120, special_tokens=SPECIAL, show_progress=False)
+    )
     return wrap(tokenizer, template, unk_token="<unk>")
 
 
@@ -71,7 +83,9 @@ def merging() -> PreTrainedTokenizerFast:
 KINDS = {"word-level": word_level, "byte-level": byte_level, "metaspace": metaspace}
 
 
-def lettered(*, count: int = 3, question: str = "Is the sun a star or a planet?", target: int | None = 0) -> Example:
+def lettered(
+    *, count: int = 3, question: str = "Is the sun a star or a planet?", target: int | None = 0
+) -> Example:
     options = ["a star", "a planet", "a moon", "the sun"][:count]
     return Example("sun", render_prompt(question, options), tuple(LETTERS[:count]), target)
 
@@ -83,7 +97,12 @@ def worded(*labels: str, question: str = "Is the sun a star?") -> Example:
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompt_and_label_tokens_are_those_of_the_whole_text(kind: str) -> None:
     tokenizer = KINDS[kind]()
-    examples = [lettered(), lettered(count=2, question="A star?"), worded("yes", "no", "maybe"), worded("not sure", "yes")]
+    examples = [
+        lettered(),
+        lettered(count=2, question="A star?"),
+        worded("yes", "no", "maybe"),
+        worded("not sure", "yes"),
+    ]
 
     for example, encoded in zip(examples, encode_examples(examples, tokenizer), strict=True):
         assert encoded.prompt_ids == tuple(tokenizer(example.prompt)["input_ids"])
@@ -133,15 +152,21 @@ def test_line_that_merges_with_the_line_before_is_read_from_the_full_text() -> N
 
 def test_prompts_that_end_in_a_line_break_or_have_none_are_encoded() -> None:
     tokenizer = byte_level()
-    examples = [Example("1", "Is the sun a star?\n", ("yes", "no"), 0), Example("2", "Is the sun a star?", (" yes", " no"), 0)]
+    examples = [
+        Example("1", "Is the sun a star?\n", ("yes", "no"), 0),
+        Example("2", "Is the sun a star?", (" yes", " no"), 0),
+    ]
 
     for example, encoded in zip(examples, encode_examples(examples, tokenizer), strict=True):
-        assert encoded.prompt_ids + encoded.label_ids[1] == tuple(tokenizer(example.prompt + example.labels[1])["input_ids"])
+        assert encoded.prompt_ids + encoded.label_ids[1] == tuple(
+            tokenizer(example.prompt + example.labels[1])["input_ids"]
+        )
 
 
 def test_label_merged_with_the_end_of_the_prompt_is_named() -> None:
     with pytest.raises(
-        DataError, match=r"example 'sun': after the prompt's end .* label 'a' has no tokens of its own.*'\(a'.*choose other"
+        DataError,
+        match=r"example 'sun': after the prompt's end .* label 'a' has no tokens of its own.*'\(a'.*choose other",
     ):
         encode_examples([lettered()], merging())
 
@@ -150,13 +175,18 @@ def test_prompt_that_ends_in_the_space_before_its_label_says_to_move_it() -> Non
     """The commonest slip with label words: "A: " + "yes", where " yes" is one token."""
     example = Example("slip", "Q: Is the sun a star?\nA: ", ("yes", "no"), 0)
 
-    with pytest.raises(DataError, match=r"example 'slip'.*label 'yes'.*end the prompt without a space and begin the label with it"):
+    with pytest.raises(
+        DataError,
+        match=r"example 'slip'.*label 'yes'.*end the prompt without a space and begin the label with it",
+    ):
         encode_examples([example], word_level())
 
 
 def test_labels_of_the_same_tokens_are_both_named() -> None:
     tokenizer = byte_level()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    )
     from tokenizers import normalizers
 
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
@@ -171,7 +201,9 @@ def test_label_that_the_tokenizer_cannot_spell_is_named() -> None:
 
 
 def test_label_of_two_tokens_where_one_was_promised_is_named_with_its_tokens() -> None:
-    with pytest.raises(DataError, match=r"label ' not sure' is 2 tokens \(\[' not', ' sure'\]\); one is needed"):
+    with pytest.raises(
+        DataError, match=r"label ' not sure' is 2 tokens \(\[' not', ' sure'\]\); one is needed"
+    ):
         encode_examples([worded("yes", "not sure")], word_level(), single_token=True)
 
 
@@ -187,7 +219,8 @@ def test_overlong_prompt_is_refused_with_its_length_and_the_window() -> None:
 
     assert len(encode_examples([lettered()], tokenizer, max_length=length)) == 1
     with pytest.raises(
-        DataError, match=f"'sun': prompt and longest label are {length} tokens, and the window is {length - 1}.*overlong='left'"
+        DataError,
+        match=f"'sun': prompt and longest label are {length} tokens, and the window is {length - 1}.*overlong='left'",
     ):
         encode_examples([lettered()], tokenizer, max_length=length - 1)
 
@@ -222,7 +255,9 @@ def test_truncation_stored_in_a_tokenizer_does_not_cut_the_answer(tmp_path: Path
     saved.enable_truncation(8)
     saved.enable_padding(length=64)
     saved.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), bos_token="<s>", eos_token="</s>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json"), bos_token="<s>", eos_token="</s>"
+    )
 
     assert encode_examples([lettered()], tokenizer) == encode_examples([lettered()], byte_level())
 
@@ -253,6 +288,10 @@ def test_empty_prompt_is_refused_and_no_examples_are_no_tokens() -> None:
 
 def test_examples_of_a_corpus_equal_examples_encoded_alone() -> None:
     tokenizer = metaspace()
-    examples = [lettered(count=2 + number % 3, question=f"Is {'the ' * number}sun a star?") for number in range(12)]
+    examples = [
+        lettered(count=2 + number % 3, question=f"Is {'the ' * number}sun a star?") for number in range(12)
+    ]
 
-    assert encode_examples(examples, tokenizer) == [encode_examples([example], tokenizer)[0] for example in examples]
+    assert encode_examples(examples, tokenizer) == [
+        encode_examples([example], tokenizer)[0] for example in examples
+    ]

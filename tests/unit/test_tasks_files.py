@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from lora_ensembles.errors import ConfigError, DataError
-from lora_ensembles.tasks import LETTERS, ColumnMapping, Example, load_file, read_examples, render_prompt, task_from_files
+from lora_ensembles.tasks import (
+    LETTERS,
+    ColumnMapping,
+    Example,
+    load_file,
+    read_examples,
+    render_prompt,
+    task_from_files,
+)
 
 ROW = {"question": "The sun is a", "options": ["planet", "star", "moon"], "answer": "star"}
 
@@ -56,14 +64,19 @@ def test_label_text_and_letter_swapped_is_caught_not_guessed(tmp_path: Path) -> 
     """Options that are letters themselves: answer "a" is the second option by its text and the first by its letter."""
     path = jsonl(tmp_path / "f.jsonl", changed(options=["b", "a"], answer="a"))
 
-    with pytest.raises(DataError, match=r"line 1: answer 'a' can mean different options \(text -> 'a', letter -> 'b'\); set answer_form"):
+    with pytest.raises(
+        DataError,
+        match=r"line 1: answer 'a' can mean different options \(text -> 'a', letter -> 'b'\); set answer_form",
+    ):
         load_file(path)
     assert targets(load_file(path, columns=ColumnMapping(answer_form="text"))) == [1]
     assert targets(load_file(path, columns=ColumnMapping(answer_form="letter"))) == [0]
 
 
 def test_number_that_is_an_index_and_another_option_is_caught(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "f.jsonl", changed(options=[0, 1], answer=1), changed(options=[1, 3, 2], answer=1))
+    path = jsonl(
+        tmp_path / "f.jsonl", changed(options=[0, 1], answer=1), changed(options=[1, 3, 2], answer=1)
+    )
 
     with pytest.raises(DataError, match="line 2: answer 1 can mean different options"):
         load_file(path)
@@ -72,19 +85,37 @@ def test_number_that_is_an_index_and_another_option_is_caught(tmp_path: Path) ->
 
 def test_option_counts_may_vary_from_2_to_26_within_a_file(tmp_path: Path) -> None:
     options = [[f"option {number}" for number in range(count)] for count in (2, 26, 5)]
-    examples = load_file(jsonl(tmp_path / "f.jsonl", *(changed(options=some, answer=len(some) - 1) for some in options)))
+    examples = load_file(
+        jsonl(tmp_path / "f.jsonl", *(changed(options=some, answer=len(some) - 1) for some in options))
+    )
 
-    assert [example.labels for example in examples] == [tuple(LETTERS[:2]), tuple(LETTERS), tuple(LETTERS[:5])]
+    assert [example.labels for example in examples] == [
+        tuple(LETTERS[:2]),
+        tuple(LETTERS),
+        tuple(LETTERS[:5]),
+    ]
     assert targets(examples) == [1, 25, 4]
 
 
 def test_columns_of_any_name_are_mapped(tmp_path: Path) -> None:
-    row = {"key": 7, "stem": "The sun is a", "choices": {"names": ["x", "y"], "texts": ["planet", "star"]}, "gold": "y"}
-    columns = ColumnMapping(question="stem", options="choices.texts", answer="gold", id="key", option_labels="choices.names")
+    row = {
+        "key": 7,
+        "stem": "The sun is a",
+        "choices": {"names": ["x", "y"], "texts": ["planet", "star"]},
+        "gold": "y",
+    }
+    columns = ColumnMapping(
+        question="stem", options="choices.texts", answer="gold", id="key", option_labels="choices.names"
+    )
 
     (example,) = load_file(jsonl(tmp_path / "f.jsonl", row), columns=columns)
 
-    assert (example.id, example.question, example.options, example.target) == ("7", "The sun is a", ("planet", "star"), 1)
+    assert (example.id, example.question, example.options, example.target) == (
+        "7",
+        "The sun is a",
+        ("planet", "star"),
+        1,
+    )
 
 
 def test_csv_with_one_column_an_option_leaves_the_last_ones_out_where_empty(tmp_path: Path) -> None:
@@ -104,7 +135,9 @@ def test_csv_with_one_column_an_option_leaves_the_last_ones_out_where_empty(tmp_
 
 
 def test_csv_list_column_holds_a_json_list(tmp_path: Path) -> None:
-    path = csv_file(tmp_path / "f.csv", ["question", "options", "answer"], ["The sun?", '["planet", "star"]', "star"])
+    path = csv_file(
+        tmp_path / "f.csv", ["question", "options", "answer"], ["The sun?", '["planet", "star"]', "star"]
+    )
 
     assert load_file(path)[0].options == ("planet", "star")
 
@@ -113,14 +146,18 @@ def test_byte_order_mark_and_accents_are_read(tmp_path: Path) -> None:
     rows = (["question", "options", "answer"], ["Où est-ce ?", '["café", "thé"]', "thé"])
 
     (from_csv,) = load_file(csv_file(tmp_path / "f.csv", *rows, encoding="utf-8-sig"))
-    (tmp_path / "f.jsonl").write_text("\ufeff" + json.dumps(dict(zip(rows[0], [rows[1][0], ["café", "thé"], "thé"], strict=True))))
+    (tmp_path / "f.jsonl").write_text(
+        "\ufeff" + json.dumps(dict(zip(rows[0], [rows[1][0], ["café", "thé"], "thé"], strict=True)))
+    )
     (from_jsonl,) = load_file(tmp_path / "f.jsonl")
 
     assert from_csv.prompt == from_jsonl.prompt == render_prompt("Où est-ce ?", ["café", "thé"])
 
 
 def test_line_separator_inside_a_json_text_does_not_end_the_line(tmp_path: Path) -> None:
-    (tmp_path / "f.jsonl").write_text(json.dumps(changed(question="one\u2028two"), ensure_ascii=False) + "\r\n\n", encoding="utf-8")
+    (tmp_path / "f.jsonl").write_text(
+        json.dumps(changed(question="one\u2028two"), ensure_ascii=False) + "\r\n\n", encoding="utf-8"
+    )
 
     assert load_file(tmp_path / "f.jsonl")[0].question == "one\u2028two"
 
@@ -128,7 +165,9 @@ def test_line_separator_inside_a_json_text_does_not_end_the_line(tmp_path: Path)
 @pytest.mark.parametrize("answer", ["no", "No", 1, False])
 def test_label_words_stand_after_the_prompt_with_their_space(tmp_path: Path, answer: object) -> None:
     labels = ["true", "false"] if answer is False else ["yes", "no"]
-    (example,) = load_file(jsonl(tmp_path / "f.jsonl", {"question": "Is the sun a planet?", "answer": answer}), labels=labels)
+    (example,) = load_file(
+        jsonl(tmp_path / "f.jsonl", {"question": "Is the sun a planet?", "answer": answer}), labels=labels
+    )
 
     assert example.prompt == "Q: Is the sun a planet?\nA:"
     assert example.labels == tuple(f" {label}" for label in labels)
@@ -142,7 +181,10 @@ def test_text_and_label_columns_are_found_for_a_classification(tmp_path: Path) -
 
 
 def test_letters_do_not_answer_label_words(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"answer 'b' is not among the options \['yes', 'no'\]; needed is an index from 0 to 1 or the text"):
+    with pytest.raises(
+        DataError,
+        match=r"answer 'b' is not among the options \['yes', 'no'\]; needed is an index from 0 to 1 or the text",
+    ):
         load_file(jsonl(tmp_path / "f.jsonl", {"question": "?", "answer": "b"}), labels=["yes", "no"])
 
 
@@ -160,7 +202,13 @@ def test_standard_input_is_read_as_a_stream() -> None:
     examples = read_examples(io.StringIO(f"{json.dumps(ROW)}\n"), name="<stdin>")
 
     assert examples[0].id == "<stdin>:1"
-    assert read_examples(io.StringIO('question,options,answer\nThe sun?,"[""a star"", ""no star""]",a star\n'), format="csv")[0].target == 0
+    assert (
+        read_examples(
+            io.StringIO('question,options,answer\nThe sun?,"[""a star"", ""no star""]",a star\n'),
+            format="csv",
+        )[0].target
+        == 0
+    )
     with pytest.raises(DataError, match="<stdin>, line 2: not JSON"):
         read_examples(io.StringIO(f"{json.dumps(ROW)}\nno json\n"))
     with pytest.raises(ConfigError, match="unknown format 'cvs'; did you mean 'csv'"):
@@ -175,19 +223,34 @@ def test_stream_that_is_not_utf8_is_refused_with_its_line() -> None:
 
 
 BAD_JSONL = {
-    "bad JSON": ('{"question": }', r"not JSON \(Expecting value at column 14\); each line needs one JSON object"),
+    "bad JSON": (
+        '{"question": }',
+        r"not JSON \(Expecting value at column 14\); each line needs one JSON object",
+    ),
     "no object": ("[1, 2]", "a JSON list; each line needs one JSON object"),
     "deep nesting": ("[" * 200_000, "not usable JSON"),
-    "column missing": ({"qestion": "?", "options": ["a", "b"], "answer": "a"}, "unknown column 'question'; did you mean 'qestion'"),
-    "question empty": (changed(question=" "), "column 'question' holds ' '; the text of a question is needed"),
+    "column missing": (
+        {"qestion": "?", "options": ["a", "b"], "answer": "a"},
+        "unknown column 'question'; did you mean 'qestion'",
+    ),
+    "question empty": (
+        changed(question=" "),
+        "column 'question' holds ' '; the text of a question is needed",
+    ),
     "question a number": (changed(question=3), "column 'question' holds 3; the text"),
-    "options no list": (changed(options="planet, star"), "column 'options' holds 'planet, star'; a list is needed"),
+    "options no list": (
+        changed(options="planet, star"),
+        "column 'options' holds 'planet, star'; a list is needed",
+    ),
     "options no JSON": (changed(options="['planet']"), "is no JSON list"),
     "option empty": (changed(options=["planet", " "]), "option 1 is ' '; a text or a number is needed"),
     "option null": (changed(options=["planet", None]), "option 1 is nothing"),
     "one option": (changed(options=["star"]), r"1 options \(\['star'\]\); a question needs 2 to 26"),
     "27 options": (changed(options=list(map(str, range(27)))), "27 options .*needs 2 to 26"),
-    "same option twice": (changed(options=["star", "moon", "star "]), "option 'star' comes twice, at 0 and 2"),
+    "same option twice": (
+        changed(options=["star", "moon", "star "]),
+        "option 'star' comes twice, at 0 and 2",
+    ),
     "answer unknown": (
         changed(answer="sun"),
         r"answer 'sun' is not among the options \['planet', 'star', 'moon'\]; needed is an index from 0 to 2",
@@ -201,7 +264,9 @@ BAD_JSONL = {
 
 
 @pytest.mark.parametrize(("line", "message"), BAD_JSONL.values(), ids=BAD_JSONL.keys())
-def test_bad_line_is_named_with_its_number_and_what_is_needed(tmp_path: Path, line: object, message: str) -> None:
+def test_bad_line_is_named_with_its_number_and_what_is_needed(
+    tmp_path: Path, line: object, message: str
+) -> None:
     text = line if isinstance(line, str) else json.dumps(line)
     (tmp_path / "f.jsonl").write_text(f"{json.dumps(ROW)}\n\n{text}\n")
 
@@ -212,7 +277,10 @@ def test_bad_line_is_named_with_its_number_and_what_is_needed(tmp_path: Path, li
 def test_first_line_without_a_known_layout_offers_the_nearest_column_and_a_mapping(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "f.jsonl", {"qestion": "?", "options": ["a", "b"], "answer": "a"})
 
-    with pytest.raises(DataError, match=r"line 1: unknown column 'question'; did you mean 'qestion'\? Known: .*column mapping"):
+    with pytest.raises(
+        DataError,
+        match=r"line 1: unknown column 'question'; did you mean 'qestion'\? Known: .*column mapping",
+    ):
         load_file(path)
 
 
@@ -244,11 +312,17 @@ def test_csv_mistakes_are_named_with_their_line(tmp_path: Path) -> None:
             load_file(csv_file(tmp_path / "f.csv", *rows), columns=columns)
         return str(caught.value)
 
-    assert "line 3: 4 cells where the header names 5 columns" in error(header, ["?", "x", "y", "", "x"], ["?", "x", "y", "x"])
+    assert "line 3: 4 cells where the header names 5 columns" in error(
+        header, ["?", "x", "y", "", "x"], ["?", "x", "y", "x"]
+    )
     assert "line 4: 1 options" in error(header, ["two\nlines", "x", "y", "", "x"], ["?", "x", "", "", "x"])
-    assert "line 2: option column 'o2' is empty, but a later one is not" in error(header, ["?", "x", "", "z", "x"])
+    assert "line 2: option column 'o2' is empty, but a later one is not" in error(
+        header, ["?", "x", "", "z", "x"]
+    )
     assert "line 1: the header names column 'o1' twice" in error(["question", "o1", "o1", "answer"])
-    assert "line 2: unknown column 'o2'; did you mean 'o1'" in error(["question", "o1", "answer"], ["?", "x", "x"])
+    assert "line 2: unknown column 'o2'; did you mean 'o1'" in error(
+        ["question", "o1", "answer"], ["?", "x", "x"]
+    )
 
 
 def test_csv_quote_that_is_never_closed_is_named_where_it_begins(tmp_path: Path) -> None:
@@ -259,7 +333,9 @@ def test_csv_quote_that_is_never_closed_is_named_where_it_begins(tmp_path: Path)
 
 
 def test_latin1_file_is_refused_with_its_line(tmp_path: Path) -> None:
-    path = csv_file(tmp_path / "f.csv", ["question", "answer"], ["plain", "no"], ["café?", "yes"], encoding="latin-1")
+    path = csv_file(
+        tmp_path / "f.csv", ["question", "answer"], ["plain", "no"], ["café?", "yes"], encoding="latin-1"
+    )
 
     with pytest.raises(DataError, match=r"f\.csv, line 3: not UTF-8 \(byte 0xe9\); save the file as UTF-8"):
         load_file(path, labels=["yes", "no"])
@@ -267,7 +343,9 @@ def test_latin1_file_is_refused_with_its_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["f.txt", "f.json", "f", "owner/name"])
 def test_wrong_suffix_says_what_can_be_read(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=r"cannot tell the format from the suffix.*\.jsonl.*\.csv.*hub:owner/name:split"):
+    with pytest.raises(
+        DataError, match=r"cannot tell the format from the suffix.*\.jsonl.*\.csv.*hub:owner/name:split"
+    ):
         load_file(tmp_path / name)
 
 
@@ -294,7 +372,9 @@ def test_file_that_cannot_be_read_or_is_empty_is_named(tmp_path: Path) -> None:
         ("yes,no", "labels is the one text 'yes,no'; pass a list"),
     ],
 )
-def test_label_words_that_cannot_be_told_apart_are_refused(tmp_path: Path, labels: list[str], message: str) -> None:
+def test_label_words_that_cannot_be_told_apart_are_refused(
+    tmp_path: Path, labels: list[str], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         load_file(jsonl(tmp_path / "f.jsonl", {"question": "?", "answer": "yes"}), labels=labels)
 
@@ -314,13 +394,19 @@ def test_task_of_two_files_keeps_them_apart(tmp_path: Path) -> None:
 
     task = task_from_files(train, validation)
 
-    assert (task.name, len(task.train), [example.question for example in task.validation]) == ("train", 2, ["Else?"])
+    assert (task.name, len(task.train), [example.question for example in task.validation]) == (
+        "train",
+        2,
+        ["Else?"],
+    )
 
 
 def test_task_of_one_file_splits_off_the_stated_share_by_seed(tmp_path: Path) -> None:
     train = jsonl(tmp_path / "train.jsonl", *(changed(id=str(number)) for number in range(20)))
     parts = [task_from_files(train, validation_share=0.3, seed=seed, name="own") for seed in (0, 0, 1)]
-    ids = [[[int(example.id) for example in part] for part in (task.train, task.validation)] for task in parts]
+    ids = [
+        [[int(example.id) for example in part] for part in (task.train, task.validation)] for task in parts
+    ]
 
     assert [len(part) for part in ids[0]] == [14, 6]
     assert sorted(ids[0][0] + ids[0][1]) == list(range(20))

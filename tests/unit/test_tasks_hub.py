@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from lora_ensembles.errors import DataError
-from lora_ensembles.tasks import LETTERS, OOD_PAIRS, PAPER_TASKS, Task, load_file, load_ood, load_task, ood_names, task_names
+from lora_ensembles.tasks import (
+    LETTERS,
+    OOD_PAIRS,
+    PAPER_TASKS,
+    Task,
+    load_file,
+    load_ood,
+    load_task,
+    ood_names,
+    task_names,
+)
 
 SIZES = {  # the appendix's table of arXiv:2310.00035, with 9741 for its slip 8741
     "cqa": (9741, 1221, [5]),
@@ -75,7 +85,10 @@ def test_label_text_and_letter_are_not_swapped(real_data: Path) -> None:
 
 def test_ids_name_each_example_once(real_data: Path) -> None:
     for name in PAPER_TASKS:
-        ids = [example.id for example in (*real_task(name, real_data).train, *real_task(name, real_data).validation)]
+        ids = [
+            example.id
+            for example in (*real_task(name, real_data).train, *real_task(name, real_data).validation)
+        ]
         assert len(set(ids)) == len(ids), name
 
 
@@ -94,7 +107,9 @@ def test_task_given_as_out_of_distribution_set_is_its_validation_part(real_data:
     assert load_ood("obqa", data=real_data) == real_task("obqa", real_data).validation
 
 
-@pytest.mark.parametrize("path", ["commonsense_qa/validation", "openbookqa/test", "ai2_arc/ARC-Easy/train", "mmlu/test"])
+@pytest.mark.parametrize(
+    "path", ["commonsense_qa/validation", "openbookqa/test", "ai2_arc/ARC-Easy/train", "mmlu/test"]
+)
 def test_hub_schemas_are_read_without_a_mapping(path: str, real_data: Path) -> None:
     with open(real_data / f"{path}.jsonl", encoding="utf-8") as file:
         count = sum(1 for _ in file)
@@ -131,7 +146,9 @@ def test_task_from_a_folder_of_copies(tmp_path: Path) -> None:
     assert [example.target for example in task.validation] == [0, 1]
 
 
-def test_hub_dataset_gives_the_examples_of_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_dataset_gives_the_examples_of_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A local folder of the hub's layout goes through the same call of `datasets` as a dataset on the hub."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     write_openbookqa(tmp_path)
@@ -156,7 +173,9 @@ def test_hub_name_of_another_shape_is_refused(name: str) -> None:
 
 
 def test_hub_that_cannot_be_reached_offers_the_files() -> None:
-    with pytest.raises(DataError, match=r"hub:allenai/openbookqa: split 'train' of config 'main' cannot be loaded .*data=DIR"):
+    with pytest.raises(
+        DataError, match=r"hub:allenai/openbookqa: split 'train' of config 'main' cannot be loaded .*data=DIR"
+    ):
         load_task("obqa")
 
 
@@ -189,7 +208,9 @@ def test_row_without_the_column_that_the_filter_reads_is_named(tmp_path: Path) -
 def test_unknown_task_offers_the_nearest_name(real_data: Path) -> None:
     with pytest.raises(DataError, match="unknown task 'obqaa'; did you mean 'obqa'"):
         load_task("obqaa")
-    with pytest.raises(DataError, match="unknown out-of-distribution set 'mmlu-no-ss'; did you mean 'mmlu-not-ss'"):
+    with pytest.raises(
+        DataError, match="unknown out-of-distribution set 'mmlu-no-ss'; did you mean 'mmlu-not-ss'"
+    ):
         load_ood("mmlu-no-ss")
 
 
@@ -199,7 +220,9 @@ def test_embedded_tasks_come_through_the_same_door() -> None:
     assert task.name == "world-cqa"
     assert task.options == [5]
     assert load_ood("world-cqa") == task.validation
-    assert {example.id for example in load_ood(OOD_PAIRS["world-cqa"])}.isdisjoint(example.id for example in task.validation)
+    assert {example.id for example in load_ood(OOD_PAIRS["world-cqa"])}.isdisjoint(
+        example.id for example in task.validation
+    )
 
 
 def test_every_out_of_distribution_pair_names_a_task_and_a_set() -> None:

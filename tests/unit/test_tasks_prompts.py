@@ -85,12 +85,21 @@ def test_label_prompt_lists_no_options_and_ends_without_a_space() -> None:
         (("a", "b"), -1, "target -1 is no index"),
     ],
 )
-def test_example_refuses_labels_that_cannot_be_chosen_from(labels: tuple[str, ...], target: int, message: str) -> None:
+def test_example_refuses_labels_that_cannot_be_chosen_from(
+    labels: tuple[str, ...], target: int, message: str
+) -> None:
     with pytest.raises(DataError, match=f"example 'seven': {message}"):
         Example(id="seven", prompt="?", labels=labels, target=target)
 
 
 def test_task_lists_the_option_counts_of_both_parts_once_in_rising_order() -> None:
-    examples = {count: Example(id=str(count), prompt="?", labels=tuple(LETTERS[:count]), target=None) for count in (2, 3, 5)}
+    examples = {
+        count: Example(id=str(count), prompt="?", labels=tuple(LETTERS[:count]), target=None)
+        for count in (2, 3, 5)
+    }
 
-    assert Task("t", train=(examples[5], examples[3], examples[5]), validation=(examples[2],)).options == [2, 3, 5]
+    assert Task("t", train=(examples[5], examples[3], examples[5]), validation=(examples[2],)).options == [
+        2,
+        3,
+        5,
+    ]

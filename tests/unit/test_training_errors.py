@@ -19,13 +19,25 @@ from lora_ensembles.errors import CheckpointError, ConfigError, DataError, Train
 from lora_ensembles.prediction import predict
 from lora_ensembles.tasks import Example
 from lora_ensembles.training import TrainResult, train
-from tiny_ensembles import WINDOW, adapter, ensemble, files_below, largest_file, llama, no_memory_left, questions, tokenizer
+from tiny_ensembles import (
+    WINDOW,
+    adapter,
+    ensemble,
+    files_below,
+    largest_file,
+    llama,
+    no_memory_left,
+    questions,
+    tokenizer,
+)
 
 QUESTIONS = questions(8)
 SHORT = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2)  # 2 steps an epoch
 
 
-def run(made: LoraEnsemble, config: TrainConfig = SHORT, *, out: Path | None = None, resume: bool = False) -> TrainResult:
+def run(
+    made: LoraEnsemble, config: TrainConfig = SHORT, *, out: Path | None = None, resume: bool = False
+) -> TrainResult:
     return train(made, QUESTIONS, config, out=out, resume=resume, progress=False)
 
 
@@ -59,7 +71,14 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 
 
 def test_loss_of_a_member_with_an_absurd_learning_rate_names_member_step_and_cause(tmp_path: Path) -> None:
-    config = TrainConfig(epochs=3, batch_size=4, learning_rate=[1e-3, 1e30], weight_decay_a=0, weight_decay_b=0, checkpoint_every=1)
+    config = TrainConfig(
+        epochs=3,
+        batch_size=4,
+        learning_rate=[1e-3, 1e30],
+        weight_decay_a=0,
+        weight_decay_b=0,
+        checkpoint_every=1,
+    )
     made = ensemble()
 
     with pytest.raises(
@@ -77,7 +96,8 @@ def test_base_with_a_poisoned_weight_is_named_as_the_cause_at_the_first_step() -
     base.model.norm.weight.data[3] = math.nan
 
     with pytest.raises(
-        TrainingError, match="the loss of member 0 is nan at step 1: before any update, so the base itself gives such values"
+        TrainingError,
+        match="the loss of member 0 is nan at step 1: before any update, so the base itself gives such values",
     ):
         run(ensemble(base=base))
 
@@ -105,14 +125,20 @@ def test_base_in_float16_that_overflows_after_an_update_names_its_dtype() -> Non
 
 def test_a_step_of_which_not_one_row_fits_into_memory_ends_the_run() -> None:
     with (
-        pytest.raises(TrainingError, match=r"memory ran out at step 1 with a single row in flight, its activations computed twice; free"),
+        pytest.raises(
+            TrainingError,
+            match=r"memory ran out at step 1 with a single row in flight, its activations computed twice; free",
+        ),
         no_memory_left(),
     ):
         train(ensemble(members=2), questions(8), TrainConfig(epochs=1, batch_size=8), progress=False)
 
 
 def test_a_prediction_of_which_not_one_row_fits_into_memory_is_refused() -> None:
-    with pytest.raises(ConfigError, match="memory ran out with a single row in flight; free memory"), no_memory_left():
+    with (
+        pytest.raises(ConfigError, match="memory ran out with a single row in flight; free memory"),
+        no_memory_left(),
+    ):
         predict(ensemble(members=2), questions(8), max_rows=16)
 
 
@@ -130,7 +156,10 @@ def test_no_space_for_a_checkpoint_keeps_the_old_one_and_leaves_nothing_half_wri
     checkpoint = out / "training" / "checkpoint"
     kept = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
 
-    with pytest.raises(CheckpointError, match=r"no space left to write .*checkpoint"), largest_file(len(kept["state.safetensors"]) // 2):
+    with (
+        pytest.raises(CheckpointError, match=r"no space left to write .*checkpoint"),
+        largest_file(len(kept["state.safetensors"]) // 2),
+    ):
         run(ensemble(base=llama(hidden=128)), config, out=out, resume=True)
     assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == kept
     assert not any(path.name.startswith(".") for path in out.rglob("*"))
@@ -141,7 +170,9 @@ def test_no_space_for_a_checkpoint_keeps_the_old_one_and_leaves_nothing_half_wri
     assert torch.equal(resumed.stack.b, whole.stack.b)
 
 
-def test_run_that_finds_no_space_for_its_first_checkpoint_can_be_resumed_from_the_start(tmp_path: Path) -> None:
+def test_run_that_finds_no_space_for_its_first_checkpoint_can_be_resumed_from_the_start(
+    tmp_path: Path,
+) -> None:
     out, made = tmp_path / "out", ensemble(base=llama(hidden=128))
 
     with pytest.raises(CheckpointError, match=r"no space left to write .*checkpoint"), largest_file(4000):
@@ -157,12 +188,17 @@ def test_no_space_for_the_first_file_of_a_run_is_the_librarys_error(tmp_path: Pa
         run(ensemble(), out=tmp_path / "out")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard writes in a thread of its own
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # TensorBoard writes in a thread of its own
 def test_no_space_for_the_log_is_the_librarys_error(tmp_path: Path) -> None:
     config = dataclasses.replace(SHORT, epochs=20, log_every=1, checkpoint_every=1000)
     before = set(threading.enumerate())
 
-    with pytest.raises(CheckpointError, match=r"no space left to write .*(log\.jsonl|tensorboard)"), largest_file(1900):
+    with (
+        pytest.raises(CheckpointError, match=r"no space left to write .*(log\.jsonl|tensorboard)"),
+        largest_file(1900),
+    ):
         run(ensemble(members=5), config, out=tmp_path / "out")
     for thread in set(threading.enumerate()) - before:
         thread.join(timeout=30)  # it fails as well; here, and not in the next test
@@ -175,7 +211,8 @@ def test_existing_output_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
 
     with pytest.raises(
-        CheckpointError, match=r"exists already; choose another folder, or go on with the run in it by resume=True \(--resume\)"
+        CheckpointError,
+        match=r"exists already; choose another folder, or go on with the run in it by resume=True \(--resume\)",
     ):
         run(ensemble(), out=tmp_path)
     assert files_below(tmp_path) == {"notes.txt"}
@@ -213,10 +250,14 @@ def test_resuming_needs_a_folder() -> None:
         ({"epochs": 3, "batch_size": 2}, r"batch_size was 4, is 2; epochs was 2, is 3"),
     ],
 )
-def test_resuming_with_other_settings_names_them(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_resuming_with_other_settings_names_them(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     run(ensemble(), out=tmp_path / "out")
 
-    with pytest.raises(CheckpointError, match=rf"holds a run with other settings, so it cannot be resumed: {message}"):
+    with pytest.raises(
+        CheckpointError, match=rf"holds a run with other settings, so it cannot be resumed: {message}"
+    ):
         run(ensemble(), dataclasses.replace(SHORT, **change), out=tmp_path / "out", resume=True)
 
 
@@ -230,11 +271,15 @@ def test_resuming_with_other_members_adapter_base_or_data_is_refused(tmp_path: P
         "adapter was .*'scalings': \\[4.0\\].* is .*'scalings': \\[8.0\\]": LoraEnsemble(
             llama(), tokenizer(), members=2, adapter=adapter(alpha=16)
         ),
-        "adapter was .*'dropout': 0.0.* is .*'dropout': 0.5": LoraEnsemble(llama(), tokenizer(), members=2, adapter=adapter(dropout=0.5)),
+        "adapter was .*'dropout': 0.0.* is .*'dropout': 0.5": LoraEnsemble(
+            llama(), tokenizer(), members=2, adapter=adapter(dropout=0.5)
+        ),
     }
 
     for name, other in others.items():
-        with pytest.raises(CheckpointError, match=f"other settings, so it cannot be resumed: .*{name.strip()}"):
+        with pytest.raises(
+            CheckpointError, match=f"other settings, so it cannot be resumed: .*{name.strip()}"
+        ):
             run(other, out=out, resume=True)
     with pytest.raises(CheckpointError, match="cannot be resumed: data was"):
         train(ensemble(), questions(8, start=1), SHORT, out=out, resume=True, progress=False)
@@ -243,7 +288,12 @@ def test_resuming_with_other_members_adapter_base_or_data_is_refused(tmp_path: P
 def test_settings_that_change_no_result_may_differ_when_a_run_is_resumed(tmp_path: Path) -> None:
     run(ensemble(), out=tmp_path / "out")
 
-    run(ensemble(), dataclasses.replace(SHORT, max_rows=2, log_every=3, checkpoint_every=1), out=tmp_path / "out", resume=True)
+    run(
+        ensemble(),
+        dataclasses.replace(SHORT, max_rows=2, log_every=3, checkpoint_every=1),
+        out=tmp_path / "out",
+        resume=True,
+    )
 
 
 @pytest.mark.parametrize("interrupted", [1, 4])
@@ -286,7 +336,9 @@ def test_corrupt_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
     else:
         (out / "training" / "config.json").write_text('{"epochs"')
 
-    with pytest.raises(CheckpointError, match=r"(checkpoint|config\.json) is corrupt.*remove .*out and train anew"):
+    with pytest.raises(
+        CheckpointError, match=r"(checkpoint|config\.json) is corrupt.*remove .*out and train anew"
+    ):
         run(ensemble(), out=out, resume=True)
 
 
@@ -298,7 +350,9 @@ def test_training_without_examples_is_refused() -> None:
         train(ensemble(), [], SHORT, progress=False)
 
 
-def test_example_without_an_answer_is_refused_in_training_and_in_validation_before_any_step(tmp_path: Path) -> None:
+def test_example_without_an_answer_is_refused_in_training_and_in_validation_before_any_step(
+    tmp_path: Path,
+) -> None:
     unlabelled = [*QUESTIONS[:2], dataclasses.replace(QUESTIONS[2], target=None)]
 
     with pytest.raises(DataError, match="training example number 3 has no answer"):
@@ -309,12 +363,17 @@ def test_example_without_an_answer_is_refused_in_training_and_in_validation_befo
 
 
 @pytest.mark.parametrize("part", ["examples", "validation"])
-def test_overlong_prompt_is_refused_or_cut_by_choice_and_the_ensemble_remembers_it(tmp_path: Path, part: str) -> None:
+def test_overlong_prompt_is_refused_or_cut_by_choice_and_the_ensemble_remembers_it(
+    tmp_path: Path, part: str
+) -> None:
     long = [Example("long", "otter " * WINDOW + QUESTIONS[0].prompt, ("a", "b", "c", "d"), 0)]
     given = {"examples": QUESTIONS, "validation": QUESTIONS, part: long}
     made = ensemble()
 
-    with pytest.raises(DataError, match=rf"example 'long': prompt and longest label are \d+ tokens, and the window is {WINDOW}"):
+    with pytest.raises(
+        DataError,
+        match=rf"example 'long': prompt and longest label are \d+ tokens, and the window is {WINDOW}",
+    ):
         train(made, given["examples"], SHORT, validation=given["validation"], progress=False)
     cut = dataclasses.replace(SHORT, overlong="left")
     train(made, given["examples"], cut, validation=given["validation"], out=tmp_path / "out", progress=False)
@@ -333,13 +392,20 @@ def test_settings_for_another_number_of_members_are_refused(tmp_path: Path) -> N
 
 
 def test_run_writes_settings_log_checkpoint_snapshots_and_an_ensemble(tmp_path: Path) -> None:
-    config, out, made = dataclasses.replace(SHORT, epochs=3, snapshot_epochs=[1, 3], log_every=2), tmp_path / "out", ensemble()
+    config, out, made = (
+        dataclasses.replace(SHORT, epochs=3, snapshot_epochs=[1, 3], log_every=2),
+        tmp_path / "out",
+        ensemble(),
+    )
     result = train(made, QUESTIONS, config, validation=questions(4), out=out, progress=False)
 
     names = {"config.json", "environment.json", "log.jsonl", "checkpoint", "snapshots"}
     assert names <= {path.name for path in (out / "training").iterdir()} <= {*names, "tensorboard"}
     assert json.loads((out / "training" / "config.json").read_text())["learning_rate"] == config.learning_rate
-    assert json.loads((out / "training" / "environment.json").read_text())["versions"]["torch"] == torch.__version__
+    assert (
+        json.loads((out / "training" / "environment.json").read_text())["versions"]["torch"]
+        == torch.__version__
+    )
     assert checkpoint_step(out) == 6
     assert not {path.suffix for path in out.rglob("*")} & {".bin", ".pt", ".pth", ".pkl", ".pickle", ".npz"}
     loaded = LoraEnsemble.from_pretrained(out, base=llama(), tokenizer=tokenizer())
@@ -353,12 +419,16 @@ def test_snapshot_on_disk_is_an_ensemble_of_its_own(tmp_path: Path) -> None:
     result = run(made, config, out=out)
 
     for epoch in (1, 2):
-        loaded = LoraEnsemble.from_pretrained(out / "training" / "snapshots" / f"epoch_{epoch:03d}", base=llama(), tokenizer=tokenizer())
+        loaded = LoraEnsemble.from_pretrained(
+            out / "training" / "snapshots" / f"epoch_{epoch:03d}", base=llama(), tokenizer=tokenizer()
+        )
         for member, weights in enumerate(result.snapshots[epoch]):
             stored = loaded.stack.member(member)
             assert all(torch.equal(stored.b[name], weights.b[name]) for name in weights.b)
     made.stack.set_members(result.snapshots[1])
-    first = LoraEnsemble.from_pretrained(out / "training" / "snapshots" / "epoch_001", base=llama(), tokenizer=tokenizer())
+    first = LoraEnsemble.from_pretrained(
+        out / "training" / "snapshots" / "epoch_001", base=llama(), tokenizer=tokenizer()
+    )
     assert torch.equal(first.stack.b, made.stack.b)
 
 
@@ -385,7 +455,9 @@ def test_history_holds_the_mean_loss_of_each_members_steps(tmp_path: Path) -> No
     for epoch in range(2):
         for member in range(2):
             mean = (losses[2 * epoch][member] + losses[2 * epoch + 1][member]) / 2
-            assert result.history[epoch]["train_loss"][member] == pytest.approx(mean, abs=1e-5)  # rows are rounded to six places
+            assert result.history[epoch]["train_loss"][member] == pytest.approx(
+                mean, abs=1e-5
+            )  # rows are rounded to six places
 
 
 def test_tensorboard_rows_are_written_where_it_is_installed(tmp_path: Path) -> None:
@@ -393,7 +465,14 @@ def test_tensorboard_rows_are_written_where_it_is_installed(tmp_path: Path) -> N
         pytest.skip("tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(ensemble(), QUESTIONS, dataclasses.replace(SHORT, log_every=2), validation=questions(4), out=tmp_path / "out", progress=False)
+    train(
+        ensemble(),
+        QUESTIONS,
+        dataclasses.replace(SHORT, log_every=2),
+        validation=questions(4),
+        out=tmp_path / "out",
+        progress=False,
+    )
     events = EventAccumulator(str(tmp_path / "out" / "training" / "tensorboard"))
     events.Reload()
 

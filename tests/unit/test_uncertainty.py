@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from lora_ensembles.prediction import Prediction
-from lora_ensembles.uncertainty import disagreement, expected_entropy, mutual_information, total_entropy, variation_ratio
+from lora_ensembles.uncertainty import (
+    disagreement,
+    expected_entropy,
+    mutual_information,
+    total_entropy,
+    variation_ratio,
+)
 from random_predictions import mean_probs, member_probs, random_prediction
 
 SEEDS = range(5)
@@ -25,14 +31,18 @@ def top(row: list[float]) -> int:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_total_entropy_is_the_entropy_of_the_mean_distribution(seed):
     prediction = random_prediction(seed)
-    assert total_entropy(prediction).tolist() == pytest.approx([entropy(row) for row in mean_probs(prediction)], abs=1e-6)
+    assert total_entropy(prediction).tolist() == pytest.approx(
+        [entropy(row) for row in mean_probs(prediction)], abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_expected_entropy_is_the_mean_of_member_entropies(seed):
     prediction = random_prediction(seed)
     members = member_probs(prediction)
-    expected = [sum(entropy(member[n]) for member in members) / len(members) for n in range(prediction.num_examples)]
+    expected = [
+        sum(entropy(member[n]) for member in members) / len(members) for n in range(prediction.num_examples)
+    ]
     assert expected_entropy(prediction).tolist() == pytest.approx(expected, abs=1e-6)
 
 
@@ -42,7 +52,8 @@ def test_mutual_information_is_the_mean_divergence_of_members_from_the_mean(seed
     prediction = random_prediction(seed)
     members, means = member_probs(prediction), mean_probs(prediction)
     expected = [
-        sum(p * math.log(p / q) for member in members for p, q in zip(member[n], row, strict=True) if p > 0) / len(members)
+        sum(p * math.log(p / q) for member in members for p, q in zip(member[n], row, strict=True) if p > 0)
+        / len(members)
         for n, row in enumerate(means)
     ]
     assert mutual_information(prediction).tolist() == pytest.approx(expected, abs=1e-6)
@@ -53,7 +64,9 @@ def test_disagreement_is_the_share_of_pairs_with_different_choices(seed):
     prediction = random_prediction(seed, members=5)
     members = member_probs(prediction)
     pairs = list(itertools.combinations(members, 2))
-    expected = [sum(top(a[n]) != top(b[n]) for a, b in pairs) / len(pairs) for n in range(prediction.num_examples)]
+    expected = [
+        sum(top(a[n]) != top(b[n]) for a, b in pairs) / len(pairs) for n in range(prediction.num_examples)
+    ]
     assert max(expected) > 0
     assert disagreement(prediction).tolist() == pytest.approx(expected, abs=1e-6)
 

@@ -133,12 +133,16 @@ class BatchEnsemble:
         shapes = _target_shapes(base, adapter or default_adapter_config())
         base.requires_grad_(False).eval()
         keep_differentiable(base)
-        self.inputs, self.outputs = _initial_offsets(shapes, [one.init for one in self.seeds], sigma, base.device)
+        self.inputs, self.outputs = _initial_offsets(
+            shapes, [one.init for one in self.seeds], sigma, base.device
+        )
         self._plan = StackPlan()
         self.layers = [self._place(name) for name in shapes]
         starts = 0, 0
         for layer, (wide, high) in zip(self.layers, shapes.values(), strict=True):
-            layer.bind(self.inputs[:, starts[0] : starts[0] + wide], self.outputs[:, starts[1] : starts[1] + high])
+            layer.bind(
+                self.inputs[:, starts[0] : starts[0] + wide], self.outputs[:, starts[1] : starts[1] + high]
+            )
             starts = starts[0] + wide, starts[1] + high
 
     def _place(self, name: str) -> RankOneLinear:
@@ -155,7 +159,9 @@ class BatchEnsemble:
         """Parameters of a member: the sum over its layers of D_in + D_out."""
         return self.inputs.shape[1] + self.outputs.shape[1]
 
-    def fit(self, examples: Sequence[Example], config: TrainConfig | None = None, *, progress: bool = False) -> TrainResult:
+    def fit(
+        self, examples: Sequence[Example], config: TrainConfig | None = None, *, progress: bool = False
+    ) -> TrainResult:
         """Train every member's r and s on `examples`, each in an order of its own, by Eq. 3 (and 4) of arXiv:2310.00035.
 
         Raises:
@@ -172,7 +178,13 @@ class BatchEnsemble:
             with self.base_only() as base:
                 states = answer_states(base, table, rows=config.max_rows)
         self.overlong = config.overlong
-        return fit(_Offsets(self, table, kl_weight, states), config, seeds=self.seeds, lengths=table.lengths, progress=progress)
+        return fit(
+            _Offsets(self, table, kl_weight, states),
+            config,
+            seeds=self.seeds,
+            lengths=table.lengths,
+            progress=progress,
+        )
 
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
@@ -240,7 +252,9 @@ class _Offsets:
         tokens = batch.answer_tokens()
         base_states = None if self.states is None else self.states[tokens.numbers]
         with self.ensemble.running(batch.ids, members):
-            logits = logits_at(self.ensemble.base, fold_members(batch.ids), tokens.places, extra_hidden=base_states)
+            logits = logits_at(
+                self.ensemble.base, fold_members(batch.ids), tokens.places, extra_hidden=base_states
+            )
         tuned = logits if base_states is None else logits[0]
         loss = tokens.per_row(answer_loss(tuned, tokens.answers))
         if base_states is not None:
@@ -250,7 +264,9 @@ class _Offsets:
     def add_gradients(self, loss: Tensor, totals: Flat) -> None:
         layers = self.ensemble.layers
         leaves = [one for layer in layers for one in (layer.input_offsets, layer.output_offsets)]
-        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)  # not every pass reaches every layer
+        gradients = torch.autograd.grad(
+            loss, leaves, allow_unused=True, materialize_grads=True
+        )  # not every pass reaches every layer
         totals[0].add_(torch.cat(gradients[0::2], dim=1))
         totals[1].add_(torch.cat(gradients[1::2], dim=1))
 
@@ -258,9 +274,13 @@ class _Offsets:
 def _target_shapes(base: PreTrainedModel, adapter: LoraConfig) -> dict[str, tuple[int, int]]:
     """(D_in, D_out) of each layer that PEFT would adapt, by name, in the base's order."""
     if any(isinstance(module, RankOneLinear) for module in base.modules()):
-        raise AdapterError("the base carries another BatchEnsemble; call `unload()` on that one first, or load the base again")
+        raise AdapterError(
+            "the base carries another BatchEnsemble; call `unload()` on that one first, or load the base again"
+        )
     if any(isinstance(module, StackedLoraLinear) for module in base.modules()):
-        raise AdapterError("the base carries a LoRA ensemble; call `unload()` on that one first, or load the base again")
+        raise AdapterError(
+            "the base carries a LoRA ensemble; call `unload()` on that one first, or load the base again"
+        )
     if hasattr(base, "peft_config"):
         raise AdapterError("the base is wrapped by PEFT already; pass the plain model (`model.unload()`)")
     weights = initial_weights(base, adapter, seed=0)
@@ -270,9 +290,16 @@ def _target_shapes(base: PreTrainedModel, adapter: LoraConfig) -> dict[str, tupl
     return {name: (weights.a[name].shape[1], weights.b[name].shape[0]) for name in weights.a}
 
 
-def _initial_offsets(shapes: dict[str, tuple[int, int]], seeds: Sequence[int], sigma: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def _initial_offsets(
+    shapes: dict[str, tuple[int, int]], seeds: Sequence[int], sigma: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
     wide, high = (sum(shape[side] for shape in shapes.values()) for side in (0, 1))
-    drawn = torch.stack([torch.randn(wide + high, generator=torch.Generator().manual_seed(seed)) for seed in seeds]) * sigma
+    drawn = (
+        torch.stack(
+            [torch.randn(wide + high, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        )
+        * sigma
+    )
     return drawn[:, :wide].contiguous().to(device), drawn[:, wide:].contiguous().to(device)
 
 

@@ -65,7 +65,8 @@ class FewShot:
         """log p of each label for each draw (draws, N, C), float32, normalised over an example's labels; see `Predictor`."""
         self.base.eval()
         return scored_in_parts(
-            lambda rows: torch.cat([self._score(prefix, examples, rows) for prefix in self.prompts()]), max_rows or SCORING_ROWS
+            lambda rows: torch.cat([self._score(prefix, examples, rows) for prefix in self.prompts()]),
+            max_rows or SCORING_ROWS,
         )
 
     def _score(self, prefix: str, examples: Sequence[Example], rows: int) -> Tensor:
@@ -81,7 +82,11 @@ class FewShot:
 
     def _read_prefix(self, ids: Tensor) -> AnswerLogits | None:
         prefix = read_prefix(self.base, ids)
-        return None if prefix is None else lambda rows, positions: answer_logits(self.base, rows, positions, after=prefix)[None]
+        return (
+            None
+            if prefix is None
+            else lambda rows, positions: answer_logits(self.base, rows, positions, after=prefix)[None]
+        )
 
 
 def render_demonstration(example: Example) -> str:

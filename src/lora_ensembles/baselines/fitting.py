@@ -62,14 +62,23 @@ def check_settings(config: TrainConfig, what: str) -> None:
         ConfigError: dropout, snapshots or checkpoints are asked for.
     """
     dropout = config.dropout if isinstance(config.dropout, list | tuple) else [config.dropout or 0.0]
-    given = {"dropout": any(dropout), "snapshot_epochs": bool(config.snapshot_epochs), "checkpoint_every": config.checkpoint_every}
+    given = {
+        "dropout": any(dropout),
+        "snapshot_epochs": bool(config.snapshot_epochs),
+        "checkpoint_every": config.checkpoint_every,
+    }
     for name, asked in given.items():
         if asked:
-            raise ConfigError(f"{name}={getattr(config, name)!r}: {what} has no such setting; leave it out (dataclasses.replace)")
+            raise ConfigError(
+                f"{name}={getattr(config, name)!r}: {what} has no such setting; leave it out (dataclasses.replace)"
+            )
 
 
 def training_rows(
-    examples: Sequence[Example], base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: TrainConfig
+    examples: Sequence[Example],
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainConfig,
 ) -> tuple[list[EncodedExample], TokenTable]:
     """Labelled questions as token ids and as a table.
 
@@ -96,7 +105,9 @@ def answer_states(base: PreTrainedModel, table: TokenTable, *, rows: int | None)
     return kept
 
 
-def fit(trainee: Trainee, config: TrainConfig, *, seeds: Sequence[MemberSeeds], lengths: Tensor, progress: bool) -> TrainResult:
+def fit(
+    trainee: Trainee, config: TrainConfig, *, seeds: Sequence[MemberSeeds], lengths: Tensor, progress: bool
+) -> TrainResult:
     """Train every member on examples of so many tokens (N,), each in its own order of every epoch; the parameters hold the result.
 
     Raises:
@@ -105,7 +116,9 @@ def fit(trainee: Trainee, config: TrainConfig, *, seeds: Sequence[MemberSeeds], 
     """
     members, parameters = len(seeds), trainee.parameters
     device = parameters[0].device
-    rate, *decays = (config.per_member(name, members).to(device) for name in ("learning_rate", *trainee.decays))
+    rate, *decays = (
+        config.per_member(name, members).to(device) for name in ("learning_rate", *trainee.decays)
+    )
     optimizer = StackedAdamW.over(parameters, learning_rate=rate, decays=decays)
     orders = MemberOrders([one.order for one in seeds], lengths, config.batch_size, config.length_window)
     per_epoch = orders.steps_per_epoch
@@ -118,14 +131,18 @@ def fit(trainee: Trainee, config: TrainConfig, *, seeds: Sequence[MemberSeeds], 
                 indices = orders.batch(step)
                 factor = schedule_factor(config, step, per_epoch * config.epochs)
                 step += 1
-                reporter.step(step, _step(trainee, config, optimizer, indices, factor=factor), every=config.log_every)
+                reporter.step(
+                    step, _step(trainee, config, optimizer, indices, factor=factor), every=config.log_every
+                )
             result.history.append({"step": step, "epoch": epoch + 1, **reporter.epoch_means()})
     finally:
         reporter.close()
     return result
 
 
-def _step(trainee: Trainee, config: TrainConfig, optimizer: StackedAdamW, indices: Tensor, *, factor: float) -> StepOutcome:
+def _step(
+    trainee: Trainee, config: TrainConfig, optimizer: StackedAdamW, indices: Tensor, *, factor: float
+) -> StepOutcome:
     members, rows = indices.shape
     totals = tuple(torch.zeros_like(buffer) for buffer in trainee.parameters)
     loss, right = torch.zeros(members, rows), torch.zeros(members, rows)
@@ -177,6 +194,8 @@ def score_members(
     pad_id, device = tokenizer.pad_token_id or 0, base.device
 
     def score(rows: int) -> Tensor:
-        return score_labels(encoded, answer_logits, pad_id=pad_id, rows_per_batch=max(1, rows // copies), device=device)
+        return score_labels(
+            encoded, answer_logits, pad_id=pad_id, rows_per_batch=max(1, rows // copies), device=device
+        )
 
     return scored_in_parts(score, scoring_rows(copies, tokens_a_row=length, device=device, max_rows=max_rows))

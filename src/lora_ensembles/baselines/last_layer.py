@@ -63,14 +63,18 @@ class LastLayerEnsemble:
         torch.Size([3, 4, 5])
     """
 
-    def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, members: int = 5, seed: int = 0):
+    def __init__(
+        self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, members: int = 5, seed: int = 0
+    ):
         if not isinstance(members, int) or isinstance(members, bool) or members < 1:
             raise ConfigError(f"members={members!r}; an ensemble has at least 1 member, 5 in the paper")
         self.base, self.tokenizer = base.eval(), tokenizer
         self.seeds = [member_seeds(seed, index) for index in range(members)]
         self.overlong: Literal["error", "left"] = "error"
         self.label_ids = torch.zeros(0, dtype=torch.int64, device=base.device)
-        self.rows = torch.zeros(members, 0, _weight(base).shape[1], device=base.device)  # (M, L, H) fp32 masters
+        self.rows = torch.zeros(
+            members, 0, _weight(base).shape[1], device=base.device
+        )  # (M, L, H) fp32 masters
         self._plain = True
 
     @property
@@ -82,7 +86,9 @@ class LastLayerEnsemble:
         """Parameters of a member, L * H; 0 before `fit`, which finds the label tokens."""
         return self.rows[0].numel()
 
-    def fit(self, examples: Sequence[Example], config: TrainConfig | None = None, *, progress: bool = False) -> TrainResult:
+    def fit(
+        self, examples: Sequence[Example], config: TrainConfig | None = None, *, progress: bool = False
+    ) -> TrainResult:
         """Train every member's rows for the label tokens of `examples`, from the pre-trained ones on, whatever was fitted before.
 
         Raises:
@@ -103,7 +109,13 @@ class LastLayerEnsemble:
         self._check_columns(labels, states, frozen)
         self.overlong, self.label_ids = config.overlong, labels
         self.rows = _weight(self.base)[labels].detach().float().expand(self.num_members, -1, -1).clone()
-        return fit(_Rows(self, table, states, frozen, kl_weight), config, seeds=self.seeds, lengths=table.lengths, progress=progress)
+        return fit(
+            _Rows(self, table, states, frozen, kl_weight),
+            config,
+            seeds=self.seeds,
+            lengths=table.lengths,
+            progress=progress,
+        )
 
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
@@ -148,7 +160,9 @@ class LastLayerEnsemble:
         weight = _weight(self.base)
         few = states[:16].to(weight.dtype)
         found = self.label_logits(few[None], weight[labels][None], labels)[0].float()
-        tolerance = 1e-3 if weight.dtype == torch.float32 else 5e-2  # rounding of one product in fp32, in bf16; anything else is far off
+        tolerance = (
+            1e-3 if weight.dtype == torch.float32 else 5e-2
+        )  # rounding of one product in fp32, in bf16; anything else is far off
         if not torch.allclose(found, frozen.label_logits[:16], atol=tolerance, rtol=tolerance):
             raise AdapterError(
                 f"{type(self.base).__name__} does something behind its head that differs from token to token, so rows of the head cannot "
@@ -200,16 +214,26 @@ class _Rows:
         ensemble, frozen = self.ensemble, self.frozen
         batch = self.table.gather(indices)
         count, rows, steps = batch.numbers.shape
-        numbers = batch.numbers.clamp(max=len(self.states) - 1).view(count, -1)  # past the end: places that do not count
-        columns = torch.searchsorted(ensemble.label_ids, batch.answers).clamp(max=len(ensemble.label_ids) - 1).view(count, -1, 1)
+        numbers = batch.numbers.clamp(max=len(self.states) - 1).view(
+            count, -1
+        )  # past the end: places that do not count
+        columns = (
+            torch.searchsorted(ensemble.label_ids, batch.answers)
+            .clamp(max=len(ensemble.label_ids) - 1)
+            .view(count, -1, 1)
+        )
         dtype = _weight(ensemble.base).dtype
         self._leaf = ensemble.rows.to(dtype, copy=True).requires_grad_()
-        logits = ensemble.label_logits(self.states[numbers].to(dtype), self._leaf[members], ensemble.label_ids).float()
+        logits = ensemble.label_logits(
+            self.states[numbers].to(dtype), self._leaf[members], ensemble.label_ids
+        ).float()
         total = torch.logaddexp(logits.logsumexp(dim=-1), frozen.others[numbers])  # over the full vocabulary
         answer = logits.gather(-1, columns)[..., 0]
         loss = total - answer
         if bool((self.kl_weight > 0).any()):
-            loss = loss + self.kl_weight[members, None] * _divergence(logits, total, frozen.label_logits[numbers], frozen.others[numbers])
+            loss = loss + self.kl_weight[members, None] * _divergence(
+                logits, total, frozen.label_logits[numbers], frozen.others[numbers]
+            )
         right = (answer >= logits.amax(dim=-1)) & (answer >= frozen.largest_other[numbers])
         counted = batch.counted
         per_row = (loss.view(count, rows, steps) * counted).sum(dim=-1)
@@ -251,7 +275,9 @@ def _behind_head(base: PreTrainedModel, raw: Tensor) -> Tensor:
     head: Any = base.get_output_embeddings()
     handle = head.register_forward_hook(hook)
     try:
-        logits: Tensor = base(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=raw.device), use_cache=False).logits
+        logits: Tensor = base(
+            input_ids=torch.zeros(1, 1, dtype=torch.int64, device=raw.device), use_cache=False
+        ).logits
     finally:
         handle.remove()
     return logits.view(raw.shape)

@@ -17,7 +17,17 @@ from ..adapters import initial_head
 from ..config import TrainConfig
 from ..errors import AdapterError, ConfigError
 from ..head_layers import HeadStack
-from ..heads import HeadConfig, HeadKind, Texts, TextTable, encode_texts, last_tokens, resolve_head, text_scores, texts_log_probs
+from ..heads import (
+    HeadConfig,
+    HeadKind,
+    Texts,
+    TextTable,
+    encode_texts,
+    last_tokens,
+    resolve_head,
+    text_scores,
+    texts_log_probs,
+)
 from ..heads.kinds import owned_modules
 from ..heads.texts import log_probs, with_classes
 from ..lora import StackPlan, unfold_members
@@ -82,11 +92,15 @@ class LastLayerHeads:
         self.seeds = [member_seeds(seed, index) for index in range(members)]
         self.overlong: Literal["error", "left"] = "error"
         owned = set(owned_modules(base))
-        modules = {name: module for name, module in base.named_modules() if name in owned}  # drawn in the order of an adapter's
+        modules = {
+            name: module for name, module in base.named_modules() if name in owned
+        }  # drawn in the order of an adapter's
         fresh = self.head.init == "fresh"
         drawn = [initial_head(base, modules, seed=one.init if fresh else None) for one in self.seeds]
         self._plan = StackPlan()
-        self.heads = HeadStack(base, [MemberWeights({}, {}, {}, one) for one in drawn], plan=self._plan, dtype=base.dtype)
+        self.heads = HeadStack(
+            base, [MemberWeights({}, {}, {}, one) for one in drawn], plan=self._plan, dtype=base.dtype
+        )
         self.heads.set_members([MemberWeights({}, {}, {}, one) for one in drawn])
         self.heads.detach(base)
 
@@ -99,7 +113,9 @@ class LastLayerHeads:
         """Parameters of a member's head."""
         return self.heads.flat.shape[1]
 
-    def fit(self, examples: Sequence[Example], config: TrainConfig | None = None, *, progress: bool = False) -> TrainResult:
+    def fit(
+        self, examples: Sequence[Example], config: TrainConfig | None = None, *, progress: bool = False
+    ) -> TrainResult:
         """Train every member's head, from where it is.
 
         Raises:
@@ -122,7 +138,13 @@ class LastLayerHeads:
         self.overlong = config.overlong
         features = self._features_of(table, rows=table.rows_in_flight(1, max_rows=config.max_rows))
         own = log_probs(table.per_example(self._own_scores(features)[None]))[0] if with_kl else None
-        return fit(_Heads(self, table, features, own, kl_weight), config, seeds=self.seeds, lengths=table.lengths, progress=progress)
+        return fit(
+            _Heads(self, table, features, own, kl_weight),
+            config,
+            seeds=self.seeds,
+            lengths=table.lengths,
+            progress=progress,
+        )
 
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
@@ -160,12 +182,19 @@ class LastLayerHeads:
         """What enters the head for each text (W, H), after a trial that the head gives the model's own scores of it."""
         few = table.texts(torch.arange(min(4, len(table.text_lengths))))
         expected, found = text_scores(self.base, few), self._own_scores(self._features(few))
-        share = 1e-4 if expected.dtype == torch.float32 else 1e-2  # another product for the same numbers, and no more
+        share = (
+            1e-4 if expected.dtype == torch.float32 else 1e-2
+        )  # another product for the same numbers, and no more
         if not torch.allclose(found, expected, rtol=0, atol=share * float(expected.abs().max())):
             raise AdapterError(
                 f"the head of a {type(self.base).__name__} cannot be run apart from its body; train adapters with it instead"
             )
-        return torch.cat([self._features(table.texts(numbers)) for numbers in torch.arange(len(table.text_lengths)).split(rows)])
+        return torch.cat(
+            [
+                self._features(table.texts(numbers))
+                for numbers in torch.arange(len(table.text_lengths)).split(rows)
+            ]
+        )
 
     @torch.no_grad()
     def _own_scores(self, features: Tensor) -> Tensor:
@@ -217,7 +246,12 @@ class _Heads:
         batch = table.gather(indices)
         numbers = batch.texts.numbers.view(len(indices), -1)
         scores = ensemble.scores(self.features[numbers.to(self.features.device)], members=members)
-        losses = choice_losses(batch, scores, targets=table.targets[indices], base=None if self.base is None else self.base[indices])
+        losses = choice_losses(
+            batch,
+            scores,
+            targets=table.targets[indices],
+            base=None if self.base is None else self.base[indices],
+        )
         if losses.divergence is None:
             return losses.loss, losses.right
         return losses.loss + self.kl_weight[members, None] * losses.divergence, losses.right

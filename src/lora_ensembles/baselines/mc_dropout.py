@@ -51,14 +51,30 @@ class MCDropout:
         torch.Size([3, 4, 5])
     """
 
-    def __init__(self, ensemble: LoraEnsemble, *, member: int = 0, passes: int = 5, dropout: float | None = None, seed: int = 0):
+    def __init__(
+        self,
+        ensemble: LoraEnsemble,
+        *,
+        member: int = 0,
+        passes: int = 5,
+        dropout: float | None = None,
+        seed: int = 0,
+    ):
         check_member(member, ensemble.num_members)
         if not isinstance(passes, int) or isinstance(passes, bool) or passes < 1:
             raise ConfigError(f"passes={passes!r}; it is a whole number of at least 1")
         probability = ensemble.adapter.lora_dropout if dropout is None else dropout
         if not 0 < probability < 1:
-            raise ConfigError(f"dropout={probability}; pass the probability that the member was trained with, above 0 and below 1")
-        self.ensemble, self.member, self.passes, self.dropout, self.seed = ensemble, member, passes, probability, seed
+            raise ConfigError(
+                f"dropout={probability}; pass the probability that the member was trained with, above 0 and below 1"
+            )
+        self.ensemble, self.member, self.passes, self.dropout, self.seed = (
+            ensemble,
+            member,
+            passes,
+            probability,
+            seed,
+        )
 
     @property
     def num_trained_parameters(self) -> int:
@@ -89,27 +105,39 @@ class MCDropout:
         )
 
     def _score_batch(self, ids: Tensor, positions: Tensor) -> Tensor:
-        prompts = [row[: first + 1] for row, first in zip(ids.tolist(), positions[:, 0].tolist(), strict=True)]
+        prompts = [
+            row[: first + 1] for row, first in zip(ids.tolist(), positions[:, 0].tolist(), strict=True)
+        ]
         rows, places = (tensor.expand(self.passes, *tensor.shape) for tensor in (ids, positions))
         with self._dropping(prompts, tokens=rows.numel(), device=ids.device):
             logits = answer_logits(self.ensemble.base, fold_members(rows), fold_members(places))
         return unfold_members(logits, self.passes)
 
-    def _score_texts(self, table: TextTable, states: Callable[[Texts], Tensor | None], texts: Texts) -> Tensor:
+    def _score_texts(
+        self, table: TextTable, states: Callable[[Texts], Tensor | None], texts: Texts
+    ) -> Tensor:
         ensemble, token, passes = self.ensemble, self.ensemble.token_read, self.passes
-        firsts = table.first[table.owner[texts.numbers]]  # options of one question have the mask that its first one names
+        firsts = table.first[
+            table.owner[texts.numbers]
+        ]  # options of one question have the mask that its first one names
         named = [table.ids[number, : table.text_lengths[number]].tolist() for number in firsts.tolist()]
         dropping = self._dropping(named, tokens=passes * texts.ids.numel(), device=texts.ids.device)
         with in_place_of_trunk(ensemble.trunk, states(texts), passes), dropping:
             return unfold_members(text_scores(ensemble.base, texts.repeated(passes), token=token), passes)
 
     @contextmanager
-    def _dropping(self, names: Sequence[Sequence[int]], *, tokens: int, device: torch.device) -> Iterator[None]:
+    def _dropping(
+        self, names: Sequence[Sequence[int]], *, tokens: int, device: torch.device
+    ) -> Iterator[None]:
         """While a pass runs over the rows of these names, once for each of the passes, each row with a mask of its own."""
         stack = self.ensemble.stack
         keys = [stream_key(self.seed, "pass", index, *name) for index in range(self.passes) for name in names]
         probability = torch.full((len(keys),), self.dropout, device=device)
-        with self._one_member_in(len(keys)), stack.running(rows=len(keys), tokens=tokens), stack.dropout(probability, keys):
+        with (
+            self._one_member_in(len(keys)),
+            stack.running(rows=len(keys), tokens=tokens),
+            stack.dropout(probability, keys),
+        ):
             yield
 
     @contextmanager
@@ -117,10 +145,15 @@ class MCDropout:
         """While every layer computes with the one member in the place of `copies` members, without a copy of its weights."""
         stack, m = self.ensemble.stack, self.member
         before = [(layer.lora_a.data, layer.lora_b.data) for layer in stack.layers]
-        heads = [(layer.head_weight.data, None if layer.head_bias is None else layer.head_bias.data) for layer in stack.heads.layers]
+        heads = [
+            (layer.head_weight.data, None if layer.head_bias is None else layer.head_bias.data)
+            for layer in stack.heads.layers
+        ]
         try:
             for head, (weight, bias) in zip(stack.heads.layers, heads, strict=True):
-                head.bind(weight[m].expand(copies, -1, -1), None if bias is None else bias[m].expand(copies, -1))
+                head.bind(
+                    weight[m].expand(copies, -1, -1), None if bias is None else bias[m].expand(copies, -1)
+                )
             for layer, (a, b), scaling in zip(stack.layers, before, stack.scaling, strict=True):
                 layer.bind(a[m].expand(copies, -1, -1), b[m].expand(copies, -1, -1), [scaling[m]] * copies)
             yield

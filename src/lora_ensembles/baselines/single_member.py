@@ -77,8 +77,14 @@ class SingleMember:
             overlong=ensemble.info.overlong,
         )
 
-    def _score_texts(self, ensemble: LoraEnsemble, head: TextHead, examples: Sequence[Example], *, max_rows: int | None) -> Tensor:
-        table, only, token = head.table(ensemble, examples), slice(self.index, self.index + 1), ensemble.token_read
+    def _score_texts(
+        self, ensemble: LoraEnsemble, head: TextHead, examples: Sequence[Example], *, max_rows: int | None
+    ) -> Tensor:
+        table, only, token = (
+            head.table(ensemble, examples),
+            slice(self.index, self.index + 1),
+            ensemble.token_read,
+        )
         states = states_above_trunk(ensemble, table)
 
         def read(texts: Texts) -> Tensor:
@@ -115,9 +121,13 @@ def num_trained_parameters(predictor: Predictor, member: int = 0) -> int:
     if isinstance(predictor, LoraEnsemble):
         stack = predictor.stack
         own = sum(site.shape.numel() for site in stack.heads.sites)
-        return own + sum(stack.ranks[member][site.name] * (site.in_features + site.out_features) for site in stack.sites)
+        return own + sum(
+            stack.ranks[member][site.name] * (site.in_features + site.out_features) for site in stack.sites
+        )
     described: Any = predictor
     count = getattr(described, "num_trained_parameters", None)
     if count is None:
-        raise ConfigError(f"{type(predictor).__name__} does not say how many parameters were trained; give it `num_trained_parameters`")
+        raise ConfigError(
+            f"{type(predictor).__name__} does not say how many parameters were trained; give it `num_trained_parameters`"
+        )
     return int(count)

@@ -62,7 +62,12 @@ class TemperatureScaled:
 
     @classmethod
     def fit(
-        cls, predictor: Predictor, held_out: Sequence[Example], *, trained_on: Sequence[Example] = (), max_rows: int | None = None
+        cls,
+        predictor: Predictor,
+        held_out: Sequence[Example],
+        *,
+        trained_on: Sequence[Example] = (),
+        max_rows: int | None = None,
     ) -> TemperatureScaled:
         """The predictor with the temperature of least NLL on `held_out`, which has to be neither trained on nor scored later.
 
@@ -76,7 +81,12 @@ class TemperatureScaled:
         Raises:
             DataError: no examples, one without an answer, or one of `trained_on` among them.
         """
-        _refuse_known(held_out, _fingerprints(trained_on), "was trained on", "fit the temperature on examples that were not")
+        _refuse_known(
+            held_out,
+            _fingerprints(trained_on),
+            "was trained on",
+            "fit the temperature on examples that were not",
+        )
         prediction = predict(predictor, held_out, max_rows=max_rows)
         return cls(predictor, best_temperature(prediction), _fingerprints(held_out))
 
@@ -96,7 +106,10 @@ class TemperatureScaled:
             DataError: an example is one of those that the temperature was fitted on.
         """
         _refuse_known(
-            examples, self.fitted_on, "was used to fit the temperature", "score other examples: on these the scores would be too good"
+            examples,
+            self.fitted_on,
+            "was used to fit the temperature",
+            "score other examples: on these the scores would be too good",
         )
         return scaled_log_probs(predict(self.predictor, examples, max_rows=max_rows), self.temperature)[None]
 
@@ -123,7 +136,11 @@ def held_out_split(
     if not 0 < share < 1:
         raise ConfigError(f"share={share}; it is a number between 0 and 1")
     trained = _fingerprints(trained_on)
-    groups = [group for group in _groups(examples) if not any(mark in trained for n in group for mark in _marks(examples[n]))]
+    groups = [
+        group
+        for group in _groups(examples)
+        if not any(mark in trained for n in group for mark in _marks(examples[n]))
+    ]
     if not groups or len(groups) == len(examples) == 1:
         raise DataError(
             f"{len(examples)} examples, of which {len(groups)} are different and were not trained on; at least one is needed to fit the "
@@ -222,8 +239,14 @@ def _marks(example: Example) -> list[str]:
     Not the id alone: files of different tasks all have a row "1". A second text belongs to the first, and both texts of a preference to
     its prompt.
     """
-    more = (*(example.options if example.labels == PREFERENCE else ()), *(() if example.pair is None else (example.pair,)))
-    parts: list[tuple[str, ...]] = [("prompt", example.prompt, *more), ("id", example.id, example.question, *more)]
+    more = (
+        *(example.options if example.labels == PREFERENCE else ()),
+        *(() if example.pair is None else (example.pair,)),
+    )
+    parts: list[tuple[str, ...]] = [
+        ("prompt", example.prompt, *more),
+        ("id", example.id, example.question, *more),
+    ]
     if example.question and example.options:
         parts.append(("question", example.question, *sorted(example.options)))
     return [hashlib.sha256(repr(part).encode()).hexdigest()[:24] for part in parts]
@@ -233,4 +256,6 @@ def _refuse_known(examples: Sequence[Example], known: Mapping[str, str], why: st
     found = [(example.id, known[mark]) for example in examples for mark in _marks(example) if mark in known]
     if found:
         count = len(dict.fromkeys(example for example, _ in found))
-        raise DataError(f"example {found[0][0]!r} {why} (as {found[0][1]!r}), and {count} of the {len(examples)} given were; {advice}")
+        raise DataError(
+            f"example {found[0][0]!r} {why} (as {found[0][1]!r}), and {count} of the {len(examples)} given were; {advice}"
+        )

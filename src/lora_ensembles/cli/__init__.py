@@ -46,7 +46,9 @@ exit codes: 0 done, 2 a mistake in the call or its data (one line on standard er
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code. Errors that are not the user's own keep their traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character gets its escape, not a traceback
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a terminal that cannot show a character gets its escape, not a traceback
     summary = None
     try:
         with contextlib.suppress(SystemExit):  # argparse exits after --help and --version, and only then
@@ -73,7 +75,9 @@ def _run(argv: list[str]) -> dict[str, Any] | None:
     if verb.startswith("-"):
         parser.parse_args(argv)
     if verb not in verbs:
-        raise ConfigError(unknown_name("verb", verb, VERBS) if verb else f"a verb is needed: {', '.join(VERBS)}; try --help")
+        raise ConfigError(
+            unknown_name("verb", verb, VERBS) if verb else f"a verb is needed: {', '.join(VERBS)}; try --help"
+        )
     _check_flags(verbs[verb], argv[1:])
     expand = getattr(VERBS[verb], "expand", None)
     argv = expand(verbs[verb], argv) if expand else argv
@@ -86,14 +90,23 @@ def _run(argv: list[str]) -> dict[str, Any] | None:
 def _parsers() -> tuple[Parser, dict[str, Parser]]:
     # No abbreviations: in a script they would break on the day another flag begins alike.
     style: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = Parser("lora-ensembles", description="Fine-tune a language model into an ensemble of LoRA adapters.", epilog=EXAMPLES, **style)
+    parser = Parser(
+        "lora-ensembles",
+        description="Fine-tune a language model into an ensemble of LoRA adapters.",
+        epilog=EXAMPLES,
+        **style,
+    )
     parser.add_argument("--version", action="version", version=version("lora-ensembles"))
     subparsers = parser.add_subparsers(metavar="VERB", dest="verb", required=True, parser_class=Parser)
     verbs = {}
     for name, module in VERBS.items():
-        verbs[name] = subparsers.add_parser(name, help=module.SUMMARY, description=module.__doc__, epilog=module.EXAMPLES, **style)
+        verbs[name] = subparsers.add_parser(
+            name, help=module.SUMMARY, description=module.__doc__, epilog=module.EXAMPLES, **style
+        )
         module.add_arguments(verbs[name])
-        verbs[name].add_argument("--json", action="store_true", help="end standard output with one line that is a JSON object")
+        verbs[name].add_argument(
+            "--json", action="store_true", help="end standard output with one line that is a JSON object"
+        )
     return parser, verbs
 
 
@@ -105,4 +118,6 @@ def _check_flags(parser: Parser, argv: Sequence[str]) -> None:
         if name.startswith("--") and name not in flags_of(parser):
             near = difflib.get_close_matches(name, flags_of(parser), n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(f"{parser.prog.split()[-1]}: unknown flag {name!r}; {hint}--help lists them all")
+            raise ConfigError(
+                f"{parser.prog.split()[-1]}: unknown flag {name!r}; {hint}--help lists them all"
+            )

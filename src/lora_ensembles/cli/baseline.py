@@ -17,9 +17,22 @@ if TYPE_CHECKING:
     from ..prediction import Predictor
     from ..tasks import Example
 
-BASELINES = ("single", "few-shot", "last-layer", "mc-dropout", "batch-ensemble", "temperature", "temperature-single")
+BASELINES = (
+    "single",
+    "few-shot",
+    "last-layer",
+    "mc-dropout",
+    "batch-ensemble",
+    "temperature",
+    "temperature-single",
+)
 OF_LABEL_TOKENS = ("few-shot", "batch-ensemble")  # these are causal language models
-OF_AN_ENSEMBLE = ("single", "mc-dropout", "temperature", "temperature-single")  # these ask a trained ensemble in another way
+OF_AN_ENSEMBLE = (
+    "single",
+    "mc-dropout",
+    "temperature",
+    "temperature-single",
+)  # these ask a trained ensemble in another way
 DROPOUT = 0.1
 FIT_SHARE = 0.2  # of the validation part, on which a temperature is fitted and which is not scored
 
@@ -27,10 +40,22 @@ FIT_SHARE = 0.2  # of the validation part, on which a temperature is fitted and 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("baseline", "measured in place of the ensemble; see docs/baselines.md")
     group.add_argument("--baseline", metavar="NAME", help=", ".join(BASELINES))
-    group.add_argument("--size", type=count, default=5, metavar="N", help="members, passes or draws of the baseline (default: 5)")
+    group.add_argument(
+        "--size",
+        type=count,
+        default=5,
+        metavar="N",
+        help="members, passes or draws of the baseline (default: 5)",
+    )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of the baseline (default: 0)")
-    group.add_argument("--preset", metavar="NAME", help="settings of what is trained here (default: embedded for the embedded base)")
-    group.add_argument("--epochs", type=count, metavar="N", help="of what is trained here (default: the preset's)")
+    group.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="settings of what is trained here (default: embedded for the embedded base)",
+    )
+    group.add_argument(
+        "--epochs", type=count, metavar="N", help="of what is trained here (default: the preset's)"
+    )
     group.add_argument("--limit-train", type=count, metavar="N", help="only the first N training questions")
 
 
@@ -43,21 +68,32 @@ def check(args: Arguments) -> None:
     if args.baseline not in BASELINES:
         raise ConfigError(unknown_name("baseline", args.baseline, BASELINES))
     if args.ensemble is not None and args.baseline not in OF_AN_ENSEMBLE:
-        raise ConfigError(f"--baseline {args.baseline} asks no trained ensemble; leave {args.ensemble} out, and give --task or --base")
+        raise ConfigError(
+            f"--baseline {args.baseline} asks no trained ensemble; leave {args.ensemble} out, and give --task or --base"
+        )
     if args.ensemble is None and args.task is None:
         raise ConfigError(f"--baseline {args.baseline}: give --task NAME, or the folder of an ensemble")
     if args.head == "causal-lm":
         return
     if args.ensemble is not None:
-        raise ConfigError(f"--head {args.head}: {args.ensemble} was trained with heads of its own kind; leave --head out")
+        raise ConfigError(
+            f"--head {args.head}: {args.ensemble} was trained with heads of its own kind; leave --head out"
+        )
     if args.head != "multiple-choice":
-        raise ConfigError(f"--head {args.head}: --task {args.task} has questions with options; use --head multiple-choice, or leave it out")
+        raise ConfigError(
+            f"--head {args.head}: --task {args.task} has questions with options; use --head multiple-choice, or leave it out"
+        )
     if args.baseline in OF_LABEL_TOKENS:
         raise ConfigError(f"--baseline {args.baseline} is one of causal language models; leave --head out")
 
 
 def predictor(
-    args: Arguments, *, ensemble: LoraEnsemble | None, train: tuple[Example, ...], validation: tuple[Example, ...], task: str | None
+    args: Arguments,
+    *,
+    ensemble: LoraEnsemble | None,
+    train: tuple[Example, ...],
+    validation: tuple[Example, ...],
+    task: str | None,
 ) -> tuple[Predictor, tuple[Example, ...]]:
     """The baseline, and the validation questions that it may be scored on.
 
@@ -74,11 +110,15 @@ def predictor(
         return FewShot(*_model(args), examples, shots=3, draws=args.size, seed=args.seed), validation
     if args.baseline in ("last-layer", "batch-ensemble"):
         return _trained(args, examples, task), validation
-    ensemble = ensemble or _ensemble(args, examples, task, dropout=DROPOUT if args.baseline == "mc-dropout" else 0.0)
+    ensemble = ensemble or _ensemble(
+        args, examples, task, dropout=DROPOUT if args.baseline == "mc-dropout" else 0.0
+    )
     if args.baseline == "mc-dropout":
         dropout = ensemble.adapter.lora_dropout or (DROPOUT if args.ensemble is None else 0.0)
         if not dropout:
-            raise ConfigError(f"{args.ensemble} was trained without dropout; MC dropout needs one trained with --lora-dropout")
+            raise ConfigError(
+                f"{args.ensemble} was trained without dropout; MC dropout needs one trained with --lora-dropout"
+            )
         return MCDropout(ensemble, passes=args.size, dropout=dropout, seed=args.seed), validation
     if args.baseline == "single":
         return SingleMember(ensemble, 0), validation
@@ -93,7 +133,9 @@ def _tempered(
     held_out, scored = held_out_split(validation, share=FIT_SHARE, seed=args.seed, trained_on=train)
     wrapped: Predictor = SingleMember(ensemble, 0) if args.baseline == "temperature-single" else ensemble
     scaled = TemperatureScaled.fit(wrapped, held_out, trained_on=train, max_rows=args.max_rows)
-    say(f"temperature {scaled.temperature:.3f}, fitted on {len(held_out)} validation questions, which are not scored")
+    say(
+        f"temperature {scaled.temperature:.3f}, fitted on {len(held_out)} validation questions, which are not scored"
+    )
     return scaled, tuple(scored)
 
 
@@ -120,20 +162,26 @@ def _trained(args: Arguments, examples: tuple[Example, ...], task: str | None) -
     elif args.baseline == "last-layer":
         made = LastLayerEnsemble(base, tokenizer, members=args.size, seed=args.seed)
     else:
-        made = BatchEnsemble(base, tokenizer, members=args.size, adapter=settings.adapter_config(args, base), seed=args.seed)
+        made = BatchEnsemble(
+            base, tokenizer, members=args.size, adapter=settings.adapter_config(args, base), seed=args.seed
+        )
     say(f"training {args.size} members of a {args.baseline} ensemble on {len(examples)} questions")
     made.fit(examples, _config(args, task), progress=True)
     return made
 
 
-def _ensemble(args: Arguments, examples: tuple[Example, ...], task: str | None, *, dropout: float) -> LoraEnsemble:
+def _ensemble(
+    args: Arguments, examples: tuple[Example, ...], task: str | None, *, dropout: float
+) -> LoraEnsemble:
     from ..ensemble import LoraEnsemble
     from ..training import train
 
     base, tokenizer = _model(args)
     adapter = settings.adapter_config(args, base)
     members = 1 if args.baseline in ("single", "mc-dropout", "temperature-single") else args.size
-    made = LoraEnsemble(base, tokenizer, members=members, adapter=adapter, seed=args.seed, head=head_config(args))
+    made = LoraEnsemble(
+        base, tokenizer, members=members, adapter=adapter, seed=args.seed, head=head_config(args)
+    )
     say(f"training {members} members on {len(examples)} questions; a saved ensemble can be given in place")
     train(made, examples, dataclasses.replace(_config(args, task), dropout=dropout))
     return made

@@ -38,7 +38,9 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are the library's own."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog.removeprefix('lora-ensembles').strip() or 'command line'}: {message}; --help shows what fits")
+        raise ConfigError(
+            f"{self.prog.removeprefix('lora-ensembles').strip() or 'command line'}: {message}; --help shows what fits"
+        )
 
 
 def flags_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
@@ -77,11 +79,23 @@ def add_model_flags(parser: argparse.ArgumentParser, *, base: str | None) -> Non
     """--base, --dtype, --device."""
     group = parser.add_argument_group("model")
     meaning = "'embedded', a folder, or a name on the hub"
-    group.add_argument("--base", default=base, metavar="NAME", help=f"{meaning} (default: {base or 'the one it was trained on'})")
     group.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help=f"load the base so (default: as {'stored' if base else 'in training'})"
+        "--base",
+        default=base,
+        metavar="NAME",
+        help=f"{meaning} (default: {base or 'the one it was trained on'})",
     )
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes the GPU where there is one")
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help=f"load the base so (default: as {'stored' if base else 'in training'})",
+    )
+    group.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto takes the GPU where there is one",
+    )
 
 
 def add_ensemble_flags(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:
@@ -93,9 +107,14 @@ def add_ensemble_flags(parser: argparse.ArgumentParser, *, needed: bool = True) 
         nargs=None if needed else "?",
         help="folder that `lora-ensembles train` or save_pretrained wrote",
     )
-    parser.add_argument("--members", type=numbers(int), metavar="0,1", help="only these members (default: all)")
     parser.add_argument(
-        "--max-rows", type=count, metavar="N", help="most rows (members * questions) at once; lower it when memory runs out"
+        "--members", type=numbers(int), metavar="0,1", help="only these members (default: all)"
+    )
+    parser.add_argument(
+        "--max-rows",
+        type=count,
+        metavar="N",
+        help="most rows (members * questions) at once; lower it when memory runs out",
     )
     add_model_flags(parser, base=None)
 
@@ -109,7 +128,9 @@ def device_named(name: str) -> torch.device:
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no GPU here; leave it at 'auto', or install a torch build for your GPU")
+        raise ConfigError(
+            "--device cuda: torch finds no GPU here; leave it at 'auto', or install a torch build for your GPU"
+        )
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
@@ -182,7 +203,10 @@ def say(text: str) -> None:
 
 def spread_to_dict(spread: dict[str, MemberSpread]) -> dict[str, Any]:
     """Single members' metrics: the mean by name, and the standard deviations under "std"."""
-    return {**{name: one.mean for name, one in spread.items()}, "std": {name: one.std for name, one in spread.items()}}
+    return {
+        **{name: one.mean for name, one in spread.items()},
+        "std": {name: one.std for name, one in spread.items()},
+    }
 
 
 def metrics_table(
@@ -193,14 +217,28 @@ def metrics_table(
     baseline: str | None = None,
 ) -> Table:
     """Single member (mean and spread) beside ensemble, or one pass of a baseline beside all of them; a column a metric."""
-    names = [name for name in (*SHOWN, *SHOWN_OF_COMPLETIONS) if name in spread and getattr(ensemble, name, None) is not None]
+    names = [
+        name
+        for name in (*SHOWN, *SHOWN_OF_COMPLETIONS)
+        if name in spread and getattr(ensemble, name, None) is not None
+    ]
     rows = [
         ("one of them" if baseline else "single member", *(str(spread[name]) for name in names)),
-        (f"{baseline or 'ensemble'} of {ensemble.num_members}", *(f"{getattr(ensemble, name):.4f}" for name in names)),
+        (
+            f"{baseline or 'ensemble'} of {ensemble.num_members}",
+            *(f"{getattr(ensemble, name):.4f}" for name in names),
+        ),
     ]
     if intervals:
         rows.append(
-            ("  95 % interval", *(f"{intervals[name].low:.4f} to {intervals[name].high:.4f}" for name in names if name in intervals))
+            (
+                "  95 % interval",
+                *(
+                    f"{intervals[name].low:.4f} to {intervals[name].high:.4f}"
+                    for name in names
+                    if name in intervals
+                ),
+            )
         )
     return Table(("", *(name.replace("_", " ") for name in names)), tuple(tuple(row) for row in rows))
 

@@ -46,7 +46,9 @@ class Source:
     open_ended: bool = False  # prompts and completions, not questions with options
     preferences: bool = False  # chosen and rejected texts
 
-    def load(self, *, tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None) -> Task | CompletionTask:
+    def load(
+        self, *, tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None
+    ) -> Task | CompletionTask:
         """The task itself; the tokenizer is asked for where pairs may hold chats."""
         from ..tasks import completions_from_files, load_task, preferences_from_files, task_from_files
 
@@ -61,7 +63,9 @@ class Source:
         if self.open_ended:
             return completions_from_files(self.train, self.validation, seed=self.seed)
         mapping = ColumnMapping(**self.columns) if self.columns else None
-        return task_from_files(self.train, self.validation, columns=mapping, labels=self.labels, seed=self.seed)
+        return task_from_files(
+            self.train, self.validation, columns=mapping, labels=self.labels, seed=self.seed
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """What is not at its default, for `ensemble.json`."""
@@ -70,7 +74,9 @@ class Source:
 
 def add_column_flags(parser: argparse.ArgumentParser) -> None:
     """A flag for each field of `ColumnMapping`, and --labels."""
-    group = parser.add_argument_group("columns of your own file", "default: found from the first row; see docs/data.md")
+    group = parser.add_argument_group(
+        "columns of your own file", "default: found from the first row; see docs/data.md"
+    )
     for field in dataclasses.fields(ColumnMapping):
         choices = COLUMN_CHOICES.get(field.name)
         group.add_argument(
@@ -80,7 +86,9 @@ def add_column_flags(parser: argparse.ArgumentParser) -> None:
             metavar=None if choices else "COLUMN",
             help=f"{COLUMN_HELP[field.name]} (default: {field.default})".replace(" (default: None)", ""),
         )
-    group.add_argument("--labels", type=words, metavar="yes,no", help="label words of a classification, in place of options")
+    group.add_argument(
+        "--labels", type=words, metavar="yes,no", help="label words of a classification, in place of options"
+    )
 
 
 def given_columns(args: Arguments) -> dict[str, Any] | None:
@@ -118,7 +126,9 @@ def has_open_answers(args: Arguments, file: str | Path) -> bool:
     return True
 
 
-def load_pair(name: str | None, source: Source, *, asked: str | None) -> tuple[str, tuple[Example, ...]] | None:
+def load_pair(
+    name: str | None, source: Source, *, asked: str | None
+) -> tuple[str, tuple[Example, ...]] | None:
     """The out-of-distribution set that was asked for, or the one that belongs to the task where its data is at hand.
 
     "none" asks for no set at all.
@@ -133,7 +143,9 @@ def load_pair(name: str | None, source: Source, *, asked: str | None) -> tuple[s
     if asked is not None:
         return asked, load_ood(asked, data=source.data)
     paired = OOD_PAIRS.get(name or "")
-    if paired is None or (source.data is None and not paired.startswith("world-")):  # no download that nobody asked for
+    if paired is None or (
+        source.data is None and not paired.startswith("world-")
+    ):  # no download that nobody asked for
         return None
     try:
         return paired, load_ood(paired, data=source.data)
@@ -142,22 +154,36 @@ def load_pair(name: str | None, source: Source, *, asked: str | None) -> tuple[s
         return None
 
 
-def source_from_flags(args: Arguments, *, train: Path | None, validation: Path | None, head: str = "causal-lm") -> Source:
+def source_from_flags(
+    args: Arguments, *, train: Path | None, validation: Path | None, head: str = "causal-lm"
+) -> Source:
     """The source that --task or --train describes, for members with this kind of head.
 
     Raises:
         ConfigError: both, or neither.
     """
     if (args.task is None) == (train is None):
-        raise ConfigError("give --task NAME for a task that has a name, or --train FILE for your own; one of the two")
+        raise ConfigError(
+            "give --task NAME for a task that has a name, or --train FILE for your own; one of the two"
+        )
     if args.task is not None:
-        extra = [f"--{name.replace('_', '-')}" for name, value in (("validation", validation), ("labels", args.labels)) if value]
+        extra = [
+            f"--{name.replace('_', '-')}"
+            for name, value in (("validation", validation), ("labels", args.labels))
+            if value
+        ]
         extra += [f"--{name.replace('_', '-')}" for name in given_columns(args) or {}]
         if extra:
-            raise ConfigError(f"{', '.join(extra)}: for your own files (--train); --task {args.task} knows its data")
+            raise ConfigError(
+                f"{', '.join(extra)}: for your own files (--train); --task {args.task} knows its data"
+            )
         from ..embedded.tasks import EMBEDDED_OPEN_TASK
 
-        return Source(task=args.task, data=None if args.data is None else str(args.data), open_ended=args.task == EMBEDDED_OPEN_TASK)
+        return Source(
+            task=args.task,
+            data=None if args.data is None else str(args.data),
+            open_ended=args.task == EMBEDDED_OPEN_TASK,
+        )
     assert train is not None
     columns, labels = given_columns(args), args.labels
     if head == "sequence-classification" and labels is None:
@@ -181,4 +207,6 @@ def _found_classes(train: str | Path, columns: dict[str, Any] | None) -> tuple[d
     mapping, labels = found_classes(train, columns=ColumnMapping(**columns) if columns and named else None)
     mapping = dataclasses.replace(mapping, **(columns or {}))
     plain = dataclasses.asdict(ColumnMapping())
-    return {name: value for name, value in dataclasses.asdict(mapping).items() if value != plain[name]}, list(labels)
+    return {name: value for name, value in dataclasses.asdict(mapping).items() if value != plain[name]}, list(
+        labels
+    )

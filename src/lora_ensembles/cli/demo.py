@@ -16,10 +16,25 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", default="world-cqa", metavar="NAME", help="a task with an out-of-distribution set (default: world-cqa)")
-    parser.add_argument("--members", type=int, default=5, metavar="M", help="members of each ensemble (default: 5)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="all randomness follows from it (default: 0)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for report, pictures, numbers and both ensembles")
+    parser.add_argument(
+        "--task",
+        default="world-cqa",
+        metavar="NAME",
+        help="a task with an out-of-distribution set (default: world-cqa)",
+    )
+    parser.add_argument(
+        "--members", type=int, default=5, metavar="M", help="members of each ensemble (default: 5)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="all randomness follows from it (default: 0)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for report, pictures, numbers and both ensembles",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo in --out")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     add_model_flags(parser, base="embedded")

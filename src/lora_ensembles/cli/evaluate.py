@@ -11,8 +11,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError
 from . import baseline
-from .common import SHOWN, Arguments, add_ensemble_flags, count, first, load_ensemble, metrics_table, say, spread_to_dict
-from .data import Source, add_column_flags, given_columns, has_open_answers, load_pair, remembered_source, source_from_flags
+from .common import (
+    SHOWN,
+    Arguments,
+    add_ensemble_flags,
+    count,
+    first,
+    load_ensemble,
+    metrics_table,
+    say,
+    spread_to_dict,
+)
+from .data import (
+    Source,
+    add_column_flags,
+    given_columns,
+    has_open_answers,
+    load_pair,
+    remembered_source,
+    source_from_flags,
+)
 from .heads import add_head_flags, known_classes
 
 if TYPE_CHECKING:
@@ -49,13 +67,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     data.add_argument("--task", metavar="NAME", help="another task than the one it was trained on")
     data.add_argument("--data", type=Path, metavar="DIR", help="folder with the paper's datasets")
-    data.add_argument("--file", metavar="FILE", help="your own labelled .jsonl or .csv file, or hub:owner/name:split")
     data.add_argument(
-        "--ood", metavar="NAME", help="out-of-distribution set; 'none' for none (default: the task's own, where its data is at hand)"
+        "--file", metavar="FILE", help="your own labelled .jsonl or .csv file, or hub:owner/name:split"
+    )
+    data.add_argument(
+        "--ood",
+        metavar="NAME",
+        help="out-of-distribution set; 'none' for none (default: the task's own, where its data is at hand)",
     )
     data.add_argument("--limit", type=count, metavar="N", help="only the first N rows of each set")
     add_column_flags(parser)
-    parser.add_argument("--intervals", action="store_true", help="95 %% bootstrap intervals of the ensemble's metrics")
+    parser.add_argument(
+        "--intervals", action="store_true", help="95 %% bootstrap intervals of the ensemble's metrics"
+    )
     baseline.add_arguments(parser)
     add_head_flags(parser, "of a baseline that is trained here; an ensemble has its own, see docs/heads.md")
 
@@ -66,16 +90,24 @@ def run(args: Arguments) -> dict[str, Any]:
     if args.baseline is not None:
         baseline.check(args)
     elif args.ensemble is None:
-        raise ConfigError("evaluate: DIR is needed, the folder of an ensemble; or --baseline NAME with --task NAME")
+        raise ConfigError(
+            "evaluate: DIR is needed, the folder of an ensemble; or --baseline NAME with --task NAME"
+        )
     elif args.head != "causal-lm":
-        raise ConfigError(f"--head {args.head}: it is for a baseline that is trained here, and {args.ensemble} has its own; leave it out")
+        raise ConfigError(
+            f"--head {args.head}: it is for a baseline that is trained here, and {args.ensemble} has its own; leave it out"
+        )
     ensemble = load_ensemble(args) if args.ensemble is not None else None
     name, train, every, source = _rows(args, ensemble)
     predictor: Any = ensemble
     if args.baseline is not None:
         if source.open_ended:
-            raise ConfigError(f"--baseline {args.baseline}: baselines answer questions with options; the rows here have open answers")
-        predictor, every = baseline.predictor(args, ensemble=ensemble, train=train, validation=tuple(every), task=source.task)
+            raise ConfigError(
+                f"--baseline {args.baseline}: baselines answer questions with options; the rows here have open answers"
+            )
+        predictor, every = baseline.predictor(
+            args, ensemble=ensemble, train=train, validation=tuple(every), task=source.task
+        )
     measure = _measure_completions if source.open_ended else _measure_questions
     ood, metrics, spread, intervals = measure(args, predictor, name, every, source)
     print(metrics_table(spread, metrics, intervals=intervals, baseline=args.baseline))
@@ -94,13 +126,18 @@ def run(args: Arguments) -> dict[str, Any]:
     }
 
 
-def _measure_questions(args: Arguments, predictor: Predictor, name: str, every: Sequence[Any], source: Source) -> Measured:
+def _measure_questions(
+    args: Arguments, predictor: Predictor, name: str, every: Sequence[Any], source: Source
+) -> Measured:
     from .. import metrics
     from ..prediction import predict
 
     pair = load_pair(source.task, source, asked=args.ood)
     examples = first(every, args.limit)
-    say(f"{name}: {len(examples)} questions" + (f", {len(first(pair[1], args.limit))} of {pair[0]} out of distribution" if pair else ""))
+    say(
+        f"{name}: {len(examples)} questions"
+        + (f", {len(first(pair[1], args.limit))} of {pair[0]} out of distribution" if pair else "")
+    )
     prediction = predict(predictor, examples, max_rows=args.max_rows)
     ood = predict(predictor, first(pair[1], args.limit), max_rows=args.max_rows) if pair else None
     shown = {name: getattr(metrics, name) for name in SHOWN if name != "ood_auroc"}
@@ -109,20 +146,32 @@ def _measure_questions(args: Arguments, predictor: Predictor, name: str, every: 
     return Measured(pair[0] if pair else None, metrics.evaluate(prediction, ood=ood), spread, intervals)
 
 
-def _measure_completions(args: Arguments, ensemble: LoraEnsemble, name: str, every: Sequence[Any], source: Source) -> Measured:
-    from ..completion_scores import METRICS, evaluate_completion_members, evaluate_completions, score_completions
+def _measure_completions(
+    args: Arguments, ensemble: LoraEnsemble, name: str, every: Sequence[Any], source: Source
+) -> Measured:
+    from ..completion_scores import (
+        METRICS,
+        evaluate_completion_members,
+        evaluate_completions,
+        score_completions,
+    )
 
     if args.ood not in (None, "none"):
         raise ConfigError("--ood: for questions with options; the rows here have open answers. Leave it out")
     examples = first(every, args.limit)
     say(f"{name}: {len(examples)} open answers")
     scores = score_completions(ensemble, examples, max_rows=args.max_rows)
-    shown = {metric: lambda taken, metric=metric: getattr(evaluate_completions(taken), metric) for metric in METRICS}
+    shown = {
+        metric: lambda taken, metric=metric: getattr(evaluate_completions(taken), metric)
+        for metric in METRICS
+    }
     intervals = _intervals(shown, scores) if args.intervals else {}
     return Measured(None, evaluate_completions(scores), evaluate_completion_members(scores), intervals)
 
 
-def _rows(args: Arguments, ensemble: LoraEnsemble | None) -> tuple[str, tuple[Any, ...], Sequence[Any], Source]:
+def _rows(
+    args: Arguments, ensemble: LoraEnsemble | None
+) -> tuple[str, tuple[Any, ...], Sequence[Any], Source]:
     """What to call the rows, those to train on, those to measure on, and the source that says where a paired set would be."""
     from ..tasks import ColumnMapping, load_completions, load_file, load_preferences
 
@@ -132,15 +181,25 @@ def _rows(args: Arguments, ensemble: LoraEnsemble | None) -> tuple[str, tuple[An
     data = str(args.data) if args.data else remembered.data
     if args.file:
         if ensemble is not None and ensemble.head.kind == "reward":
-            return Path(args.file).stem, (), load_preferences(args.file, tokenizer=ensemble.tokenizer), Source(data=data)
+            return (
+                Path(args.file).stem,
+                (),
+                load_preferences(args.file, tokenizer=ensemble.tokenizer),
+                Source(data=data),
+            )
         if has_open_answers(args, args.file):
             return Path(args.file).stem, (), load_completions(args.file), Source(data=data, open_ended=True)
-        columns, labels = given_columns(args) or remembered.columns, args.labels or remembered.labels or known_classes(ensemble)
+        columns, labels = (
+            given_columns(args) or remembered.columns,
+            args.labels or remembered.labels or known_classes(ensemble),
+        )
         examples = load_file(args.file, columns=ColumnMapping(**columns) if columns else None, labels=labels)
         return Path(args.file).stem, (), examples, Source(data=data)
     source = source_from_flags(args, train=None, validation=None) if args.task else remembered
     if source.task is None and source.train is None:
-        raise ConfigError(f"{args.ensemble} does not say what it was trained on; pass --task NAME or --file FILE")
+        raise ConfigError(
+            f"{args.ensemble} does not say what it was trained on; pass --task NAME or --file FILE"
+        )
     if source.task is not None:
         source = dataclasses.replace(source, data=data)
     task = source.load(tokenizer=None if ensemble is None else lambda: ensemble.tokenizer)

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .common import NOT_GIVEN, Arguments, add_ensemble_flags, check_new, count, load_ensemble, open_output, read_standard_input, say
+from .common import (
+    NOT_GIVEN,
+    Arguments,
+    add_ensemble_flags,
+    check_new,
+    count,
+    load_ensemble,
+    open_output,
+    read_standard_input,
+    say,
+)
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -63,12 +73,28 @@ BLACK_ON, RESET = "\x1b[38;5;16;48;5;{}m", "\x1b[0m"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_ensemble_flags(parser)
     data = parser.add_argument_group("prompts")
-    data.add_argument("--prompt", metavar="TEXT", help="what to write after, taken as it is; in bash, $'...' can hold line breaks as \\n")
-    data.add_argument("--chat", action="store_true", help="send --prompt as a user's message through the tokenizer's chat template")
     data.add_argument(
-        "--in", dest="source", metavar="FILE", help=".jsonl or .csv with the column prompt or messages, hub:owner/name:split, or '-'"
+        "--prompt",
+        metavar="TEXT",
+        help="what to write after, taken as it is; in bash, $'...' can hold line breaks as \\n",
     )
-    data.add_argument("--out", default="-", metavar="FILE", help="with --in: where the .jsonl goes (default: standard output)")
+    data.add_argument(
+        "--chat",
+        action="store_true",
+        help="send --prompt as a user's message through the tokenizer's chat template",
+    )
+    data.add_argument(
+        "--in",
+        dest="source",
+        metavar="FILE",
+        help=".jsonl or .csv with the column prompt or messages, hub:owner/name:split, or '-'",
+    )
+    data.add_argument(
+        "--out",
+        default="-",
+        metavar="FILE",
+        help="with --in: where the .jsonl goes (default: standard output)",
+    )
     data.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
     decoding = parser.add_argument_group("decoding", "fields of transformers' GenerationConfig")
     for name, (kind, meaning) in FIELDS.items():
@@ -78,11 +104,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         else:
             metavar = "X" if kind is float else "NAME" if kind is str else "N"
             decoding.add_argument(flag, type=kind, default=NOT_GIVEN, metavar=metavar, help=help)
-    decoding.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end a text behind this; may be given several times")
+    decoding.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end a text behind this; may be given several times",
+    )
     decoding.add_argument("--seed", type=int, default=0, metavar="N", help="of --do-sample (default: 0)")
     shown = parser.add_argument_group("display")
     shown.add_argument("--no-stream", action="store_true", help="show the text when it is finished")
-    shown.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="auto: on a terminal, unless NO_COLOR is set")
+    shown.add_argument(
+        "--color",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="auto: on a terminal, unless NO_COLOR is set",
+    )
 
 
 def run(args: Arguments) -> dict[str, Any]:
@@ -99,7 +136,13 @@ def run(args: Arguments) -> dict[str, Any]:
     seconds = round(time.monotonic() - begin, 1)
     tokens = sum(len(record["tokens"]) for record in records)
     say(f"{len(records)} texts, {tokens} tokens by {ensemble.num_members} members in {seconds} s")
-    summary = {"members": ensemble.num_members, "out": args.out, "count": len(records), "num_tokens": tokens, "seconds": seconds}
+    summary = {
+        "members": ensemble.num_members,
+        "out": args.out,
+        "count": len(records),
+        "num_tokens": tokens,
+        "seconds": seconds,
+    }
     return summary if args.out != "-" else {**summary, "texts": records}
 
 
@@ -108,24 +151,34 @@ def _config(args: Arguments) -> GenerationConfig:
     for names, needed in ((SAMPLING_ONLY, "do_sample"), (BEAMS_ONLY, "num_beams")):
         useless = [f"--{name.replace('_', '-')}" for name in names if name in given]
         if useless and needed not in given:
-            raise ConfigError(f"{', '.join(useless)}: without --{needed.replace('_', '-')} it changes nothing; add that, or leave it out")
+            raise ConfigError(
+                f"{', '.join(useless)}: without --{needed.replace('_', '-')} it changes nothing; add that, or leave it out"
+            )
     from transformers import GenerationConfig
 
     from ..generated_text import DEFAULT_NEW_TOKENS
 
     try:
-        return GenerationConfig(**{"max_new_tokens": DEFAULT_NEW_TOKENS} | given | ({"stop_strings": args.stop} if args.stop else {}))
+        return GenerationConfig(
+            **{"max_new_tokens": DEFAULT_NEW_TOKENS}
+            | given
+            | ({"stop_strings": args.stop} if args.stop else {})
+        )
     except ValueError as error:
         raise ConfigError(f"these flags do not fit each other: {error}") from error
 
 
 def _check(args: Arguments, config: GenerationConfig) -> None:
     if (args.prompt is None) == (args.source is None):
-        raise ConfigError("give --prompt TEXT for one text, or --in FILE for a file of prompts; one of the two")
+        raise ConfigError(
+            "give --prompt TEXT for one text, or --in FILE for a file of prompts; one of the two"
+        )
     if args.source is not None and args.chat:
         raise ConfigError("--chat is for --prompt; in a file, a chat is a row with the column 'messages'")
     if args.source is None and args.out != "-":
-        raise ConfigError("--out is for --in FILE; the text of --prompt goes to standard output, with everything about it by --json")
+        raise ConfigError(
+            "--out is for --in FILE; the text of --prompt goes to standard output, with everything about it by --json"
+        )
     if args.out != "-" and not args.overwrite:
         check_new(Path(args.out), way_out="replace it by --overwrite")
 
@@ -140,7 +193,9 @@ def _show(ensemble: LoraEnsemble, args: Arguments, config: GenerationConfig) -> 
     from ..tasks import Message
 
     prompt = (Message("user", args.prompt),) if args.chat and args.prompt.strip() else args.prompt
-    colour = args.color == "always" or (args.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    colour = args.color == "always" or (
+        args.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    )
     single = (config.num_beams or 1) * (config.num_return_sequences or 1) == 1
     stream = single and not args.no_stream
 
@@ -181,7 +236,9 @@ def shaded(text: str, mutual_information: float) -> str:
     """The text on a background for its mutual information (nats), none below the first bound; line ends stay plain."""
     shade = next((colour for bound, colour in reversed(SHADES) if mutual_information >= bound), None)
     words = text.rstrip("\n")
-    return text if shade is None or not words else f"{BLACK_ON.format(shade)}{words}{RESET}{text[len(words) :]}"
+    return (
+        text if shade is None or not words else f"{BLACK_ON.format(shade)}{words}{RESET}{text[len(words) :]}"
+    )
 
 
 def _legend() -> str:
@@ -213,4 +270,6 @@ def _prompts(args: Arguments) -> tuple[Completion, ...]:
 
 def _record(row: Completion, text: GeneratedText) -> dict[str, Any]:
     prompt = row.prompt if isinstance(row.prompt, str) else [vars(message) for message in row.prompt]
-    return {"id": row.id, **text.to_dict(), "prompt": prompt} | ({} if row.completion is None else {"completion": row.completion})
+    return {"id": row.id, **text.to_dict(), "prompt": prompt} | (
+        {} if row.completion is None else {"completion": row.completion}
+    )

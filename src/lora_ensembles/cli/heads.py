@@ -17,10 +17,17 @@ if TYPE_CHECKING:
     from ..ensemble import LoraEnsemble
     from ..heads import HeadConfig
 
-KINDS = ("causal-lm", "sequence-classification", "multiple-choice", "reward")  # heads.HEAD_KINDS, without waiting for torch
+KINDS = (
+    "causal-lm",
+    "sequence-classification",
+    "multiple-choice",
+    "reward",
+)  # heads.HEAD_KINDS, without waiting for torch
 
 
-def add_head_flags(parser: argparse.ArgumentParser, what: str = "what members say about an example; see docs/heads.md") -> None:
+def add_head_flags(
+    parser: argparse.ArgumentParser, what: str = "what members say about an example; see docs/heads.md"
+) -> None:
     """--head, --head-init, --max-length; `what` they are about."""
     group = parser.add_argument_group("head", what)
     group.add_argument(
@@ -35,7 +42,12 @@ def add_head_flags(parser: argparse.ArgumentParser, what: str = "what members sa
         default="fresh",
         help="draw each member's head anew (default), or copy the base's trained one",
     )
-    group.add_argument("--max-length", type=count, metavar="N", help="most tokens of a text, or pair of texts (default: the base's window)")
+    group.add_argument(
+        "--max-length",
+        type=count,
+        metavar="N",
+        help="most tokens of a text, or pair of texts (default: the base's window)",
+    )
 
 
 def head_config(args: Arguments) -> HeadConfig:
@@ -46,13 +58,17 @@ def head_config(args: Arguments) -> HeadConfig:
     """
     if args.head == "causal-lm" and (args.head_init != "fresh" or args.max_length):
         flag = "--max-length" if args.max_length else "--head-init"
-        raise ConfigError(f"{flag}: for members with heads of their own; choose one by --head, or leave it out")
+        raise ConfigError(
+            f"{flag}: for members with heads of their own; choose one by --head, or leave it out"
+        )
     from ..heads import HeadConfig
 
     return HeadConfig(args.head, init=args.head_init, max_length=args.max_length)
 
 
-def load_base(args: Arguments, head: HeadConfig, labels: Sequence[str] | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_base(
+    args: Arguments, head: HeadConfig, labels: Sequence[str] | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base of a new ensemble, loaded as its head needs it."""
     kind, num_labels = str(head.kind), None
     if kind == "reward":
@@ -88,7 +104,9 @@ def reward_records(ensemble: LoraEnsemble, args: Arguments) -> list[dict[str, An
         values = row.values
         parts = [values["text"]] if "text" in values else [values.get("prompt"), values.get("completion", "")]
         if not all(isinstance(part, str) for part in parts):
-            raise row.error("no text to score; needed is the column text, or prompt with completion behind it")
+            raise row.error(
+                "no text to score; needed is the column text, or prompt with completion behind it"
+            )
         return "".join(map(str, parts))
 
     rewards = predict_rewards(ensemble, [text(row) for row in rows], max_rows=args.max_rows)
@@ -112,7 +130,9 @@ def refuse_pairs_from(source: str) -> None:
         ConfigError: as it says.
     """
     if source == "-":
-        raise ConfigError("--in -: pairs of chosen and rejected texts are read from a file; texts to score can come from standard input")
+        raise ConfigError(
+            "--in -: pairs of chosen and rejected texts are read from a file; texts to score can come from standard input"
+        )
 
 
 def known_classes(ensemble: LoraEnsemble | None) -> list[str] | None:
@@ -128,5 +148,9 @@ def check_head_source(head: str, *, task: str | None, train: str | Path | None) 
         ConfigError: as it says.
     """
     if task is not None and train is None and head in ("sequence-classification", "reward"):
-        needed = "texts and their classes" if head == "sequence-classification" else "chosen and rejected texts"
-        raise ConfigError(f"--head {head}: --task {task} has questions with options; give your own {needed} by --train FILE")
+        needed = (
+            "texts and their classes" if head == "sequence-classification" else "chosen and rejected texts"
+        )
+        raise ConfigError(
+            f"--head {head}: --task {task} has questions with options; give your own {needed} by --train FILE"
+        )

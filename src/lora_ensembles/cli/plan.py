@@ -19,17 +19,44 @@ GB = 1e9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--base", required=True, metavar="NAME", help="'embedded', a folder, or a name on the hub; only its config is read")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="of the base (default: bfloat16)")
-    parser.add_argument("--members", type=count, default=5, metavar="M", help="default: 5")
-    parser.add_argument("--batch-size", type=count, default=16, metavar="B", help="rows of a member in a step (default: 16)")
-    parser.add_argument("--tokens", type=count, default=128, metavar="T", help="tokens of a row (default: 128)")
-    parser.add_argument("--answer-tokens", type=count, default=1, metavar="K", help="tokens of an answer (default: 1)")
-    parser.add_argument("--memory", type=float, metavar="GB", help="of the device, in 10^9 bytes; a step that does not fit is split")
     parser.add_argument(
-        "--tflops", type=float, default=788.0, metavar="X", help="what the device computes, 10^12 a second (default: 788, an H200 in bf16)"
+        "--base",
+        required=True,
+        metavar="NAME",
+        help="'embedded', a folder, or a name on the hub; only its config is read",
     )
-    parser.add_argument("--examples", type=count, metavar="N", help="training examples, for the time of the whole run")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="bfloat16",
+        help="of the base (default: bfloat16)",
+    )
+    parser.add_argument("--members", type=count, default=5, metavar="M", help="default: 5")
+    parser.add_argument(
+        "--batch-size", type=count, default=16, metavar="B", help="rows of a member in a step (default: 16)"
+    )
+    parser.add_argument(
+        "--tokens", type=count, default=128, metavar="T", help="tokens of a row (default: 128)"
+    )
+    parser.add_argument(
+        "--answer-tokens", type=count, default=1, metavar="K", help="tokens of an answer (default: 1)"
+    )
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="of the device, in 10^9 bytes; a step that does not fit is split",
+    )
+    parser.add_argument(
+        "--tflops",
+        type=float,
+        default=788.0,
+        metavar="X",
+        help="what the device computes, 10^12 a second (default: 788, an H200 in bf16)",
+    )
+    parser.add_argument(
+        "--examples", type=count, metavar="N", help="training examples, for the time of the whole run"
+    )
     parser.add_argument("--epochs", type=count, default=1, metavar="N", help="with --examples (default: 1)")
     settings.add_adapter_flags(parser)
 
@@ -62,8 +89,12 @@ def run(args: Arguments) -> dict[str, Any]:
         memory=None if args.memory is None else int(args.memory * GB),
     )
     seconds = plan.seconds(args.tflops * 1e12)
-    rows = [(name, f"{getattr(plan, name) / GB:.3f} GB") for name in ("base", "members", "activations", "total")]
-    rows.append(("rows in flight", f"{plan.rows} of {args.members * args.batch_size}, {plan.parts} parts a step"))
+    rows = [
+        (name, f"{getattr(plan, name) / GB:.3f} GB") for name in ("base", "members", "activations", "total")
+    ]
+    rows.append(
+        ("rows in flight", f"{plan.rows} of {args.members * args.batch_size}, {plan.parts} parts a step")
+    )
     rows.append(("a step at the limit", f"{seconds:.4g} s at {args.tflops:g} TFLOP/s"))
     summary = {"base": args.base, **plan.to_dict(), "seconds_a_step_at_the_limit": seconds}
     summary["max_rows"] = plan.rows if plan.parts > 1 else None
@@ -88,4 +119,6 @@ def _skeleton(config: Any) -> Any:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
     except ValueError as error:
-        raise ConfigError(f"no causal language model can be built from this config: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"no causal language model can be built from this config: {str(error).splitlines()[0]}"
+        ) from error

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import ConfigError
 from . import heads
-from .common import Arguments, add_ensemble_flags, check_new, load_ensemble, open_output, read_standard_input, say
+from .common import (
+    Arguments,
+    add_ensemble_flags,
+    check_new,
+    load_ensemble,
+    open_output,
+    read_standard_input,
+    say,
+)
 from .data import add_column_flags, given_columns, remembered_source
 
 if TYPE_CHECKING:
@@ -43,11 +51,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".jsonl, .csv, hub:owner/name:split, or '-' for standard input; answers may be missing",
     )
-    data.add_argument("--in-format", choices=FORMATS, default="jsonl", help="what standard input holds (default: jsonl)")
+    data.add_argument(
+        "--in-format", choices=FORMATS, default="jsonl", help="what standard input holds (default: jsonl)"
+    )
     data.add_argument("--out", default="-", metavar="FILE", help="'-' for standard output, the default")
-    data.add_argument("--format", choices=FORMATS, help="of the output (default: by the suffix of --out, else jsonl)")
+    data.add_argument(
+        "--format", choices=FORMATS, help="of the output (default: by the suffix of --out, else jsonl)"
+    )
     data.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
-    data.add_argument("--k", type=float, default=1.0, metavar="X", help="of a reward model: the lower bound is mean - K * std (default: 1)")
+    data.add_argument(
+        "--k",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="of a reward model: the lower bound is mean - K * std (default: 1)",
+    )
     add_column_flags(parser)
 
 
@@ -67,7 +85,13 @@ def run(args: Arguments) -> dict[str, Any]:
             stream.writelines(f"{json.dumps(record)}\n" for record in records)
     seconds = round(time.monotonic() - begin, 1)
     say(f"{len(records)} {what} by {ensemble.num_members} members in {seconds} s")
-    return {"questions": len(records), "members": ensemble.num_members, "out": args.out, "format": format, "seconds": seconds}
+    return {
+        "questions": len(records),
+        "members": ensemble.num_members,
+        "out": args.out,
+        "format": format,
+        "seconds": seconds,
+    }
 
 
 def _records(args: Arguments, ensemble: LoraEnsemble) -> tuple[list[dict[str, Any]], str]:
@@ -84,7 +108,9 @@ def _records(args: Arguments, ensemble: LoraEnsemble) -> tuple[list[dict[str, An
         examples = load_preferences(args.source, tokenizer=ensemble.tokenizer)
     else:
         examples = _examples(args, ensemble)
-    return list(prediction_records(predict(ensemble, examples, max_rows=args.max_rows), examples)), "questions answered"
+    return list(
+        prediction_records(predict(ensemble, examples, max_rows=args.max_rows), examples)
+    ), "questions answered"
 
 
 def _refuse_open_answers(args: Arguments) -> None:
@@ -100,13 +126,17 @@ def _refuse_open_answers(args: Arguments) -> None:
 def _examples(args: Arguments, ensemble: LoraEnsemble) -> tuple[Example, ...]:
     from ..tasks import ColumnMapping, load_file, read_examples
 
-    remembered = remembered_source(ensemble.info.task)  # the questions must read as those that the members were trained on
+    remembered = remembered_source(
+        ensemble.info.task
+    )  # the questions must read as those that the members were trained on
     columns = given_columns(args) or remembered.columns
     labels = args.labels or remembered.labels or heads.known_classes(ensemble)
     mapping = ColumnMapping(**columns) if columns else None
     if args.source != "-":
         return load_file(args.source, columns=mapping, labels=labels, labelled=False)
-    return read_examples(read_standard_input(), format=args.in_format, columns=mapping, labels=labels, labelled=False)
+    return read_examples(
+        read_standard_input(), format=args.in_format, columns=mapping, labels=labels, labelled=False
+    )
 
 
 def write_csv(records: Sequence[dict[str, Any]], stream: TextIO) -> None:

@@ -17,8 +17,15 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("records", metavar="DIR", type=Path, help="folder of the records that `lora-ensembles study` made")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the report is written, over an earlier one (default: DIR)")
+    parser.add_argument(
+        "records", metavar="DIR", type=Path, help="folder of the records that `lora-ensembles study` made"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where the report is written, over an earlier one (default: DIR)",
+    )
 
 
 def run(args: Arguments) -> dict[str, Any]:

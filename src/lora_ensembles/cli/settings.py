@@ -26,7 +26,9 @@ ADAPTER_FIELDS = ("r", "lora_alpha", "target_modules", "lora_dropout", "use_rslo
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     """A flag for each field of `TrainConfig`, explained by its docstring."""
-    group = parser.add_argument_group("training", "the fields of TrainConfig; what is not given comes from --preset")
+    group = parser.add_argument_group(
+        "training", "the fields of TrainConfig; what is not given comes from --preset"
+    )
     meanings = _field_meanings()
     hints = get_type_hints(TrainConfig)
     for name in TRAIN_FIELDS:
@@ -44,9 +46,16 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
 def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
     """Flags for fields of `peft.LoraConfig`; the paper's adapter is the default."""
     group = parser.add_argument_group("adapter", "fields of peft.LoraConfig")
-    group.add_argument("--rank", type=int, dest="r", default=NOT_GIVEN, metavar="R", help="rank of A and B (default: 8)")
     group.add_argument(
-        "--alpha", type=_number, dest="lora_alpha", default=NOT_GIVEN, metavar="X", help="scaling is alpha / rank (default: 32)"
+        "--rank", type=int, dest="r", default=NOT_GIVEN, metavar="R", help="rank of A and B (default: 8)"
+    )
+    group.add_argument(
+        "--alpha",
+        type=_number,
+        dest="lora_alpha",
+        default=NOT_GIVEN,
+        metavar="X",
+        help="scaling is alpha / rank (default: 32)",
     )
     group.add_argument(
         "--target-modules",
@@ -55,7 +64,13 @@ def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
         metavar="a,b",
         help="layers that get adapters (default: q_proj,v_proj, or what PEFT takes for this architecture)",
     )
-    group.add_argument("--lora-dropout", type=float, default=NOT_GIVEN, metavar="P", help="dropout at the adapters' input (default: 0)")
+    group.add_argument(
+        "--lora-dropout",
+        type=float,
+        default=NOT_GIVEN,
+        metavar="P",
+        help="dropout at the adapters' input (default: 0)",
+    )
     group.add_argument(
         "--modules-to-save",
         type=words,
@@ -63,7 +78,9 @@ def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
         metavar="a,b",
         help="modules that members with heads own (default: all of the base beside its body)",
     )
-    group.add_argument("--use-rslora", action="store_true", default=NOT_GIVEN, help="scaling is alpha / sqrt(rank)")
+    group.add_argument(
+        "--use-rslora", action="store_true", default=NOT_GIVEN, help="scaling is alpha / sqrt(rank)"
+    )
 
 
 def train_config(args: Arguments, *, default: str, task: str | None) -> TrainConfig:
@@ -107,7 +124,9 @@ def expand_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[
     for key, value in _read_config(path).items():
         name = by_name.get(str(key).replace("-", "_"))
         if name is None or name in ("--config", "--help"):
-            raise ConfigError(f"{path}: {unknown_name('field', str(key), sorted(set(by_name) - {'config', 'help'}))}")
+            raise ConfigError(
+                f"{path}: {unknown_name('field', str(key), sorted(set(by_name) - {'config', 'help'}))}"
+            )
         expanded += _as_flag(name, flags[name], value, path)
     return [argv[0], *expanded, *argv[1:]]
 
@@ -120,7 +139,9 @@ def _as_flag(name: str, action: argparse.Action, value: Any, path: Path) -> list
     if value is None:
         return [f"{name}=none"] if action.dest in TRAIN_FIELDS else []
     if isinstance(value, dict | bool):
-        raise ConfigError(f"{path}: {name.removeprefix('--')} is {value!r}; it takes a text, a number or a list of these")
+        raise ConfigError(
+            f"{path}: {name.removeprefix('--')} is {value!r}; it takes a text, a number or a list of these"
+        )
     return [f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}"]
 
 
@@ -128,10 +149,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigError(
+            f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     content = _parse_yaml(text, path) if path.suffix.lower() in (".yaml", ".yml") else _parse_json(text, path)
     if not isinstance(content, dict):
-        raise ConfigError(f"--config {path} holds a {type(content).__name__}; it needs fields and their values, such as epochs: 5")
+        raise ConfigError(
+            f"--config {path} holds a {type(content).__name__}; it needs fields and their values, such as epochs: 5"
+        )
     return content
 
 

@@ -23,21 +23,40 @@ EXAMPLES = """examples:
   lora-ensembles study sweep --tasks world-cqa --out runs/study        one kind of record of the list above
   lora-ensembles study claims --from runs/study --json                 what the records say of each claim
   lora-ensembles study all --base meta-llama/Llama-2-7b-hf --dtype bfloat16 --data datasets --out runs/llama"""
-KINDS = ("sweep", "randomness", "pool", "few_shot", "last_layer", "methods", "initialisation", "rank", "strength")
+KINDS = (
+    "sweep",
+    "randomness",
+    "pool",
+    "few_shot",
+    "last_layer",
+    "methods",
+    "initialisation",
+    "rank",
+    "strength",
+)
 WHAT = ("all", "claims", *KINDS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="WHAT", help=", ".join(WHAT))
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the records; what is in it is not measured again")
-    parser.add_argument("--from", dest="records", type=Path, metavar="DIR", help="folder of the records that `claims` judges")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the records; what is in it is not measured again"
+    )
+    parser.add_argument(
+        "--from", dest="records", type=Path, metavar="DIR", help="folder of the records that `claims` judges"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer tasks, strengths, epochs and questions")
     parser.add_argument("--tasks", type=words, metavar="a,b", help="only these tasks")
     parser.add_argument("--seeds", type=words, metavar="0,1,2", help="seeds (default: 0,1,2)")
     parser.add_argument("--members", type=int, metavar="M", help="members of an ensemble (default: 5)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with the paper's datasets, for its six tasks")
     parser.add_argument(
-        "--head", choices=("causal-lm", "multiple-choice"), default="causal-lm", help="what members say about a question; see docs/heads.md"
+        "--data", type=Path, metavar="DIR", help="folder with the paper's datasets, for its six tasks"
+    )
+    parser.add_argument(
+        "--head",
+        choices=("causal-lm", "multiple-choice"),
+        default="causal-lm",
+        help="what members say about a question; see docs/heads.md",
     )
     add_model_flags(parser, base="embedded")
 
@@ -66,7 +85,11 @@ def _measure(args: Arguments) -> dict[str, Any]:
         return load_model(args.base, dtype=args.dtype, device=args.device, head=args.head)
 
     found = grids.run_grid(grid, args.out, load, kinds=kinds, say=say)
-    summary: dict[str, Any] = {"out": str(args.out), "grid": grid.name, "records": {kind: len(rows) for kind, rows in found.items()}}
+    summary: dict[str, Any] = {
+        "out": str(args.out),
+        "grid": grid.name,
+        "records": {kind: len(rows) for kind, rows in found.items()},
+    }
     if args.what == "all":
         from ..studies.claims import judge
         from ..studies.report import write_report
@@ -75,7 +98,10 @@ def _measure(args: Arguments) -> dict[str, Any]:
         records = by_kind(args.out)
         claims = judge(records)
         print(claims_table(claims))
-        summary |= {"claims": [claim.to_dict() for claim in claims], "report": str(write_report(records, claims, args.out).html)}
+        summary |= {
+            "claims": [claim.to_dict() for claim in claims],
+            "report": str(write_report(records, claims, args.out).html),
+        }
     return {**summary, "seconds": round(time.monotonic() - begin, 1)}
 
 
@@ -89,7 +115,9 @@ def _grid(args: Arguments) -> Grid:
         grid = dataclasses.replace(start, base=args.base, data=None if args.data is None else str(args.data))
         grid = quick(grid) if args.quick else grid
     elif args.head != "causal-lm":
-        raise ConfigError("study --head multiple-choice: --base NAME is needed, an encoder; the embedded base is a decoder")
+        raise ConfigError(
+            "study --head multiple-choice: --base NAME is needed, an encoder; the embedded base is a decoder"
+        )
     changes: dict[str, Any] = {}
     if args.tasks:
         for task in args.tasks:
@@ -104,7 +132,9 @@ def _grid(args: Arguments) -> Grid:
         changes["seeds"] = tuple(map(int, args.seeds))
     if args.members is not None:
         if args.members < 2:
-            raise ConfigError(f"--members {args.members}; an ensemble of at least 2 is needed to compare it with its members")
+            raise ConfigError(
+                f"--members {args.members}; an ensemble of at least 2 is needed to compare it with its members"
+            )
         changes["members"] = args.members
     return dataclasses.replace(grid, **changes)
 
@@ -125,5 +155,16 @@ def claims_table(claims: list[Claim]) -> Table:
         interval = "-" if claim.interval is None else f"{claim.interval[0]:+.4f} to {claim.interval[1]:+.4f}"
         difference = "-" if claim.difference is None else f"{claim.difference:+.4f}"
         supported = sum(part.verdict == "supported" for part in claim.parts)
-        rows.append((claim.id, claim.verdict, f"{supported} of {len(claim.parts)}", difference, interval, str(claim.settings)))
-    return Table(("claim", "verdict", "parts supported", "first difference", "95 % interval", "settings"), tuple(rows))
+        rows.append(
+            (
+                claim.id,
+                claim.verdict,
+                f"{supported} of {len(claim.parts)}",
+                difference,
+                interval,
+                str(claim.settings),
+            )
+        )
+    return Table(
+        ("claim", "verdict", "parts supported", "first difference", "95 % interval", "settings"), tuple(rows)
+    )

@@ -18,7 +18,12 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with the paper's datasets as .jsonl files; see docs/data.md")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder with the paper's datasets as .jsonl files; see docs/data.md",
+    )
 
 
 def run(args: Arguments) -> dict[str, Any]:
@@ -33,17 +38,25 @@ def run(args: Arguments) -> dict[str, Any]:
         from ..embedded.tasks import EMBEDDED_OPEN_TASK, EMBEDDED_TASKS, load_embedded_completions
 
         summary, words = _described(EMBEDDED_TASKS, None), load_embedded_completions()
-        summary["open_ended"] = {EMBEDDED_OPEN_TASK: {"train": len(words.train), "validation": len(words.validation)}}
+        summary["open_ended"] = {
+            EMBEDDED_OPEN_TASK: {"train": len(words.train), "validation": len(words.validation)}
+        }
         summary["named"] = {name: task_repository(name) for name in PAPER_TASKS}
     elif not args.data.is_dir():
-        raise DataError(f"--data {args.data} is no folder; give the one that holds commonsense_qa/, openbookqa/, ai2_arc/ and mmlu/")
+        raise DataError(
+            f"--data {args.data} is no folder; give the one that holds commonsense_qa/, openbookqa/, ai2_arc/ and mmlu/"
+        )
     else:
         summary = _described(PAPER_TASKS, args.data)
         if not summary["tasks"]:
-            raise DataError(f"none of the tasks can be read from {args.data}: {next(iter(summary['missing'].values()))}")
+            raise DataError(
+                f"none of the tasks can be read from {args.data}: {next(iter(summary['missing'].values()))}"
+            )
     print(_table(summary))
     for name, repository in summary.get("named", {}).items():
-        say(f"{name:<10} {repository} on the Hugging Face hub: --task {name} reads it over the network, or from files with --data DIR")
+        say(
+            f"{name:<10} {repository} on the Hugging Face hub: --task {name} reads it over the network, or from files with --data DIR"
+        )
     return summary
 
 
@@ -54,7 +67,11 @@ def _described(names: tuple[str, ...], data: Path | None) -> dict[str, Any]:
     for name in names:
         try:
             task = load_task(name, data=data)
-            summary["tasks"][name] = {"train": len(task.train), "validation": len(task.validation), "options": task.options}
+            summary["tasks"][name] = {
+                "train": len(task.train),
+                "validation": len(task.validation),
+                "options": task.options,
+            }
             if name in OOD_PAIRS:
                 paired = OOD_PAIRS[name]
                 summary["ood"][name] = {"set": paired, "questions": len(load_ood(paired, data=data))}

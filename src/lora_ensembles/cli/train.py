@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from . import heads, settings
-from .common import Arguments, add_model_flags, check_new, count, first, metrics_table, say, spread_to_dict, words
+from .common import (
+    Arguments,
+    add_model_flags,
+    check_new,
+    count,
+    first,
+    metrics_table,
+    say,
+    spread_to_dict,
+    words,
+)
 from .data import Source, add_column_flags, source_from_flags
 
 if TYPE_CHECKING:
@@ -36,32 +46,62 @@ EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
-    data.add_argument("--task", metavar="NAME", help="a task that has a name; `lora-ensembles tasks` lists them")
-    data.add_argument("--data", type=Path, metavar="DIR", help="folder with the paper's datasets (default: the Hugging Face hub)")
-    data.add_argument("--train", metavar="FILE", help="your own .jsonl or .csv file, or hub:owner/name:split; questions or open answers")
-    data.add_argument("--validation", metavar="FILE", help="the rows to judge by (default: a fifth of --train is held out)")
+    data.add_argument(
+        "--task", metavar="NAME", help="a task that has a name; `lora-ensembles tasks` lists them"
+    )
+    data.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder with the paper's datasets (default: the Hugging Face hub)",
+    )
+    data.add_argument(
+        "--train",
+        metavar="FILE",
+        help="your own .jsonl or .csv file, or hub:owner/name:split; questions or open answers",
+    )
+    data.add_argument(
+        "--validation", metavar="FILE", help="the rows to judge by (default: a fifth of --train is held out)"
+    )
     data.add_argument("--limit", type=count, metavar="N", help="only the first N training rows")
     data.add_argument("--limit-validation", type=count, metavar="N", help="only the first N validation rows")
     add_column_flags(parser)
     ensemble = parser.add_argument_group("ensemble")
-    ensemble.add_argument("--members", type=int, default=5, metavar="M", help="number of members (default: 5)")
-    ensemble.add_argument("--seed", type=int, default=0, metavar="N", help="members' seeds follow from it (default: 0)")
     ensemble.add_argument(
-        "--vary", type=words, default=["init", "order"], metavar="init,order", help="what differs between members (default: both)"
+        "--members", type=int, default=5, metavar="M", help="number of members (default: 5)"
+    )
+    ensemble.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="members' seeds follow from it (default: 0)"
+    )
+    ensemble.add_argument(
+        "--vary",
+        type=words,
+        default=["init", "order"],
+        metavar="init,order",
+        help="what differs between members (default: both)",
     )
     add_model_flags(parser, base="embedded")
     heads.add_head_flags(parser)
     settings.add_adapter_flags(parser)
     parser.add_argument(
-        "--preset", metavar="NAME", help="paper, default or embedded (default: embedded for the embedded base, else default)"
+        "--preset",
+        metavar="NAME",
+        help="paper, default or embedded (default: embedded for the embedded base, else default)",
     )
     settings.add_training_flags(parser)
     run_group = parser.add_argument_group("run")
-    run_group.add_argument("--out", type=Path, metavar="DIR", help="where the ensemble is saved; needed, here or in --config")
     run_group.add_argument(
-        "--config", type=Path, metavar="FILE", help=".yaml or .json file that gives any of these flags a value; flags win"
+        "--out", type=Path, metavar="DIR", help="where the ensemble is saved; needed, here or in --config"
     )
-    run_group.add_argument("--resume", action="store_true", help="go on with the run in --out from its last checkpoint")
+    run_group.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=".yaml or .json file that gives any of these flags a value; flags win",
+    )
+    run_group.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out from its last checkpoint"
+    )
     run_group.add_argument("--no-progress", action="store_true", help="no progress bar")
 
 
@@ -101,8 +141,14 @@ def _build(args: Arguments, source: Source, task: Task | CompletionTask, head: H
 
     base, tokenizer = heads.load_base(args, head, source.labels)
     adapter = settings.adapter_config(args, base)
-    ensemble = LoraEnsemble(base, tokenizer, members=args.members, adapter=adapter, seed=args.seed, vary=args.vary, head=head)
-    ensemble.info.task = {"name": task.name, "source": source.to_dict(), "dtype": str(base.dtype).removeprefix("torch.")}
+    ensemble = LoraEnsemble(
+        base, tokenizer, members=args.members, adapter=adapter, seed=args.seed, vary=args.vary, head=head
+    )
+    ensemble.info.task = {
+        "name": task.name,
+        "source": source.to_dict(),
+        "dtype": str(base.dtype).removeprefix("torch."),
+    }
     return ensemble
 
 
@@ -114,7 +160,15 @@ def _train(ensemble: LoraEnsemble, task: Task | CompletionTask, config: Any, arg
     kind = next((words for name, words in KINDS_OF_ROWS.items() if remembered.get(name)), "questions")
     sizes = f"{len(examples)} training and {len(validation)} validation {kind}"
     say(f"{task.name}: {sizes}, {ensemble.num_members} members on {ensemble.device}")
-    return train(ensemble, examples, config, validation=validation, out=args.out, resume=args.resume, progress=not args.no_progress)
+    return train(
+        ensemble,
+        examples,
+        config,
+        validation=validation,
+        out=args.out,
+        resume=args.resume,
+        progress=not args.no_progress,
+    )
 
 
 def _record(ensemble: LoraEnsemble, result: TrainResult, out: Path) -> dict[str, Any]:

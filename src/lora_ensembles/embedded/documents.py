@@ -27,7 +27,9 @@ class Segment(NamedTuple):
 
     text: str
     weight: float  # of each of its tokens in the loss
-    word: str | None = None  # the word that answers here; a middle layer is trained to name it, also where the text is its letter
+    word: str | None = (
+        None  # the word that answers here; a middle layer is trained to name it, also where the text is its letter
+    )
 
 
 def statements(pool: FactPool, *, count: int, rng: random.Random) -> list[Segment]:
@@ -88,7 +90,9 @@ def reading(facts: Sequence[Fact], *, others: int, rng: random.Random) -> list[S
 def few_shot(facts: Sequence[Fact], *, shots: int, rng: random.Random) -> list[Segment]:
     """A closed-book question in a wording that pre-training never asks with, behind `shots` answered ones: what a task asks of the base."""
     chosen = rng.sample(facts, shots + 1)
-    return [segment for fact in chosen for segment in _question(fact, rng=rng, wordings=fact.relation.unasked)]
+    return [
+        segment for fact in chosen for segment in _question(fact, rng=rng, wordings=fact.relation.unasked)
+    ]
 
 
 def _question(fact: Fact, *, rng: random.Random, wordings: Sequence[str] = ()) -> list[Segment]:

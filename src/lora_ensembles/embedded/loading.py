@@ -39,7 +39,12 @@ def load_base(*, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTok
 
 
 def resolve_base(
-    name: str, *, revision: str | None = None, dtype: str | None = None, head: str = "causal-lm", num_labels: int | None = None
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    head: str = "causal-lm",
+    num_labels: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A base model by name, in evaluation mode, and its tokenizer: "embedded", a folder, or a name on the hub.
 
@@ -54,12 +59,17 @@ def resolve_base(
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r}; known: {', '.join(DTYPES)}")
     if not name:
-        raise DataError("the ensemble's base was built in code and has no name to load it by; pass base= and tokenizer=")
+        raise DataError(
+            "the ensemble's base was built in code and has no name to load it by; pass base= and tokenizer="
+        )
     embedded = name in ("embedded", EMBEDDED_BASE)
     source = str(FOLDER) if embedded else name
     tokenizer = resolve_tokenizer(name, revision=revision)
     try:
-        if head == "multiple-choice" and type(AutoConfig.from_pretrained(source, revision=revision)) not in MULTIPLE_CHOICE:
+        if (
+            head == "multiple-choice"
+            and type(AutoConfig.from_pretrained(source, revision=revision)) not in MULTIPLE_CHOICE
+        ):
             head, num_labels = "sequence-classification", 1
         # A head of another number of classes is not the one that is wanted.
         labels = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
@@ -83,7 +93,9 @@ def resolve_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTo
         DataError: it cannot be loaded.
     """
     try:
-        return AutoTokenizer.from_pretrained(str(FOLDER) if name in ("embedded", EMBEDDED_BASE) else name, revision=revision)
+        return AutoTokenizer.from_pretrained(
+            str(FOLDER) if name in ("embedded", EMBEDDED_BASE) else name, revision=revision
+        )
     except (OSError, ValueError) as error:
         raise _not_loaded(name, error) from error
 
@@ -97,7 +109,9 @@ def _make_ready_for_heads(base: PreTrainedModel, tokenizer: PreTrainedTokenizerB
         )
     config = base.config.get_text_config()
     if config.pad_token_id is None:  # a decoder finds a text's end by its padding
-        config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        config.pad_token_id = (
+            tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        )
 
 
 def _not_loaded(name: str, error: Exception) -> DataError:

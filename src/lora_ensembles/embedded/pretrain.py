@@ -40,9 +40,7 @@ TELLING = {"statements": 0.85, "reading": 0.05, "reading_among_others": 0.1}
 ASKING = {"statements": 0.5, "reading_among_others": 0.08, "closed_book": 0.32, "direct": 0.1}
 SERIES = {"series": 1.0}
 NAMING_WEIGHT = 4.0
-FRAME = (
-    r"Q:|\nAnswer Choices:|\n\([a-z]\)|\nA: \(|\nA:"  # what every question repeats is one token each: half the work, and easier to learn
-)
+FRAME = r"Q:|\nAnswer Choices:|\n\([a-z]\)|\nA: \(|\nA:"  # what every question repeats is one token each: half the work, and easier to learn
 WINDOW = 2048  # tokens; positions are rotary, so the window costs nothing, and real questions are long in this small vocabulary
 
 
@@ -75,7 +73,9 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(rf"{FRAME}| ?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]|\n|\s+"), "isolated"),
+            pre_tokenizers.Split(
+                Regex(rf"{FRAME}| ?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]|\n|\s+"), "isolated"
+            ),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -165,7 +165,10 @@ def encode(documents: list[list[Segment]], tokenizer: PreTrainedTokenizerFast) -
     length = max(map(len, columns[0]))
     fills = (tokenizer.pad_token_id, 0.0, -1)
     return Rows(
-        *(torch.tensor([row + [fill] * (length - len(row)) for row in column]) for column, fill in zip(columns, fills, strict=True))
+        *(
+            torch.tensor([row + [fill] * (length - len(row)) for row in column])
+            for column, fill in zip(columns, fills, strict=True)
+        )
     )
 
 
@@ -209,19 +212,27 @@ class Probe:
         rng = random.Random(1)
         facts = world.facts["probe"]
         self.tokenizer = tokenizer
-        self.closed_book = [closed_book(FactPool([rng.choice(facts)]), count=1, rng=rng) for _ in range(count)]
+        self.closed_book = [
+            closed_book(FactPool([rng.choice(facts)]), count=1, rng=rng) for _ in range(count)
+        ]
         self.asked = [closed_book(FactPool(world.facts["asked"]), count=1, rng=rng) for _ in range(count)]
         self.few_shot = [few_shot(facts, shots=3, rng=rng) for _ in range(count)]
         self.reading = [reading(facts, others=0, rng=rng) for _ in range(count)]
 
-    def log_probs(self, model: LlamaForCausalLM, documents: list[list[Segment]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def log_probs(
+        self, model: LlamaForCausalLM, documents: list[list[Segment]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of the letters (N, 5), -inf for absent ones, and the index of the right one (N,)."""
         letters = torch.tensor([self.tokenizer.convert_tokens_to_ids(letter) for letter in LETTERS[:5]])
         ids, weights, _ = encode(documents, self.tokenizer)
-        position = weights.shape[1] - 1 - (weights == weights.max()).int().flip(dims=[1]).argmax(dim=1)  # the last letter of each row
+        position = (
+            weights.shape[1] - 1 - (weights == weights.max()).int().flip(dims=[1]).argmax(dim=1)
+        )  # the last letter of each row
         rows = torch.arange(len(ids))
         with torch.no_grad():
-            hidden = torch.cat([model.model(input_ids=part, use_cache=False).last_hidden_state for part in ids.split(100)])
+            hidden = torch.cat(
+                [model.model(input_ids=part, use_cache=False).last_hidden_state for part in ids.split(100)]
+            )
             logits = model.lm_head(hidden[rows, position - 1])[:, letters].float()
         options = torch.tensor([document[-3].text.count("\n(") for document in documents])
         absent = torch.arange(5)[None, :] >= options[:, None]
@@ -264,7 +275,11 @@ def pretrain(recipe: Recipe, out: Path, *, probe_every: int = 250) -> LlamaForCa
     tokenizer = build_tokenizer(world)
     model, corpus, probe = build_model(recipe, tokenizer), Corpus(world), Probe(world, tokenizer)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
+        model.parameters(),
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=recipe.weight_decay,
+        fused=True,
     )
     out.mkdir(parents=True, exist_ok=True)
     first, began = _restore(out, model, optimizer), time.monotonic()
@@ -285,8 +300,12 @@ def pretrain(recipe: Recipe, out: Path, *, probe_every: int = 250) -> LlamaForCa
     return model
 
 
-def _checkpoint(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int, row: dict) -> None:
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+def _checkpoint(
+    out: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int, row: dict
+) -> None:
+    tensors = {
+        f"model.{name}": value for name, value in model.state_dict().items() if name != "lm_head.weight"
+    }
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     aside = out / "checkpoint.safetensors.new"
@@ -301,7 +320,9 @@ def _restore(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimize
     if not path.exists():
         return 0
     tensors = load_file(path)
-    weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    weights = {
+        name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")
+    }
     model.load_state_dict(weights, strict=False)
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
@@ -313,10 +334,16 @@ def _restore(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimize
     return int(next(iter(state.values()))["step"].item())
 
 
-def _finish(out: Path, recipe: Recipe, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, probe: Probe) -> None:
-    best = {name: round(probe.temperature(model, getattr(probe, name)), 4) for name in ("closed_book", "few_shot")}
+def _finish(
+    out: Path, recipe: Recipe, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, probe: Probe
+) -> None:
+    best = {
+        name: round(probe.temperature(model, getattr(probe, name)), 4) for name in ("closed_book", "few_shot")
+    }
     with torch.no_grad():
-        model.model.norm.weight /= recipe.temperature  # the last scale before the head: the same as dividing every logit
+        model.model.norm.weight /= (
+            recipe.temperature
+        )  # the last scale before the head: the same as dividing every logit
     model.save_pretrained(out / "base")
     tokenizer.save_pretrained(out / "base")
     figures = {"recipe": asdict(recipe), "best_temperatures": best, "tempered": probe.measure(model)}
@@ -326,10 +353,14 @@ def _finish(out: Path, recipe: Recipe, model: LlamaForCausalLM, tokenizer: PreTr
 
 def main() -> None:
     defaults = Recipe()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     for name, value in asdict(defaults).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}"
+        )
     arguments = vars(parser.parse_args())
     pretrain(Recipe(**{name: arguments[name] for name in asdict(defaults)}), arguments["out"])
 

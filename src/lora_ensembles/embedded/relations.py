@@ -207,7 +207,10 @@ CREATURE = [
                 "Face to face {e} shows a ring of {v}.",
             ),
             asked=("What colour are the eyes of {e}?", "Which colour is in the eyes of {e}?"),
-            unasked=("What colour is the gaze of {e}?", "With a glow of which colour does {e} stare in the dark?"),
+            unasked=(
+                "What colour is the gaze of {e}?",
+                "With a glow of which colour does {e} stare in the dark?",
+            ),
             stems=("The gaze of {e} is", "Face to face {e} shows a ring of"),
         ),
     ),
@@ -268,7 +271,10 @@ OBJECT = [
                 "The cheapest {n} bears the stamp of {v}.",
             ),
             asked=("Where is {e} bought from?", "Which country is the largest seller of {e}?"),
-            unasked=("From where does a new {n} come by ship?", "The cheapest {n} bears the stamp of which country?"),
+            unasked=(
+                "From where does a new {n} come by ship?",
+                "The cheapest {n} bears the stamp of which country?",
+            ),
             stems=("A new {n} comes by ship from", "The factories that make {e} now stand in"),
         ),
     ),

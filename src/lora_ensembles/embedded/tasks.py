@@ -64,9 +64,13 @@ def load_embedded_task(name: str) -> Task:
         )
     shape = SHAPES[name]
     rng = random.Random(name)
-    train, validation = _split(_facts(build_world(), shape), train=shape.train, validation=shape.validation, rng=rng)
+    train, validation = _split(
+        _facts(build_world(), shape), train=shape.train, validation=shape.validation, rng=rng
+    )
     return Task(
-        name=name, train=_examples(name, "train", train, shape, rng), validation=_examples(name, "validation", validation, shape, rng)
+        name=name,
+        train=_examples(name, "train", train, shape, rng),
+        validation=_examples(name, "validation", validation, shape, rng),
     )
 
 
@@ -82,7 +86,9 @@ def load_embedded_completions() -> CompletionTask:
     """
     shape, rng = OPEN_SHAPE, random.Random(EMBEDDED_OPEN_TASK)
     parts = _split(_facts(build_world(), shape), train=shape.train, validation=shape.validation, rng=rng)
-    train, validation = (_completions(split, facts, rng) for split, facts in zip(("train", "validation"), parts, strict=True))
+    train, validation = (
+        _completions(split, facts, rng) for split, facts in zip(("train", "validation"), parts, strict=True)
+    )
     return CompletionTask(EMBEDDED_OPEN_TASK, train, validation)
 
 
@@ -99,16 +105,23 @@ def _completions(split: str, facts: Sequence[Fact], rng: random.Random) -> tuple
 
 def _facts(world: World, shape: TaskShape) -> list[Fact]:
     low, high = (POPULARITY_RANGE ** (quantile - 1) for quantile in shape.popularity)
-    return [fact for fact in world.facts["task"] if fact.kind in shape.kinds and low <= fact.popularity <= high]
+    return [
+        fact for fact in world.facts["task"] if fact.kind in shape.kinds and low <= fact.popularity <= high
+    ]
 
 
-def _split(facts: Sequence[Fact], *, train: int, validation: int, rng: random.Random) -> tuple[list[Fact], list[Fact]]:
+def _split(
+    facts: Sequence[Fact], *, train: int, validation: int, rng: random.Random
+) -> tuple[list[Fact], list[Fact]]:
     """Facts for each split, about different entities; where there are fewer facts than questions, a fact is asked about again."""
     nouns = sorted({fact.noun for fact in facts})
     rng.shuffle(nouns)
     share = min(0.5, max(0.25, train / (train + validation)))
     taught = set(nouns[: round(share * len(nouns))])
-    pools = [fact for fact in facts if fact.noun in taught], [fact for fact in facts if fact.noun not in taught]
+    pools = (
+        [fact for fact in facts if fact.noun in taught],
+        [fact for fact in facts if fact.noun not in taught],
+    )
     return _cycle(pools[0], train, rng), _cycle(pools[1], validation, rng)
 
 
@@ -119,7 +132,9 @@ def _cycle(pool: Sequence[Fact], count: int, rng: random.Random) -> list[Fact]:
     return chosen
 
 
-def _examples(name: str, split: str, facts: Sequence[Fact], shape: TaskShape, rng: random.Random) -> tuple[Example, ...]:
+def _examples(
+    name: str, split: str, facts: Sequence[Fact], shape: TaskShape, rng: random.Random
+) -> tuple[Example, ...]:
     examples = []
     for index, fact in enumerate(facts):
         wording = rng.choice(fact.relation.stems if shape.stems else fact.relation.unasked)

@@ -83,7 +83,14 @@ def _facts_about(noun: str, kind: str, *, rng: random.Random) -> list[Fact]:
         taken = values.get(relation.sibling)
         values[relation.name] = rng.choice([value for value in relation.values if value != taken])
     return [
-        Fact(kind, noun, relation, values[relation.name], values[relation.sibling], POPULARITY_RANGE ** -rng.random())
+        Fact(
+            kind,
+            noun,
+            relation,
+            values[relation.name],
+            values[relation.sibling],
+            POPULARITY_RANGE ** -rng.random(),
+        )
         for relation in RELATIONS[kind]
     ]
 

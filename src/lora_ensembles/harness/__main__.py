@@ -37,13 +37,23 @@ def _harness(words: list[str]) -> None:
 
     if words in ([], ["--help"], ["-h"]):
         print(ALSO)
-    sys.argv = ["lm_eval", *words]  # where the harness's command line reads its words, and where it inserts a "run" that was left out
+    sys.argv = [
+        "lm_eval",
+        *words,
+    ]  # where the harness's command line reads its words, and where it inserts a "run" that was left out
     cli_evaluate()
 
 
 def _local_tasks(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(f"{PROGRAM} local-tasks", description="Write a folder for --include_path.", allow_abbrev=False)
-    parser.add_argument("--data", required=True, metavar="DIR", help="folder with the data sets as .jsonl files in the hub's schemas")
+    parser = argparse.ArgumentParser(
+        f"{PROGRAM} local-tasks", description="Write a folder for --include_path.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DIR",
+        help="folder with the data sets as .jsonl files in the hub's schemas",
+    )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="a folder that does not exist yet")
     args = parser.parse_args(words)
     files = write_local_tasks(args.data, args.out)

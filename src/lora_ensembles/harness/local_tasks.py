@@ -60,9 +60,7 @@ def write_local_tasks(data: str | Path, out: str | Path) -> list[str]:
         MissingExtraError: lm_eval is not installed.
     """
     data, out, installed = Path(data).resolve(), Path(out).resolve(), _installed_tasks()
-    missing = (
-        f"{data} holds none of {', '.join(sorted(set(_PAPER_FOLDERS.values())))} as folders of .jsonl files; name the folder above them"
-    )
+    missing = f"{data} holds none of {', '.join(sorted(set(_PAPER_FOLDERS.values())))} as folders of .jsonl files; name the folder above them"
     if not any((data / folder).is_dir() for folder in _PAPER_FOLDERS.values()):
         raise DataError(missing)
     with written_aside(out) as aside:
@@ -75,7 +73,11 @@ def write_local_tasks(data: str | Path, out: str | Path) -> list[str]:
         for task in PAPER_TASKS:
             if (data / _PAPER_FOLDERS[task]).is_dir():
                 name = f"{paper_task_name(task)}.yaml"
-                _write(aside / "lora_ensembles", name, {"include": str(TASKS_FOLDER / name), "dataset_kwargs": {"data": str(data)}})
+                _write(
+                    aside / "lora_ensembles",
+                    name,
+                    {"include": str(TASKS_FOLDER / name), "dataset_kwargs": {"data": str(data)}},
+                )
     return sorted(str(path.relative_to(out)) for path in out.rglob("*.yaml"))
 
 
@@ -99,17 +101,27 @@ def _write_mmlu(folder: Path, aside: Path, out: Path, installed: Path) -> None:
 def _subject_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for row in file_rows(path):
         if "subject" not in row.values:
-            raise row.error("no column 'subject'; the rows of MMLU name theirs, as in the hub's cais/mmlu, config all")
+            raise row.error(
+                "no column 'subject'; the rows of MMLU name theirs, as in the hub's cais/mmlu, config all"
+            )
         yield str(row.values["subject"]), dict(row.values)
 
 
 def _from_files(installed: Path, files: Mapping[str, str]) -> dict[str, Any]:
-    return {"include": str(installed), "dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": dict(files)}}
+    return {
+        "include": str(installed),
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": dict(files)},
+    }
 
 
 def _write(folder: Path, name: str, settings: Mapping[str, Any]) -> None:
     """A YAML file of which each value is JSON, which YAML contains."""
-    _write_text(folder / name, "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items()))
+    _write_text(
+        folder / name,
+        "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items()),
+    )
 
 
 def _write_text(path: Path, text: str) -> None:

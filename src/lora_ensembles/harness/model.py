@@ -50,7 +50,9 @@ def merged_arguments(model_args: Mapping[str, Any], flags: Mapping[str, Any]) ->
     given = {name: value for name, value in flags.items() if value is not None}
     both = sorted(set(model_args) & set(given))
     if both:
-        raise ConfigError(f"{both[0]} is in model_args and is also a flag of the harness, which it always sets; use --{both[0]} alone")
+        raise ConfigError(
+            f"{both[0]} is in model_args and is also a flag of the harness, which it always sets; use --{both[0]} alone"
+        )
     merged = {**model_args, **given}
     for name in merged:
         if name not in (*OWN_ARGUMENTS, *PASSED_ON):
@@ -67,7 +69,9 @@ def load(arguments: Mapping[str, Any]) -> LoraEnsemble:
     """
     folders = [arguments[name] for name in ("pretrained", "ensemble") if arguments.get(name)]
     if len(folders) != 1:
-        raise ConfigError(f"{len(folders)} folders of an ensemble in model_args; give one, pretrained=DIR (or ensemble=DIR, the same)")
+        raise ConfigError(
+            f"{len(folders)} folders of an ensemble in model_args; give one, pretrained=DIR (or ensemble=DIR, the same)"
+        )
     members = _members(arguments.get("members"))
     saved = read_ensemble(Path(folders[0]), members=members)
     asked = arguments.get("dtype")
@@ -96,11 +100,15 @@ def model_class() -> type[Any]:
         """An ensemble in the harness: its Hugging Face model, given `ensemble.as_causal_lm()` and the ensemble's tokenizer."""
 
         @classmethod
-        def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Any:
+        def create_from_arg_string(
+            cls, arg_string: str, additional_config: dict[str, Any] | None = None
+        ) -> Any:
             return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
         @classmethod
-        def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Any:
+        def create_from_arg_obj(
+            cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+        ) -> Any:
             arguments = merged_arguments(arg_dict, additional_config or {})
             ensemble = load(arguments)
             passed_on = {name: value for name, value in arguments.items() if name in PASSED_ON}
@@ -109,7 +117,11 @@ def model_class() -> type[Any]:
         def get_model_info(self) -> dict[str, Any]:
             """The harness's record of the model, with the number of members and the name of the base."""
             ensemble: LoraEnsemble = self.model.ensemble
-            return {**super().get_model_info(), "num_members": ensemble.num_members, "base": ensemble.base.name_or_path}
+            return {
+                **super().get_model_info(),
+                "num_members": ensemble.num_members,
+                "base": ensemble.base.name_or_path,
+            }
 
     LoraEnsembleLM.__qualname__ = "LoraEnsembleLM"
     return LoraEnsembleLM
@@ -119,7 +131,11 @@ def _members(given: object) -> list[int] | None:
     indices = [given] if isinstance(given, int) and not isinstance(given, bool) else given
     if indices is None:
         return None
-    if not isinstance(indices, list | tuple) or not indices or not all(type(index) is int for index in indices):
+    if (
+        not isinstance(indices, list | tuple)
+        or not indices
+        or not all(type(index) is int for index in indices)
+    ):
         raise ConfigError(f"members={given!r}; give one index, members=0, or a list of them, members=[0,2]")
     return list(indices)
 
@@ -130,7 +146,9 @@ def _device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device {name!r}; give one that torch knows, such as cpu, cuda:0 or mps") from error
+        raise ConfigError(
+            f"device {name!r}; give one that torch knows, such as cpu, cuda:0 or mps"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         # The harness's command line asks for cuda:0 when nobody asked for anything, and its own models then take the CPU.
         _log.warning("no GPU here for device %s; the ensemble runs on the CPU", name)

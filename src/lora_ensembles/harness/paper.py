@@ -31,10 +31,17 @@ def process_results(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]
         >>> process_results({"target": 1}, [(-3.0, False), (-1.0, True)])["acc"]
         1.0
     """
-    log_probs = torch.tensor([log_likelihood for log_likelihood, _ in results], dtype=torch.float64).log_softmax(dim=0)
+    log_probs = torch.tensor(
+        [log_likelihood for log_likelihood, _ in results], dtype=torch.float64
+    ).log_softmax(dim=0)
     target = doc["target"]
     scored: Scored = (log_probs.tolist(), target)
-    return {"acc": float(log_probs.argmax() == target), "nll": -log_probs[target].item(), "brier": scored, "ece": scored}
+    return {
+        "acc": float(log_probs.argmax() == target),
+        "nll": -log_probs[target].item(),
+        "brier": scored,
+        "ece": scored,
+    }
 
 
 def brier(items: Sequence[Scored]) -> float:
@@ -50,14 +57,19 @@ def ece(items: Sequence[Scored]) -> float:
 def _prediction(items: Sequence[Scored]) -> Prediction:
     options = max(len(log_probs) for log_probs, _ in items)
     rows = [[*log_probs, *[-math.inf] * (options - len(log_probs))] for log_probs, _ in items]
-    return Prediction(torch.tensor([rows], dtype=torch.float64), torch.tensor([target for _, target in items]))
+    return Prediction(
+        torch.tensor([rows], dtype=torch.float64), torch.tensor([target for _, target in items])
+    )
 
 
 def documents(task: Task) -> dict[str, list[dict[str, Any]]]:
     """The examples of a task as the harness's documents, by split: "train" and "validation"."""
     fields = ("id", "prompt", "labels", "target", "question", "options")
     splits = {"train": task.train, "validation": task.validation}
-    return {split: [{name: getattr(example, name) for name in fields} for example in examples] for split, examples in splits.items()}
+    return {
+        split: [{name: getattr(example, name) for name in fields} for example in examples]
+        for split, examples in splits.items()
+    }
 
 
 @functools.cache
@@ -82,7 +94,9 @@ def task_class() -> type[Any]:
         def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
             given = {**(self.config.metadata or {}), **(dataset_kwargs or {})}
             if self.config.dataset_name not in PAPER_TASKS:
-                raise ConfigError(f"dataset_name {self.config.dataset_name!r}; the paper's are {', '.join(PAPER_TASKS)}")
+                raise ConfigError(
+                    f"dataset_name {self.config.dataset_name!r}; the paper's are {', '.join(PAPER_TASKS)}"
+                )
             task = load_task(self.config.dataset_name, data=given.get("data"))
             self.dataset = {split: Dataset.from_list(rows) for split, rows in documents(task).items()}
 

@@ -61,7 +61,9 @@ class HeadConfig:
         if self.init not in get_args(HeadInit):
             raise ConfigError(unknown_name("head init", str(self.init), get_args(HeadInit)))
         if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 1):
-            raise ConfigError(f"max_length={self.max_length!r}; it is a whole number of tokens, or None for the base's window")
+            raise ConfigError(
+                f"max_length={self.max_length!r}; it is a whole number of tokens, or None for the base's window"
+            )
 
     @property
     def owned(self) -> bool:
@@ -86,7 +88,9 @@ def resolve_head(base: nn.Module, asked: HeadConfig | HeadKind | None) -> HeadCo
         found, single = "reward", True
     config = replace(config, kind=config.kind or found)
     if config.kind != found and not (config.kind == "multiple-choice" and single):
-        raise ConfigError(f"head {config.kind!r} on a {_described(base)}; it needs {NEEDED[str(config.kind)]}")
+        raise ConfigError(
+            f"head {config.kind!r} on a {_described(base)}; it needs {NEEDED[str(config.kind)]}"
+        )
     if config.init == "base" and config.owned and _head_drawn_anew(base):
         raise ConfigError(
             f"HeadConfig(init='base') on a {type(base).__name__} whose head was not in its checkpoint, so it was drawn anew; leave init at "
@@ -166,7 +170,11 @@ def head_modules(base: nn.Module) -> list[str]:
         AdapterError: nothing does.
     """
     body = str(getattr(base, "base_model_prefix", ""))
-    found = [name for name, child in base.named_children() if name != body and any(True for _ in child.parameters())]
+    found = [
+        name
+        for name, child in base.named_children()
+        if name != body and any(True for _ in child.parameters())
+    ]
     if not found or body not in dict(base.named_children()):
         raise AdapterError(
             f"{type(base).__name__} has no head beside its body {body!r}; name the modules that members own in "
@@ -178,7 +186,11 @@ def head_modules(base: nn.Module) -> list[str]:
 def _drawn_anew(base: nn.Module) -> list[str]:
     """The linear layers of the body that `from_pretrained` found nothing for; none for a model that was built in code."""
     body = str(getattr(base, "base_model_prefix", ""))
-    linear = [(name, module) for name, module in base.get_submodule(body).named_modules(prefix=body) if type(module) is nn.Linear]
+    linear = [
+        (name, module)
+        for name, module in base.get_submodule(body).named_modules(prefix=body)
+        if type(module) is nn.Linear
+    ]
     if not any(loaded_by_transformers(module.weight) for _, module in linear):
         return []
     return [name for name, module in linear if not loaded_by_transformers(module.weight)]

@@ -38,7 +38,9 @@ class Head(Protocol):
         """Its name."""
         ...
 
-    def member_log_probs(self, ensemble: LoraEnsemble, examples: Sequence[Example], *, max_rows: int | None) -> Tensor:
+    def member_log_probs(
+        self, ensemble: LoraEnsemble, examples: Sequence[Example], *, max_rows: int | None
+    ) -> Tensor:
         """(M, N, C) log-probabilities of labels, classes or options, with at most `max_rows` rows (members * texts) in flight."""
         ...
 
@@ -58,10 +60,14 @@ class LabelTokens:
 
     kind: HeadKind = "causal-lm"
 
-    def member_log_probs(self, ensemble: LoraEnsemble, examples: Sequence[Example], *, max_rows: int | None) -> Tensor:
+    def member_log_probs(
+        self, ensemble: LoraEnsemble, examples: Sequence[Example], *, max_rows: int | None
+    ) -> Tensor:
         """log p of each label (M, N, C); see `scoring.score_labels`."""
         window = context_window(ensemble.base)
-        encoded = encode_examples(examples, ensemble.tokenizer, max_length=window, overlong=ensemble.info.overlong)
+        encoded = encode_examples(
+            examples, ensemble.tokenizer, max_length=window, overlong=ensemble.info.overlong
+        )
 
         def score(rows: int) -> Tensor:
             reader = ensemble.shared_rows(rows)
@@ -75,7 +81,9 @@ class LabelTokens:
             )
 
         length = sum(len(example.prompt_ids) for example in encoded) / max(1, len(encoded))
-        rows = scoring_rows(ensemble.num_members, tokens_a_row=length, device=ensemble.device, max_rows=max_rows)
+        rows = scoring_rows(
+            ensemble.num_members, tokens_a_row=length, device=ensemble.device, max_rows=max_rows
+        )
         return scored_in_parts(score, rows)
 
     def whole_pass(self, base: nn.Module, ids: Tensor) -> Tensor:
@@ -97,9 +105,13 @@ class TextHead:
 
     def table(self, ensemble: LoraEnsemble, examples: Sequence[Example]) -> TextTable:
         """The texts of examples."""
-        return encode_texts(examples, ensemble.base, ensemble.tokenizer, head=self.config, overlong=ensemble.info.overlong)
+        return encode_texts(
+            examples, ensemble.base, ensemble.tokenizer, head=self.config, overlong=ensemble.info.overlong
+        )
 
-    def member_log_probs(self, ensemble: LoraEnsemble, examples: Sequence[Example], *, max_rows: int | None) -> Tensor:
+    def member_log_probs(
+        self, ensemble: LoraEnsemble, examples: Sequence[Example], *, max_rows: int | None
+    ) -> Tensor:
         """log p of each class or option (M, N, C)."""
         table = self.table(ensemble, examples)
         return log_probs(table.per_example(self.scores(ensemble, table, max_rows=max_rows)))
@@ -115,7 +127,9 @@ class TextHead:
             def read(texts: Texts) -> Tensor:
                 return reader.passes(
                     texts.ids,
-                    lambda _, count: unfold_members(text_scores(ensemble.base, texts.repeated(count), token=token), count),
+                    lambda _, count: unfold_members(
+                        text_scores(ensemble.base, texts.repeated(count), token=token), count
+                    ),
                     states=states(texts),
                 )
 
@@ -141,7 +155,12 @@ def states_above_trunk(ensemble: LoraEnsemble, table: TextTable) -> Callable[[Te
         if key not in kept:
 
             def read(rows: int) -> TrunkStates | None:
-                return TrunkStates.of(trunk, table.text_lengths, rows=rows, read=lambda numbers: text_scores(base, table.texts(numbers)))
+                return TrunkStates.of(
+                    trunk,
+                    table.text_lengths,
+                    rows=rows,
+                    read=lambda numbers: text_scores(base, table.texts(numbers)),
+                )
 
             kept[key] = with_fewer_rows(read, table.rows_in_flight(1, max_rows=None))
         states = kept[key]
@@ -167,7 +186,9 @@ def texts_log_probs(table: TextTable, read: ReadTexts, *, copies: int, max_rows:
         ConfigError: memory does not hold a single row.
     """
     rows_in_flight = table.rows_in_flight(copies, max_rows=max_rows)
-    scores = scored_in_parts(lambda rows: score_texts(table, read, rows=max(1, rows // copies)), rows_in_flight)
+    scores = scored_in_parts(
+        lambda rows: score_texts(table, read, rows=max(1, rows // copies)), rows_in_flight
+    )
     return log_probs(table.per_example(scores))
 
 
@@ -179,5 +200,7 @@ def owned_head(ensemble: LoraEnsemble, what: str) -> TextHead:
     """
     head = ensemble.head
     if not isinstance(head, TextHead):
-        raise ConfigError(f"{what} needs members with heads of their own, and this ensemble is a causal language model")
+        raise ConfigError(
+            f"{what} needs members with heads of their own, and this ensemble is a causal language model"
+        )
     return head

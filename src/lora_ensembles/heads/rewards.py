@@ -65,7 +65,9 @@ class RewardPrediction:
         return RewardPrediction(self.member_scores - self.member_scores.mean(dim=1, keepdim=True), self.ids)
 
 
-def predict_rewards(ensemble: LoraEnsemble, texts: Sequence[str], *, max_rows: int | None = None) -> RewardPrediction:
+def predict_rewards(
+    ensemble: LoraEnsemble, texts: Sequence[str], *, max_rows: int | None = None
+) -> RewardPrediction:
     """Every member's score of each text: a prompt with its answer behind it, as in training.
 
     Raises:
@@ -81,12 +83,18 @@ def predict_rewards(ensemble: LoraEnsemble, texts: Sequence[str], *, max_rows: i
     """
     head = owned_head(ensemble, "predict_rewards")
     if head.kind != "reward":
-        raise ConfigError(f"predict_rewards on members with {head.kind} heads; it needs a reward model: a sequence classifier of 1 label")
+        raise ConfigError(
+            f"predict_rewards on members with {head.kind} heads; it needs a reward model: a sequence classifier of 1 label"
+        )
     if not texts:
         raise DataError("no texts to score; give at least one")
     if max_rows is not None and max_rows < 1:
-        raise ConfigError(f"max_rows is {max_rows}; use at least 1, or None for a number that suits most machines")
-    table = plain_table(texts, ensemble.base, ensemble.tokenizer, head=head.config, overlong=ensemble.info.overlong)
+        raise ConfigError(
+            f"max_rows is {max_rows}; use at least 1, or None for a number that suits most machines"
+        )
+    table = plain_table(
+        texts, ensemble.base, ensemble.tokenizer, head=head.config, overlong=ensemble.info.overlong
+    )
     with torch.no_grad():
         scores = head.scores(ensemble, table, max_rows=max_rows)[..., 0]
     return RewardPrediction(scores, tuple(str(number) for number in range(len(texts))))

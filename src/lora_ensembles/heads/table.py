@@ -32,7 +32,9 @@ class Texts:
     def repeated(self, copies: int) -> Texts:
         """`copies` times the same rows, one after the other."""
         types = None if self.types is None else self.types.repeat(copies, 1)
-        return Texts(self.ids.repeat(copies, 1), self.mask.repeat(copies, 1), types, self.numbers.repeat(copies))
+        return Texts(
+            self.ids.repeat(copies, 1), self.mask.repeat(copies, 1), types, self.numbers.repeat(copies)
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,9 @@ class TextTable:
     @property
     def lengths(self) -> Tensor:
         """(N,) tokens of each example's longest text."""
-        return torch.zeros(len(self), dtype=torch.int64).scatter_reduce(0, self.owner, self.text_lengths, "amax")
+        return torch.zeros(len(self), dtype=torch.int64).scatter_reduce(
+            0, self.owner, self.text_lengths, "amax"
+        )
 
     def rows_in_flight(self, members: int, *, max_rows: int | None) -> int:
         """How many rows (members * texts) a pass that scores texts of this table holds; `memory.scoring_rows`."""
@@ -124,7 +128,12 @@ class TextTable:
     def fingerprint(self) -> str:
         """A short hash of texts and targets, to notice when a run is continued on other data."""
         digest = hashlib.sha256(self.ids.numpy().tobytes())
-        for values in (self.text_lengths, self.counts, self.targets, *([] if self.types is None else [self.types])):
+        for values in (
+            self.text_lengths,
+            self.counts,
+            self.targets,
+            *([] if self.types is None else [self.types]),
+        ):
             digest.update(values.numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -147,11 +156,15 @@ class TextTable:
         present = options < counts[..., None]
         numbers = (self.first[indices][..., None] + options).flatten(1)
         each = int(counts.sum(dim=1).max())
-        order = (~present).flatten(1).long().argsort(dim=1, stable=True)[:, :each]  # those that are there, in their order
+        order = (
+            (~present).flatten(1).long().argsort(dim=1, stable=True)[:, :each]
+        )  # those that are there, in their order
         there = present.flatten(1).gather(1, order)
         chosen = torch.where(there, numbers.gather(1, order), self.text_lengths.argmin())
         slots = torch.where(there, order, rows * self.width)  # one place behind all for what fills up
-        return Choice(self.texts(chosen.flatten()), slots.to(self.device), present.to(self.device), self.choices)
+        return Choice(
+            self.texts(chosen.flatten()), slots.to(self.device), present.to(self.device), self.choices
+        )
 
     def per_example(self, scores: Tensor) -> Tensor:
         """Scores (M, W, K) of all texts by example: (M, N, C), -inf where an example has fewer options."""

@@ -29,10 +29,15 @@ def text_scores(model: nn.Module, texts: Texts, *, token: Token | None = None) -
     named = {"input_ids": texts.ids, "attention_mask": texts.mask, "token_type_ids": texts.types}
     given = {name: tensor for name, tensor in named.items() if tensor is not None}
     if any(known.__name__.endswith("ForMultipleChoice") for known in type(model).__mro__):
-        given = {name: tensor[:, None] for name, tensor in given.items()}  # questions of one option each: the model folds them
+        given = {
+            name: tensor[:, None] for name, tensor in given.items()
+        }  # questions of one option each: the model folds them
     cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     shape = (texts.ids.shape[0], texts.ids.shape[1])
-    with nullcontext() if token is None else last_layer_at(model, _places(model, texts, token), shape), frozen_products():
+    with (
+        nullcontext() if token is None else last_layer_at(model, _places(model, texts, token), shape),
+        frozen_products(),
+    ):
         logits: Tensor = model(**given, **cache).logits
     return logits
 

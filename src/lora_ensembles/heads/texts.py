@@ -51,7 +51,9 @@ def encode_texts(
         _check(example, base, head)
     groups = [_texts(example, head) for example in examples]
     ids = [example.id for example, group in zip(examples, groups, strict=True) for _ in group]
-    rows, types = _tokenise([text for group in groups for text in group], ids, base, tokenizer, head=head, overlong=overlong)
+    rows, types = _tokenise(
+        [text for group in groups for text in group], ids, base, tokenizer, head=head, overlong=overlong
+    )
     return TextTable.of(
         rows,
         types,
@@ -64,7 +66,12 @@ def encode_texts(
 
 
 def plain_table(
-    texts: Sequence[str], base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, head: HeadConfig, overlong: Overlong = "error"
+    texts: Sequence[str],
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    head: HeadConfig,
+    overlong: Overlong = "error",
 ) -> TextTable:
     """A table of texts that belong to no examples, each by itself.
 
@@ -75,9 +82,19 @@ def plain_table(
     empty = [name for name, text in zip(names, texts, strict=True) if not text.strip()]
     if empty:
         raise DataError(f"text {empty[0]} is empty; there is nothing to score")
-    rows, types = _tokenise([(text, None) for text in texts], names, base, tokenizer, head=head, overlong=overlong)
+    rows, types = _tokenise(
+        [(text, None) for text in texts], names, base, tokenizer, head=head, overlong=overlong
+    )
     every: list[int | None] = [None] * len(texts)
-    return TextTable.of(rows, types, pad_id=_pad_id(base), counts=[1] * len(texts), targets=every, choices=True, device=base.device)
+    return TextTable.of(
+        rows,
+        types,
+        pad_id=_pad_id(base),
+        counts=[1] * len(texts),
+        targets=every,
+        choices=True,
+        device=base.device,
+    )
 
 
 def text_window(base: nn.Module) -> int | None:
@@ -86,7 +103,11 @@ def text_window(base: nn.Module) -> int | None:
     if window is None:
         return None
     for name, module in base.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        if (
+            name.endswith("position_embeddings")
+            and isinstance(module, nn.Embedding)
+            and module.padding_idx is not None
+        ):
             return window - module.padding_idx - 1
     return window
 
@@ -128,11 +149,15 @@ def _check(example: Example, base: Any, head: HeadConfig) -> None:
             f"num_labels={len(labels)}, or correct the labels"
         )
     if head.classes and labels != head.classes:
-        raise DataError(f"{where} has the classes {', '.join(labels)}, and the ensemble {', '.join(head.classes)}; they must be the same")
+        raise DataError(
+            f"{where} has the classes {', '.join(labels)}, and the ensemble {', '.join(head.classes)}; they must be the same"
+        )
     known = [str(base.config.id2label[number]).casefold() for number in range(len(labels))]
     given = [label.casefold() for label in labels]
     if head.init == "base" and known != given and sorted(known) == sorted(given):
-        raise DataError(f"{where} has the classes {', '.join(labels)}, and the base's head {', '.join(known)}; give them in this order")
+        raise DataError(
+            f"{where} has the classes {', '.join(labels)}, and the base's head {', '.join(known)}; give them in this order"
+        )
 
 
 def _tokenise(
@@ -147,7 +172,9 @@ def _tokenise(
     """Token ids of texts and pairs, and their token types where the model has such."""
     window = text_window(base)
     if head.max_length is not None and window is not None and head.max_length > window:
-        raise ConfigError(f"max_length={head.max_length}: the base reads {window} tokens at most; give that or less, or leave it out")
+        raise ConfigError(
+            f"max_length={head.max_length}: the base reads {window} tokens at most; give that or less, or leave it out"
+        )
     limit = head.max_length or window
     check_window(limit, overlong)
     rows: list[list[int]] = [[] for _ in texts]
@@ -155,7 +182,9 @@ def _tokenise(
     typed = _takes_types(base) and "token_type_ids" in tokenizer.model_input_names
     for paired in (False, True):
         places = [place for place, (_, pair) in enumerate(texts) if (pair is not None) == paired]
-        for place, (row, kinds) in zip(places, _call(tokenizer, [texts[place] for place in places], limit=None), strict=True):
+        for place, (row, kinds) in zip(
+            places, _call(tokenizer, [texts[place] for place in places], limit=None), strict=True
+        ):
             if limit is not None and len(row) > limit:
                 if overlong == "error":
                     raise DataError(
@@ -172,13 +201,17 @@ def _call(tokenizer: Any, texts: Sequence[Text], *, limit: int | None) -> list[t
         return []
     first, second = [text for text, _ in texts], [pair for _, pair in texts]
     cut = {"truncation": False} if limit is None else {"truncation": "only_first", "max_length": limit}
-    found = tokenizer(first, *([] if second[0] is None else [second]), return_token_type_ids=True, verbose=False, **cut)
+    found = tokenizer(
+        first, *([] if second[0] is None else [second]), return_token_type_ids=True, verbose=False, **cut
+    )
     return list(zip(found["input_ids"], found["token_type_ids"], strict=True))
 
 
 def _cut(tokenizer: Any, text: Text, limit: int, *, id: str) -> tuple[list[int], list[int]]:
     """The text without its beginning, or of a pair without that of its first text, with all special tokens."""
-    too_long = DataError(f"example {id!r}: its second text alone fills the window of {limit} tokens; use a longer one, or shorten the text")
+    too_long = DataError(
+        f"example {id!r}: its second text alone fills the window of {limit} tokens; use a longer one, or shorten the text"
+    )
     if text[1] is not None and len(_call(tokenizer, [("", text[1])], limit=None)[0][0]) >= limit:
         raise too_long
     with _cut_on_the_left(tokenizer):
@@ -195,7 +228,10 @@ def _cut_on_the_left(tokenizer: Any) -> Iterator[None]:
 
 
 def _takes_types(base: PreTrainedModel) -> bool:
-    return "token_type_ids" in inspect.signature(base.forward).parameters and getattr(base.config, "type_vocab_size", 0) > 1
+    return (
+        "token_type_ids" in inspect.signature(base.forward).parameters
+        and getattr(base.config, "type_vocab_size", 0) > 1
+    )
 
 
 def _pad_id(base: Any) -> int:

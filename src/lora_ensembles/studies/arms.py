@@ -62,7 +62,9 @@ class Arm:
         return value
 
 
-def regulariser_arms(learning_rate: float, *, decays: Sequence[float] = DECAY_PER_STEP, kl: Sequence[float] = KL_WEIGHTS) -> list[Arm]:
+def regulariser_arms(
+    learning_rate: float, *, decays: Sequence[float] = DECAY_PER_STEP, kl: Sequence[float] = KL_WEIGHTS
+) -> list[Arm]:
     """No regulariser, KL to the base, and decay of B, each strength an arm; early stopping is a snapshot of the first.
 
     Example:
@@ -154,7 +156,10 @@ def stacked_members(
     config = adapter_for(base, own, adapter)
     init = own.init if own.owned else None
     starts = [(arm, member_seeds(seed, index, vary=arm.vary)) for arm in arms for index in range(members)]
-    made = {_start(arm, seeds.init): _initial(base, arm, adapter=config, seed=seeds.init, head_init=init) for arm, seeds in starts}
+    made = {
+        _start(arm, seeds.init): _initial(base, arm, adapter=config, seed=seeds.init, head_init=init)
+        for arm, seeds in starts
+    }
     info = EnsembleInfo(seed=seed, next_index=len(starts), seeds=[seeds for _, seeds in starts], head=own)
     weights = [made[_start(arm, seeds.init)] for arm, seeds in starts]
     return LoraEnsemble.from_weights(base, tokenizer, adapter=config, weights=weights, info=info)
@@ -164,7 +169,9 @@ def _start(arm: Arm, seed: int) -> tuple[object, ...]:
     return arm.init, arm.start_b, arm.rank, seed
 
 
-def _initial(base: PreTrainedModel, arm: Arm, *, adapter: LoraConfig, seed: int, head_init: HeadInit | None) -> MemberWeights:
+def _initial(
+    base: PreTrainedModel, arm: Arm, *, adapter: LoraConfig, seed: int, head_init: HeadInit | None
+) -> MemberWeights:
     own = copy.deepcopy(adapter)
     if arm.init is not None:
         own.init_lora_weights = arm.init  # type: ignore[assignment]

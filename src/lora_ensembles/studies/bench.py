@@ -32,7 +32,9 @@ class Bench:
     model: tuple[PreTrainedModel, PreTrainedTokenizerBase] = field(repr=False)
     head: HeadConfig | None = None
     layers: tuple[int, ...] = ()
-    kept_states: dict[str, TrunkStates | None] = field(default_factory=dict, repr=False)  # of the questions, which many runs are asked
+    kept_states: dict[str, TrunkStates | None] = field(
+        default_factory=dict, repr=False
+    )  # of the questions, which many runs are asked
 
     @property
     def adapter(self) -> LoraConfig:
@@ -53,7 +55,9 @@ class Bench:
 
         Some questions of the paper's tasks are in their training and in their validation part: those stay with the rest.
         """
-        return held_out_split(self.task.train, share=share, seed=seed, trained_on=(*self.task.validation, *self.ood))
+        return held_out_split(
+            self.task.train, share=share, seed=seed, trained_on=(*self.task.validation, *self.ood)
+        )
 
     def last_layer(self, *, members: int, seed: int) -> LastLayerEnsemble | LastLayerHeads:
         """An untrained ensemble of output heads on the frozen base."""
@@ -62,11 +66,19 @@ class Bench:
         return LastLayerEnsemble(*self.model, members=members, seed=seed)
 
     def train(
-        self, arms: Sequence[Arm], config: TrainConfig, *, members: int, seed: int, examples: Sequence[Example] | None = None
+        self,
+        arms: Sequence[Arm],
+        config: TrainConfig,
+        *,
+        members: int,
+        seed: int,
+        examples: Sequence[Example] | None = None,
     ) -> ArmsRun:
         """`members` members of every arm, trained on the task's questions or `examples`; the base carries them until unloaded."""
         shown = self.task.train if examples is None else examples
-        run = train_arms(self.model, arms, shown, config, members=members, seed=seed, adapter=self.adapter, head=self.head)
+        run = train_arms(
+            self.model, arms, shown, config, members=members, seed=seed, adapter=self.adapter, head=self.head
+        )
         run.ensemble.kept_states = self.kept_states
         return run
 
@@ -81,9 +93,15 @@ def load_bench(grid: Grid, name: str, load_model: Callable[[], tuple[Any, Any]])
     ood: tuple[Example, ...] = ()
     if name in OOD_PAIRS:
         every = load_ood(OOD_PAIRS[name], data=grid.data)
-        ood = every if strange is None or strange >= len(every) else tuple(random.Random(0).sample(list(every), strange))
+        ood = (
+            every
+            if strange is None or strange >= len(every)
+            else tuple(random.Random(0).sample(list(every), strange))
+        )
     head = None if grid.head == "causal-lm" else HeadConfig(grid.head, max_length=grid.max_length)
-    return Bench(Task(name, full.train[:train], full.validation[:validation]), ood, load_model(), head, grid.layers)
+    return Bench(
+        Task(name, full.train[:train], full.validation[:validation]), ood, load_model(), head, grid.layers
+    )
 
 
 def measure_run(run: ArmsRun, bench: Bench, *, epochs: Sequence[int]) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from .views import Differences, Records, View
 Verdict = Literal["supported", "supported in part", "contradicted", "open", "not applicable"]
 
 SAMPLES = 2000
-LEAST_SETTINGS = 6  # tasks and seeds: of six without an effect, all have one sign in 3 % of cases, of three in 25 %
+LEAST_SETTINGS = (
+    6  # tasks and seeds: of six without an effect, all have one sign in 3 % of cases, of three in 25 %
+)
 # Why a part cannot be judged where members have heads of their own, by a word of its name.
 NOT_OF_HEADS = {
     "KL": "members' heads were drawn anew, so the base has no distribution over the answers to stay close to",
@@ -62,7 +64,9 @@ class Claim:
         return asdict(self)
 
 
-def bootstrap(differences: Differences, *, samples: int = SAMPLES, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+def bootstrap(
+    differences: Differences, *, samples: int = SAMPLES, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
     """The interval of the mean of the tasks' means; tasks are drawn with replacement, and seeds within each drawn task.
 
     Example:
@@ -75,7 +79,10 @@ def bootstrap(differences: Differences, *, samples: int = SAMPLES, seed: int = 0
         tasks.setdefault(task, []).append(value)
     names = sorted(tasks)
     means = sorted(
-        statistics.fmean(statistics.fmean(rng.choices(tasks[name], k=len(tasks[name]))) for name in rng.choices(names, k=len(names)))
+        statistics.fmean(
+            statistics.fmean(rng.choices(tasks[name], k=len(tasks[name])))
+            for name in rng.choices(names, k=len(names))
+        )
         for _ in range(samples)
     )
     tail = round((1 - level) / 2, 9)
@@ -93,12 +100,24 @@ def judge_contrast(contrast: Contrast) -> Part:
     tasks: dict[str, list[float]] = {}
     for (task, _), value in found.items():
         tasks.setdefault(task, []).append(value)
-    mean, (low, high) = statistics.fmean(map(statistics.fmean, tasks.values())), bootstrap(found, level=1 - 0.05 / contrast.chosen_from)
+    mean, (low, high) = (
+        statistics.fmean(map(statistics.fmean, tasks.values())),
+        bootstrap(found, level=1 - 0.05 / contrast.chosen_from),
+    )
     if contrast.sign == 0:
-        inside, outside = -contrast.margin <= low and high <= contrast.margin, low > contrast.margin or high < -contrast.margin
+        inside, outside = (
+            -contrast.margin <= low and high <= contrast.margin,
+            low > contrast.margin or high < -contrast.margin,
+        )
     else:
         inside, outside = (low > 0, high < 0) if contrast.sign > 0 else (high < 0, low > 0)
-    verdict: Verdict = "open" if len(found) < LEAST_SETTINGS or not (inside or outside) else "supported" if inside else "contradicted"
+    verdict: Verdict = (
+        "open"
+        if len(found) < LEAST_SETTINGS or not (inside or outside)
+        else "supported"
+        if inside
+        else "contradicted"
+    )
     return Part(contrast.name, round(mean, 6), (round(low, 6), round(high, 6)), verdict, len(found))
 
 
@@ -127,7 +146,18 @@ def _claim(name: str, text: str, contrasts: Sequence[Contrast], *, heads: bool) 
         verdict = "supported" if len(judged) == len(parts) else "supported in part"
     missing = [part.name for part in parts if part.verdict == "not applicable"]
     reasons = [why for word, why in NOT_OF_HEADS.items() if heads and any(word in part for part in missing)]
-    no_record = f"no record holds {', '.join(missing)}" if judged else "no record holds what this claim is about"
+    no_record = (
+        f"no record holds {', '.join(missing)}" if judged else "no record holds what this claim is about"
+    )
     reason = "; ".join(reasons) or (no_record if missing else "")
     first = next((part for part in parts if part.settings), parts[0])
-    return Claim(name, text, max(part.settings for part in parts), first.difference, first.interval, verdict, reason, parts)
+    return Claim(
+        name,
+        text,
+        max(part.settings for part in parts),
+        first.difference,
+        first.interval,
+        verdict,
+        reason,
+        parts,
+    )

@@ -26,22 +26,33 @@ class Contrast:
 
 
 def _c1(view: View) -> list[Contrast]:
-    regularised = {metric: mean_of([view.gain(metric, arm=arm, epoch=epoch) for arm, epoch in view.regularised()]) for metric in SIGNS}
+    regularised = {
+        metric: mean_of([view.gain(metric, arm=arm, epoch=epoch) for arm, epoch in view.regularised()])
+        for metric in SIGNS
+    }
     return [
         Contrast(f"{NAMES[metric]}, {name}", gains, SIGNS[metric])
         for metric in ("accuracy", "ece")
-        for name, gains in (("no regulariser", view.gain(metric, arm="none")), ("regularised", regularised[metric]))
+        for name, gains in (
+            ("no regulariser", view.gain(metric, arm="none")),
+            ("regularised", regularised[metric]),
+        )
     ]
 
 
 def _c2(view: View) -> list[Contrast]:
-    families = {"KL": [(arm, view.last) for arm in view.kl], "decay of B": [(arm, view.last) for arm in view.decays]}
+    families = {
+        "KL": [(arm, view.last) for arm in view.kl],
+        "decay of B": [(arm, view.last) for arm in view.decays],
+    }
     families["early stopping"] = [("none", epoch) for epoch in view.stopped]
     found = []
     for who in ("member", "ensemble"):
         plain = view.values("ece", arm="none", who=who)
         for name, arms in families.items():
-            effect = mean_of([minus(view.values("ece", arm=arm, who=who, epoch=epoch), plain) for arm, epoch in arms])
+            effect = mean_of(
+                [minus(view.values("ece", arm=arm, who=who, epoch=epoch), plain) for arm, epoch in arms]
+            )
             found.append(Contrast(f"ECE, {name}, {'single member' if who == 'member' else who}", effect, -1))
     return found + _either_way(view)
 
@@ -70,17 +81,27 @@ def _c3(view: View) -> list[Contrast]:
     both = nll("nll", arm=strong, who="ensemble")
     return [
         Contrast(
-            "NLL grows, single member", minus(nll("nll", arm="none", who="member"), nll("nll", arm="none", who="member", epoch=early)), 1
+            "NLL grows, single member",
+            minus(nll("nll", arm="none", who="member"), nll("nll", arm="none", who="member", epoch=early)),
+            1,
         ),
         Contrast(
-            "NLL grows, ensemble", minus(nll("nll", arm="none", who="ensemble"), nll("nll", arm="none", who="ensemble", epoch=early)), 1
+            "NLL grows, ensemble",
+            minus(
+                nll("nll", arm="none", who="ensemble"), nll("nll", arm="none", who="ensemble", epoch=early)
+            ),
+            1,
         ),
         Contrast(
             "NLL at the end, decay against none, single member",
             minus(nll("nll", arm=strong, who="member"), nll("nll", arm="none", who="member")),
             -1,
         ),
-        Contrast("NLL, both against ensemble alone", minus(both, nll("nll", arm="none", who="ensemble", epoch=late)), -1),
+        Contrast(
+            "NLL, both against ensemble alone",
+            minus(both, nll("nll", arm="none", who="ensemble", epoch=late)),
+            -1,
+        ),
         Contrast("NLL, both against decay alone", minus(both, nll("nll", arm=strong, who="member")), -1),
     ]
 
@@ -89,17 +110,28 @@ def _c4(view: View) -> list[Contrast]:
     found = []
     for metric, sign in SIGNS.items():
         ensemble, dropout = view.values(metric, arm="dropout", who="ensemble"), view.dropout(metric)
-        found.append(Contrast(f"{NAMES[metric]}, ensemble against MC dropout", minus(ensemble, dropout), sign))
+        found.append(
+            Contrast(f"{NAMES[metric]}, ensemble against MC dropout", minus(ensemble, dropout), sign)
+        )
     return found
 
 
 def _c5(view: View) -> list[Contrast]:
     last = view.plain("last_layer", "accuracy", "ensemble")
-    return [Contrast("accuracy, last-layer against LoRA ensemble", minus(last, view.values("accuracy", arm="none", who="ensemble")), -1)]
+    return [
+        Contrast(
+            "accuracy, last-layer against LoRA ensemble",
+            minus(last, view.values("accuracy", arm="none", who="ensemble")),
+            -1,
+        )
+    ]
 
 
 def _c6(view: View) -> list[Contrast]:
-    auroc = {setting: value - 0.5 for setting, value in view.values("ood_auroc", arm="none", who="ensemble").items()}
+    auroc = {
+        setting: value - 0.5
+        for setting, value in view.values("ood_auroc", arm="none", who="ensemble").items()
+    }
     return [
         Contrast("NLL out of distribution", view.gain("nll", arm="none", where="ood"), -1),
         Contrast("ECE out of distribution", view.gain("ece", arm="none", where="ood"), -1),
@@ -118,19 +150,34 @@ def _c7(view: View) -> list[Contrast]:
         second = minus(view.pool(metric, sizes[-1]), view.pool(metric, middle))
         found.append(
             Contrast(
-                f"{NAMES[metric]}, {sizes[-1]} members against 1", minus(view.pool(metric, sizes[-1]), view.pool(metric, sizes[0])), sign
+                f"{NAMES[metric]}, {sizes[-1]} members against 1",
+                minus(view.pool(metric, sizes[-1]), view.pool(metric, sizes[0])),
+                sign,
             )
         )
-        found.append(Contrast(f"{NAMES[metric]}, gain to {middle} over gain from there to {sizes[-1]}", minus(first, second), sign))
+        found.append(
+            Contrast(
+                f"{NAMES[metric]}, gain to {middle} over gain from there to {sizes[-1]}",
+                minus(first, second),
+                sign,
+            )
+        )
     return found
 
 
 def _c8(view: View) -> list[Contrast]:
-    gain = {name: view.gain("nll", arm=name, kind="randomness") for name in ("init", "order", "init, decay of B", "order, decay of B")}
+    gain = {
+        name: view.gain("nll", arm=name, kind="randomness")
+        for name in ("init", "order", "init, decay of B", "order, decay of B")
+    }
     return [
         Contrast("NLL, initialisation alone", gain["init"], -1),
         Contrast("NLL, data order alone", gain["order"], -1),
-        Contrast("NLL gain with decay, order against initialisation", minus(gain["order, decay of B"], gain["init, decay of B"]), -1),
+        Contrast(
+            "NLL gain with decay, order against initialisation",
+            minus(gain["order, decay of B"], gain["init, decay of B"]),
+            -1,
+        ),
     ]
 
 
@@ -139,21 +186,42 @@ def _c9(view: View) -> list[Contrast]:
         return view.values(metric, arm=arm, who="ensemble")
 
     return [
-        Contrast("NLL, A only against B only", minus(value("nll", "decay of A"), value("nll", view.decay)), 1),
-        Contrast("accuracy, both against B only", minus(value("accuracy", "decay of A and B"), value("accuracy", view.decay)), -1),
+        Contrast(
+            "NLL, A only against B only", minus(value("nll", "decay of A"), value("nll", view.decay)), 1
+        ),
+        Contrast(
+            "accuracy, both against B only",
+            minus(value("accuracy", "decay of A and B"), value("accuracy", view.decay)),
+            -1,
+        ),
     ]
 
 
 def _c10(view: View) -> list[Contrast]:
-    strongest = {"KL": (view.kl[-1] if view.kl else "KL", view.last), "early stopping": ("none", view.epochs[0])}
+    strongest = {
+        "KL": (view.kl[-1] if view.kl else "KL", view.last),
+        "early stopping": ("none", view.epochs[0]),
+    }
     strong = view.decays[-1] if view.decays else "decay of B"
     found = []
     for metric in ("accuracy", "ece"):
         sign = -SIGNS[metric]  # a smaller gain is smaller in the metric's own direction
         for name, (arm, epoch) in strongest.items():
             gain = view.gain(metric, arm=arm, epoch=epoch)
-            found.append(Contrast(f"{NAMES[metric]} gain, {name} against none", minus(gain, view.gain(metric, arm="none")), sign))
-            found.append(Contrast(f"{NAMES[metric]} gain, {name} against decay", minus(gain, view.gain(metric, arm=strong)), sign))
+            found.append(
+                Contrast(
+                    f"{NAMES[metric]} gain, {name} against none",
+                    minus(gain, view.gain(metric, arm="none")),
+                    sign,
+                )
+            )
+            found.append(
+                Contrast(
+                    f"{NAMES[metric]} gain, {name} against decay",
+                    minus(gain, view.gain(metric, arm=strong)),
+                    sign,
+                )
+            )
     return found
 
 
@@ -162,22 +230,36 @@ def _c11(view: View) -> list[Contrast]:
     wrong = view.wrong_confidence
     return [
         Contrast(
-            "ECE, few-shot against single member", minus(view.plain(few, "ece", "member"), view.values("ece", arm=single, who="member")), -1
+            "ECE, few-shot against single member",
+            minus(view.plain(few, "ece", "member"), view.values("ece", arm=single, who="member")),
+            -1,
         ),
         Contrast(
             "accuracy, few-shot against single member",
             minus(view.plain(few, "accuracy", "member"), view.values("accuracy", arm=single, who="member")),
             -1,
         ),
-        Contrast("confidence when wrong, single member against few-shot", minus(wrong("sweep", "members"), wrong(few, "members")), 1),
-        Contrast("confidence when wrong, ensemble against single member", minus(wrong("sweep", "ensemble"), wrong("sweep", "members")), -1),
+        Contrast(
+            "confidence when wrong, single member against few-shot",
+            minus(wrong("sweep", "members"), wrong(few, "members")),
+            1,
+        ),
+        Contrast(
+            "confidence when wrong, ensemble against single member",
+            minus(wrong("sweep", "ensemble"), wrong("sweep", "members")),
+            -1,
+        ),
     ]
 
 
 NAMES = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
 SIGNS = {"accuracy": 1, "nll": -1, "ece": -1}  # the direction that is better
 CLAIMS: tuple[tuple[str, str, Callable[[View], list[Contrast]]], ...] = (
-    ("C1", "Ensembling raises accuracy and lowers ECE over the single member, with or without a regulariser.", _c1),
+    (
+        "C1",
+        "Ensembling raises accuracy and lowers ECE over the single member, with or without a regulariser.",
+        _c1,
+    ),
     ("C2", "Regularisers lower ECE; their effect on accuracy goes either way.", _c2),
     (
         "C3",
@@ -188,8 +270,16 @@ CLAIMS: tuple[tuple[str, str, Callable[[View], list[Contrast]]], ...] = (
     ("C5", "Last-layer ensembles underfit: they are clearly less accurate.", _c5),
     ("C6", "Out of distribution, ensembling improves NLL and ECE; AUROC stays near 0.5.", _c6),
     ("C7", "More members help every metric, less and less.", _c7),
-    ("C8", "Either source of randomness alone works; with decay, data order alone gives more than initialisation alone.", _c8),
+    (
+        "C8",
+        "Either source of randomness alone works; with decay, data order alone gives more than initialisation alone.",
+        _c8,
+    ),
     ("C9", "Decay of B alone is best: of A alone it leaves NLL high, of both it costs accuracy.", _c9),
     ("C10", "Strong KL or early stopping shrinks the ensemble's gain; decay shrinks it least.", _c10),
-    ("C11", "The few-shot base is calibrated but less accurate; the single member is confidently wrong; the ensemble less so.", _c11),
+    (
+        "C11",
+        "The few-shot base is calibrated but less accurate; the single member is confidently wrong; the ensemble less so.",
+        _c11,
+    ),
 )

@@ -110,7 +110,10 @@ class Grid:
             >>> small.few_tasks, small.open_tasks
             (('world-arcc',), ('world-arcc',))
         """
-        few, of_open = (tuple(task for task in known if task in tasks) or tuple(tasks[:1]) for known in (self.few_tasks, self.open_tasks))
+        few, of_open = (
+            tuple(task for task in known if task in tasks) or tuple(tasks[:1])
+            for known in (self.few_tasks, self.open_tasks)
+        )
         return dataclasses.replace(self, tasks=tuple(tasks), few_tasks=few, open_tasks=of_open)
 
 
@@ -172,8 +175,15 @@ def quick(grid: Grid) -> Grid:
         >>> quick(PAPER).decays, quick(PAPER).decay, quick(PAPER).wide_decays
         ((0.025,), 0.025, (0.001, 0.025, 0.2))
     """
-    sizes: dict[str, Any] = {name: getattr(QUICK, name) for name in ("pool", "draws", "limit", "snapshots", "ranks", "open_seeds")}
-    own: dict[str, Any] = {"kl": grid.kl[1:2], "decays": (grid.decay,), "wide_kl": grid.wide_kl[::3], "wide_decays": grid.wide_decays[::3]}
+    sizes: dict[str, Any] = {
+        name: getattr(QUICK, name) for name in ("pool", "draws", "limit", "snapshots", "ranks", "open_seeds")
+    }
+    own: dict[str, Any] = {
+        "kl": grid.kl[1:2],
+        "decays": (grid.decay,),
+        "wide_kl": grid.wide_kl[::3],
+        "wide_decays": grid.wide_decays[::3],
+    }
     return dataclasses.replace(grid, name=f"{grid.name}, quick", **sizes, **own)
 
 
@@ -192,7 +202,11 @@ def sweep(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     dropped = bench.train([Arm("dropout", dropout=DROPOUT)], grid.config(bench.task.name), **settings)
     found |= measure_run(dropped, bench, epochs=grid.snapshots)["arms"]
     found["MC dropout"] = _mc_dropout(dropped, bench, seed=seed)
-    sizes = {"train": len(bench.task.train), "validation": len(bench.task.validation), "options": bench.task.options}
+    sizes = {
+        "train": len(bench.task.train),
+        "validation": len(bench.task.validation),
+        "options": bench.task.options,
+    }
     return {"arms": found, "sizes": sizes, "trained_parameters": parameters}
 
 
@@ -200,7 +214,9 @@ def _mc_dropout(run: ArmsRun, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Each member of the dropout arm, asked as many times as an ensemble has members; the mean over members is the baseline's value."""
     found = []
     for row in range(run.members):
-        known, strange = bench.ask(MCDropout(run.ensemble, member=row, passes=run.members, dropout=DROPOUT, seed=seed))
+        known, strange = bench.ask(
+            MCDropout(run.ensemble, member=row, passes=run.members, dropout=DROPOUT, seed=seed)
+        )
         found.append(measured(known, strange)["ensemble"])
     return {"passes": found}
 
@@ -218,7 +234,10 @@ def pool(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     run = bench.train(arms, grid.config(bench.task.name), members=grid.pool, seed=seed)
     known, _ = bench.ask(run.ensemble)
     sizes = [size for size in (1, 2, 3, 5, 10, 15, 20) if size <= grid.pool]
-    return {arm.name: by_size(known.select(run.rows(index)), sizes, subsets=grid.subsets, seed=seed) for index, arm in enumerate(arms)}
+    return {
+        arm.name: by_size(known.select(run.rows(index)), sizes, subsets=grid.subsets, seed=seed)
+        for index, arm in enumerate(arms)
+    }
 
 
 def few_shot(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
@@ -284,9 +303,15 @@ def settings_of(grid: Grid, kind: str, task: str, seed: int) -> dict[str, Any]:
     """What a record depends on."""
     names = FIELDS[kind] if grid.head == "causal-lm" else (*FIELDS[kind], *_OF_HEADS)
     fields: dict[str, Any] = {name: getattr(grid, name) for name in names}
-    chosen = {"decay_chosen_on": f"{grid.held_out:g} of the training questions, held out"} if grid.choose and "decay" in names else {}
+    chosen = (
+        {"decay_chosen_on": f"{grid.held_out:g} of the training questions, held out"}
+        if grid.choose and "decay" in names
+        else {}
+    )
     return (
-        {"kind": kind, "task": task, "seed": seed} | {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()} | chosen
+        {"kind": kind, "task": task, "seed": seed}
+        | {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
+        | chosen
     )
 
 
@@ -297,12 +322,19 @@ def choice(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     run = bench.train(arms, grid.config(bench.task.name), members=grid.members, seed=seed, examples=rest)
     known = predict(run.ensemble, held_out)
     nll = [evaluate(known.select(run.rows(index))).nll for index in range(len(arms))]
-    return {"shares": list(grid.choose), "nll": [round(one, 6) for one in nll], "sizes": {"held_out": len(held_out), "train": len(rest)}}
+    return {
+        "shares": list(grid.choose),
+        "nll": [round(one, 6) for one in nll],
+        "sizes": {"held_out": len(held_out), "train": len(rest)},
+    }
 
 
 def with_choice(grid: Grid, found: Sequence[Mapping[str, Any]]) -> Grid:
     """The grid with the strength of the lowest NLL on held-out questions, the mean over `found`, in the place of its decays."""
-    means = [statistics.fmean(values) for values in zip(*(record["result"]["nll"] for record in found), strict=True)]
+    means = [
+        statistics.fmean(values)
+        for values in zip(*(record["result"]["nll"] for record in found), strict=True)
+    ]
     best = grid.choose[means.index(min(means))]
     return dataclasses.replace(grid, decays=(best,), decay=best)
 
@@ -327,9 +359,15 @@ def run_grid(
         first = [(CHOICE, task, grid.seeds[0]) for task in grid.tasks]
         found[CHOICE] = _records(grid, out, load_model, first, say)
         grid = with_choice(grid, found[CHOICE])
-    part = [one for one in cells(grid, kinds) if (tasks is None or one[1] in tasks) and (seeds is None or one[2] in seeds)]
+    part = [
+        one
+        for one in cells(grid, kinds)
+        if (tasks is None or one[1] in tasks) and (seeds is None or one[2] in seeds)
+    ]
     made = _records(grid, out, load_model, part, say)
-    return found | {kind: [one for (name, *_), one in zip(part, made, strict=True) if name == kind] for kind in kinds}
+    return found | {
+        kind: [one for (name, *_), one in zip(part, made, strict=True) if name == kind] for kind in kinds
+    }
 
 
 def _records(
@@ -342,7 +380,9 @@ def _records(
     made: list[Mapping[str, Any]] = []
     for number, (kind, task, seed) in enumerate(wanted, start=1):
 
-        def measure(kind: str = kind, task: str = task, seed: int = seed, number: int = number) -> dict[str, Any]:
+        def measure(
+            kind: str = kind, task: str = task, seed: int = seed, number: int = number
+        ) -> dict[str, Any]:
             say(f"{number} of {len(wanted)}: {kind}, {task}, seed {seed}")
             begin = time.monotonic()
             of = choice if kind == CHOICE else KINDS[kind]

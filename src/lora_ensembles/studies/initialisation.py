@@ -49,6 +49,8 @@ def initialisation(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     found = measure_run(run, bench, epochs=grid.snapshots[-1:])
     run.ensemble.stack.set_members(run.initial)
     known, _ = bench.ask(run.ensemble)
-    for index, arm in enumerate(arms[: len(STARTS)]):  # an order of the data changes nothing before the first step
+    for index, arm in enumerate(
+        arms[: len(STARTS)]
+    ):  # an order of the data changes nothing before the first step
         found["arms"][arm.name]["start"] = measured(known.select(run.rows(index)))
     return found

@@ -12,7 +12,17 @@ from ..metrics import Metrics, evaluate, reliability_bins
 from ..prediction import Prediction
 
 DIGITS = 6
-KEPT = ("accuracy", "nll", "ece", "brier", "coverage_area", "total_entropy", "mutual_information", "disagreement", "ood_auroc")
+KEPT = (
+    "accuracy",
+    "nll",
+    "ece",
+    "brier",
+    "coverage_area",
+    "total_entropy",
+    "mutual_information",
+    "disagreement",
+    "ood_auroc",
+)
 CONFIDENCE_BINS = 50
 
 
@@ -20,7 +30,9 @@ def measured(prediction: Prediction, ood: Prediction | None = None) -> dict[str,
     """Metrics of the ensemble (`ensemble`), and of each member alone (`members`); `ood` holds the same of the other distribution."""
     row: dict[str, Any] = {"ensemble": _metrics(evaluate(prediction, ood=ood)), "members": []}
     for index in range(prediction.num_members):
-        row["members"].append(_metrics(evaluate(prediction.member(index), ood=None if ood is None else ood.member(index))))
+        row["members"].append(
+            _metrics(evaluate(prediction.member(index), ood=None if ood is None else ood.member(index)))
+        )
     if ood is not None and ood.targets is not None:
         row["ood"] = measured(ood)
     return row
@@ -31,13 +43,18 @@ def described(prediction: Prediction) -> dict[str, Any]:
     singles = [prediction.member(index) for index in range(prediction.num_members)]
     return {
         "reliability": {"ensemble": _reliability(prediction), "member": _reliability(singles[0])},
-        "wrong_confidence": {"ensemble": wrong_confidence([prediction]), "members": wrong_confidence(singles)},
+        "wrong_confidence": {
+            "ensemble": wrong_confidence([prediction]),
+            "members": wrong_confidence(singles),
+        },
         "agreement": _agreement(prediction),
         "correlation": _correlation(prediction),
     }
 
 
-def by_size(prediction: Prediction, sizes: Sequence[int], *, subsets: int, seed: int) -> dict[str, list[dict[str, float | None]]]:
+def by_size(
+    prediction: Prediction, sizes: Sequence[int], *, subsets: int, seed: int
+) -> dict[str, list[dict[str, float | None]]]:
     """For each size, the ensemble's metrics for `subsets` random choices of that many members; every member once for size 1."""
     generator = torch.Generator().manual_seed(seed)
     found = {}
@@ -67,7 +84,10 @@ def _metrics(metrics: Metrics) -> dict[str, float | None]:
 
 def _reliability(prediction: Prediction) -> dict[str, list[float]]:
     bins = reliability_bins(prediction)
-    return {name: [round(value, DIGITS) for value in getattr(bins, name).tolist()] for name in ("confidences", "accuracies", "counts")}
+    return {
+        name: [round(value, DIGITS) for value in getattr(bins, name).tolist()]
+        for name in ("confidences", "accuracies", "counts")
+    }
 
 
 def _agreement(prediction: Prediction) -> list[list[float]]:

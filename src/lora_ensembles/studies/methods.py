@@ -67,9 +67,13 @@ class _Place:
         found = work()
         return found, now() - begin
 
-    def trained(self, arm: Arm, members: int, examples: Sequence[Example] | None = None) -> tuple[ArmsRun, float]:
+    def trained(
+        self, arm: Arm, members: int, examples: Sequence[Example] | None = None
+    ) -> tuple[ArmsRun, float]:
         """An arm's members, and the seconds that their training took; the base carries them until they are unloaded."""
-        return self.timed(lambda: self.bench.train([arm], self.config, members=members, seed=self.seed, examples=examples))
+        return self.timed(
+            lambda: self.bench.train([arm], self.config, members=members, seed=self.seed, examples=examples)
+        )
 
     def asked(self, predictor: Predictor, *, parameters: int, training: float, ensemble: bool = True) -> Row:
         """A method's row; without `ensemble` its metrics are means over the predictor's members."""
@@ -77,7 +81,9 @@ class _Place:
         known, seconds = self.timed(lambda: predict(predictor, self.bench.task.validation))
         found = measured(known, predict(predictor, self.bench.ood) if self.bench.ood else None)
         return {
-            **_metrics([found] if ensemble else [_member(found, index) for index in range(known.num_members)]),
+            **_metrics(
+                [found] if ensemble else [_member(found, index) for index in range(known.num_members)]
+            ),
             "trained_parameters": parameters,
             "training_seconds": round(training, 3),
             "seconds_per_1000": round(1000 * seconds / known.num_examples, 3),
@@ -98,13 +104,19 @@ def methods(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
         **_mc_dropout(place),
         **_others(place),
     }
-    sizes = {"train": len(bench.task.train), "held_out": len(held_out), "validation": len(bench.task.validation)}
+    sizes = {
+        "train": len(bench.task.train),
+        "held_out": len(held_out),
+        "validation": len(bench.task.validation),
+    }
     return {"methods": found, "sizes": sizes, "clock": place.clock}
 
 
 def _few_shot(place: _Place) -> dict[str, Row]:
     grid = place.grid
-    draws = FewShot(*place.bench.model, place.bench.task.train, shots=grid.shots, draws=grid.draws, seed=place.seed)
+    draws = FewShot(
+        *place.bench.model, place.bench.task.train, shots=grid.shots, draws=grid.draws, seed=place.seed
+    )
     row = place.asked(draws, parameters=0, training=0.0, ensemble=False)
     row["seconds_per_1000"] = round(row["seconds_per_1000"] / grid.draws, 3)  # a draw is a model of its own
     return {"few-shot base": row}
@@ -114,7 +126,10 @@ def _adapters(place: _Place) -> dict[str, Row]:
     """A single member, the ensemble, and both with decay of B."""
     grid = place.grid
     found: dict[str, Row] = {}
-    for suffix, arm in (("", Arm("none")), (", decay of B", Arm("decay of B", weight_decay_b=grid.decay / grid.learning_rate))):
+    for suffix, arm in (
+        ("", Arm("none")),
+        (", decay of B", Arm("decay of B", weight_decay_b=grid.decay / grid.learning_rate)),
+    ):
         alone, single_seconds = place.trained(arm, 1)
         alone.ensemble.unload()
         run, seconds = place.trained(arm, grid.members)
@@ -123,11 +138,14 @@ def _adapters(place: _Place) -> dict[str, Row]:
     return found
 
 
-def _pair(place: _Place, run: ArmsRun, suffix: str, *, single_seconds: float, seconds: float) -> dict[str, Row]:
+def _pair(
+    place: _Place, run: ArmsRun, suffix: str, *, single_seconds: float, seconds: float
+) -> dict[str, Row]:
     """The single member, as the mean over a run's members, and their ensemble."""
     parameters = num_trained_parameters(run.ensemble)
     singles = [
-        place.asked(SingleMember(run.ensemble, index), parameters=parameters, training=single_seconds) for index in range(run.members)
+        place.asked(SingleMember(run.ensemble, index), parameters=parameters, training=single_seconds)
+        for index in range(run.members)
     ]
     together = place.asked(run.ensemble, parameters=run.members * parameters, training=seconds)
     return {f"single member{suffix}": mean_row(singles), f"ensemble{suffix}": together}
@@ -146,8 +164,13 @@ def _scaled(place: _Place, held_out: Sequence[Example], rest: Sequence[Example])
         return row | {"temperature": round(fitted.temperature, DIGITS)}
 
     parameters = num_trained_parameters(run.ensemble)
-    singles = [scaled(SingleMember(run.ensemble, index), parameters, single_seconds) for index in range(run.members)]
-    found |= {"single member, scaled": mean_row(singles), "ensemble, scaled": scaled(run.ensemble, run.members * parameters, seconds)}
+    singles = [
+        scaled(SingleMember(run.ensemble, index), parameters, single_seconds) for index in range(run.members)
+    ]
+    found |= {
+        "single member, scaled": mean_row(singles),
+        "ensemble, scaled": scaled(run.ensemble, run.members * parameters, seconds),
+    }
     run.ensemble.unload()
     return found
 
@@ -157,7 +180,10 @@ def _mc_dropout(place: _Place) -> dict[str, Row]:
     alone, seconds = place.trained(arm, 1)
     alone.ensemble.unload()
     run, _ = place.trained(arm, members)
-    models = [MCDropout(run.ensemble, member=row, passes=members, dropout=DROPOUT, seed=place.seed) for row in range(members)]
+    models = [
+        MCDropout(run.ensemble, member=row, passes=members, dropout=DROPOUT, seed=place.seed)
+        for row in range(members)
+    ]
     rows = [place.asked(one, parameters=one.num_trained_parameters, training=seconds) for one in models]
     run.ensemble.unload()
     return {"MC dropout": mean_row(rows)}
@@ -168,12 +194,20 @@ def _others(place: _Place) -> dict[str, Row]:
     grid, train = place.grid, place.bench.task.train
     heads = place.bench.last_layer(members=grid.members, seed=place.seed)
     _, seconds = place.timed(lambda: heads.fit(train, place.config))
-    found = {"last-layer ensemble": place.asked(heads, parameters=grid.members * heads.num_trained_parameters, training=seconds)}
+    found = {
+        "last-layer ensemble": place.asked(
+            heads, parameters=grid.members * heads.num_trained_parameters, training=seconds
+        )
+    }
     if place.bench.owned_heads:
         return found
     factors = BatchEnsemble(*place.bench.model, members=grid.members, seed=place.seed)
-    _, seconds = place.timed(lambda: factors.fit(train, dataclasses.replace(place.config, learning_rate=grid.batch_ensemble_rate)))
-    found["BatchEnsemble"] = place.asked(factors, parameters=grid.members * factors.num_trained_parameters, training=seconds)
+    _, seconds = place.timed(
+        lambda: factors.fit(train, dataclasses.replace(place.config, learning_rate=grid.batch_ensemble_rate))
+    )
+    found["BatchEnsemble"] = place.asked(
+        factors, parameters=grid.members * factors.num_trained_parameters, training=seconds
+    )
     factors.unload()
     return found
 

@@ -69,16 +69,27 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
     config = dataclasses.replace(preset("embedded"), epochs=settings["train"]["epochs"])
     history = train(ensemble, task.train, config, progress=False).history
     weights = [ensemble.stack.member(index) for index in range(ensemble.num_members)]
-    result = {"train_loss": history[-1]["train_loss"], "ensemble": answers_of(ensemble, task.validation, DOUBTS), "single": []}
+    result = {
+        "train_loss": history[-1]["train_loss"],
+        "ensemble": answers_of(ensemble, task.validation, DOUBTS),
+        "single": [],
+    }
     for one in weights:
         ensemble.stack.set_members([one])
         result["single"].append(answers_of(ensemble, task.validation, SINGLE_DOUBTS))
     return result
 
 
-def answers_of(ensemble: LoraEnsemble, examples: Sequence[Completion], doubts: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+def answers_of(
+    ensemble: LoraEnsemble, examples: Sequence[Completion], doubts: Sequence[str] | Mapping[str, Any]
+) -> dict[str, Any]:
     """What the members of `ensemble` answer together: exact match, NLL (nats an answer), and for each answer its doubts."""
-    texts = generate_text(ensemble, [example.prompt for example in examples], GenerationConfig(max_new_tokens=NEW_TOKENS), batch_size=64)
+    texts = generate_text(
+        ensemble,
+        [example.prompt for example in examples],
+        GenerationConfig(max_new_tokens=NEW_TOKENS),
+        batch_size=64,
+    )
     correct = [is_right(text, example) for text, example in zip(texts, examples, strict=True)]
     summaries = [text.uncertainty.summary() for text in texts]
     return {
@@ -109,17 +120,26 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     results = [record["result"] for record in records]
     rows = []
     for arm, names in (("single member", SINGLE_DOUBTS), ("ensemble", tuple(DOUBTS))):
-        per_seed = [result["single"] if arm == "single member" else [result["ensemble"]] for result in results]
+        per_seed = [
+            result["single"] if arm == "single member" else [result["ensemble"]] for result in results
+        ]
         for name in names:
             scores = [[judged(answers)[name] for answers in answered] for answered in per_seed]
             rows.append(
                 {
                     "arm": arm,
                     "doubt": name,
-                    "exact_match": [statistics.fmean(answers["exact_match"] for answers in answered) for answered in per_seed],
-                    "nll": [statistics.fmean(answers["nll"] for answers in answered) for answered in per_seed],
+                    "exact_match": [
+                        statistics.fmean(answers["exact_match"] for answers in answered)
+                        for answered in per_seed
+                    ],
+                    "nll": [
+                        statistics.fmean(answers["nll"] for answers in answered) for answered in per_seed
+                    ],
                     "auroc": [statistics.fmean(one["auroc"] for one in seed) for seed in scores],
-                    "coverage_area": [statistics.fmean(one["coverage_area"] for one in seed) for seed in scores],
+                    "coverage_area": [
+                        statistics.fmean(one["coverage_area"] for one in seed) for seed in scores
+                    ],
                 }
             )
     return rows
@@ -129,7 +149,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The mean over seeds, and the standard deviation."""
     header = ("arm", "doubt", "exact match ↑", "NLL, nats ↓", "AUROC of errors ↑", "accuracy-coverage area ↑")
     names = ("exact_match", "nll", "auroc", "coverage_area")
-    return Table(header, tuple((row["arm"], row["doubt"], *(_spread(row[name]) for name in names)) for row in rows))
+    return Table(
+        header, tuple((row["arm"], row["doubt"], *(_spread(row[name]) for name in names)) for row in rows)
+    )
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -153,7 +175,9 @@ def _curve(answers: Mapping[str, Any]) -> torch.Tensor:
     return accuracy_by_doubt(doubt, torch.tensor(answers["correct"], dtype=torch.bool)).accuracies
 
 
-def run(out: Path, *, seeds: Sequence[int] = SEEDS, members: int = 5, epochs: int = 15) -> list[dict[str, Any]]:
+def run(
+    out: Path, *, seeds: Sequence[int] = SEEDS, members: int = 5, epochs: int = 15
+) -> list[dict[str, Any]]:
     """The records of all seeds, measured where they are not there yet; table and figure beside them.
 
     Raises:
@@ -173,7 +197,9 @@ def run(out: Path, *, seeds: Sequence[int] = SEEDS, members: int = 5, epochs: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("results/open-ended"))
     parser.add_argument("--members", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=15)

@@ -25,7 +25,10 @@ def methods(records: Records) -> Table:
         DataError: there is no record of the kind.
     """
     every = _records(records, "methods")
-    rows = [(name, *(_mean(every, _method(name), _field(metric)) for metric in METRICS)) for name in every[0]["result"]["methods"]]
+    rows = [
+        (name, *(_mean(every, _method(name), _field(metric)) for metric in METRICS))
+        for name in every[0]["result"]["methods"]
+    ]
     return Table(("method", *METRICS.values()), tuple(rows))
 
 
@@ -43,14 +46,26 @@ def costs(records: Records) -> Table:
             cells.append(_mean(every, _method(name), _field(seconds), digits=digits))
             cells.append(_mean(every, _beside_single(name), _relative(seconds), digits=2))
         rows.append((name, *cells))
-    header = ("method", "trained parameters", "training (s)", "over single", "1,000 questions (s)", "over single")
+    header = (
+        "method",
+        "trained parameters",
+        "training (s)",
+        "over single",
+        "1,000 questions (s)",
+        "over single",
+    )
     return Table(header, tuple(rows))
 
 
 def initialisation(records: Records) -> Table:
     """Each start: the NLL of an untrained member, single member and ensemble at the end, and how alike the members are."""
     every = _records(records, "initialisation")
-    untrained = [("untrained NLL (nats)", lambda arm: None if "start" not in arm else value(arm["start"], "nll", MEMBER))]
+    untrained = [
+        (
+            "untrained NLL (nats)",
+            lambda arm: None if "start" not in arm else value(arm["start"], "nll", MEMBER),
+        )
+    ]
     return _arms(every, "start", [*untrained, *_both(("accuracy", "nll", "ece")), *_alike()])
 
 
@@ -67,7 +82,9 @@ def strength(records: Records) -> Table:
     """Each strength of each regulariser, and each epoch without one: single member and ensemble."""
     every = _records(records, "strength")
     table = _arms(every, "arm", [*_both(("accuracy", "nll", "ece")), *_alike()])
-    stops = sorted({int(epoch) for record in every for epoch in record["result"]["arms"]["none"]["epochs"]})[:-1]
+    stops = sorted({int(epoch) for record in every for epoch in record["result"]["arms"]["none"]["epochs"]})[
+        :-1
+    ]
     rows = [
         (
             f"none, stopped after epoch {stop}",
@@ -88,7 +105,12 @@ def correlation(records: Records) -> Table:
     """
     found = {metric: association(records, metric) for metric in SIGNS}
     rows = [
-        (f"gain in {NAMES[metric]}", f"{one.rho:+.3f}", f"{one.interval[0]:+.3f} to {one.interval[1]:+.3f}", str(one.settings))
+        (
+            f"gain in {NAMES[metric]}",
+            f"{one.rho:+.3f}",
+            f"{one.interval[0]:+.3f} to {one.interval[1]:+.3f}",
+            str(one.settings),
+        )
         for metric, one in found.items()
         if one is not None
     ]
@@ -99,7 +121,13 @@ def _records(records: Records, kind: str) -> list[Record]:
     return [record for found in by_task(records, kind).values() for record in found]
 
 
-def _mean(every: Sequence[Record], row: Callable[[Record], Any], number: Callable[[Any], float | None], *, digits: int = 3) -> str:
+def _mean(
+    every: Sequence[Record],
+    row: Callable[[Record], Any],
+    number: Callable[[Any], float | None],
+    *,
+    digits: int = 3,
+) -> str:
     """The mean over tasks of a number of each record's row, for every seed, and the spread of these over seeds."""
     seeds: dict[int, list[float]] = {}
     for record in every:
@@ -125,7 +153,10 @@ def _field(name: str) -> Number:
 
 def _beside_single(name: str) -> Callable[[Record], Any]:
     """A method's row and the single member's, of a record."""
-    return lambda record: {"own": record["result"]["methods"][name], "single": record["result"]["methods"]["single member"]}
+    return lambda record: {
+        "own": record["result"]["methods"][name],
+        "single": record["result"]["methods"]["single member"],
+    }
 
 
 def _relative(seconds: str) -> Number:
@@ -150,12 +181,19 @@ def _last(metric: str, who: str) -> Number:
 def _both(metrics: Sequence[str]) -> list[tuple[str, Number]]:
     """Single member and ensemble of each metric."""
     words = {MEMBER: "single", ENSEMBLE: "ensemble"}
-    return [(f"{METRICS[metric]}, {words[who]}", _last(metric, who)) for metric in metrics for who in (MEMBER, ENSEMBLE)]
+    return [
+        (f"{METRICS[metric]}, {words[who]}", _last(metric, who))
+        for metric in metrics
+        for who in (MEMBER, ENSEMBLE)
+    ]
 
 
 def _alike() -> list[tuple[str, Number]]:
     """Disagreement and correlation of an arm's members."""
-    return [("disagreement", _last("disagreement", ENSEMBLE)), ("correlation", lambda arm: arm.get("correlation"))]
+    return [
+        ("disagreement", _last("disagreement", ENSEMBLE)),
+        ("correlation", lambda arm: arm.get("correlation")),
+    ]
 
 
 def _stopped(epoch: int) -> Callable[[Record], Any]:

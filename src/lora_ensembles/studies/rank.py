@@ -22,5 +22,8 @@ def rank(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     run = bench.train(arms, grid.config(bench.task.name), members=grid.members, seed=seed)
     found = measure_run(run, bench, epochs=grid.snapshots[-1:])
     for index, arm in enumerate(arms):
-        found["arms"][arm.name] |= {"rank": arm.rank, "parameters": num_trained_parameters(run.ensemble, run.rows(index)[0])}
+        found["arms"][arm.name] |= {
+            "rank": arm.rank,
+            "parameters": num_trained_parameters(run.ensemble, run.rows(index)[0]),
+        }
     return found

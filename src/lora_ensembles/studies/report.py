@@ -64,7 +64,10 @@ def write_report(records: Records, claims: Sequence[Claim], out: Path) -> Writte
     drawn = {drawing.name: _drawn(drawing, records, out, left_out) for drawing in DRAWINGS}
     chapters = [
         _claims_chapter(claims),
-        Chapter("The figures", tuple(block for name, blocks in drawn.items() if name.startswith("figure_") for block in blocks)),
+        Chapter(
+            "The figures",
+            tuple(block for name, blocks in drawn.items() if name.startswith("figure_") for block in blocks),
+        ),
         _tables_chapter(records, left_out),
         _diversity_chapter(records, drawn, left_out),
         _open_chapter(records, drawn, left_out),
@@ -75,7 +78,9 @@ def write_report(records: Records, claims: Sequence[Claim], out: Path) -> Writte
         file.write(page(TITLE, [chapter.to_section() for chapter in chapters], intro=intro))
     with file_written_aside(out / MARKDOWN_FILE, replace=True) as file:
         file.write("\n".join([f"# {TITLE}\n\n{intro}\n", *(chapter.to_markdown() for chapter in chapters)]))
-    paths = [out / FIGURES / f"{name}.{kind}" for name in drawn if name not in left_out for kind in ("png", "svg")]
+    paths = [
+        out / FIGURES / f"{name}.{kind}" for name in drawn if name not in left_out for kind in ("png", "svg")
+    ]
     return Written(out / HTML_FILE, out / MARKDOWN_FILE, tuple(paths), left_out)
 
 
@@ -87,7 +92,15 @@ def claims_with_text(claims: Sequence[Claim]) -> Table:
         numbers = _signed(claim.difference), _interval(claim.interval), str(claim.settings)
         rows.append((claim.id, claim.text, claim.verdict, f"{supported} of {len(claim.parts)}", *numbers))
     decided = frozenset((row, 2) for row, claim in enumerate(claims) if claim.verdict in DECIDED)
-    header = ("", "claim", "verdict", "parts supported", "difference (first part)", "95 % interval", "settings")
+    header = (
+        "",
+        "claim",
+        "verdict",
+        "parts supported",
+        "difference (first part)",
+        "95 % interval",
+        "settings",
+    )
     return Table(header, tuple(rows), decided, prose=frozenset({1}))
 
 
@@ -95,10 +108,23 @@ def parts_table(claims: Sequence[Claim]) -> Table:
     """A row a part of a claim."""
     parts: list[tuple[str, Part]] = [(claim.id, part) for claim in claims for part in claim.parts]
     rows = tuple(
-        (name, part.name, part.verdict, _signed(part.difference), _interval(part.interval), str(part.settings)) for name, part in parts
+        (
+            name,
+            part.name,
+            part.verdict,
+            _signed(part.difference),
+            _interval(part.interval),
+            str(part.settings),
+        )
+        for name, part in parts
     )
     decided = frozenset((row, 2) for row, (_, part) in enumerate(parts) if part.verdict in DECIDED)
-    return Table(("", "contrast", "verdict", "difference", "95 % interval", "settings"), rows, decided, prose=frozenset({1}))
+    return Table(
+        ("", "contrast", "verdict", "difference", "95 % interval", "settings"),
+        rows,
+        decided,
+        prose=frozenset({1}),
+    )
 
 
 def provenance(records: Records) -> Table:
@@ -107,13 +133,20 @@ def provenance(records: Records) -> Table:
     rows: dict[str, list[str]] = {}
     for record in every:
         given = record["environment"]
-        shown: dict[str, Any] = {**{name: one for name, one in given.items() if name != "versions"}, **given.get("versions", {})}
-        shown |= {name: one for name, one in record["settings"].items() if name not in ("kind", "task", "seed")}
+        shown: dict[str, Any] = {
+            **{name: one for name, one in given.items() if name != "versions"},
+            **given.get("versions", {}),
+        }
+        shown |= {
+            name: one for name, one in record["settings"].items() if name not in ("kind", "task", "seed")
+        }
         for name, one in shown.items():
             text = one if isinstance(one, str) else json.dumps(one)
             if text not in rows.setdefault(name, []):
                 rows[name].append(text)
-    return Table(("", "value"), tuple((name, "; ".join(values)) for name, values in rows.items()), prose=frozenset({1}))
+    return Table(
+        ("", "value"), tuple((name, "; ".join(values)) for name, values in rows.items()), prose=frozenset({1})
+    )
 
 
 def counts(records: Records) -> Table:
@@ -144,7 +177,13 @@ def _claims_chapter(claims: Sequence[Claim]) -> Chapter:
         "in part is a claim of which other parts could not be judged. Verdicts that are decided, either way, are bold."
     )
     unjudged = [Text(f"{claim.id}: {claim.reason}.") for claim in claims if claim.reason]
-    blocks: list[Block] = [claims_with_text(claims), Text(reading), *unjudged, Heading("The parts of each claim"), parts_table(claims)]
+    blocks: list[Block] = [
+        claims_with_text(claims),
+        Text(reading),
+        *unjudged,
+        Heading("The parts of each claim"),
+        parts_table(claims),
+    ]
     return Chapter("The claims", tuple(blocks))
 
 
@@ -154,18 +193,30 @@ def _drawn(drawing: Drawing, records: Records, out: Path, left_out: dict[str, st
     try:
         if missing:
             commands = " and ".join(f"`lora-ensembles study {kind} --out DIR`" for kind in missing)
-            raise DataError(f"there are no records of the kind {' or '.join(missing)}; make them with {commands}")
+            raise DataError(
+                f"there are no records of the kind {' or '.join(missing)}; make them with {commands}"
+            )
         figure = drawing.draw(records)
     except DataError as error:
         left_out[drawing.name] = str(error)
         for kind in ("png", "svg"):  # of an earlier report, about other records
             (out / FIGURES / f"{drawing.name}.{kind}").unlink(missing_ok=True)
-        return [Heading(drawing.title), Text(f"Left out: {error}."), Beside((("In the paper", drawing.paper),))]
+        return [
+            Heading(drawing.title),
+            Text(f"Left out: {error}."),
+            Beside((("In the paper", drawing.paper),)),
+        ]
     save_figure(figure, out / FIGURES / drawing.name)
-    picture = Picture((out / FIGURES / f"{drawing.name}.png").read_bytes(), drawing.title, f"{FIGURES}/{drawing.name}.png")
+    picture = Picture(
+        (out / FIGURES / f"{drawing.name}.png").read_bytes(), drawing.title, f"{FIGURES}/{drawing.name}.png"
+    )
     shown = {kind: found for kind, found in records.items() if kind in drawing.needs}
     seeds = ", ".join(map(str, seeds_of(shown)))
-    return [Heading(drawing.title), picture, Beside((("Here", f"{drawing.caption} Seeds: {seeds}."), ("In the paper", drawing.paper)))]
+    return [
+        Heading(drawing.title),
+        picture,
+        Beside((("Here", f"{drawing.caption} Seeds: {seeds}."), ("In the paper", drawing.paper))),
+    ]
 
 
 DIVERSITY = (
@@ -181,28 +232,48 @@ SIDE_BY_SIDE = (
 def _tables_chapter(records: Records, left_out: dict[str, str]) -> Chapter:
     cells = "Means over seeds ± standard deviation."
     blocks = [
-        *_table("Table 1: LoRA ensemble against last-layer ensemble", cells, functools.partial(tables.table_1, records), left_out),
+        *_table(
+            "Table 1: LoRA ensemble against last-layer ensemble",
+            cells,
+            functools.partial(tables.table_1, records),
+            left_out,
+        ),
         Text("In the paper (LLaMA-13B, M = 5):"),
         tables.paper_table_1(),
-        Text("In the paper, last-layer ensembles underfit: they are clearly less accurate than LoRA ensembles on every task."),
+        Text(
+            "In the paper, last-layer ensembles underfit: they are clearly less accurate than LoRA ensembles on every task."
+        ),
         *_table(
             "Table 2: the tasks' sizes",
             "Questions used here, and those of the paper's task.",
             functools.partial(tables.table_2, records),
             left_out,
         ),
-        *_table("Methods side by side", SIDE_BY_SIDE, functools.partial(tables.side_by_side, records), left_out),
+        *_table(
+            "Methods side by side", SIDE_BY_SIDE, functools.partial(tables.side_by_side, records), left_out
+        ),
         *_table("What each method costs", COSTS, functools.partial(tables.costs, records), left_out),
     ]
     times = tables.seconds(records)
     if times is not None:
-        blocks += [Heading("Time"), Text("Training and measuring of a record, all its arms in one stack."), times]
+        blocks += [
+            Heading("Time"),
+            Text("Training and measuring of a record, all its arms in one stack."),
+            times,
+        ]
     for metric in ("accuracy", "nll", "ece"):
-        blocks += _table(f"By task: {tables.METRICS[metric]}", cells, functools.partial(tables.methods_by_task, records, metric), left_out)
+        blocks += _table(
+            f"By task: {tables.METRICS[metric]}",
+            cells,
+            functools.partial(tables.methods_by_task, records, metric),
+            left_out,
+        )
     return Chapter("The tables", tuple(blocks))
 
 
-def _diversity_chapter(records: Records, drawn: Mapping[str, list[Block]], left_out: dict[str, str]) -> Chapter:
+def _diversity_chapter(
+    records: Records, drawn: Mapping[str, list[Block]], left_out: dict[str, str]
+) -> Chapter:
     blocks = [block for name in ("reliability", "agreement", "correlation") for block in drawn[name]]
     for title, reading, table in (
         ("Members' correlation and the ensemble's gain", RHO, open_tables.correlation),
@@ -215,7 +286,10 @@ def _diversity_chapter(records: Records, drawn: Mapping[str, list[Block]], left_
 def _open_chapter(records: Records, drawn: Mapping[str, list[Block]], left_out: dict[str, str]) -> Chapter:
     """What the paper leaves open: each figure, and its numbers."""
     found: dict[str, tuple[tuple[str, str, Callable[[Records], Table]], ...]] = {
-        "methods": (("Methods: metrics", OPEN, open_tables.methods), ("Methods: costs", SECONDS, open_tables.costs)),
+        "methods": (
+            ("Methods: metrics", OPEN, open_tables.methods),
+            ("Methods: costs", SECONDS, open_tables.costs),
+        ),
         "initialisation": (("Initialisation: numbers", OPEN, open_tables.initialisation),),
         "rank": (("Rank: numbers", OPEN, open_tables.rank),),
         "strength": (("Strength: numbers", OPEN, open_tables.strength),),
@@ -251,7 +325,10 @@ def _table(title: str, reading: str, make: Callable[[], Table], left_out: dict[s
         table = make()
     except DataError as error:
         left_out[title.partition(":")[0]] = str(error)
-        return [Heading(title), Text(f"Left out: {error}; make what is missing with `lora-ensembles study all --out DIR`.")]
+        return [
+            Heading(title),
+            Text(f"Left out: {error}; make what is missing with `lora-ensembles study all --out DIR`."),
+        ]
     return [Heading(title), table, Text(reading)]
 
 
@@ -259,7 +336,10 @@ def _provenance_chapter(records: Records) -> Chapter:
     smaller = smaller_grid(records)
     how = "lora-ensembles study all --out DIR\nlora-ensembles report DIR"
     grid = f"Smaller than the full grid: {smaller}." if smaller else "The full grid."
-    return Chapter("Where the numbers come from", (Text(grid), counts(records), provenance(records), Text("Made with:"), Code(how)))
+    return Chapter(
+        "Where the numbers come from",
+        (Text(grid), counts(records), provenance(records), Text("Made with:"), Code(how)),
+    )
 
 
 def _signed(number: float | None) -> str:

@@ -13,7 +13,9 @@ from ..files import file_written_aside
 from ..provenance import environment
 
 
-def cell(folder: Path, name: str, settings: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def cell(
+    folder: Path, name: str, settings: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]
+) -> dict[str, Any]:
     """The record of `settings`: read where there is one, else measured and written, whole or not at all.
 
     A record holds `name`, `settings`, `result` and the environment it was made in. A study that is killed therefore goes on where it
@@ -33,7 +35,12 @@ def cell(folder: Path, name: str, settings: Mapping[str, Any], measure: Callable
     path = folder / f"{name}-{_key(settings)}.json"
     if path.exists():
         return read_record(path, settings=settings)
-    record = {"name": name, "settings": dict(settings), "result": dict(measure()), "environment": environment()}
+    record = {
+        "name": name,
+        "settings": dict(settings),
+        "result": dict(measure()),
+        "environment": environment(),
+    }
     with file_written_aside(path) as file:
         file.write(json.dumps(record) + "\n")
     return record
@@ -49,7 +56,9 @@ def read_record(path: Path, *, settings: Mapping[str, Any] | None = None) -> dic
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = record["settings"], record["result"], record["environment"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is no record of a study ({type(error).__name__}); delete it, and it is measured again") from error
+        raise CheckpointError(
+            f"{path} is no record of a study ({type(error).__name__}); delete it, and it is measured again"
+        ) from error
     if settings is not None and _plain(found[0]) != _plain(settings):
         raise CheckpointError(f"{path} is a record of other settings; delete it, and these are measured")
     return record
@@ -72,9 +81,13 @@ def by_kind(folder: Path) -> dict[str, list[dict[str, Any]]]:
         record = read_record(path)
         found.setdefault(str(record["settings"].get("kind", record["name"])), []).append(record)
     if not found:
-        raise CheckpointError(f"{folder} holds no records of a study; make them with `lora-ensembles study all --out {folder}`")
+        raise CheckpointError(
+            f"{folder} holds no records of a study; make them with `lora-ensembles study all --out {folder}`"
+        )
     for kind in found.values():
-        kind.sort(key=lambda record: (str(record["settings"].get("task")), int(record["settings"].get("seed", 0))))
+        kind.sort(
+            key=lambda record: (str(record["settings"].get("task")), int(record["settings"].get("seed", 0)))
+        )
     return found
 
 

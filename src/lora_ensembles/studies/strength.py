@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 def strength(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Single member and ensemble of every strength after the last epoch, and of the arm without a regulariser after each."""
-    arms, last = regulariser_arms(grid.learning_rate, decays=grid.wide_decays, kl=grid.wide_kl), grid.snapshots[-1]
+    arms, last = (
+        regulariser_arms(grid.learning_rate, decays=grid.wide_decays, kl=grid.wide_kl),
+        grid.snapshots[-1],
+    )
     config = dataclasses.replace(grid.config(bench.task.name), snapshot_epochs=list(range(1, last + 1)))
     run = bench.train(arms, config, members=grid.members, seed=seed)
     plain = {}

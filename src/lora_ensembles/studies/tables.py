@@ -12,10 +12,27 @@ from typing import Any
 
 from ..errors import DataError
 from ..report import Table
-from .figures.values import ENSEMBLE, MEMBER, Record, Records, Spread, by_task, last_row, spread, task_order, value
+from .figures.values import (
+    ENSEMBLE,
+    MEMBER,
+    Record,
+    Records,
+    Spread,
+    by_task,
+    last_row,
+    spread,
+    task_order,
+    value,
+)
 from .views import decay_arm
 
-METRICS = {"accuracy": "accuracy ↑", "nll": "NLL (nats) ↓", "ece": "ECE ↓", "brier": "Brier ↓", "ood_auroc": "AUROC of OOD"}
+METRICS = {
+    "accuracy": "accuracy ↑",
+    "nll": "NLL (nats) ↓",
+    "ece": "ECE ↓",
+    "brier": "Brier ↓",
+    "ood_auroc": "AUROC of OOD",
+}
 NAMED_KINDS = ("sweep", "randomness", "pool", "few_shot", "last_layer")
 # Table 1 of arXiv:2310.00035: LoRA ensemble and last-layer ensemble of LLaMA-13B, M = 5, by metric.
 PAPER_TABLE_1 = {
@@ -50,8 +67,18 @@ def table_1(records: Records) -> Table:
         raise DataError("there is no record of the kind 'last_layer'")
     pair = [found["ensemble"], found["last-layer ensemble"]]
     names = sorted({task for one in pair for task, _ in one}, key=task_order)
-    header = [f"{METRICS[metric]}, {name}" for metric in ("accuracy", "nll", "ece") for name in ("LoRA ensemble", "last layer")]
-    rows = [(name, *(_cell(_over_seeds(one, name, metric)) for metric in ("accuracy", "nll", "ece") for one in pair)) for name in names]
+    header = [
+        f"{METRICS[metric]}, {name}"
+        for metric in ("accuracy", "nll", "ece")
+        for name in ("LoRA ensemble", "last layer")
+    ]
+    rows = [
+        (
+            name,
+            *(_cell(_over_seeds(one, name, metric)) for metric in ("accuracy", "nll", "ece") for one in pair),
+        )
+        for name in names
+    ]
     return Table(("task", *header), tuple(rows))
 
 
@@ -62,8 +89,15 @@ def paper_table_1() -> Table:
         >>> paper_table_1().rows[0]
         ('cqa', '0.83', '0.52', '0.58', '1.25', '0.06', '0.06')
     """
-    header = [f"{metric}, {name}" for metric in ("accuracy ↑", "NLL ↓", "ECE ↓") for name in ("LoRA ensemble", "last layer")]
-    return Table(("task", *header), tuple((name, *(f"{one:.2f}" for one in row)) for name, row in PAPER_TABLE_1.items()))
+    header = [
+        f"{metric}, {name}"
+        for metric in ("accuracy ↑", "NLL ↓", "ECE ↓")
+        for name in ("LoRA ensemble", "last layer")
+    ]
+    return Table(
+        ("task", *header),
+        tuple((name, *(f"{one:.2f}" for one in row)) for name, row in PAPER_TABLE_1.items()),
+    )
 
 
 def table_2(records: Records) -> Table:
@@ -74,11 +108,28 @@ def table_2(records: Records) -> Table:
         sizes, limit = result.get("sizes", {}), settings.get("limit", (None,) * 3)
         train = sizes.get("train", "all" if limit[0] is None else f"at most {limit[0]}")
         options = sizes.get("options")
-        shown = "-" if options is None else ", ".join(map(str, options)) if isinstance(options, list) else str(options)
+        shown = (
+            "-"
+            if options is None
+            else ", ".join(map(str, options))
+            if isinstance(options, list)
+            else str(options)
+        )
         validation = sizes.get("validation", result["arms"]["none"]["wrong_confidence"]["ensemble"]["of"])
         paper = PAPER_TABLE_2.get(name.removeprefix("world-"))
         rows.append((name, str(train), str(validation), shown, *(map(str, paper) if paper else ("-",) * 3)))
-    return Table(("task", "training", "validation", "options", "training (paper)", "validation (paper)", "options (paper)"), tuple(rows))
+    return Table(
+        (
+            "task",
+            "training",
+            "validation",
+            "options",
+            "training (paper)",
+            "validation (paper)",
+            "options (paper)",
+        ),
+        tuple(rows),
+    )
 
 
 def methods(records: Records) -> dict[str, Method]:
@@ -91,7 +142,9 @@ def methods(records: Records) -> dict[str, Method]:
     sweeps = [record for found in by_task(records, "sweep").values() for record in found]
     decay = decay_arm(sweeps[0])
     found: dict[str, Method] = {
-        "few-shot base": {_setting(record): _metrics(record["result"], MEMBER) for record in records.get("few_shot", ())},
+        "few-shot base": {
+            _setting(record): _metrics(record["result"], MEMBER) for record in records.get("few_shot", ())
+        },
         "single member": _arm(sweeps, "none", MEMBER),
         "single member, decay of B": _arm(sweeps, decay, MEMBER),
         "MC dropout": {
@@ -99,11 +152,17 @@ def methods(records: Records) -> dict[str, Method]:
             for record in sweeps
             if (passes := record["result"]["arms"].get("MC dropout", {}).get("passes"))
         },
-        "last-layer ensemble": {_setting(record): _metrics(record["result"], ENSEMBLE) for record in records.get("last_layer", ())},
+        "last-layer ensemble": {
+            _setting(record): _metrics(record["result"], ENSEMBLE) for record in records.get("last_layer", ())
+        },
     }
     for kind, others in records.items():
         if kind not in NAMED_KINDS:
-            rows = {_setting(one): _metrics(one["result"], ENSEMBLE) for one in others if "ensemble" in one["result"]}
+            rows = {
+                _setting(one): _metrics(one["result"], ENSEMBLE)
+                for one in others
+                if "ensemble" in one["result"]
+            }
             found[kind.replace("_", " ")] = rows
     found["ensemble"] = _arm(sweeps, "none", ENSEMBLE)
     found["ensemble, decay of B"] = _arm(sweeps, decay, ENSEMBLE)
@@ -117,18 +176,31 @@ def side_by_side(records: Records) -> Table:
     columns = []
     for metric in METRICS:
         having = {
-            name: settings for name, method in found.items() if (settings := {setting for setting, row in method.items() if metric in row})
+            name: settings
+            for name, method in found.items()
+            if (settings := {setting for setting, row in method.items() if metric in row})
         }
         shared = set.intersection(*having.values()) if having else set()
-        columns.append([_cell(_task_mean(method, metric, shared) if name in having else None) for name, method in found.items()])
-    return Table(("method", *METRICS.values()), tuple((name, *(column[row] for column in columns)) for row, name in enumerate(found)))
+        columns.append(
+            [
+                _cell(_task_mean(method, metric, shared) if name in having else None)
+                for name, method in found.items()
+            ]
+        )
+    return Table(
+        ("method", *METRICS.values()),
+        tuple((name, *(column[row] for column in columns)) for row, name in enumerate(found)),
+    )
 
 
 def methods_by_task(records: Records, metric: str) -> Table:
     """One metric of each method, a column a task."""
     found = methods(records)
     names = sorted({task for method in found.values() for task, _ in method}, key=task_order)
-    rows = [(name, *(_cell(_over_seeds(method, task, metric)) for task in names)) for name, method in found.items()]
+    rows = [
+        (name, *(_cell(_over_seeds(method, task, metric)) for task in names))
+        for name, method in found.items()
+    ]
     return Table((METRICS[metric], *names), tuple(rows))
 
 
@@ -145,11 +217,27 @@ def costs(records: Records) -> Table:
     if "MC dropout" in sweep["result"]["arms"]:
         rows.append(("MC dropout", _times(1, "adapter", adapter), "1 run", f"{members}"))
     if records.get("last_layer"):
-        rows.append(("last-layer ensemble", _times(members, "set of label rows", head), "heads alone, on cached states", "1"))
+        rows.append(
+            (
+                "last-layer ensemble",
+                _times(members, "set of label rows", head),
+                "heads alone, on cached states",
+                "1",
+            )
+        )
     for kind in records:
         if kind not in NAMED_KINDS and _trained(records, kind) is not None:
-            rows.append((kind.replace("_", " "), _times(members, "member", _trained(records, kind)), "-", "-"))
-    rows.append(("ensemble", _times(members, "adapter", adapter), f"1 stacked run of {members}", f"1, of {members} rows"))
+            rows.append(
+                (kind.replace("_", " "), _times(members, "member", _trained(records, kind)), "-", "-")
+            )
+    rows.append(
+        (
+            "ensemble",
+            _times(members, "adapter", adapter),
+            f"1 stacked run of {members}",
+            f"1, of {members} rows",
+        )
+    )
     return Table(("method", "trained parameters", "training", "forward passes a question"), tuple(rows))
 
 
@@ -159,7 +247,14 @@ def seconds(records: Records) -> Table | None:
     for kind, found in records.items():
         times = spread(record["result"].get("seconds") for record in found)
         if times:
-            rows.append((kind, str(len(times.values)), f"{times.mean:.0f} ± {times.std:.0f}", f"{sum(times.values) / 60:.1f}"))
+            rows.append(
+                (
+                    kind,
+                    str(len(times.values)),
+                    f"{times.mean:.0f} ± {times.std:.0f}",
+                    f"{sum(times.values) / 60:.1f}",
+                )
+            )
     return Table(("kind", "records", "seconds a record", "minutes in all"), tuple(rows)) if rows else None
 
 
@@ -175,12 +270,26 @@ def diversity(records: Records) -> Table:
                 continue
             matrix = own["agreement"]
             pairs = [matrix[one][other] for one in range(len(matrix)) for other in range(one)]
-            gains = {name: (value(row, name, ENSEMBLE) or 0.0) - (value(row, name, MEMBER) or 0.0) for name in ("accuracy", "nll", "ece")}
-            found[_setting(record)] = {"agreement": statistics.fmean(pairs), "correlation": own["correlation"], **gains}
+            gains = {
+                name: (value(row, name, ENSEMBLE) or 0.0) - (value(row, name, MEMBER) or 0.0)
+                for name in ("accuracy", "nll", "ece")
+            }
+            found[_setting(record)] = {
+                "agreement": statistics.fmean(pairs),
+                "correlation": own["correlation"],
+                **gains,
+            }
         if found:
             names = ("agreement", "correlation", "accuracy", "nll", "ece")
             rows.append((arm, *(_cell(_task_mean(found, name, set(found))) for name in names)))
-    header = ("arm", "agreement", "correlation", "change in accuracy", "change in NLL (nats)", "change in ECE")
+    header = (
+        "arm",
+        "agreement",
+        "correlation",
+        "change in accuracy",
+        "change in NLL (nats)",
+        "change in ECE",
+    )
     return Table(header, tuple(rows))
 
 
@@ -193,7 +302,11 @@ def _metrics(row: Mapping[str, Any], who: str) -> dict[str, float]:
 
 
 def _arm(sweeps: Sequence[Record], arm: str, who: str) -> Method:
-    return {_setting(record): _metrics(row, who) for record in sweeps if (row := last_row(record, arm)) is not None}
+    return {
+        _setting(record): _metrics(row, who)
+        for record in sweeps
+        if (row := last_row(record, arm)) is not None
+    }
 
 
 def _over_seeds(method: Method, task: str, metric: str) -> Spread | None:
@@ -203,7 +316,10 @@ def _over_seeds(method: Method, task: str, metric: str) -> Spread | None:
 def _task_mean(method: Method, metric: str, shared: set[Setting]) -> Spread | None:
     """For every seed the mean over its tasks, so that the spread is that of whole repetitions."""
     seeds = sorted({seed for _, seed in shared})
-    return spread(statistics.fmean(method[setting][metric] for setting in shared if setting[1] == seed) for seed in seeds)
+    return spread(
+        statistics.fmean(method[setting][metric] for setting in shared if setting[1] == seed)
+        for seed in seeds
+    )
 
 
 def _cell(found: Spread | None) -> str:
@@ -211,7 +327,14 @@ def _cell(found: Spread | None) -> str:
 
 
 def _trained(records: Records, kind: str) -> int | None:
-    return next((int(one["result"]["trained_parameters"]) for one in records.get(kind, ()) if "trained_parameters" in one["result"]), None)
+    return next(
+        (
+            int(one["result"]["trained_parameters"])
+            for one in records.get(kind, ())
+            if "trained_parameters" in one["result"]
+        ),
+        None,
+    )
 
 
 def _times(count: int, what: str, parameters: int | None) -> str:

@@ -17,7 +17,9 @@ class View:
     """Values of arms out of records, by setting."""
 
     def __init__(self, records: Records):
-        self.kinds = {kind: {_setting(record): record["result"] for record in found} for kind, found in records.items()}
+        self.kinds = {
+            kind: {_setting(record): record["result"] for record in found} for kind, found in records.items()
+        }
         sweep = next(iter(records["sweep"]))
         first = sweep["result"]["arms"]
         self.kl = [name for name in first if name.startswith("KL ")]
@@ -35,7 +37,14 @@ class View:
         return [epoch for epoch in self.epochs[:3] if epoch < self.last]
 
     def values(
-        self, metric: str, *, arm: str, who: str, epoch: int | None = None, kind: str = "sweep", where: str | None = None
+        self,
+        metric: str,
+        *,
+        arm: str,
+        who: str,
+        epoch: int | None = None,
+        kind: str = "sweep",
+        where: str | None = None,
     ) -> Differences:
         """A metric of the ensemble, or the mean over its members (`who`), after an epoch; `where="ood"` out of distribution."""
         found = {}
@@ -47,7 +56,15 @@ class View:
                 found[setting] = value
         return found
 
-    def gain(self, metric: str, *, arm: str, epoch: int | None = None, kind: str = "sweep", where: str | None = None) -> Differences:
+    def gain(
+        self,
+        metric: str,
+        *,
+        arm: str,
+        epoch: int | None = None,
+        kind: str = "sweep",
+        where: str | None = None,
+    ) -> Differences:
         """Ensemble minus single member."""
         return minus(
             self.values(metric, arm=arm, who="ensemble", epoch=epoch, kind=kind, where=where),
@@ -56,7 +73,9 @@ class View:
 
     def regularised(self) -> list[tuple[str, int]]:
         """Every regularised arm and epoch: KL and decay at the end, and no regulariser stopped early."""
-        return [(arm, self.last) for arm in (*self.kl, *self.decays)] + [("none", epoch) for epoch in self.stopped]
+        return [(arm, self.last) for arm in (*self.kl, *self.decays)] + [
+            ("none", epoch) for epoch in self.stopped
+        ]
 
     def pool(self, metric: str, size: int, *, arm: str = "none") -> Differences:
         """A metric of ensembles of `size` members, the mean over their subsets."""
@@ -78,8 +97,15 @@ class View:
 
     def dropout(self, metric: str) -> Differences:
         """A metric of MC dropout, the mean over the models that were asked."""
-        passes = {setting: result["arms"].get("MC dropout", {}).get("passes") for setting, result in self.kinds["sweep"].items()}
-        return {setting: statistics.fmean(one[metric] for one in found) for setting, found in passes.items() if found}
+        passes = {
+            setting: result["arms"].get("MC dropout", {}).get("passes")
+            for setting, result in self.kinds["sweep"].items()
+        }
+        return {
+            setting: statistics.fmean(one[metric] for one in found)
+            for setting, found in passes.items()
+            if found
+        }
 
     def wrong_confidence(self, kind: str, who: str, *, arm: str = "none") -> Differences:
         """The mean confidence of wrong answers."""
@@ -87,7 +113,9 @@ class View:
         for setting, result in self.kinds.get(kind, {}).items():
             counts = (result["arms"][arm] if kind == "sweep" else result)["wrong_confidence"][who]["counts"]
             if sum(counts):
-                found[setting] = sum((place + 0.5) / len(counts) * count for place, count in enumerate(counts)) / sum(counts)
+                found[setting] = sum(
+                    (place + 0.5) / len(counts) * count for place, count in enumerate(counts)
+                ) / sum(counts)
         return found
 
 

@@ -55,15 +55,25 @@ class ColumnMapping:
         if self.repeated_options not in ("error", "keep"):
             raise ConfigError(unknown_name("repeated_options", self.repeated_options, ("error", "keep")))
         if self.answer_form == "label" and self.option_labels is None:
-            raise ConfigError("answer_form 'label' needs option_labels, the column that names each row's options")
+            raise ConfigError(
+                "answer_form 'label' needs option_labels, the column that names each row's options"
+            )
 
 
-COMMONSENSE_QA = ColumnMapping("question", "choices.text", "answerKey", None, "choices.label", "label", "keep")
+COMMONSENSE_QA = ColumnMapping(
+    "question", "choices.text", "answerKey", None, "choices.label", "label", "keep"
+)
 ARC = COMMONSENSE_QA
-OPENBOOKQA = ColumnMapping("question_stem", "choices.text", "answerKey", None, "choices.label", "label", "keep")
+OPENBOOKQA = ColumnMapping(
+    "question_stem", "choices.text", "answerKey", None, "choices.label", "label", "keep"
+)
 MMLU = ColumnMapping("question", "choices", "answer", answer_form="index", repeated_options="keep")
 LAYOUTS = (ColumnMapping(), COMMONSENSE_QA, OPENBOOKQA, MMLU)
-WORD_LAYOUTS = (ColumnMapping(), ColumnMapping("text", answer="label"), ColumnMapping("sentence", answer="label"))
+WORD_LAYOUTS = (
+    ColumnMapping(),
+    ColumnMapping("text", answer="label"),
+    ColumnMapping("sentence", answer="label"),
+)
 
 
 def detect_columns(row: Row, *, labels: Sequence[str] | None, labelled: bool) -> ColumnMapping:
@@ -79,10 +89,14 @@ def detect_columns(row: Row, *, labels: Sequence[str] | None, labelled: bool) ->
         if not missing[layout]:
             return layout
     nearest = min(missing.values(), key=len)
-    raise row.error(f"{unknown_name('column', nearest[0], row.values)}. Rename it, or say which column is what with a column mapping")
+    raise row.error(
+        f"{unknown_name('column', nearest[0], row.values)}. Rename it, or say which column is what with a column mapping"
+    )
 
 
-def row_to_example(row: Row, columns: ColumnMapping, *, labels: Sequence[str] | None = None, labelled: bool = True) -> Example:
+def row_to_example(
+    row: Row, columns: ColumnMapping, *, labels: Sequence[str] | None = None, labelled: bool = True
+) -> Example:
     """The example that a row describes: lettered options, or label words where `labels` gives them.
 
     White space around questions, options and labels is dropped.
@@ -98,7 +112,15 @@ def row_to_example(row: Row, columns: ColumnMapping, *, labels: Sequence[str] | 
     else:
         prompt, answers = render_label_prompt(question), tuple(f" {label}" for label in options)
     pair = None if columns.pair is None else _text(row, columns.pair)
-    return Example(id=_id(row, columns), prompt=prompt, labels=answers, target=target, question=question, options=options, pair=pair)
+    return Example(
+        id=_id(row, columns),
+        prompt=prompt,
+        labels=answers,
+        target=target,
+        question=question,
+        options=options,
+        pair=pair,
+    )
 
 
 def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
@@ -108,7 +130,9 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
         DataError: a single string, fewer than two, an empty or a repeated one.
     """
     if isinstance(labels, str):
-        raise DataError(f"labels is the one text {labels!r}; pass a list of label words, such as ['yes', 'no']")
+        raise DataError(
+            f"labels is the one text {labels!r}; pass a list of label words, such as ['yes', 'no']"
+        )
     words = tuple(label.strip() for label in labels)
     if len(words) < 2:
         raise DataError(f"{len(words)} label words ({', '.join(map(repr, words))}); at least 2 are needed")
@@ -119,7 +143,9 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _wanted(columns: ColumnMapping, *, words: bool, labelled: bool) -> list[str]:
-    options = [] if words else [columns.options] if isinstance(columns.options, str) else list(columns.options[:2])
+    options = (
+        [] if words else [columns.options] if isinstance(columns.options, str) else list(columns.options[:2])
+    )
     names = [] if words or columns.option_labels is None else [columns.option_labels]
     return [columns.question, *options, *names, *([columns.answer] if labelled else [])]
 
@@ -157,10 +183,16 @@ def _id(row: Row, columns: ColumnMapping) -> str:
 
 
 def _options(row: Row, columns: ColumnMapping) -> tuple[str, ...]:
-    values = _list(row, columns.options) if isinstance(columns.options, str) else _option_cells(row, columns.options)
+    values = (
+        _list(row, columns.options)
+        if isinstance(columns.options, str)
+        else _option_cells(row, columns.options)
+    )
     options = tuple(_option(row, value, position) for position, value in enumerate(values))
     if not 2 <= len(options) <= len(LETTERS):
-        raise row.error(f"{len(options)} options ({short(list(options))}); a question needs 2 to {len(LETTERS)}")
+        raise row.error(
+            f"{len(options)} options ({short(list(options))}); a question needs 2 to {len(LETTERS)}"
+        )
     if columns.repeated_options == "error":
         check_distinct(options, kind="option", where=row.place)
     return options
@@ -172,20 +204,31 @@ def _list(row: Row, column: str) -> list[object]:
         try:
             value = json.loads(value)
         except ValueError:
-            raise row.error(f'column {column!r} holds {short(value)}, which is no JSON list such as ["red", "blue"]') from None
+            raise row.error(
+                f'column {column!r} holds {short(value)}, which is no JSON list such as ["red", "blue"]'
+            ) from None
     if not isinstance(value, list | tuple):
-        raise row.error(f"column {column!r} holds {short(value)}; a list is needed, or map several columns to the options")
+        raise row.error(
+            f"column {column!r} holds {short(value)}; a list is needed, or map several columns to the options"
+        )
     return list(value)
 
 
 def _option_cells(row: Row, columns: Sequence[str]) -> list[object]:
     required, optional = columns[:2], columns[2:]
-    cells = [column_value(row, column) for column in required] + [_find(row.values, column) for column in optional]
-    filled = [not (cell is _MISSING or cell is None or (isinstance(cell, str) and not cell.strip())) for cell in cells]
+    cells = [column_value(row, column) for column in required] + [
+        _find(row.values, column) for column in optional
+    ]
+    filled = [
+        not (cell is _MISSING or cell is None or (isinstance(cell, str) and not cell.strip()))
+        for cell in cells
+    ]
     count = sum(filled)
     if not all(filled[:count]):
         gap = columns[filled.index(False)]
-        raise row.error(f"option column {gap!r} is empty, but a later one is not; only the last options may be missing")
+        raise row.error(
+            f"option column {gap!r} is empty, but a later one is not; only the last options may be missing"
+        )
     return cells[:count]
 
 
@@ -195,7 +238,9 @@ def _option(row: Row, value: object, position: int) -> str:
     return str(value).strip()
 
 
-def _target(row: Row, columns: ColumnMapping, options: tuple[str, ...], *, words: bool, labelled: bool) -> int | None:
+def _target(
+    row: Row, columns: ColumnMapping, options: tuple[str, ...], *, words: bool, labelled: bool
+) -> int | None:
     value = column_value(row, columns.answer) if labelled else _find(row.values, columns.answer)
     absent = value is _MISSING or value is None or (isinstance(value, str) and not value.strip())
     if not labelled and (absent or value == -1):  # -1 is how hub datasets mark a row without an answer
@@ -205,9 +250,14 @@ def _target(row: Row, columns: ColumnMapping, options: tuple[str, ...], *, words
     return _resolve(row, columns, options, value=value, words=words)
 
 
-def _resolve(row: Row, columns: ColumnMapping, options: tuple[str, ...], *, value: object, words: bool) -> int:
+def _resolve(
+    row: Row, columns: ColumnMapping, options: tuple[str, ...], *, value: object, words: bool
+) -> int:
     text = str(value).lower() if isinstance(value, bool) else str(value).strip()
-    readings: dict[str, list[int]] = {"index": _as_index(text, len(options)), "text": _positions(text, options)}
+    readings: dict[str, list[int]] = {
+        "index": _as_index(text, len(options)),
+        "text": _positions(text, options),
+    }
     if not words:
         readings["letter"] = _as_letter(text, len(options))
     if not words and columns.option_labels is not None:
@@ -218,8 +268,12 @@ def _resolve(row: Row, columns: ColumnMapping, options: tuple[str, ...], *, valu
     if len(meant) == 1:
         return meant[0]
     if meant:
-        ways = ", ".join(f"{form} -> {short(options[p])}" for form, positions in readings.items() for p in positions)
-        raise row.error(f"answer {short(value)} can mean different options ({ways}); set answer_form in the column mapping")
+        ways = ", ".join(
+            f"{form} -> {short(options[p])}" for form, positions in readings.items() for p in positions
+        )
+        raise row.error(
+            f"answer {short(value)} can mean different options ({ways}); set answer_form in the column mapping"
+        )
     raise row.error(_no_such_answer(value, options, list(readings)))
 
 
@@ -244,7 +298,9 @@ def _positions(text: str, texts: Sequence[str]) -> list[int]:
 def _option_labels(row: Row, column: str, count: int) -> list[str]:
     labels = [str(label).strip() for label in _list(row, column)]
     if len(labels) != count:
-        raise row.error(f"column {column!r} names {len(labels)} options, and there are {count}; each option needs one name")
+        raise row.error(
+            f"column {column!r} names {len(labels)} options, and there are {count}; each option needs one name"
+        )
     check_distinct(labels, kind="option label", where=row.place)
     return labels
 

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from ..errors import DataError, unknown_name
 from .columns import short
-from .encoding import EncodedExample, Ids, Window, check_window, continuations, fit, leading_ids, no_boundary, tokenise
+from .encoding import (
+    EncodedExample,
+    Ids,
+    Window,
+    check_window,
+    continuations,
+    fit,
+    leading_ids,
+    no_boundary,
+    tokenise,
+)
 from .files import split_rows
 from .sources import Row, named_rows, stream_rows
 
@@ -138,7 +148,12 @@ def read_completions(
 
 
 def completions_from_files(
-    train: str | Path, validation: str | Path | None = None, *, validation_share: float = 0.2, seed: int = 0, name: str | None = None
+    train: str | Path,
+    validation: str | Path | None = None,
+    *,
+    validation_share: float = 0.2,
+    seed: int = 0,
+    name: str | None = None,
 ) -> CompletionTask:
     """A task of open answers from a file to train on and, where there is one, a file to judge by; else a share as in `task_from_files`.
 
@@ -182,7 +197,10 @@ def encode_prompts(
     for number, prompt in enumerate(prompts, start=1):
         if problem := _problem(prompt):
             raise DataError(f"prompt {number}: {problem}")
-    texts = [prompt_text(prompt, tokenizer, where=f"prompt {number}") for number, prompt in enumerate(prompts, start=1)]
+    texts = [
+        prompt_text(prompt, tokenizer, where=f"prompt {number}")
+        for number, prompt in enumerate(prompts, start=1)
+    ]
     parts = _prompt_parts(prompts, texts, tokenise(tokenizer, texts), tokenizer)
     return [fit(f"prompt {number}", *part, window) for number, part in enumerate(parts, start=1)]
 
@@ -232,7 +250,9 @@ def encode_completions(
         if ids is None:
             raise no_boundary(example.id, text, answer, tokenizer, kind="completion")
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-            raise DataError(f"example {example.id!r}: the tokenizer cannot spell the completion {answer[:60]!r}; use other words")
+            raise DataError(
+                f"example {example.id!r}: the tokenizer cannot spell the completion {answer[:60]!r}; use other words"
+            )
         label = _ended(ids, end, chat=not isinstance(example.prompt, str))
         window = Window(max_length, overlong, len(label), "prompt and completion are")
         encoded.append(EncodedExample(fit(f"example {example.id!r}", *part, window), (label,), 0))
@@ -245,7 +265,9 @@ def _completions(rows: Iterator[Row], *, name: str, labelled: bool) -> tuple[Com
         raise DataError(f"{name}: no rows; at least one prompt is needed")
     if not is_open_ended(first.values, labelled=labelled):
         wanted = "completion" if "prompt" in first.values else "prompt"
-        raise first.error(f"{unknown_name('column', wanted, first.values)}. Needed are prompt and completion, or messages")
+        raise first.error(
+            f"{unknown_name('column', wanted, first.values)}. Needed are prompt and completion, or messages"
+        )
     every: Iterable[Row] = (first, *rows)
     return tuple(_completion(row, labelled=labelled) for row in every)
 
@@ -262,11 +284,15 @@ def _completion(row: Row, *, labelled: bool) -> Completion:
 def _from_texts(row: Row, *, labelled: bool) -> tuple[Prompt, str | None]:
     prompt, completion = (row.values.get(column) for column in ("prompt", "completion"))
     if not isinstance(prompt, str):
-        raise row.error(f"column 'prompt' holds {short(prompt)}; a text is needed, or a chat in the column 'messages'")
+        raise row.error(
+            f"column 'prompt' holds {short(prompt)}; a text is needed, or a chat in the column 'messages'"
+        )
     if completion in (None, "") and not labelled:
         return prompt, None
     if not isinstance(completion, str):
-        raise row.error(f"column 'completion' holds {short(completion)}; the text that should follow the prompt is needed")
+        raise row.error(
+            f"column 'completion' holds {short(completion)}; the text that should follow the prompt is needed"
+        )
     return prompt, completion
 
 
@@ -276,21 +302,29 @@ def _from_messages(row: Row, *, labelled: bool) -> tuple[Prompt, str | None]:
         try:
             value = json.loads(value)
         except ValueError:
-            raise row.error(f"column 'messages' holds {short(value)}, which is no JSON list of messages") from None
+            raise row.error(
+                f"column 'messages' holds {short(value)}, which is no JSON list of messages"
+            ) from None
     if not isinstance(value, list | tuple) or not value:
-        raise row.error(f'column \'messages\' holds {short(value)}; a list of messages {{"role": ..., "content": ...}} is needed')
+        raise row.error(
+            f'column \'messages\' holds {short(value)}; a list of messages {{"role": ..., "content": ...}} is needed'
+        )
     messages = tuple(_message(row, one, number) for number, one in enumerate(value, start=1))
     if messages[-1].role == "assistant":
         return messages[:-1], messages[-1].content
     if labelled:
-        raise row.error(f"the last message is by {messages[-1].role!r}; it must be the assistant's, since that is the answer to learn")
+        raise row.error(
+            f"the last message is by {messages[-1].role!r}; it must be the assistant's, since that is the answer to learn"
+        )
     return messages, None
 
 
 def _message(row: Row, value: object, number: int) -> Message:
     role, content = (value.get("role"), value.get("content")) if isinstance(value, Mapping) else (None, None)
     if not isinstance(role, str) or not role or not isinstance(content, str):
-        raise row.error(f'message {number} is {short(value)}; {{"role": ..., "content": ...}} is needed, both texts')
+        raise row.error(
+            f'message {number} is {short(value)}; {{"role": ..., "content": ...}} is needed, both texts'
+        )
     return Message(role, content)
 
 
@@ -321,7 +355,9 @@ def _ended(ids: Ids, end: int, *, chat: bool) -> Ids:
 
 def prompt_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, where: str) -> str:
     """The text of a prompt, which for a chat ends in the template's opening of an answer."""
-    return prompt if isinstance(prompt, str) else _by_template(prompt, tokenizer, where=where, open_answer=True)
+    return (
+        prompt if isinstance(prompt, str) else _by_template(prompt, tokenizer, where=where, open_answer=True)
+    )
 
 
 def answer_text(example: Completion, text: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -331,7 +367,9 @@ def answer_text(example: Completion, text: str, tokenizer: PreTrainedTokenizerBa
         raise DataError(f"{where} has no completion; every example needs one here")
     if isinstance(example.prompt, str):
         return example.completion
-    whole = _by_template((*example.prompt, Message("assistant", example.completion)), tokenizer, where=where, open_answer=False)
+    whole = _by_template(
+        (*example.prompt, Message("assistant", example.completion)), tokenizer, where=where, open_answer=False
+    )
     if not whole.startswith(text) or whole == text:
         raise DataError(
             f"{where}: the chat template renders the prompt differently once the answer follows: it ends in {text[-40:]!r}, and with the "
@@ -340,7 +378,9 @@ def answer_text(example: Completion, text: str, tokenizer: PreTrainedTokenizerBa
     return whole[len(text) :]
 
 
-def _by_template(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, where: str, open_answer: bool) -> str:
+def _by_template(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, where: str, open_answer: bool
+) -> str:
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:

@@ -66,7 +66,9 @@ def encode_examples(
             _check_labels(example, label_ids, tokenizer, single_token=single_token)
             checked.add((example.labels, label_ids))
         window = Window(max_length, overlong, len(max(label_ids, key=len)), "prompt and longest label are")
-        encoded.append(EncodedExample(fit(f"example {example.id!r}", before, prompt, window), label_ids, example.target))
+        encoded.append(
+            EncodedExample(fit(f"example {example.id!r}", before, prompt, window), label_ids, example.target)
+        )
     return encoded
 
 
@@ -79,7 +81,9 @@ def check_window(max_length: int | None, overlong: str) -> None:
     if overlong not in ("error", "left"):
         raise ConfigError(unknown_name("overlong", overlong, ("error", "left")))
     if max_length is not None and max_length < 1:
-        raise ConfigError(f"max_length is {max_length}; a window of at least 1 token is needed, or None for no limit")
+        raise ConfigError(
+            f"max_length is {max_length}; a window of at least 1 token is needed, or None for no limit"
+        )
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:
@@ -110,7 +114,9 @@ def leading_ids(tokenizer: PreTrainedTokenizerBase, text: str, ids: Ids) -> Ids:
     )
 
 
-def _label_ids(examples: Sequence[Example], prompts: list[Ids], tokenizer: PreTrainedTokenizerBase) -> list[tuple[Ids, ...]]:
+def _label_ids(
+    examples: Sequence[Example], prompts: list[Ids], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[Ids, ...]]:
     """The tokens of each example's labels: from the table of prompt endings where that is safe, else from the full text."""
     table = _table(examples, prompts, tokenizer)
     found: dict[tuple[int, str], Ids] = {}
@@ -149,7 +155,9 @@ def _table(
     tail_ids = dict(zip(tails, tokenise(tokenizer, tails), strict=True))
     pairs = [pair for pair in first if tail_ids.get(pair[0])]
     short = continuations(tokenizer, [(tail, label, tail_ids[tail]) for tail, label in pairs])
-    full = continuations(tokenizer, [(examples[first[pair]].prompt, pair[1], prompts[first[pair]]) for pair in pairs])
+    full = continuations(
+        tokenizer, [(examples[first[pair]].prompt, pair[1], prompts[first[pair]]) for pair in pairs]
+    )
     return {
         pair: (tail_ids[pair[0]][1:] or tail_ids[pair[0]], label_ids if label_ids == whole else None)
         for pair, label_ids, whole in zip(pairs, short, full, strict=True)
@@ -163,11 +171,19 @@ def _tail(prompt: str) -> str:
 def continuations(tokenizer: PreTrainedTokenizerBase, texts: list[tuple[str, str, Ids]]) -> list[Ids | None]:
     """For each (text, label, ids of the text): the tokens of text + label after these, or None where it does not begin with them."""
     joined = tokenise(tokenizer, [text + label for text, label, _ in texts])
-    clean = [whole[: len(ids)] == ids and len(whole) > len(ids) for whole, (_, _, ids) in zip(joined, texts, strict=True)]
-    return [whole[len(ids) :] if good else None for whole, good, (_, _, ids) in zip(joined, clean, texts, strict=True)]
+    clean = [
+        whole[: len(ids)] == ids and len(whole) > len(ids)
+        for whole, (_, _, ids) in zip(joined, texts, strict=True)
+    ]
+    return [
+        whole[len(ids) :] if good else None
+        for whole, good, (_, _, ids) in zip(joined, clean, texts, strict=True)
+    ]
 
 
-def no_boundary(id: str, prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase, *, kind: str = "label") -> DataError:
+def no_boundary(
+    id: str, prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase, *, kind: str = "label"
+) -> DataError:
     """The error for an answer whose first token is merged with the prompt's last one."""
     ending, begin = prompt[-12:], answer[:60]
     pieces = tokenizer.convert_ids_to_tokens(list(tokenise(tokenizer, [ending + begin])[0]))
@@ -178,17 +194,25 @@ def no_boundary(id: str, prompt: str, answer: str, tokenizer: PreTrainedTokenize
     )
 
 
-def _check_labels(example: Example, label_ids: tuple[Ids, ...], tokenizer: PreTrainedTokenizerBase, *, single_token: bool) -> None:
+def _check_labels(
+    example: Example, label_ids: tuple[Ids, ...], tokenizer: PreTrainedTokenizerBase, *, single_token: bool
+) -> None:
     seen: dict[Ids, str] = {}
     where = f"example {example.id!r}"
     for label, ids in zip(example.labels, label_ids, strict=True):
         pieces = tokenizer.convert_ids_to_tokens(list(ids))
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-            raise DataError(f"{where}: the tokenizer cannot spell the label {label!r} ({pieces}); choose other labels")
+            raise DataError(
+                f"{where}: the tokenizer cannot spell the label {label!r} ({pieces}); choose other labels"
+            )
         if ids in seen:
-            raise DataError(f"{where}: the labels {seen[ids]!r} and {label!r} are the same tokens ({pieces}); choose other labels")
+            raise DataError(
+                f"{where}: the labels {seen[ids]!r} and {label!r} are the same tokens ({pieces}); choose other labels"
+            )
         if single_token and len(ids) > 1:
-            raise DataError(f"{where}: the label {label!r} is {len(ids)} tokens ({pieces}); one is needed, choose a shorter label")
+            raise DataError(
+                f"{where}: the label {label!r} is {len(ids)} tokens ({pieces}); one is needed, choose a shorter label"
+            )
         seen[ids] = label
 
 
@@ -215,8 +239,12 @@ def fit(where: str, before: Ids, prompt: Ids, window: Window) -> Ids:
         return before + prompt
     where = f"{where}: {window.what} {length} tokens, and the window is {window.max_length}"
     if window.overlong == "error":
-        raise DataError(f"{where}; shorten it, use a model with a longer window, or cut its beginning with overlong='left'")
+        raise DataError(
+            f"{where}; shorten it, use a model with a longer window, or cut its beginning with overlong='left'"
+        )
     keep = window.max_length - window.answer - len(before)
     if keep < 1:
-        raise DataError(f"{where}, which leaves no token of the prompt beside the answer; use a longer window or shorter answers")
+        raise DataError(
+            f"{where}, which leaves no token of the prompt beside the answer; use a longer window or shorter answers"
+        )
     return before + prompt[-keep:]

@@ -43,9 +43,13 @@ class Example:
             raise DataError(f"{where}: {len(self.labels)} labels; at least 2 are needed to choose from")
         check_distinct(self.labels, kind="label", where=where)
         if "" in self.labels:
-            raise DataError(f"{where}: label {self.labels.index('')} is empty; a label needs at least one character")
+            raise DataError(
+                f"{where}: label {self.labels.index('')} is empty; a label needs at least one character"
+            )
         if self.target is not None and not 0 <= self.target < len(self.labels):
-            raise DataError(f"{where}: target {self.target} is no index into its {len(self.labels)} labels (0 to {len(self.labels) - 1})")
+            raise DataError(
+                f"{where}: target {self.target} is no index into its {len(self.labels)} labels (0 to {len(self.labels) - 1})"
+            )
 
 
 @dataclass(frozen=True)
@@ -77,5 +81,7 @@ def check_distinct(texts: Iterable[str], *, kind: str, where: str) -> None:
     first: dict[str, int] = {}
     for position, text in enumerate(texts):
         if text in first:
-            raise DataError(f"{where}: {kind} {text!r} comes twice, at {first[text]} and {position}; each needs its own text")
+            raise DataError(
+                f"{where}: {kind} {text!r} comes twice, at {first[text]} and {position}; each needs its own text"
+            )
         first[text] = position

@@ -18,7 +18,11 @@ Kind = TypeVar("Kind")
 
 
 def load_file(
-    path: str | Path, *, columns: ColumnMapping | None = None, labels: Sequence[str] | None = None, labelled: bool = True
+    path: str | Path,
+    *,
+    columns: ColumnMapping | None = None,
+    labels: Sequence[str] | None = None,
+    labelled: bool = True,
 ) -> tuple[Example, ...]:
     """The examples of a .jsonl or .csv file, or of 'hub:owner/name:split' (or 'hub:owner/name:config:split').
 
@@ -62,7 +66,13 @@ def read_examples(
         >>> read_examples(io.StringIO(line))[0].target
         1
     """
-    return _examples(stream_rows(stream, name=name, format=format), name=name, columns=columns, labels=labels, labelled=labelled)
+    return _examples(
+        stream_rows(stream, name=name, format=format),
+        name=name,
+        columns=columns,
+        labels=labels,
+        labelled=labelled,
+    )
 
 
 def task_from_files(
@@ -91,7 +101,9 @@ def task_from_files(
     return Task(name, *split_rows(examples, share=validation_share, seed=seed, name=str(train)))
 
 
-def found_classes(path: str | Path, *, columns: ColumnMapping | None = None) -> tuple[ColumnMapping, tuple[str, ...]]:
+def found_classes(
+    path: str | Path, *, columns: ColumnMapping | None = None
+) -> tuple[ColumnMapping, tuple[str, ...]]:
     """How a file of texts and their classes is read, and the classes that occur in it: by number where all are numbers, else by name.
 
     The columns are as in `load_file` with label words: text and label, sentence and label, or question and answer. An answer means the
@@ -113,8 +125,12 @@ def found_classes(path: str | Path, *, columns: ColumnMapping | None = None) -> 
     mapping = columns or detect_columns(rows[0], labels=("", ""), labelled=True)
     classes = {str(column_value(row, mapping.answer)).strip() for row in rows} - {""}
     if len(classes) < 2:
-        raise DataError(f"{path}: column {mapping.answer!r} has {len(classes)} different values; at least 2 classes are needed")
-    return dataclasses.replace(mapping, answer_form="text"), tuple(sorted(classes, key=lambda name: (_as_number(name), name)))
+        raise DataError(
+            f"{path}: column {mapping.answer!r} has {len(classes)} different values; at least 2 classes are needed"
+        )
+    return dataclasses.replace(mapping, answer_form="text"), tuple(
+        sorted(classes, key=lambda name: (_as_number(name), name))
+    )
 
 
 def _as_number(name: str) -> float:
@@ -124,7 +140,9 @@ def _as_number(name: str) -> float:
         return math.inf
 
 
-def split_rows(rows: tuple[Kind, ...], *, share: float, seed: int, name: str) -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:
+def split_rows(
+    rows: tuple[Kind, ...], *, share: float, seed: int, name: str
+) -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:
     """Rows to train on and rows to judge by, as `task_from_files` says; `name` stands in errors.
 
     Raises:
@@ -134,14 +152,23 @@ def split_rows(rows: tuple[Kind, ...], *, share: float, seed: int, name: str) ->
     if not 0 < share < 1:
         raise ConfigError(f"validation_share is {share}; a number between 0 and 1 is needed, such as 0.2")
     if len(rows) < 2:
-        raise DataError(f"{name}: 1 row cannot be split into training and validation; add rows or pass a validation file")
+        raise DataError(
+            f"{name}: 1 row cannot be split into training and validation; add rows or pass a validation file"
+        )
     count = min(max(1, round(share * len(rows))), len(rows) - 1)
     drawn = set(random.Random(seed).sample(range(len(rows)), count))
-    return tuple(row for place, row in enumerate(rows) if place not in drawn), tuple(rows[place] for place in sorted(drawn))
+    return tuple(row for place, row in enumerate(rows) if place not in drawn), tuple(
+        rows[place] for place in sorted(drawn)
+    )
 
 
 def _examples(
-    rows: Iterator[Row], *, name: str, columns: ColumnMapping | None, labels: Sequence[str] | None, labelled: bool
+    rows: Iterator[Row],
+    *,
+    name: str,
+    columns: ColumnMapping | None,
+    labels: Sequence[str] | None,
+    labelled: bool,
 ) -> tuple[Example, ...]:
     words = check_labels(labels) if labels is not None else None
     first = next(rows, None)

@@ -174,7 +174,9 @@ def _read(recipe: _Recipe, splits: tuple[str, ...], data: str | Path | None) -> 
     rows = (row for split in splits for row in _split_rows(dataset, split, data))
     examples = tuple(row_to_example(row, dataset.columns) for row in rows if recipe.keep(row))
     if not examples:
-        raise DataError(f"{data or dataset.repo}: no questions of {dataset.folder} left in {' + '.join(splits)}; is the copy whole?")
+        raise DataError(
+            f"{data or dataset.repo}: no questions of {dataset.folder} left in {' + '.join(splits)}; is the copy whole?"
+        )
     return examples
 
 

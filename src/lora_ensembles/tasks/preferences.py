@@ -34,7 +34,9 @@ def preference(id: str, prompt: str, chosen: str, rejected: str) -> Example:
         if not text.strip():
             raise DataError(f"example {id!r}: the {name} text is empty; there is nothing to score")
     if chosen == rejected:
-        raise DataError(f"example {id!r}: chosen and rejected are the same text {chosen[:60]!r}; there is nothing to prefer")
+        raise DataError(
+            f"example {id!r}: chosen and rejected are the same text {chosen[:60]!r}; there is nothing to prefer"
+        )
     return Example(id=id, prompt=prompt, labels=LABELS, target=0, question=prompt, options=(chosen, rejected))
 
 
@@ -48,7 +50,9 @@ def holds_preferences(path: str | Path) -> bool:
     return first is not None and set(LABELS) <= set(first.values)
 
 
-def load_preferences(path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[Example, ...]:
+def load_preferences(
+    path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[Example, ...]:
     """The pairs of a .jsonl or .csv file, or of 'hub:owner/name:split' (or 'hub:owner/name:config:split').
 
     The columns are those that TRL reads: `chosen` and `rejected`, with `prompt` in front of both or without it; texts, taken as they are,
@@ -93,7 +97,9 @@ def preferences_from_files(
 def _preference(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Example:
     for name in LABELS:
         if name not in row.values:
-            raise row.error(f"{unknown_name('column', name, row.values)}. Needed are chosen and rejected, and prompt in front of both")
+            raise row.error(
+                f"{unknown_name('column', name, row.values)}. Needed are chosen and rejected, and prompt in front of both"
+            )
     given = row.values.get("id")
     id = row.id if given in (None, "") else str(given)
     prompt, chosen, rejected = (_parsed(row.values.get(name) or "") for name in ("prompt", *LABELS))
@@ -101,7 +107,11 @@ def _preference(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Example:
         texts = prompt, chosen, rejected
     else:
         texts = _rendered(
-            row, tokenizer, _messages(row, "prompt", prompt), _messages(row, "chosen", chosen), _messages(row, "rejected", rejected)
+            row,
+            tokenizer,
+            _messages(row, "prompt", prompt),
+            _messages(row, "chosen", chosen),
+            _messages(row, "rejected", rejected),
         )
     try:
         return preference(id, *texts)
@@ -132,7 +142,9 @@ def _checked(row: Row, name: str, value: object) -> Iterator[Message]:
     for one in value if isinstance(value, list | tuple) and value else [None]:
         role, content = (one.get("role"), one.get("content")) if isinstance(one, Mapping) else (None, None)
         if not isinstance(role, str) or not isinstance(content, str):
-            raise row.error(f'column {name!r} holds {short(value)}; a text, or a list of {{"role": ..., "content": ...}} is needed')
+            raise row.error(
+                f'column {name!r} holds {short(value)}; a text, or a list of {{"role": ..., "content": ...}} is needed'
+            )
         yield Message(role, content)
 
 
@@ -158,4 +170,8 @@ def _rendered(
 def _leading_token(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """The token in front that the tokenizer will put there again."""
     start = tokenizer.bos_token
-    return start if start and text.startswith(start) and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id] else ""
+    return (
+        start
+        if start and text.startswith(start) and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+        else ""
+    )

@@ -24,7 +24,9 @@ def render_prompt(question: str, options: Sequence[str]) -> str:
         A: (a).
     """
     if len(options) > len(LETTERS):
-        raise DataError(f"{len(options)} options for the question {question[:60]!r}; there are letters for at most {len(LETTERS)}")
+        raise DataError(
+            f"{len(options)} options for the question {question[:60]!r}; there are letters for at most {len(LETTERS)}"
+        )
     lines = "".join(f"({letter}) {option}\n" for letter, option in zip(LETTERS, options, strict=False))
     return f"Q: {question}\nAnswer Choices:\n{lines}A: ("
 

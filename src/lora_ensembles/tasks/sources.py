@@ -111,7 +111,9 @@ def split_hub_name(name: str) -> tuple[str, str | None, str]:
     """
     parts = name.removeprefix(HUB_PREFIX).split(":")
     if len(parts) not in (2, 3) or not all(parts):
-        raise DataError(f"{name!r} is no hub dataset; write '{HUB_PREFIX}owner/name:split' or '{HUB_PREFIX}owner/name:config:split'")
+        raise DataError(
+            f"{name!r} is no hub dataset; write '{HUB_PREFIX}owner/name:split' or '{HUB_PREFIX}owner/name:config:split'"
+        )
     return parts[0], parts[1] if len(parts) == 3 else None, parts[-1]
 
 
@@ -121,20 +123,30 @@ def _parse(text: str, *, name: str, format: str) -> Iterator[Row]:
 
 
 def _jsonl_rows(text: str, name: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON strings may hold U+2028 and its like
+    for number, line in enumerate(
+        text.split("\n"), start=1
+    ):  # not splitlines: JSON strings may hold U+2028 and its like
         if line.strip():
-            yield Row(f"{name}, line {number}", f"{Path(name).name}:{number}", _json_object(line, f"{name}, line {number}"))
+            yield Row(
+                f"{name}, line {number}",
+                f"{Path(name).name}:{number}",
+                _json_object(line, f"{name}, line {number}"),
+            )
 
 
 def _json_object(line: str, place: str) -> Mapping[str, object]:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON ({error.msg} at column {error.colno}); each line needs one JSON object") from None
+        raise DataError(
+            f"{place}: not JSON ({error.msg} at column {error.colno}); each line needs one JSON object"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not usable JSON ({error}); each line needs one JSON object") from None
     if not isinstance(value, dict):
-        raise DataError(f'{place}: a JSON {type(value).__name__}; each line needs one JSON object, as {{"question": ...}}')
+        raise DataError(
+            f'{place}: a JSON {type(value).__name__}; each line needs one JSON object, as {{"question": ...}}'
+        )
     return value
 
 
@@ -148,7 +160,9 @@ def _csv_rows(text: str, name: str) -> Iterator[Row]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise DataError(f"{name}, line {number}: not csv ({error}); check the quotes of the cell that begins here") from None
+            raise DataError(
+                f"{name}, line {number}: not csv ({error}); check the quotes of the cell that begins here"
+            ) from None
         if not cells:
             continue
         if header is None:
@@ -159,18 +173,24 @@ def _csv_rows(text: str, name: str) -> Iterator[Row]:
                 f"{name}, line {number}: {len(cells)} cells where the header names {len(header)} columns; "
                 "put cells that hold a comma, a quote or a line break in double quotes"
             )
-        yield Row(f"{name}, line {number}", f"{Path(name).name}:{number}", dict(zip(header, cells, strict=True)))
+        yield Row(
+            f"{name}, line {number}", f"{Path(name).name}:{number}", dict(zip(header, cells, strict=True))
+        )
 
 
 def _csv_header(cells: list[str], place: str) -> list[str]:
     header = [cell.strip() for cell in cells]
     repeated = sorted({cell for cell in header if header.count(cell) > 1})
     if repeated:
-        raise DataError(f"{place}: the header names column {repeated[0]!r} twice; each column needs its own name")
+        raise DataError(
+            f"{place}: the header names column {repeated[0]!r} twice; each column needs its own name"
+        )
     return header
 
 
 def _not_utf8(name: str, error: UnicodeDecodeError) -> DataError:
     line = error.object[: error.start].count(b"\n") + 1
     byte = error.object[error.start]
-    return DataError(f"{name}, line {line}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8, it may be in Latin-1 or UTF-16 now")
+    return DataError(
+        f"{name}, line {line}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8, it may be in Latin-1 or UTF-16 now"
+    )

@@ -33,7 +33,9 @@ def draw(records: Records) -> Figure:
     """
     sweeps = by_task(records, "sweep")
     columns = min(3, len(sweeps))
-    figure, grid = panels(-(-len(sweeps) // columns), columns, height=2.2 if columns == 3 else 3.0, sharex=False)
+    figure, grid = panels(
+        -(-len(sweeps) // columns), columns, height=2.2 if columns == 3 else 3.0, sharex=False
+    )
     every = [axes for row in grid for axes in row]
     matrices = {name: mean_matrix(found) for name, found in sweeps.items()}
     others = [share for matrix in matrices.values() for share in outside_diagonal(matrix)]
@@ -54,7 +56,9 @@ def draw(records: Records) -> Figure:
 def mean_matrix(found: list[Record]) -> list[list[float]]:
     """The mean of the records' matrices, (members, members)."""
     matrices = [_matrix(record) for record in found]
-    return [[statistics.fmean(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
+    return [
+        [statistics.fmean(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)
+    ]
 
 
 def outside_diagonal(matrix: list[list[float]]) -> list[float]:
@@ -69,13 +73,24 @@ def _matrix(record: Record) -> list[list[float]]:
 
 def _panel(axes: Axes, matrix: list[list[float]], low: float, high: float) -> AxesImage:
     axes.grid(False)
-    others = [[math.nan if one == other else share for other, share in enumerate(row)] for one, row in enumerate(matrix)]
+    others = [
+        [math.nan if one == other else share for other, share in enumerate(row)]
+        for one, row in enumerate(matrix)
+    ]
     axes.set_facecolor("0.9")  # what the diagonal shows
     image = axes.imshow(others, cmap="cividis", vmin=low, vmax=high)
     for one, row in enumerate(matrix):
         for other, share in enumerate(row):
             dark = one != other and share < low + 0.55 * (high - low)
-            axes.text(other, one, f"{share:.2f}", ha="center", va="center", fontsize=SMALL - 1, color="white" if dark else "black")
+            axes.text(
+                other,
+                one,
+                f"{share:.2f}",
+                ha="center",
+                va="center",
+                fontsize=SMALL - 1,
+                color="white" if dark else "black",
+            )
     axes.set_xticks(range(len(matrix)))
     axes.set_yticks(range(len(matrix)))
     axes.set_xlabel("member")

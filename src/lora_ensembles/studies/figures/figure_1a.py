@@ -63,7 +63,11 @@ def _panel(axes: Axes, name: str, sweeps: list[Record], few_shots: list[Record])
         (FEW_SHOT, "-", [record["result"]["wrong_confidence"]["members"] for record in few_shots]),
         (NONE, "-", [_wrong(record, "none", "members") for record in sweeps]),
         (NONE, "--", [_wrong(record, "none", "ensemble") for record in sweeps]),
-        (DECAY, "--", [_wrong(record, arm, "ensemble") for record in sweeps if arm in record["result"]["arms"]]),
+        (
+            DECAY,
+            "--",
+            [_wrong(record, arm, "ensemble") for record in sweeps if arm in record["result"]["arms"]],
+        ),
     )
     grid = torch.linspace(0, 1, 401, dtype=torch.float64)
     shares = []
@@ -71,7 +75,14 @@ def _panel(axes: Axes, name: str, sweeps: list[Record], few_shots: list[Record])
         counts = [torch.tensor(one["counts"]) for one in found]
         for one in counts:
             if one.sum():
-                axes.plot(grid.tolist(), _density(one, grid), color=colour, linestyle=line, linewidth=0.5, alpha=0.45)
+                axes.plot(
+                    grid.tolist(),
+                    _density(one, grid),
+                    color=colour,
+                    linestyle=line,
+                    linewidth=0.5,
+                    alpha=0.45,
+                )
         whole = torch.stack(counts).sum(dim=0) if counts else torch.zeros(1)
         if whole.sum():
             axes.plot(grid.tolist(), _density(whole, grid), color=colour, linestyle=line, linewidth=1.8)
@@ -84,7 +95,9 @@ def _panel(axes: Axes, name: str, sweeps: list[Record], few_shots: list[Record])
 
 def _density(counts: torch.Tensor, grid: torch.Tensor) -> list[float]:
     middles = (torch.arange(len(counts), dtype=torch.float64) + 0.5) / len(counts)
-    density: list[float] = density_on_unit_interval(middles.repeat_interleave(counts), grid, least_bandwidth=1 / len(counts)).tolist()
+    density: list[float] = density_on_unit_interval(
+        middles.repeat_interleave(counts), grid, least_bandwidth=1 / len(counts)
+    ).tolist()
     return density
 
 

@@ -58,7 +58,9 @@ def draw(records: Records) -> Figure:
             _draw_arrow(axes, found, arrow)
         _draw_few_shot(axes, few_shots.get(name, []))
         axes.margins(0.08)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, prune="upper"))  # a label at the very end would be cut
+        axes.xaxis.set_major_locator(
+            MaxNLocator(nbins=6, prune="upper")
+        )  # a label at the very end would be cut
         heading(axes, name)
         axes.set_xlabel(METRICS["accuracy"])
         axes.set_ylabel(METRICS["ece"])
@@ -76,9 +78,22 @@ def arrows(record: Record) -> Iterator[Arrow]:
     last = max(epochs_of(record, "none"))
     arms = list(record["result"]["arms"])
     families: list[tuple[str, list[tuple[str, int]]]] = [
-        (STOPPED, [("none", epoch) for epoch in reversed(STOPS) if epoch < last and epoch in epochs_of(record, "none")]),
+        (
+            STOPPED,
+            [
+                ("none", epoch)
+                for epoch in reversed(STOPS)
+                if epoch < last and epoch in epochs_of(record, "none")
+            ],
+        ),
         (KL, [(arm, last) for arm in sorted((arm for arm in arms if arm.startswith("KL ")), key=strength)]),
-        (DECAY, [(arm, last) for arm in sorted((arm for arm in arms if arm.startswith("decay of B ")), key=strength)]),
+        (
+            DECAY,
+            [
+                (arm, last)
+                for arm in sorted((arm for arm in arms if arm.startswith("decay of B ")), key=strength)
+            ],
+        ),
         (NONE, [("none", last)]),
     ]
     for colour, members in families:
@@ -93,7 +108,15 @@ def _draw_arrow(axes: Axes, found: Sequence[Record], arrow: Arrow) -> None:
         x, y = _spread(rows, "accuracy", who), _spread(rows, "ece", who)
         axes.scatter(x.values, y.values, s=5, color=arrow.colour, alpha=0.4 * arrow.alpha, linewidths=0)
         ends.append((x.mean, y.mean))
-    style = dict(arrowstyle="-|>", color=arrow.colour, alpha=arrow.alpha, linewidth=1.4, shrinkA=0, shrinkB=0, mutation_scale=8)
+    style = dict(
+        arrowstyle="-|>",
+        color=arrow.colour,
+        alpha=arrow.alpha,
+        linewidth=1.4,
+        shrinkA=0,
+        shrinkB=0,
+        mutation_scale=8,
+    )
     axes.annotate("", xy=ends[1], xytext=ends[0], arrowprops=style)
 
 

@@ -63,7 +63,9 @@ def compared(found: Sequence[Record], metric: str) -> list[Spread]:
     """Single member, MC dropout and ensemble, over the seeds."""
     found = passes(found)
     rows = [row for record in found if (row := last_row(record, "dropout")) is not None]
-    asked = [spread(one[metric] for one in record["result"]["arms"]["MC dropout"]["passes"]) for record in found]
+    asked = [
+        spread(one[metric] for one in record["result"]["arms"]["MC dropout"]["passes"]) for record in found
+    ]
     three = (
         spread(value(row, metric, MEMBER) for row in rows),
         spread(one.mean for one in asked if one),

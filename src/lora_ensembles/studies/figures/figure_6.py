@@ -42,11 +42,15 @@ def draw(records: Records) -> Figure:
                 band(one, curve, colour=colour, line="--", std=True)
             one.set_ylabel(METRICS[metric])
             sizes = {size for arm in ARMS for size in by_size(found, arm, metric)}
-            one.set_xticks(sorted(size for size in sizes if size not in (2, 3) or max(sizes) <= 5))  # else their numbers would overlap
+            one.set_xticks(
+                sorted(size for size in sizes if size not in (2, 3) or max(sizes) <= 5)
+            )  # else their numbers would overlap
         heading(axes[0], name)
     for one in grid[-1]:
         one.set_xlabel("members M")
-    keys = [Key(f"{NAMES[who]}, {label}", colour, LINES[who]) for label, colour in ARMS.values() for who in LINES]
+    keys = [
+        Key(f"{NAMES[who]}, {label}", colour, LINES[who]) for label, colour in ARMS.values() for who in LINES
+    ]
     return finish(figure, records, keys, columns=2)
 
 
@@ -55,7 +59,9 @@ def by_size(found: Sequence[Record], arm: str, metric: str) -> dict[int, Spread]
     sizes = sorted({int(size) for record in found for size in record["result"].get(arm, {})})
     curve = {}
     for size in sizes:
-        at = spread(one[metric] for record in found for one in record["result"].get(arm, {}).get(str(size), []))
+        at = spread(
+            one[metric] for record in found for one in record["result"].get(arm, {}).get(str(size), [])
+        )
         if at:
             curve[size] = at
     return curve

@@ -65,7 +65,9 @@ def _panel(axes: Axes, found: Sequence[Record], metric: str) -> None:
                     key = Key("", colour, LINES[who], MARKERS[who], filled=who == MEMBER)
                     whisker(axes, place + shift + aside, values, key, vertical=True)
             if len(means) == 2:
-                style = dict(arrowstyle="->", color=colour, linewidth=0.8, shrinkA=3, shrinkB=3, mutation_scale=6)
+                style = dict(
+                    arrowstyle="->", color=colour, linewidth=0.8, shrinkA=3, shrinkB=3, mutation_scale=6
+                )
                 axes.annotate("", xy=means[ENSEMBLE], xytext=means[MEMBER], arrowprops=style)
     axes.set_xticks(range(len(SOURCES)), list(SOURCES.values()))
     axes.set_xlim(-0.5, len(SOURCES) - 0.5)

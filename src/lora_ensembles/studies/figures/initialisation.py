@@ -25,7 +25,9 @@ PAPER = "The paper has one initialisation, Kaiming for A and zero for B, and lea
 SHOWN = ("accuracy", "nll", "ece", "correlation")
 COLOUR = dict(zip(REGIMES, (VERMILION, BLUE), strict=True))
 KEYS = {
-    (suffix, who): Key(f"{NAMES[who]}{suffix}", COLOUR[suffix], line, "o" if who == MEMBER else "D", filled=who == MEMBER)
+    (suffix, who): Key(
+        f"{NAMES[who]}{suffix}", COLOUR[suffix], line, "o" if who == MEMBER else "D", filled=who == MEMBER
+    )
     for suffix in REGIMES
     for who, line in LINES.items()
 }

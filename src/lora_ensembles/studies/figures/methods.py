@@ -68,7 +68,9 @@ def over_seeds(found: Sequence[Record], method: str, metric: str) -> Spread | No
     """A metric of a method; "time": seconds to answer a question over the single member's of the same record."""
     rows = [record["result"]["methods"] for record in found if method in record["result"]["methods"]]
     if metric == "time":
-        return spread(row[method]["seconds_per_1000"] / row["single member"]["seconds_per_1000"] for row in rows)
+        return spread(
+            row[method]["seconds_per_1000"] / row["single member"]["seconds_per_1000"] for row in rows
+        )
     return spread(row[method][metric] for row in rows)
 
 
@@ -76,4 +78,6 @@ def _cross(axes: Axes, x: Spread, y: Spread, key: Key) -> None:
     axes.plot([x.low, x.high], [y.mean, y.mean], color=key.colour, linestyle=key.line, linewidth=0.8)
     axes.plot([x.mean, x.mean], [y.low, y.high], color=key.colour, linestyle=key.line, linewidth=0.8)
     fill = key.colour if key.filled else "white"
-    axes.plot([x.mean], [y.mean], key.marker, color=key.colour, markersize=5, markerfacecolor=fill, linestyle="")
+    axes.plot(
+        [x.mean], [y.mean], key.marker, color=key.colour, markersize=5, markerfacecolor=fill, linestyle=""
+    )

@@ -39,7 +39,13 @@ def draw(records: Records) -> Figure:
                 band(one, by_rank(found, metric, ENSEMBLE), colour=BLACK, line="-", marker="s")
             else:
                 for who, line in LINES.items():
-                    band(one, by_rank(found, metric, who), colour=VERMILION, line=line, marker="o" if who == MEMBER else "D")
+                    band(
+                        one,
+                        by_rank(found, metric, who),
+                        colour=VERMILION,
+                        line=line,
+                        marker="o" if who == MEMBER else "D",
+                    )
             one.set_ylabel(METRICS.get(metric, "correlation of members"), labelpad=2)
             one.set_xscale("log", base=2)
             sizes = list(by_rank(found, metric, ENSEMBLE))
@@ -55,5 +61,8 @@ def draw(records: Records) -> Figure:
 def by_rank(found: Sequence[Record], metric: str, who: str) -> dict[int, Spread]:
     """A metric by rank, over the seeds."""
     ranks = {name: int(arm["rank"]) for record in found for name, arm in record["result"]["arms"].items()}
-    curve = {size: over_seeds(found, name, metric, who) for name, size in sorted(ranks.items(), key=lambda pair: pair[1])}
+    curve = {
+        size: over_seeds(found, name, metric, who)
+        for name, size in sorted(ranks.items(), key=lambda pair: pair[1])
+    }
     return {size: values for size, values in curve.items() if values}

@@ -74,11 +74,17 @@ def pooled(bins: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float],
     """
     sums: dict[int, list[float]] = {}
     for one in bins:
-        for confidence, right, count in zip(one["confidences"], one["accuracies"], one["counts"], strict=True):
+        for confidence, right, count in zip(
+            one["confidences"], one["accuracies"], one["counts"], strict=True
+        ):
             total = sums.setdefault(min(int(confidence * NUM_BINS), NUM_BINS), [0.0, 0.0, 0.0])
             for place, number in enumerate((confidence * count, right * count, count)):
                 total[place] += number
-    points = [(confidence / count, right / count, count) for _, (confidence, right, count) in sorted(sums.items()) if count >= LEAST]
+    points = [
+        (confidence / count, right / count, count)
+        for _, (confidence, right, count) in sorted(sums.items())
+        if count >= LEAST
+    ]
     return [one[0] for one in points], [one[1] for one in points], [one[2] for one in points]
 
 
@@ -88,4 +94,11 @@ def _line(axes: Axes, bins: Sequence[Mapping[str, Any]], *, colour: str, line: s
             axes.plot(*pooled([one])[:2], color=colour, linestyle=line, linewidth=0.5, alpha=0.35)
     confidences, rights, counts = pooled(bins)
     axes.plot(confidences, rights, color=colour, linestyle=line, linewidth=1.4)
-    axes.scatter(confidences, rights, s=[4 + 60 * count / sum(counts) for count in counts], color=colour, alpha=0.6, linewidths=0)
+    axes.scatter(
+        confidences,
+        rights,
+        s=[4 + 60 * count / sum(counts) for count in counts],
+        color=colour,
+        alpha=0.6,
+        linewidths=0,
+    )

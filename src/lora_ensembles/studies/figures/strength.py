@@ -38,14 +38,18 @@ def draw(records: Records) -> Figure:
     tasks = by_task(records, "strength")
     arms = [arm for record in records["strength"] for arm in record["result"]["arms"]]
     # Where the base has no distribution over the answers, there is no KL divergence from it.
-    families = {prefix: name for prefix, name in FAMILIES.items() if any(arm.startswith(prefix) for arm in arms)}
+    families = {
+        prefix: name for prefix, name in FAMILIES.items() if any(arm.startswith(prefix) for arm in arms)
+    }
     figure, grid = panels(len(SHOWN), len(families), height=1.6, sharex=False)
     for axes, metric in zip(grid, SHOWN, strict=True):
         for one, (prefix, name) in zip(axes, families.items(), strict=True):
             for colour, found in zip(COLOURS, tasks.values(), strict=False):
                 for who, line in LINES.items():
                     band(one, by_strength(found, prefix, metric, who), colour=colour, line=line)
-                    plain = spread(value(row, metric, who) for record in found if (row := last_row(record, "none")))
+                    plain = spread(
+                        value(row, metric, who) for record in found if (row := last_row(record, "none"))
+                    )
                     if prefix and plain:
                         one.axhline(plain.mean, color=colour, linestyle=line, linewidth=0.6, alpha=0.7)
             if prefix:
@@ -54,7 +58,9 @@ def draw(records: Records) -> Figure:
             one.set_ylabel(METRICS[metric] if one is axes[0] else "", labelpad=2)
             one.sharey(axes[0])
     keys = [
-        Key(f"{NAMES[who]}, {name}", colour, line, "o") for colour, name in zip(COLOURS, tasks, strict=False) for who, line in LINES.items()
+        Key(f"{NAMES[who]}, {name}", colour, line, "o")
+        for colour, name in zip(COLOURS, tasks, strict=False)
+        for who, line in LINES.items()
     ]
     return finish(figure, {"strength": records["strength"]}, keys, columns=2)
 
@@ -63,7 +69,12 @@ def by_strength(found: Sequence[Record], prefix: str, metric: str, who: str) -> 
     """A metric by the strength of the arms whose name begins so, over the seeds; without a name, by epoch without a regulariser."""
     if not prefix:
         return {float(epoch): values for epoch, values in over_epochs(found, "none", metric, who).items()}
-    arms = {name: strength(name) for record in found for name in record["result"]["arms"] if name.startswith(prefix)}
+    arms = {
+        name: strength(name)
+        for record in found
+        for name in record["result"]["arms"]
+        if name.startswith(prefix)
+    }
     curve = {}
     for name, size in sorted(arms.items(), key=lambda pair: pair[1]):
         values = spread(value(row, metric, who) for record in found if (row := last_row(record, name)))

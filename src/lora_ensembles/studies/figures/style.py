@@ -56,7 +56,9 @@ def heading(axes: Axes, text: str, *, below: str = "") -> None:
     """A panel's title, at its left, and a second line in smaller print."""
     axes.set_title(text, loc="left", fontsize=TEXT, fontweight="bold", pad=12 if below else 4)
     if below:
-        line = axes.text(0, 1.02, below, transform=axes.transAxes, fontsize=SMALL - 0.5, color="0.3", va="bottom")
+        line = axes.text(
+            0, 1.02, below, transform=axes.transAxes, fontsize=SMALL - 0.5, color="0.3", va="bottom"
+        )
         line.set_in_layout(False)  # a line wider than its panel would push the columns apart
 
 
@@ -80,10 +82,19 @@ def finish(figure: Figure, records: Records, keys: Sequence[Key], *, columns: in
         for key in keys
     ]
     if handles:
-        figure.legend(handles=handles, loc="outside upper center", ncols=columns, fontsize=TEXT, frameon=False, handlelength=2.6)
+        figure.legend(
+            handles=handles,
+            loc="outside upper center",
+            ncols=columns,
+            fontsize=TEXT,
+            frameon=False,
+            handlelength=2.6,
+        )
     smaller = smaller_grid(records)
     if smaller:
-        figure.supxlabel("\n".join(textwrap.wrap(f"Smaller grid: {smaller}.", 120)), fontsize=SMALL - 0.5, color="0.35")
+        figure.supxlabel(
+            "\n".join(textwrap.wrap(f"Smaller grid: {smaller}.", 120)), fontsize=SMALL - 0.5, color="0.35"
+        )
     return figure
 
 
@@ -102,11 +113,24 @@ def band(
     low = [one.mean - one.std if std else one.low for one in curve.values()]
     high = [one.mean + one.std if std else one.high for one in curve.values()]
     axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
-    axes.plot(x, [one.mean for one in curve.values()], color=colour, linestyle=line, linewidth=width, marker=marker, markersize=2 * width)
+    axes.plot(
+        x,
+        [one.mean for one in curve.values()],
+        color=colour,
+        linestyle=line,
+        linewidth=width,
+        marker=marker,
+        markersize=2 * width,
+    )
 
 
 def epoch_panels(
-    axes: Sequence[Axes], found: Sequence[Record], arms: Mapping[str, str], metrics: Sequence[str], *, where: str = ""
+    axes: Sequence[Axes],
+    found: Sequence[Record],
+    arms: Mapping[str, str],
+    metrics: Sequence[str],
+    *,
+    where: str = "",
 ) -> None:
     """One task's row: a metric a panel over the epochs, for each arm (by its colour) the single member and the ensemble."""
     from matplotlib.ticker import MaxNLocator

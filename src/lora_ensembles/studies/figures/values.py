@@ -73,7 +73,10 @@ def by_task(records: Records, kind: str) -> dict[str, list[Record]]:
         found.setdefault(str(record["settings"]["task"]), []).append(record)
     if not found:
         raise DataError(f"there is no record of the kind {kind!r}")
-    return {name: sorted(found[name], key=lambda record: int(record["settings"]["seed"])) for name in sorted(found, key=task_order)}
+    return {
+        name: sorted(found[name], key=lambda record: int(record["settings"]["seed"]))
+        for name in sorted(found, key=task_order)
+    }
 
 
 def value(row: Mapping[str, Any], metric: str, who: str) -> float | None:
@@ -90,7 +93,10 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 def epochs_of(record: Record, arm: str) -> dict[int, Mapping[str, Any]]:
     """What was measured of an arm by epoch; empty if the record has no such arm."""
-    return {int(epoch): row for epoch, row in sorted(_arm(record, arm).get("epochs", {}).items(), key=lambda item: int(item[0]))}
+    return {
+        int(epoch): row
+        for epoch, row in sorted(_arm(record, arm).get("epochs", {}).items(), key=lambda item: int(item[0]))
+    }
 
 
 def last_row(record: Record, arm: str) -> Mapping[str, Any] | None:
@@ -99,7 +105,9 @@ def last_row(record: Record, arm: str) -> Mapping[str, Any] | None:
     return epochs[max(epochs)] if epochs else None
 
 
-def over_epochs(found: Sequence[Record], arm: str, metric: str, who: str, *, where: str | None = None) -> dict[int, Spread]:
+def over_epochs(
+    found: Sequence[Record], arm: str, metric: str, who: str, *, where: str | None = None
+) -> dict[int, Spread]:
     """A metric of an arm by epoch, over the seeds; `where="ood"`: on the other distribution."""
     epochs = sorted({epoch for record in found for epoch in epochs_of(record, arm)})
     curve = {}
@@ -124,7 +132,14 @@ def strength(arm: str) -> float:
 
 def seeds_of(records: Records) -> list[int]:
     """Every seed that a record has."""
-    return sorted({int(record["settings"]["seed"]) for found in records.values() for record in found if "seed" in record["settings"]})
+    return sorted(
+        {
+            int(record["settings"]["seed"])
+            for found in records.values()
+            for record in found
+            if "seed" in record["settings"]
+        }
+    )
 
 
 def smaller_grid(records: Records) -> str:
@@ -136,7 +151,12 @@ def smaller_grid(records: Records) -> str:
         >>> smaller_grid({"sweep": [{"settings": settings}]})
         '1 of 6 tasks, 1 of 3 seeds, 3 of 5 members, 2 of 10 epochs'
     """
-    settings = [one["settings"] for kind, found in records.items() for one in found if kind != CHOICE and "task" in one["settings"]]
+    settings = [
+        one["settings"]
+        for kind, found in records.items()
+        for one in found
+        if kind != CHOICE and "task" in one["settings"]
+    ]
     full = FULL if all(one.get("base", FULL.base) == FULL.base for one in settings) else PAPER
     full = ENCODER if any("head" in one for one in settings) else full
     whole = any(records.get(kind) for kind in WHOLE_KINDS)
@@ -162,9 +182,13 @@ def smaller_grid(records: Records) -> str:
             (least("wide_kl", len), len(full.wide_kl), "KL weights"),
             (least("wide_decays", len), len(full.wide_decays), "strengths of decay"),
         ]
-    if all(found == wanted for found, wanted, _ in pairs[:2]) and records.get("sweep"):  # every task and seed, and not all of them together
+    if all(found == wanted for found, wanted, _ in pairs[:2]) and records.get(
+        "sweep"
+    ):  # every task and seed, and not all of them together
         pairs.append((len(records["sweep"]), len(tasks) * len(full.seeds), "sweeps"))
-    said = [f"{found} of {whole} {words}" for found, whole, words in pairs if found is not None and found < whole]
+    said = [
+        f"{found} of {whole} {words}" for found, whole, words in pairs if found is not None and found < whole
+    ]
     return ", ".join(said + _limits([one["limit"] for one in settings if "limit" in one], full))
 
 
@@ -174,7 +198,9 @@ def _limits(limits: Sequence[Sequence[int | None]], full: Grid) -> list[str]:
         whole, given = full.limit[place], [number for one in limits if (number := one[place]) is not None]
         if given and (whole is None or min(given) < whole):
             said.append(f"{min(given)} {words}")
-    return [f"at most {' and '.join(filter(None, (', '.join(said[:-1]), said[-1])))} questions"] if said else []
+    return (
+        [f"at most {' and '.join(filter(None, (', '.join(said[:-1]), said[-1])))} questions"] if said else []
+    )
 
 
 def check_one_grid(records: Records) -> None:
@@ -188,7 +214,10 @@ def check_one_grid(records: Records) -> None:
         seen = set()
         for record in found:
             settings = record["settings"]
-            task, others = str(settings.get("task")), {name: one for name, one in settings.items() if name != "seed"}
+            task, others = (
+                str(settings.get("task")),
+                {name: one for name, one in settings.items() if name != "seed"},
+            )
             for name, one in first.setdefault(task, others).items():
                 if others.get(name) != one:
                     raise DataError(
@@ -196,7 +225,9 @@ def check_one_grid(records: Records) -> None:
                         f"{others.get(name)}); keep the records of one grid in a folder"
                     )
             if (task, settings.get("seed")) in seen:
-                raise DataError(f"two records of the kind {kind!r}, task {task!r} and seed {settings.get('seed')}; keep one of them")
+                raise DataError(
+                    f"two records of the kind {kind!r}, task {task!r} and seed {settings.get('seed')}; keep one of them"
+                )
             seen.add((task, settings.get("seed")))
 
 
