@@ -22,6 +22,8 @@ LEVELS: dict[str, set[str]] = {
     "parts": {
         "tasks",
         "sites",
+        "dropout",
+        "probe",
         "head_layers",
         "lora",
         "products",

@@ -23,8 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .dropout import stream_key
 from .errors import AdapterError, CheckpointError
-from .lora import MemberWeights, stream_key
+from .lora import MemberWeights
 from .sites import replace_module
 
 HeadInit = Literal["fresh", "base"]

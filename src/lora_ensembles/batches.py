@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .decoder import Places
+from .dropout import stream_key
 from .errors import DataError
-from .lora import stream_key
 from .scoring import pad_rows
 from .tasks import Completion, EncodedExample, Example, encode_completions, encode_examples
 

@@ -23,9 +23,10 @@ from .errors import AdapterError, ConfigError
 from .forward import answer_logits
 from .heads import Head, HeadConfig, HeadKind, Token, adapter_for, head_of, resolve_head, token_read
 from .lora import AdapterStack, MemberWeights, fold_members, unfold_members
+from .probe import check_plain
 from .products import frozen_products
 from .reading import SharedRows
-from .seeds import MemberSeeds, member_seeds
+from .seeds import MemberSeeds, check_count, check_indices, member_seeds
 from .tasks import Example
 from .trunk_states import TrunkStates
 
@@ -91,9 +92,9 @@ class LoraEnsemble:
         vary: Sequence[str] = ("init", "order"),
         head: HeadConfig | HeadKind | None = None,
     ):
-        _check_count(members)
+        check_count(members)
         seeds = [member_seeds(seed, index, vary=vary) for index in range(members)]
-        _check_base(base)
+        check_plain(base)
         own = resolve_head(base, head)
         config = adapter_for(base, own, adapter)
         init = own.init if own.owned else None
@@ -133,7 +134,7 @@ class LoraEnsemble:
         info: EnsembleInfo,
     ) -> LoraEnsemble:
         """An ensemble of given member weights."""
-        _check_base(base)
+        check_plain(base)
         ensemble = cls.__new__(cls)
         ensemble._attach(base, tokenizer, adapter, weights, info)
         return ensemble
@@ -249,7 +250,7 @@ class LoraEnsemble:
 
     def add_members(self, count: int) -> None:
         """Grow by `count` untrained members, the ones an ensemble of that size would have had from the start."""
-        _check_count(count)
+        check_count(count)
         info = self.info
         fresh = [member_seeds(info.seed, info.next_index + offset, vary=info.vary) for offset in range(count)]
         kept = [self.stack.member(index) for index in range(self.num_members)]
@@ -286,7 +287,7 @@ class LoraEnsemble:
         Raises:
             ConfigError: no index, one twice, or one that is not there.
         """
-        _check_indices(indices, self.num_members)
+        check_indices(indices, self.num_members)
         if not indices:
             raise ConfigError("no members would be left; an ensemble keeps at least 1")
         self.stack.set_members([self.stack.member(index) for index in indices])
@@ -298,7 +299,7 @@ class LoraEnsemble:
         Raises:
             ConfigError: as `select`.
         """
-        _check_indices(indices, self.num_members)
+        check_indices(indices, self.num_members)
         self.select([index for index in range(self.num_members) if index not in set(indices)])
 
     def unload(self) -> PreTrainedModel:
@@ -326,7 +327,7 @@ class LoraEnsemble:
         """
         from .generation import as_causal_lm
 
-        _check_indices([index], self.num_members)
+        check_indices([index], self.num_members)
         return as_causal_lm(self, slice(index, index + 1))
 
     def __call__(self, input_ids: Tensor) -> Tensor:
@@ -392,30 +393,3 @@ class LoraEnsemble:
 
 def _has_module(base: nn.Module, name: str) -> bool:
     return any(name == known for known, _ in base.named_modules())
-
-
-def _check_count(members: int) -> None:
-    if not isinstance(members, int) or isinstance(members, bool) or members < 1:
-        raise ConfigError(f"members={members!r}; an ensemble has at least 1 member, 5 in the paper")
-
-
-def _check_indices(indices: Sequence[int], members: int) -> None:
-    wrong = [index for index in indices if index not in range(members)]
-    if wrong or len(set(indices)) != len(indices):
-        raise ConfigError(f"member indices {list(indices)}; pass different numbers from 0 to {members - 1}")
-
-
-def _check_base(base: nn.Module) -> None:
-    if hasattr(base, "peft_config"):
-        raise AdapterError(
-            "the base is wrapped by PEFT already; pass the plain model (`model.unload()`), or its folders to from_adapters"
-        )
-    if any(hasattr(module, "lora_a") and hasattr(module, "plan") for module in base.modules()):
-        raise AdapterError(
-            "the base carries another ensemble; call `unload()` on that one first, or load the base again"
-        )
-    devices = {parameter.device for parameter in base.parameters()}
-    if len(devices) > 1:
-        raise AdapterError(
-            f"the base lies on several devices ({', '.join(map(str, devices))}); load it on one"
-        )

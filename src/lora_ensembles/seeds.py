@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .dropout import stream_key
 from .errors import ConfigError
-from .lora import stream_key
 
 
 @dataclass(frozen=True)
@@ -36,3 +36,24 @@ def member_seeds(seed: int, index: int, *, vary: Sequence[str] = ("init", "order
     return MemberSeeds(
         *(stream_key(seed, index if source in vary else 0, source) for source in ("init", "order"))
     )
+
+
+def check_count(members: int) -> None:
+    """Refuse a number of members that is none.
+
+    Raises:
+        ConfigError: as it says.
+    """
+    if not isinstance(members, int) or isinstance(members, bool) or members < 1:
+        raise ConfigError(f"members={members!r}; an ensemble has at least 1 member, 5 in the paper")
+
+
+def check_indices(indices: Sequence[int], members: int) -> None:
+    """Refuse indices of members that are not there, or that repeat.
+
+    Raises:
+        ConfigError: as it says.
+    """
+    wrong = [index for index in indices if index not in range(members)]
+    if wrong or len(set(indices)) != len(indices):
+        raise ConfigError(f"member indices {list(indices)}; pass different numbers from 0 to {members - 1}")

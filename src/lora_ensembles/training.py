@@ -26,10 +26,11 @@ from .completion_scores import (
 )
 from .config import TrainConfig, schedule_factor
 from .decoder import recomputed
+from .dropout import stream_key
 from .ensemble import LoraEnsemble
 from .errors import ConfigError, DataError, TrainingError
 from .heads.texts import encode_texts, with_classes
-from .lora import MemberWeights, stream_key
+from .lora import MemberWeights
 from .memory import ran_out_of_memory, rows_in_flight, with_fewer_rows
 from .metrics import Metrics, evaluate, evaluate_members
 from .optim import StackedAdamW, clip_per_member, gradient_norms

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_ensembles import BatchEnsemble, LastLayerEnsemble, LoraEnsemble, MCDropout, TrainConfig
 from lora_ensembles.batches import epoch_order
-from lora_ensembles.lora import dropout_factors, stream_key
+from lora_ensembles.dropout import dropout_factors, stream_key
 from lora_ensembles.seeds import MemberSeeds
 from lora_ensembles.tasks import EncodedExample, Example, encode_examples
 from tiny_models import (

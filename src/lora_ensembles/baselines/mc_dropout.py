@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ..decoder import in_place_of_trunk
+from ..dropout import stream_key
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
 from ..forward import answer_logits
 from ..heads import TextHead, Texts, TextTable, states_above_trunk, text_scores, texts_log_probs
-from ..lora import fold_members, stream_key, unfold_members
+from ..lora import fold_members, unfold_members
 from ..tasks import Example
 from .fitting import score_members
 from .single_member import check_member, num_trained_parameters

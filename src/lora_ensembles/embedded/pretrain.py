@@ -40,7 +40,8 @@ TELLING = {"statements": 0.85, "reading": 0.05, "reading_among_others": 0.1}
 ASKING = {"statements": 0.5, "reading_among_others": 0.08, "closed_book": 0.32, "direct": 0.1}
 SERIES = {"series": 1.0}
 NAMING_WEIGHT = 4.0
-FRAME = r"Q:|\nAnswer Choices:|\n\([a-z]\)|\nA: \(|\nA:"  # what every question repeats is one token each: half the work, and easier to learn
+# What every question repeats is one token each: half the work, and easier to learn.
+FRAME = r"Q:|\nAnswer Choices:|\n\([a-z]\)|\nA: \(|\nA:"
 WINDOW = 2048  # tokens; positions are rotary, so the window costs nothing, and real questions are long in this small vocabulary
 
 

@@ -60,9 +60,11 @@ def write_local_tasks(data: str | Path, out: str | Path) -> list[str]:
         MissingExtraError: lm_eval is not installed.
     """
     data, out, installed = Path(data).resolve(), Path(out).resolve(), _installed_tasks()
-    missing = f"{data} holds none of {', '.join(sorted(set(_PAPER_FOLDERS.values())))} as folders of .jsonl files; name the folder above them"
-    if not any((data / folder).is_dir() for folder in _PAPER_FOLDERS.values()):
-        raise DataError(missing)
+    folders = sorted(set(_PAPER_FOLDERS.values()))
+    if not any((data / folder).is_dir() for folder in folders):
+        raise DataError(
+            f"{data} holds none of {', '.join(folders)} as folders of .jsonl files; name the folder above them"
+        )
     with written_aside(out) as aside:
         for name, folder in _HARNESS_TASKS.items():
             if (data / folder).is_dir():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from .columns import ColumnMapping
+from .completion_encoding import encode_completions, encode_prompts
 from .completions import (
     Completion,
     CompletionTask,
     Message,
     Prompt,
     completions_from_files,
-    encode_completions,
-    encode_prompts,
     holds_completions,
     is_open_ended,
     load_completions,

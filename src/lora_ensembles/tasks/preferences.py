@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import DataError, unknown_name
 from .columns import short
-from .completions import Completion, Message, answer_text, prompt_text
+from .completion_encoding import answer_text, prompt_text
+from .completions import Completion, Message
 from .examples import Example, Task
 from .files import split_rows
 from .sources import Row, named_rows
