@@ -90,7 +90,7 @@ EXTRAS = {
 }
 
 MAX_FILE_LINES = 399
-MAX_FUNCTION_LINES = 60
+MAX_FUNCTION_LINES = 70  # docstring included
 
 
 def package_files(source: Path) -> list[Path]:
