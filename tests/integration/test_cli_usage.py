@@ -17,8 +17,9 @@ import lora_ensembles
 import tiny_models
 from command_line import call
 from lora_ensembles import AdapterError, ColumnMapping, ConfigError, MissingExtraError, TrainConfig, preset
-from lora_ensembles.cli import VERBS, _parsers, main, settings
+from lora_ensembles.cli import main, settings
 from lora_ensembles.cli.common import Arguments, flags_of
+from lora_ensembles.cli.program import VERBS, _parsers
 
 
 def parse(*words: str) -> Arguments:
@@ -151,7 +152,10 @@ def test_an_error_that_is_not_the_users_keeps_its_traceback(monkeypatch):
 def test_a_reader_that_has_gone_is_no_traceback():
     read, write = os.pipe()
     os.close(read)
-    code = "import sys; from lora_ensembles.cli import VERBS, main; VERBS['tasks'].run = lambda _: print('row'); sys.exit(main())"
+    code = (
+        "import sys; from lora_ensembles.cli import main; from lora_ensembles.cli.program import VERBS; "
+        "VERBS['tasks'].run = lambda _: print('row'); sys.exit(main())"
+    )
     done = subprocess.run(shell("tasks", code=code), stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert done.stderr == ""

@@ -21,8 +21,8 @@ from transformers import BertForMultipleChoice, GenerationConfig
 
 import tiny_heads as heads
 from lora_ensembles import errors
-from lora_ensembles.cli import _run as run_verb
 from lora_ensembles.cli import main
+from lora_ensembles.cli.program import VERBS, parse
 from lora_ensembles.config import TrainConfig
 from lora_ensembles.embedded import load_base, resolve_base
 from lora_ensembles.ensemble import LoraEnsemble
@@ -107,6 +107,11 @@ def write_lines(folder: Path, *lines: object) -> Path:
     path = folder / "data.jsonl"
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
     return path
+
+
+def run_verb(words: list[str]) -> object:
+    args = parse(words)
+    return VERBS[args.verb].run(args)
 
 
 def saved(folder: Path, *, members: int = 2) -> Path:

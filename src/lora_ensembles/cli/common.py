@@ -42,6 +42,10 @@ class Parser(argparse.ArgumentParser):
             f"{self.prog.removeprefix('lora-ensembles').strip() or 'command line'}: {message}; --help shows what fits"
         )
 
+    def print_help(self, file: Any = None) -> None:
+        """The help on standard output; one that cannot be written is an error, which argparse passes over."""
+        (file or sys.stdout).write(self.format_help())
+
 
 def flags_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     """Every flag "--name" of a parser and its action."""
@@ -178,7 +182,13 @@ def check_new(path: Path, *, way_out: str) -> None:
 
 
 def read_standard_input() -> TextIO:
-    """Standard input as UTF-8 without translated line ends: as files are read, whatever the terminal's own encoding is."""
+    """Standard input as UTF-8 without translated line ends: as files are read, whatever the terminal's own encoding is.
+
+    Raises:
+        ConfigError: it is closed.
+    """
+    if sys.stdin is None:
+        raise ConfigError("--in -: standard input is closed; pipe the rows in, or name a file")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", newline="")
     return sys.stdin
