@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from .compat import CACHE
 from .decoder import Places, last_layer_at
 from .errors import AdapterError
 from .products import frozen_products
@@ -43,7 +44,7 @@ def read_prefix(model: nn.Module, input_ids: Tensor) -> Prefix | None:
     rows = torch.arange(input_ids.shape[0], device=input_ids.device)
     last = Places(rows, torch.full_like(rows, input_ids.shape[1] - 1))
     with _at_places(model, last, input_ids.shape, lambda hidden: last.take(hidden)[None, :1]):
-        cache = model(input_ids=input_ids, use_cache=True).get("past_key_values")
+        cache = model(input_ids=input_ids, use_cache=True).get(CACHE)
     if not isinstance(cache, DynamicCache) or {type(layer) for layer in cache.layers} - {
         DynamicLayer,
         DynamicSlidingWindowLayer,
@@ -89,7 +90,7 @@ def logits_at(
         chosen = places.take(hidden)
         return chosen[None] if extra_hidden is None else torch.stack([chosen, extra_hidden])
 
-    past = {} if after is None else {"past_key_values": after.repeated(input_ids.shape[0])}
+    past = {} if after is None else {CACHE: after.repeated(input_ids.shape[0])}
     with _at_places(model, places, input_ids.shape, narrow):
         logits: Tensor = model(input_ids=input_ids, use_cache=after is not None, **past).logits
     return logits[0] if extra_hidden is None else logits

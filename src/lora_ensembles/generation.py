@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .compat import CACHE
 from .errors import ConfigError
 from .lora import fold_members, unfold_members
 
@@ -29,22 +30,17 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class EnsembleOutput(ModelOutput):
-    """What a pass of the ensemble returns.
+class EnsembleOutput(CausalLMOutputWithPast):
+    """The outputs of one pass of the ensemble.
 
     Attributes:
         loss: cross-entropy of `labels` under the ensemble (nats a token), where they were given.
         logits: (B, T, V) float32 log-probabilities of the ensemble, log mean_m p_m (Eq. 2 of arXiv:2310.00035): normalised logits.
-        past_key_values: the cache, M * B rows, member-major.
+        cache: the keys and values, M * B rows, member-major; transformers before 5.24 names it `past_key_values`.
         hidden_states, attentions: as the base gives them, M * B rows, member-major, where they were asked for.
         member_log_probs: (M, B, T, V) float32 log-probabilities of each member.
     """
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Any = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     member_log_probs: Tensor | None = None
 
 
@@ -141,10 +137,8 @@ def _forward(model: Any, base_forward: Any, given: dict[str, Any]) -> EnsembleOu
     made = EnsembleOutput(
         loss=None if labels is None else model.loss_function(logits, labels, vocab_size=logits.shape[-1]),
         logits=logits,
-        past_key_values=output.get("past_key_values"),
-        hidden_states=output.get("hidden_states"),
-        attentions=output.get("attentions"),
         member_log_probs=member_log_probs,
+        **{name: output.get(name) for name in (CACHE, "hidden_states", "attentions")},
     )
     return made.to_tuple() if as_tuple else made
 
@@ -158,12 +152,12 @@ def _for_members(value: Any, rows: int, members: int) -> Any:
     return value
 
 
-def _reorder_cache(self: Any, past_key_values: Any, beam_idx: Tensor) -> Any:
+def _reorder_cache(self: Any, cache: Any, beam_idx: Tensor) -> Any:
     """The cache after its rows followed the beams: row i of each member becomes that member's row `beam_idx[i]`."""
     members = len(range(self.ensemble.num_members)[self.ensemble_members])
     first = torch.arange(members, device=beam_idx.device)[:, None] * len(beam_idx)
-    past_key_values.reorder_cache((first + beam_idx).flatten())
-    return past_key_values
+    cache.reorder_cache((first + beam_idx).flatten())
+    return cache
 
 
 def _static_cache_on(base_class: type[Any]) -> Any:
