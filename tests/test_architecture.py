@@ -38,6 +38,7 @@ LEVELS: dict[str, set[str]] = {
         "selective",
         "records",
         "files",
+        "layout",
         "signals",
         "provenance",
         "model_card",

@@ -22,7 +22,7 @@ from .config import TrainConfig
 from .embedded import load_base
 from .ensemble import LoraEnsemble
 from .errors import CheckpointError, ConfigError, MissingExtraError, unknown_name
-from .files import written_aside
+from .files import check_writable, written_aside
 from .metrics import Metrics, evaluate, evaluate_members
 from .plots import reliability_diagram, wrong_confidence_density
 from .prediction import Prediction, predict
@@ -174,6 +174,7 @@ def check_ready(out: Path, *, task: str, overwrite: bool) -> None:
         raise CheckpointError(
             f"{out} does not hold an earlier demo, so it is not overwritten; choose another folder"
         )
+    check_writable(out)
 
 
 def compare(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -16,6 +18,45 @@ from safetensors import SafetensorError
 from .errors import CheckpointError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NAME_KEPT = 40  # characters of a name that temporary names beside it begin with
+
+
+def status(path: Path) -> os.stat_result | None:
+    """What is at `path`, links followed; None where nothing is.
+
+    Raises:
+        CheckpointError: nothing can ever be there: a name that is too long, a circle of links, a folder that may not be searched.
+    """
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte, or half a character
+        raise cannot_write(path, error) from error
+
+
+def check_writable(path: Path) -> None:
+    """Make sure that a file or folder can be made at `path`, by making one beside it and removing it; no folder is made for it.
+
+    What is there already stays as it is. A full disk is not always seen.
+
+    Raises:
+        CheckpointError: a read-only or protected place, a file where a folder is needed, or a name that is too long.
+    """
+    status(path)
+    path = Path(os.path.realpath(path))
+    place = path.parent
+    while status(place) is None and place != place.parent:
+        place = place.parent
+    try:
+        for name in path.relative_to(place).parts:
+            with suppress(FileNotFoundError):
+                os.lstat(place / name)  # says whether a name is too long for this disk
+        handle, probe = tempfile.mkstemp(prefix=".probe.", dir=place)
+        os.close(handle)
+        os.unlink(probe)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 @contextmanager
@@ -27,23 +68,24 @@ def written_aside(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         CheckpointError: `path` exists and `replace` is off, it cannot be written, or no space is left.
     """
-    if path.exists() and not replace:
+    if status(path) is not None and not replace:
         raise CheckpointError(f"{path} exists already; choose another folder, or remove it first")
+    target = Path(os.path.realpath(path))  # a link stays, and what it points to is replaced
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
         os.chmod(aside, 0o755)
         yield aside
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.rename(path, old / path.name)
-            os.rename(aside, path)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f"{_prefix(target)}old.", dir=target.parent))
+            os.rename(target, old / target.name)
+            os.rename(aside, target)
             shutil.rmtree(old)
         else:
-            os.rename(aside, path)
+            os.rename(aside, target)
     except (OSError, SafetensorError) as error:
         raise cannot_write(path, error) from error
     finally:
@@ -54,21 +96,45 @@ def written_aside(path: Path, *, replace: bool = False) -> Iterator[Path]:
 def file_written_aside(path: Path, *, replace: bool = False) -> Iterator[TextIO]:
     """A UTF-8 text file that takes the name `path` once it is written; on any error it is removed again.
 
+    A link stays, and what it points to is replaced; an old file's permissions stay. A device or a pipe is written as it is.
+
     Raises:
-        CheckpointError: `path` exists and `replace` is off, it cannot be written, or no space is left.
+        CheckpointError: `path` exists and `replace` is off, is a folder, cannot be written, or no space is left.
     """
-    if path.exists() and not replace:
-        raise CheckpointError(f"{path} exists already; choose another file, or remove it first")
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "w", encoding="utf-8", newline="") as file:
+    there = status(path)
+    if there is not None and stat.S_ISDIR(there.st_mode):
+        raise CheckpointError(f"{path} is a folder; give the name of a file")
+    if there is not None and not stat.S_ISREG(there.st_mode):
+        with _written_in_place(path) as file:
             yield file
-        os.replace(aside, path)
+        return
+    if there is not None and not replace:
+        raise CheckpointError(f"{path} exists already; choose another file, or remove it first")
+    target = Path(os.path.realpath(path))
+    aside = target.with_name(f"{_prefix(target)}{secrets.token_hex(4)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "x", encoding="utf-8", newline="") as file:
+            yield file
+        if there is not None:
+            os.chmod(aside, stat.S_IMODE(there.st_mode))
+        os.replace(aside, target)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be none; a disk that cannot be written was named above
+            aside.unlink()
+
+
+@contextmanager
+def _written_in_place(path: Path) -> Iterator[TextIO]:
+    try:
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            yield file
+    except BrokenPipeError:  # the reader has gone, which is no failure of the disk
+        raise
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 @contextmanager
@@ -94,6 +160,11 @@ def added_to(folder: Path, *, last: str) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _prefix(path: Path) -> str:
+    """The beginning of temporary names beside a path: short enough for a name of 255 bytes to have one."""
+    return f".{path.name[:NAME_KEPT]}."
+
+
 def recover(path: Path) -> None:
     """Clear away what runs that were killed inside `written_aside` left beside `path`.
 
@@ -106,7 +177,7 @@ def recover(path: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def cannot_write(path: Path, error: OSError | SafetensorError) -> CheckpointError:
+def cannot_write(path: Path, error: OSError | SafetensorError | ValueError) -> CheckpointError:
     """The error of a write that failed: no space left, or another reason."""
     full = getattr(error, "errno", None) in NO_SPACE or any(
         f"os error {number}" in str(error) for number in NO_SPACE
@@ -115,4 +186,5 @@ def cannot_write(path: Path, error: OSError | SafetensorError) -> CheckpointErro
         return CheckpointError(
             f"no space left to write {path} ({error}); what was there before is unchanged; free some space or choose another disk"
         )
-    return CheckpointError(f"{path} cannot be written: {error}")
+    reason = getattr(error, "strerror", None) or error
+    return CheckpointError(f"{path} cannot be written: {reason}; choose another place")

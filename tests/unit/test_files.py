@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from lora_ensembles.errors import CheckpointError
-from lora_ensembles.files import added_to, recover, written_aside
+from lora_ensembles.files import added_to, check_writable, file_written_aside, recover, written_aside
 from tiny_ensembles import files_below, largest_file
 
 
@@ -207,3 +209,169 @@ def test_entries_left_by_a_run_killed_while_adding_are_replaced(tmp_path: Path) 
         write(aside)
 
     assert files_below(tmp_path) == {"first.txt", "inner", "inner/second.txt"}
+
+
+# Files
+
+
+def write_file(path: Path, text: str = "new", *, replace: bool = True) -> None:
+    with file_written_aside(path, replace=replace) as file:
+        file.write(text)
+
+
+def write_folder(path: Path) -> None:
+    with written_aside(path, replace=True) as aside:
+        write(aside)
+
+
+def test_file_replaces_the_target_of_a_link_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to("real/a.txt")
+
+    write_file(tmp_path / "link.txt")
+
+    assert os.readlink(tmp_path / "link.txt") == "real/a.txt"
+    assert (tmp_path / "real" / "a.txt").read_text() == "new"
+    assert files_below(tmp_path) == {"real", "real/a.txt", "link.txt"}
+
+
+def test_link_to_nothing_yet_gets_its_target(tmp_path: Path) -> None:
+    (tmp_path / "link.txt").symlink_to("later.txt")
+
+    write_file(tmp_path / "link.txt", replace=False)
+
+    assert (tmp_path / "later.txt").read_text() == "new"
+    assert (tmp_path / "link.txt").is_symlink()
+
+
+def test_folder_replaces_the_target_of_a_link_and_the_link_stays(tmp_path: Path) -> None:
+    with written_aside(tmp_path / "real") as aside:
+        write(aside, size=3)
+    (tmp_path / "link").symlink_to("real")
+
+    with written_aside(tmp_path / "link", replace=True) as aside:
+        (aside / "new.txt").write_text("new")
+
+    assert (tmp_path / "link").is_symlink()
+    assert files_below(tmp_path / "real") == {"new.txt"}
+
+
+def test_replaced_file_keeps_its_permissions_and_a_new_one_has_the_usual(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+    (tmp_path / "a.txt").chmod(0o640)
+    usual = tmp_path / "by hand.txt"
+    usual.write_text("")
+
+    write_file(tmp_path / "a.txt")
+    write_file(tmp_path / "b.txt")
+
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "b.txt").stat().st_mode == usual.stat().st_mode
+
+
+def test_pipe_is_written_and_stays_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE, text=True) as reader:
+        write_file(tmp_path / "pipe", "through", replace=False)
+        assert reader.stdout is not None
+        assert reader.stdout.read() == "through"
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.fixture
+def null_device(tmp_path: Path) -> Path:
+    """A device like /dev/null of the test's own; only root can make one."""
+    try:
+        os.mknod(tmp_path / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("cannot make a device here")
+    return tmp_path / "null"
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_device_is_written_and_stays_a_device(null_device: Path, replace: bool) -> None:
+    write_file(null_device, replace=replace)
+
+    assert null_device.is_char_device()
+    assert null_device.stat().st_rdev == os.makedev(1, 3)
+    assert [path.name for path in null_device.parent.iterdir()] == ["null"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_device_is_reported() -> None:
+    with pytest.raises(CheckpointError, match="no space left to write /dev/full"):
+        write_file(Path("/dev/full"))
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_file_in_a_folders_place_is_refused(tmp_path: Path, replace: bool) -> None:
+    with pytest.raises(CheckpointError, match="is a folder; give the name of a file"):
+        write_file(tmp_path, replace=replace)
+
+
+@pytest.mark.parametrize("length", [240, 255])
+def test_longest_names_of_the_system_can_be_written(tmp_path: Path, length: int) -> None:
+    write_file(tmp_path / ("n" * length))
+    with written_aside(tmp_path / ("m" * length)) as aside:
+        write(aside)
+
+    assert {len(path.name) for path in tmp_path.iterdir()} == {length}
+
+
+NAMES_THAT_CANNOT_BE = {
+    "n" * 256: "File name too long",
+    "new/" + "n" * 256 + "/a": "File name too long",
+    "a\0b": "null (byte|character)",
+    "circle": "Too many levels of symbolic links",
+    "file/a": "Not a directory",
+}
+
+
+@pytest.mark.parametrize("name", NAMES_THAT_CANNOT_BE)
+@pytest.mark.parametrize("what", ["check", "file", "folder"])
+def test_name_that_cannot_be_is_the_librarys_error_and_makes_no_folder(
+    tmp_path: Path, name: str, what: str
+) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "file").write_text("")
+    before = files_below(tmp_path)
+
+    ways = {"check": check_writable, "file": write_file, "folder": write_folder}
+    with pytest.raises(
+        CheckpointError, match=f"cannot be written: .*({NAMES_THAT_CANNOT_BE[name]}|File exists)"
+    ):
+        ways[what](tmp_path / name)
+    assert files_below(tmp_path) - {"new"} == before
+
+
+def test_place_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "deep" / "a.txt")
+    (tmp_path / "a.txt").write_text("old")
+    check_writable(tmp_path / "a.txt")
+
+    assert files_below(tmp_path) == {"a.txt"}
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+@contextmanager
+def read_only(disk: Path) -> Iterator[None]:
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+
+
+def test_read_only_disk_is_reported_by_the_check_and_by_every_write(small_disk: Path) -> None:
+    message = r"cannot be written: Read-only file system; choose another place"
+    (small_disk / "old.txt").write_text("old")
+    with read_only(small_disk):
+        for name in ("a.txt", "old.txt", "new/a.txt"):
+            with pytest.raises(CheckpointError, match=message):
+                check_writable(small_disk / name)
+            with pytest.raises(CheckpointError, match=message):
+                write_file(small_disk / name)
+        with pytest.raises(CheckpointError, match=message), written_aside(small_disk / "folder"):
+            pytest.fail("entered")  # pragma: no cover
+    assert files_below(small_disk) == {"old.txt"}

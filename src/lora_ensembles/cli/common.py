@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import ConfigError
 from ..report import Table
 
 if TYPE_CHECKING:
@@ -175,12 +174,6 @@ def load_ensemble(args: Arguments) -> LoraEnsemble:
     return LoraEnsemble.from_pretrained(args.ensemble, base=base, tokenizer=tokenizer, members=args.members)
 
 
-def check_new(path: Path, *, way_out: str) -> None:
-    """Refuse an output that exists, before anything slow happens."""
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise CheckpointError(f"{path} exists already; choose another name, or {way_out}")
-
-
 def read_standard_input() -> TextIO:
     """Standard input as UTF-8 without translated line ends: as files are read, whatever the terminal's own encoding is.
 
@@ -192,18 +185,6 @@ def read_standard_input() -> TextIO:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", newline="")
     return sys.stdin
-
-
-@contextmanager
-def open_output(name: str, *, overwrite: bool) -> Iterator[TextIO]:
-    """A file to write, whole or not at all, or standard output for "-"."""
-    from ..files import file_written_aside
-
-    if name == "-":
-        yield sys.stdout
-        return
-    with file_written_aside(Path(name), replace=overwrite) as file:
-        yield file
 
 
 def say(text: str) -> None:

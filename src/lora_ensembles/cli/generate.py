@@ -9,7 +9,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
@@ -17,13 +16,12 @@ from .common import (
     NOT_GIVEN,
     Arguments,
     add_ensemble_flags,
-    check_new,
     count,
     load_ensemble,
-    open_output,
     read_standard_input,
     say,
 )
+from .outputs import check_output, open_output
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -179,8 +177,7 @@ def _check(args: Arguments, config: GenerationConfig) -> None:
         raise ConfigError(
             "--out is for --in FILE; the text of --prompt goes to standard output, with everything about it by --json"
         )
-    if args.out != "-" and not args.overwrite:
-        check_new(Path(args.out), way_out="replace it by --overwrite")
+    check_output(args, formats=("jsonl",))
 
 
 def _batch_size(args: Arguments, config: GenerationConfig, members: int) -> int | None:

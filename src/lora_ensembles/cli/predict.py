@@ -7,7 +7,6 @@ import csv
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import ConfigError
@@ -15,13 +14,12 @@ from . import heads
 from .common import (
     Arguments,
     add_ensemble_flags,
-    check_new,
     load_ensemble,
-    open_output,
     read_standard_input,
     say,
 )
 from .data import add_column_flags, given_columns, remembered_source
+from .outputs import check_output, open_output
 
 if TYPE_CHECKING:
     from ..ensemble import LoraEnsemble
@@ -72,10 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: Arguments) -> dict[str, Any]:
     """Read, predict, write; returns the summary."""
     begin = time.monotonic()
-    if args.out != "-" and not args.overwrite:
-        check_new(Path(args.out), way_out="replace it by --overwrite")
+    format = check_output(args, formats=FORMATS, format=args.format)
+    if args.json and format == "csv" and args.out == "-":
+        raise ConfigError(
+            "--json would end the csv on standard output by a line that is none; give --out FILE"
+        )
     _refuse_open_answers(args)
-    format = args.format or ("csv" if Path(args.out).suffix.lower() == ".csv" else "jsonl")
     ensemble = load_ensemble(args)
     records, what = _records(args, ensemble)
     with open_output(args.out, overwrite=args.overwrite) as stream:

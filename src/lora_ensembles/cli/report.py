@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..files import check_writable
 from .common import Arguments, say
 from .study import claims_table
 
@@ -35,6 +36,7 @@ def run(args: Arguments) -> dict[str, Any]:
     from ..studies.store import by_kind
 
     records = by_kind(args.records)
+    check_writable((args.out or args.records) / "report")
     claims = judge(records)
     written = write_report(records, claims, args.out or args.records)
     print(claims_table(claims))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, unknown_name
+from ..files import check_writable
 from ..report import Table
 from .common import Arguments, add_model_flags, load_model, say, words
 
@@ -79,6 +80,7 @@ def _measure(args: Arguments) -> dict[str, Any]:
 
     begin = time.monotonic()
     grid = _grid(args)
+    check_writable(args.out / "record")
     kinds = tuple(grids.KINDS) if args.what == "all" else (args.what,)
 
     def load() -> tuple[Any, Any]:

@@ -12,7 +12,6 @@ from . import heads, settings
 from .common import (
     Arguments,
     add_model_flags,
-    check_new,
     count,
     first,
     metrics_table,
@@ -21,6 +20,7 @@ from .common import (
     words,
 )
 from .data import Source, add_column_flags, source_from_flags
+from .outputs import check_folder
 
 if TYPE_CHECKING:
     from ..ensemble import LoraEnsemble
@@ -121,7 +121,7 @@ def run(args: Arguments) -> dict[str, Any]:
     embedded = args.base in ("embedded", EMBEDDED_BASE)
     config = settings.train_config(args, default="embedded" if embedded else "default", task=source.task)
     if not args.resume:
-        check_new(args.out, way_out="go on with the run in it by --resume")
+        check_folder(args.out, way_out="go on with the run in it by --resume")
     task = source.load(tokenizer=lambda: resolve_tokenizer(args.base))
     ensemble = _build(args, source, task, head)
     result = _train(ensemble, task, config, args)

@@ -1,0 +1,40 @@
+"""Which files below a folder belong to an ensemble and to the run that trained it, by their names: these are ours to replace, no others."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+ENSEMBLE_FILE = "ensemble.json"
+RUN_FOLDER = "training"
+LOCK_FILE = ".lock"
+
+_MEMBER = r"member_\d+/(adapter_config\.json|adapter_model\.safetensors)"
+_ENSEMBLE = rf"(ensemble\.json|README\.md|{_MEMBER})"
+_RUN = (
+    r"training/(config\.json|environment\.json|log\.jsonl|tensorboard/events\.[^/]+|checkpoint/state\.(json|safetensors)"
+    rf"|snapshots/epoch_\d+/{_ENSEMBLE})"
+)
+# What a killed process leaves: folders that had not got their name yet.
+_LEFT = r"(training/)?(snapshots/)?\.(unfinished|(training|checkpoint|epoch_\d+)\.[^/]+)/.+"
+_OWN = re.compile(rf"{_ENSEMBLE}|{_RUN}|{_LEFT}|{re.escape(LOCK_FILE)}")
+
+
+def is_own(name: str) -> bool:
+    """Whether a file with this name, relative to the folder and with slashes, is one that the library writes.
+
+    Example:
+        >>> is_own("member_000/adapter_config.json"), is_own("training/notes.txt")
+        (True, False)
+    """
+    return _OWN.fullmatch(name) is not None
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """The names of what lies below a folder and is not the library's; a link to a folder is never its own."""
+    names = []
+    for place, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        names += [os.path.relpath(os.path.join(place, name), folder) for name in (*files, *links)]
+    return sorted(name for name in names if not is_own(Path(name).as_posix()))
