@@ -123,7 +123,7 @@ def test_csv_with_one_column_an_option_leaves_the_last_ones_out_where_empty(tmp_
         tmp_path / "f.csv",
         ["id", "question", "o1", "o2", "o3", "gold"],
         ["first", 'Which "star", if any?', "the sun", "a moon", "", "a"],
-        ["second", "Two\nlines", "x", "y", "z", "z"],
+        ["second", "Two\nlines", "x", "y", "z", "c"],
     )
 
     examples = load_file(path, columns=ColumnMapping(options=("o1", "o2", "o3"), answer="gold"))
@@ -175,7 +175,7 @@ def test_label_words_stand_after_the_prompt_with_their_space(tmp_path: Path, ans
 
 
 def test_text_and_label_columns_are_found_for_a_classification(tmp_path: Path) -> None:
-    path = csv_file(tmp_path / "f.csv", ["text", "label"], ["A joy.", "positive"], ["A bore.", "0"])
+    path = csv_file(tmp_path / "f.csv", ["text", "label"], ["A joy.", "positive"], ["A bore.", "Negative"])
 
     assert targets(load_file(path, labels=["negative", "positive"])) == [1, 0]
 
@@ -341,7 +341,7 @@ def test_latin1_file_is_refused_with_its_line(tmp_path: Path) -> None:
         load_file(path, labels=["yes", "no"])
 
 
-@pytest.mark.parametrize("name", ["f.txt", "f.json", "f", "owner/name"])
+@pytest.mark.parametrize("name", ["f.txt", "f.xlsx", "f", "owner/name"])
 def test_wrong_suffix_says_what_can_be_read(tmp_path: Path, name: str) -> None:
     with pytest.raises(
         DataError, match=r"cannot tell the format from the suffix.*\.jsonl.*\.csv.*hub:owner/name:split"

@@ -6,15 +6,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import Literal, TextIO
 
 from ..errors import DataError, unknown_name
-from .columns import short
-from .files import split_rows
-from .sources import Row, named_rows, stream_rows
-
-if TYPE_CHECKING:
-    pass
+from .cells import MISSING, find_value, row_id, short
+from .formats import Row
+from .sources import named_rows, stream_rows
+from .splits import split_rows
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,8 @@ def is_open_ended(values: Mapping[str, object], *, labelled: bool = True) -> boo
         >>> is_open_ended({"prompt": "2 + 2 =", "completion": " 4"}), is_open_ended({"question": "2 + 2?", "options": ["3", "4"]})
         (True, False)
     """
-    return "messages" in values or ("prompt" in values and (not labelled or "completion" in values))
+    there = {name for name in ("messages", "prompt", "completion") if find_value(values, name) is not MISSING}
+    return "messages" in there or ("prompt" in there and (not labelled or "completion" in there))
 
 
 def holds_completions(path: str | Path) -> bool:
@@ -96,7 +95,7 @@ def holds_completions(path: str | Path) -> bool:
 
 
 def load_completions(path: str | Path, *, labelled: bool = True) -> tuple[Completion, ...]:
-    """The prompts and completions of a .jsonl or .csv file, or of 'hub:owner/name:split' (or 'hub:owner/name:config:split').
+    """The prompts and completions of a file, or of 'hub:owner/name:split' (or 'hub:owner/name:config:split').
 
     The columns are `prompt` and `completion`, two texts that are taken as they are; or `messages`, a list of {"role", "content"} whose
     last one, by the assistant, is the completion (a JSON list in a .csv cell). A column `id` names the rows.
@@ -119,12 +118,16 @@ def load_completions(path: str | Path, *, labelled: bool = True) -> tuple[Comple
 
 
 def read_completions(
-    stream: TextIO, *, name: str = "<stdin>", format: Literal["jsonl", "csv"] = "jsonl", labelled: bool = True
+    stream: TextIO,
+    *,
+    name: str = "<stdin>",
+    format: Literal["jsonl", "json", "csv", "tsv"] = "jsonl",
+    labelled: bool = True,
 ) -> tuple[Completion, ...]:
     """The completions of an open text stream, such as `sys.stdin`; `name` stands for the file in errors and ids.
 
     Raises:
-        ConfigError: a format other than "jsonl" and "csv".
+        ConfigError: another format.
         DataError: anything in the stream that cannot be used, with the line.
 
     Example:
@@ -162,7 +165,7 @@ def _completions(rows: Iterator[Row], *, name: str, labelled: bool) -> tuple[Com
     if first is None:
         raise DataError(f"{name}: no rows; at least one prompt is needed")
     if not is_open_ended(first.values, labelled=labelled):
-        wanted = "completion" if "prompt" in first.values else "prompt"
+        wanted = "prompt" if find_value(first.values, "prompt") is MISSING else "completion"
         raise first.error(
             f"{unknown_name('column', wanted, first.values)}. Needed are prompt and completion, or messages"
         )
@@ -171,21 +174,20 @@ def _completions(rows: Iterator[Row], *, name: str, labelled: bool) -> tuple[Com
 
 
 def _completion(row: Row, *, labelled: bool) -> Completion:
-    read = _from_messages if "messages" in row.values else _from_texts
+    read = _from_texts if find_value(row.values, "messages") is MISSING else _from_messages
     prompt, completion = read(row, labelled=labelled)
     if problem := problem_of(prompt, completion):
         raise row.error(problem)
-    id = row.values.get("id")
-    return Completion(row.id if id in (None, "") else str(id), prompt, completion)
+    return Completion(row_id(row), prompt, completion)
 
 
 def _from_texts(row: Row, *, labelled: bool) -> tuple[Prompt, str | None]:
-    prompt, completion = (row.values.get(column) for column in ("prompt", "completion"))
+    prompt, completion = (find_value(row.values, column) for column in ("prompt", "completion"))
     if not isinstance(prompt, str):
         raise row.error(
             f"column 'prompt' holds {short(prompt)}; a text is needed, or a chat in the column 'messages'"
         )
-    if completion in (None, "") and not labelled:
+    if completion in (MISSING, None, "") and not labelled:
         return prompt, None
     if not isinstance(completion, str):
         raise row.error(
@@ -195,7 +197,7 @@ def _from_texts(row: Row, *, labelled: bool) -> tuple[Prompt, str | None]:
 
 
 def _from_messages(row: Row, *, labelled: bool) -> tuple[Prompt, str | None]:
-    value = row.values["messages"]
+    value = find_value(row.values, "messages")
     if isinstance(value, str):  # a csv cell
         try:
             value = json.loads(value)

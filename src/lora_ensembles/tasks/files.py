@@ -1,20 +1,20 @@
-"""Your own data: .jsonl, .csv, a text stream or a hub dataset."""
+"""Your own data: a file, a text stream or a hub dataset."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TextIO, TypeVar
+from typing import Literal, TextIO
 
-from ..errors import ConfigError, DataError
-from .columns import ColumnMapping, check_labels, column_value, detect_columns, row_to_example
+from ..errors import DataError
+from .cells import column_value
+from .columns import ColumnMapping, detect_columns
 from .examples import Example, Task
-from .sources import Row, named_rows, stream_rows
-
-Kind = TypeVar("Kind")
+from .sources import named_rows, stream_rows
+from .splits import split_rows
+from .whole_file import read_whole
 
 
 def load_file(
@@ -24,13 +24,15 @@ def load_file(
     labels: Sequence[str] | None = None,
     labelled: bool = True,
 ) -> tuple[Example, ...]:
-    """The examples of a .jsonl or .csv file, or of 'hub:owner/name:split' (or 'hub:owner/name:config:split').
+    """The examples of a .jsonl, .json, .csv, .tsv or .parquet file, or of 'hub:owner/name:split' (or 'hub:owner/name:config:split').
+
+    All answers of a file are read in one way: as texts of options, letters or indices.
 
     Args:
         path: the file, or the name of a hub dataset.
         columns: which column is what. None: found from the first row, among question/options/answer and the schemas of the paper's data.
         labels: label words for a classification, such as ["yes", "no"]; no options are listed in the prompt then.
-        labelled: whether every row must have an answer. False: rows without one get the target None.
+        labelled: whether every row must have an answer. False: rows without one, or with one that does not fit, get the target None.
 
     Raises:
         DataError: anything in the file that cannot be used, with the file and the line.
@@ -42,14 +44,16 @@ def load_file(
         >>> load_file(path, labels=["yes", "no"])[0].prompt
         'Q: Is the sun a star?\\nA:'
     """
-    return _examples(named_rows(path), name=str(path), columns=columns, labels=labels, labelled=labelled)
+    return read_whole(
+        named_rows(path), name=str(path), columns=columns, labels=labels, labelled=labelled
+    ).examples
 
 
 def read_examples(
     stream: TextIO,
     *,
     name: str = "<stdin>",
-    format: Literal["jsonl", "csv"] = "jsonl",
+    format: Literal["jsonl", "json", "csv", "tsv"] = "jsonl",
     columns: ColumnMapping | None = None,
     labels: Sequence[str] | None = None,
     labelled: bool = True,
@@ -57,7 +61,7 @@ def read_examples(
     """The examples of an open text stream, such as `sys.stdin`; `name` stands for the file in errors and ids. Else as `load_file`.
 
     Raises:
-        ConfigError: a format other than "jsonl" and "csv".
+        ConfigError: another format.
         DataError: anything in the stream that cannot be used, with the line.
 
     Example:
@@ -66,13 +70,13 @@ def read_examples(
         >>> read_examples(io.StringIO(line))[0].target
         1
     """
-    return _examples(
+    return read_whole(
         stream_rows(stream, name=name, format=format),
         name=name,
         columns=columns,
         labels=labels,
         labelled=labelled,
-    )
+    ).examples
 
 
 def task_from_files(
@@ -87,8 +91,8 @@ def task_from_files(
 ) -> Task:
     """A task from a file to train on and, where there is one, a file to judge by.
 
-    Without a validation file, `validation_share` of the training file's rows (at least one) are drawn for it, a function of `seed` and the
-    number of rows alone; both parts keep the file's order.
+    Without a validation file, `validation_share` of the training file's rows (at least one) are drawn for it by `seed`: of a classification
+    with every class in its share, else a function of the number of rows alone. Both parts keep the file's order.
 
     Raises:
         ConfigError: a share that is not between 0 and 1.
@@ -138,42 +142,3 @@ def _as_number(name: str) -> float:
         return float(name)
     except ValueError:
         return math.inf
-
-
-def split_rows(
-    rows: tuple[Kind, ...], *, share: float, seed: int, name: str
-) -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:
-    """Rows to train on and rows to judge by, as `task_from_files` says; `name` stands in errors.
-
-    Raises:
-        ConfigError: a share that is not between 0 and 1.
-        DataError: a single row.
-    """
-    if not 0 < share < 1:
-        raise ConfigError(f"validation_share is {share}; a number between 0 and 1 is needed, such as 0.2")
-    if len(rows) < 2:
-        raise DataError(
-            f"{name}: 1 row cannot be split into training and validation; add rows or pass a validation file"
-        )
-    count = min(max(1, round(share * len(rows))), len(rows) - 1)
-    drawn = set(random.Random(seed).sample(range(len(rows)), count))
-    return tuple(row for place, row in enumerate(rows) if place not in drawn), tuple(
-        rows[place] for place in sorted(drawn)
-    )
-
-
-def _examples(
-    rows: Iterator[Row],
-    *,
-    name: str,
-    columns: ColumnMapping | None,
-    labels: Sequence[str] | None,
-    labelled: bool,
-) -> tuple[Example, ...]:
-    words = check_labels(labels) if labels is not None else None
-    first = next(rows, None)
-    if first is None:
-        raise DataError(f"{name}: no rows; at least one question is needed")
-    mapping = columns or detect_columns(first, labels=words, labelled=labelled)
-    every: Iterable[Row] = (first, *rows)
-    return tuple(row_to_example(row, mapping, labels=words, labelled=labelled) for row in every)

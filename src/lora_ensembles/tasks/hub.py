@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import DataError, unknown_name
-from .columns import ARC, COMMONSENSE_QA, MMLU, OPENBOOKQA, ColumnMapping, column_value, row_to_example
+from .cells import column_value
+from .columns import ARC, COMMONSENSE_QA, MMLU, OPENBOOKQA, ColumnMapping, row_to_example
 from .examples import Example, Task
-from .sources import Row, file_rows, hub_rows
+from .formats import Row
+from .sources import file_rows, hub_rows
 
 # fmt: off
 SOCIAL_SCIENCES = frozenset(

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import DataError, unknown_name
-from .columns import short
+from ..errors import DataError
+from .cells import MISSING, find_value, row_id, short, unknown_column
 from .completion_encoding import answer_text, prompt_text
 from .completions import Completion, Message
 from .examples import Example, Task
-from .files import split_rows
-from .sources import Row, named_rows
+from .formats import Row
+from .sources import named_rows
+from .splits import split_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,13 +49,18 @@ def holds_preferences(path: str | Path) -> bool:
         DataError: the file cannot be read.
     """
     first = next(named_rows(path), None)
-    return first is not None and set(LABELS) <= set(first.values)
+    return first is not None and has_pair(first.values)
+
+
+def has_pair(values: Mapping[str, object]) -> bool:
+    """Whether a row has the columns `chosen` and `rejected`."""
+    return all(find_value(values, name) is not MISSING for name in LABELS)
 
 
 def load_preferences(
     path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> tuple[Example, ...]:
-    """The pairs of a .jsonl or .csv file, or of 'hub:owner/name:split' (or 'hub:owner/name:config:split').
+    """The pairs of a file, or of 'hub:owner/name:split' (or 'hub:owner/name:config:split').
 
     The columns are those that TRL reads: `chosen` and `rejected`, with `prompt` in front of both or without it; texts, taken as they are,
     or lists of chat messages {"role", "content"}, which the tokenizer's template renders. A column `id` names the rows.
@@ -97,13 +103,12 @@ def preferences_from_files(
 
 def _preference(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Example:
     for name in LABELS:
-        if name not in row.values:
+        if find_value(row.values, name) is MISSING:
             raise row.error(
-                f"{unknown_name('column', name, row.values)}. Needed are chosen and rejected, and prompt in front of both"
+                f"{unknown_column(name, row.values)}. Needed are chosen and rejected, and prompt in front of both"
             )
-    given = row.values.get("id")
-    id = row.id if given in (None, "") else str(given)
-    prompt, chosen, rejected = (_parsed(row.values.get(name) or "") for name in ("prompt", *LABELS))
+    id = row_id(row)
+    prompt, chosen, rejected = (_parsed(row, name) for name in ("prompt", *LABELS))
     if isinstance(chosen, str) and isinstance(rejected, str) and isinstance(prompt, str):
         texts = prompt, chosen, rejected
     else:
@@ -120,7 +125,10 @@ def _preference(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Example:
         raise row.error(str(error).partition(": ")[2]) from None
 
 
-def _parsed(value: object) -> object:
+def _parsed(row: Row, column: str) -> object:
+    value = find_value(row.values, column)
+    if value in (MISSING, None):
+        return ""
     if isinstance(value, str) and value.startswith('[{"'):  # a csv cell with messages
         try:
             return json.loads(value)

@@ -1,0 +1,161 @@
+"""Which option the answers of a file mean: one reading for all of its rows, since a guess row by row swaps labels without a word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import DataError
+from .cells import short
+from .formats import Row
+from .prompts import LETTERS
+
+AnswerForm = Literal["auto", "index", "number", "letter", "text", "label"]
+# The readings that "auto" tries, the plainest first; a number counted from 1 is taken for one only where that is said.
+TRIED: tuple[AnswerForm, ...] = ("text", "label", "letter", "index")
+SAID = {
+    "text": "the option's text",
+    "label": "the option's label",
+    "letter": "letters",
+    "index": "indices counted from 0",
+    "number": "numbers counted from 1",
+}
+# A slip in one row of a long file must not decide between two readings that fit all others.
+NEARLY_AS_MANY = 0.95
+SET_FORM = "set answer_form in the column mapping (--answer-form on the command line)"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A row with an answer: the answer, the options, their labels where a column has some, and whether options are label words."""
+
+    row: Row
+    value: object
+    options: tuple[str, ...]
+    option_labels: tuple[str, ...] | None = None
+    words: bool = False
+
+    @property
+    def forms(self) -> tuple[AnswerForm, ...]:
+        """The readings that "auto" tries on this row."""
+        left_out = {"letter"} if self.words else set()
+        if self.option_labels is None:
+            left_out.add("label")
+        return tuple(form for form in TRIED if form not in left_out)
+
+    @property
+    def text(self) -> str:
+        return str(self.value).lower() if isinstance(self.value, bool) else str(self.value).strip()
+
+    def places(self, form: str) -> list[int]:
+        """The options that the answer means when it is read in this form."""
+        count = len(self.options)
+        if form == "text":
+            return _positions(self.text, self.options)
+        if form == "label":
+            return [] if self.option_labels is None else _positions(self.text, self.option_labels)
+        if form == "letter":
+            return [] if self.words else _as_letter(self.text, count)
+        return _as_number(self.text, count, first=1 if form == "number" else 0)
+
+    def unlike(self, forms: Sequence[str]) -> DataError:
+        """The error for an answer that means no option in any of these forms."""
+        count = len(self.options)
+        needed = {
+            "index": f"an index from 0 to {count - 1}",
+            "number": f"a number from 1 to {count}",
+            "letter": f"a letter from a to {LETTERS[min(count, len(LETTERS)) - 1]}",
+            "text": "the text of one option",
+            "label": "the label of one option",
+        }
+        order = [form for form in ("index", "number", "text", "letter", "label") if form in forms]
+        return self.row.error(
+            f"answer {short(self.value)} is not among the options {short(list(self.options))}; "
+            f"needed is {' or '.join(needed[form] for form in order)}"
+        )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The form in which all answers were read, None where there was none to read; and for each the option, or what is wrong with it."""
+
+    form: AnswerForm | None
+    targets: tuple[int | DataError, ...]
+
+
+def read_answers(asked: Sequence[Asked], *, form: AnswerForm) -> Answers:
+    """The options that the answers mean, all of them read in the given form, or for "auto" in the one form that fits most of them.
+
+    Where several forms fit nearly as many and do not agree, the rows on which they differ are wrong: nothing says which one is meant.
+    """
+    if not asked:
+        return Answers(None, ())
+    tried: list[AnswerForm] = (
+        [form] if form != "auto" else list(dict.fromkeys(one for row in asked for one in row.forms))
+    )
+    read = {one: [row.places(one) for row in asked] for one in tried}
+    fits = {one: sum(len(places) == 1 for places in rows) for one, rows in read.items()}
+    chosen = max(tried, key=lambda one: fits[one])
+    best = [one for one in tried if fits[one] >= NEARLY_AS_MANY * fits[chosen]]
+    targets: list[int | DataError] = []
+    for number, row in enumerate(asked):
+        meant = {place for one in best for place in read[one][number]}
+        if len(read[chosen][number]) == 1 and len(meant) == 1:
+            targets.append(read[chosen][number][0])
+        elif len(meant) > 1:
+            targets.append(_ambiguous(row, {one: read[one][number] for one in best}))
+        else:
+            targets.append(_unread(row, chosen, asked, read, number))
+    return Answers(chosen, tuple(targets))
+
+
+def _ambiguous(row: Asked, places: dict[AnswerForm, list[int]]) -> DataError:
+    ways = ", ".join(f"{form} -> {short(row.options[p])}" for form, ps in places.items() for p in ps)
+    return row.row.error(f"answer {short(row.value)} can mean different options ({ways}); {SET_FORM}")
+
+
+def _unread(
+    row: Asked,
+    chosen: AnswerForm,
+    asked: Sequence[Asked],
+    read: dict[AnswerForm, list[list[int]]],
+    number: int,
+) -> DataError:
+    """The error for a row whose answer cannot be read in the form that fits most of the file."""
+    if row.text == str(len(row.options)) and chosen in ("index", "number") and _counted_from_one(asked):
+        return row.row.error(
+            f"answer {short(row.value)} is not among the indices of {len(row.options)} options, which count from 0, and no answer of "
+            "the file is 0: if they count from 1, set answer_form to 'number' (--answer-form number)"
+        )
+    other = [form for form in read if form != chosen and len(read[form][number]) == 1]
+    first = next((n for n, places in enumerate(read[chosen]) if len(places) == 1), None)
+    if not other or first is None:
+        return row.unlike(list(read))
+    return row.row.error(
+        f"answer {short(row.value)} can be read as {SAID[other[0]]} alone, and {short(asked[first].value)} ({asked[first].row.place}) "
+        f"as {SAID[chosen]}; all answers of a file are read in one way: mend the row, or {SET_FORM}"
+    )
+
+
+def _counted_from_one(asked: Sequence[Asked]) -> bool:
+    return all(re.fullmatch(r"[1-9][0-9]{0,8}(\.0+)?", row.text) for row in asked)
+
+
+def _as_number(text: str, count: int, *, first: int) -> list[int]:
+    if not re.fullmatch(r"[0-9]{1,9}(\.0+)?", text):
+        return []
+    index = int(text.partition(".")[0]) - first
+    return [index] if 0 <= index < count else []
+
+
+def _as_letter(text: str, count: int) -> list[int]:
+    letter = text.strip("().").lower()
+    return [LETTERS.index(letter)] if len(letter) == 1 and letter in LETTERS[:count] else []
+
+
+def _positions(text: str, texts: Sequence[str]) -> list[int]:
+    """Where the text stands; where it does not stand as it is, then in any case of letters."""
+    exact = [position for position, other in enumerate(texts) if other == text]
+    return exact or [position for position, other in enumerate(texts) if other.casefold() == text.casefold()]

@@ -1,0 +1,89 @@
+"""Some of the rows: a share held out, or a sample, with every class in it as often as in the whole."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
+
+from ..errors import ConfigError, DataError
+from .examples import Example
+
+Kind = TypeVar("Kind")
+
+
+def classes_of(examples: Sequence[object]) -> tuple[str, ...] | None:
+    """The classes that all examples choose among; None where they are questions with options of their own, or no questions.
+
+    Example:
+        >>> review = Example(id="1", prompt="Q: A bore.\\nA:", labels=(" good", " bad"), target=1, options=("good", "bad"))
+        >>> classes_of([review, review])
+        ('good', 'bad')
+    """
+    options = {example.options if isinstance(example, Example) else () for example in examples}
+    return next(iter(options)) or None if len(options) == 1 else None
+
+
+def split_rows(
+    rows: Sequence[Kind], *, share: float, seed: int, name: str, stratified: bool = True
+) -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:
+    """Rows to train on and rows to judge by, as `task_from_files` says; `name` stands in errors.
+
+    Raises:
+        ConfigError: a share that is not between 0 and 1.
+        DataError: a single row.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"validation_share is {share}; a number between 0 and 1 is needed, such as 0.2")
+    if len(rows) < 2:
+        raise DataError(
+            f"{name}: 1 row cannot be split into training and validation; add rows or pass a validation file"
+        )
+    count = min(max(1, round(share * len(rows))), len(rows) - 1)
+    if stratified and classes_of(rows) is not None:
+        drawn = stratified_draw([_target(row) for row in rows], count, seed=seed, keep=1)
+    else:
+        drawn = set(random.Random(seed).sample(range(len(rows)), count))
+    return tuple(row for place, row in enumerate(rows) if place not in drawn), tuple(
+        rows[place] for place in sorted(drawn)
+    )
+
+
+def sample(rows: Sequence[Kind], count: int | None, *, seed: int) -> tuple[Kind, ...]:
+    """At most `count` rows, in their order: of a classification a sample with the shares of its classes, else the first ones."""
+    if count is None or count >= len(rows):
+        return tuple(rows)
+    if classes_of(rows) is None:
+        return tuple(rows[:count])
+    return tuple(rows[place] for place in sorted(stratified_draw(list(map(_target, rows)), count, seed=seed)))
+
+
+def stratified_draw(strata: Sequence[Hashable], count: int, *, seed: int, keep: int = 0) -> set[int]:
+    """`count` places, each stratum with its share of them to within one, by the largest remainder; at least `keep` of it are left.
+
+    Where that leaves fewer than `count`, a stratum is drawn from to its last place.
+
+    Example:
+        >>> drawn = stratified_draw(["a"] * 90 + ["b"] * 10, 20, seed=0)
+        >>> sum(place < 90 for place in drawn), sum(place >= 90 for place in drawn)
+        (18, 2)
+    """
+    places: dict[Hashable, list[int]] = {}
+    for place, stratum in enumerate(strata):
+        places.setdefault(stratum, []).append(place)
+    wanted = {stratum: count * len(own) / len(strata) for stratum, own in places.items()}
+    sizes = {stratum: min(int(wanted[stratum]), max(0, len(own) - keep)) for stratum, own in places.items()}
+    order = sorted(places, key=lambda stratum: sizes[stratum] - wanted[stratum])
+    for limit in (keep, 0):
+        while sum(sizes.values()) < count:
+            growing = [stratum for stratum in order if sizes[stratum] < len(places[stratum]) - limit]
+            if not growing:
+                break
+            for stratum in growing[: count - sum(sizes.values())]:
+                sizes[stratum] += 1
+    rng = random.Random(seed)
+    return {place for stratum, own in places.items() for place in rng.sample(own, sizes[stratum])}
+
+
+def _target(row: object) -> int | None:
+    return row.target if isinstance(row, Example) else None
