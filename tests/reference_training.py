@@ -104,7 +104,7 @@ def _loss(model: PeftModel, batch: Sequence[EncodedExample], kl_weight: float) -
 
 def _factor(recipe: Recipe, step: int, total: int) -> float:
     if step < recipe.warmup_steps:
-        return (step + 1) / recipe.warmup_steps
+        return step / recipe.warmup_steps
     done = (step - recipe.warmup_steps) / (total - recipe.warmup_steps)
     return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[
         recipe.schedule

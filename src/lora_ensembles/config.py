@@ -42,7 +42,7 @@ class TrainConfig:
             where members have heads of their own, which then begin as the base's.
         dropout: probability of dropping a feature of the adapters' input; None takes the adapter config's `lora_dropout`.
         schedule: "constant", or "linear" or "cosine" to zero after `warmup_steps` of linear rise.
-        warmup_steps: steps of linear rise, before the schedule.
+        warmup_steps: steps of linear rise from 0, before the schedule, as in transformers.
         max_grad_norm: largest gradient norm of a member, over its own parameters; None: no clipping.
         max_rows: most rows in flight: members * batch rows, and times the texts of an example where members have heads of their own. A step
             that has more is split over members, then over rows, with the same result. None: no limit. When memory runs out, a run goes on
@@ -186,15 +186,17 @@ def _pairs(first: PerMember, second: PerMember) -> list[tuple[float, float]]:
 
 
 def schedule_factor(config: TrainConfig, step: int, total: int) -> float:
-    """The multiple of the learning rate at `step` of `total` steps, counted from 0.
+    """The multiple of the learning rate at `step` of `total` steps, counted from 0: that of transformers' schedule of the same name.
+
+    It is step / warmup_steps during the warm-up, so the first step of a warm-up changes no weight.
 
     Example:
         >>> config = TrainConfig(schedule="linear", warmup_steps=2)
         >>> [schedule_factor(config, step, 6) for step in range(6)]
-        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+        [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]
     """
     if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
+        return step / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
     if config.schedule == "linear":
         return 1 - done

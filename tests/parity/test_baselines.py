@@ -81,7 +81,7 @@ def losses_of(logits: Logits, batch: Sequence[EncodedExample], *, kl_weight: flo
 
 def rate_factor(config: TrainConfig, steps: int, step: int) -> float:
     if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
+        return step / config.warmup_steps
     done = (step - config.warmup_steps) / (steps - config.warmup_steps)
     return {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
 
