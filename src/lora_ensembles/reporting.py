@@ -25,13 +25,13 @@ class Reporter:
         self._folder = folder
         self._bar = tqdm(total=total, initial=first, unit="step", disable=not show)
         self._board = _tensorboard(folder)
-        self._sums = torch.zeros(2, members)
-        self._count = 0
+        self._sums = torch.zeros(2, members, dtype=torch.float64)
+        self._count = 0  # rows of a member
 
     def step(self, step: int, outcome: StepOutcome, *, every: int) -> None:
         """Take in one step; every so many, show and log it."""
-        self._sums += torch.stack([outcome.loss, outcome.accuracy])
-        self._count += 1
+        self._sums += outcome.rows * torch.stack([outcome.loss, outcome.accuracy]).double()
+        self._count += outcome.rows
         self._bar.update()
         if step % every and step != self._bar.total:
             return
@@ -53,10 +53,11 @@ class Reporter:
     def go_on(self, partial: dict[str, Any]) -> None:
         """Take up the sums that an interrupted run left, if any."""
         if partial:
-            self._sums, self._count = torch.tensor(partial["sums"]), partial["count"]
+            self._sums = torch.tensor(partial["sums"], dtype=torch.float64)
+            self._count = partial["count"]
 
     def epoch_means(self) -> dict[str, list[float]]:
-        """Each member's mean loss (nats) and answer accuracy since the last call."""
+        """Each member's mean loss (nats) and answer accuracy over the rows since the last call; a short batch weighs as its rows do."""
         loss, accuracy = self._sums / max(1, self._count)
         self._sums, self._count = torch.zeros_like(self._sums), 0
         return {"train_loss": _listed(loss), "train_accuracy": _listed(accuracy)}

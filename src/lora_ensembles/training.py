@@ -48,7 +48,7 @@ DECAYS = ("weight_decay_a", "weight_decay_b", "weight_decay_head")  # of the sta
 class TrainResult:
     """What a run leaves beside the trained ensemble.
 
-    `history` has one row an epoch: mean training loss and accuracy of each member and, with a validation split, its metrics. `snapshots`
+    `history` has one row an epoch: each member's training loss and accuracy, means over its rows, and, with a validation split, its metrics. `snapshots`
     holds every member's weights after the epochs that were asked for; `ensemble.stack.set_members` puts them back.
     """
 
@@ -58,11 +58,12 @@ class TrainResult:
 
 @dataclass
 class StepOutcome:
-    """Loss (nats), answer accuracy and gradient norm of each member in one step, (M,) each."""
+    """Loss (nats), answer accuracy and gradient norm of each member in one step, (M,) each, and how many rows of a member it had."""
 
     loss: Tensor
     accuracy: Tensor
     gradient_norm: Tensor
+    rows: int
 
 
 @dataclass
@@ -285,11 +286,12 @@ def _guarded_step(run: _Run, step: int) -> StepOutcome:
 
 def _step(run: _Run, step: int) -> StepOutcome:
     config, stack = run.config, run.ensemble.stack
-    loss, accuracy = _backward(run, run.orders.batch(step), step)
+    indices = run.orders.batch(step)
+    loss, accuracy = _backward(run, indices, step)
     limit = config.max_grad_norm
     norms = gradient_norms(run.gradients) if limit is None else clip_per_member(run.gradients, limit)
     outcome = StepOutcome(
-        *torch.stack([loss, accuracy, norms]).cpu()
+        *torch.stack([loss, accuracy, norms]).cpu(), rows=indices.shape[1]
     )  # the one place in a step where the CPU waits for a device
     _check_finite(run, outcome.loss, step, "loss")
     _check_finite(run, outcome.gradient_norm, step, "gradient")

@@ -460,6 +460,25 @@ def test_history_holds_the_mean_loss_of_each_members_steps(tmp_path: Path) -> No
             )  # rows are rounded to six places
 
 
+def test_history_holds_the_mean_over_rows_where_the_last_batch_is_short() -> None:
+    examples, made = questions(7), ensemble(members=2, trained=True)
+    config = dataclasses.replace(
+        SHORT, epochs=1, batch_size=3, learning_rate=1e-12
+    )  # weights stay as they are
+    losses, right = [], []
+    for example in examples:
+        answer = tokenizer().convert_tokens_to_ids(example.labels[example.target].strip())
+        with torch.no_grad():
+            logits = made(torch.tensor([tokenizer()(example.prompt).input_ids]))[:, 0, -1].double()
+        losses.append(-logits.log_softmax(-1)[:, answer])
+        right.append((logits.argmax(-1) == answer).double())
+
+    row = train(made, examples, config, progress=False).history[0]
+
+    assert row["train_loss"] == pytest.approx(torch.stack(losses).mean(0).tolist(), abs=1e-5)  # float32 sums
+    assert row["train_accuracy"] == pytest.approx(torch.stack(right).mean(0).tolist(), abs=1e-6)
+
+
 def test_tensorboard_rows_are_written_where_it_is_installed(tmp_path: Path) -> None:
     if importlib.util.find_spec("tensorboard") is None:
         pytest.skip("tensorboard is not installed")

@@ -168,7 +168,7 @@ def _step(
                 "max_grad_norm, or check the base's dtype. No update was made in this step"
             )
     optimizer.step(trainee.parameters, totals, factor=factor)
-    return StepOutcome(loss.mean(dim=1), right.mean(dim=1), norms)
+    return StepOutcome(loss.mean(dim=1), right.mean(dim=1), norms, rows)
 
 
 def score_members(
