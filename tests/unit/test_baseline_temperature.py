@@ -123,6 +123,29 @@ def test_a_fitting_set_without_errors_goes_to_the_bound() -> None:
     assert best_temperature(Prediction(sure, torch.tensor([1, 1]))) == BOUNDS[1]
 
 
+def test_predictions_without_information_keep_their_temperature() -> None:
+    options = torch.tensor([3, 7, 5, 2])  # some are absent: those present are equally probable
+    uniform = torch.where(torch.arange(7) < options[:, None], -options[:, None].float().log(), -torch.inf)
+    assert best_temperature(Prediction(uniform.expand(3, -1, -1), torch.tensor([0, 6, 2, 1]))) == 1.0
+
+
+@pytest.mark.parametrize(("answer", "word", "bound"), [(0, "lowest", 0), (1, "highest", 1)])
+def test_a_fit_that_ends_at_its_bound_is_said(
+    answer: int, word: str, bound: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    examples = [Example(f"e{n}", f"Question {n}: (", ("a", "b"), answer) for n in range(3)]
+    sure = torch.tensor([0.8, 0.2]).log().expand(1, 3, 2)
+
+    scaled = TemperatureScaled.fit(Told(examples, sure), examples)
+
+    assert (scaled.temperature, scaled.at_bound) == (BOUNDS[bound], True)
+    assert f"temperature {BOUNDS[bound]:g} is the {word} that is searched" in caplog.text
+    caplog.clear()
+    examples, log_probs = drawn(200, sharpness=2.0)
+    assert not TemperatureScaled.fit(Told(examples, log_probs), examples).at_bound
+    assert not caplog.text
+
+
 def test_what_was_fitted_on_cannot_be_scored() -> None:
     held_out = questions(8)
     scaled = TemperatureScaled.fit(ensemble(members=2), held_out)

@@ -6,6 +6,7 @@ Shapes: N examples, C options.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +20,16 @@ from ..tasks import Example
 from ..tasks.preferences import LABELS as PREFERENCE
 from .single_member import num_trained_parameters
 
+_log = logging.getLogger(__name__)
+
 BOUNDS = (0.01, 100.0)
 """Temperatures that are searched. On a fitting set without a single error NLL falls towards 0 with the temperature: then it is the lower
 bound; and where the predictor does worse than chance throughout, the upper one."""
+_AT_BOUND = {
+    BOUNDS[0]: ("lowest", "the examples hold no error that a surer predictor would pay for"),
+    BOUNDS[1]: ("highest", "the predictor is worse than chance on the examples"),
+}
+UNIFORM = 1e-5  # nats: float32 log-probabilities of equal options differ by some units in the last place, 1e-7 of their size
 HALVINGS = 60  # of an interval of log T that is 9.2 wide: down to 1e-17, past the resolution of float64
 
 
@@ -78,6 +86,8 @@ class TemperatureScaled:
                 surer of the right answer than anywhere else, and T would make it surer still.
             max_rows: as in `predict`.
 
+        A temperature that ends at one of `BOUNDS` is logged as a warning, and `at_bound` is true.
+
         Raises:
             DataError: no examples, one without an answer, or one of `trained_on` among them.
         """
@@ -88,11 +98,23 @@ class TemperatureScaled:
             "fit the temperature on examples that were not",
         )
         prediction = predict(predictor, held_out, max_rows=max_rows)
-        return cls(predictor, best_temperature(prediction), _fingerprints(held_out))
+        scaled = cls(predictor, best_temperature(prediction), _fingerprints(held_out))
+        if scaled.at_bound:
+            _log.warning(
+                "temperature %g is the %s that is searched: %s; fit it on more examples",
+                scaled.temperature,
+                *_AT_BOUND[scaled.temperature],
+            )
+        return scaled
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ConfigError(f"temperature={self.temperature}; it is a finite number above 0")
+
+    @property
+    def at_bound(self) -> bool:
+        """True if the temperature is one of `BOUNDS`: NLL falls beyond it, so the fitting set did not decide it."""
+        return self.temperature in BOUNDS
 
     @property
     def num_trained_parameters(self) -> int:
@@ -196,6 +218,8 @@ def best_temperature(prediction: Prediction) -> float:
     With b = 1 / T the NLL mean(logsumexp(b log p) - b log p_target) is convex in b, so its slope, mean(E_b[log p] - log p_target), rises
     and is zero once at most; log b is halved until it is found. At b = 0 (T = inf) every option is equally probable.
 
+    Where every example's options are equally probable, no temperature changes anything, and it is 1.
+
     Raises:
         DataError: the prediction is unlabelled.
 
@@ -207,6 +231,8 @@ def best_temperature(prediction: Prediction) -> float:
         0.75
     """
     targets = prediction.labelled_targets("fitting a temperature")
+    if _is_uniform(prediction):
+        return 1.0
     log_probs = prediction.log_probs.double()
     right = log_probs.gather(1, targets[:, None])[:, 0]
     finite = log_probs.masked_fill(~prediction.present, 0.0)  # 0 * -inf would be nan in the expectation
@@ -227,6 +253,13 @@ def best_temperature(prediction: Prediction) -> float:
         else:
             high = middle
     return math.exp(-(low + high) / 2)
+
+
+def _is_uniform(prediction: Prediction) -> bool:
+    """True if all present options of each example are equally probable, to what float32 resolves of a log-probability."""
+    highest = prediction.log_probs.amax(dim=-1)
+    lowest = prediction.log_probs.masked_fill(~prediction.present, math.inf).amin(dim=-1)
+    return bool((highest - lowest <= UNIFORM).all())
 
 
 def _fingerprints(examples: Iterable[Example]) -> dict[str, str]:
