@@ -290,9 +290,9 @@ def _step(run: _Run, step: int) -> StepOutcome:
     loss, accuracy = _backward(run, indices, step)
     limit = config.max_grad_norm
     norms = gradient_norms(run.gradients) if limit is None else clip_per_member(run.gradients, limit)
-    outcome = StepOutcome(
-        *torch.stack([loss, accuracy, norms]).cpu(), rows=indices.shape[1]
-    )  # the one place in a step where the CPU waits for a device
+    # The one place in a step where the CPU waits for a device.
+    loss, accuracy, norms = torch.stack([loss, accuracy, norms]).cpu()
+    outcome = StepOutcome(loss, accuracy, norms, rows=indices.shape[1])
     _check_finite(run, outcome.loss, step, "loss")
     _check_finite(run, outcome.gradient_norm, step, "gradient")
     run.optimizer.step(stack.buffers, run.gradients, factor=schedule_factor(config, step, run.total_steps))
