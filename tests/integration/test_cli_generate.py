@@ -202,11 +202,19 @@ def test_a_mistake_gets_one_line_and_exit_code_two(capsys, trained, words, messa
     assert message in lines[0]
 
 
-def test_an_existing_output_is_refused(capsys, trained, prompts):
-    done = call(capsys, "generate", trained, "--in", prompts, "--out", prompts)
-    assert done.code == 2
-    assert "replace it by --overwrite" in done.err
-    assert "otter" in prompts.read_text()
+def test_an_existing_output_and_one_that_is_the_input_are_refused(capsys, trained, prompts, tmp_path):
+    existing = tmp_path / "texts.jsonl"
+    existing.write_text("precious")
+    before = prompts.read_text()
+    for words, message in (
+        ([existing], "replace it by --overwrite"),
+        ([prompts, "--overwrite"], "is the file that is read"),
+        ([tmp_path / "texts.csv"], "no format has the suffix '.csv'; name it .jsonl"),
+    ):
+        done = call(capsys, "generate", trained, "--in", prompts, "--out", *words)
+        assert done.code == 2
+        assert message in done.err
+    assert (existing.read_text(), prompts.read_text()) == ("precious", before)
 
 
 def test_a_file_without_prompts_names_the_column(capsys, trained, tmp_path):

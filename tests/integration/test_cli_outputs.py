@@ -141,29 +141,30 @@ def test_given_format_lets_any_suffix_pass_and_links_stay(capsys, tmp_path, save
 
 
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="needs /dev/stdout")
-@pytest.mark.parametrize("flags", ["", " --overwrite"])
-def test_the_devices_of_standard_output_are_standard_output(tmp_path, saved, rows, flags):
-    words = (
-        f'"{sys.executable}" -m lora_ensembles.cli predict "{saved}" --in "{rows}" --out /dev/stdout{flags}'
-    )
-    piped = subprocess.run(["sh", "-c", f"{words} | cat"], capture_output=True, text=True, check=True)
-    assert [json.loads(line)["id"] for line in piped.stdout.splitlines()] == ["sun", "new"]
+def test_the_device_of_standard_output_is_standard_output_and_cuts_no_file_off(tmp_path, saved, rows):
+    words = f'"{sys.executable}" -m lora_ensembles.cli predict "{saved}" --in "{rows}" --out /dev/stdout'
     (tmp_path / "log").write_text("kept\n")
     subprocess.run(["sh", "-c", f'{words} >> "{tmp_path}/log"'], capture_output=True, check=True)
-    assert (tmp_path / "log").read_text() == "kept\n" + piped.stdout
+    kept, *lines = (tmp_path / "log").read_text().splitlines()
+    assert kept == "kept"
+    assert [json.loads(line)["id"] for line in lines] == ["sun", "new"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("way", ["--out /dev/full", ">/dev/full", "--out /dev/full --overwrite"])
-def test_answers_to_a_full_device_are_one_line_and_exit_code_2(saved, rows, way):
-    done = subprocess.run(
-        ["sh", "-c", f'"{sys.executable}" -m lora_ensembles.cli predict "{saved}" --in "{rows}" {way}'],
-        capture_output=True,
-        text=True,
-    )
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_answers_to_a_full_device_are_one_line_and_exit_code_2(capsys, saved, rows, flags):
+    done = call(capsys, "predict", saved, "--in", rows, "--out", "/dev/full", *flags)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines()[-1].startswith("lora-ensembles: error: no space left to write /dev/full")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_answers_to_a_full_standard_output_are_one_line_and_exit_code_2(saved, rows):
+    words = f'"{sys.executable}" -m lora_ensembles.cli predict "{saved}" --in "{rows}" >/dev/full'
+    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert "No space left on device" in done.stderr.splitlines()[-1]
+    assert "standard output cannot be written: No space left on device" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("words", [["train", "--task", "world-cqa"], ["demo"], ["study", "sweep"]])
