@@ -23,8 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .adapter_options import check_adapter_options
 from .dropout import stream_key
 from .errors import AdapterError, CheckpointError
+from .files import check_readable, is_missing
 from .lora import MemberWeights
 from .sites import replace_module
 
@@ -260,12 +262,14 @@ def read_adapter_config(folder: Path, *, head: bool = False) -> LoraConfig:
         CheckpointError: the folder holds no readable adapter.
         AdapterError: the adapter cannot be stacked.
     """
-    if not (folder / "adapter_config.json").is_file():
+    file = folder / "adapter_config.json"
+    if is_missing(file):
         raise CheckpointError(f"{folder} is no PEFT adapter folder: it has no adapter_config.json")
+    check_adapter_options(file)
     try:
         config = PeftConfig.from_pretrained(str(folder))
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder / 'adapter_config.json'} cannot be read: {error}") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
     if getattr(config, "init_lora_weights", True) == "eva":
         config.init_lora_weights = (
             True  # EVA chooses A from data but leaves the base alone, so what it trained can be read
@@ -281,16 +285,7 @@ def read_adapter(folder: Path, config: LoraConfig) -> MemberWeights:
         CheckpointError: the weights are missing, corrupt, or not those of a LoRA on linear layers.
     """
     path = folder / SAFETENSORS_WEIGHTS_NAME
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}; adapters saved as pickle are not read: save them as safetensors"
-        )
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is corrupt or cut short ({error}); save or download it again"
-        ) from error
+    tensors = _read_tensors(path)
     a: dict[str, torch.Tensor] = {}
     b: dict[str, torch.Tensor] = {}
     head: dict[str, torch.Tensor] = {}
@@ -311,6 +306,32 @@ def read_adapter(folder: Path, config: LoraConfig) -> MemberWeights:
             f"{path} does not hold an A and a B of one rank for each layer; save or download it again"
         )
     return MemberWeights(a, b, {name: _scaling(config, name, a[name].shape[0]) for name in a}, head)
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a member's file, which are finite floating-point numbers."""
+    if is_missing(path):
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}; adapters saved as pickle are not read: save them as safetensors"
+        )
+    check_readable(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is corrupt or cut short ({error}); save or download it again"
+        ) from error
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{path} holds {name!r} as {kind}; members' weights are floating-point numbers: save the adapter in one of these"
+            )
+        if not tensor.float().isfinite().all():
+            raise CheckpointError(
+                f"{path} holds {name!r} with values that are not finite; save, train or download this member again"
+            )
+    return tensors
 
 
 def _scaling(config: LoraConfig, name: str, rank: int) -> float:

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from .errors import CheckpointError
 from .files import added_to, cannot_write, recover, written_aside
+from .layout import ENSEMBLE_FILE
 from .lora import MemberWeights
 from .provenance import environment
-from .storage import ENSEMBLE_FILE, read_ensemble, write_ensemble, write_members
+from .storage import read_ensemble, write_ensemble, write_members
 
 if TYPE_CHECKING:
     from .ensemble import LoraEnsemble

@@ -35,6 +35,33 @@ def status(path: Path) -> os.stat_result | None:
         raise cannot_write(path, error) from error
 
 
+def is_missing(path: Path) -> bool:
+    """Whether nothing has this name; False where that cannot be found out, or where a link is that leads nowhere."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def check_readable(path: Path) -> None:
+    """Make sure that a path is a file and can be read: some libraries call a file missing that they may not open.
+
+    Raises:
+        CheckpointError: it cannot, with the system's reason.
+    """
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)  # a pipe would wait for a writer
+        if regular:
+            with open(path, "rb"):
+                return
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    raise CheckpointError(f"{path} cannot be read: it is no file")
+
+
 def check_writable(path: Path) -> None:
     """Make sure that a file or folder can be made at `path`, by making one beside it and removing it; no folder is made for it.
 

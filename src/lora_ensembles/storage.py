@@ -17,17 +17,16 @@ from peft import LoraConfig
 from torch import nn
 
 from .adapters import read_adapter, read_adapter_config, write_adapter
+from .description import FORMAT_VERSION, read_description
 from .errors import AdapterError, CheckpointError, ConfigError, LoraEnsemblesError
 from .files import file_written_aside, written_aside
 from .heads.kinds import base_kind
+from .layout import ENSEMBLE_FILE
 from .lora import MemberWeights
 from .model_card import render_model_card
 
 if TYPE_CHECKING:
     from .ensemble import LoraEnsemble
-
-FORMAT_VERSION = 1
-ENSEMBLE_FILE = "ensemble.json"
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def update_info(ensemble: LoraEnsemble, path: Path) -> None:
     Raises:
         CheckpointError: `path` holds no ensemble, or one of another number of members, or cannot be written.
     """
-    saved = len(_read_description(path)["members"])
+    saved = len(read_description(path)["members"])
     if saved != ensemble.num_members:
         raise CheckpointError(
             f"{path} holds {saved} members, the ensemble has {ensemble.num_members}; save it to a folder of its own"
@@ -149,65 +148,36 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
         CheckpointError: the folder or a member is missing, corrupt, or of a newer format.
         ConfigError: `members` asks for one that is not there.
     """
-    content = _read_description(path)
-    try:
-        listed = content["members"]
-        chosen = list(range(len(listed))) if members is None else list(members)
-        if (
-            not chosen
-            or len(set(chosen)) != len(chosen)
-            or any(index not in range(len(listed)) for index in chosen)
-        ):
-            raise ConfigError(
-                f"members {chosen} of {path}; it holds members 0 to {len(listed) - 1}: pass some of them, none twice"
-            )
-        folders = [path / listed[index]["folder"] for index in chosen]
-        head = content.get("head", {"kind": "causal-lm"})
-        configs = [read_adapter_config(folder, head=head["kind"] != "causal-lm") for folder in folders]
-        return SavedEnsemble(
-            base_name=content["base"]["name"],
-            base_revision=content["base"]["revision"],
-            base_fingerprint=content["base"]["fingerprint"],
-            adapter=configs[0],
-            weights=[read_adapter(folder, config) for folder, config in zip(folders, configs, strict=True)],
-            seeds=[(listed[index]["init_seed"], listed[index]["order_seed"]) for index in chosen],
-            seed=content["seed"],
-            vary=content["vary"],
-            next_index=content["next_index"],
-            overlong=content["overlong"],
-            task=content["task"],
-            head=head | {"classes": tuple(head.get("classes", ()))},
-            base_kind=content["base"].get("kind", "causal-lm"),
-            num_labels=content["base"].get("num_labels"),
+    content = read_description(path)
+    listed, base = content["members"], content["base"]
+    chosen = list(range(len(listed))) if members is None else list(members)
+    if (
+        not chosen
+        or len(set(chosen)) != len(chosen)
+        or any(index not in range(len(listed)) for index in chosen)
+    ):
+        raise ConfigError(
+            f"members {chosen} of {path}; it holds members 0 to {len(listed) - 1}: pass some of them, none twice"
         )
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path / ENSEMBLE_FILE} lacks {error}; it is not a file that save_pretrained wrote"
-        ) from error
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    file = path / ENSEMBLE_FILE
-    if not path.is_dir():
-        raise CheckpointError(
-            f"{path} is no folder; pass the one that `save_pretrained` or `lora-ensembles train --out` wrote"
-        )
-    if not file.is_file():
-        raise CheckpointError(
-            f"{path} holds no {ENSEMBLE_FILE}; PEFT adapters trained elsewhere are read by LoraEnsemble.from_adapters"
-        )
-    try:
-        content = json.loads(file.read_text())
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON ({error}); it is corrupt or cut short") from error
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{file} has format version {version}, this library reads {FORMAT_VERSION}; update lora-ensembles"
-        )
-    return content
+    folders = [path / listed[index]["folder"] for index in chosen]
+    head = content.get("head", {"kind": "causal-lm"})
+    configs = [read_adapter_config(folder, head=head["kind"] != "causal-lm") for folder in folders]
+    return SavedEnsemble(
+        base_name=base["name"],
+        base_revision=base["revision"],
+        base_fingerprint=base["fingerprint"],
+        adapter=configs[0],
+        weights=[read_adapter(folder, config) for folder, config in zip(folders, configs, strict=True)],
+        seeds=[(listed[index]["init_seed"], listed[index]["order_seed"]) for index in chosen],
+        seed=content["seed"],
+        vary=content["vary"],
+        next_index=content["next_index"],
+        overlong=content["overlong"],
+        task=content["task"],
+        head=head | {"classes": tuple(head.get("classes", ()))},
+        base_kind=base.get("kind", "causal-lm"),
+        num_labels=base.get("num_labels"),
+    )
 
 
 def check_fingerprint(base: nn.Module, saved: SavedEnsemble) -> None:

@@ -191,7 +191,7 @@ def test_other_format_version_is_refused_with_both_versions(saved: Path, version
 def test_description_that_lacks_something_is_refused_by_its_name(saved: Path, key: str) -> None:
     change_description(saved, lambda content: content.pop(key))
 
-    with pytest.raises(CheckpointError, match=rf"ensemble\.json lacks '{key}'"):
+    with pytest.raises(CheckpointError, match=rf"ensemble\.json: {key} is missing; correct it"):
         load(saved)
 
 
@@ -231,11 +231,22 @@ def test_corrupt_weights_are_refused(saved: Path) -> None:
         load(saved)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"peft_type": "NONSENSE"}'])
-def test_adapter_config_that_cannot_be_read_is_refused(saved: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("[1, 2]", r": the file is \[1, 2\]; it has to be an object"),
+        ('{"peft_type": "NONSENSE"}', "cannot be read"),
+        ('{"peft_type": "LORA", "r": "x"}', ": r is 'x'; it has to be a whole number from 1"),
+        ('{"peft_type": "LORA", "lora_alpha": null}', ": lora_alpha is None; it has to be a number"),
+        ('{"peft_type": "LORA", "rank_pattern": {"(": 2}}', r": a name in rank_pattern is '\('.* no regular"),
+    ],
+)
+def test_adapter_config_that_cannot_be_read_is_refused(saved: Path, text: str, message: str) -> None:
     (saved / "member_000" / "adapter_config.json").write_text(text)
 
-    with pytest.raises(CheckpointError, match=r"member_000.adapter_config\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=rf"member_000.adapter_config\.json( |){message}"):
         load(saved)
 
 

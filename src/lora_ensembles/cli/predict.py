@@ -114,9 +114,9 @@ def _records(args: Arguments, ensemble: LoraEnsemble) -> tuple[list[dict[str, An
 
 
 def _refuse_open_answers(args: Arguments) -> None:
-    from ..storage import read_ensemble
+    from ..description import read_description
 
-    if remembered_source(read_ensemble(args.ensemble, members=args.members).task).open_ended:
+    if remembered_source(read_description(args.ensemble)["task"]).open_ended:
         raise ConfigError(
             f"{args.ensemble} was trained on open answers, so there are no options to predict; let it answer by "
             f"lora-ensembles generate {args.ensemble} --in FILE"
