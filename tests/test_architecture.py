@@ -21,6 +21,7 @@ LEVELS: dict[str, set[str]] = {
     "errors": {"errors", "compat"},
     "parts": {
         "tasks",
+        "checks",
         "sites",
         "dropout",
         "probe",
@@ -48,6 +49,7 @@ LEVELS: dict[str, set[str]] = {
     "ensemble": {
         "ensemble",
         "seeds",
+        "capacity",
         "adapters",
         "adapter_options",
         "description",

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .adapter_options import check_adapter_options
+from .checks import number_between, whole_number
 from .dropout import stream_key
 from .errors import AdapterError, CheckpointError
 from .files import check_readable, is_missing
@@ -94,6 +95,27 @@ def check_stackable(config: LoraConfig, *, head: bool = False) -> None:
             raise AdapterError(f"LoraConfig({option.name}={value!r}) cannot be stacked: {reason}")
 
 
+def check_numbers(config: LoraConfig) -> None:
+    """Refuse a rank, a scaling or a dropout with which nothing can be learnt.
+
+    Raises:
+        ConfigError: as it says, by the name of the field.
+
+    Example:
+        >>> check_numbers(LoraConfig(lora_alpha=0))
+        Traceback (most recent call last):
+        ...
+        lora_ensembles.errors.ConfigError: lora_alpha=0; it is a finite number above 0
+    """
+    whole_number("r", config.r)
+    number_between("lora_alpha", config.lora_alpha, above=0)
+    number_between("lora_dropout", config.lora_dropout, least=0, below=1)
+    for layer, rank in (config.rank_pattern or {}).items():
+        whole_number(f"rank_pattern[{layer!r}]", rank)
+    for layer, alpha in (config.alpha_pattern or {}).items():
+        number_between(f"alpha_pattern[{layer!r}]", alpha, above=0)
+
+
 def initial_weights(
     base: nn.Module, config: LoraConfig, *, seed: int, head_init: HeadInit | None = None
 ) -> MemberWeights:
@@ -105,8 +127,10 @@ def initial_weights(
 
     Raises:
         AdapterError: PEFT finds no target, or a target is of a kind that cannot be stacked.
+        ConfigError: a rank, scaling or dropout out of its range.
     """
     check_stackable(config, head=head_init is not None)
+    check_numbers(config)
     described = copy.deepcopy(config)
     described.base_model_name_or_path = None  # PEFT would warn of a base that lies under another name now
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -275,6 +299,11 @@ def read_adapter_config(folder: Path, *, head: bool = False) -> LoraConfig:
             True  # EVA chooses A from data but leaves the base alone, so what it trained can be read
         )
     check_stackable(config, head=head)
+    alphas = [config.lora_alpha, *(config.alpha_pattern or {}).values()]
+    if not all(math.isfinite(alpha) for alpha in alphas):
+        raise CheckpointError(
+            f"{folder / 'adapter_config.json'} has lora_alpha={alphas}; each is a finite number"
+        )
     return config
 
 

@@ -6,8 +6,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
+from .checks import number_between, real_number, whole_number
 from .errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:  # the command line makes its flags of these fields, without waiting for torch
@@ -84,42 +86,38 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "log_every", *OPTIONAL_COUNTS):
-            value = getattr(self, name)
-            if value is None and name in OPTIONAL_COUNTS:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name}={value!r}; it is a whole number of at least 1")
+            if getattr(self, name) is not None or name not in OPTIONAL_COUNTS:
+                self._set(name, whole_number(name, getattr(self, name)))
         for name, known in (("schedule", SCHEDULES), ("overlong", OVERLONG)):
             if getattr(self, name) not in known:
                 raise ConfigError(unknown_name(name, str(getattr(self, name)), known))
-        if (
-            not isinstance(self.warmup_steps, int)
-            or isinstance(self.warmup_steps, bool)
-            or self.warmup_steps < 0
-        ):
-            raise ConfigError(f"warmup_steps={self.warmup_steps!r}; it is a whole number of at least 0")
+        self._set("warmup_steps", whole_number("warmup_steps", self.warmup_steps, least=0))
         if self.max_grad_norm is not None:
-            _check_numbers("max_grad_norm", [self.max_grad_norm])
-            if not self.max_grad_norm > 0:
-                raise ConfigError(
-                    f"max_grad_norm={self.max_grad_norm}; it is a number above 0, or None for no clipping"
-                )
-        given = (
-            self.snapshot_epochs if isinstance(self.snapshot_epochs, list | tuple) else [self.snapshot_epochs]
-        )
-        late = [epoch for epoch in given if epoch not in range(1, self.epochs + 1)]
-        if late or given is not self.snapshot_epochs:
+            norm = real_number("max_grad_norm", self.max_grad_norm)
+            if not norm > 0:
+                raise ConfigError(f"max_grad_norm={norm}; it is a number above 0, or None for no clipping")
+            self._set("max_grad_norm", norm)
+        epochs = self.snapshot_epochs
+        listed = epochs if isinstance(epochs, list | tuple | range) else [epochs]
+        late = [epoch for epoch in listed if epoch not in range(1, self.epochs + 1)]
+        if late or listed is not epochs:
             raise ConfigError(
-                f"snapshot_epochs={self.snapshot_epochs!r}; it is a list of epochs, and the run has epochs 1 to {self.epochs}"
+                f"snapshot_epochs={epochs!r}; it is a list of epochs, and the run has epochs 1 to {self.epochs}"
             )
+        kind = list if isinstance(epochs, list) else tuple
+        self._set("snapshot_epochs", kind(int(epoch) for epoch in epochs))
         self._check_ranges()
+
+    def _set(self, name: str, value: object) -> None:
+        # numpy's numbers become Python's, which JSON knows.
+        object.__setattr__(self, name, value)
 
     def _check_ranges(self) -> None:
         for name in PER_MEMBER_FIELDS:
-            _check_numbers(name, getattr(self, name))
-            for value in _values(getattr(self, name)):
-                if not (math.isfinite(value) and value >= 0):
-                    raise ConfigError(f"{name}={value}; it is a finite number of at least 0")
+            value = _plain(name, getattr(self, name))
+            for number in _values(value):
+                number_between(name, number, least=0)
+            self._set(name, value)
         if any(value >= 1 for value in _values(self.dropout)):
             raise ConfigError(f"dropout={self.dropout}; it is a probability below 1")
         for name in ("weight_decay_a", "weight_decay_b"):
@@ -163,13 +161,20 @@ class TrainConfig:
         }
 
 
-def _check_numbers(name: str, value: object) -> None:
+def _plain(name: str, value: Any) -> PerMember | None:
+    """A per-member setting of plain numbers: one, or a list; arrays become lists."""
     # Read from a YAML file, 1e-3 is a text: YAML 1.1 wants 1.0e-3.
+    needed = "it is a number, or a list with one for each member"
     if value is None and name == "dropout":
-        return
-    for one in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(one, bool) or not isinstance(one, int | float):
-            raise ConfigError(f"{name}={value!r}; it is a number, or a list with one for each member")
+        return None
+    if getattr(value, "ndim", 0) == 1 and hasattr(value, "tolist"):
+        value = value.tolist()
+    if not isinstance(value, list | tuple):
+        return real_number(name, value, needed=needed)
+    for number in value:
+        if isinstance(number, bool) or not isinstance(number, Real):
+            raise ConfigError(f"{name}={value!r}; {needed}")
+    return type(value)(float(number) for number in value)
 
 
 def _values(value: PerMember | None) -> list[float]:

@@ -17,7 +17,8 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from . import storage
-from .adapters import initial_weights, keep_differentiable
+from .adapters import keep_differentiable
+from .capacity import fresh_members
 from .decoder import Trunk, trunk_below_adapters
 from .errors import AdapterError, ConfigError
 from .forward import answer_logits
@@ -26,7 +27,7 @@ from .lora import AdapterStack, MemberWeights, fold_members, unfold_members
 from .probe import check_plain
 from .products import frozen_products
 from .reading import SharedRows
-from .seeds import MemberSeeds, check_count, check_indices, member_seeds
+from .seeds import MemberSeeds, check_indices, member_seeds, warn_of_copies, whole_count, whole_seed
 from .tasks import Example
 from .trunk_states import TrunkStates
 
@@ -92,16 +93,16 @@ class LoraEnsemble:
         vary: Sequence[str] = ("init", "order"),
         head: HeadConfig | HeadKind | None = None,
     ):
-        check_count(members)
-        seeds = [member_seeds(seed, index, vary=vary) for index in range(members)]
+        count = whole_count(members)
         check_plain(base)
         own = resolve_head(base, head)
-        config = adapter_for(base, own, adapter)
-        init = own.init if own.owned else None
-        weights = [initial_weights(base, config, seed=one.init, head_init=init) for one in seeds]
-        self._attach(
-            base, tokenizer, config, weights, EnsembleInfo(seed, tuple(vary), members, seeds, head=own)
+        config, init = adapter_for(base, own, adapter), own.init if own.owned else None
+        seeds, weights = fresh_members(
+            base, config, seed=seed, indices=range(count), vary=vary, head_init=init
         )
+        info = EnsembleInfo(whole_seed(seed), tuple(vary), count, seeds, head=own)
+        self._attach(base, tokenizer, config, weights, info)
+        warn_of_copies(vary, count)
 
     def _attach(
         self,
@@ -250,19 +251,19 @@ class LoraEnsemble:
 
     def add_members(self, count: int) -> None:
         """Grow by `count` untrained members, the ones an ensemble of that size would have had from the start."""
-        check_count(count)
-        info = self.info
-        fresh = [member_seeds(info.seed, info.next_index + offset, vary=info.vary) for offset in range(count)]
+        count, info = whole_count(count), self.info
         kept = [self.stack.member(index) for index in range(self.num_members)]
         self.stack.detach(self.base)
         grown, init = kept, info.head.init if info.head.owned else None
+        new = range(info.next_index, info.next_index + count)
         try:
-            grown = kept + [
-                initial_weights(self.base, self.adapter, seed=seeds.init, head_init=init) for seeds in fresh
-            ]
+            seeds, weights = fresh_members(
+                self.base, self.adapter, seed=info.seed, indices=new, vary=info.vary, head_init=init
+            )
+            grown = kept + weights
         finally:
             self.stack = AdapterStack(self.base, grown, dtype=self.base.dtype)
-        info.seeds, info.next_index = info.seeds + fresh, info.next_index + count
+        info.seeds, info.next_index = info.seeds + seeds, new.stop
 
     def load_members(self, paths: Sequence[str | Path], *, check_base: bool = True) -> None:
         """Add members from their folders, this library's or PEFT's own, to the ensemble as it runs; ranks and scalings may differ.

@@ -25,7 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
-from .adapters import PREFIX, check_stackable, default_adapter_config
+from .adapters import PREFIX, check_numbers, check_stackable, default_adapter_config
+from .checks import number_between, whole_number
 from .errors import AdapterError, ConfigError
 from .forward import Places, logits_at
 from .lora import AdapterStack, MemberWeights
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PretrainedConfig
 
+MOST_MEMBERS = 1000  # beyond them, making their layers takes minutes
+MOST_ELEMENTS = (
+    2**55
+)  # of a tensor with a place for each pair of tokens: over heads and in bytes still below 2**63
 HEADROOM = 0.9  # of a device's memory: what an allocator loses to rounding and fragments
 
 
@@ -113,15 +118,21 @@ def plan_training(
         ("tokens", tokens),
         ("answer_tokens", answer_tokens),
     ):
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; it is a whole number of at least 1")
+        whole_number(name, value)
+    if memory is not None:
+        number_between("memory", memory, above=0)
     if answer_tokens > tokens:
         raise ConfigError(
             f"answer_tokens is {answer_tokens} and tokens {tokens}; an answer is part of a row's tokens"
         )
+    window = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if window is not None and tokens > window:
+        raise ConfigError(f"tokens={tokens}; the base's window is {window} tokens")
+    shapes = _adapter_shapes(config, adapter or default_adapter_config())
+    _check_members(shapes, members, dtype=dtype)
     wanted = _Step(
         config,
-        _adapter_shapes(config, adapter or default_adapter_config()),
+        shapes,
         members,
         tokens,
         answer_tokens,
@@ -144,6 +155,19 @@ def plan_training(
     return replace(plan, parts=parts, flops=whole.flops, fits=plan.total <= HEADROOM * memory)
 
 
+def _check_members(
+    shapes: dict[str, tuple[torch.Size, torch.Size]], members: int, *, dtype: torch.dtype
+) -> None:
+    if members <= MOST_MEMBERS:
+        return
+    parameters = sum(a.numel() + b.numel() for a, b in shapes.values())
+    working = 0 if dtype == torch.float32 else dtype.itemsize
+    raise ConfigError(
+        f"members={members}; up to {MOST_MEMBERS} are planned, and {members} of {parameters:,} parameters would take "
+        f"{members * parameters * (16 + working) / 1e9:,.0f} GB beside the base"
+    )
+
+
 @dataclass(frozen=True)
 class _Step:
     """A training step that can be run on fake tensors, with any number of rows in flight."""
@@ -156,7 +180,16 @@ class _Step:
     dtype: torch.dtype
 
     def measure(self, rows: int) -> Plan:
-        """What the step needs with `rows` rows of all members in flight."""
+        """What the step needs with `rows` rows of all members in flight.
+
+        Raises:
+            ConfigError: tensors of more elements than can be addressed.
+        """
+        widest = max(self.tokens, getattr(self.config.get_text_config(), "vocab_size", 1))
+        if rows * self.tokens * widest > MOST_ELEMENTS:
+            raise ConfigError(
+                f"{rows} rows of tokens={self.tokens} have tensors of more elements than can be addressed; plan fewer rows or tokens"
+            )
         with FakeTensorMode(allow_non_fake_inputs=True):
             base = (
                 AutoModelForCausalLM.from_config(self.config, dtype=self.dtype).eval().requires_grad_(False)
@@ -216,6 +249,7 @@ def _adapter_shapes(
 ) -> dict[str, tuple[torch.Size, torch.Size]]:
     """The sizes of A and B in every layer that PEFT adapts, found on a model without data."""
     check_stackable(adapter)
+    check_numbers(adapter)
     try:
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(config)

@@ -161,7 +161,7 @@ def test_a_step_that_does_not_fit_is_split_until_it_does() -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        (dict(members=0), ConfigError, "members is 0"),
+        (dict(members=0), ConfigError, "members=0; it is a whole number"),
         (dict(tokens=4, answer_tokens=5), ConfigError, "an answer is part of a row's tokens"),
         (
             dict(adapter=LoraConfig(target_modules=["none_such"])),

@@ -1,0 +1,82 @@
+"""What a number, a list of names and a loaded object must be, said by the name of the field that holds it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+from .errors import ConfigError
+
+
+def whole_number(name: str, value: object, *, least: int = 1) -> int:
+    """A whole number of at least `least` as a plain int; numpy's count as numbers, True and False do not.
+
+    Raises:
+        ConfigError: as it says.
+
+    Example:
+        >>> whole_number("epochs", 5)
+        5
+        >>> whole_number("epochs", 2.5)
+        Traceback (most recent call last):
+        ...
+        lora_ensembles.errors.ConfigError: epochs=2.5; it is a whole number of at least 1
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ConfigError(f"{name}={value!r}; it is a whole number of at least {least}")
+    return int(value)
+
+
+def real_number(name: str, value: object, *, needed: str = "it is a number") -> float:
+    """A number as a plain int or float; a text is none, and neither is True.
+
+    Raises:
+        ConfigError: as it says, with what is `needed`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ConfigError(f"{name}={value!r}; {needed}")
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def number_between(
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    most: float = math.inf,
+    below: float = math.inf,
+) -> float:
+    """A finite number inside its range: `above` < or `least` <= number, number <= `most` and number < `below`.
+
+    Raises:
+        ConfigError: as it says, with the range.
+
+    Example:
+        >>> number_between("top_p", 2, above=0, most=1)
+        Traceback (most recent call last):
+        ...
+        lora_ensembles.errors.ConfigError: top_p=2; it is a number above 0 and at most 1
+    """
+    low = f"above {above:g}" if above is not None else f"of at least {least or 0:g}"
+    high = (
+        f" and at most {most:g}" if most < math.inf else f" and below {below:g}" if below < math.inf else ""
+    )
+    needed = f"it is a {'' if high else 'finite '}number {low}{high}"
+    number = real_number(name, value, needed=needed)
+    high_enough = number > above if above is not None else number >= (least or 0)
+    if not (math.isfinite(number) and high_enough and number <= most and number < below):
+        raise ConfigError(f"{name}={number}; {needed}")
+    return number
+
+
+def names(name: str, value: object, *, example: str) -> tuple[str, ...]:
+    """A list of names; a single text would be read letter by letter.
+
+    Raises:
+        ConfigError: as it says.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
+        raise ConfigError(f"{name}={value!r}; it is a list of names, such as {example}")
+    return tuple(value)
