@@ -112,22 +112,7 @@ def plan_training(
         >>> plan_training(small, members=4, batch_size=2, tokens=16).adapter_parameters
         4096
     """
-    for name, value in (
-        ("members", members),
-        ("batch_size", batch_size),
-        ("tokens", tokens),
-        ("answer_tokens", answer_tokens),
-    ):
-        whole_number(name, value)
-    if memory is not None:
-        number_between("memory", memory, above=0)
-    if answer_tokens > tokens:
-        raise ConfigError(
-            f"answer_tokens is {answer_tokens} and tokens {tokens}; an answer is part of a row's tokens"
-        )
-    window = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if window is not None and tokens > window:
-        raise ConfigError(f"tokens={tokens}; the base's window is {window} tokens")
+    _check_sizes(config, members, batch_size, tokens, answer_tokens, memory=memory)
     shapes = _adapter_shapes(config, adapter or default_adapter_config())
     _check_members(shapes, members, dtype=dtype)
     wanted = _Step(
@@ -153,6 +138,33 @@ def plan_training(
         plan = wanted.measure(rows)
     parts = math.ceil(members * batch_size / plan.rows)
     return replace(plan, parts=parts, flops=whole.flops, fits=plan.total <= HEADROOM * memory)
+
+
+def _check_sizes(
+    config: PretrainedConfig,
+    members: int,
+    batch_size: int,
+    tokens: int,
+    answer_tokens: int,
+    *,
+    memory: int | None,
+) -> None:
+    for name, value in (
+        ("members", members),
+        ("batch_size", batch_size),
+        ("tokens", tokens),
+        ("answer_tokens", answer_tokens),
+    ):
+        whole_number(name, value)
+    if memory is not None:
+        number_between("memory", memory, above=0)
+    if answer_tokens > tokens:
+        raise ConfigError(
+            f"answer_tokens is {answer_tokens} and tokens {tokens}; an answer is part of a row's tokens"
+        )
+    window = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if window is not None and tokens > window:
+        raise ConfigError(f"tokens={tokens}; the base's window is {window} tokens")
 
 
 def _check_members(

@@ -209,7 +209,7 @@ def test_predict_gives_a_row_a_question_with_every_vote(capsys, trained, questio
 
 def test_predict_writes_csv_and_never_over_a_file_by_accident(capsys, trained, questions, tmp_path):
     out = tmp_path / "answers.csv"
-    assert call(capsys, "predict", trained, "--in", questions, "--out", out, "--members", "1").out == ""
+    assert call(capsys, "predict", trained, "--in", questions, "--out", out, "--only", "1").out == ""
     rows = list(csv.DictReader(io.StringIO(out.read_text())))
     assert list(rows[0])[:6] == ["id", "prediction", "confidence", "prob_a", "prob_b", "prob_c"]
     assert rows[1]["prob_c"] == ""  # two options only
@@ -245,7 +245,7 @@ def test_predict_reads_csv_from_standard_input(capsys, trained, monkeypatch):
         (["--in", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         (["--in", "-"], "<stdin>: no rows"),
         (["--in", "questions.jsonl", "--question", "stem"], "questions.jsonl, line 1: unknown column 'stem'"),
-        (["--in", "questions.jsonl", "--members", "0,7"], "it holds members 0 to 1"),
+        (["--in", "questions.jsonl", "--only", "0,7"], "it holds members 0 to 1"),
         (["--in", "questions.jsonl", "--base", "nowhere"], "base model 'nowhere' cannot be loaded"),
     ],
 )

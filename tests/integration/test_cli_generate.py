@@ -164,7 +164,7 @@ def test_a_file_of_prompts_gives_one_record_a_prompt(capsys, trained, prompts, t
 
 
 def test_members_can_be_chosen(capsys, trained):
-    done = call(capsys, "generate", trained, "--prompt", PROMPT, *ALWAYS_FIVE, "--members", "1", "--json")
+    done = call(capsys, "generate", trained, "--prompt", PROMPT, *ALWAYS_FIVE, "--only", "1", "--json")
     assert done.summary["members"] == 1
     assert done.summary["texts"][0]["token_uncertainty"]["mutual_information"] == [0.0] * 5
 
@@ -191,7 +191,7 @@ def test_members_can_be_chosen(capsys, trained):
         (["--in", "x.jsonl", "--chat"], "--chat is for --prompt"),
         (["--in", "gone.jsonl"], "cannot be read"),
         (["--prompt", "x", "--cache-implementation", "statik"], "cache_implementation"),
-        (["--prompt", "x", "--members", "7"], "7"),
+        (["--prompt", "x", "--only", "7"], "7"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_two(capsys, trained, words, message):

@@ -150,7 +150,7 @@ def test_evaluate_finds_again_what_train_measured(capsys, trained):
 
 def test_evaluate_on_another_file_goes_by_its_columns(capsys, trained, tmp_path, rows):
     path = write(tmp_path / "new.jsonl", rows[:5])
-    done = call(capsys, "evaluate", trained, "--file", path, "--members", "1", "--limit", 4, "--json")
+    done = call(capsys, "evaluate", trained, "--file", path, "--only", "1", "--limit", 4, "--json")
     ensemble = LoraEnsemble.from_pretrained(trained, members=[1])
     expected = evaluate_completions(score_completions(ensemble, load_completions(path)[:4]))
     assert (done.summary["task"], done.summary["members"]) == ("new", 1)

@@ -85,7 +85,7 @@ def test_a_killed_study_goes_on_where_it_stopped(capsys, tiny, tmp_path, monkeyp
         (["study", "all", "--out", "x", "--members", "1"], "at least 2"),
         (["plan", "--base", "gone/model"], "cannot be read"),
         (["plan", "--base", "embedded", "--members", "0"], "--members"),
-        (["plan", "--base", "embedded", "--memory", "-1"], "numbers above 0"),
+        (["plan", "--base", "embedded", "--memory", "-1"], "no number above 0"),
         (["plan", "--base", "embedded", "--target-modules", "nothing"], "PEFT cannot place"),
     ],
 )

@@ -90,15 +90,15 @@ def test_a_name_the_package_does_not_have_is_an_attribute_error():
         (["train", "--task", "obqa", "--question", "stem", "--out", "x"], "--question: for your own files"),
         (
             ["train", "--task", "obqa", "--epochs", "many", "--out", "x"],
-            "--epochs: invalid int value: 'many'",
+            "argument --epochs: 'many' is no whole number of at least 1",
         ),
         (
             ["train", "--task", "obqa", "--epochs", "0", "--out", "x"],
-            "epochs=0; it is a whole number of at least 1",
+            "argument --epochs: '0' is no whole number of at least 1",
         ),
         (
             ["train", "--task", "obqa", "--learning-rate", "fast", "--out", "x"],
-            "--learning-rate: invalid per member value: 'fast'",
+            "argument --learning-rate: 'fast' is no finite number",
         ),
         (["train", "--task", "obqa", "--schedule", "linea", "--out", "x"], "invalid choice: 'linea'"),
         (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError, unknown_name
 from . import settings
-from .common import Arguments, count, load_model, say
+from .common import Arguments, count, load_model, say, whole
 from .heads import head_config
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="members, passes or draws of the baseline (default: 5)",
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the baseline (default: 0)")
+    group.add_argument("--seed", type=whole, default=0, metavar="N", help="of the baseline (default: 0)")
     group.add_argument(
         "--preset",
         metavar="NAME",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from ..errors import ConfigError
@@ -26,7 +28,9 @@ NOT_GIVEN = argparse.SUPPRESS  # a flag with this default is in the namespace on
 
 
 class Arguments(argparse.Namespace):
-    """The values of a verb's flags."""
+    """The values of a verb's flags, and the parser that has them."""
+
+    parser: argparse.ArgumentParser
 
     def given(self, names: Iterable[str]) -> dict[str, Any]:
         """Those of the flags that were given."""
@@ -34,7 +38,12 @@ class Arguments(argparse.Namespace):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are the library's own."""
+    """An argument parser whose errors are the library's own.
+
+    `origins` says of a flag that --config gave under which name and in which file it stands.
+    """
+
+    origins: Mapping[str, str] = MappingProxyType({})
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(
@@ -61,21 +70,73 @@ def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def numbers(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """A parser of comma-separated numbers."""
+def numbers(text: str) -> list[int]:
+    """Comma-separated whole numbers."""
+    if not words(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} holds no number; write whole numbers with commas between, such as 0,1"
+        )
+    return [whole(word) for word in words(text)]
 
-    def parse(text: str) -> list[Any]:
-        return [kind(word) for word in words(text)]
 
-    parse.__name__ = f"comma-separated {kind.__name__}"  # argparse's error names it
-    return parse
+def whole(text: str) -> int:
+    """A whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
 
 
 def count(text: str) -> int:
     """A whole number of at least 1."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return number
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
+    return value
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0; a whole one as an int."""
+    value = number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value if value % 1 else int(value)
+
+
+def probability_below_one(text: str) -> float:
+    """A probability that is not 1."""
+    value = number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no probability below 1")
+    return value
+
+
+def some_text(text: str) -> str:
+    """A text that is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text; give one, or leave the flag out")
+    return text
+
+
+def model_name(text: str) -> str:
+    """The name of a base."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty name; give 'embedded', a folder, or a name on the hub")
+    return text
 
 
 def add_model_flags(parser: argparse.ArgumentParser, *, base: str | None) -> None:
@@ -84,6 +145,7 @@ def add_model_flags(parser: argparse.ArgumentParser, *, base: str | None) -> Non
     meaning = "'embedded', a folder, or a name on the hub"
     group.add_argument(
         "--base",
+        type=model_name,
         default=base,
         metavar="NAME",
         help=f"{meaning} (default: {base or 'the one it was trained on'})",
@@ -111,7 +173,7 @@ def add_ensemble_flags(parser: argparse.ArgumentParser, *, needed: bool = True) 
         help="folder that `lora-ensembles train` or save_pretrained wrote",
     )
     parser.add_argument(
-        "--members", type=numbers(int), metavar="0,1", help="only these members (default: all)"
+        "--only", dest="members", type=numbers, metavar="0,1", help="only these members (default: all)"
     )
     parser.add_argument(
         "--max-rows",

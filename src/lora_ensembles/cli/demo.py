@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .common import Arguments, add_model_flags, load_model, say
+from .common import Arguments, add_model_flags, count, load_model, say, whole
 
 SUMMARY = "the whole method in a few minutes, with a report; no network needed"
 EXAMPLES = """examples:
@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a task with an out-of-distribution set (default: world-cqa)",
     )
     parser.add_argument(
-        "--members", type=int, default=5, metavar="M", help="members of each ensemble (default: 5)"
+        "--members", type=count, default=5, metavar="M", help="members of each ensemble (default: 5)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="all randomness follows from it (default: 0)"
+        "--seed", type=whole, default=0, metavar="N", help="all randomness follows from it (default: 0)"
     )
     parser.add_argument(
         "--out",

@@ -45,7 +45,7 @@ EXAMPLES = """examples:
   lora-ensembles evaluate runs/cqa                                      on the validation part of the task it was trained on
   lora-ensembles evaluate runs/cqa --intervals --json
   lora-ensembles evaluate runs/obqa --task arcc --data datasets --ood mmlu
-  lora-ensembles evaluate runs/exam --file exam-2024.csv --members 0,1,2
+  lora-ensembles evaluate runs/exam --file exam-2024.csv --only 0,1,2
   lora-ensembles evaluate runs/chats --file more-chats.jsonl             open answers: how probable they are, token by token
   lora-ensembles evaluate runs/obqa --baseline temperature               a baseline on the same questions
   lora-ensembles evaluate --baseline last-layer --task world-cqa

@@ -18,8 +18,11 @@ from .common import (
     add_ensemble_flags,
     count,
     load_ensemble,
+    number,
     read_standard_input,
     say,
+    some_text,
+    whole,
 )
 from .outputs import check_output, open_output
 
@@ -43,15 +46,15 @@ FIELDS: dict[str, tuple[Callable[[str], Any] | None, str]] = {
     "max_new_tokens": (count, "most tokens to write (default: 64)"),
     "min_new_tokens": (count, "fewest tokens to write"),
     "do_sample": (None, "draw tokens from the ensemble's probabilities (default: take the most probable)"),
-    "temperature": (float, "divides the log-probabilities before drawing; below 1 is more cautious"),
-    "top_k": (int, "draw among the K most probable tokens"),
-    "top_p": (float, "draw among the most probable tokens that together have probability P"),
-    "min_p": (float, "draw among tokens with at least P times the highest probability"),
-    "typical_p": (float, "draw among locally typical tokens of together probability P"),
-    "repetition_penalty": (float, "above 1: tokens that were there already become less probable"),
+    "temperature": (number, "divides the log-probabilities before drawing; below 1 is more cautious"),
+    "top_k": (whole, "draw among the K most probable tokens"),
+    "top_p": (number, "draw among the most probable tokens that together have probability P"),
+    "min_p": (number, "draw among tokens with at least P times the highest probability"),
+    "typical_p": (number, "draw among locally typical tokens of together probability P"),
+    "repetition_penalty": (number, "above 1: tokens that were there already become less probable"),
     "no_repeat_ngram_size": (count, "no run of N tokens comes twice"),
     "num_beams": (count, "beam search with N beams"),
-    "length_penalty": (float, "of beam search: above 0 prefers longer texts"),
+    "length_penalty": (number, "of beam search: above 0 prefers longer texts"),
     "early_stopping": (None, "beam search stops as soon as there are as many finished texts as beams"),
     "num_return_sequences": (count, "texts a prompt"),
     "prompt_lookup_num_tokens": (
@@ -100,16 +103,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if kind is None:
             decoding.add_argument(flag, action="store_true", default=NOT_GIVEN, help=help)
         else:
-            metavar = "X" if kind is float else "NAME" if kind is str else "N"
+            metavar = "X" if kind is number else "NAME" if kind is str else "N"
             decoding.add_argument(flag, type=kind, default=NOT_GIVEN, metavar=metavar, help=help)
     decoding.add_argument(
         "--stop",
+        type=some_text,
         action="append",
         default=[],
         metavar="TEXT",
         help="end a text behind this; may be given several times",
     )
-    decoding.add_argument("--seed", type=int, default=0, metavar="N", help="of --do-sample (default: 0)")
+    decoding.add_argument("--seed", type=whole, default=0, metavar="N", help="of --do-sample (default: 0)")
     shown = parser.add_argument_group("display")
     shown.add_argument("--no-stream", action="store_true", help="show the text when it is finished")
     shown.add_argument(
@@ -213,11 +217,11 @@ def _show(ensemble: LoraEnsemble, args: Arguments, config: GenerationConfig) -> 
 
 
 def _print_texts(texts: Sequence[GeneratedText], *, colour: bool) -> None:
-    for number, text in enumerate(texts, start=1):
+    for place, text in enumerate(texts, start=1):
         shown = text.text
         if colour:
             shown = "".join(map(shaded, text.tokens, text.uncertainty.mutual_information.tolist()))
-        print(shown if len(texts) == 1 else f"[{number}] {shown}")
+        print(shown if len(texts) == 1 else f"[{place}] {shown}")
 
 
 def _in_words(text: GeneratedText) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import ConfigError, DataError
 from ..report import Table
 from . import settings
-from .common import Arguments, count, say
+from .common import Arguments, above_zero, count, model_name, say
 
 SUMMARY = "plan memory and time of a training run"
 EXAMPLES = """examples:
@@ -21,6 +21,7 @@ GB = 1e9
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base",
+        type=model_name,
         required=True,
         metavar="NAME",
         help="'embedded', a folder, or a name on the hub; only its config is read",
@@ -43,13 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--memory",
-        type=float,
+        type=above_zero,
         metavar="GB",
         help="of the device, in 10^9 bytes; a step that does not fit is split",
     )
     parser.add_argument(
         "--tflops",
-        type=float,
+        type=above_zero,
         default=788.0,
         metavar="X",
         help="what the device computes, 10^12 a second (default: 788, an H200 in bf16)",
@@ -69,8 +70,6 @@ def run(args: Arguments) -> dict[str, Any]:
     from ..embedded.loading import EMBEDDED_BASE, FOLDER
     from ..planning import plan_training
 
-    if args.tflops <= 0 or (args.memory is not None and args.memory <= 0):
-        raise ConfigError("--tflops and --memory are numbers above 0")
     source = str(FOLDER) if args.base in ("embedded", EMBEDDED_BASE) else args.base
     try:
         config = AutoConfig.from_pretrained(source)

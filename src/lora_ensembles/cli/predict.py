@@ -15,6 +15,7 @@ from .common import (
     Arguments,
     add_ensemble_flags,
     load_ensemble,
+    number,
     read_standard_input,
     say,
 )
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
     data.add_argument(
         "--k",
-        type=float,
+        type=number,
         default=1.0,
         metavar="X",
         help="of a reward model: the lower bound is mean - K * std (default: 1)",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import json
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from ..signals import ending_raised, exit_code
 from . import demo, evaluate, generate, plan, predict, report, study, tasks, train
 from .common import Arguments, Parser, flags_of
 from .streams import open_streams, report_failure, send_nowhere, system_error
+from .wording import in_words_of, unknown_flag
 
 VERBS = {
     "demo": demo,
@@ -57,7 +57,8 @@ def run(argv: list[str]) -> int:
         ):  # argparse exits after --help and --version only
             args = parse(argv)
             as_json = args.json
-            summary = VERBS[args.verb].run(args)
+            with in_words_of(args.parser):
+                summary = VERBS[args.verb].run(args)
             if as_json:
                 print(json.dumps(summary))
         sys.stdout.flush()
@@ -92,10 +93,13 @@ def parse(argv: list[str]) -> Arguments:
         raise ConfigError(
             unknown_name("verb", verb, VERBS) if verb else f"a verb is needed: {', '.join(VERBS)}; try --help"
         )
-    _check_flags(verbs[verb], argv[1:])
-    expand = getattr(VERBS[verb], "expand", None)
-    argv = expand(verbs[verb], argv) if expand else argv
-    return parser.parse_args(argv, namespace=Arguments())
+    with in_words_of(verbs[verb]):
+        _check_flags(verbs[verb], argv[1:])
+        expand = getattr(VERBS[verb], "expand", None)
+        argv = expand(verbs[verb], argv) if expand else argv
+        args = parser.parse_args(argv, namespace=Arguments())
+    args.parser = verbs[verb]
+    return args
 
 
 def _parsers() -> tuple[Parser, dict[str, Parser]]:
@@ -127,8 +131,4 @@ def _check_flags(parser: Parser, argv: Sequence[str]) -> None:
         if token == "--":
             return
         if name.startswith("--") and name not in flags_of(parser):
-            near = difflib.get_close_matches(name, flags_of(parser), n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(
-                f"{parser.prog.split()[-1]}: unknown flag {name!r}; {hint}--help lists them all"
-            )
+            raise ConfigError(unknown_flag(parser, name))

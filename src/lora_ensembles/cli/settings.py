@@ -13,8 +13,20 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from ..config import PER_MEMBER_FIELDS, TrainConfig
 from ..errors import ConfigError, MissingExtraError, unknown_name
-from ..presets import preset
-from .common import NOT_GIVEN, Arguments, flags_of, numbers, words
+from ..presets import PAPER_BATCH_SIZES, preset
+from .common import (
+    NOT_GIVEN,
+    Arguments,
+    Parser,
+    above_zero,
+    count,
+    flags_of,
+    number,
+    numbers,
+    probability_below_one,
+    whole,
+    words,
+)
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -39,7 +51,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
             choices=choices,
             default=NOT_GIVEN,
             metavar=metavar,
-            help=meanings[name].replace("%", "%%"),
+            help=f"{meanings[name]} ({_preset_values(name)})".replace("%", "%%"),
         )
 
 
@@ -47,11 +59,11 @@ def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
     """Flags for fields of `peft.LoraConfig`; the paper's adapter is the default."""
     group = parser.add_argument_group("adapter", "fields of peft.LoraConfig")
     group.add_argument(
-        "--rank", type=int, dest="r", default=NOT_GIVEN, metavar="R", help="rank of A and B (default: 8)"
+        "--rank", type=count, dest="r", default=NOT_GIVEN, metavar="R", help="rank of A and B (default: 8)"
     )
     group.add_argument(
         "--alpha",
-        type=_number,
+        type=above_zero,
         dest="lora_alpha",
         default=NOT_GIVEN,
         metavar="X",
@@ -66,7 +78,7 @@ def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--lora-dropout",
-        type=float,
+        type=probability_below_one,
         default=NOT_GIVEN,
         metavar="P",
         help="dropout at the adapters' input (default: 0)",
@@ -104,7 +116,7 @@ def adapter_config(args: Arguments, base: nn.Module) -> LoraConfig:
     return dataclasses.replace(config, **given)
 
 
-def expand_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
+def expand_config(parser: Parser, argv: Sequence[str]) -> list[str]:
     """The arguments with the values of a --config file put in front of the flags, which therefore win.
 
     Raises:
@@ -117,17 +129,21 @@ def expand_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[
     if path is None:
         return list(argv)
     flags = flags_of(parser)
+    typed = {word.partition("=")[0] for word in argv}
     by_name = {name.removeprefix("--").replace("-", "_"): name for name in flags} | {
         action.dest: name for name, action in flags.items() if action.dest in ADAPTER_FIELDS
     }
-    expanded = []
+    expanded, origins = [], {}
     for key, value in _read_config(path).items():
         name = by_name.get(str(key).replace("-", "_"))
         if name is None or name in ("--config", "--help"):
             raise ConfigError(
                 f"{path}: {unknown_name('field', str(key), sorted(set(by_name) - {'config', 'help'}))}"
             )
+        if name not in typed:
+            origins[name] = f"{key} in {path}"
         expanded += _as_flag(name, flags[name], value, path)
+    parser.origins = origins
     return [argv[0], *expanded, *argv[1:]]
 
 
@@ -187,25 +203,39 @@ def _value_kind(name: str, hint: Any) -> tuple[Callable[[str], Any], tuple[str, 
     if name in PER_MEMBER_FIELDS:
         return _or_none(_per_member, optional), None, "X[,X...]"
     if name == "snapshot_epochs":
-        return numbers(int), None, "N[,N...]"
+        return numbers, None, "N[,N...]"
     kind = next(one for one in (*get_args(hint), hint) if one in (int, float))
-    return _or_none(kind, optional), None, "N" if kind is int else "X"
+    parse = whole if name == "warmup_steps" else count if kind is int else number
+    return _or_none(parse, optional), None, "N" if kind is int else "X"
 
 
 def _per_member(text: str) -> float | list[float]:
-    return [float(word) for word in words(text)] if "," in text else float(text)
-
-
-def _number(text: str) -> int | float:
-    return float(text) if float(text) % 1 else int(float(text))
+    return [number(word) for word in words(text)] if "," in text else number(text)
 
 
 def _or_none(parse: Callable[[str], Any], optional: bool) -> Callable[[str], Any]:
     def parsed(text: str) -> Any:
         return None if optional and text.lower() == "none" else parse(text)
 
-    parsed.__name__ = parse.__name__.strip("_").replace("_", " ")  # argparse's error names it
     return parsed
+
+
+def _preset_values(name: str) -> str:
+    """What a field is where it is not given: the same in every preset, or by preset."""
+    kinds = [("default", preset("default")), ("embedded", preset("embedded"))]
+    values = {preset_name: getattr(config, name) for preset_name, config in kinds}
+    paper = {getattr(preset("paper", task=task), name) for task in PAPER_BATCH_SIZES}
+    shown = {preset_name: _as_text(value) for preset_name, value in values.items()}
+    shown["paper"] = " to ".join(map(_as_text, (min(paper), max(paper)) if len(paper) > 1 else paper))
+    if len(set(shown.values())) == 1:
+        return f"default: {shown['paper']}"
+    return "presets: " + ", ".join(f"{preset_name} {text}" for preset_name, text in shown.items())
+
+
+def _as_text(value: object) -> str:
+    return (
+        "none" if value is None or value == () else f"{value:g}" if isinstance(value, float) else str(value)
+    )
 
 
 def _field_meanings() -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, unknown_name
 from ..files import check_writable
 from ..report import Table
-from .common import Arguments, add_model_flags, load_model, say, words
+from .common import Arguments, add_model_flags, count, load_model, say, words
 
 if TYPE_CHECKING:
     from ..studies.claims import Claim
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer tasks, strengths, epochs and questions")
     parser.add_argument("--tasks", type=words, metavar="a,b", help="only these tasks")
     parser.add_argument("--seeds", type=words, metavar="0,1,2", help="seeds (default: 0,1,2)")
-    parser.add_argument("--members", type=int, metavar="M", help="members of an ensemble (default: 5)")
+    parser.add_argument("--members", type=count, metavar="M", help="members of an ensemble (default: 5)")
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="folder with the paper's datasets, for its six tasks"
     )

@@ -17,6 +17,7 @@ from .common import (
     metrics_table,
     say,
     spread_to_dict,
+    whole,
     words,
 )
 from .data import Source, add_column_flags, source_from_flags
@@ -68,10 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_column_flags(parser)
     ensemble = parser.add_argument_group("ensemble")
     ensemble.add_argument(
-        "--members", type=int, default=5, metavar="M", help="number of members (default: 5)"
+        "--members", type=count, default=5, metavar="M", help="number of members (default: 5)"
     )
     ensemble.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="members' seeds follow from it (default: 0)"
+        "--seed", type=whole, default=0, metavar="N", help="members' seeds follow from it (default: 0)"
     )
     ensemble.add_argument(
         "--vary",
