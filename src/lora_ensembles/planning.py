@@ -112,8 +112,8 @@ def plan_training(
         >>> plan_training(small, members=4, batch_size=2, tokens=16).adapter_parameters
         4096
     """
-    _check_sizes(config, members, batch_size, tokens, answer_tokens, memory=memory)
     shapes = _adapter_shapes(config, adapter or default_adapter_config())
+    _check_sizes(config, members, batch_size, tokens, answer_tokens, memory=memory)
     _check_members(shapes, members, dtype=dtype)
     wanted = _Step(
         config,

@@ -105,7 +105,7 @@ def test_evaluate_is_the_librarys_evaluation(capsys, trained):
         trained,
         "--limit",
         12,
-        "--members",
+        "--only",
         "1",
         "--ood",
         "none",

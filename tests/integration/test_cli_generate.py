@@ -190,7 +190,7 @@ def test_members_can_be_chosen(capsys, trained):
         (["--prompt", "x", "--out", "y"], "--out is for --in FILE"),
         (["--in", "x.jsonl", "--chat"], "--chat is for --prompt"),
         (["--in", "gone.jsonl"], "cannot be read"),
-        (["--prompt", "x", "--cache-implementation", "statik"], "cache_implementation"),
+        (["--prompt", "x", "--cache-implementation", "statik"], "--cache-implementation"),
         (["--prompt", "x", "--only", "7"], "7"),
     ],
 )

@@ -97,7 +97,7 @@ def in_flags(message: str, parser: argparse.ArgumentParser) -> str:
         parts = match.groupdict()
         if parts["quoted"] is not None or (parts["bare"] is not None and "_" not in parts["bare"]):
             return match[0]
-        name, switch = flags[parts["inner"] or parts["given"] or parts["bare"]]
+        name, switch = flags[parts["inner"] or parts["given"] or str(parts["bare"])]
         shown = parts["inner_value"] or parts["given_value"]
         return name if shown is None or switch else f"{name} {_as_typed(shown)}"
 
