@@ -18,7 +18,7 @@ from typing import Any
 from lora_ensembles.errors import DataError
 from lora_ensembles.report import Table
 from lora_ensembles.studies import open_tables, tables
-from lora_ensembles.studies.claims import Claim, judge
+from lora_ensembles.studies.claims import LEAST_TASKS, Claim, judge
 from lora_ensembles.studies.contrasts import CLAIMS
 from lora_ensembles.studies.figures.values import Records, by_task, smaller_grid
 from lora_ensembles.studies.grid import KINDS
@@ -58,11 +58,11 @@ class Source:
 
 
 DOCS = REPOSITORY / "docs"
-JUDGED = """\
-A contrast is a difference in every setting (task and seed); its interval is the 95 % bootstrap interval over tasks and seeds, and a wider
-one where the contrast was chosen from several. A claim is supported if the intervals of all its parts lie where it says, contradicted if
-one lies on the other side, and open otherwise; with fewer than six settings nothing is decided. Supported in part is a claim of which
-other parts could not be judged."""
+JUDGED = f"""\
+A contrast is a difference in every setting (task and seed); its interval is the 95 % t interval over tasks, each the mean over its seeds,
+and a wider one where the contrast was chosen from several. A claim is supported if the intervals of all its parts lie where it says,
+contradicted if one lies on the other side, and inconclusive otherwise; with fewer than {LEAST_TASKS} tasks nothing is decided, and there is
+no interval. Supported in part is a claim of which other parts could not be judged."""
 WRITTEN = "Written by `python benchmarks/reproduction.py` from the records in `{records}` and the sentences in `docs/{name}.toml`; do not"
 EMBEDDED = Source(
     "reproduction",

@@ -48,8 +48,8 @@ DECAYS = ("weight_decay_a", "weight_decay_b", "weight_decay_head")  # of the sta
 class TrainResult:
     """What a run leaves beside the trained ensemble.
 
-    `history` has one row an epoch: each member's training loss and accuracy, means over its rows, and, with a validation split, its metrics. `snapshots`
-    holds every member's weights after the epochs that were asked for; `ensemble.stack.set_members` puts them back.
+    `history` has one row an epoch: each member's training loss and accuracy, means over its rows, and, with a validation split, its
+    metrics. `snapshots` holds every member's weights after the epochs that were asked for; `ensemble.stack.set_members` puts them back.
     """
 
     history: list[dict[str, Any]]

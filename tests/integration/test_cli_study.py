@@ -41,7 +41,12 @@ def test_a_study_goes_from_nothing_to_claims_and_costs_nothing_the_second_time(c
     assert done.code == 0
     claims = done.summary["claims"]
     assert [claim["id"] for claim in claims] == [f"C{number}" for number in range(1, 12)]
-    assert {claim["verdict"] for claim in claims} <= {"supported", "contradicted", "open", "not applicable"}
+    assert {claim["verdict"] for claim in claims} <= {
+        "supported",
+        "contradicted",
+        "inconclusive",
+        "not applicable",
+    }
     whole = dict.fromkeys(("sweep", "randomness", "pool", "few_shot", "last_layer"), 2)
     assert done.summary["records"] == whole | {"methods": 1, "initialisation": 1, "rank": 1, "strength": 1}
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*-*.json")}

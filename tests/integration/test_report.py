@@ -39,12 +39,13 @@ addEventListener("load", () => {
 
 
 def made(identity: str, verdict: Any, *, reason: str = "") -> Claim:
-    part = Part("accuracy", 0.01, (0.005, 0.02), verdict, 6)
+    part = Part("accuracy", 0.01, (0.005, 0.02), verdict, 3, 6)
     if verdict == "not applicable":
-        part = Part("accuracy", None, None, verdict, 0)
+        part = Part("accuracy", None, None, verdict, 0, 0)
     return Claim(
         identity,
         f"Claim <{identity}> | holds.",
+        part.tasks,
         part.settings,
         part.difference,
         part.interval,
@@ -57,7 +58,7 @@ def made(identity: str, verdict: Any, *, reason: str = "") -> Claim:
 CLAIMS = (
     made("C1", "supported"),
     made("C2", "contradicted"),
-    made("C3", "open"),
+    made("C3", "inconclusive"),
     made("C5", "not applicable", reason="no record of it"),
 )
 
@@ -138,9 +139,10 @@ def test_claims_show_verdict_interval_and_settings() -> None:
         "1 of 1",
         "+0.0100",
         "+0.0050 to +0.0200",
+        "3",
         "6",
     )
-    assert table.rows[3][2:] == ("not applicable", "0 of 1", "-", "-", "0")
+    assert table.rows[3][2:] == ("not applicable", "0 of 1", "-", "-", "0", "0")
     assert table.chosen == {(0, 2), (1, 2)}  # decided either way
     assert "Claim &lt;C1&gt; | holds." in table.to_html()
     assert "Claim <C1> \\| holds." in table.to_markdown()
@@ -150,6 +152,7 @@ def test_claims_show_verdict_interval_and_settings() -> None:
         "supported",
         "+0.0100",
         "+0.0050 to +0.0200",
+        "3",
         "6",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import statistics
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from lora_ensembles.errors import CheckpointError, DataError
 from lora_ensembles.prediction import Prediction
 from lora_ensembles.studies import claims
 from lora_ensembles.studies.arms import Arm, decay_arms, randomness_arms, regulariser_arms, train_arms
-from lora_ensembles.studies.claims import bootstrap, judge, judge_contrast
+from lora_ensembles.studies.claims import LEAST_TASKS, interval_of_tasks, judge, judge_contrast, t_quantile
 from lora_ensembles.studies.contrasts import CLAIMS, Contrast
 from lora_ensembles.studies.grid import FULL, PAPER, QUICK, cells, settings_of
 from lora_ensembles.studies.measures import by_size, described, measured
@@ -207,12 +208,12 @@ def arm(
 
 
 def records(*, gain: float = 0.05) -> dict[str, list[dict[str, Any]]]:
-    """Two tasks and three seeds in which every claim of the paper holds, where `gain` is positive."""
+    """Three tasks and two seeds in which every claim of the paper holds, where `gain` is positive."""
     found: dict[str, list[dict[str, Any]]] = {
         kind: [] for kind in ("sweep", "randomness", "pool", "few_shot", "last_layer")
     }
-    for task in ("one", "two"):
-        for seed in range(3):
+    for task in ("one", "two", "three"):
+        for seed in range(2):
             arms = {
                 "none": arm(0.1, 0.3, 0.7, gain=gain),
                 "KL 0.1": arm(0.05, 0.2, 0.75, gain=gain / 5),
@@ -313,42 +314,72 @@ def test_no_claim_is_judged_without_a_sweep() -> None:
     [
         ([1.0, 1.1, 0.9, 1.0, 1.0, 1.0], 1, "supported"),
         ([1.0, 1.1, 0.9, 1.0, 1.0, 1.0], -1, "contradicted"),
-        ([1.0, -1.1, 0.9, -1.0, 0.5, -0.5], 1, "open"),
+        ([1.0, -1.1, 0.9, -1.0, 0.5, -0.5], 1, "inconclusive"),
         ([0.01, -0.02, 0.0, 0.01, 0.0, 0.0], 0, "supported"),
         ([1.0, 1.1, 0.9, 1.0, 1.0, 1.0], 0, "contradicted"),
     ],
 )
 def test_a_verdict_follows_from_the_interval_alone(values: list[float], sign: int, verdict: str) -> None:
-    contrast = Contrast("x", {("task", seed): value for seed, value in enumerate(values)}, sign, 0.1)
+    contrast = Contrast("x", {(f"task {n}", 0): value for n, value in enumerate(values)}, sign, 0.1)
     part = judge_contrast(contrast)
     assert part.verdict == verdict
     assert part.difference == pytest.approx(statistics.fmean(values), abs=1e-6)
-    assert part.settings == 6
+    assert (part.tasks, part.settings) == (6, 6)
 
 
 def test_the_largest_of_several_has_a_wider_interval() -> None:
-    differences = {
-        ("task", seed): value for seed, value in enumerate([0.3, 0.1, -0.04, 0.2, 0.1, 0.0, 0.2, -0.05])
-    }
+    values = [0.3, 0.1, -0.04, 0.2, 0.1, 0.0, 0.2, -0.05]
+    differences = {(f"task {n}", 0): value for n, value in enumerate(values)}
     alone, chosen = (judge_contrast(Contrast("x", differences, 1, chosen_from=count)) for count in (1, 9))
-    assert chosen.interval == tuple(round(end, 6) for end in bootstrap(differences, level=1 - 0.05 / 9))
+    expected = interval_of_tasks(values, level=1 - 0.05 / 9)
+    assert expected is not None
+    assert chosen.interval == tuple(round(end, 6) for end in expected)
     assert alone.interval is not None
     assert chosen.interval[0] < alone.interval[0] < alone.interval[1] < chosen.interval[1]
 
 
-def test_five_settings_decide_nothing_however_they_agree() -> None:
-    for seeds, verdict in ((5, "open"), (6, "supported")):
-        part = judge_contrast(Contrast("x", {("task", seed): 1.0 + 0.01 * seed for seed in range(seeds)}, 1))
-        assert (part.verdict, part.settings) == (verdict, seeds)
+def test_too_few_tasks_decide_nothing_however_their_seeds_agree() -> None:
+    for tasks, verdict in ((LEAST_TASKS - 1, "inconclusive"), (LEAST_TASKS, "supported")):
+        differences = {(f"task {n}", seed): 1 + 0.01 * (n + seed) for n in range(tasks) for seed in range(9)}
+        part = judge_contrast(Contrast("x", differences, 1))
+        assert (part.verdict, part.tasks, part.settings) == (verdict, tasks, 9 * tasks)
+        assert (part.interval is None) == (verdict == "inconclusive")
 
 
-def test_the_interval_of_independent_seeds_is_that_of_the_bootstrap() -> None:
-    values = torch.randn(40, generator=torch.Generator().manual_seed(0)).tolist()
-    low, high = bootstrap({("task", seed): value for seed, value in enumerate(values)})
-    # For one task and many seeds the percentile interval is near the normal one, mean +- 1.96 standard errors.
-    mean, error = statistics.fmean(values), statistics.stdev(values) / 40**0.5
-    assert low == pytest.approx(mean - 1.96 * error, abs=0.06)
-    assert high == pytest.approx(mean + 1.96 * error, abs=0.06)
+@pytest.mark.parametrize("level", [0.5, 0.95, 1 - 0.05 / 9])
+def test_t_quantiles_are_those_of_the_distribution(level: float) -> None:
+    # P(|T| <= t) of torch's density, summed over a fine grid: trapezoids of 1e-3 are right to 1e-7.
+    for degrees in (1, 2, 3, 4, 5, 17):
+        quantile = t_quantile(level, degrees)
+        grid = torch.linspace(-quantile, quantile, 2 * int(1000 * quantile) + 1, dtype=torch.float64)
+        density = torch.distributions.StudentT(torch.tensor(float(degrees), dtype=torch.float64)).log_prob(
+            grid
+        )
+        assert torch.trapezoid(density.exp(), grid).item() == pytest.approx(level, abs=1e-6)
+
+
+def test_the_interval_is_that_of_the_tasks_means_and_more_seeds_do_not_narrow_it() -> None:
+    values = {"a": [0.0, 1.0], "b": [2.0], "c": [3.0, 3.0, 6.0]}  # means 0.5, 2 and 4
+    part = judge_contrast(
+        Contrast("x", {(task, seed): one for task in values for seed, one in enumerate(values[task])}, 1)
+    )
+    half = 4.302653 * statistics.stdev([0.5, 2.0, 4.0]) / 3**0.5  # t(0.975, 2 degrees of freedom)
+    assert part.interval == pytest.approx((6.5 / 3 - half, 6.5 / 3 + half), abs=2e-6)
+
+
+@pytest.mark.parametrize(("tasks", "seeds"), [(3, 2), (6, 1), (6, 5)])
+def test_without_an_effect_a_verdict_is_wrong_in_one_study_of_twenty(tasks: int, seeds: int) -> None:
+    rng, studies, wrong = random.Random(tasks), 1500, 0
+    for _ in range(studies):
+        effects = [rng.gauss(0, 1) for _ in range(tasks)]
+        differences = {
+            (f"task {n}", seed): effect + rng.gauss(0, 0.3)
+            for n, effect in enumerate(effects)
+            for seed in range(seeds)
+        }
+        wrong += judge_contrast(Contrast("x", differences, 1)).verdict != "inconclusive"
+    # Means of normal effects and normal seeds are normal, so the error rate is 5 %; four standard errors of a share of 1,500.
+    assert wrong / studies == pytest.approx(0.05, abs=4 * (0.05 * 0.95 / studies) ** 0.5)
 
 
 def test_claims_are_those_of_the_paper_in_order() -> None:

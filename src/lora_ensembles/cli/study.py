@@ -151,7 +151,7 @@ def _claims(folder: Path) -> dict[str, Any]:
 
 
 def claims_table(claims: list[Claim]) -> Table:
-    """A row a claim."""
+    """One row per claim."""
     rows = []
     for claim in claims:
         interval = "-" if claim.interval is None else f"{claim.interval[0]:+.4f} to {claim.interval[1]:+.4f}"
@@ -164,9 +164,9 @@ def claims_table(claims: list[Claim]) -> Table:
                 f"{supported} of {len(claim.parts)}",
                 difference,
                 interval,
+                str(claim.tasks),
                 str(claim.settings),
             )
         )
-    return Table(
-        ("claim", "verdict", "parts supported", "first difference", "95 % interval", "settings"), tuple(rows)
-    )
+    header = ("claim", "verdict", "parts supported", "first difference", "95 % interval", "tasks", "settings")
+    return Table(header, tuple(rows))

@@ -108,7 +108,7 @@ def correlation(records: Records) -> Table:
         (
             f"gain in {NAMES[metric]}",
             f"{one.rho:+.3f}",
-            f"{one.interval[0]:+.3f} to {one.interval[1]:+.3f}",
+            "-" if one.interval is None else f"{one.interval[0]:+.3f} to {one.interval[1]:+.3f}",
             str(one.settings),
         )
         for metric, one in found.items()

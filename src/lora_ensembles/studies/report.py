@@ -17,7 +17,7 @@ from ..files import file_written_aside
 from ..plots import save_figure
 from ..report import Beside, Block, Chapter, Code, Heading, Picture, Table, Text, page
 from . import open_tables, tables
-from .claims import Claim, Part
+from .claims import LEAST_TASKS, Claim, Part
 from .figures import DRAWINGS, Drawing
 from .figures.values import Records, by_task, check_one_grid, seeds_of, smaller_grid
 
@@ -85,11 +85,11 @@ def write_report(records: Records, claims: Sequence[Claim], out: Path) -> Writte
 
 
 def claims_with_text(claims: Sequence[Claim]) -> Table:
-    """A row a claim: its verdict, its first part's difference and interval, and the settings."""
+    """One row per claim: its verdict, its first part's difference and interval, and the tasks and settings."""
     rows = []
     for claim in claims:
         supported = sum(part.verdict == "supported" for part in claim.parts)
-        numbers = _signed(claim.difference), _interval(claim.interval), str(claim.settings)
+        numbers = _signed(claim.difference), _interval(claim.interval), *_sizes(claim)
         rows.append((claim.id, claim.text, claim.verdict, f"{supported} of {len(claim.parts)}", *numbers))
     decided = frozenset((row, 2) for row, claim in enumerate(claims) if claim.verdict in DECIDED)
     header = (
@@ -99,6 +99,7 @@ def claims_with_text(claims: Sequence[Claim]) -> Table:
         "parts supported",
         "difference (first part)",
         "95 % interval",
+        "tasks",
         "settings",
     )
     return Table(header, tuple(rows), decided, prose=frozenset({1}))
@@ -114,13 +115,13 @@ def parts_table(claims: Sequence[Claim]) -> Table:
             part.verdict,
             _signed(part.difference),
             _interval(part.interval),
-            str(part.settings),
+            *_sizes(part),
         )
         for name, part in parts
     )
     decided = frozenset((row, 2) for row, (_, part) in enumerate(parts) if part.verdict in DECIDED)
     return Table(
-        ("", "contrast", "verdict", "difference", "95 % interval", "settings"),
+        ("", "contrast", "verdict", "difference", "95 % interval", "tasks", "settings"),
         rows,
         decided,
         prose=frozenset({1}),
@@ -172,9 +173,10 @@ def _intro(records: Records) -> str:
 def _claims_chapter(claims: Sequence[Claim]) -> Chapter:
     reading = (
         "Each verdict follows from the records alone. A contrast is a difference in every setting (task and seed); its interval is the "
-        "95 % bootstrap interval over tasks and seeds. A claim is supported if the intervals of all its parts lie where it says, "
-        "contradicted if one lies on the other side, and open otherwise; with fewer than six settings nothing is decided. Supported "
-        "in part is a claim of which other parts could not be judged. Verdicts that are decided, either way, are bold."
+        "95 % t interval over tasks, each the mean over its seeds. A claim is supported if the intervals of all its parts lie where it "
+        f"says, contradicted if one lies on the other side, and inconclusive otherwise; with fewer than {LEAST_TASKS} tasks nothing is "
+        "decided, and there is no interval. Supported in part is a claim of which other parts could not be judged. Verdicts that are "
+        "decided, either way, are bold."
     )
     unjudged = [Text(f"{claim.id}: {claim.reason}.") for claim in claims if claim.reason]
     blocks: list[Block] = [
@@ -311,7 +313,7 @@ SECONDS = (
 )
 RHO = (
     "Spearman's rank correlation between the members' correlation and what the ensemble gains over them, over the arms of each task and "
-    "seed, the mean over tasks; its interval is the 95 % bootstrap over tasks and seeds. Below zero, an ensemble gains more where its "
+    "seed, the mean over tasks; its interval is the 95 % t interval over tasks. Below zero, an ensemble gains more where its "
     "members are less alike."
 )
 COSTS = (
@@ -344,6 +346,10 @@ def _provenance_chapter(records: Records) -> Chapter:
 
 def _signed(number: float | None) -> str:
     return "-" if number is None else f"{number:+.4f}"
+
+
+def _sizes(judged: Claim | Part) -> tuple[str, str]:
+    return str(judged.tasks), str(judged.settings)
 
 
 def _interval(interval: Sequence[float] | None) -> str:

@@ -15,13 +15,18 @@ from .values import ENSEMBLE, MEMBER, Record, Records, by_task, last_row, value
 
 @dataclass(frozen=True)
 class Association:
-    """The mean over tasks of Spearman's rho, its 95 % bootstrap interval over tasks and seeds, and the number of settings."""
+    """The mean over tasks of Spearman's rho, its 95 % t interval over tasks, and the number of settings.
+
+    The interval is None for fewer than `claims.LEAST_TASKS` tasks.
+    """
 
     rho: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     settings: int
 
     def __str__(self) -> str:
+        if self.interval is None:
+            return f"{self.rho:+.2f}"
         return f"{self.rho:+.2f} ({self.interval[0]:+.2f} to {self.interval[1]:+.2f})"
 
 
@@ -52,9 +57,13 @@ def association(records: Records, metric: str) -> Association | None:
             if rho is not None:
                 found[task, int(record["settings"]["seed"])] = rho
     part = judge_contrast(Contrast(metric, found, -1))
-    if part.difference is None or part.interval is None:
+    if part.difference is None:
         return None
-    return Association(part.difference, part.interval, part.settings)
+    interval = part.interval and (
+        max(-1.0, part.interval[0]),
+        min(1.0, part.interval[1]),
+    )  # rho is never outside
+    return Association(part.difference, interval, part.settings)
 
 
 def rank_correlation(points: Sequence[tuple[float, float]]) -> float | None:
