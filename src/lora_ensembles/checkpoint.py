@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +19,30 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .errors import CheckpointError
-from .files import added_to, cannot_write, recover, written_aside
-from .layout import ENSEMBLE_FILE
+from .claimed import FolderLock, check_free, clear
+from .errors import CheckpointError, LoraEnsemblesError
+from .files import (
+    added_to,
+    cannot_write,
+    check_readable,
+    file_written_aside,
+    recover,
+    status,
+    written_aside,
+)
+from .layout import ENSEMBLE_FILE, LOCK_FILE, RUN_FOLDER
 from .lora import MemberWeights
 from .provenance import environment
+from .schema import anything, check, list_of, number, object_of, read_json, record, whole
+from .signals import Interrupted
 from .storage import read_ensemble, write_ensemble, write_members
 
 if TYPE_CHECKING:
     from .ensemble import LoraEnsemble
     from .optim import StackedAdamW
+
+
+CHECKPOINT = "checkpoint"
 
 
 @dataclass
@@ -37,21 +54,53 @@ class Progress:
     partial: dict[str, Any] = field(default_factory=dict)
 
 
-class RunFolder:
-    """The `training` folder of one run below `out`."""
+_STATE = record(
+    {
+        "step": whole(),
+        "history": list_of(object_of(anything)),
+        "partial": record({}, {"sums": list_of(list_of(number())), "count": whole()}, others=True),
+    }
+)
 
-    def __init__(self, out: Path, settings: dict[str, Any], *, resume: bool):
-        self.out, self.folder = out, out / "training"
-        settings = json.loads(json.dumps(settings))
-        if out.exists() and not out.is_dir():
-            raise CheckpointError(f"{out} is a file; choose a folder")
-        if out.exists() and any(out.iterdir()) and not resume:
+
+class RunFolder:
+    """The `training` folder of one run below `out`, which no other process can enter before `close`.
+
+    Args:
+        out: the folder of the ensemble to be.
+        settings: what decides the result; a run goes on only with the settings it had.
+        resume: go on with the run that is there, if there is one.
+        overwrite: remove the run or the ensemble that is there, if it holds nothing else.
+
+    Raises:
+        CheckpointError: as `claimed.check_free`; or there is no run to go on with, or one of other settings.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool = False):
+        self.out, self.folder = out, out / RUN_FOLDER
+        self.saved_step: int | None = None  # of the checkpoint
+        check_free(out, resume=resume, overwrite=overwrite)
+        self._made = status(out) is None
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(out, error) from error
+        self._lock = FolderLock(out)
+        try:
+            self._open(json.loads(json.dumps(settings)), resume=resume, overwrite=overwrite)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+        check_empty = not resume and any(entry.name != LOCK_FILE for entry in self.out.iterdir())
+        if check_empty:
+            if not overwrite:  # another process was here since it was found free
+                raise CheckpointError(f"{self.out} exists already; choose another folder")
+            clear(self.out)
+        if (self.out / ENSEMBLE_FILE).exists() and not (self.folder / "config.json").is_file():
             raise CheckpointError(
-                f"{out} exists already; choose another folder, or go on with the run in it by resume=True (--resume)"
-            )
-        if (out / ENSEMBLE_FILE).exists() and not (self.folder / "config.json").is_file():
-            raise CheckpointError(
-                f"{out} holds an ensemble but no run that could go on; choose another folder"
+                f"{self.out} holds an ensemble but no run that could go on; choose another folder"
             )
         if (self.folder / "config.json").is_file():
             self._check_settings(settings)
@@ -60,13 +109,47 @@ class RunFolder:
             (aside / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
             (aside / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
 
-    def _check_settings(self, settings: dict[str, Any]) -> None:
+    def close(self) -> None:
+        """Let other processes in; a folder that was made for this run and holds nothing goes."""
+        self._lock.release()
+        if self._made:
+            with suppress(OSError):
+                self.out.rmdir()
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """While the run goes on: an error says from where it can go on, and without a checkpoint leaves nothing in the way.
+
+        The folder is closed at the end.
+        """
         try:
-            before = json.loads((self.folder / "config.json").read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.folder / 'config.json'} is corrupt ({error}); remove {self.out} and train anew"
-            ) from error
+            yield
+        except BaseException as error:
+            self._leave(error)
+            raise
+        finally:
+            self.close()
+
+    def _leave(self, error: BaseException) -> None:
+        if self.saved_step is not None:
+            if isinstance(error, LoraEnsemblesError | Interrupted):
+                error.args = (
+                    f"{error}. The checkpoint of step {self.saved_step} is kept in {self.out}: go on from it by resume=True (--resume), "
+                    "or replace the run by overwrite=True (--overwrite)",
+                    *error.args[1:],
+                )
+        elif (
+            status(self.folder / CHECKPOINT) is None
+        ):  # a checkpoint that could not be read is not ours to remove
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        file = self.folder / "config.json"
+        try:
+            before = read_json(file)
+            check(before, object_of(anything), file=file, advice="it is no run's")
+        except CheckpointError as error:
+            raise CheckpointError(f"{file} is corrupt ({error}); remove {self.out} and train anew") from error
         different = sorted(
             name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name)
         )
@@ -89,9 +172,10 @@ class RunFolder:
     def save(self, ensemble: LoraEnsemble, optimizer: StackedAdamW, progress: Progress) -> None:
         """Replace the checkpoint by the present state; the old one stays until the new one is complete."""
         tensors = {name: tensor.contiguous() for name, tensor in _state(ensemble, optimizer).items()}
-        with written_aside(self.folder / "checkpoint", replace=True) as aside:
+        with written_aside(self.folder / CHECKPOINT, replace=True) as aside:
             save_file(tensors, aside / "state.safetensors")
             (aside / "state.json").write_text(json.dumps(dataclasses.asdict(progress)) + "\n")
+        self.saved_step = progress.step
 
     def restore(self, ensemble: LoraEnsemble, optimizer: StackedAdamW) -> Progress:
         """Bring ensemble and optimiser to the last checkpoint, if there is one, and cut the log back to it.
@@ -99,19 +183,23 @@ class RunFolder:
         Raises:
             CheckpointError: the checkpoint is corrupt, or of another ensemble.
         """
-        folder = self.folder / "checkpoint"
+        folder = self.folder / CHECKPOINT
         recover(folder)
         if not folder.is_dir():
             self._cut_log(0)
             return Progress()
         try:
             saved = load_file(folder / "state.safetensors")
-            content = json.loads((folder / "state.json").read_text())
-            progress = Progress(content["step"], content["history"], content["partial"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            content = read_json(folder / "state.json")
+            check(content, _STATE, file=folder / "state.json", advice="it is no run's")
+            sums = content["partial"].get("sums")
+            if sums is not None and [len(row) for row in sums] != [ensemble.num_members] * 2:
+                raise CheckpointError(f"partial.sums is not 2 by {ensemble.num_members}")
+        except (OSError, SafetensorError, CheckpointError) as error:
             raise CheckpointError(
                 f"the checkpoint {folder} is corrupt or cut short ({error}); remove {self.out} and train anew"
             ) from error
+        progress = Progress(content["step"], content["history"], content["partial"])
         state = _state(ensemble, optimizer)
         if {name: tensor.shape for name, tensor in saved.items()} != {
             name: tensor.shape for name, tensor in state.items()
@@ -122,19 +210,29 @@ class RunFolder:
         for name, tensor in state.items():
             tensor.copy_(saved[name])
         ensemble.stack.refresh()
-        optimizer.steps = progress.step
+        optimizer.steps = self.saved_step = progress.step
         self._cut_log(progress.step)
         return progress
 
     def _cut_log(self, step: int) -> None:
         path = self.folder / "log.jsonl"
-        if path.is_file():
-            rows = [
-                line
-                for line in path.read_text().splitlines(keepends=True)
-                if line.endswith("\n") and json.loads(line)["step"] <= step
-            ]
-            path.write_text("".join(rows))
+        if status(path) is None:
+            return
+        check_readable(path)
+        rows = []
+        for place, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+            if not line.endswith(b"\n"):  # cut off while it was written
+                break
+            try:
+                row = json.loads(line)
+                kept = row["step"] <= step
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise CheckpointError(
+                    f"{path}, line {place}: no row of a log ({error}); remove the line, or remove {self.out} and train anew"
+                ) from error
+            rows += [line.decode("utf-8")] if kept else []
+        with file_written_aside(path, replace=True) as file:
+            file.writelines(rows)
 
     def save_snapshot(self, ensemble: LoraEnsemble, epoch: int) -> None:
         path = self.folder / "snapshots" / f"epoch_{epoch:03d}"

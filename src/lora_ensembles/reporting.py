@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .board import Board
 from .files import cannot_write
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ class Reporter:
     def close(self) -> None:
         self._bar.close()
         if self._board is not None:
-            with suppress(OSError):  # a full disk was reported by the write that met it
-                self._board.close()
+            self._board.close()
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._folder is None:
@@ -78,30 +77,28 @@ class Reporter:
         self._folder.log(row)
         if self._board is not None:
             try:
-                self._draw(row)
+                self._draw(self._board, row)
             except OSError as error:
                 raise cannot_write(_board_folder(self._folder), error) from error
 
-    def _draw(self, row: dict[str, Any]) -> None:
+    def _draw(self, board: Board, row: dict[str, Any]) -> None:
         for name in ("loss", "accuracy"):
             for member, value in enumerate(row.get(name, [])):
-                self._board.add_scalar(f"{name}/member_{member:03d}", value, row["step"])
+                board.add_scalar(f"{name}/member_{member:03d}", value, row["step"])
         for name, value in row.get("ensemble", {}).items():
             if isinstance(value, int | float):
-                self._board.add_scalar(f"validation/{name}", value, row["step"])
+                board.add_scalar(f"validation/{name}", value, row["step"])
 
 
 def _listed(values: Tensor) -> list[float]:
     return [round(value, 6) for value in values.tolist()]
 
 
-def _tensorboard(folder: RunFolder | None) -> Any:
+def _tensorboard(folder: RunFolder | None) -> Board | None:
     if folder is None or importlib.util.find_spec("tensorboard") is None:
         return None
-    from torch.utils.tensorboard import SummaryWriter
-
     try:
-        return SummaryWriter(str(_board_folder(folder)))
+        return Board(_board_folder(folder))
     except OSError as error:
         raise cannot_write(_board_folder(folder), error) from error
 

@@ -37,6 +37,7 @@ from .optim import StackedAdamW, clip_per_member, gradient_norms
 from .prediction import predict
 from .reading import context_window
 from .reporting import Reporter
+from .signals import Interrupted, signals_held, word
 from .tasks import Completion, Example
 from .text_losses import check_examples
 from .training_rows import TrainingRows, training_rows
@@ -100,6 +101,7 @@ def train(
     validation: Sequence[Example] | Sequence[Completion] = (),
     out: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> TrainResult:
     """Train all members on `examples`, each in an order of its own; the ensemble holds the result.
@@ -111,34 +113,50 @@ def train(
     logits by `forward.LOGIT_BUDGET`, what is kept of the base by `answer_losses.BASE_CACHE_BYTES`, with the same result beyond them.
 
     With `out`, settings, log and checkpoints are written below `out/training`, and the ensemble to `out` at the end; `resume` goes on
-    from the last checkpoint to the weights that an uninterrupted run would have had (same machine, fp32: bit for bit). With a
-    `validation` split, metrics of the ensemble and of its members are taken after every epoch.
+    from the last checkpoint to the weights that an uninterrupted run would have had (same machine, fp32: bit for bit); `overwrite`
+    replaces a run or an ensemble that is there. A signal to end finishes the step under way and saves a checkpoint first; a second one
+    ends at once. With a `validation` split, metrics of the ensemble and of its members are taken after every epoch.
 
     Raises:
-        ConfigError: a setting does not fit the number of members, or `resume` comes without `out`.
+        ConfigError: a setting does not fit the number of members, or `resume` comes without `out` or with `overwrite`.
         DataError: an example, of `validation` too, cannot be encoded or has no answer; or questions and open answers are in one list.
-        CheckpointError: `out` exists (without `resume`), holds a run with other settings, or cannot be written.
+        CheckpointError: `out` exists (without `resume` and `overwrite`), holds a run with other settings or one that is going on, or
+            cannot be written.
         TrainingError: a loss or gradient is not finite, or memory does not hold a single row; the last checkpoint is kept.
+        signals.Interrupted: a signal came; a `KeyboardInterrupt` that says how to go on.
     """
     config = config or TrainConfig()
     if resume and out is None:
         raise ConfigError("resume=True without `out`; pass the folder of the run that should go on")
+    if resume and overwrite:
+        raise ConfigError(
+            "resume=True (--resume) goes on with a run, overwrite=True (--overwrite) replaces it; give one"
+        )
     _check_validation(ensemble, examples, validation, config)
     run = _prepare(ensemble, examples, config)
     ensemble.info.overlong = config.overlong
-    folder = RunFolder(Path(out), _settings(run), resume=resume) if out is not None else None
-    state = folder.restore(ensemble, run.optimizer) if folder else Progress()
+    if out is None:
+        return _go(run, None, validation=validation, show=progress)
+    folder = RunFolder(Path(out), _settings(run), resume=resume, overwrite=overwrite)
+    with folder.guarded():
+        return _go(run, folder, validation=validation, show=progress)
+
+
+def _go(
+    run: _Run, folder: RunFolder | None, *, validation: Sequence[Example] | Sequence[Completion], show: bool
+) -> TrainResult:
+    """The run from where it stands to its end, in memory or in a folder."""
+    state = folder.restore(run.ensemble, run.optimizer) if folder else Progress()
     snapshots = folder.snapshots() if folder else {}
-    reporter = Reporter(
-        folder, total=run.total_steps, first=state.step, members=ensemble.num_members, show=progress
-    )
+    members = run.ensemble.num_members
+    reporter = Reporter(folder, total=run.total_steps, first=state.step, members=members, show=show)
     reporter.go_on(state.partial)
     try:
         _loop(run, state, validation=validation, folder=folder, snapshots=snapshots, reporter=reporter)
     finally:
         reporter.close()
     if folder:
-        folder.finish(ensemble)
+        folder.finish(run.ensemble)
     return TrainResult(state.history, snapshots)
 
 
@@ -222,26 +240,41 @@ def _loop(
     snapshots: dict[int, list[MemberWeights]],
     reporter: Reporter,
 ) -> None:
-    ensemble, config = run.ensemble, run.config
+    config = run.config
     checkpoint_every = config.checkpoint_every or run.steps_per_epoch
-    while state.step < run.total_steps:
-        outcome = _guarded_step(run, state.step)
-        state.step += 1
-        reporter.step(state.step, outcome, every=config.log_every)
-        if state.step % run.steps_per_epoch == 0:
-            epoch = state.step // run.steps_per_epoch
-            row = {"step": state.step, "epoch": epoch, **reporter.epoch_means()}
-            if validation:
-                row |= _validate(ensemble, validation, max_rows=config.max_rows)
-            state.history.append(row)
-            reporter.epoch(row)
-            if epoch in config.snapshot_epochs:
-                snapshots[epoch] = [ensemble.stack.member(index) for index in range(ensemble.num_members)]
-                if folder:
-                    folder.save_snapshot(ensemble, epoch)
-        if folder and (state.step % checkpoint_every == 0 or state.step == run.total_steps):
-            state.partial = reporter.partial()
-            folder.save(ensemble, run.optimizer, state)
+    with signals_held() if folder else nullcontext() as held:
+        while state.step < run.total_steps:
+            outcome = _guarded_step(run, state.step)
+            state.step += 1
+            reporter.step(state.step, outcome, every=config.log_every)
+            if state.step % run.steps_per_epoch == 0:
+                row = _epoch_row(run, state.step, validation=validation, reporter=reporter)
+                state.history.append(row)
+                reporter.epoch(row)
+                if row["epoch"] in config.snapshot_epochs:
+                    snapshots[row["epoch"]] = _members(run.ensemble)
+                    if folder:
+                        folder.save_snapshot(run.ensemble, row["epoch"])
+            stopped = held is not None and held.number is not None
+            due = state.step % checkpoint_every == 0 or state.step == run.total_steps or stopped
+            if folder and due:
+                state.partial = reporter.partial()
+                folder.save(run.ensemble, run.optimizer, state)
+            if held is not None and held.number is not None:
+                raise Interrupted(
+                    f"{word(held.number)} after step {state.step} of {run.total_steps}", held.number
+                )
+
+
+def _members(ensemble: LoraEnsemble) -> list[MemberWeights]:
+    return [ensemble.stack.member(index) for index in range(ensemble.num_members)]
+
+
+def _epoch_row(
+    run: _Run, step: int, *, validation: Sequence[Example] | Sequence[Completion], reporter: Reporter
+) -> dict[str, Any]:
+    row = {"step": step, "epoch": step // run.steps_per_epoch, **reporter.epoch_means()}
+    return row | (_validate(run.ensemble, validation, max_rows=run.config.max_rows) if validation else {})
 
 
 def _validate(
@@ -278,7 +311,7 @@ def _guarded_step(run: _Run, step: int) -> StepOutcome:
         if run.recompute:
             raise TrainingError(
                 f"memory ran out at step {step + 1} with a single row in flight, its activations computed twice; free memory, shorten the "
-                "examples, or load the base in lower precision. The last checkpoint is kept"
+                "examples, or load the base in lower precision"
             ) from error
     run.recompute = True
     return _guarded_step(run, step)
@@ -346,6 +379,5 @@ def _check_finite(run: _Run, values: Tensor, step: int, what: str) -> None:
             f"its learning rate {rate:g} is probably too high for this base; lower it, or set max_grad_norm"
         )
     raise TrainingError(
-        f"the {what} of member {wrong[0]} is {values[wrong[0]].item()} at step {step + 1}: {cause}. No update was made; "
-        "the last checkpoint is kept"
+        f"the {what} of member {wrong[0]} is {values[wrong[0]].item()} at step {step + 1}: {cause}. No update was made"
     )

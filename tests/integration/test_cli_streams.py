@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from command_line import call
+from command_line import base_folder, call
+from lora_ensembles import training
 from lora_ensembles.cli.program import VERBS
 
 COMMAND = f'"{sys.executable}" -m lora_ensembles.cli'
@@ -167,3 +168,40 @@ def test_a_file_opened_later_never_takes_the_place_of_a_closed_stream(tmp_path):
     )
     assert done.returncode == 0
     assert int(done.stdout) > 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_training_says_how_to_go_on_and_the_same_command_with_resume_does(
+    capsys, monkeypatch, tmp_path, number
+):
+    few = ["--limit", 16, "--limit-validation", 8, "--members", 2, "--epochs", 2, "--no-progress"]
+    words = ["train", "--task", "world-cqa", "--base", base_folder(), *few, "--out", tmp_path / "run"]
+    real = training._step
+
+    def signalled(run, step):
+        os.kill(os.getpid(), number)
+        return real(run, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_step", signalled)
+        done = call(capsys, *words)
+    word = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
+    assert done.code == 128 + number
+    line = done.err.splitlines()[-1]
+    assert line.startswith(f"lora-ensembles: {word} after step 1 of ")
+    assert f"The checkpoint of step 1 is kept in {tmp_path / 'run'}: go on from it by resume=True (--resume)" in line
+    assert call(capsys, *words, "--resume").code == 0
+
+
+def test_train_overwrites_a_run_and_a_failed_command_is_not_in_the_way_of_the_corrected_one(capsys, tmp_path):
+    few = ["--limit", 16, "--limit-validation", 8, "--members", 2, "--epochs", 1, "--no-progress", "--json"]
+    words = ["train", "--task", "world-cqa", "--base", base_folder(), *few, "--out", tmp_path / "run"]
+    decays = ["--weight-decay-a", 0, "--weight-decay-b", 0]
+    failed = call(capsys, *words, "--learning-rate", "1e30", *decays)
+    assert (failed.code, failed.summary["error"].count("probably too high")) == (2, 1)
+    assert call(capsys, *words).code == 0
+    again = call(capsys, *words)
+    assert again.code == 2
+    assert "or replace it by overwrite=True (--overwrite)" in again.err
+    assert call(capsys, *words, "--overwrite").code == 0
+    assert "give one" in call(capsys, *words, "--overwrite", "--resume").err

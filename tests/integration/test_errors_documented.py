@@ -21,6 +21,7 @@ from transformers import BertForMultipleChoice, GenerationConfig
 
 import tiny_heads as heads
 from lora_ensembles import errors
+from lora_ensembles.claimed import FolderLock
 from lora_ensembles.cli import main
 from lora_ensembles.cli.program import VERBS, parse
 from lora_ensembles.config import TrainConfig
@@ -300,6 +301,59 @@ def _existing_run(folder: Path) -> object:
 def _other_run(folder: Path) -> object:
     trained(out=folder / "out")
     return trained(dataclasses.replace(SHORT, learning_rate=2e-2), out=folder / "out", resume=True)
+
+
+@provokes("foreign-files")
+def _foreign_files(folder: Path) -> object:
+    trained(out=folder / "out")
+    (folder / "out" / "notes.txt").write_text("mine")
+    return train(ensemble(), questions(8), SHORT, out=folder / "out", overwrite=True, progress=False)
+
+
+@provokes("live-run")
+def _live_run(folder: Path) -> object:
+    (folder / "out").mkdir()
+    lock = FolderLock(folder / "out")
+    try:
+        return trained(out=folder / "out")
+    finally:
+        lock.release()
+
+
+@provokes("corrupt-log")
+def _corrupt_log(folder: Path) -> object:
+    trained(out=folder / "out")
+    (folder / "out" / "training" / "log.jsonl").write_text("broken\n")
+    return trained(out=folder / "out", resume=True)
+
+
+def changed_description(folder: Path, old: str, new: str) -> object:
+    path = saved(folder) / "ensemble.json"
+    path.write_text(path.read_text().replace(old, new, 1))
+    return load(path.parent)
+
+
+provokes("outside-member")(lambda folder: changed_description(folder, '"member_000"', '"../outside"'))
+provokes("wrong-value")(
+    lambda folder: changed_description(folder, '"vary": [\n    "init",\n    "order"\n  ]', '"vary": 3')
+)
+
+
+@provokes("weights-not-finite")
+def _not_finite(folder: Path) -> object:
+    path = saved(folder) / "member_001" / "adapter_model.safetensors"
+    save_tensors({name: tensor * math.nan for name, tensor in load_tensors(path).items()}, path)
+    return load(folder / "saved")
+
+
+def predicted_to(folder: Path, out: Path) -> object:
+    rows = write_lines(folder, GOOD)
+    return run_verb(["predict", str(saved(folder)), "--in", str(rows), "--out", str(out)])
+
+
+provokes("output-is-input")(lambda folder: predicted_to(folder, folder / "data.jsonl"))
+provokes("unknown-suffix")(lambda folder: predicted_to(folder, folder / "x.xlsx"))
+provokes("no-place")(lambda folder: predicted_to(folder, folder / "data.jsonl" / "a.jsonl"))
 
 
 @provokes("newer-format")

@@ -19,14 +19,6 @@ from .common import Arguments
 STANDARD = "-"
 
 
-def check_folder(path: Path, *, way_out: str) -> None:
-    """Refuse a folder to write into that holds something, or that cannot be made."""
-    there = status(path)
-    if there is not None and not (stat.S_ISDIR(there.st_mode) and not any(path.iterdir())):
-        raise CheckpointError(f"{path} exists already; choose another name, or {way_out}")
-    check_writable(path / "file" if there is not None else path)
-
-
 def check_output(args: Arguments, *, formats: Sequence[str], format: str | None = None) -> str:
     """Refuse an --out that could not be written, or that is a part of what is read; returns the format, by its suffix.
 

@@ -7,7 +7,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..claimed import check_free
 from ..errors import ConfigError
+from ..files import check_writable
+from ..layout import RUN_FOLDER
 from . import heads, settings
 from .common import (
     Arguments,
@@ -21,7 +24,6 @@ from .common import (
     words,
 )
 from .data import Source, add_column_flags, source_from_flags
-from .outputs import check_folder
 
 if TYPE_CHECKING:
     from ..ensemble import LoraEnsemble
@@ -103,6 +105,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_group.add_argument(
         "--resume", action="store_true", help="go on with the run in --out from its last checkpoint"
     )
+    run_group.add_argument(
+        "--overwrite", action="store_true", help="replace the run or the ensemble in --out, and nothing else"
+    )
     run_group.add_argument("--no-progress", action="store_true", help="no progress bar")
 
 
@@ -121,8 +126,8 @@ def run(args: Arguments) -> dict[str, Any]:
 
     embedded = args.base in ("embedded", EMBEDDED_BASE)
     config = settings.train_config(args, default="embedded" if embedded else "default", task=source.task)
-    if not args.resume:
-        check_folder(args.out, way_out="go on with the run in it by --resume")
+    check_free(args.out, resume=args.resume, overwrite=args.overwrite)
+    check_writable(args.out / RUN_FOLDER)
     task = source.load(tokenizer=lambda: resolve_tokenizer(args.base))
     ensemble = _build(args, source, task, head)
     result = _train(ensemble, task, config, args)
@@ -168,6 +173,7 @@ def _train(ensemble: LoraEnsemble, task: Task | CompletionTask, config: Any, arg
         validation=validation,
         out=args.out,
         resume=args.resume,
+        overwrite=args.overwrite,
         progress=not args.no_progress,
     )
 
