@@ -134,8 +134,8 @@ class RunFolder:
         if self.saved_step is not None:
             if isinstance(error, LoraEnsemblesError | Interrupted):
                 error.args = (
-                    f"{error}. The checkpoint of step {self.saved_step} is kept in {self.out}: go on from it by resume=True (--resume), "
-                    "or replace the run by overwrite=True (--overwrite)",
+                    f"{error}. The checkpoint of step {self.saved_step} is kept in {self.out}: go on from it by resume=True, "
+                    "or replace the run by overwrite=True",
                     *error.args[1:],
                 )
         elif (
@@ -210,8 +210,9 @@ class RunFolder:
         for name, tensor in state.items():
             tensor.copy_(saved[name])
         ensemble.stack.refresh()
-        optimizer.steps = self.saved_step = progress.step
+        optimizer.steps = progress.step
         self._cut_log(progress.step)
+        self.saved_step = progress.step
         return progress
 
     def _cut_log(self, step: int) -> None:

@@ -38,8 +38,8 @@ def check_free(out: Path, *, resume: bool, overwrite: bool) -> None:
         return
     if not overwrite:
         raise CheckpointError(
-            f"{out} exists already; choose another folder, go on with the run in it by resume=True (--resume), or replace it by "
-            "overwrite=True (--overwrite)"
+            f"{out} exists already; choose another folder, go on with the run in it by resume=True, or replace it by "
+            "overwrite=True"
         )
     foreign = foreign_files(out)
     if foreign or not entries & {ENSEMBLE_FILE, RUN_FOLDER}:

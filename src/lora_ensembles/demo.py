@@ -168,7 +168,7 @@ def check_ready(out: Path, *, task: str, overwrite: bool) -> None:
     empty = out.is_dir() and not any(out.iterdir())
     if out.exists() and not empty and not overwrite:
         raise CheckpointError(
-            f"{out} exists already; choose another folder, or replace the earlier demo in it by overwrite=True (--overwrite)"
+            f"{out} exists already; choose another folder, or replace the earlier demo in it by overwrite=True"
         )
     if out.exists() and not empty and not (out / RESULTS_FILE).is_file():
         raise CheckpointError(

@@ -129,9 +129,7 @@ def train(
     if resume and out is None:
         raise ConfigError("resume=True without `out`; pass the folder of the run that should go on")
     if resume and overwrite:
-        raise ConfigError(
-            "resume=True (--resume) goes on with a run, overwrite=True (--overwrite) replaces it; give one"
-        )
+        raise ConfigError("resume=True goes on with a run, overwrite=True replaces it; give one")
     _check_validation(ensemble, examples, validation, config)
     run = _prepare(ensemble, examples, config)
     ensemble.info.overlong = config.overlong

@@ -189,7 +189,7 @@ def test_a_signal_in_training_says_how_to_go_on_and_the_same_command_with_resume
     assert done.code == 128 + number
     line = done.err.splitlines()[-1]
     assert line.startswith(f"lora-ensembles: {word} after step 1 of ")
-    assert f"The checkpoint of step 1 is kept in {tmp_path / 'run'}: go on from it by resume=True (--resume)" in line
+    assert f"The checkpoint of step 1 is kept in {tmp_path / 'run'}: go on from it by --resume" in line
     assert call(capsys, *words, "--resume").code == 0
 
 
@@ -197,11 +197,11 @@ def test_train_overwrites_a_run_and_a_failed_command_is_not_in_the_way_of_the_co
     few = ["--limit", 16, "--limit-validation", 8, "--members", 2, "--epochs", 1, "--no-progress", "--json"]
     words = ["train", "--task", "world-cqa", "--base", base_folder(), *few, "--out", tmp_path / "run"]
     decays = ["--weight-decay-a", 0, "--weight-decay-b", 0]
-    failed = call(capsys, *words, "--learning-rate", "1e30", *decays)
+    failed = call(capsys, *words, "--learning-rate", "1e30", "--batch-size", 4, *decays)
     assert (failed.code, failed.summary["error"].count("probably too high")) == (2, 1)
     assert call(capsys, *words).code == 0
     again = call(capsys, *words)
     assert again.code == 2
-    assert "or replace it by overwrite=True (--overwrite)" in again.err
+    assert "or replace it by --overwrite" in again.err
     assert call(capsys, *words, "--overwrite").code == 0
     assert "give one" in call(capsys, *words, "--overwrite", "--resume").err

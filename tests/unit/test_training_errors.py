@@ -208,7 +208,7 @@ def test_existing_output_is_refused_and_left_alone(tmp_path: Path) -> None:
 
     with pytest.raises(
         CheckpointError,
-        match=r"exists already; choose another folder, go on with the run in it by resume=True \(--resume\), or replace",
+        match=r"exists already; choose another folder, go on with the run in it by resume=True, or replace",
     ):
         run(ensemble(), out=tmp_path)
     assert files_below(tmp_path) == {"notes.txt"}

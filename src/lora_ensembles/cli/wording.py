@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import LoraEnsemblesError
+from ..signals import Interrupted
 from .common import Parser, flags_of
 
 # Flags of other programs, and what says the same here.
@@ -68,6 +69,8 @@ def in_words_of(parser: argparse.ArgumentParser) -> Iterator[None]:
         yield
     except LoraEnsemblesError as error:
         raise type(error)(in_flags(str(error), parser)) from error
+    except Interrupted as error:
+        raise Interrupted(in_flags(str(error), parser), error.number) from error
 
 
 def in_flags(message: str, parser: argparse.ArgumentParser) -> str:
