@@ -249,7 +249,7 @@ class RunFolder:
         """Put the ensemble's files beside `training`; `ensemble.json` comes last, so a folder that has it is complete."""
         if not (self.out / ENSEMBLE_FILE).exists():
             with added_to(self.out, last=ENSEMBLE_FILE) as aside:
-                write_members(ensemble, aside)
+                write_members(ensemble, aside, home=self.out)
 
 
 def _state(ensemble: LoraEnsemble, optimizer: StackedAdamW) -> dict[str, Any]:

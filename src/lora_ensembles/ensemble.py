@@ -180,6 +180,7 @@ class LoraEnsemble:
         Raises:
             CheckpointError: the folder or a member in it is missing, corrupt, or of a newer format.
             AdapterError: the base given is not the one the members were trained on (`check_base=False` lets it pass).
+            DataError: no base is given, and the recorded one cannot be loaded.
         """
         from .embedded import (
             resolve_base,
@@ -188,7 +189,7 @@ class LoraEnsemble:
         saved = storage.read_ensemble(Path(path), members=members)
         if base is None or tokenizer is None:
             loaded = resolve_base(
-                saved.base_name,
+                storage.base_source(Path(path), saved),
                 revision=saved.base_revision,
                 head=saved.base_kind,
                 num_labels=saved.num_labels,

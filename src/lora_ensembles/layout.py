@@ -31,6 +31,19 @@ def is_own(name: str) -> bool:
     return _OWN.fullmatch(name) is not None
 
 
+def names_a_folder(name: str) -> bool:
+    """Whether a base's name can only be a folder: names on the hub are "name" or "owner/name".
+
+    Example:
+        >>> names_a_folder("./tiny"), names_a_folder("/models/tiny"), names_a_folder("owner/tiny")
+        (True, True, False)
+    """
+    return (
+        re.match(r"[/~]|\.{1,2}([/\\]|$)|[A-Za-z]:[/\\]", name) is not None
+        or re.search(r"\\|/.*/|/$", name) is not None
+    )
+
+
 def foreign_files(folder: Path) -> list[str]:
     """The names of what lies below a folder and is not the library's; a link to a folder is never its own."""
     names = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import re
 import tempfile
 from collections.abc import Collection, Sequence
@@ -18,10 +19,10 @@ from torch import nn
 
 from .adapters import read_adapter, read_adapter_config, write_adapter
 from .description import FORMAT_VERSION, read_description
-from .errors import AdapterError, CheckpointError, ConfigError, LoraEnsemblesError
+from .errors import AdapterError, CheckpointError, ConfigError, DataError, LoraEnsemblesError
 from .files import file_written_aside, written_aside
 from .heads.kinds import base_kind
-from .layout import ENSEMBLE_FILE
+from .layout import ENSEMBLE_FILE, names_a_folder
 from .lora import MemberWeights
 from .model_card import render_model_card
 
@@ -36,6 +37,9 @@ class SavedEnsemble:
     base_name: str
     base_revision: str | None
     base_fingerprint: str
+    base_folder: (
+        str | None
+    )  # from the ensemble's folder to the base's, where the base was one and its name relative
     adapter: LoraConfig
     weights: list[MemberWeights]
     seeds: list[tuple[int, int]]
@@ -80,13 +84,15 @@ def member_folder(index: int) -> str:
     return f"member_{index:03d}"
 
 
-def write_members(ensemble: LoraEnsemble, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """`ensemble.json`, `README.md` and the member folders, into an existing folder."""
+def write_members(
+    ensemble: LoraEnsemble, folder: Path, *, home: Path | None, dtype: torch.dtype = torch.float32
+) -> None:
+    """`ensemble.json`, `README.md` and the member folders, into an existing folder that will stand at `home`; None: anywhere."""
     config = copy.deepcopy(ensemble.adapter)
     config.base_model_name_or_path = base_name(ensemble.base)
     for index in range(ensemble.num_members):
         write_adapter(folder / member_folder(index), ensemble.stack.member(index), config, dtype=dtype)
-    for name, text in _descriptions(ensemble).items():
+    for name, text in _descriptions(ensemble, home).items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
@@ -101,12 +107,12 @@ def update_info(ensemble: LoraEnsemble, path: Path) -> None:
         raise CheckpointError(
             f"{path} holds {saved} members, the ensemble has {ensemble.num_members}; save it to a folder of its own"
         )
-    for name, text in _descriptions(ensemble).items():
+    for name, text in _descriptions(ensemble, path).items():
         with file_written_aside(path / name, replace=True) as file:
             file.write(text)
 
 
-def _descriptions(ensemble: LoraEnsemble) -> dict[str, str]:
+def _descriptions(ensemble: LoraEnsemble, home: Path | None) -> dict[str, str]:
     """The text of the files that describe an ensemble, by name; `ensemble.json` last, since a folder that has it is complete."""
     base, info = ensemble.base, ensemble.info
     content: dict[str, Any] = {
@@ -122,6 +128,9 @@ def _descriptions(ensemble: LoraEnsemble) -> dict[str, str]:
         ],
         "task": info.task,
     }
+    beside = None if home is None else _path_to_base(base, home)
+    if beside is not None:
+        content["base"]["folder"] = beside
     if info.head.owned:
         content["head"] = info.head.to_dict()
         content["base"] |= {"kind": base_kind(base), "num_labels": base.config.num_labels}
@@ -138,7 +147,7 @@ def write_ensemble(ensemble: LoraEnsemble, path: Path, *, dtype: torch.dtype = t
         CheckpointError: `path` exists, or cannot be written.
     """
     with written_aside(path) as folder:
-        write_members(ensemble, folder, dtype=dtype)
+        write_members(ensemble, folder, home=path, dtype=dtype)
 
 
 def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedEnsemble:
@@ -166,6 +175,7 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
         base_name=base["name"],
         base_revision=base["revision"],
         base_fingerprint=base["fingerprint"],
+        base_folder=base.get("folder"),
         adapter=configs[0],
         weights=[read_adapter(folder, config) for folder, config in zip(folders, configs, strict=True)],
         seeds=[(listed[index]["init_seed"], listed[index]["order_seed"]) for index in chosen],
@@ -178,6 +188,39 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
         base_kind=base.get("kind", "causal-lm"),
         num_labels=base.get("num_labels"),
     )
+
+
+def base_source(path: Path, saved: SavedEnsemble) -> str:
+    """The name or folder to load a saved ensemble's base by, wherever the program is called from.
+
+    A folder with a relative name is looked for from the ensemble's own folder, then from the present one.
+
+    Raises:
+        DataError: it was a folder, and is in neither place.
+    """
+    places = [saved.base_name]
+    if saved.base_folder is not None:
+        places.insert(0, os.path.normpath(os.path.join(os.path.realpath(path), saved.base_folder)))
+    elif not names_a_folder(saved.base_name):
+        return saved.base_name
+    for place in places:
+        if os.path.isdir(place):
+            return place
+    raise DataError(
+        f"the base of {path} was the folder {saved.base_name!r}, which is not found ({', '.join(map(os.path.abspath, places))}); "
+        "pass base= and tokenizer="
+    )
+
+
+def _path_to_base(base: nn.Module, home: Path) -> str | None:
+    """The way from an ensemble's folder to its base's, where the base has a relative name."""
+    name = base_name(base)
+    if not name or os.path.isabs(name) or not os.path.isdir(name):
+        return None
+    try:
+        return Path(os.path.relpath(os.path.realpath(name), os.path.realpath(home))).as_posix()
+    except ValueError:  # on another drive
+        return None
 
 
 def check_fingerprint(base: nn.Module, saved: SavedEnsemble) -> None:
@@ -235,7 +278,7 @@ def push_to_hub(ensemble: LoraEnsemble, repo_id: str, *, private: bool, token: s
 
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
-        write_members(ensemble, Path(folder))
+        write_members(ensemble, Path(folder), home=None)
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             return str(

@@ -220,13 +220,13 @@ def load_model(
 def load_ensemble(args: Arguments) -> LoraEnsemble:
     """The ensemble that a verb's arguments name, on its base."""
     from ..ensemble import LoraEnsemble
-    from ..storage import read_ensemble
+    from ..storage import base_source, read_ensemble
 
     saved = read_ensemble(args.ensemble, members=args.members)
     revision = None if args.base else saved.base_revision
     dtype = args.dtype or saved.task.get("dtype")
     base, tokenizer = load_model(
-        args.base or saved.base_name,
+        args.base or base_source(args.ensemble, saved),
         dtype=dtype,
         device=args.device,
         revision=revision,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError
+from ..tasks.sources import HUB_PREFIX
 from . import baseline
 from .common import (
     SHOWN,
@@ -97,6 +98,8 @@ def run(args: Arguments) -> dict[str, Any]:
         raise ConfigError(
             f"--head {args.head}: it is for a baseline that is trained here, and {args.ensemble} has its own; leave it out"
         )
+    if args.ensemble is not None and not (args.task or args.file):
+        _refuse_lost_files(args.ensemble)
     ensemble = load_ensemble(args) if args.ensemble is not None else None
     name, train, every, source = _rows(args, ensemble)
     predictor: Any = ensemble
@@ -167,6 +170,19 @@ def _measure_completions(
     }
     intervals = _intervals(shown, scores) if args.intervals else {}
     return Measured(None, evaluate_completions(scores), evaluate_completion_members(scores), intervals)
+
+
+def _refuse_lost_files(ensemble: Path) -> None:
+    """Refuse an ensemble whose own files are not where it remembers them, before its base is loaded."""
+    from ..description import read_description
+
+    source = remembered_source(read_description(ensemble)["task"])
+    for name in (source.train, source.validation):
+        if name is not None and not name.startswith(HUB_PREFIX) and not Path(name).exists():
+            raise ConfigError(
+                f"{name}, which {ensemble} was trained on, is not found from {Path.cwd()}; pass --file FILE, or call from the folder where "
+                "it was trained"
+            )
 
 
 def _rows(

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING as MULTIPLE_CHOICE
 
 from ..errors import ConfigError, DataError
+from ..layout import names_a_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -92,6 +93,11 @@ def resolve_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTo
     Raises:
         DataError: it cannot be loaded.
     """
+    if names_a_folder(name) and not Path(name).is_dir():
+        raise DataError(
+            f"base model {name!r}: no such folder from {Path.cwd()}; give 'embedded', a folder that save_pretrained wrote, or a name on "
+            "the hub"
+        )
     try:
         return AutoTokenizer.from_pretrained(
             str(FOLDER) if name in ("embedded", EMBEDDED_BASE) else name, revision=revision
