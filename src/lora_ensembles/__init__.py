@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         Message,
         Task,
         completions_from_files,
+        found_classes,
         load_completions,
         load_file,
         load_ood,
@@ -142,6 +143,7 @@ __all__ = [
     "evaluate_members",
     "expected_entropy",
     "fold_members",
+    "found_classes",
     "generate_text",
     "load_base",
     "load_completions",
@@ -193,7 +195,7 @@ _HOMES = {
     "presets": "preset",
     "records": "prediction_records",
     "seeds": "MemberSeeds member_seeds",
-    "tasks": "ColumnMapping Completion CompletionTask Example Message Task completions_from_files load_completions "
+    "tasks": "ColumnMapping Completion CompletionTask Example Message Task completions_from_files found_classes load_completions "
     "load_file load_ood load_preferences load_task preference preferences_from_files task_from_files task_names",
     "training": "TrainResult train",
     "uncertainty": "disagreement expected_entropy mutual_information total_entropy variation_ratio",

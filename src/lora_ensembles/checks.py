@@ -80,3 +80,26 @@ def names(name: str, value: object, *, example: str) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
         raise ConfigError(f"{name}={value!r}; it is a list of names, such as {example}")
     return tuple(value)
+
+
+def check_parts(base: object, tokenizer: object) -> None:
+    """Refuse names and half-made things where a loaded base and its tokenizer are needed.
+
+    Raises:
+        ConfigError: as it says, with how to load them.
+    """
+    if isinstance(base, str):
+        raise ConfigError(
+            f"base is the name {base!r}; load it first: base, tokenizer = resolve_base({base!r}), or AutoModelForCausalLM.from_pretrained"
+        )
+    if not hasattr(base, "named_parameters") or not hasattr(base, "config"):
+        raise ConfigError(
+            f"base is of type {type(base).__name__}; it is a model of transformers, loaded by from_pretrained"
+        )
+    if isinstance(tokenizer, str) or not callable(tokenizer) or hasattr(tokenizer, "named_parameters"):
+        given = (
+            f"the name {tokenizer!r}" if isinstance(tokenizer, str) else f"of type {type(tokenizer).__name__}"
+        )
+        raise ConfigError(
+            f"tokenizer is {given}; it is the base's own, loaded by AutoTokenizer.from_pretrained"
+        )

@@ -8,9 +8,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig
@@ -19,10 +18,15 @@ from torch import Tensor, nn
 from . import storage
 from .adapters import keep_differentiable
 from .capacity import fresh_members
+from .checks import check_parts
 from .decoder import Trunk, trunk_below_adapters
 from .errors import AdapterError, ConfigError
 from .forward import answer_logits
 from .heads import Head, HeadConfig, HeadKind, Token, adapter_for, head_of, resolve_head, token_read
+from .heads.kinds import check_kind, with_named_classes
+from .hub import ensemble_folder
+from .info import EnsembleInfo, described
+from .inputs import read_new
 from .lora import AdapterStack, MemberWeights, fold_members, unfold_members
 from .probe import check_plain
 from .products import frozen_products
@@ -33,25 +37,6 @@ from .trunk_states import TrunkStates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass
-class EnsembleInfo:
-    """What an ensemble remembers beside its weights; saved in `ensemble.json`."""
-
-    seed: int = 0
-    vary: tuple[str, ...] = ("init", "order")
-    next_index: int = 0
-    seeds: list[MemberSeeds] = field(default_factory=list)
-    overlong: Literal["error", "left"] = (
-        "error"  # what is done with a prompt longer than the window; as in training
-    )
-    task: dict[str, Any] = field(
-        default_factory=dict
-    )  # how prompts and labels were rendered, and what was measured
-    head: HeadConfig = field(
-        default_factory=lambda: HeadConfig("causal-lm")
-    )  # what the members say about an example
 
 
 class LoraEnsemble:
@@ -93,6 +78,7 @@ class LoraEnsemble:
         vary: Sequence[str] = ("init", "order"),
         head: HeadConfig | HeadKind | None = None,
     ):
+        check_parts(base, tokenizer)
         count = whole_count(members)
         check_plain(base)
         own = resolve_head(base, head)
@@ -135,6 +121,7 @@ class LoraEnsemble:
         info: EnsembleInfo,
     ) -> LoraEnsemble:
         """An ensemble of given member weights."""
+        check_parts(base, tokenizer)
         check_plain(base)
         ensemble = cls.__new__(cls)
         ensemble._attach(base, tokenizer, adapter, weights, info)
@@ -145,7 +132,7 @@ class LoraEnsemble:
         cls,
         base: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        paths: Sequence[str | Path],
+        paths: Sequence[str | Path] | str | Path,
         *,
         seed: int = 0,
         check_base: bool = True,
@@ -157,10 +144,9 @@ class LoraEnsemble:
             CheckpointError: a folder holds no readable adapter.
             AdapterError: the adapters do not fit each other or the base, or name another base (`check_base=False` lets the name pass).
         """
-        head = resolve_head(base, head)
-        config, weights = storage.read_members(
-            [Path(path) for path in paths], base, check_base=check_base, head=head.owned
-        )
+        check_parts(base, tokenizer)
+        head = with_named_classes(resolve_head(base, head), base)
+        config, weights = storage.read_members(paths, base, check_base=check_base, head=head.owned)
         seeds = [member_seeds(seed, index) for index in range(len(weights))]
         info = EnsembleInfo(seed=seed, next_index=len(weights), seeds=seeds, head=head)
         return cls.from_weights(base, tokenizer, adapter=config, weights=weights, info=info)
@@ -175,7 +161,9 @@ class LoraEnsemble:
         members: Sequence[int] | None = None,
         check_base: bool = True,
     ) -> LoraEnsemble:
-        """The ensemble that `save_pretrained` wrote, or some of its members; the base is loaded by its recorded name unless given.
+        """The ensemble that `save_pretrained` wrote, or some of its members, from a folder, or from "owner/name" of the Hugging Face hub.
+
+        The base is loaded by its recorded name, in the dtype it was saved with, unless given.
 
         Raises:
             CheckpointError: the folder or a member in it is missing, corrupt, or of a newer format.
@@ -186,15 +174,17 @@ class LoraEnsemble:
             resolve_base,
         )  # the embedded base imports transformers' tokenizers, which a caller with a base need not load
 
-        saved = storage.read_ensemble(Path(path), members=members)
+        saved = storage.read_ensemble(ensemble_folder(path), members=members)
         if base is None or tokenizer is None:
             loaded = resolve_base(
                 storage.base_source(Path(path), saved),
                 revision=saved.base_revision,
+                dtype=saved.task.get("dtype"),
                 head=saved.base_kind,
                 num_labels=saved.num_labels,
             )
             base, tokenizer = base or loaded[0], tokenizer or loaded[1]
+        check_kind(base, saved.base_kind, saved.num_labels)
         if check_base:
             storage.check_fingerprint(base, saved)
         seeds = [MemberSeeds(*pair) for pair in saved.seeds]
@@ -220,6 +210,19 @@ class LoraEnsemble:
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
         """Upload the ensemble with its model card to the Hugging Face hub; returns the address of the commit."""
         return storage.push_to_hub(self, repo_id, private=private, token=token)
+
+    def read(self, source: object) -> list[Any]:
+        """New rows as the ensemble was trained to read them, with its own columns and classes; answers may be missing.
+
+        `source` is a file, 'hub:owner/name:split', texts, rows as dictionaries, a datasets.Dataset or a DataFrame.
+
+        Raises:
+            DataError: anything in it that cannot be used.
+        """
+        return read_new(source, self.info)
+
+    def __repr__(self) -> str:
+        return described(self)
 
     @property
     def num_members(self) -> int:
@@ -266,16 +269,14 @@ class LoraEnsemble:
             self.stack = AdapterStack(self.base, grown, dtype=self.base.dtype)
         info.seeds, info.next_index = info.seeds + seeds, new.stop
 
-    def load_members(self, paths: Sequence[str | Path], *, check_base: bool = True) -> None:
+    def load_members(self, paths: Sequence[str | Path] | str | Path, *, check_base: bool = True) -> None:
         """Add members from their folders, this library's or PEFT's own, to the ensemble as it runs; ranks and scalings may differ.
 
         Raises:
             CheckpointError, AdapterError: as `from_adapters`; the ensemble is then as before.
         """
         owned = self.info.head.owned
-        _, weights = storage.read_members(
-            [Path(path) for path in paths], self.base, check_base=check_base, head=owned
-        )
+        _, weights = storage.read_members(paths, self.base, check_base=check_base, head=owned)
         self.stack.add_members(weights)
         info = self.info
         info.seeds = info.seeds + [

@@ -16,8 +16,10 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from .decoding import checked
 from .errors import ConfigError, DataError
 from .generation import mean_log_probs
+from .inputs import as_prompts
 from .memory import ran_out_of_memory
 from .reading import context_window
 from .scoring import pad_rows
@@ -133,7 +135,7 @@ class GeneratedText:
 
 def generate_text(
     ensemble: LoraEnsemble,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt] | Prompt,
     config: GenerationConfig | None = None,
     *,
     batch_size: int = ROWS_PER_BATCH,
@@ -146,7 +148,7 @@ def generate_text(
     for every way of decoding.
 
     Args:
-        prompts: texts, or chats (sequences of messages) for the tokenizer's chat template.
+        prompts: texts, or chats (sequences of messages) for the tokenizer's chat template; or one of these.
         config: how to decode; greedily, 64 tokens, by default.
         batch_size: prompts decoded together, padded on the left.
         seed: of sampling; None leaves it to torch's global state.
@@ -164,14 +166,16 @@ def generate_text(
         (3, torch.Size([2, 3]))
     """
     ensemble.check_causal("generation")
-    config = _checked(config or GenerationConfig(max_new_tokens=DEFAULT_NEW_TOKENS), batch_size)
+    config = checked(config or GenerationConfig(max_new_tokens=DEFAULT_NEW_TOKENS), batch_size)
     window = context_window(ensemble.base)
     room = None if window is None else window - (config.max_new_tokens or 1)
     if room is not None and room < 1:
         raise ConfigError(
             f"max_new_tokens is {config.max_new_tokens} and the base's window {window} tokens; ask for fewer new tokens"
         )
-    encoded = encode_prompts(prompts, ensemble.tokenizer, max_length=room, overlong=ensemble.info.overlong)
+    encoded = encode_prompts(
+        as_prompts(prompts), ensemble.tokenizer, max_length=room, overlong=ensemble.info.overlong
+    )
     if (
         on_token is not None
         and len(encoded) * (config.num_return_sequences or 1) * (config.num_beams or 1) > 1
@@ -197,18 +201,6 @@ def generate_text(
         )
         for owner, ids, split in zip(owners, rows, scored, strict=True)
     ]
-
-
-def _checked(config: GenerationConfig, batch_size: int) -> GenerationConfig:
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; at least 1 prompt is decoded at a time")
-    if config.max_new_tokens is not None and config.max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens is {config.max_new_tokens}; at least 1 is needed")
-    try:
-        config.validate(strict=True)
-    except ValueError as error:
-        raise ConfigError(f"these settings of generate do not fit each other: {error}") from error
-    return config
 
 
 def _decode(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, DataError
+from .inputs import as_examples, known_to
 
 if TYPE_CHECKING:
     from .tasks import Example
@@ -62,6 +63,13 @@ class Prediction:
         object.__setattr__(self, "ids", ids)
         if self.targets is not None:
             object.__setattr__(self, "targets", _checked_targets(self.targets, self.present, ids))
+
+    def __repr__(self) -> str:
+        shape = f"{self.num_members} members, {self.num_examples} examples, {self.num_options} options"
+        if self.targets is None:
+            return f"Prediction({shape}, without targets)"
+        right = int((self.choices == self.targets).sum())
+        return f"Prediction({shape}, accuracy {right / self.num_examples:.4f})"
 
     @property
     def num_members(self) -> int:
@@ -194,6 +202,7 @@ def predict(predictor: Predictor, examples: Sequence[Example], *, max_rows: int 
         >>> predict(Coin(), [question]).probs
         tensor([[0.5000, 0.5000]])
     """
+    examples = as_examples(examples, known_to(predictor))
     if not examples:
         raise DataError("no examples to predict; give at least one")
     if max_rows is not None and max_rows < 1:
@@ -211,7 +220,8 @@ def predict(predictor: Predictor, examples: Sequence[Example], *, max_rows: int 
     return prediction
 
 
-def _checked_log_probs(log_probs: Tensor) -> Tensor:
+def _checked_log_probs(given: object) -> Tensor:
+    log_probs = _tensor("member_log_probs", given)
     if log_probs.ndim != 3 or 0 in log_probs.shape or log_probs.shape[2] < 2:
         raise ConfigError(
             f"member_log_probs has shape {tuple(log_probs.shape)}; it must be (members, examples, options), 2 or more options"
@@ -221,6 +231,10 @@ def _checked_log_probs(log_probs: Tensor) -> Tensor:
             f"member_log_probs is {log_probs.dtype}; cast the logits to float32 before the softmax over the options"
         )
     log_probs = log_probs.detach().to(device="cpu", dtype=torch.float32)
+    if bool((log_probs >= 0).all()) and bool(((log_probs.sum(dim=-1) - 1).abs() <= _ROW_SUM_TOLERANCE).all()):
+        raise ConfigError(
+            "member_log_probs holds probabilities; give their logarithms: member_log_probs.log(), or better log_softmax of the logits"
+        )
     sums = log_probs.double().exp().sum(dim=-1)
     wrong = ~(
         (sums - 1.0).abs() <= _ROW_SUM_TOLERANCE
@@ -241,7 +255,22 @@ def _checked_log_probs(log_probs: Tensor) -> Tensor:
     return log_probs
 
 
-def _checked_targets(targets: Tensor, present: Tensor, ids: tuple[str, ...]) -> Tensor:
+def _tensor(name: str, given: object) -> Tensor:
+    """A tensor of a tensor, an array or nested lists."""
+    if isinstance(given, Tensor):
+        return given
+    if given is None or isinstance(given, str | Mapping):
+        raise ConfigError(f"{name} is of type {type(given).__name__}; it is a tensor, or an array of numbers")
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{name} is of type {type(given).__name__} and no array of numbers ({error}); it is a tensor, or an array of numbers"
+        ) from error
+
+
+def _checked_targets(given: object, present: Tensor, ids: tuple[str, ...]) -> Tensor:
+    targets = _tensor("targets", given)
     num_examples, num_options = present.shape
     if targets.shape != (num_examples,) or targets.is_floating_point() or targets.dtype == torch.bool:
         raise ConfigError(

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from .ensemble import LoraEnsemble
 
 
+# Of PEFT, which loads a member's base by it; it has none for multiple choice.
+TASK_TYPES = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}
+
+
 @dataclass(frozen=True)
 class SavedEnsemble:
     """What `ensemble.json` and the member folders hold."""
@@ -90,6 +94,7 @@ def write_members(
     """`ensemble.json`, `README.md` and the member folders, into an existing folder that will stand at `home`; None: anywhere."""
     config = copy.deepcopy(ensemble.adapter)
     config.base_model_name_or_path = base_name(ensemble.base)
+    config.task_type = config.task_type or TASK_TYPES.get(base_kind(ensemble.base))
     for index in range(ensemble.num_members):
         write_adapter(folder / member_folder(index), ensemble.stack.member(index), config, dtype=dtype)
     for name, text in _descriptions(ensemble, home).items():
@@ -126,7 +131,7 @@ def _descriptions(ensemble: LoraEnsemble, home: Path | None) -> dict[str, str]:
             {"folder": member_folder(index), "init_seed": seeds.init, "order_seed": seeds.order}
             for index, seeds in enumerate(info.seeds)
         ],
-        "task": info.task,
+        "task": _dtype(base) | info.task,
     }
     beside = None if home is None else _path_to_base(base, home)
     if beside is not None:
@@ -234,7 +239,7 @@ def check_fingerprint(base: nn.Module, saved: SavedEnsemble) -> None:
 
 
 def read_members(
-    paths: Sequence[Path], base: nn.Module, *, check_base: bool, head: bool = False
+    paths: Sequence[str | Path] | str | Path, base: nn.Module, *, check_base: bool, head: bool = False
 ) -> tuple[LoraConfig, list[MemberWeights]]:
     """Adapters trained elsewhere: the first one's config, and the weights of all; `head` says whether they may hold heads.
 
@@ -243,19 +248,26 @@ def read_members(
         CheckpointError: a folder holds no readable adapter.
         AdapterError: an adapter names another base.
     """
-    if not paths or len({path.resolve() for path in paths}) != len(paths):
+    folders = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not folders or len({path.resolve() for path in folders}) != len(folders):
         raise ConfigError(
-            f"from_adapters got {[str(path) for path in paths]}; pass at least one adapter folder, and none twice"
+            f"from_adapters got {[str(path) for path in folders]}; pass at least one adapter folder, and none twice"
         )
-    configs = [read_adapter_config(path, head=head) for path in paths]
-    for path, config in zip(paths, configs, strict=True):
+    configs = [read_adapter_config(path, head=head) for path in folders]
+    for path, config in zip(folders, configs, strict=True):
         named = config.base_model_name_or_path
         if check_base and named and _last_part(named) != _last_part(base_name(base)):
             raise AdapterError(
                 f"{path} was trained on base {named!r}, the base given is {base_name(base)!r}; load that base, or pass check_base=False "
                 "if it is the same model under another name"
             )
-    return configs[0], [read_adapter(path, config) for path, config in zip(paths, configs, strict=True)]
+    return configs[0], [read_adapter(path, config) for path, config in zip(folders, configs, strict=True)]
+
+
+def _dtype(base: Any) -> dict[str, str]:
+    """The dtype that a base is loaded in again, where it is one of those that a base can be asked for in."""
+    name = str(base.dtype).removeprefix("torch.")
+    return {"dtype": name} if name in ("float32", "bfloat16", "float16") else {}
 
 
 def base_name(base: nn.Module) -> str:

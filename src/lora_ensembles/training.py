@@ -30,6 +30,7 @@ from .dropout import stream_key
 from .ensemble import LoraEnsemble
 from .errors import ConfigError, DataError, TrainingError
 from .heads.texts import encode_texts, with_classes
+from .inputs import as_examples, remember_labels
 from .lora import MemberWeights
 from .memory import ran_out_of_memory, rows_in_flight, with_fewer_rows
 from .metrics import Metrics, evaluate, evaluate_members
@@ -55,6 +56,16 @@ class TrainResult:
 
     history: list[dict[str, Any]]
     snapshots: dict[int, list[MemberWeights]]
+
+    def __repr__(self) -> str:
+        last = self.history[-1] if self.history else {}
+        losses = ", ".join(f"{loss:.4f}" for loss in last.get("train_loss", ()))
+        measured = last.get("ensemble", {})
+        shown = [f"{name} {measured[name]:.4f}" for name in ("accuracy", "nll") if name in measured]
+        kept = (
+            f"snapshots of epochs {', '.join(map(str, self.snapshots))}" if self.snapshots else "no snapshots"
+        )
+        return f"TrainResult({len(self.history)} epochs, last training loss of members {losses}; {', '.join([*shown, kept])})"
 
 
 @dataclass
@@ -130,6 +141,9 @@ def train(
         raise ConfigError("resume=True without `out`; pass the folder of the run that should go on")
     if resume and overwrite:
         raise ConfigError("resume=True goes on with a run, overwrite=True replaces it; give one")
+    examples = as_examples(examples, ensemble.info, labelled=True)
+    validation = as_examples(validation, ensemble.info, name="validation", labelled=True)
+    remember_labels(ensemble.info, examples)
     _check_validation(ensemble, examples, validation, config)
     run = _prepare(ensemble, examples, config)
     ensemble.info.overlong = config.overlong

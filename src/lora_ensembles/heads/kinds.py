@@ -207,6 +207,33 @@ def loaded_by_transformers(parameter: Tensor) -> bool:
     return bool(getattr(parameter, "_is_hf_initialized", False))
 
 
+def check_kind(base: nn.Module, kind: str, num_labels: int | None) -> None:
+    """Refuse a base of another class than the members of a saved ensemble were trained on.
+
+    Raises:
+        AdapterError: as it says.
+    """
+    if base_kind(base) != kind:
+        needed = (
+            NEEDED[kind]
+            if kind != "sequence-classification"
+            else f"AutoModelForSequenceClassification (num_labels={num_labels})"
+        )
+        raise AdapterError(
+            f"the base given is a {_described(base)}, and the members were trained on another kind of model; load the base as {needed}"
+        )
+
+
+def with_named_classes(head: HeadConfig, base: nn.Module) -> HeadConfig:
+    """The head of classifiers with the classes that the base's config names, unless these are only numbered."""
+    config: Any = base.config
+    names = dict(getattr(config, "id2label", None) or {})
+    numbered = all(str(name) == f"LABEL_{number}" for number, name in names.items())
+    if head.kind != "sequence-classification" or head.classes or numbered or len(names) != _labels(base):
+        return head
+    return replace(head, classes=tuple(str(names[number]) for number in sorted(names)))
+
+
 def base_kind(base: nn.Module) -> HeadKind:
     """The kind of head that a base's class is made for."""
     kinds: tuple[HeadKind, ...] = ("multiple-choice", "sequence-classification")

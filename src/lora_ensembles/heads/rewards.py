@@ -66,7 +66,7 @@ class RewardPrediction:
 
 
 def predict_rewards(
-    ensemble: LoraEnsemble, texts: Sequence[str], *, max_rows: int | None = None
+    ensemble: LoraEnsemble, texts: Sequence[str] | str, *, max_rows: int | None = None
 ) -> RewardPrediction:
     """Every member's score of each text: a prompt with its answer behind it, as in training.
 
@@ -88,6 +88,10 @@ def predict_rewards(
         )
     if not texts:
         raise DataError("no texts to score; give at least one")
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"texts[{number}] is of type {type(text).__name__}; pass texts")
     if max_rows is not None and max_rows < 1:
         raise ConfigError(
             f"max_rows is {max_rows}; use at least 1, or None for a number that suits most machines"

@@ -72,6 +72,9 @@ class CompletionTask:
     train: tuple[Completion, ...]
     validation: tuple[Completion, ...]
 
+    def __repr__(self) -> str:
+        return f"CompletionTask({self.name!r}, {len(self.train)} to train on, {len(self.validation)} to judge by)"
+
 
 def is_open_ended(values: Mapping[str, object], *, labelled: bool = True) -> bool:
     """Whether a row's columns are those of an open answer: `messages`, or `prompt` with `completion` (`labelled=False`: `prompt` alone).
@@ -114,7 +117,7 @@ def load_completions(path: str | Path, *, labelled: bool = True) -> tuple[Comple
         >>> load_completions(path)[0].completion
         ' In rivers.'
     """
-    return _completions(named_rows(path), name=str(path), labelled=labelled)
+    return rows_to_completions(named_rows(path), name=str(path), labelled=labelled)
 
 
 def read_completions(
@@ -136,7 +139,7 @@ def read_completions(
         >>> read_completions(io.StringIO(line))[0].completion
         'Hi!'
     """
-    return _completions(stream_rows(stream, name=name, format=format), name=name, labelled=labelled)
+    return rows_to_completions(stream_rows(stream, name=name, format=format), name=name, labelled=labelled)
 
 
 def completions_from_files(
@@ -160,7 +163,12 @@ def completions_from_files(
     return CompletionTask(name, *split_rows(rows, share=validation_share, seed=seed, name=str(train)))
 
 
-def _completions(rows: Iterator[Row], *, name: str, labelled: bool) -> tuple[Completion, ...]:
+def rows_to_completions(rows: Iterator[Row], *, name: str, labelled: bool) -> tuple[Completion, ...]:
+    """The completions of rows; `name` stands in errors.
+
+    Raises:
+        DataError: no rows, or one that cannot be used.
+    """
     first = next(rows, None)
     if first is None:
         raise DataError(f"{name}: no rows; at least one prompt is needed")

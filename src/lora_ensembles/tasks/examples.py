@@ -66,6 +66,9 @@ class Task:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
 
+    def __repr__(self) -> str:
+        return f"Task({self.name!r}, {len(self.train)} to train on, {len(self.validation)} to judge by)"
+
     @property
     def options(self) -> list[int]:
         """The option counts that occur, in rising order."""

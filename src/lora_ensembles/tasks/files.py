@@ -12,6 +12,7 @@ from ..errors import DataError
 from .cells import column_value
 from .columns import ColumnMapping, detect_columns
 from .examples import Example, Task
+from .formats import Row
 from .sources import named_rows, stream_rows
 from .splits import split_rows
 from .whole_file import read_whole
@@ -123,17 +124,27 @@ def found_classes(
         >>> found_classes(path)[1]
         ('bad', 'good')
     """
-    rows = list(named_rows(path))
+    return classes_of_rows(list(named_rows(path)), name=str(path), columns=columns)
+
+
+def classes_of_rows(
+    rows: Sequence[Row], *, name: str, columns: ColumnMapping | None = None
+) -> tuple[ColumnMapping, tuple[str, ...]]:
+    """As `found_classes`, of rows that were read; `name` stands in errors.
+
+    Raises:
+        DataError: no rows, or fewer than two classes.
+    """
     if not rows:
-        raise DataError(f"{path}: no rows; at least one question is needed")
+        raise DataError(f"{name}: no rows; at least one question is needed")
     mapping = columns or detect_columns(rows[0], labels=("", ""), labelled=True)
     classes = {str(column_value(row, mapping.answer)).strip() for row in rows} - {""}
     if len(classes) < 2:
         raise DataError(
-            f"{path}: column {mapping.answer!r} has {len(classes)} different values; at least 2 classes are needed"
+            f"{name}: column {mapping.answer!r} has {len(classes)} different values; at least 2 classes are needed"
         )
     return dataclasses.replace(mapping, answer_form="text"), tuple(
-        sorted(classes, key=lambda name: (_as_number(name), name))
+        sorted(classes, key=lambda word: (_as_number(word), word))
     )
 
 
