@@ -39,6 +39,7 @@ def _fields_of(kind: Any, special: dict[str, Check], usual: Check) -> dict[str, 
     return {field.name: special.get(field.name, usual) for field in dataclasses.fields(kind)}
 
 
+DTYPE = one_of(("float32", "bfloat16", "float16"))
 _NAMES = {
     "options": either(list_of(text), text),
     **dict.fromkeys(("id", "option_labels", "pair"), nullable(text)),
@@ -55,7 +56,7 @@ _SOURCE = {
 _TASK = {
     "name": nullable(text),
     "source": record({}, _SOURCE, others=True),
-    "dtype": one_of(("float32", "bfloat16", "float16")),
+    "dtype": DTYPE,
     "metrics": nullable(object_of(anything)),
     "single": nullable(object_of(anything)),
 }
@@ -81,7 +82,12 @@ ENSEMBLE = record(
         "format_version": exactly(FORMAT_VERSION),
         "base": record(
             _BASE,
-            {"kind": one_of(BASE_KINDS), "num_labels": nullable(whole(1, MOST_LABELS)), "folder": text},
+            {
+                "kind": one_of(BASE_KINDS),
+                "num_labels": nullable(whole(1, MOST_LABELS)),
+                "folder": text,
+                "dtype": DTYPE,
+            },
             others=True,
         ),
         "seed": whole(-(2**63)),

@@ -179,7 +179,7 @@ class LoraEnsemble:
             loaded = resolve_base(
                 storage.base_source(Path(path), saved),
                 revision=saved.base_revision,
-                dtype=saved.task.get("dtype"),
+                dtype=saved.dtype,
                 head=saved.base_kind,
                 num_labels=saved.num_labels,
             )

@@ -55,6 +55,7 @@ class SavedEnsemble:
     head: dict[str, Any]  # the fields of a HeadConfig
     base_kind: str  # of the base's class and
     num_labels: int | None  # of its head; see embedded.resolve_base
+    dtype: str | None  # in which the base was when the ensemble was saved, or trained
 
 
 def fingerprint(base: nn.Module, *, apart_from: Collection[str] = ()) -> str:
@@ -122,7 +123,8 @@ def _descriptions(ensemble: LoraEnsemble, home: Path | None) -> dict[str, str]:
     base, info = ensemble.base, ensemble.info
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "base": {"name": base_name(base), "revision": _revision(base), "fingerprint": ensemble.fingerprint},
+        "base": {"name": base_name(base), "revision": _revision(base), "fingerprint": ensemble.fingerprint}
+        | _dtype(base),
         "seed": info.seed,
         "vary": list(info.vary),
         "next_index": info.next_index,
@@ -131,7 +133,7 @@ def _descriptions(ensemble: LoraEnsemble, home: Path | None) -> dict[str, str]:
             {"folder": member_folder(index), "init_seed": seeds.init, "order_seed": seeds.order}
             for index, seeds in enumerate(info.seeds)
         ],
-        "task": _dtype(base) | info.task,
+        "task": info.task,
     }
     beside = None if home is None else _path_to_base(base, home)
     if beside is not None:
@@ -192,6 +194,7 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
         head=head | {"classes": tuple(head.get("classes", ()))},
         base_kind=base.get("kind", "causal-lm"),
         num_labels=base.get("num_labels"),
+        dtype=base.get("dtype") or content["task"].get("dtype"),
     )
 
 

@@ -181,7 +181,7 @@ def test_everything_about_a_text_is_json_able() -> None:
             ConfigError,
             f"the base's window {WINDOW} tokens; ask for fewer new tokens",
         ),
-        (["home"], {"max_new_tokens": 0}, ConfigError, "max_new_tokens is 0"),
+        (["home"], {"max_new_tokens": 0}, ConfigError, "max_new_tokens=0; it is a whole number"),
         (["home"], {"num_return_sequences": 2}, ConfigError, "do not fit each other"),
     ],
 )
@@ -198,5 +198,5 @@ def test_what_cannot_work_is_refused(
 def test_a_listener_for_several_texts_is_refused() -> None:
     with pytest.raises(ConfigError, match="one prompt, and neither beams nor several"):
         generate_text(build_ensemble("llama", members=2), PROMPTS, EXACTLY, on_token=lambda *_: None)
-    with pytest.raises(ConfigError, match="batch_size is 0"):
+    with pytest.raises(ConfigError, match="batch_size=0"):
         generate_text(build_ensemble("llama", members=2), PROMPTS, EXACTLY, batch_size=0)

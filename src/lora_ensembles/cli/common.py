@@ -224,7 +224,7 @@ def load_ensemble(args: Arguments) -> LoraEnsemble:
 
     saved = read_ensemble(args.ensemble, members=args.members)
     revision = None if args.base else saved.base_revision
-    dtype = args.dtype or saved.task.get("dtype")
+    dtype = args.dtype or saved.dtype
     base, tokenizer = load_model(
         args.base or base_source(args.ensemble, saved),
         dtype=dtype,

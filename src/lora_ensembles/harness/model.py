@@ -75,7 +75,7 @@ def load(arguments: Mapping[str, Any]) -> LoraEnsemble:
     members = _members(arguments.get("members"))
     saved = read_ensemble(Path(folders[0]), members=members)
     asked = arguments.get("dtype")
-    dtype = saved.task.get("dtype") if asked in (None, "auto") else str(asked).removeprefix("torch.")
+    dtype = saved.dtype if asked in (None, "auto") else str(asked).removeprefix("torch.")
     name = arguments.get("base") or saved.base_name
     revision = arguments.get("revision") or (None if arguments.get("base") else saved.base_revision)
     base, tokenizer = resolve_base(name, revision=revision, dtype=dtype)
