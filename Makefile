@@ -7,12 +7,15 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test bench lint clean
+EXAMPLES ?= 200
+
+.PHONY: help install demo test fuzz bench lint clean
 
 help:
 	@echo "make install   the package, its extras and its tools, in $(VENV)"
 	@echo "make demo      train, compare and report on the embedded base, into OUT=$(OUT)"
 	@echo "make test      every test, the doctests included; one file: make test ARGS=tests/test_architecture.py"
+	@echo "make fuzz      files, ensemble.json, settings and flags changed at random, EXAMPLES of each kind; 10 minutes"
 	@echo "make bench     what a CPU can measure of the speed, into results/performance/cpu.json and docs/performance.md; 10 minutes at most"
 	@echo "make lint      ruff and mypy"
 	@echo "make clean     remove caches and build output; $(VENV) and runs/ stay"
@@ -34,6 +37,10 @@ demo: $(INSTALLED)
 # A file's tests stay together, for what they share is made once; in the order of their names, in which the long files come first.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Hypothesis' examples are the same each time; 8 of each kind are in `make test`.
+fuzz: $(INSTALLED)
+	LORA_ENSEMBLES_FUZZ=$(EXAMPLES) $(BIN)/python -m pytest -s tests/integration/test_fuzz.py $(ARGS)
 
 # The page is written whether all rows hold or not, and says which do; nothing is printed after the line of JSON.
 bench: $(INSTALLED)
