@@ -12,6 +12,7 @@ from .files import is_missing
 from .heads.kinds import HEAD_KINDS, HeadConfig, HeadInit
 from .layout import ENSEMBLE_FILE
 from .schema import (
+    SHOWN,
     Check,
     anything,
     check,
@@ -122,7 +123,7 @@ def read_description(path: Path) -> dict[str, Any]:
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{file} has format version {version}, this library reads {FORMAT_VERSION}; update lora-ensembles"
+            f"{file} has format version {str(version)[:SHOWN]}, this library reads {FORMAT_VERSION}; update lora-ensembles"
         )
     check(content, ENSEMBLE, file=file, advice=ADVICE)
     _check_folders([member["folder"] for member in content["members"]], path)

@@ -40,10 +40,10 @@ pytestmark = pytest.mark.filterwarnings("default")  # as on the command line
 
 QUESTIONS = [
     {"id": "sun", "question": "The sun is a", "options": ["planet", "star", "moon"], "answer": "star"},
-    {"id": "new", "question": "Does it shine?", "options": ["yes", "no"], "answer": "a"},
-    {"id": "old", "question": "It is", "options": ["old", "new", "both", "neither"], "answer": 2},
+    {"id": "new", "question": "Does it shine?", "options": ["yes", "no"], "answer": "yes"},
+    {"id": "old", "question": "It is", "options": ["old", "new", "both", "neither"], "answer": "both"},
 ]
-CSV = 'id,question,a,b,answer\nsun,The sun is a,planet,star,star\nnew,"Does it, really\nshine?",yes,no,a\n'
+CSV = 'id,question,a,b,answer\nsun,The sun is a,planet,star,star\nnew,"Does it, really\nshine?",yes,no,yes\n'
 CONFIG = {
     "task": None,
     "members": 2,
@@ -146,6 +146,21 @@ def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
         yield from places(inner, (*place, name))
 
 
+def similar(value: Any) -> st.SearchStrategy[Any]:
+    """Another value of the same type, which a check of types lets pass."""
+    if isinstance(value, bool):
+        return st.booleans()
+    if isinstance(value, int | float):
+        return st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 9) | st.floats(0, 4)
+    if isinstance(value, str):
+        return st.sampled_from(
+            ["", "init", "left", "member_001", value.upper(), value[:-1], value * 2]
+        ) | st.text(max_size=6)
+    if isinstance(value, list):
+        return st.sampled_from([[], value[::-1], value * 2, value[:1]])
+    return VALUES
+
+
 def changed_tree(draw: Callable[[Any], Any], tree: Any) -> Any:
     """The tree with one to three values replaced, removed, doubled or renamed."""
     tree = copy.deepcopy(tree)
@@ -157,11 +172,13 @@ def changed_tree(draw: Callable[[Any], Any], tree: Any) -> Any:
         inner = tree
         for step in parents:
             inner = inner[step]
-        action = draw(st.sampled_from(["replace", "replace", "remove", "double", "swap"]))
+        action = draw(st.sampled_from(["similar", "similar", "replace", "remove", "double", "swap"]))
         if action == "remove":
             del inner[last]
         elif action == "double" and isinstance(inner, list):
             inner.append(copy.deepcopy(inner[last]))
+        elif action == "similar":
+            inner[last] = draw(similar(inner[last]))
         elif action == "swap":
             inner[last] = copy.deepcopy(draw(st.sampled_from([tree, [inner[last]], {"a": inner[last]}])))
         else:
@@ -212,7 +229,12 @@ def as_json(tree: Any) -> bytes:
 def test_description_with_other_values(originals: Path, name: str, data: st.DataObject) -> None:
     with copied(originals) as folder:
         path = folder / "run" / name
-        path.write_bytes(as_json(changed_tree(data.draw, json.loads(path.read_text()))))
+        tree = json.loads(path.read_text())
+        version = tree.pop("format_version", None)  # a wrong one would hide what comes behind it
+        changed = changed_tree(data.draw, tree)
+        if version is not None and isinstance(changed, dict):
+            changed["format_version"] = version
+        path.write_bytes(as_json(changed))
         verb = data.draw(st.sampled_from(["predict", "predict", "evaluate"]))
         check_call(folder, name, verb, "run", *(["--in", "rows.jsonl"] if verb == "predict" else []))
 
