@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-EXAMPLES ?= 400
+EXAMPLES ?= 650
 
 .PHONY: help install demo test fuzz bench lint clean
 
