@@ -292,7 +292,8 @@ def read_adapter_config(folder: Path, *, head: bool = False) -> LoraConfig:
     check_adapter_options(file)
     try:
         config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
+        # RuntimeError: PEFT leaves out what it does not know and tries again, for an option within an option without end.
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     if getattr(config, "init_lora_weights", True) == "eva":
         config.init_lora_weights = (

@@ -250,6 +250,29 @@ def test_adapter_config_that_cannot_be_read_is_refused(saved: Path, text: str, m
         load(saved)
 
 
+@pytest.mark.filterwarnings("ignore")  # PEFT warns of some of them before it gives up
+def test_options_within_an_option_that_peft_does_not_know_never_end_in_a_foreign_error(saved: Path) -> None:
+    """PEFT tries some such configs again and again, until Python has no room left."""
+    path = saved / "member_000" / "adapter_config.json"
+    content, refused = json.loads(path.read_text()), set()
+    for name in [name for name in content if name.endswith("_config")]:
+        path.write_text(json.dumps(content | {name: {"unknown": 1}}))
+        try:
+            load(saved)
+        except (CheckpointError, AdapterError):
+            refused.add(name)
+
+    assert {"megatron_config", "eva_config"} <= refused
+
+
+def test_initialisation_whose_package_may_be_missing_is_refused(saved: Path) -> None:
+    path = saved / "member_000" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": "loftq"}))
+
+    with pytest.raises((CheckpointError, AdapterError), match=r"cannot be read|cannot be stacked"):
+        load(saved)
+
+
 def test_weights_in_a_pickle_are_never_read(saved: Path) -> None:
     path = saved / "member_000" / "adapter_model.safetensors"
     torch.save(load_file(path), path.with_name("adapter_model.bin"))
