@@ -31,8 +31,8 @@ from workloads import sharing
 
 from lora_ensembles import LoraEnsemble, TrainConfig
 from lora_ensembles.batches import epoch_order
-from lora_ensembles.lora import MemberWeights
 from lora_ensembles.products import frozen_products
+from lora_ensembles.sites import MemberWeights
 from lora_ensembles.tasks import EncodedExample
 
 PREFIX = "base_model.model."

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from lora_ensembles import TrainConfig
 from lora_ensembles.batches import epoch_order
 from lora_ensembles.dropout import dropout_factors, stream_key
-from lora_ensembles.lora import MemberWeights
 from lora_ensembles.seeds import MemberSeeds
+from lora_ensembles.sites import MemberWeights
 from lora_ensembles.tasks import EncodedExample
 from tiny_models import pad
 

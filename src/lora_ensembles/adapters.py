@@ -28,8 +28,7 @@ from .checks import number_between, whole_number
 from .dropout import stream_key
 from .errors import AdapterError, CheckpointError
 from .files import check_readable, is_missing
-from .lora import MemberWeights
-from .sites import replace_module
+from .sites import MemberWeights, replace_module
 
 HeadInit = Literal["fresh", "base"]
 
@@ -225,9 +224,15 @@ def _check_layer(name: str, module: LoraLayer) -> None:
     quantised = type(module).__module__.endswith("lora.bnb")
     if not (quantised or type(module) is peft_layers.Linear):
         raise AdapterError(
-            f"target {name!r} is a {type(module.get_base_layer()).__name__}; adapters are stacked on nn.Linear, GPT-2's Conv1D and "
-            "bitsandbytes 4-bit and 8-bit linear layers; take it out of target_modules"
+            f"target {name!r} is a {_kind_of(module.get_base_layer())}; adapters are stacked on nn.Linear, GPT-2's Conv1D and "
+            f"bitsandbytes 4-bit and 8-bit linear layers; leave it out by exclude_modules=[{name.rpartition('.')[2]!r}]"
         )
+
+
+def _kind_of(module: nn.Module) -> str:
+    """The name of a module's class, with its module where the name alone is that of a torch layer."""
+    kind = type(module)
+    return f"{kind.__module__}.{kind.__name__}" if hasattr(nn, kind.__name__) else kind.__name__
 
 
 def write_adapter(

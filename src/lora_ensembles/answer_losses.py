@@ -48,6 +48,8 @@ class BaseStates:
     def of(cls, ensemble: LoraEnsemble, table: TokenTable, *, rows: int) -> BaseStates:
         """Those of a table; `rows` rows are in flight."""
         live, kept = cls(ensemble, None), None
+        if ensemble.stack.by_batch:
+            return live  # other rows beside them would change these
         total = int(table.answer_lengths.sum())
         by_length = table.lengths.argsort()
         for indices in (
@@ -69,7 +71,9 @@ class BaseStates:
         """(n, H) at the answer tokens of a batch."""
         if self.kept is not None:
             return self.kept[tokens.numbers]
-        with self.ensemble.base_only() as base:
+        ensemble, (count, rows) = self.ensemble, batch.ids.shape[:2]
+        running = ensemble.stack.running(rows=count * rows, tokens=batch.ids.numel(), members=slice(0, count))
+        with ensemble.base_only() as base, running:
             return hidden_at(base, fold_members(batch.ids), tokens.places)
 
 

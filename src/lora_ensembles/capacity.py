@@ -16,8 +16,8 @@ from torch import nn
 
 from .adapters import HeadInit, check_numbers, check_stackable, initial_weights
 from .errors import ConfigError
-from .lora import MemberWeights
 from .seeds import MemberSeeds, member_seeds
+from .sites import MemberWeights
 
 if TYPE_CHECKING:
     from peft import LoraConfig

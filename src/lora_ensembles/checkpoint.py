@@ -31,10 +31,10 @@ from .files import (
     written_aside,
 )
 from .layout import ENSEMBLE_FILE, LOCK_FILE, RUN_FOLDER
-from .lora import MemberWeights
 from .provenance import environment
 from .schema import anything, check, list_of, number, object_of, read_json, record, whole
 from .signals import Interrupted
+from .sites import MemberWeights
 from .storage import read_ensemble, write_ensemble, write_members
 
 if TYPE_CHECKING:

@@ -187,7 +187,7 @@ def _score(ensemble: LoraEnsemble, table: TokenTable, max_rows: int) -> Tensor:
     """log p of the answer tokens of a table's rows (M, N, K), 0 where a row has none."""
     members, reader = ensemble.num_members, ensemble.shared_rows(max_rows)
     scores = torch.zeros(members, len(table), int(table.answer_lengths.max()))
-    for indices in table.lengths.argsort(descending=True).split(max(1, max_rows // members)):
+    for indices in table.lengths.argsort(descending=True).split(reader.rows):
 
         def score(ids: Tensor, count: int, indices: Tensor = indices) -> Tensor:
             tokens = table.gather(indices.expand(count, -1)).answer_tokens()

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .lora import StackedLoraLinear
 from .products import frozen_products
+from .shortcuts import FAILURES
 
 MLP_NAMES = ("mlp", "ffn", "intermediate", "output")  # the last two are the halves of BERT's
 ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "out_lin", "output")
@@ -247,7 +248,11 @@ def in_place_of_trunk(
     trunk: Trunk | None, states: Tensor | None, copies: int
 ) -> AbstractContextManager[None]:
     """While passes over `copies` times the same rows take these states (B, T, H) of each for what a trunk would give, if there is one."""
-    return nullcontext() if trunk is None or states is None else trunk.skipped(states.repeat(copies, 1, 1))
+    return (
+        nullcontext()
+        if trunk is None or states is None
+        else trunk.skipped(states.repeat(copies, *[1] * (states.dim() - 1)))
+    )
 
 
 @torch.no_grad()
@@ -271,16 +276,17 @@ def trunk_below_adapters(model: nn.Module, run: Callable[[Tensor], Tensor]) -> T
     handle = layers[0].register_forward_hook(
         lambda _module, _arguments, result: outputs.append(len(result) if isinstance(result, tuple) else 0)
     )
-    expected = run(ids)
-    handle.remove()
-    trunk = Trunk(layers[:first], layers[first], outputs[0])
     try:
+        expected = run(ids)
+        trunk = Trunk(layers[:first], layers[first], outputs[0])
         states = trunk.states(lambda: run(ids))
         run(ids.flip(1))  # what a layer may have left lying about is now that of other tokens
         with trunk.skipped(states):
             found = run(ids)
-    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError):
+    except FAILURES:
         return None
+    finally:
+        handle.remove()
     share = (
         1e-4 if expected.dtype == torch.float32 else 1e-2
     )  # another product for the same numbers, and no more

@@ -13,25 +13,37 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import storage
+from . import probe, storage
 from .adapters import keep_differentiable
+from .buffers import AdapterStack
 from .capacity import fresh_members
 from .checks import check_parts
 from .decoder import Trunk, trunk_below_adapters
-from .errors import AdapterError, ConfigError
+from .errors import ConfigError
 from .forward import answer_logits
-from .heads import Head, HeadConfig, HeadKind, Token, adapter_for, head_of, resolve_head, token_read
+from .heads import (
+    Head,
+    HeadConfig,
+    HeadKind,
+    Token,
+    adapter_for,
+    head_of,
+    padding_is_read,
+    resolve_head,
+    token_read,
+)
 from .heads.kinds import check_kind, with_named_classes
 from .hub import ensemble_folder
-from .info import EnsembleInfo, described
+from .info import EnsembleInfo, described, info_of
 from .inputs import read_new
-from .lora import AdapterStack, MemberWeights, fold_members, unfold_members
-from .probe import check_plain
+from .lora import fold_members, rows_of_members, unfold_members
 from .products import frozen_products
 from .reading import SharedRows
-from .seeds import MemberSeeds, check_indices, member_seeds, warn_of_copies, whole_count, whole_seed
+from .seeds import check_indices, member_seeds, warn_of_copies, whole_count, whole_seed
+from .shortcuts import forget
+from .sites import MemberWeights
 from .tasks import Example
 from .trunk_states import TrunkStates
 
@@ -80,7 +92,7 @@ class LoraEnsemble:
     ):
         check_parts(base, tokenizer)
         count = whole_count(members)
-        check_plain(base)
+        probe.check_plain(base)
         own = resolve_head(base, head)
         config, init = adapter_for(base, own, adapter), own.init if own.owned else None
         seeds, weights = fresh_members(
@@ -98,17 +110,27 @@ class LoraEnsemble:
         weights: Sequence[MemberWeights],
         info: EnsembleInfo,
     ) -> None:
-        output = base.get_output_embeddings()
-        if any(base.get_submodule(name) is output for name in weights[0].a if _has_module(base, name)):
-            raise AdapterError("the output head cannot carry adapters; take it out of target_modules")
+        if not info.head.owned:
+            probe.check_language_model(base)
+            probe.check_targets(base, weights[0].a)
         self.base, self.tokenizer, self.adapter, self.info = base, tokenizer, config, info
         self.fingerprint = storage.fingerprint(base, apart_from=weights[0].head)
-        self.kept_states: dict[str, TrunkStates | None] | None = (
-            None  # a dict keeps what the trunk makes of texts
-        )
+        self.kept_states: dict[str, TrunkStates | None] | None = None  # a dict keeps those of texts
         base.requires_grad_(False).eval()
         keep_differentiable(base)
         self.stack = AdapterStack(base, weights, dtype=base.dtype)
+        self._try_base()
+
+    def _try_base(self) -> None:
+        """Try a few tokens on the base; it gets its layers back where they show that it cannot be used."""
+        try:
+            if not self.info.head.owned:
+                with self.base_only() as base:
+                    probe.probe_language_model(base)
+            probe.check_members_apart(self.base, self.stack, lambda ids: self.head.whole_pass(self.base, ids))
+        except BaseException:
+            self.unload()
+            raise
 
     @classmethod
     def from_weights(
@@ -122,7 +144,7 @@ class LoraEnsemble:
     ) -> LoraEnsemble:
         """An ensemble of given member weights."""
         check_parts(base, tokenizer)
-        check_plain(base)
+        probe.check_plain(base)
         ensemble = cls.__new__(cls)
         ensemble._attach(base, tokenizer, adapter, weights, info)
         return ensemble
@@ -170,34 +192,16 @@ class LoraEnsemble:
             AdapterError: the base given is not the one the members were trained on (`check_base=False` lets it pass).
             DataError: no base is given, and the recorded one cannot be loaded.
         """
-        from .embedded import (
-            resolve_base,
-        )  # the embedded base imports transformers' tokenizers, which a caller with a base need not load
-
         saved = storage.read_ensemble(ensemble_folder(path), members=members)
         if base is None or tokenizer is None:
-            loaded = resolve_base(
-                storage.base_source(Path(path), saved),
-                revision=saved.base_revision,
-                dtype=saved.dtype,
-                head=saved.base_kind,
-                num_labels=saved.num_labels,
-            )
+            loaded = storage.load_recorded_base(Path(path), saved)
             base, tokenizer = base or loaded[0], tokenizer or loaded[1]
         check_kind(base, saved.base_kind, saved.num_labels)
         if check_base:
             storage.check_fingerprint(base, saved)
-        seeds = [MemberSeeds(*pair) for pair in saved.seeds]
-        info = EnsembleInfo(
-            saved.seed,
-            tuple(saved.vary),
-            saved.next_index,
-            seeds,
-            saved.overlong,
-            saved.task,
-            HeadConfig(**saved.head),
+        return cls.from_weights(
+            base, tokenizer, adapter=saved.adapter, weights=saved.weights, info=info_of(saved)
         )
-        return cls.from_weights(base, tokenizer, adapter=saved.adapter, weights=saved.weights, info=info)
 
     def save_pretrained(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write `ensemble.json`, a model card, and one PEFT adapter folder a member; whole or not at all.
@@ -267,6 +271,7 @@ class LoraEnsemble:
             grown = kept + weights
         finally:
             self.stack = AdapterStack(self.base, grown, dtype=self.base.dtype)
+        self._try_base()
         info.seeds, info.next_index = info.seeds + seeds, new.stop
 
     def load_members(self, paths: Sequence[str | Path] | str | Path, *, check_base: bool = True) -> None:
@@ -308,6 +313,7 @@ class LoraEnsemble:
     def unload(self) -> PreTrainedModel:
         """The base with its own layers back in place, frozen and in evaluation mode; the ensemble cannot be used afterwards."""
         self.stack.detach(self.base)
+        forget(self.base)  # what was tried was the base with its adapted layers left whole
         return self.base
 
     @contextmanager
@@ -340,7 +346,7 @@ class LoraEnsemble:
             ConfigError: ids of another shape; or members with heads of their own, which `predict` asks.
         """
         self.check_causal("calling an ensemble")
-        rows = self._member_rows(input_ids)
+        rows = rows_of_members(input_ids, self.num_members)
         with self.stack.running(rows=rows.shape[0] * rows.shape[1], tokens=rows.numel()), frozen_products():
             logits = self.base(input_ids=fold_members(rows), use_cache=False).logits
         return unfold_members(logits, rows.shape[0])
@@ -375,6 +381,8 @@ class LoraEnsemble:
     @functools.cached_property
     def trunk(self) -> Trunk | None:
         """The layers below the first adapted one, where the base has such: they run once for all members that read the same rows."""
+        if self.stack.by_batch or self.padding_is_read:
+            return None  # what it makes of a row depends on the rows that are read together
         with self.base_only() as base:
             return trunk_below_adapters(base, lambda ids: self.head.whole_pass(base, ids))
 
@@ -384,15 +392,8 @@ class LoraEnsemble:
         with self.base_only() as base:
             return token_read(base) if self.head.kind != "causal-lm" else None
 
-    def _member_rows(self, input_ids: Tensor) -> Tensor:
-        if input_ids.dim() == 2:
-            return input_ids.expand(self.num_members, -1, -1)
-        if input_ids.dim() != 3 or input_ids.shape[0] != self.num_members:
-            raise ConfigError(
-                f"input_ids is {tuple(input_ids.shape)}; pass (B, T) or (M, B, T) with M = {self.num_members} members"
-            )
-        return input_ids
-
-
-def _has_module(base: nn.Module, name: str) -> bool:
-    return any(name == known for known, _ in base.named_modules())
+    @functools.cached_property
+    def padding_is_read(self) -> bool:
+        """Whether the members' own heads read the padding behind a text, so that texts of one length only are read together."""
+        with self.base_only() as base:
+            return self.info.head.owned and padding_is_read(base)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from .compat import CACHE
 from .decoder import Places, last_layer_at
 from .errors import AdapterError
 from .products import frozen_products
+from .shortcuts import shortcuts_of
 
 LOGIT_BUDGET = 2**27
 """Most logits made at once, where the head runs apart from the body: 512 MiB in float32. What a loss makes of them (softmax, gradient)
@@ -40,7 +41,12 @@ class Prefix:
 
 
 def read_prefix(model: nn.Module, input_ids: Tensor) -> Prefix | None:
-    """What rows (B, T) without padding leave for those that begin with them; None where the model keeps another kind of cache."""
+    """What rows (B, T) without padding leave for those that begin with them.
+
+    None where the model keeps another kind of cache, or one from which its passes do not go on to the same logits.
+    """
+    if not shortcuts_of(model).prefix:
+        return None
     rows = torch.arange(input_ids.shape[0], device=input_ids.device)
     last = Places(rows, torch.full_like(rows, input_ids.shape[1] - 1))
     with _at_places(model, last, input_ids.shape, lambda hidden: last.take(hidden)[None, :1]):
@@ -134,7 +140,8 @@ def places_at_once(model: nn.Module, *, copies: int = 1) -> int:
     """How many places may have their logits at once within `LOGIT_BUDGET`, `copies` of them each; at least 1."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     config: Any = model.config
-    return max(1, LOGIT_BUDGET // (copies * int(getattr(head, "out_features", config.vocab_size))))
+    vocabulary = getattr(head, "out_features", None) or config.get_text_config().vocab_size
+    return max(1, LOGIT_BUDGET // (copies * int(vocabulary)))
 
 
 @contextmanager
@@ -142,7 +149,9 @@ def _at_places(
     model: nn.Module, places: Places, shape: torch.Size, narrow: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
     """While a pass over a batch (B, T) runs whose head sees `narrow` of the last hidden states, which are right at the places only."""
-    with _into_head(model, narrow), last_layer_at(model, places, (shape[0], shape[1])), frozen_products():
+    allowed = shortcuts_of(model).narrowed
+    last_layer = last_layer_at(model, places, (shape[0], shape[1])) if allowed else nullcontext()
+    with _into_head(model, narrow), last_layer, frozen_products():
         yield
 
 

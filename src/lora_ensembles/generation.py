@@ -129,6 +129,9 @@ def _forward(model: Any, base_forward: Any, given: dict[str, Any]) -> EnsembleOu
     labels, as_tuple = given.pop("labels", None), given.pop("return_dict", None) is False
     members = len(range(ensemble.num_members)[model.ensemble_members])
     repeated = {name: _for_members(value, rows.shape[0], members) for name, value in given.items()}
+    positions = given.get("position_ids")
+    if positions is not None and positions.dim() == 3:  # (3 or 4, B, T), for time, height and width
+        repeated["position_ids"] = positions.repeat(1, members, 1)
     count = members * rows.shape[0]
     with ensemble.stack.running(rows=count, tokens=count * rows.shape[1], members=model.ensemble_members):
         output = base_forward(**repeated)

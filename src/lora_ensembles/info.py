@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .heads import HeadConfig
 from .seeds import MemberSeeds
-from .storage import base_name
+from .storage import SavedEnsemble, base_name
 
 if TYPE_CHECKING:
     from .ensemble import LoraEnsemble
@@ -28,6 +28,15 @@ class EnsembleInfo:
     overlong: Literal["error", "left"] = "error"
     task: dict[str, Any] = field(default_factory=dict)
     head: HeadConfig = field(default_factory=lambda: HeadConfig("causal-lm"))
+
+
+def info_of(saved: SavedEnsemble) -> EnsembleInfo:
+    """What was saved of it."""
+    seeds = [MemberSeeds(*pair) for pair in saved.seeds]
+    head = HeadConfig(**saved.head)
+    return EnsembleInfo(
+        saved.seed, tuple(saved.vary), saved.next_index, seeds, saved.overlong, saved.task, head
+    )
 
 
 def described(ensemble: LoraEnsemble) -> str:

@@ -53,14 +53,35 @@ class StackedAdamW:
             states,
         )
 
-    def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], *, factor: float = 1.0) -> None:
-        """One update in place; `factor` is the schedule's multiple of the learning rate."""
+    def step(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        *,
+        factor: float = 1.0,
+        unreached: Sequence[Sequence[slice]] = (),
+    ) -> None:
+        """One update in place.
+
+        Args:
+            factor: the schedule's multiple of the learning rate.
+            unreached: of each buffer, the columns without a gradient. They stay as they are, undecayed, with their moments: so does
+                `torch.optim.AdamW` with parameters whose gradient is None.
+        """
         self.steps += 1
         rate = self.learning_rate * factor
-        for parameter, gradient, state, decay in zip(
-            parameters, gradients, self.states, self.decays, strict=True
+        for number, (parameter, gradient, state, decay) in enumerate(
+            zip(parameters, gradients, self.states, self.decays, strict=True)
         ):
+            still = unreached[number] if unreached else ()
+            kept = [
+                (whole, columns, whole[:, columns].clone())
+                for columns in still
+                for whole in (parameter, state.first, state.second)
+            ]
             self._update(parameter, gradient, state, rate=rate, decay=decay)
+            for whole, columns, before in kept:
+                whole[:, columns] = before
 
     def _update(
         self, parameter: Tensor, gradient: Tensor, state: AdamState, *, rate: Tensor, decay: Tensor

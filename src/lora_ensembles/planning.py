@@ -26,12 +26,14 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from .adapters import PREFIX, check_numbers, check_stackable, default_adapter_config
+from .buffers import AdapterStack
 from .checks import number_between, whole_number
 from .errors import AdapterError, ConfigError
 from .forward import Places, logits_at
-from .lora import AdapterStack, MemberWeights
 from .objectives import answer_loss
 from .optim import StackedAdamW
+from .shortcuts import ALL, allow
+from .sites import MemberWeights
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -212,6 +214,7 @@ class _Step:
                 {name: torch.zeros(b) for name, (_, b) in self.shapes.items()},
                 dict.fromkeys(self.shapes, 1.0),
             )
+            allow(base, ALL)  # without data nothing can be tried
             group = self._group(rows)
             stack = AdapterStack(base, [weights] * self.members, dtype=self.dtype)
             rate = torch.full((self.members,), 1e-3)

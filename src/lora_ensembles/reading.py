@@ -12,21 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .buffers import AdapterStack
 from .decoder import Trunk, in_place_of_trunk
 from .errors import ConfigError
 from .forward import Prefix, answer_logits, read_prefix
-from .lora import AdapterStack
 from .memory import ran_out_of_memory, with_fewer_rows
 from .scoring import AnswerLogits
 
 
 def context_window(base: nn.Module) -> int | None:
     """The number of tokens that the base can see at once, where its config says it."""
-    config: Any = base.config
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
+    whole: Any = base.config
+    for config in (whole, whole.get_text_config()):  # of a model that sees as well, the part that reads
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            value = getattr(config, name, None)
+            if isinstance(value, int) and value > 0:
+                return value
     return None
 
 
@@ -41,6 +42,11 @@ class SharedRows:
     stack: AdapterStack
     trunk: Trunk | None
     members_at_once: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of a member in a pass: one where more would change what the base makes of each."""
+        return 1 if self.stack.by_batch else max(1, self.members_at_once // self.stack.num_members)
 
     def groups(self) -> list[slice]:
         """The members of each pass."""

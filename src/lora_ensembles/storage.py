@@ -23,10 +23,12 @@ from .errors import AdapterError, CheckpointError, ConfigError, DataError, LoraE
 from .files import file_written_aside, written_aside
 from .heads.kinds import base_kind
 from .layout import ENSEMBLE_FILE, names_a_folder
-from .lora import MemberWeights
 from .model_card import render_model_card
+from .sites import MemberWeights
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from .ensemble import LoraEnsemble
 
 
@@ -217,6 +219,25 @@ def base_source(path: Path, saved: SavedEnsemble) -> str:
     raise DataError(
         f"the base of {path} was the folder {saved.base_name!r}, which is not found ({', '.join(map(os.path.abspath, places))}); "
         "pass base= and tokenizer="
+    )
+
+
+def load_recorded_base(path: Path, saved: SavedEnsemble) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base of a saved ensemble by its recorded name, in the dtype it was saved with, and its tokenizer.
+
+    Raises:
+        DataError: it cannot be loaded.
+    """
+    from .embedded import (
+        resolve_base,  # it imports transformers' tokenizers, which a caller with a base need not load
+    )
+
+    return resolve_base(
+        base_source(path, saved),
+        revision=saved.base_revision,
+        dtype=saved.dtype,
+        head=saved.base_kind,
+        num_labels=saved.num_labels,
     )
 
 

@@ -31,7 +31,6 @@ from .ensemble import LoraEnsemble
 from .errors import ConfigError, DataError, TrainingError
 from .heads.texts import encode_texts, with_classes
 from .inputs import as_examples, remember_labels
-from .lora import MemberWeights
 from .memory import ran_out_of_memory, rows_in_flight, with_fewer_rows
 from .metrics import Metrics, evaluate, evaluate_members
 from .optim import StackedAdamW, clip_per_member, gradient_norms
@@ -39,6 +38,7 @@ from .prediction import predict
 from .reading import context_window
 from .reporting import Reporter
 from .signals import Interrupted, signals_held, word
+from .sites import MemberWeights
 from .tasks import Completion, Example
 from .text_losses import check_examples
 from .training_rows import TrainingRows, training_rows
@@ -50,8 +50,9 @@ DECAYS = ("weight_decay_a", "weight_decay_b", "weight_decay_head")  # of the sta
 class TrainResult:
     """What a run leaves beside the trained ensemble.
 
-    `history` has one row an epoch: each member's training loss and accuracy, means over its rows, and, with a validation split, its
-    metrics. `snapshots` holds every member's weights after the epochs that were asked for; `ensemble.stack.set_members` puts them back.
+    `history` has one row an epoch: each member's training loss and accuracy, means over its rows, and, with a
+    validation split, its metrics. `snapshots` holds every member's weights after the epochs that were asked for;
+    `ensemble.stack.set_members` puts them back.
     """
 
     history: list[dict[str, Any]]
@@ -340,15 +341,17 @@ def _step(run: _Run, step: int) -> StepOutcome:
     outcome = StepOutcome(loss, accuracy, norms, rows=indices.shape[1])
     _check_finite(run, outcome.loss, step, "loss")
     _check_finite(run, outcome.gradient_norm, step, "gradient")
-    run.optimizer.step(stack.buffers, run.gradients, factor=schedule_factor(config, step, run.total_steps))
+    factor = schedule_factor(config, step, run.total_steps)
+    run.optimizer.step(stack.buffers, run.gradients, factor=factor, unreached=stack.unreached())
     stack.refresh()
     return outcome
 
 
 def _backward(run: _Run, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Gradients of every member's own mean loss; returns that loss and the answer accuracy, (M,) each."""
-    for gradient in run.gradients:  # here, not after the update: a step for which memory ran out begins again
-        gradient.zero_()
+    run.ensemble.stack.begin_step(
+        run.gradients
+    )  # here, not after the update: out of memory, a step begins again
     members, rows = indices.shape
     loss, accuracy = torch.zeros(2, members, rows, device=run.ensemble.device)
     for which, chunk in split_step(members, rows, max(1, run.max_rows // run.rows.passes)):

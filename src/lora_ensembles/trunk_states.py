@@ -42,9 +42,9 @@ class TrunkStates:
         for numbers in (by_length[:1], *parts):  # one row first: it tells how large a state is
             states = trunk.states(lambda numbers=numbers: read(numbers))  # type: ignore[misc]
             if kept is None:
-                if len(lengths) * longest * states.shape[-1] * states.element_size() > TRUNK_CACHE_BYTES:
+                if len(lengths) * longest * states[0, 0].numel() * states.element_size() > TRUNK_CACHE_BYTES:
                     return None
-                kept = states.new_zeros(len(lengths), longest, states.shape[-1])
+                kept = states.new_zeros(len(lengths), longest, *states.shape[2:])
             kept[numbers.to(kept.device), : states.shape[1]] = states
         assert kept is not None
         return cls(trunk, kept)

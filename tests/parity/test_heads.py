@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 from lora_ensembles import LoraEnsemble, predict, train
 from lora_ensembles.batches import epoch_order
 from lora_ensembles.dropout import dropout_factors, stream_key
-from lora_ensembles.lora import MemberWeights
 from lora_ensembles.seeds import MemberSeeds
+from lora_ensembles.sites import MemberWeights
 from lora_ensembles.tasks import Example
 from reference_training import (
     Recipe,

@@ -21,7 +21,7 @@ from lora_ensembles.answer_losses import BaseStates, row_losses
 from lora_ensembles.batches import TokenTable
 from lora_ensembles.completion_scores import score_completions
 from lora_ensembles.errors import DataError
-from lora_ensembles.lora import MemberWeights
+from lora_ensembles.sites import MemberWeights
 from lora_ensembles.tasks import Completion, EncodedExample, encode_completions
 from reference_training import (
     Recipe,

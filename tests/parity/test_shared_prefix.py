@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lora_ensembles import scoring
 from lora_ensembles.baselines import FewShot
 from lora_ensembles.forward import answer_logits, read_prefix
+from lora_ensembles.probe import probe_language_model
 from lora_ensembles.tasks import EncodedExample, Example
 from tiny_models import (
     ARCHITECTURES,
@@ -59,6 +60,7 @@ def test_rows_after_a_prefix_that_was_read_have_the_logits_of_whole_rows(name: s
     whole = [[*beginnings[n // 2], *end] for n, end in enumerate(ends)]
     positions = torch.tensor([[4, 0], [2, 1], [3, 3], [5, 2]])
     expected = answer_logits(model, pad(whole)[0], positions + 11)
+    assert probe_language_model(model).prefix
     prefix = read_prefix(model, torch.tensor(beginnings))
     assert prefix is not None
     for _ in range(2):  # a prefix is not used up
@@ -131,4 +133,6 @@ def test_a_model_that_cannot_be_read_in_parts_is_read_whole() -> None:
 @torch.no_grad()
 def test_what_a_state_space_model_keeps_is_no_prefix() -> None:
     config = transformers.MambaConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, state_size=4)
-    assert read_prefix(transformers.MambaForCausalLM(config).eval(), torch.tensor([[5, 6, 7, 8]])) is None
+    model = transformers.MambaForCausalLM(config).eval()
+    assert not probe_language_model(model).prefix
+    assert read_prefix(model, torch.tensor([[5, 6, 7, 8]])) is None

@@ -8,10 +8,10 @@ from peft import LoraConfig, get_peft_model
 
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.errors import AdapterError, ConfigError, DataError
-from lora_ensembles.lora import MemberWeights
 from lora_ensembles.prediction import predict
 from lora_ensembles.reading import context_window
 from lora_ensembles.seeds import member_seeds
+from lora_ensembles.sites import MemberWeights
 from lora_ensembles.tasks import Example
 from tiny_ensembles import WINDOW, adapter, ensemble, llama, questions, same_state, state, tokenizer
 

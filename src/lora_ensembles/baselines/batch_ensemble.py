@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig
@@ -18,9 +18,10 @@ from ..batches import TokenTable
 from ..config import TrainConfig
 from ..errors import AdapterError, ConfigError
 from ..forward import answer_logits, logits_at
-from ..lora import StackedLoraLinear, StackPlan, fold_members, unfold_members
+from ..lora import StackPlan, fold_members, unfold_members
 from ..objectives import answer_loss, answer_right, kl_to_base
-from ..seeds import member_seeds
+from ..probe import check_language_model, check_plain, check_targets, probe_language_model
+from ..seeds import member_seeds, whole_count
 from ..tasks import Example
 from ..training import TrainResult
 from .fitting import Flat, answer_states, check_settings, fit, score_members, training_rows
@@ -123,8 +124,7 @@ class BatchEnsemble:
         seed: int = 0,
         vary: Sequence[str] = ("init", "order"),
     ):
-        if not isinstance(members, int) or isinstance(members, bool) or members < 1:
-            raise ConfigError(f"members={members!r}; an ensemble has at least 1 member, 5 in the paper")
+        members = whole_count(members)
         if not 0 <= sigma < float("inf"):
             raise ConfigError(f"sigma={sigma}; it is a finite number of at least 0")
         self.base, self.tokenizer = base, tokenizer
@@ -144,6 +144,8 @@ class BatchEnsemble:
                 self.inputs[:, starts[0] : starts[0] + wide], self.outputs[:, starts[1] : starts[1] + high]
             )
             starts = starts[0] + wide, starts[1] + high
+        with self.base_only():
+            probe_language_model(base)
 
     def _place(self, name: str) -> RankOneLinear:
         layer = RankOneLinear(self.base.get_submodule(name), name=name, plan=self._plan)
@@ -277,16 +279,10 @@ def _target_shapes(base: PreTrainedModel, adapter: LoraConfig) -> dict[str, tupl
         raise AdapterError(
             "the base carries another BatchEnsemble; call `unload()` on that one first, or load the base again"
         )
-    if any(isinstance(module, StackedLoraLinear) for module in base.modules()):
-        raise AdapterError(
-            "the base carries a LoRA ensemble; call `unload()` on that one first, or load the base again"
-        )
-    if hasattr(base, "peft_config"):
-        raise AdapterError("the base is wrapped by PEFT already; pass the plain model (`model.unload()`)")
+    check_plain(base)
+    check_language_model(base)
     weights = initial_weights(base, adapter, seed=0)
-    head: Any = base.get_output_embeddings()
-    if any(base.get_submodule(name) is head for name in weights.a):
-        raise AdapterError("the output head cannot be a target; take it out of target_modules")
+    check_targets(base, weights.a)
     return {name: (weights.a[name].shape[1], weights.b[name].shape[0]) for name in weights.a}
 
 

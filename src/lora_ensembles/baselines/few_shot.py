@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..forward import answer_logits, read_prefix
 from ..memory import SCORING_ROWS
+from ..probe import ensure_probed
 from ..reading import context_window, scored_in_parts
 from ..scoring import AnswerLogits, score_labels
 from ..tasks import Example, encode_examples
@@ -52,6 +53,8 @@ class FewShot:
                 f"shots={self.shots}, draws={self.draws}, {labelled} answered demonstrations; "
                 "shots is at least 0 and at most the number of demonstrations, draws at least 1"
             )
+
+        ensure_probed(self.base)
 
     def prompts(self) -> list[str]:
         """The text in front of a question, for each draw."""

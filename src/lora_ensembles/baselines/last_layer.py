@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from ..batches import TokenTable
 from ..config import TrainConfig
-from ..errors import AdapterError, ConfigError
+from ..errors import AdapterError
 from ..forward import Places, head_logits, hidden_at, places_at_once
 from ..memory import SCORING_ROWS
-from ..seeds import member_seeds
+from ..probe import ensure_probed
+from ..seeds import member_seeds, whole_count
 from ..tasks import Example
 from ..training import TrainResult
 from .fitting import Flat, answer_states, check_settings, fit, score_members, training_rows
@@ -66,9 +67,9 @@ class LastLayerEnsemble:
     def __init__(
         self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, members: int = 5, seed: int = 0
     ):
-        if not isinstance(members, int) or isinstance(members, bool) or members < 1:
-            raise ConfigError(f"members={members!r}; an ensemble has at least 1 member, 5 in the paper")
+        members = whole_count(members)
         self.base, self.tokenizer = base.eval(), tokenizer
+        ensure_probed(base)
         self.seeds = [member_seeds(seed, index) for index in range(members)]
         self.overlong: Literal["error", "left"] = "error"
         self.label_ids = torch.zeros(0, dtype=torch.int64, device=base.device)

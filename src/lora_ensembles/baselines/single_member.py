@@ -73,7 +73,7 @@ class SingleMember:
             base=ensemble.base,
             tokenizer=ensemble.tokenizer,
             copies=1,
-            max_rows=max_rows,
+            max_rows=1 if ensemble.stack.by_batch else max_rows,
             overlong=ensemble.info.overlong,
         )
 
@@ -92,7 +92,7 @@ class SingleMember:
             with in_place_of_trunk(ensemble.trunk, states(texts), 1), running:
                 return text_scores(ensemble.base, texts, token=token)[None]
 
-        return texts_log_probs(table, read, copies=1, max_rows=max_rows)
+        return texts_log_probs(table, read, copies=1, max_rows=1 if ensemble.stack.by_batch else max_rows)
 
 
 def check_member(index: int, members: int) -> None:

@@ -6,7 +6,7 @@ from .kinds import HEAD_KINDS, HeadConfig, HeadKind, adapter_for, resolve_head
 from .passes import Head, TextHead, head_of, states_above_trunk, texts_log_probs
 from .rewards import RewardPrediction, predict_rewards
 from .table import Texts, TextTable
-from .text_scores import Token, last_tokens, text_scores, token_read
+from .text_scores import Token, last_tokens, padding_is_read, text_scores, token_read
 from .texts import encode_texts, plain_table
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "encode_texts",
     "head_of",
     "last_tokens",
+    "padding_is_read",
     "plain_table",
     "predict_rewards",
     "resolve_head",

@@ -75,7 +75,7 @@ class LabelTokens:
                 encoded,
                 reader.answer_logits,
                 pad_id=ensemble.pad_id,
-                rows_per_batch=max(1, rows // ensemble.num_members),
+                rows_per_batch=reader.rows,
                 device=ensemble.device,
                 read_prefix=reader.read_prefix,
             )
@@ -133,7 +133,7 @@ class TextHead:
                     states=states(texts),
                 )
 
-            return score_texts(table, read, rows=max(1, rows // members))
+            return score_texts(table, read, rows=reader.rows, padded=not ensemble.padding_is_read)
 
         return scored_in_parts(score, table.rows_in_flight(members, max_rows=max_rows))
 
@@ -170,10 +170,19 @@ def states_above_trunk(ensemble: LoraEnsemble, table: TextTable) -> Callable[[Te
 
 
 @torch.no_grad()
-def score_texts(table: TextTable, read: ReadTexts, *, rows: int) -> Tensor:
-    """Scores (M, W, K) of all texts of a table, float32, `rows` of them in a pass, the longest first."""
+def score_texts(table: TextTable, read: ReadTexts, *, rows: int, padded: bool = True) -> Tensor:
+    """Scores (M, W, K) of all texts of a table, float32, `rows` of them in a pass, the longest first.
+
+    Unless `padded`, the texts of a pass are of one length.
+    """
     order = table.text_lengths.argsort(descending=True, stable=True)
-    parts = [read(table.texts(numbers)).float().cpu() for numbers in order.split(rows)]
+    sizes = (
+        [len(order)]
+        if padded
+        else table.text_lengths[order].unique_consecutive(return_counts=True)[1].tolist()
+    )
+    passes = [numbers for group in order.split(sizes) for numbers in group.split(rows)]
+    parts = [read(table.texts(numbers)).float().cpu() for numbers in passes]
     return torch.cat(parts, dim=1)[:, order.argsort()]
 
 

@@ -6,6 +6,7 @@ Shapes: B texts, T tokens, K scores of a text, H hidden size.
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 
 from ..decoder import Places, last_layer_at, model_layers
 from ..products import frozen_products
+from ..shortcuts import FAILURES
 from .table import Texts
 
 Token = Literal["first", "last"]
+_log = logging.getLogger(__name__)
 
 
 def text_scores(model: nn.Module, texts: Texts, *, token: Token | None = None) -> Tensor:
@@ -47,18 +50,50 @@ def token_read(model: nn.Module) -> Token | None:
     """The one token of a text that a model's head reads of the last layer, or None where it reads more, or is of another build.
 
     No table of architectures knows this for every checkpoint, so it is tried: of two short texts all other tokens are made NaN behind the
-    last layer, and the scores tell whether they were read.
+    last layer, and the scores tell whether they were read; then the last layer computes that token only, and the scores must stay.
     """
     layers, texts = model_layers(model), _two_texts(model)
     if not layers:
         return None
-    for token in get_args(Token):
-        with _lost(layers[-1], _places(model, texts, token)):
-            scores = text_scores(model, texts)
-        if scores.isfinite().all():
-            found: Token = token
-            return found
-    return None
+    tokens: tuple[Token, ...] = get_args(Token)
+    try:
+        return next((token for token in tokens if _reads_only(model, layers[-1], texts, token)), None)
+    except FAILURES:
+        return None
+
+
+def _reads_only(model: nn.Module, last_layer: nn.Module, texts: Texts, token: Token) -> bool:
+    with _lost(last_layer, _places(model, texts, token)):
+        scores = text_scores(model, texts)
+    if not scores.isfinite().all():
+        return False
+    return _same(text_scores(model, texts, token=token), text_scores(model, texts))
+
+
+@torch.no_grad()
+def padding_is_read(model: nn.Module) -> bool:
+    """Whether the score of a text changes with padding behind it, for all that its mask says: some convolutions and hashes do that."""
+    padded = _two_texts(model)
+    length = 5  # of the second text, as its mask says
+    alone = Texts(padded.ids[1:, :length], torch.ones_like(padded.ids[1:, :length]), None, torch.arange(1))
+    try:
+        read = not _same(text_scores(model, padded)[1:], text_scores(model, alone))
+    except FAILURES:
+        return False  # such a text is none of its own, as for a model that wants a token at the end
+    if read:
+        _log.warning(
+            "%s reads padding: texts are scored with others of their length only; in training a batch's padding counts, "
+            "as it does in PEFT",
+            type(model).__name__,
+        )
+    return read
+
+
+def _same(scores: Tensor, expected: Tensor) -> bool:
+    share = (
+        1e-4 if expected.dtype == torch.float32 else 2e-2
+    )  # another product for the same numbers, and no more
+    return torch.allclose(scores, expected, rtol=0, atol=share * max(1e-3, float(expected.abs().max())))
 
 
 def last_tokens(model: nn.Module, ids: Tensor) -> Tensor:

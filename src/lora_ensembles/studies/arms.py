@@ -16,8 +16,8 @@ from ..adapters import HeadInit, initial_weights
 from ..config import TrainConfig
 from ..ensemble import EnsembleInfo, LoraEnsemble
 from ..heads import HeadConfig, adapter_for, resolve_head
-from ..lora import MemberWeights
 from ..seeds import member_seeds
+from ..sites import MemberWeights
 from ..training import TrainResult, train
 
 if TYPE_CHECKING:
