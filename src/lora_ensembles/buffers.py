@@ -20,6 +20,9 @@ from .lora import ALL_MEMBERS, StackedLoraLinear, StackPlan
 from .sites import AdapterSite, MemberWeights, adapter_sites, grown, replace_module
 
 
+NOT_REACHED = "a pass over text runs through none of the target modules; choose others"
+
+
 class AdapterStack:
     """The adapters of all members, as two flat buffers (M, P_a) and (M, P_b) of which every layer holds views; `heads` beside them.
 
@@ -145,7 +148,13 @@ class AdapterStack:
         return tuple(torch.zeros_like(buffer) for buffer in self.buffers)
 
     def add_gradients(self, loss: Tensor, totals: tuple[Tensor, ...]) -> None:
-        """Add the gradients of `loss` to flat fp32 ones: parts of a split step are summed in fp32, whatever the base computes in."""
+        """Add the gradients of `loss` to flat fp32 ones: parts of a split step are summed in fp32, whatever the base computes in.
+
+        Raises:
+            AdapterError: the loss depends on no parameter.
+        """
+        if not loss.requires_grad:
+            raise AdapterError(f"the loss depends on no adapter: {NOT_REACHED}")
         parameters = [parameter for layer in self.layers for parameter in (layer.lora_a, layer.lora_b)]
         gradients = torch.autograd.grad(loss, parameters + self.heads.parameters, allow_unused=True)
         views = [view for site in self.sites for view in (site.view_a(totals[0]), site.view_b(totals[1]))]
@@ -154,6 +163,8 @@ class AdapterStack:
             if gradient is not None:  # None: the pass did not reach this layer
                 view.add_(gradient)
                 self._reached.add(leaf)
+        if not self._reached:
+            raise AdapterError(f"the loss depends on no adapter: {NOT_REACHED}")
 
     def begin_step(self, gradients: Sequence[Tensor]) -> None:
         """Zero the gradients; from here on it counts which parameters a pass reaches."""
@@ -256,7 +267,16 @@ class AdapterStack:
         def learn(layer: Any, arguments: tuple[Tensor, ...]) -> None:
             layer.by_row = arguments[0].shape[0] == self.plan.rows
 
+        def refuse(layer: nn.Module, _arguments: tuple[Tensor, ...], result: object) -> None:
+            if not isinstance(result, Tensor):  # some routers are linear layers that return more
+                name = next(stacked.name for stacked in self.layers if stacked.base_layer is layer)
+                raise AdapterError(
+                    f"layer {name!r} is a {type(layer).__name__} that returns a {type(result).__name__} in place of a tensor; "
+                    f"leave it out by exclude_modules=[{name.rpartition('.')[2]!r}]"
+                )
+
         handles = [layer.register_forward_pre_hook(learn) for layer in self.layers]
+        handles += [layer.base_layer.register_forward_hook(refuse) for layer in self.layers]
         try:
             yield
         finally:

@@ -280,6 +280,8 @@ def trunk_below_adapters(model: nn.Module, run: Callable[[Tensor], Tensor]) -> T
         expected = run(ids)
         trunk = Trunk(layers[:first], layers[first], outputs[0])
         states = trunk.states(lambda: run(ids))
+        if states.shape[:2] != ids.shape:
+            return None  # rows are made longer inside, each batch to a length of its own
         run(ids.flip(1))  # what a layer may have left lying about is now that of other tokens
         with trunk.skipped(states):
             found = run(ids)

@@ -56,6 +56,7 @@ def check_plain(base: nn.Module) -> None:
 
     Raises:
         AdapterError: as it says.
+        ConfigError: it reads no token ids.
     """
     if hasattr(base, "peft_config"):
         raise AdapterError(
@@ -65,6 +66,12 @@ def check_plain(base: nn.Module) -> None:
         raise AdapterError(
             "the base carries another ensemble; call `unload()` on that one first, or load the base again"
         )
+    try:
+        base.get_input_embeddings()  # type: ignore[operator]
+    except (NotImplementedError, AttributeError) as error:
+        raise ConfigError(
+            f"{type(base).__name__} has no table of token embeddings, so it does not read rows of token ids"
+        ) from error
     devices = {parameter.device for parameter in base.parameters()}
     if len(devices) > 1:
         raise AdapterError(
@@ -262,6 +269,8 @@ def _narrowed(base: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 def _after_prefix(base: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor] | None:
     cut = min(SHARED, ids.shape[1] - 1)
+    if any(hasattr(module, "rope_deltas") for module in base.modules()):
+        return None  # it keeps the positions of one call for the next, whatever rows that one has
     prefix = read_prefix(base, ids[:1, :cut])
     if prefix is None:
         return None

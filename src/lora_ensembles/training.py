@@ -349,9 +349,8 @@ def _step(run: _Run, step: int) -> StepOutcome:
 
 def _backward(run: _Run, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Gradients of every member's own mean loss; returns that loss and the answer accuracy, (M,) each."""
-    run.ensemble.stack.begin_step(
-        run.gradients
-    )  # here, not after the update: out of memory, a step begins again
+    # Here, not after the update: a step for which memory ran out begins again.
+    run.ensemble.stack.begin_step(run.gradients)
     members, rows = indices.shape
     loss, accuracy = torch.zeros(2, members, rows, device=run.ensemble.device)
     for which, chunk in split_step(members, rows, max(1, run.max_rows // run.rows.passes)):

@@ -434,3 +434,48 @@ def test_members_that_are_added_are_tried_as_well() -> None:
 def test_the_trial_leaves_members_as_they_were() -> None:
     ensemble = made(tiny("llama"), "q_proj", "v_proj", members=3)
     assert (ensemble.stack.b == 0).all()  # as PEFT begins
+
+
+def test_adapters_of_which_a_pass_over_text_reaches_none_are_refused_in_training() -> None:
+    ensemble = LoraEnsemble(
+        gemma3(), tokenizer(), members=2, adapter=LoraConfig(r=4, target_modules=r".*vision.*q_proj")
+    )
+    with pytest.raises(AdapterError, match="the loss depends on no adapter"):
+        train(ensemble, letter_examples()[:4], TrainConfig(epochs=1), progress=False)
+
+
+def test_positions_kept_from_one_call_for_the_next_allow_no_shared_prefix() -> None:
+    ensemble = LoraEnsemble(
+        qwen2_vl(), tokenizer(), members=2, adapter=LoraConfig(r=4, target_modules=LANGUAGE_PART)
+    )
+    assert not shortcuts_of(ensemble.base).prefix
+    before = predict(ensemble, phrase_examples()).member_log_probs
+    ensemble.as_causal_lm().generate(torch.tensor([[1, 5, 7]]), max_new_tokens=2)
+    torch.testing.assert_close(predict(ensemble, phrase_examples()).member_log_probs, before, atol=0, rtol=0)
+
+
+def test_a_router_that_returns_more_than_a_tensor_is_refused_by_its_name() -> None:
+    class Router(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x), None
+
+    class First(torch.nn.Module):
+        def forward(self, gated: Any) -> Tensor:
+            return gated[0]
+
+    base = tiny("llama")
+    plain = base.model.layers[0].mlp.gate_proj
+    router = Router(plain.in_features, plain.out_features, bias=False)
+    router.weight.data.copy_(plain.weight)
+    base.model.layers[0].mlp.gate_proj = router
+    base.model.layers[0].mlp.act_fn = First()
+    with pytest.raises(
+        AdapterError, match=r"is a Router that returns a tuple .* exclude_modules=\['gate_proj'\]"
+    ):
+        made(base, "gate_proj")
+
+
+def test_a_base_without_token_embeddings_is_refused_by_name() -> None:
+    base = tiny("canine", transformers.AutoModelForSequenceClassification, num_labels=2)
+    with pytest.raises(ConfigError, match="CanineForSequenceClassification has no table of token embeddings"):
+        made(base, "query", "value")
