@@ -116,7 +116,8 @@ def _class_on(base_class: type[Any]) -> type[Any]:
         "__doc__": f"An ensemble on a {base_class.__name__}.",
         "__module__": __name__,
     }
-    return type(f"Ensemble{base_class.__name__}", (base_class,), members)
+    # Under the base's name, by which pipelines know what a model can do.
+    return type(base_class.__name__, (base_class,), members)
 
 
 def _forward(model: Any, base_forward: Any, given: dict[str, Any]) -> EnsembleOutput | tuple[Any, ...]:
@@ -181,5 +182,6 @@ def _static_cache_on(base_class: type[Any]) -> Any:
 @functools.wraps(PreTrainedModel.save_pretrained)
 def _refuse_to_save(self: Any, *_arguments: Any, **_options: Any) -> NoReturn:
     raise ConfigError(
-        "this model is a view of an ensemble; save that one: model.ensemble.save_pretrained(path)"
+        "this model is a view of an ensemble; save that one: model.ensemble.save_pretrained(path). A Trainer would train the members "
+        "jointly, by the loss of their mean: set its save_strategy to 'no', or train each by its own loss with lora_ensembles.train"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import LoraConfig, get_peft_model
 
@@ -186,6 +188,45 @@ def test_language_model_for_classifiers_is_refused_by_its_class(check_base: bool
         LoraEnsemble.from_pretrained(
             tmp_path / "saved", base=llama(), tokenizer=tokenizer(), check_base=check_base
         )
+
+
+# transformers' own tools
+
+
+def test_pipeline_takes_the_view_of_an_ensemble_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    model = ensemble(trained=True).as_causal_lm()
+    transformers.logging.enable_propagation()
+    try:
+        with caplog.at_level("WARNING"):
+            pipe = transformers.pipeline("text-generation", model=model, tokenizer=copy.deepcopy(tokenizer()))
+    finally:
+        transformers.logging.disable_propagation()
+
+    assert "is not supported" not in caplog.text
+    assert type(pipe.model).__name__ == "LlamaForCausalLM"
+    assert pipe("otter", max_new_tokens=2, do_sample=False)[0]["generated_text"].startswith("otter")
+
+
+def test_trainer_that_would_save_the_view_is_told_what_to_do(tmp_path: Path) -> None:
+    ids = torch.tensor([1, 4, 6, 5])
+    arguments = transformers.TrainingArguments(
+        str(tmp_path),
+        max_steps=1,
+        save_steps=1,
+        save_strategy="steps",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = transformers.Trainer(
+        model=ensemble().as_causal_lm(), args=arguments, train_dataset=[{"input_ids": ids, "labels": ids}] * 8
+    )
+
+    with pytest.raises(
+        ConfigError,
+        match=r"set its save_strategy to 'no', or train each by its own loss with lora_ensembles\.train",
+    ):
+        trainer.train()
 
 
 # Arrays
