@@ -35,6 +35,7 @@ from lora_ensembles.presets import preset
 from lora_ensembles.tasks import (
     Completion,
     Example,
+    Task,
     encode_completions,
     load_completions,
     load_file,
@@ -126,8 +127,8 @@ def load(path: Path, *, base: torch.nn.Module | None = None, check_base: bool = 
     )
 
 
-def made(config: LoraConfig, *, members: int = 2) -> LoraEnsemble:
-    return LoraEnsemble(llama(), tokenizer(), members=members, adapter=config)
+def made(config: LoraConfig, *, members: int = 2, seed: object = 0) -> LoraEnsemble:
+    return LoraEnsemble(llama(), tokenizer(), members=members, adapter=config, seed=seed)  # type: ignore[arg-type]
 
 
 def peft_adapter(
@@ -241,6 +242,27 @@ def _predict_open_answers(folder: Path) -> object:
     made.info.task = {"source": {"train": "data.jsonl", "open_ended": True}}
     made.save_pretrained(folder / "saved")
     return run_verb(["predict", str(folder / "saved"), "--in", str(write_lines(folder, OPEN))])
+
+
+provokes("task-for-examples")(
+    lambda folder: predict(ensemble(), Task("animals", tuple(questions(2)), tuple(questions(2))))
+)
+provokes("texts-without-classes")(lambda folder: predict(ensemble(), ["otter"]))
+provokes("too-many-members")(lambda folder: made(adapter(), members=10**10))
+provokes("wrong-seed")(lambda folder: made(adapter(), seed="a"))
+provokes("wrong-scaling")(lambda folder: made(adapter(alpha=0)))
+provokes("rank-too-large")(lambda folder: made(adapter(rank=100_000)))
+provokes("no-tokenizer")(lambda folder: LoraEnsemble(llama(), None, adapter=adapter()))  # type: ignore[arg-type]
+provokes("wrong-decoding")(
+    lambda folder: generate_text(ensemble(), "otter", GenerationConfig(do_sample=True, top_p=2.0))
+)
+provokes("probabilities")(lambda folder: Prediction(torch.full((1, 2, 2), 0.5)))
+
+
+@provokes("other-kind-of-base")
+def _other_kind(folder: Path) -> object:
+    heads.build_ensemble("llama", "sequence-classification", members=1).save_pretrained(folder / "saved")
+    return load(folder / "saved", base=llama())
 
 
 provokes("no-members")(lambda folder: made(adapter(), members=0))

@@ -170,7 +170,7 @@ def add_ensemble_flags(parser: argparse.ArgumentParser, *, needed: bool = True) 
         metavar="DIR",
         type=Path,
         nargs=None if needed else "?",
-        help="folder that `lora-ensembles train` or save_pretrained wrote",
+        help="folder that `lora-ensembles train` or save_pretrained wrote, or owner/name of one on the hub",
     )
     parser.add_argument(
         "--only", dest="members", type=numbers, metavar="0,1", help="only these members (default: all)"
