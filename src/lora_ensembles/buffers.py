@@ -19,7 +19,6 @@ from .int8 import chooses_by_batch, per_member
 from .lora import ALL_MEMBERS, StackedLoraLinear, StackPlan
 from .sites import AdapterSite, MemberWeights, adapter_sites, grown, replace_module
 
-
 NOT_REACHED = "a pass over text runs through none of the target modules; choose others"
 
 

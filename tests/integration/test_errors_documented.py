@@ -446,14 +446,16 @@ def _saved_view(folder: Path) -> object:
 
 @provokes("out-of-memory")
 def _memory(folder: Path) -> object:
+    own = ensemble()
     with no_memory_left():
-        return train(ensemble(), questions(8) * 256, TrainConfig(epochs=1, batch_size=2048), progress=False)
+        return train(own, questions(8) * 256, TrainConfig(epochs=1, batch_size=2048), progress=False)
 
 
 @provokes("out-of-memory-predicting")
 def _memory_predicting(folder: Path) -> object:
+    own = ensemble()
     with no_memory_left():
-        return predict(ensemble(), questions(8) * 256, max_rows=4096)
+        return predict(own, questions(8) * 256, max_rows=4096)
 
 
 @provokes("loss-not-finite")
