@@ -10,6 +10,7 @@ from typing import Any, get_args
 from .errors import CheckpointError
 from .files import is_missing
 from .heads.kinds import HEAD_KINDS, HeadConfig, HeadInit
+from .hub import ensemble_folder
 from .layout import ENSEMBLE_FILE
 from .schema import (
     SHOWN,
@@ -110,6 +111,7 @@ def read_description(path: Path) -> dict[str, Any]:
         CheckpointError: no such folder or file; one that cannot be read, is of another version or holds something else; members that
             lie outside the folder, or come twice.
     """
+    path = ensemble_folder(path)
     file = path / ENSEMBLE_FILE
     if not os.path.isdir(path):
         raise CheckpointError(

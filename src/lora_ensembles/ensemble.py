@@ -35,7 +35,6 @@ from .heads import (
     token_read,
 )
 from .heads.kinds import check_kind, with_named_classes
-from .hub import ensemble_folder
 from .info import EnsembleInfo, described, info_of
 from .inputs import read_new
 from .lora import fold_members, rows_of_members, unfold_members
@@ -192,7 +191,7 @@ class LoraEnsemble:
             AdapterError: the base given is not the one the members were trained on (`check_base=False` lets it pass).
             DataError: no base is given, and the recorded one cannot be loaded.
         """
-        saved = storage.read_ensemble(ensemble_folder(path), members=members)
+        saved = storage.read_ensemble(Path(path), members=members)
         if base is None or tokenizer is None:
             loaded = storage.load_recorded_base(Path(path), saved)
             base, tokenizer = base or loaded[0], tokenizer or loaded[1]

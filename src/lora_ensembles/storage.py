@@ -22,6 +22,7 @@ from .description import FORMAT_VERSION, read_description
 from .errors import AdapterError, CheckpointError, ConfigError, DataError, LoraEnsemblesError
 from .files import file_written_aside, written_aside
 from .heads.kinds import base_kind
+from .hub import ensemble_folder
 from .layout import ENSEMBLE_FILE, names_a_folder
 from .model_card import render_model_card
 from .sites import MemberWeights
@@ -166,6 +167,7 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
         CheckpointError: the folder or a member is missing, corrupt, or of a newer format.
         ConfigError: `members` asks for one that is not there.
     """
+    path = ensemble_folder(path)
     content = read_description(path)
     listed, base = content["members"], content["base"]
     chosen = list(range(len(listed))) if members is None else list(members)
@@ -210,7 +212,9 @@ def base_source(path: Path, saved: SavedEnsemble) -> str:
     """
     places = [saved.base_name]
     if saved.base_folder is not None:
-        places.insert(0, os.path.normpath(os.path.join(os.path.realpath(path), saved.base_folder)))
+        places.insert(
+            0, os.path.normpath(os.path.join(os.path.realpath(ensemble_folder(path)), saved.base_folder))
+        )
     elif not names_a_folder(saved.base_name):
         return saved.base_name
     for place in places:

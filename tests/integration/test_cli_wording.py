@@ -214,3 +214,18 @@ def test_errors_keep_their_class_in_other_words():
     for kind in LoraEnsemblesError.__subclasses__():
         with pytest.raises(kind, match=r"^--resume$"), in_words_of(_parsers()[1]["train"]):
             raise kind("resume=True")
+
+
+def test_ensemble_of_the_hub_is_measured_by_its_name(capsys, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    from command_line import base_folder
+
+    trained = call(capsys, "train", "--task", "world-cqa", "--base", base_folder(), "--members", 1, "--epochs", 1, "--limit", 8,
+                   "--limit-validation", 4, "--no-progress", "--out", "copy")  # fmt: skip
+    assert trained.code == 0
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "copy"))
+
+    done = call(capsys, "evaluate", "me/animals", "--limit", 4, "--json")
+
+    assert (done.code, done.summary["ensemble_dir"], done.summary["members"]) == (0, "me/animals", 1)

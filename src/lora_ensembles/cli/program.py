@@ -14,7 +14,6 @@ from importlib.metadata import version
 from typing import Any
 
 from ..errors import ConfigError, LoraEnsemblesError, unknown_name
-from ..hub import ensemble_folder
 from ..signals import ending_raised, exit_code
 from . import demo, evaluate, generate, plan, predict, report, study, tasks, train
 from .common import Arguments, Parser, flags_of
@@ -59,8 +58,6 @@ def run(argv: list[str]) -> int:
             args = parse(argv)
             as_json = args.json
             with in_words_of(args.parser):
-                if getattr(args, "ensemble", None) is not None:
-                    args.ensemble = ensemble_folder(args.ensemble)
                 summary = VERBS[args.verb].run(args)
             if as_json:
                 print(json.dumps(summary))
