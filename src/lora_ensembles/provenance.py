@@ -22,7 +22,8 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     """
     kind = torch.device(device)
     return {
-        "versions": {name: _version(name) for name in PACKAGES},
+        # torch's own word names its build (+cpu, +cu124), which its package's version may leave out
+        "versions": {name: _version(name) for name in PACKAGES} | {"torch": str(torch.__version__)},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(kind) if kind.type == "cuda" else kind.type,
