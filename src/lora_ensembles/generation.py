@@ -97,15 +97,16 @@ def as_causal_lm(ensemble: LoraEnsemble, members: slice = slice(None)) -> PreTra
 def _class_on(base_class: type[Any]) -> type[Any]:
     """The subclass of a base's class whose rows are an ensemble's."""
     base_forward = base_class.forward
-    signature = inspect.signature(base_forward)
+    names = [
+        name
+        for name, parameter in inspect.signature(base_forward).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ][1:]  # without self
 
     @functools.wraps(base_forward)  # `generate` reads the names of forward's parameters
     def forward(self: Any, *args: Any, **kwargs: Any) -> EnsembleOutput | tuple[Any, ...]:
-        given = dict(signature.bind(self, *args, **kwargs).arguments)
-        given.pop(next(iter(signature.parameters)))
-        for parameter in signature.parameters.values():  # what `forward` itself takes as **kwargs
-            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                given |= given.pop(parameter.name, {})
+        # Not Signature.bind: torch.compile of torch 2.6 cannot look into it.
+        given = dict(zip(names[: len(args)], args, strict=True)) | kwargs
         return _forward(self, functools.partial(base_forward, self), given)
 
     members = {
