@@ -197,7 +197,7 @@ def test_train_overwrites_a_run_and_a_failed_command_is_not_in_the_way_of_the_co
     few = ["--limit", 16, "--limit-validation", 8, "--members", 2, "--epochs", 1, "--no-progress", "--json"]
     words = ["train", "--task", "world-cqa", "--base", base_folder(), *few, "--out", tmp_path / "run"]
     decays = ["--weight-decay-a", 0, "--weight-decay-b", 0]
-    failed = call(capsys, *words, "--learning-rate", "1e30", "--batch-size", 4, *decays)
+    failed = call(capsys, *words, "--learning-rate", "1e38", "--batch-size", 4, *decays)
     assert (failed.code, failed.summary["error"].count("probably too high")) == (2, 1)
     assert call(capsys, *words).code == 0
     again = call(capsys, *words)

@@ -460,7 +460,7 @@ def _memory_predicting(folder: Path) -> object:
 
 @provokes("loss-not-finite")
 def _blown_up(folder: Path) -> object:
-    return trained(TrainConfig(batch_size=4, learning_rate=[1e-3, 1e30], weight_decay_a=0, weight_decay_b=0))
+    return trained(TrainConfig(batch_size=4, learning_rate=[1e-3, 1e38], weight_decay_a=0, weight_decay_b=0))
 
 
 @provokes("base-not-finite")

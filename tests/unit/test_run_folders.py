@@ -24,7 +24,7 @@ from lora_ensembles.training import train
 from tiny_ensembles import ensemble, files_below, llama, questions, tokenizer
 
 SHORT = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2)
-TOO_FAST = dataclasses.replace(SHORT, learning_rate=1e30, weight_decay_a=0.0, weight_decay_b=0.0)
+TOO_FAST = dataclasses.replace(SHORT, learning_rate=1e38, weight_decay_a=0.0, weight_decay_b=0.0)
 
 
 def run(
