@@ -281,11 +281,12 @@ def test_no_tensor_is_larger_than_the_budget_of_logits_when_answers_are_scored(
 ) -> None:
     ensemble = wide_ensemble()
     whole = score_completions(ensemble, open_examples())
-    allow(monkeypatch, tokens=10, vocabulary=VOCABULARY)
+    # Of 12 tokens: the attention of torch 2.6 makes a table of (20, 2, 24, 24), more than the logits of 11.
+    allow(monkeypatch, tokens=12, vocabulary=VOCABULARY)
     with Largest() as seen:
         chunked = score_completions(ensemble, open_examples())
-    assert seen.elements == 10 * VOCABULARY
-    # fp32: a product of ten rows and one of a hundred may be summed in another order.
+    assert seen.elements == 12 * VOCABULARY
+    # fp32: a product of twelve rows and one of a hundred may be summed in another order.
     torch.testing.assert_close(chunked.member_log_probs, whole.member_log_probs, atol=1e-5, rtol=1e-5)
 
 
