@@ -1,6 +1,9 @@
 # Every target does its own set-up: a fresh machine needs python3 (3.11 or newer) and make.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+OLDEST ?= .venv-oldest
+NEWEST ?= .venv-newest
 OUT ?= runs/demo
 
 BIN := $(VENV)/bin
@@ -9,26 +12,28 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 EXAMPLES ?= 650
 
-.PHONY: help install demo test fuzz bench lint clean
+.PHONY: help install demo test test-oldest test-newest fuzz bench lint clean
 
 help:
 	@echo "make install   the package, its extras and its tools, in $(VENV)"
 	@echo "make demo      train, compare and report on the embedded base, into OUT=$(OUT)"
 	@echo "make test      every test, the doctests included; one file: make test ARGS=tests/test_architecture.py"
 	@echo "make fuzz      files, ensemble.json, settings and flags changed at random, EXAMPLES of each kind; 10 minutes"
+	@echo "make test-oldest, make test-newest   the same with the oldest (constraints-oldest.txt) and the newest releases of what"
+	@echo "               the package depends on, in $(OLDEST) and $(NEWEST)"
 	@echo "make bench     what a CPU can measure of the speed, into results/performance/cpu.json and docs/performance.md; 10 minutes at most"
 	@echo "make lint      ruff and mypy"
-	@echo "make clean     remove caches and build output; $(VENV) and runs/ stay"
+	@echo "make clean     remove caches and build output; the environments and runs/ stay"
 
 install: $(INSTALLED)
 
 # torch first, by its pinned version: resolved among the others, an unpinned requirement could bring a newer one of several GB.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "needs Python 3.11 or newer; this is " + sys.version + "; pass PYTHON=python3.x")'
 	@echo "installing into $(VENV); the first time takes a few minutes"
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) "$$(grep '^torch==' $(CONSTRAINTS))"
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[dev]"
 	@touch $@
 
 demo: $(INSTALLED)
@@ -42,6 +47,15 @@ test: $(INSTALLED)
 fuzz: $(INSTALLED)
 	LORA_ENSEMBLES_FUZZ=$(EXAMPLES) $(BIN)/python -m pytest -s tests/integration/test_fuzz.py $(ARGS)
 
+test-oldest:
+	$(MAKE) test VENV="$(OLDEST)" CONSTRAINTS=constraints-oldest.txt
+
+# Whatever pip finds newest at the time of the run, and of torch the pinned release: see install.
+test-newest:
+	mkdir -p "$(NEWEST)"
+	grep '^torch==' constraints.txt > "$(NEWEST)/constraints.txt"
+	PIP_UPGRADE=1 PIP_UPGRADE_STRATEGY=eager $(MAKE) test VENV="$(NEWEST)" CONSTRAINTS="$(NEWEST)/constraints.txt"
+
 # The page is written whether all rows hold or not, and says which do; nothing is printed after the line of JSON.
 bench: $(INSTALLED)
 	@CUDA_VISIBLE_DEVICES= $(BIN)/python benchmarks/bench.py --out results/performance/cpu.json; \
@@ -54,4 +68,4 @@ lint: $(INSTALLED)
 
 clean:
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
-	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . \( -path ./$(VENV) -o -path ./$(OLDEST) -o -path ./$(NEWEST) \) -prune -o -name __pycache__ -type d -exec rm -rf {} +
