@@ -107,10 +107,10 @@ def check_scores(ensemble: LoraEnsemble, plain: PreTrainedModel, examples: list[
         torch.testing.assert_close(scores[:, number, : len(example.labels)], expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ["inkling_text", "inkling2_text"])
-def test_a_layer_that_mixes_tokens_behind_its_attention_is_not_narrowed(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "inner"), [("inkling_text", ""), ("inkling2_text", ".linear")])
+def test_a_layer_that_mixes_tokens_behind_its_attention_is_not_narrowed(kind: str, inner: str) -> None:
     base = tiny(kind)
-    ensemble = made(copy.deepcopy(base), "q_proj", "v_proj")
+    ensemble = made(copy.deepcopy(base), f"q_proj{inner}", f"v_proj{inner}")
     assert not shortcuts_of(ensemble.base).narrowed
     check_scores(ensemble, base, letter_examples()[:3])
 
