@@ -33,11 +33,11 @@ FUNCTIONS = {
     "lora_ensembles.batches.TokenTable.gather": "data",
     "lora_ensembles.batches.Batch.answer_tokens": "data",
     "lora_ensembles.answer_losses._terms": "loss",
-    "lora_ensembles.lora.AdapterStack.add_gradients": "gradients",
+    "lora_ensembles.buffers.AdapterStack.add_gradients": "gradients",
     "lora_ensembles.training.gradient_norms": "optimiser",
     "lora_ensembles.training.clip_per_member": "optimiser",
     "lora_ensembles.optim.StackedAdamW.step": "optimiser",
-    "lora_ensembles.lora.AdapterStack.refresh": "optimiser",
+    "lora_ensembles.buffers.AdapterStack.refresh": "optimiser",
     "lora_ensembles.training._check_finite": "logging",
     "lora_ensembles.reporting.Reporter.step": "logging",
 }

@@ -291,7 +291,8 @@ def _typical(one: Tensor, other: Tensor) -> float:
 
 
 def _has_no_data(base: nn.Module) -> bool:
-    return any(parameter.is_meta or isinstance(parameter.data, FakeTensor) for parameter in base.parameters())
+    tensors = (*base.parameters(), *base.buffers())
+    return any(tensor.is_meta or isinstance(tensor.data, FakeTensor) for tensor in tensors)
 
 
 @contextmanager

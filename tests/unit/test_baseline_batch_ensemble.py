@@ -153,7 +153,7 @@ def test_a_base_that_is_taken_is_refused() -> None:
         BatchEnsemble(built.base, tokenizer(), adapter=adapter())
     with pytest.raises(AdapterError, match="PEFT cannot place the adapter"):
         LoraEnsemble(built.base, tokenizer(), adapter=adapter())
-    with pytest.raises(AdapterError, match="the base carries a LoRA ensemble; call `unload"):
+    with pytest.raises(AdapterError, match="the base carries another ensemble; call `unload"):
         BatchEnsemble(ensemble().base, tokenizer(), adapter=adapter())
     with pytest.raises(AdapterError, match="the base is wrapped by PEFT already"):
         BatchEnsemble(get_peft_model(llama(), adapter()), tokenizer(), adapter=adapter())
@@ -168,7 +168,7 @@ def test_the_base_called_by_itself_is_an_error() -> None:
 def test_targets_that_cannot_work_are_refused() -> None:
     with pytest.raises(AdapterError, match="PEFT cannot place the adapter"):
         BatchEnsemble(llama(), tokenizer(), adapter=adapter(targets=["nothing"]))
-    with pytest.raises(AdapterError, match="the output head cannot be a target"):
+    with pytest.raises(AdapterError, match="the output head cannot carry adapters"):
         BatchEnsemble(llama(), tokenizer(), adapter=adapter(targets=["lm_head"]))
 
 

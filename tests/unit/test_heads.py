@@ -356,14 +356,15 @@ def test_the_number_of_rows_in_flight_changes_no_prediction(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_number_of_operators_of_a_step_does_not_depend_on_the_number_of_members(kind: str) -> None:
     counts = []
-    for members in (2, 5):
+    for members in (5, 8):  # with fewer, narrowed products are too small for the kernel that larger ones take
         ensemble = build_ensemble("bert", kind, members=members)
         rows = training_rows(ensemble, examples_for(kind), CONFIG, with_kl=False)
-        with _Counted() as counted:
-            loss = rows.losses(
-                torch.arange(4).expand(members, -1), members=slice(None), first_row=0
-            ).loss.sum()
-            ensemble.stack.add_gradients(loss, ensemble.stack.zero_gradients())
+        for _ in range(2):  # what a first pass in a process tries and keeps is not counted
+            with _Counted() as counted:
+                loss = rows.losses(
+                    torch.arange(4).expand(members, -1), members=slice(None), first_row=0
+                ).loss.sum()
+                ensemble.stack.add_gradients(loss, ensemble.stack.zero_gradients())
         counts.append(counted.calls)
     assert counts[0] == counts[1] > 100
 

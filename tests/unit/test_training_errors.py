@@ -124,6 +124,7 @@ def test_base_in_float16_that_overflows_after_an_update_names_its_dtype() -> Non
 
 
 def test_a_step_of_which_not_one_row_fits_into_memory_ends_the_run() -> None:
+    made = ensemble(members=2)
     with (
         pytest.raises(
             TrainingError,
@@ -131,15 +132,16 @@ def test_a_step_of_which_not_one_row_fits_into_memory_ends_the_run() -> None:
         ),
         no_memory_left(),
     ):
-        train(ensemble(members=2), questions(8), TrainConfig(epochs=1, batch_size=8), progress=False)
+        train(made, questions(8), TrainConfig(epochs=1, batch_size=8), progress=False)
 
 
 def test_a_prediction_of_which_not_one_row_fits_into_memory_is_refused() -> None:
+    made = ensemble(members=2)
     with (
         pytest.raises(ConfigError, match="memory ran out with a single row in flight; free memory"),
         no_memory_left(),
     ):
-        predict(ensemble(members=2), questions(8), max_rows=16)
+        predict(made, questions(8), max_rows=16)
 
 
 # Space

@@ -69,13 +69,13 @@ class LastLayerEnsemble:
     ):
         members = whole_count(members)
         self.base, self.tokenizer = base.eval(), tokenizer
-        ensure_probed(base)
         self.seeds = [member_seeds(seed, index) for index in range(members)]
         self.overlong: Literal["error", "left"] = "error"
         self.label_ids = torch.zeros(0, dtype=torch.int64, device=base.device)
         self.rows = torch.zeros(
             members, 0, _weight(base).shape[1], device=base.device
         )  # (M, L, H) fp32 masters
+        ensure_probed(base)
         self._plain = True
 
     @property
