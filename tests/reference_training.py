@@ -36,6 +36,8 @@ class Recipe:
     schedule: str = "constant"
     warmup_steps: int = 0
     max_grad_norm: float | None = None
+    loss: str = "vocabulary"
+    label_score: str = "sum"
 
 
 def train_by_peft(
@@ -73,7 +75,12 @@ def train_by_peft(
         batch = [encoded[n] for n in order[place * recipe.batch_size : (place + 1) * recipe.batch_size]]
         if recipe.dropout:
             _place_dropout(model, recipe.dropout, seeds, step)
-        _loss(model, batch, recipe.kl_weight).backward()
+        if recipe.loss == "labels" and recipe.dropout:
+            _letters_loss(model, batch).backward()
+        elif recipe.loss == "labels":
+            torch.stack([_label_loss(model, example, recipe) for example in batch]).mean().backward()
+        else:
+            _loss(model, batch, recipe.kl_weight).backward()
         if recipe.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
         optimizer.step()
@@ -99,6 +106,39 @@ def _loss(model: PeftModel, batch: Sequence[EncodedExample], kl_weight: float) -
                 untouched.log_softmax(-1), tuned.log_softmax(-1), reduction="sum", log_target=True
             )
         losses.append(loss)
+    return torch.stack(losses).mean()
+
+
+def _label_loss(model: PeftModel, example: EncodedExample, recipe: Recipe) -> Tensor:
+    """-log p of the right label among the example's own, plus the divergence from the base over them; one label in a pass."""
+
+    def distribution() -> Tensor:
+        scores = []
+        for label in example.label_ids:
+            logits = model(input_ids=torch.tensor([[*example.prompt_ids, *label]]), use_cache=False).logits[0]
+            start = len(example.prompt_ids) - 1
+            tokens = logits[start : start + len(label)].log_softmax(-1)[range(len(label)), list(label)]
+            scores.append(tokens.sum() if recipe.label_score == "sum" else tokens.mean())
+        return torch.stack(scores).log_softmax(-1)
+
+    tuned = distribution()
+    loss = -tuned[example.target or 0]
+    if recipe.kl_weight:
+        with model.disable_adapter(), torch.no_grad():
+            base = distribution()
+        loss = loss + recipe.kl_weight * F.kl_div(base, tuned, reduction="sum", log_target=True)
+    return loss
+
+
+def _letters_loss(model: PeftModel, batch: Sequence[EncodedExample]) -> Tensor:
+    """The mean of -log p of the right label over labels of one token each: the prompts in one pass, where each has dropout of its own."""
+    ids, mask = pad([example.prompt_ids for example in batch])
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    losses = []
+    for row, example in enumerate(batch):
+        letters = torch.tensor([token for (token,) in example.label_ids])
+        target = torch.tensor(example.target)
+        losses.append(F.cross_entropy(logits[row, len(example.prompt_ids) - 1, letters], target))
     return torch.stack(losses).mean()
 
 

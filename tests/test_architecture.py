@@ -73,6 +73,7 @@ LEVELS: dict[str, set[str]] = {
         "batches",
         "answer_losses",
         "text_losses",
+        "label_losses",
         "training_rows",
         "completion_scores",
         "checkpoint",

@@ -5,8 +5,10 @@ Shapes: M members, B rows of a member, n answer tokens of a batch, H hidden size
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ from .forward import head_logits, hidden_at, logits_at, places_at_once
 from .lora import fold_members
 from .objectives import answer_loss, answer_right, kl_to_base
 from .trunk_states import TrunkStates
+
+Terms = TypeVar("Terms", bound=tuple[Tensor | None, ...])
 
 BASE_CACHE_BYTES = 2 * 2**30
 """Most memory for the base's hidden states, which Eq. 4 needs in every step; where they take more, the base runs again in each step."""
@@ -109,12 +113,14 @@ def row_losses(
         trunk,
     ):
         if len(tokens.answers) <= at_once:
-            terms = _terms(logits_at(ensemble.base, ids, tokens.places, extra_hidden=base), tokens.answers)
-        else:
-            terms = _terms_in_chunks(
-                ensemble, hidden_at(ensemble.base, ids, tokens.places), base, tokens.answers, at_once
+            loss, divergence, right = _terms(
+                logits_at(ensemble.base, ids, tokens.places, extra_hidden=base), tokens.answers
             )
-    loss, divergence, right = terms
+        else:
+            hidden = hidden_at(ensemble.base, ids, tokens.places)
+            states = hidden if base is None else torch.stack([hidden, base])
+            chunks = zip(states.split(at_once, dim=-2), tokens.answers.split(at_once), strict=True)
+            loss, divergence, right = in_chunks(ensemble, _terms, chunks)
     per_row = tokens.per_row
     return RowLosses(
         per_row(loss), None if divergence is None else per_row(divergence), per_row((~right).float()) == 0
@@ -129,22 +135,21 @@ def _terms(logits: Tensor, answers: Tensor) -> tuple[Tensor, Tensor | None, Tens
     return answer_loss(tuned, answers), kl_to_base(tuned, base), answer_right(tuned, answers)
 
 
-def _terms_in_chunks(
-    ensemble: LoraEnsemble, hidden: Tensor, base: Tensor | None, answers: Tensor, at_once: int
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    def of_chunk(
-        chunk: Tensor, base_chunk: Tensor | None, chunk_answers: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        with ensemble.base_only() as model:
-            return _terms(
-                head_logits(model, chunk if base_chunk is None else torch.stack([chunk, base_chunk])),
-                chunk_answers,
-            )
+def in_chunks(
+    ensemble: LoraEnsemble,
+    terms: Callable[..., Terms],
+    chunks: Iterable[tuple[Tensor, ...]],
+) -> Terms:
+    """What `terms` makes of logits, one chunk after the other, joined along the first axis.
 
-    base_chunks = [None] * len(answers) if base is None else base.split(at_once)
-    parts = [
-        checkpoint(of_chunk, *part, use_reentrant=False, preserve_rng_state=False)
-        for part in zip(hidden.split(at_once), base_chunks, answers.split(at_once), strict=False)
-    ]
-    loss, divergence, right = zip(*parts, strict=True)
-    return torch.cat(loss), None if base is None else torch.cat(divergence), torch.cat(right)
+    A chunk is hidden states (..., n, H), which the head makes logits of, and the tensors that `terms` takes beside them. Logits live
+    for one chunk at a time: the backward pass makes them again.
+    """
+
+    def of_chunk(hidden: Tensor, *beside: Tensor) -> Terms:
+        with ensemble.base_only() as model:
+            return terms(head_logits(model, hidden), *beside)
+
+    parts = [checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    joined = [None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)]
+    return cast(Terms, tuple(joined))

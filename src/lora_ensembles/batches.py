@@ -48,6 +48,21 @@ def encode_rows(
     return encode_examples(questions, tokenizer, max_length=max_length, overlong=overlong)
 
 
+def check_answered(encoded: Sequence[EncodedExample]) -> None:
+    """Refuse training without examples, or on one without an answer.
+
+    Raises:
+        DataError: as it says.
+    """
+    if not encoded:
+        raise DataError("no training examples were given; pass at least one")
+    unlabelled = [n for n, example in enumerate(encoded) if example.target is None]
+    if unlabelled:
+        raise DataError(
+            f"training example number {unlabelled[0] + 1} has no answer; every training example needs one"
+        )
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows of some members: ids (M, B, T), positions (M, B, K) of the logits, answers (M, B, K), counted (M, B, K).
@@ -124,13 +139,7 @@ class TokenTable:
         Raises:
             DataError: there are none, or one has no target.
         """
-        if not encoded:
-            raise DataError("no training examples were given; pass at least one")
-        unlabelled = [n for n, example in enumerate(encoded) if example.target is None]
-        if unlabelled:
-            raise DataError(
-                f"training example number {unlabelled[0] + 1} has no answer; every training example needs one"
-            )
+        check_answered(encoded)
         answers = [example.label_ids[example.target or 0] for example in encoded]
         rows = [[*example.prompt_ids, *answer] for example, answer in zip(encoded, answers, strict=True)]
         prompt_lengths = torch.tensor([len(example.prompt_ids) for example in encoded])

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from .ensemble import LoraEnsemble
     from .optim import StackedAdamW
 
-
 CHECKPOINT = "checkpoint"
+BEFORE = {"loss": "vocabulary", "label_score": "sum"}
+"""What runs had before these settings existed, whose files do not name them."""
 
 
 @dataclass
@@ -150,6 +151,7 @@ class RunFolder:
             check(before, object_of(anything), file=file, advice="it is no run's")
         except CheckpointError as error:
             raise CheckpointError(f"{file} is corrupt ({error}); remove {self.out} and train anew") from error
+        before = {name: BEFORE[name] for name in BEFORE.keys() & settings.keys()} | before
         different = sorted(
             name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name)
         )

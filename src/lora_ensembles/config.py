@@ -25,8 +25,11 @@ PER_MEMBER_FIELDS = (
     "dropout",
 )
 OVERLONG = ("error", "left")
+LOSSES = ("auto", "labels", "vocabulary")
+LABEL_SCORES = ("sum", "mean")
 OPTIONAL_COUNTS = ("max_rows", "checkpoint_every", "length_window")
 SCHEDULES = ("constant", "linear", "cosine")
+CHOICES = {"schedule": SCHEDULES, "overlong": OVERLONG, "loss": LOSSES, "label_score": LABEL_SCORES}
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,12 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints; None: one at the end of each epoch.
         log_every: steps between rows of the log.
         overlong: what to do with a prompt longer than the base's window: "error", or "left" to cut its beginning.
+        loss: "vocabulary", -log p(answer | prompt) over the full vocabulary (Eq. 3); "labels", -log p of the right label among an
+            example's own (Eq. 1), for which every label is read and the divergence of `kl_weight` is over them as well; "auto" takes
+            "labels" where a label has several tokens, else "vocabulary". Open answers have the second only, members with heads of
+            their own a loss over their classes or options.
+        label_score: how a label of several tokens counts against the others, in training over labels and in every prediction: the "sum"
+            of its tokens' log-probabilities (Eq. 1), or their "mean", which does not favour short labels.
 
     Raises:
         ConfigError: a setting is out of its range.
@@ -83,12 +92,14 @@ class TrainConfig:
     checkpoint_every: int | None = None
     log_every: int = 10
     overlong: Literal["error", "left"] = "error"
+    loss: Literal["auto", "labels", "vocabulary"] = "auto"
+    label_score: Literal["sum", "mean"] = "sum"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "log_every", *OPTIONAL_COUNTS):
             if getattr(self, name) is not None or name not in OPTIONAL_COUNTS:
                 self._set(name, whole_number(name, getattr(self, name)))
-        for name, known in (("schedule", SCHEDULES), ("overlong", OVERLONG)):
+        for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(unknown_name(name, str(getattr(self, name)), known))
         self._set("warmup_steps", whole_number("warmup_steps", self.warmup_steps, least=0))

@@ -99,7 +99,7 @@ ENSEMBLE = record(
         "members": list_of(record(_MEMBER, others=True), at_least=1),
         "task": record({}, _TASK, others=True),
     },
-    {"head": record({"kind": _HEAD["kind"]}, _HEAD)},
+    {"head": record({"kind": _HEAD["kind"]}, _HEAD), "label_score": one_of(("sum", "mean"))},
     others=True,
 )
 

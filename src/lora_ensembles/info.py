@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from .heads import HeadConfig
+from .scoring import LabelScore
 from .seeds import MemberSeeds
 from .storage import SavedEnsemble, base_name
 
@@ -18,7 +19,7 @@ class EnsembleInfo:
     """What an ensemble remembers beside its weights; saved in `ensemble.json`.
 
     `overlong` is what is done with a prompt longer than the window, as in training; `task` how prompts and labels were rendered, and what
-    was measured; `head` what the members say about an example.
+    was measured; `head` what the members say about an example; `label_score` how labels of several tokens are compared, as in training.
     """
 
     seed: int = 0
@@ -28,6 +29,7 @@ class EnsembleInfo:
     overlong: Literal["error", "left"] = "error"
     task: dict[str, Any] = field(default_factory=dict)
     head: HeadConfig = field(default_factory=lambda: HeadConfig("causal-lm"))
+    label_score: LabelScore = "sum"
 
 
 def info_of(saved: SavedEnsemble) -> EnsembleInfo:
@@ -35,7 +37,14 @@ def info_of(saved: SavedEnsemble) -> EnsembleInfo:
     seeds = [MemberSeeds(*pair) for pair in saved.seeds]
     head = HeadConfig(**saved.head)
     return EnsembleInfo(
-        saved.seed, tuple(saved.vary), saved.next_index, seeds, saved.overlong, saved.task, head
+        saved.seed,
+        tuple(saved.vary),
+        saved.next_index,
+        seeds,
+        saved.overlong,
+        saved.task,
+        head,
+        saved.label_score,
     )
 
 

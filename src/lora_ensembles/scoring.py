@@ -9,12 +9,14 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .tasks import EncodedExample
 
+LabelScore = Literal["sum", "mean"]
 AnswerLogits = Callable[[Tensor, Tensor], Tensor]  # ids (B, T), positions (B, K) -> logits (M, B, K, V)
 # Prefixes (P, T) -> the logits of B rows that go on from them, B a multiple of P, row by row; None where a model cannot be read in parts.
 ReadPrefix = Callable[[Tensor], AnswerLogits | None]
@@ -36,20 +38,48 @@ def score_labels(
     rows_per_batch: int,
     device: torch.device | str = "cpu",
     read_prefix: ReadPrefix | None = None,
+    label_score: LabelScore = "sum",
 ) -> Tensor:
     """log p(label | prompt) normalised over each example's labels (M, N, C), float32; -inf where an example has fewer than C labels.
 
-    A label of several tokens counts with the sum of their log-probabilities. Rows are sorted by length, so that batches hold little
-    padding, the longest first, so that memory that is too small shows at once; the result is in the order given. With `read_prefix`, what
-    rows have in common is read once where that pays: the beginning of all prompts (demonstrations, instructions), or a prompt that several
-    labels follow. Source: Eq. 1 of arXiv:2310.00035.
+    A label of several tokens counts with the sum of their log-probabilities, or with their mean (`label_score`), which does not favour
+    short labels; see `label_log_probs`. Rows are sorted by length, so that batches hold little padding, the longest first, so that memory
+    that is too small shows at once; the result is in the order given. With `read_prefix`, what rows have in common is read once where that
+    pays: the beginning of all prompts (demonstrations, instructions), or a prompt that several labels follow. Source: Eq. 1 of
+    arXiv:2310.00035.
     """
     batches = _Batches(answer_logits, pad_id, rows_per_batch, device)
     single = all(len(label) == 1 for example in encoded for label in example.label_ids)
     flat = None if read_prefix is None else _score_shared(encoded, batches, read_prefix, single=single)
     if flat is None:
         flat = (_score_single if single else _score_sequences)(encoded, batches)
-    return flat.log_softmax(dim=-1)
+    return label_log_probs(flat, label_lengths(encoded), label_score)
+
+
+def label_lengths(encoded: Sequence[EncodedExample]) -> Tensor:
+    """The number of tokens of each label (N, C), 0 where an example has fewer labels."""
+    options = max(len(example.label_ids) for example in encoded)
+    return torch.tensor(
+        [[*map(len, example.label_ids), *[0] * (options - len(example.label_ids))] for example in encoded]
+    )
+
+
+def label_log_probs(sums: Tensor, lengths: Tensor, label_score: LabelScore) -> Tensor:
+    """The task distribution over labels, as log-probabilities (..., C), float32; -inf where `lengths` (..., C) is 0.
+
+    With s_c the summed log-probability of label c's tokens, `sums` (..., C), and n_c their number: log softmax_c(s_c) for "sum", Eq. 1 of
+    arXiv:2310.00035, and log softmax_c(s_c / n_c) for "mean", whose most probable label is the one that lm-evaluation-harness counts in
+    acc_norm, there by bytes and here by tokens. Labels of one token have the same distribution by both.
+
+    Example:
+        >>> sums, lengths = torch.tensor([-1.0, -3.0]), torch.tensor([1, 3])
+        >>> label_log_probs(sums, lengths, "mean").exp()
+        tensor([0.5000, 0.5000])
+    """
+    scores = sums.float()
+    if label_score == "mean":
+        scores = scores / lengths.clamp(min=1)  # a label that is absent has no tokens
+    return scores.masked_fill(lengths == 0, -math.inf).log_softmax(dim=-1)
 
 
 @dataclass(frozen=True)

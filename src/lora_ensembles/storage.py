@@ -25,6 +25,7 @@ from .heads.kinds import base_kind
 from .hub import ensemble_folder
 from .layout import ENSEMBLE_FILE, names_a_folder
 from .model_card import render_model_card
+from .scoring import LabelScore
 from .sites import MemberWeights
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class SavedEnsemble:
     vary: list[str]
     next_index: int
     overlong: Literal["error", "left"]
+    label_score: LabelScore
     task: dict[str, Any]
     head: dict[str, Any]  # the fields of a HeadConfig
     base_kind: str  # of the base's class and
@@ -132,6 +134,7 @@ def _descriptions(ensemble: LoraEnsemble, home: Path | None) -> dict[str, str]:
         "vary": list(info.vary),
         "next_index": info.next_index,
         "overlong": info.overlong,
+        "label_score": info.label_score,
         "members": [
             {"folder": member_folder(index), "init_seed": seeds.init, "order_seed": seeds.order}
             for index, seeds in enumerate(info.seeds)
@@ -194,6 +197,7 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
         vary=content["vary"],
         next_index=content["next_index"],
         overlong=content["overlong"],
+        label_score=content.get("label_score", "sum"),
         task=content["task"],
         head=head | {"classes": tuple(head.get("classes", ()))},
         base_kind=base.get("kind", "causal-lm"),

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class TextRows:
     table: TextTable
     base: Tensor | None  # (N, C) log-probabilities of the base, where a member has a KL weight
     trunk_states: TrunkStates | None  # where the lowest layers carry no adapters
+    loss: Literal["labels", "vocabulary"] = "labels"
 
     @classmethod
     def of(
@@ -146,7 +148,14 @@ def check_examples(
 def choice_losses(batch: Choice, scores: Tensor, *, targets: Tensor, base: Tensor | None) -> RowLosses:
     """Losses (M, B) from the scores (M, R, K) of a batch's texts and targets (M, B); with the base's log-probabilities (M, B, C), the
     divergence from them as well."""
-    predicted = log_probs(batch.per_example(scores))
+    return distribution_losses(log_probs(batch.per_example(scores)), targets=targets, base=base)
+
+
+def distribution_losses(predicted: Tensor, *, targets: Tensor, base: Tensor | None) -> RowLosses:
+    """Losses (M, B) of distributions over classes, options or labels, as log-probabilities (M, B, C), -inf where there is none.
+
+    `targets` (M, B); with the base's log-probabilities (M, B, C), the divergence from them as well.
+    """
     targets = targets.to(predicted.device)
     divergence = None if base is None else _divergence(predicted, base.to(predicted.device))
     return RowLosses(

@@ -147,7 +147,7 @@ def train(
     remember_labels(ensemble.info, examples)
     _check_validation(ensemble, examples, validation, config)
     run = _prepare(ensemble, examples, config)
-    ensemble.info.overlong = config.overlong
+    ensemble.info.overlong, ensemble.info.label_score = config.overlong, config.label_score
     if out is None:
         return _go(run, None, validation=validation, show=progress)
     folder = RunFolder(Path(out), _settings(run), resume=resume, overwrite=overwrite)
@@ -227,7 +227,9 @@ def _settings(run: _Run) -> dict[str, Any]:
     head = run.ensemble.info.head
     if head.owned:
         settings["head"] = head.to_dict()
+        del settings["loss"], settings["label_score"]
     else:
+        settings["loss"] = run.rows.loss
         del settings["weight_decay_head"]
     seeds = [[seeds.init, seeds.order] for seeds in run.ensemble.info.seeds]
     settings["adapter"] = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -15,9 +15,12 @@ from .answer_losses import BaseStates, RowLosses, row_losses
 from .batches import TokenTable, encode_rows
 from .config import TrainConfig
 from .ensemble import LoraEnsemble
+from .errors import ConfigError
+from .heads import HeadConfig
+from .label_losses import LabelRows
 from .memory import with_fewer_rows
 from .reading import context_window
-from .tasks import Completion, Example
+from .tasks import Completion, EncodedExample, Example
 from .text_losses import TextRows
 from .trunk_states import TrunkStates
 
@@ -35,6 +38,11 @@ class TrainingRows(Protocol):
         """The most rows of a pass that one row of the data stands for."""
         ...
 
+    @property
+    def loss(self) -> Literal["labels", "vocabulary"]:
+        """What an answer is measured against: the example's labels, classes or options, or the full vocabulary."""
+        ...
+
     def fingerprint(self) -> str:
         """A short hash of the data, to notice when a run is continued on other data."""
         ...
@@ -46,29 +54,21 @@ class TrainingRows(Protocol):
 
 @dataclass(frozen=True)
 class AnswerRows:
-    """Prompts and answers of a causal language model; a `TrainingRows`."""
+    """Prompts and right answers of a causal language model, over the full vocabulary; a `TrainingRows`."""
 
     ensemble: LoraEnsemble
     table: TokenTable
     base_states: BaseStates | None  # where a member has a KL weight
     trunk_states: TrunkStates | None  # where the lowest layers carry no adapters
     passes: int = 1
+    loss: Literal["labels", "vocabulary"] = "vocabulary"
 
     @classmethod
     def of(
-        cls,
-        ensemble: LoraEnsemble,
-        examples: Sequence[Example] | Sequence[Completion],
-        config: TrainConfig,
-        *,
-        with_kl: bool,
+        cls, ensemble: LoraEnsemble, encoded: Sequence[EncodedExample], *, rows: int, with_kl: bool
     ) -> AnswerRows:
-        """The rows of labelled examples; what is kept of the base is read with as many rows in flight as training has."""
-        encoded = encode_rows(
-            examples, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong
-        )
+        """The rows of labelled examples; what is kept of the base is read with `rows` rows in flight."""
         table = TokenTable.from_encoded(encoded, ensemble.pad_id, device=ensemble.device)
-        at_once = config.max_rows or config.batch_size * ensemble.num_members
 
         def read(numbers: Tensor) -> object:
             return ensemble.base(input_ids=table.gather(numbers[None]).ids[0], use_cache=False)
@@ -76,11 +76,11 @@ class AnswerRows:
         return cls(
             ensemble,
             table,
-            with_fewer_rows(lambda rows: BaseStates.of(ensemble, table, rows=rows), at_once)
+            with_fewer_rows(lambda some: BaseStates.of(ensemble, table, rows=some), rows)
             if with_kl
             else None,
             with_fewer_rows(
-                lambda rows: TrunkStates.of(ensemble.trunk, table.lengths, rows=rows, read=read), at_once
+                lambda some: TrunkStates.of(ensemble.trunk, table.lengths, rows=some, read=read), rows
             ),
         )
 
@@ -113,7 +113,48 @@ def training_rows(
 
     Raises:
         DataError: there are none, or one cannot be encoded or has no target.
-        ConfigError: the divergence is asked for where it means nothing.
+        ConfigError: the divergence, the loss or the score of labels is asked for where it means nothing.
     """
-    of = TextRows.of if ensemble.info.head.owned else AnswerRows.of
-    return of(ensemble, examples, config, with_kl=with_kl)
+    if ensemble.info.head.owned:
+        _refuse_label_settings(config, ensemble.info.head)
+        return TextRows.of(ensemble, examples, config, with_kl=with_kl)
+    encoded = encode_rows(
+        examples, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong
+    )
+    rows = config.max_rows or config.batch_size * ensemble.num_members
+    if any(isinstance(example, Completion) for example in examples):
+        _refuse_labels_of_open_answers(config)
+    elif _over_labels(config, encoded):
+        return LabelRows.of(ensemble, encoded, rows=rows, with_kl=with_kl, label_score=config.label_score)
+    return AnswerRows.of(ensemble, encoded, rows=rows, with_kl=with_kl)
+
+
+def _over_labels(config: TrainConfig, encoded: Sequence[EncodedExample]) -> bool:
+    if config.loss != "auto":
+        return config.loss == "labels"
+    return any(len(label) > 1 for example in encoded for label in example.label_ids)
+
+
+def _refuse_label_settings(config: TrainConfig, head: HeadConfig) -> None:
+    if config.loss == "vocabulary":
+        raise ConfigError(
+            f"loss='vocabulary': members with {head.kind} heads give probabilities to classes or options, not to a vocabulary; leave it at "
+            "'auto'"
+        )
+    if config.label_score != "sum":
+        raise ConfigError(
+            f"label_score={config.label_score!r}: members with {head.kind} heads give each class or option one score, however many "
+            "tokens it has; leave it at 'sum'"
+        )
+
+
+def _refuse_labels_of_open_answers(config: TrainConfig) -> None:
+    if config.loss == "labels":
+        raise ConfigError(
+            "loss='labels': open answers (Completion) have no set of labels to choose from; leave it at 'auto', or train on questions with "
+            "options or labels (Example)"
+        )
+    if config.label_score != "sum":
+        raise ConfigError(
+            f"label_score={config.label_score!r}: open answers (Completion) have no labels that could be compared; leave it at 'sum'"
+        )

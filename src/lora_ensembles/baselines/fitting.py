@@ -23,7 +23,7 @@ from ..memory import SCORING_ROWS, ran_out_of_memory, scoring_rows
 from ..optim import StackedAdamW, clip_per_member, gradient_norms
 from ..reading import context_window, scored_in_parts
 from ..reporting import Reporter
-from ..scoring import AnswerLogits, score_labels
+from ..scoring import AnswerLogits, LabelScore, score_labels
 from ..seeds import MemberSeeds
 from ..tasks import EncodedExample, Example, encode_examples
 from ..training import StepOutcome, TrainResult
@@ -180,6 +180,7 @@ def score_members(
     copies: int,
     max_rows: int | None,
     overlong: Literal["error", "left"] = "error",
+    label_score: LabelScore = "sum",
 ) -> Tensor:
     """(M, N, C) log-probabilities of the labels from `answer_logits`, which reads each prompt `copies` times at once.
 
@@ -195,7 +196,12 @@ def score_members(
 
     def score(rows: int) -> Tensor:
         return score_labels(
-            encoded, answer_logits, pad_id=pad_id, rows_per_batch=max(1, rows // copies), device=device
+            encoded,
+            answer_logits,
+            pad_id=pad_id,
+            rows_per_batch=max(1, rows // copies),
+            device=device,
+            label_score=label_score,
         )
 
     return scored_in_parts(score, scoring_rows(copies, tokens_a_row=length, device=device, max_rows=max_rows))

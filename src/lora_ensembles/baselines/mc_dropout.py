@@ -103,6 +103,7 @@ class MCDropout:
             copies=self.passes,
             max_rows=max_rows,
             overlong=self.ensemble.info.overlong,
+            label_score=self.ensemble.info.label_score,
         )
 
     def _score_batch(self, ids: Tensor, positions: Tensor) -> Tensor:

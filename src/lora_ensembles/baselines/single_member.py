@@ -75,6 +75,7 @@ class SingleMember:
             copies=1,
             max_rows=1 if ensemble.stack.by_batch else max_rows,
             overlong=ensemble.info.overlong,
+            label_score=ensemble.info.label_score,
         )
 
     def _score_texts(

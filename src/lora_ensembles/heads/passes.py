@@ -78,6 +78,7 @@ class LabelTokens:
                 rows_per_batch=reader.rows,
                 device=ensemble.device,
                 read_prefix=reader.read_prefix,
+                label_score=ensemble.info.label_score,
             )
 
         length = sum(len(example.prompt_ids) for example in encoded) / max(1, len(encoded))

@@ -146,10 +146,17 @@ class TextTable:
         return Texts(self.ids[numbers, :longest].to(self.device), mask.to(self.device), types, numbers)
 
     def gather(self, indices: Tensor) -> Choice:
-        """The texts of examples `indices` (M, B), in member-major order.
+        """The texts of examples `indices` (M, B), in member-major order, filled up as `numbers_of` says."""
+        numbers, slots, present = self.numbers_of(indices)
+        return Choice(
+            self.texts(numbers.flatten()), slots.to(self.device), present.to(self.device), self.choices
+        )
+
+    def numbers_of(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which texts the examples `indices` (M, B) have: numbers (M, R), slots (M, R) and present (M, B, C) as in `Choice`, on the CPU.
 
         Members whose examples have fewer options in all are filled up, with the table's shortest text, to the number that the others have:
-        the members of a pass have equally many rows.
+        the members of a pass have equally many rows. The slot of what fills up is B * C, behind all others.
         """
         rows = indices.shape[1]
         counts, options = self.counts[indices], torch.arange(self.width)
@@ -161,10 +168,7 @@ class TextTable:
         )  # those that are there, in their order
         there = present.flatten(1).gather(1, order)
         chosen = torch.where(there, numbers.gather(1, order), self.text_lengths.argmin())
-        slots = torch.where(there, order, rows * self.width)  # one place behind all for what fills up
-        return Choice(
-            self.texts(chosen.flatten()), slots.to(self.device), present.to(self.device), self.choices
-        )
+        return chosen, torch.where(there, order, rows * self.width), present
 
     def per_example(self, scores: Tensor) -> Tensor:
         """Scores (M, W, K) of all texts by example: (M, N, C), -inf where an example has fewer options."""
