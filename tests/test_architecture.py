@@ -74,6 +74,7 @@ LEVELS: dict[str, set[str]] = {
         "answer_losses",
         "text_losses",
         "label_losses",
+        "remarks",
         "training_rows",
         "completion_scores",
         "checkpoint",

@@ -36,6 +36,7 @@ from .metrics import Metrics, evaluate, evaluate_members
 from .optim import StackedAdamW, clip_per_member, gradient_norms
 from .prediction import predict
 from .reading import context_window
+from .remarks import warn_of_one_label
 from .reporting import Reporter
 from .signals import Interrupted, signals_held, word
 from .sites import MemberWeights
@@ -119,10 +120,11 @@ def train(
     """Train all members on `examples`, each in an order of its own; the ensemble holds the result.
 
     Examples are questions with options (`Example`) or prompts with an open answer (`Completion`). A member's loss is the mean over its
-    own rows of -log p(answer | prompt), summed over the answer's tokens, over the full vocabulary (Eq. 3 of arXiv:2310.00035), plus its
-    `kl_weight` times the divergence from the base at each of these tokens (Eq. 4). Members with heads of their own (`HeadConfig`) learn
-    classes, options or chosen texts: -log p of the right one, and the divergence over them. Memory stays bounded however long answers are:
-    logits by `forward.LOGIT_BUDGET`, what is kept of the base by `answer_losses.BASE_CACHE_BYTES`, with the same result beyond them.
+    own rows. By `config.loss` a row's is -log p(answer | prompt), summed over the answer's tokens, over the full vocabulary (Eq. 3 of
+    arXiv:2310.00035), plus `kl_weight` times the divergence from the base at each of these tokens (Eq. 4); or -log p of the right label
+    among the example's own, and the divergence over them (`label_losses`). Members with heads of their own (`HeadConfig`) learn classes,
+    options or chosen texts in the same way. Memory stays bounded however long answers are: logits by `forward.LOGIT_BUDGET`, what is kept
+    of the base by `answer_losses.BASE_CACHE_BYTES`, with the same result beyond them.
 
     With `out`, settings, log and checkpoints are written below `out/training`, and the ensemble to `out` at the end; `resume` goes on
     from the last checkpoint to the weights that an uninterrupted run would have had (same machine, fp32: bit for bit); `overwrite`
@@ -289,11 +291,18 @@ def _epoch_row(
     run: _Run, step: int, *, validation: Sequence[Example] | Sequence[Completion], reporter: Reporter
 ) -> dict[str, Any]:
     row = {"step": step, "epoch": step // run.steps_per_epoch, **reporter.epoch_means()}
-    return row | (_validate(run.ensemble, validation, max_rows=run.config.max_rows) if validation else {})
+    if not validation:
+        return row
+    last = step == run.total_steps
+    return row | _validate(run.ensemble, validation, max_rows=run.config.max_rows, last=last)
 
 
 def _validate(
-    ensemble: LoraEnsemble, examples: Sequence[Example] | Sequence[Completion], *, max_rows: int | None
+    ensemble: LoraEnsemble,
+    examples: Sequence[Example] | Sequence[Completion],
+    *,
+    max_rows: int | None,
+    last: bool,
 ) -> dict[str, Any]:
     completions = [example for example in examples if isinstance(example, Completion)]
     if completions:
@@ -301,9 +310,10 @@ def _validate(
         measured: Metrics | CompletionMetrics = evaluate_completions(scores)
         spreads = evaluate_completion_members(scores)
     else:
-        prediction = predict(
-            ensemble, [example for example in examples if isinstance(example, Example)], max_rows=max_rows
-        )
+        questions = [example for example in examples if isinstance(example, Example)]
+        prediction = predict(ensemble, questions, max_rows=max_rows)
+        if last:
+            warn_of_one_label(prediction, questions)
         measured, spreads = evaluate(prediction), evaluate_members(prediction)
     return {
         "ensemble": measured.to_dict(),

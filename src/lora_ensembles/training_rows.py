@@ -20,6 +20,7 @@ from .heads import HeadConfig
 from .label_losses import LabelRows
 from .memory import with_fewer_rows
 from .reading import context_window
+from .remarks import warn_of_label_lengths
 from .tasks import Completion, EncodedExample, Example
 from .text_losses import TextRows
 from .trunk_states import TrunkStates
@@ -122,10 +123,13 @@ def training_rows(
         examples, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong
     )
     rows = config.max_rows or config.batch_size * ensemble.num_members
-    if any(isinstance(example, Completion) for example in examples):
+    questions = [example for example in examples if isinstance(example, Example)]
+    if len(questions) < len(encoded):
         _refuse_labels_of_open_answers(config)
     elif _over_labels(config, encoded):
         return LabelRows.of(ensemble, encoded, rows=rows, with_kl=with_kl, label_score=config.label_score)
+    elif config.label_score == "sum":
+        warn_of_label_lengths(questions, encoded)
     return AnswerRows.of(ensemble, encoded, rows=rows, with_kl=with_kl)
 
 

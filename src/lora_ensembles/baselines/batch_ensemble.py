@@ -21,6 +21,7 @@ from ..forward import answer_logits, logits_at
 from ..lora import StackPlan, fold_members, unfold_members
 from ..objectives import answer_loss, answer_right, kl_to_base
 from ..probe import check_language_model, check_plain, check_targets, probe_language_model
+from ..scoring import LabelScore
 from ..seeds import member_seeds, whole_count
 from ..tasks import Example
 from ..training import TrainResult
@@ -130,6 +131,7 @@ class BatchEnsemble:
         self.base, self.tokenizer = base, tokenizer
         self.seeds = [member_seeds(seed, index, vary=vary) for index in range(members)]
         self.overlong: Literal["error", "left"] = "error"
+        self.label_score: LabelScore = "sum"
         shapes = _target_shapes(base, adapter or default_adapter_config())
         base.requires_grad_(False).eval()
         keep_differentiable(base)
@@ -179,7 +181,7 @@ class BatchEnsemble:
         if bool((kl_weight > 0).any()):
             with self.base_only() as base:
                 states = answer_states(base, table, rows=config.max_rows)
-        self.overlong = config.overlong
+        self.overlong, self.label_score = config.overlong, config.label_score
         return fit(
             _Offsets(self, table, kl_weight, states),
             config,
@@ -204,6 +206,7 @@ class BatchEnsemble:
             copies=self.num_members,
             max_rows=max_rows,
             overlong=self.overlong,
+            label_score=self.label_score,
         )
 
     def _score_batch(self, ids: Tensor, positions: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ..forward import answer_logits, read_prefix
 from ..memory import SCORING_ROWS
 from ..probe import ensure_probed
 from ..reading import context_window, scored_in_parts
-from ..scoring import AnswerLogits, score_labels
+from ..scoring import AnswerLogits, LabelScore, score_labels
 from ..tasks import Example, encode_examples
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class FewShot:
 
     Each of the `draws` sets of demonstrations counts as one member, so a metric averaged over members is the paper's average over 10
     draws (Sec. 5.1 of arXiv:2310.00035). `shots=0` asks the bare question, once. The demonstrations of a draw are read once, and their
-    keys and values stand before every question.
+    keys and values stand before every question. `label_score` says how labels of several tokens count: see `TrainConfig`.
 
     Example:
         >>> from lora_ensembles.embedded import load_base
@@ -45,6 +45,7 @@ class FewShot:
     shots: int = 3
     draws: int = 10
     seed: int = 0
+    label_score: LabelScore = "sum"
 
     def __post_init__(self) -> None:
         labelled = sum(example.target is not None for example in self.demonstrations)
@@ -81,6 +82,7 @@ class FewShot:
             rows_per_batch=rows,
             device=self.base.device,
             read_prefix=self._read_prefix,
+            label_score=self.label_score,
         )
 
     def _read_prefix(self, ids: Tensor) -> AnswerLogits | None:

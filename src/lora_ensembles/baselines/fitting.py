@@ -59,13 +59,14 @@ def check_settings(config: TrainConfig, what: str) -> None:
     """Refuse settings that this training does not have, rather than ignore them.
 
     Raises:
-        ConfigError: dropout, snapshots or checkpoints are asked for.
+        ConfigError: dropout, snapshots, checkpoints or a loss over labels are asked for.
     """
     dropout = config.dropout if isinstance(config.dropout, list | tuple) else [config.dropout or 0.0]
     given = {
         "dropout": any(dropout),
         "snapshot_epochs": bool(config.snapshot_epochs),
         "checkpoint_every": config.checkpoint_every,
+        "loss": config.loss == "labels",
     }
     for name, asked in given.items():
         if asked:

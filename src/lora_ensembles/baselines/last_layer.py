@@ -19,6 +19,7 @@ from ..errors import AdapterError
 from ..forward import Places, head_logits, hidden_at, places_at_once
 from ..memory import SCORING_ROWS
 from ..probe import ensure_probed
+from ..scoring import LabelScore
 from ..seeds import member_seeds, whole_count
 from ..tasks import Example
 from ..training import TrainResult
@@ -71,6 +72,7 @@ class LastLayerEnsemble:
         self.base, self.tokenizer = base.eval(), tokenizer
         self.seeds = [member_seeds(seed, index) for index in range(members)]
         self.overlong: Literal["error", "left"] = "error"
+        self.label_score: LabelScore = "sum"
         self.label_ids = torch.zeros(0, dtype=torch.int64, device=base.device)
         self.rows = torch.zeros(
             members, 0, _weight(base).shape[1], device=base.device
@@ -108,7 +110,7 @@ class LastLayerEnsemble:
         self._plain = _nothing_behind_head(self.base, len(tokens))
         frozen = _Frozen.of(self.base, labels, states)
         self._check_columns(labels, states, frozen)
-        self.overlong, self.label_ids = config.overlong, labels
+        self.overlong, self.label_score, self.label_ids = config.overlong, config.label_score, labels
         self.rows = _weight(self.base)[labels].detach().float().expand(self.num_members, -1, -1).clone()
         return fit(
             _Rows(self, table, states, frozen, kl_weight),
@@ -134,6 +136,7 @@ class LastLayerEnsemble:
             copies=1,
             max_rows=min(max_rows or SCORING_ROWS, places_at_once(self.base, copies=self.num_members)),
             overlong=self.overlong,
+            label_score=self.label_score,
         )
 
     def label_logits(self, states: Tensor, rows: Tensor, label_ids: Tensor) -> Tensor:

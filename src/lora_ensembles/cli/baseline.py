@@ -145,10 +145,9 @@ def _model(args: Arguments) -> tuple[Any, Any]:
 
 def _config(args: Arguments, task: str | None) -> TrainConfig:
     from ..embedded import EMBEDDED_BASE
-    from ..presets import preset
 
     default = "embedded" if (args.base or "embedded") in ("embedded", EMBEDDED_BASE) else "default"
-    config = preset(args.preset or default, task=task)
+    config = settings.preset_config(args, default=default, task=task)
     return config if args.epochs is None else dataclasses.replace(config, epochs=args.epochs)
 
 

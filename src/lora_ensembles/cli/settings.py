@@ -97,7 +97,14 @@ def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
 
 def train_config(args: Arguments, *, default: str, task: str | None) -> TrainConfig:
     """The preset, with the flags that were given in place of its values."""
-    return dataclasses.replace(preset(args.preset or default, task=task), **args.given(TRAIN_FIELDS))
+    config = preset_config(args, default=default, task=task)
+    return dataclasses.replace(config, **args.given(TRAIN_FIELDS))
+
+
+def preset_config(args: Arguments, *, default: str, task: str | None) -> TrainConfig:
+    """The preset that was asked for; its loss is that of a language model's head, and others have one of their own."""
+    config = preset(args.preset or default, task=task)
+    return config if args.head == "causal-lm" else dataclasses.replace(config, loss="auto")
 
 
 def adapter_config(args: Arguments, base: nn.Module) -> LoraConfig:

