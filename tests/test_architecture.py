@@ -75,6 +75,7 @@ LEVELS: dict[str, set[str]] = {
         "text_losses",
         "label_losses",
         "remarks",
+        "validation",
         "training_rows",
         "completion_scores",
         "checkpoint",

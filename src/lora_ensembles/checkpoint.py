@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from .optim import StackedAdamW
 
 CHECKPOINT = "checkpoint"
-BEFORE = {"loss": "vocabulary", "label_score": "sum"}
-"""What runs had before these settings existed, whose files do not name them."""
+BEFORE = {"loss": "vocabulary"}
+"""What runs had before a setting existed, whose files do not name it."""
 
 
 @dataclass

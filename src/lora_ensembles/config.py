@@ -60,10 +60,12 @@ class TrainConfig:
         overlong: what to do with a prompt longer than the base's window: "error", or "left" to cut its beginning.
         loss: "vocabulary", -log p(answer | prompt) over the full vocabulary (Eq. 3); "labels", -log p of the right label among an
             example's own (Eq. 1), for which every label is read and the divergence of `kl_weight` is over them as well; "auto" takes
-            "labels" where a label has several tokens, else "vocabulary". Open answers have the second only, members with heads of
-            their own a loss over their classes or options.
-        label_score: how a label of several tokens counts against the others, in training over labels and in every prediction: the "sum"
-            of its tokens' log-probabilities (Eq. 1), or their "mean", which does not favour short labels.
+            "labels" where all examples have the same labels and one of these has several tokens, as the words of a classification do,
+            else "vocabulary". Open answers have the second only; members with heads of their own have a loss over their classes or
+            options. docs/data.md shows what was measured.
+        label_score: how a label of several tokens counts against the others, in training over labels and in every prediction: by the
+            "mean" of its tokens' log-probabilities, which does not favour short labels, or by their "sum" (Eq. 1). The same for
+            labels of one token; not read where there are none.
 
     Raises:
         ConfigError: a setting is out of its range.
@@ -93,7 +95,7 @@ class TrainConfig:
     log_every: int = 10
     overlong: Literal["error", "left"] = "error"
     loss: Literal["auto", "labels", "vocabulary"] = "auto"
-    label_score: Literal["sum", "mean"] = "sum"
+    label_score: Literal["sum", "mean"] = "mean"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "log_every", *OPTIONAL_COUNTS):

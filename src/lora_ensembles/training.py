@@ -16,33 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batches import MemberOrders, encode_rows, split_step
+from .batches import MemberOrders, split_step
 from .checkpoint import Progress, RunFolder
-from .completion_scores import (
-    CompletionMetrics,
-    evaluate_completion_members,
-    evaluate_completions,
-    score_completions,
-)
 from .config import TrainConfig, schedule_factor
 from .decoder import recomputed
 from .dropout import stream_key
 from .ensemble import LoraEnsemble
-from .errors import ConfigError, DataError, TrainingError
-from .heads.texts import encode_texts, with_classes
+from .errors import ConfigError, TrainingError
 from .inputs import as_examples, remember_labels
 from .memory import ran_out_of_memory, rows_in_flight, with_fewer_rows
-from .metrics import Metrics, evaluate, evaluate_members
 from .optim import StackedAdamW, clip_per_member, gradient_norms
-from .prediction import predict
-from .reading import context_window
-from .remarks import warn_of_one_label
 from .reporting import Reporter
 from .signals import Interrupted, signals_held, word
 from .sites import MemberWeights
 from .tasks import Completion, Example
-from .text_losses import check_examples
 from .training_rows import TrainingRows, training_rows
+from .validation import check_validation, validate
 
 DECAYS = ("weight_decay_a", "weight_decay_b", "weight_decay_head")  # of the stack's buffers
 
@@ -147,7 +136,7 @@ def train(
     examples = as_examples(examples, ensemble.info, labelled=True)
     validation = as_examples(validation, ensemble.info, name="validation", labelled=True)
     remember_labels(ensemble.info, examples)
-    _check_validation(ensemble, examples, validation, config)
+    check_validation(ensemble, examples, validation, config)
     run = _prepare(ensemble, examples, config)
     ensemble.info.overlong, ensemble.info.label_score = config.overlong, config.label_score
     if out is None:
@@ -173,30 +162,6 @@ def _go(
     if folder:
         folder.finish(run.ensemble)
     return TrainResult(state.history, snapshots)
-
-
-def _check_validation(
-    ensemble: LoraEnsemble,
-    examples: Sequence[Example] | Sequence[Completion],
-    validation: Sequence[Example] | Sequence[Completion],
-    config: TrainConfig,
-) -> None:
-    # What cannot be measured after an epoch is refused before the first.
-    if ensemble.info.head.owned:
-        head = with_classes(ensemble.info.head, check_examples(ensemble, examples))
-        if questions := check_examples(ensemble, validation):
-            encode_texts(questions, ensemble.base, ensemble.tokenizer, head=head, overlong=config.overlong)
-    else:
-        encode_rows(
-            validation, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong
-        )
-    unlabelled = [
-        example.id for example in validation if isinstance(example, Example) and example.target is None
-    ]
-    if unlabelled:
-        raise DataError(
-            f"validation example {unlabelled[0]!r} has no answer; every validation example needs one"
-        )
 
 
 def _prepare(
@@ -233,6 +198,8 @@ def _settings(run: _Run) -> dict[str, Any]:
     else:
         settings["loss"] = run.rows.loss
         del settings["weight_decay_head"]
+        if run.rows.loss == "vocabulary":
+            del settings["label_score"]  # which changes no weight there
     seeds = [[seeds.init, seeds.order] for seeds in run.ensemble.info.seeds]
     settings["adapter"] = {
         "targets": sorted({site.name.rpartition(".")[2] for site in stack.sites}),
@@ -294,31 +261,7 @@ def _epoch_row(
     if not validation:
         return row
     last = step == run.total_steps
-    return row | _validate(run.ensemble, validation, max_rows=run.config.max_rows, last=last)
-
-
-def _validate(
-    ensemble: LoraEnsemble,
-    examples: Sequence[Example] | Sequence[Completion],
-    *,
-    max_rows: int | None,
-    last: bool,
-) -> dict[str, Any]:
-    completions = [example for example in examples if isinstance(example, Completion)]
-    if completions:
-        scores = score_completions(ensemble, completions, max_rows=max_rows)
-        measured: Metrics | CompletionMetrics = evaluate_completions(scores)
-        spreads = evaluate_completion_members(scores)
-    else:
-        questions = [example for example in examples if isinstance(example, Example)]
-        prediction = predict(ensemble, questions, max_rows=max_rows)
-        if last:
-            warn_of_one_label(prediction, questions)
-        measured, spreads = evaluate(prediction), evaluate_members(prediction)
-    return {
-        "ensemble": measured.to_dict(),
-        "members": {name: list(spread.values) for name, spread in spreads.items()},
-    }
+    return row | validate(run.ensemble, validation, max_rows=run.config.max_rows, last=last)
 
 
 def _guarded_step(run: _Run, step: int) -> StepOutcome:

@@ -114,10 +114,10 @@ def training_rows(
 
     Raises:
         DataError: there are none, or one cannot be encoded or has no target.
-        ConfigError: the divergence, the loss or the score of labels is asked for where it means nothing.
+        ConfigError: the divergence or the loss is asked for where it means nothing.
     """
     if ensemble.info.head.owned:
-        _refuse_label_settings(config, ensemble.info.head)
+        _refuse_vocabulary(config, ensemble.info.head)
         return TextRows.of(ensemble, examples, config, with_kl=with_kl)
     encoded = encode_rows(
         examples, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong
@@ -126,29 +126,27 @@ def training_rows(
     questions = [example for example in examples if isinstance(example, Example)]
     if len(questions) < len(encoded):
         _refuse_labels_of_open_answers(config)
-    elif _over_labels(config, encoded):
+    elif _over_labels(config, questions, encoded):
         return LabelRows.of(ensemble, encoded, rows=rows, with_kl=with_kl, label_score=config.label_score)
     elif config.label_score == "sum":
         warn_of_label_lengths(questions, encoded)
     return AnswerRows.of(ensemble, encoded, rows=rows, with_kl=with_kl)
 
 
-def _over_labels(config: TrainConfig, encoded: Sequence[EncodedExample]) -> bool:
+def _over_labels(
+    config: TrainConfig, questions: Sequence[Example], encoded: Sequence[EncodedExample]
+) -> bool:
     if config.loss != "auto":
         return config.loss == "labels"
-    return any(len(label) > 1 for example in encoded for label in example.label_ids)
+    one_set = len({question.labels for question in questions}) == 1
+    return one_set and any(len(label) > 1 for example in encoded for label in example.label_ids)
 
 
-def _refuse_label_settings(config: TrainConfig, head: HeadConfig) -> None:
+def _refuse_vocabulary(config: TrainConfig, head: HeadConfig) -> None:
     if config.loss == "vocabulary":
         raise ConfigError(
             f"loss='vocabulary': members with {head.kind} heads give probabilities to classes or options, not to a vocabulary; leave it at "
             "'auto'"
-        )
-    if config.label_score != "sum":
-        raise ConfigError(
-            f"label_score={config.label_score!r}: members with {head.kind} heads give each class or option one score, however many "
-            "tokens it has; leave it at 'sum'"
         )
 
 
@@ -157,8 +155,4 @@ def _refuse_labels_of_open_answers(config: TrainConfig) -> None:
         raise ConfigError(
             "loss='labels': open answers (Completion) have no set of labels to choose from; leave it at 'auto', or train on questions with "
             "options or labels (Example)"
-        )
-    if config.label_score != "sum":
-        raise ConfigError(
-            f"label_score={config.label_score!r}: open answers (Completion) have no labels that could be compared; leave it at 'sum'"
         )

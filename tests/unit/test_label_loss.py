@@ -93,17 +93,21 @@ def test_training_without_examples_or_answers_is_refused() -> None:
 # Which loss
 
 
-def test_auto_takes_labels_where_one_has_several_tokens_and_the_vocabulary_for_letters() -> None:
+def test_auto_takes_labels_for_words_of_several_tokens_and_the_vocabulary_for_letters_and_options() -> None:
     assert loss_of(CONFIG, letter_examples()) == "vocabulary"
     assert loss_of(CONFIG, phrase_examples()) == "labels"
-    assert loss_of(CONFIG, [*letter_examples(), *phrase_examples()]) == "labels"
+    own = [
+        dataclasses.replace(example, labels=example.labels[n % 2 :], target=0)
+        for n, example in enumerate(phrase_examples())
+    ]
+    assert loss_of(CONFIG, own) == "vocabulary"
     assert loss_of(CONFIG, open_examples()) == "vocabulary"
     assert loss_of(dataclasses.replace(CONFIG, loss="vocabulary"), phrase_examples()) == "vocabulary"
 
 
 def test_the_papers_preset_keeps_equation_3_whatever_the_labels_are() -> None:
     config = dataclasses.replace(preset("paper", task="obqa"), epochs=1)
-    assert loss_of(config, phrase_examples()) == "vocabulary"
+    assert (loss_of(config, phrase_examples()), config.label_score) == ("vocabulary", "sum")
 
 
 @pytest.mark.parametrize(
@@ -125,14 +129,13 @@ def test_open_answers_have_no_labels() -> None:
         train(build_ensemble(), open_examples(), dataclasses.replace(CONFIG, loss="labels"), progress=False)
 
 
-def test_heads_of_the_members_own_have_no_vocabulary_and_no_tokens_of_labels() -> None:
+def test_heads_of_the_members_own_have_no_vocabulary() -> None:
     examples = heads.examples_for("multiple-choice")
     over_labels = dataclasses.replace(CONFIG, loss="labels")  # which is what such heads do
     train(heads.build_ensemble("bert", "multiple-choice"), examples, over_labels, progress=False)
-    for field, value in (("loss", "vocabulary"), ("label_score", "mean")):
-        config = dataclasses.replace(CONFIG, **{field: value})  # type: ignore[arg-type]
-        with pytest.raises(ConfigError, match=f"{field}='{value}': members with multiple-choice heads give"):
-            train(heads.build_ensemble("bert", "multiple-choice"), examples, config, progress=False)
+    config = dataclasses.replace(CONFIG, loss="vocabulary")
+    with pytest.raises(ConfigError, match="loss='vocabulary': members with multiple-choice heads give"):
+        train(heads.build_ensemble("bert", "multiple-choice"), examples, config, progress=False)
 
 
 def test_baselines_that_train_over_the_vocabulary_refuse_the_loss_over_labels() -> None:
@@ -196,9 +199,9 @@ def test_a_run_goes_on_with_its_own_loss_and_score_only(tmp_path: Path) -> None:
 
 
 def test_a_run_whose_settings_name_no_loss_was_one_over_the_vocabulary_and_goes_on(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, label_score="sum")
+    config = CONFIG
     train(build_ensemble(), letter_examples(), config, out=tmp_path / "run", progress=False)
-    change(tmp_path / "run" / "training" / "config.json", loss=None, label_score=None)
+    change(tmp_path / "run" / "training" / "config.json", loss=None)
     again = build_ensemble()
     train(again, letter_examples(), config, out=tmp_path / "run", resume=True, progress=False)
     with pytest.raises(CheckpointError, match="loss was 'vocabulary', is 'labels'"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lora_ensembles.forward import answer_logits
-from lora_ensembles.scoring import pad_rows, score_labels
+from lora_ensembles.scoring import LabelScore, pad_rows, score_labels
 from lora_ensembles.tasks import EncodedExample, encode_examples
 from tiny_ensembles import llama, questions, tokenizer
 
@@ -25,7 +25,9 @@ SEVERAL = [
 
 
 @torch.no_grad()
-def by_hand(encoded: list[EncodedExample], model: torch.nn.Module) -> list[list[float]]:
+def by_hand(
+    encoded: list[EncodedExample], model: torch.nn.Module, *, score: LabelScore = "sum"
+) -> list[list[float]]:
     """Probabilities of each example's labels: one unpadded forward pass for every prompt and label."""
     rows = []
     for example in encoded:
@@ -34,27 +36,40 @@ def by_hand(encoded: list[EncodedExample], model: torch.nn.Module) -> list[list[
             log_probs = model(torch.tensor([[*example.prompt_ids, *label]])).logits[0].log_softmax(dim=-1)
             start = len(example.prompt_ids) - 1
             sums.append(sum(float(log_probs[start + step, token]) for step, token in enumerate(label)))
+        if score == "mean":
+            sums = [value / len(label) for value, label in zip(sums, example.label_ids, strict=True)]
         total = sum(map(math.exp, sums))
         rows.append([math.exp(value) / total for value in sums])
     return rows
 
 
 @torch.no_grad()
-def scored(encoded: list[EncodedExample], model: torch.nn.Module, *, rows: int = 100) -> torch.Tensor:
+def scored(
+    encoded: list[EncodedExample],
+    model: torch.nn.Module,
+    *,
+    rows: int = 100,
+    score: LabelScore = "sum",
+) -> torch.Tensor:
     return score_labels(
-        encoded, lambda ids, places: answer_logits(model, ids, places)[None], pad_id=0, rows_per_batch=rows
+        encoded,
+        lambda ids, places: answer_logits(model, ids, places)[None],
+        pad_id=0,
+        rows_per_batch=rows,
+        label_score=score,
     )
 
 
 @pytest.mark.parametrize("encoded", [SINGLE, SEVERAL], ids=["one token", "several tokens"])
 @pytest.mark.parametrize("rows", [1, 2, 3, 100])
+@pytest.mark.parametrize("score", ["sum", "mean"])
 def test_probabilities_are_those_of_single_unpadded_passes_in_the_order_given(
-    encoded: list[EncodedExample], rows: int
+    encoded: list[EncodedExample], rows: int, score: LabelScore
 ) -> None:
     model = llama()
-    probs = scored(encoded, model, rows=rows)[0].exp()
+    probs = scored(encoded, model, rows=rows, score=score)[0].exp()
 
-    for given, expected in zip(probs, by_hand(encoded, model), strict=True):
+    for given, expected in zip(probs, by_hand(encoded, model, score=score), strict=True):
         assert given[: len(expected)].tolist() == pytest.approx(
             expected, abs=1e-5
         )  # fp32 sums over padded rows

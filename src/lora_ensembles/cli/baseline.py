@@ -107,7 +107,12 @@ def predictor(
     if ensemble is None and not examples:
         raise DataError(f"--baseline {args.baseline} needs training questions, and there are none")
     if args.baseline == "few-shot":
-        return FewShot(*_model(args), examples, shots=3, draws=args.size, seed=args.seed), validation
+        score = _config(args, task).label_score
+        base, tokenizer = _model(args)
+        shown = FewShot(
+            base, tokenizer, examples, shots=3, draws=args.size, seed=args.seed, label_score=score
+        )
+        return shown, validation
     if args.baseline in ("last-layer", "batch-ensemble"):
         return _trained(args, examples, task), validation
     ensemble = ensemble or _ensemble(

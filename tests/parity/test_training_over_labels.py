@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lora_ensembles import LoraEnsemble, TrainConfig, predict, train
-from lora_ensembles.lora import MemberWeights
+from lora_ensembles.sites import MemberWeights
 from lora_ensembles.tasks import Example, encode_examples
 from reference_training import (
     Recipe,

@@ -1,0 +1,77 @@
+"""The validation examples of a run: what cannot be measured is refused before the first epoch, the rest is measured after each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .batches import encode_rows
+from .completion_scores import (
+    CompletionMetrics,
+    evaluate_completion_members,
+    evaluate_completions,
+    score_completions,
+)
+from .config import TrainConfig
+from .ensemble import LoraEnsemble
+from .errors import DataError
+from .heads.texts import encode_texts, with_classes
+from .metrics import Metrics, evaluate, evaluate_members
+from .prediction import predict
+from .reading import context_window
+from .remarks import warn_of_one_label
+from .tasks import Completion, Example
+from .text_losses import check_examples
+
+
+def check_validation(
+    ensemble: LoraEnsemble,
+    examples: Sequence[Example] | Sequence[Completion],
+    validation: Sequence[Example] | Sequence[Completion],
+    config: TrainConfig,
+) -> None:
+    """Refuse validation examples that could not be measured after an epoch.
+
+    Raises:
+        DataError: one cannot be encoded, or has no answer.
+    """
+    if ensemble.info.head.owned:
+        head = with_classes(ensemble.info.head, check_examples(ensemble, examples))
+        if questions := check_examples(ensemble, validation):
+            encode_texts(questions, ensemble.base, ensemble.tokenizer, head=head, overlong=config.overlong)
+    else:
+        encode_rows(
+            validation, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong
+        )
+    unlabelled = [
+        example.id for example in validation if isinstance(example, Example) and example.target is None
+    ]
+    if unlabelled:
+        raise DataError(
+            f"validation example {unlabelled[0]!r} has no answer; every validation example needs one"
+        )
+
+
+def validate(
+    ensemble: LoraEnsemble,
+    examples: Sequence[Example] | Sequence[Completion],
+    *,
+    max_rows: int | None,
+    last: bool,
+) -> dict[str, Any]:
+    """Metrics of the ensemble and of its members; in the `last` epoch with a warning where all rows get one label."""
+    completions = [example for example in examples if isinstance(example, Completion)]
+    if completions:
+        scores = score_completions(ensemble, completions, max_rows=max_rows)
+        measured: Metrics | CompletionMetrics = evaluate_completions(scores)
+        spreads = evaluate_completion_members(scores)
+    else:
+        questions = [example for example in examples if isinstance(example, Example)]
+        prediction = predict(ensemble, questions, max_rows=max_rows)
+        if last:
+            warn_of_one_label(prediction, questions)
+        measured, spreads = evaluate(prediction), evaluate_members(prediction)
+    return {
+        "ensemble": measured.to_dict(),
+        "members": {name: list(spread.values) for name, spread in spreads.items()},
+    }
