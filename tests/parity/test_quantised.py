@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lora_ensembles import LoraEnsemble, TrainConfig, train
+from lora_ensembles import LoraEnsemble, TrainConfig, predict, train
 from lora_ensembles.tasks import Example, render_prompt
 from tiny_models import tokenizer
 
@@ -73,6 +73,33 @@ def test_stacked_forward_on_a_quantised_base_equals_peft(kind: str) -> None:
             parameters[f"base_model.model.{name}.lora_B.default.weight"].data.copy_(weights.b[name])
         # The 8-bit kernel rounds its input per row, and every row is the same in both; only the order of sums differs.
         torch.testing.assert_close(stacked[index], reference(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_members_on_8_bit_layers_with_an_outlier_threshold_do_not_know_their_neighbours() -> None:
+    base = quantised("8-bit")
+    for layer in base.modules():
+        if isinstance(layer, bnb.nn.Linear8bitLt):
+            layer.state.threshold = 1.0  # some columns of these inputs are beyond it, in some rows only
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS)
+    ensemble = LoraEnsemble(base, tokenizer(), members=2, adapter=config)
+    with torch.no_grad():
+        ensemble.stack.b.normal_(generator=torch.Generator().manual_seed(1))
+    questions = [
+        Example(str(n), render_prompt("one " * (n + 1), ["two", "three"]), ("a", "b"), target=0)
+        for n in range(3)
+    ]
+    ids = torch.randint(0, 20, (3, 7), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        logits, scores = ensemble(ids)[0], predict(ensemble, questions).member_log_probs[0]
+        fewer_rows = predict(ensemble, questions, max_rows=1).member_log_probs[0]
+        ensemble.stack.b[1].mul_(3.0)
+        tripled, tripled_scores = ensemble(ids)[0], predict(ensemble, questions).member_log_probs[0]
+    ensemble.select([0])
+    alone = predict(ensemble, questions).member_log_probs[0]
+    # Other columns would move them by 1e-2 and more; these are sums of the same numbers in another order.
+    torch.testing.assert_close(tripled, logits, atol=1e-6, rtol=1e-6)
+    for other in (tripled_scores, fewer_rows, alone):
+        torch.testing.assert_close(other, scores, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["4-bit", "8-bit"])
