@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -207,26 +208,32 @@ def _csv_rows(text: str, name: str, *, delimiter: str) -> Iterator[Row]:
             yield Row(place, id, dict(zip(header, cells, strict=True)))
 
 
+_LIMIT_OF_CSV = (
+    threading.Lock()
+)  # two threads that set and put back a limit of the process would leave the wrong one
+
+
 def _csv_records(text: str, name: str, delimiter: str) -> list[tuple[int, list[str]]]:
     """The records that are not empty, each with the line on which it begins: quoted cells may span lines."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     records: list[tuple[int, list[str]]] = []
     # The limit of 131,072 characters is one of the process, so it is put back; no cell is longer than the text.
-    limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
-    try:
-        while True:
-            number = reader.line_num + 1
-            cells = next(reader, None)
-            if cells is None:
-                return records
-            if cells:
-                records.append((number, cells))
-    except csv.Error as error:
-        raise DataError(
-            f"{name}, line {number}: not csv ({error}); check the quotes of the cell that begins here"
-        ) from None
-    finally:
-        csv.field_size_limit(limit)
+    with _LIMIT_OF_CSV:
+        limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
+        try:
+            while True:
+                number = reader.line_num + 1
+                cells = next(reader, None)
+                if cells is None:
+                    return records
+                if cells:
+                    records.append((number, cells))
+        except csv.Error as error:
+            raise DataError(
+                f"{name}, line {number}: not csv ({error}); check the quotes of the cell that begins here"
+            ) from None
+        finally:
+            csv.field_size_limit(limit)
 
 
 def _csv_header(cells: list[str], place: str) -> list[str]:
