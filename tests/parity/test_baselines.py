@@ -40,7 +40,14 @@ MEMBERS = 3
 RATES = [3e-3, 1e-3, 2e-3]
 Logits = Callable[[Tensor, Tensor], Tensor]  # ids, mask -> (B, T, V), with gradients
 
-PLAIN = TrainConfig(epochs=4, batch_size=4, learning_rate=RATES, weight_decay_a=0.0, weight_decay_b=0.0)
+PLAIN = TrainConfig(
+    epochs=4,
+    batch_size=4,
+    learning_rate=RATES,
+    weight_decay_a=0.0,
+    weight_decay_b=0.0,
+    label_score="sum",  # as the references below score labels of several tokens
+)
 RECIPES = {
     "plain": PLAIN,
     "decay": replace(PLAIN, weight_decay_a=20.0, weight_decay_b=[5.0, 50.0, 0.0]),

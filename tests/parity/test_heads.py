@@ -35,8 +35,8 @@ from reference_training import (
 )
 from tiny_heads import ARCHITECTURES, build, build_ensemble, class_examples, examples_for, tokenizer
 
-SHORT = Recipe(epochs=2)  # 10 examples in batches of 4, 4 and 2: 3 steps an epoch
-LONG = Recipe()  # 21 steps
+SHORT = Recipe(epochs=2, loss="auto")  # 10 examples in batches of 4, 4 and 2: 3 steps an epoch
+LONG = Recipe(loss="auto")  # 21 steps
 MATRIX = [
     (name, kind)
     for name in ARCHITECTURES
