@@ -20,7 +20,9 @@ from safetensors.torch import save_file as save_tensors
 from transformers import BertForMultipleChoice, GenerationConfig
 
 import tiny_heads as heads
+import tiny_models as models
 from lora_ensembles import errors
+from lora_ensembles.baselines import BatchEnsemble
 from lora_ensembles.claimed import FolderLock
 from lora_ensembles.cli import main
 from lora_ensembles.cli.program import VERBS, parse
@@ -271,6 +273,17 @@ provokes("wrong-count")(lambda folder: TrainConfig(batch_size=0))
 provokes("wrong-number")(lambda folder: TrainConfig(kl_weight=-0.1))
 provokes("text-for-number")(lambda folder: TrainConfig(learning_rate="1e-3"))  # type: ignore[arg-type]
 provokes("wrong-length")(lambda folder: trained(TrainConfig(kl_weight=[0.1, 0.2, 0.3])))
+provokes("unknown-loss")(lambda folder: TrainConfig(loss="letters"))  # type: ignore[arg-type]
+provokes("labels-of-open-answers")(
+    lambda folder: train(
+        models.build_ensemble(), models.open_examples(), TrainConfig(loss="labels"), progress=False
+    )
+)
+provokes("loss-of-baseline")(
+    lambda folder: BatchEnsemble(llama(), tokenizer(), members=2).fit(
+        questions(2), TrainConfig(loss="labels")
+    )
+)
 provokes("unknown-preset")(lambda folder: preset("papers"))
 provokes("no-paper-settings")(lambda folder: preset("paper", task="my-task"))
 
@@ -504,6 +517,12 @@ provokes("pair-of-chats")(
         write_lines(folder, {"chosen": CHAT["messages"], "rejected": CHAT["messages"]})
     )
 )
+
+
+@provokes("vocabulary-of-heads")
+def _vocabulary_of_heads(folder: Path) -> object:
+    made, config = heads.build_ensemble("bert", "multiple-choice"), TrainConfig(loss="vocabulary")
+    return train(made, heads.examples_for("multiple-choice"), config, progress=False)
 
 
 @provokes("wrong-head")
