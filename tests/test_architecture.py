@@ -41,6 +41,8 @@ LEVELS: dict[str, set[str]] = {
         "selective",
         "records",
         "files",
+        "head_config",
+        "progress",
         "layout",
         "claimed",
         "schema",

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
@@ -28,9 +28,8 @@ from .checks import number_between, whole_number
 from .dropout import stream_key
 from .errors import AdapterError, CheckpointError
 from .files import check_readable, is_missing
+from .head_config import HeadInit
 from .sites import MemberWeights, replace_module
-
-HeadInit = Literal["fresh", "base"]
 
 PREFIX = "base_model.model."
 STACKABLE_INITS = (True, False, "gaussian", "orthogonal")
@@ -135,6 +134,10 @@ def initial_weights(
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # Between PEFT and transformers, whose property PEFT reads; no caller can act on it.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
+        # PEFT says of Conv1D layers that it corrects this field by itself, as it then does.
+        warnings.filterwarnings(
+            "ignore", message="fan_in_fan_out is set to False but the target module is `Conv1D`"
+        )
         torch.manual_seed(seed)
         try:
             wrapped = get_peft_model(base, described)

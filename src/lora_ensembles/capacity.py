@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from .adapters import HeadInit, check_numbers, check_stackable, initial_weights
+from .adapters import check_numbers, check_stackable, initial_weights
 from .errors import ConfigError
+from .head_config import HeadInit
 from .seeds import MemberSeeds, member_seeds
 from .sites import MemberWeights
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from .errors import CheckpointError
 from .files import is_missing
-from .heads.kinds import HEAD_KINDS, HeadConfig, HeadInit
+from .head_config import HEAD_KINDS, HeadConfig, HeadInit
 from .hub import ensemble_folder
 from .layout import ENSEMBLE_FILE
 from .schema import (
@@ -54,6 +54,8 @@ _SOURCE = {
     "seed": whole(-(2**63)),
     "open_ended": truth,
     "preferences": truth,
+    "stratified": truth,
+    "skip_bad_rows": truth,
 }
 _TASK = {
     "name": nullable(text),

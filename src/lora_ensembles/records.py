@@ -23,9 +23,9 @@ _UNCERTAINTIES = {
 def prediction_records(prediction: Prediction, examples: Sequence[Example]) -> Iterator[dict[str, object]]:
     """One JSON-able dictionary an example, in order.
 
-    Keys: `id`; `prediction`, the most probable label; `confidence`, its probability; `probs`, label to probability, absent options
-    left out; `target`, the right label or None; `votes`, each member's label; and `total_entropy`, `expected_entropy`,
-    `mutual_information` (nats) and `disagreement` (0 to 1). Labels are shown without the spaces around them.
+    Keys: `id`; `prediction`, the most probable label; `answer`, the text of that option, or None; `confidence`, its probability; `probs`,
+    label to probability, absent options left out; `target`, the right label or None; `votes`, each member's label; and `total_entropy`,
+    `expected_entropy`, `mutual_information` (nats) and `disagreement` (0 to 1). Labels are shown without the spaces around them.
 
     Raises:
         ConfigError: `examples` are not those of the prediction, in its order. Raised by the call, before the first record.
@@ -34,11 +34,11 @@ def prediction_records(prediction: Prediction, examples: Sequence[Example]) -> I
         >>> import torch
         >>> from types import SimpleNamespace
         >>> from lora_ensembles.prediction import Prediction
-        >>> question = SimpleNamespace(id="q1", labels=("a", "b"), target=1)
+        >>> question = SimpleNamespace(id="q1", labels=("a", "b"), options=("no", "yes"), target=1)
         >>> prediction = Prediction(torch.tensor([[[0.25, 0.75]]]).log(), ids=("q1",))
         >>> record = next(prediction_records(prediction, [question]))
-        >>> record["prediction"], record["target"], record["votes"]
-        ('b', 'b', ['b'])
+        >>> record["prediction"], record["answer"], record["target"], record["votes"]
+        ('b', 'yes', 'b', ['b'])
     """
     if tuple(example.id for example in examples) != prediction.ids:
         raise ConfigError(
@@ -57,6 +57,7 @@ def _records(prediction: Prediction, examples: Sequence[Example]) -> Iterator[di
         yield {
             "id": example.id,
             "prediction": labels[choices[row]],
+            "answer": example.options[choices[row]] if example.options else None,
             "confidence": probs[row][choices[row]],
             "probs": dict(
                 zip(labels, probs[row], strict=False)

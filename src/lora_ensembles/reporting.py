@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .board import Board
 from .files import cannot_write
+from .progress import Progress
 
 if TYPE_CHECKING:
     from .checkpoint import RunFolder
@@ -23,7 +23,7 @@ class Reporter:
 
     def __init__(self, folder: RunFolder | None, *, total: int, first: int, members: int, show: bool):
         self._folder = folder
-        self._bar = tqdm(total=total, initial=first, unit="step", disable=not show)
+        self._bar = Progress(total=total, first=first, unit="step", show=show)
         self._board = _tensorboard(folder)
         self._sums = torch.zeros(2, members, dtype=torch.float64)
         self._count = 0  # rows of a member
@@ -32,10 +32,14 @@ class Reporter:
         """Take in one step; every so many, show and log it."""
         self._sums += outcome.rows * torch.stack([outcome.loss, outcome.accuracy]).double()
         self._count += outcome.rows
+        due = step % every == 0 or step == self._bar.total
+        if due:
+            self._bar.note(
+                {"loss": f"{outcome.loss.mean():.3f}", "accuracy": f"{outcome.accuracy.mean():.3f}"}
+            )
         self._bar.update()
-        if step % every and step != self._bar.total:
+        if not due:
             return
-        self._bar.set_postfix(loss=f"{outcome.loss.mean():.3f}", accuracy=f"{outcome.accuracy.mean():.3f}")
         norms = outcome.gradient_norm.cpu()
         self._write(
             {

@@ -197,6 +197,9 @@ def test_predict_gives_a_row_a_question_with_every_vote(capsys, trained, questio
     rows = [json.loads(line) for line in done.out.splitlines()]
     assert [row.get("id") for row in rows] == ["sun", "new", None]
     assert (done.summary["questions"], done.summary["members"]) == (2, 2)
+    assert [
+        row["answer"] in question["options"] for row, question in zip(rows[:2], QUESTIONS, strict=True)
+    ] == [True] * 2
     for row, options in zip(rows, (3, 2), strict=False):
         assert len(row["probs"]) == options
         assert sum(row["probs"].values()) == pytest.approx(1, abs=1e-6)
@@ -211,16 +214,16 @@ def test_predict_writes_csv_and_never_over_a_file_by_accident(capsys, trained, q
     out = tmp_path / "answers.csv"
     assert call(capsys, "predict", trained, "--in", questions, "--out", out, "--only", "1").out == ""
     rows = list(csv.DictReader(io.StringIO(out.read_text())))
-    assert list(rows[0])[:6] == ["id", "prediction", "confidence", "prob_a", "prob_b", "prob_c"]
+    assert list(rows[0])[:6] == ["row", "id", "prediction", "answer", "confidence", "prob_a"]
     assert rows[1]["prob_c"] == ""  # two options only
-    assert rows[0]["vote_0"] == rows[0]["prediction"]
+    assert rows[0]["vote_1"] == rows[0]["prediction"]  # the member's own index
     out.write_text("precious")
     refused = call(capsys, "predict", trained, "--in", questions, "--out", out)
     assert refused.code == 2
     assert "exists already; choose another name, or replace it by --overwrite" in refused.err
     assert out.read_text() == "precious"
     assert call(capsys, "predict", trained, "--in", questions, "--out", out, "--overwrite").code == 0
-    assert out.read_text().startswith("id,")
+    assert out.read_text().startswith("row,id,")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

@@ -177,6 +177,7 @@ def test_a_reward_model_is_trained_measured_and_asked(
     assert table.summary["questions"] == 2
     with open(tmp_path / "rewards.csv") as stream:
         assert list(csv.DictReader(stream).fieldnames or []) == [
+            "row",
             "id",
             "reward",
             "std",

@@ -8,6 +8,7 @@ from peft import IA3Config, LoftQConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import tiny_models
 from lora_ensembles.adapters import check_stackable, initial_weights, read_adapter, read_adapter_config
 from lora_ensembles.buffers import AdapterStack
 from lora_ensembles.ensemble import LoraEnsemble
@@ -178,3 +179,8 @@ def test_tensors_that_are_no_lora_are_refused(tmp_path, change: str, message: st
 
     with pytest.raises(CheckpointError, match=message):
         read_adapter(folder, read_adapter_config(folder))
+
+
+def test_placing_an_adapter_on_transposed_layers_says_nothing() -> None:
+    """PEFT warns of Conv1D layers and corrects the field; warnings are errors here."""
+    initial_weights(tiny_models.build("gpt2"), LoraConfig(target_modules=["c_attn"]), seed=0)

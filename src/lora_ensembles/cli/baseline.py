@@ -149,9 +149,9 @@ def _model(args: Arguments) -> tuple[Any, Any]:
 
 
 def _config(args: Arguments, task: str | None) -> TrainConfig:
-    from ..embedded import EMBEDDED_BASE
+    from ..embedded import is_embedded
 
-    default = "embedded" if (args.base or "embedded") in ("embedded", EMBEDDED_BASE) else "default"
+    default = "embedded" if is_embedded(args.base or "embedded") else "default"
     config = settings.preset_config(args, default=default, task=task)
     return config if args.epochs is None else dataclasses.replace(config, epochs=args.epochs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import math
 import sys
@@ -70,6 +71,29 @@ def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
+def whole_text(text: str) -> str:
+    """A text of a flag that can be encoded: bytes that are no UTF-8 reach Python as halves of characters.
+
+    Raises:
+        argparse.ArgumentTypeError: it cannot.
+    """
+    from ..tasks.formats import half_character
+
+    if half_character(text):
+        shown = text.encode("ascii", "backslashreplace").decode()
+        raise argparse.ArgumentTypeError(f"'{shown}' is not UTF-8; write it in UTF-8, or put it in a file")
+    return text
+
+
+def text_words(text: str) -> list[str]:
+    """Comma-separated words that can be encoded.
+
+    Raises:
+        argparse.ArgumentTypeError: one cannot.
+    """
+    return words(whole_text(text))
+
+
 def numbers(text: str) -> list[int]:
     """Comma-separated whole numbers."""
     if not words(text):
@@ -129,7 +153,7 @@ def some_text(text: str) -> str:
     """A text that is not empty."""
     if not text:
         raise argparse.ArgumentTypeError("an empty text; give one, or leave the flag out")
-    return text
+    return whole_text(text)
 
 
 def model_name(text: str) -> str:
@@ -269,17 +293,25 @@ def metrics_table(
     intervals: dict[str, Any] | None = None,
     baseline: str | None = None,
 ) -> Table:
-    """Single member (mean and spread) beside ensemble, or one pass of a baseline beside all of them; a column a metric."""
+    """Single member (mean and spread) beside ensemble, or one pass of a baseline beside all of them.
+
+    A column for each metric, and one for the number of rows that were measured.
+    """
     names = [
         name
         for name in (*SHOWN, *SHOWN_OF_COMPLETIONS)
         if name in spread and getattr(ensemble, name, None) is not None
     ]
     rows = [
-        ("one of them" if baseline else "single member", *(str(spread[name]) for name in names)),
+        (
+            "one of them" if baseline else "single member",
+            *(str(spread[name]) for name in names),
+            str(ensemble.num_examples),
+        ),
         (
             f"{baseline or 'ensemble'} of {ensemble.num_members}",
             *(f"{getattr(ensemble, name):.4f}" for name in names),
+            str(ensemble.num_examples),
         ),
     ]
     if intervals:
@@ -293,9 +325,21 @@ def metrics_table(
                 ),
             )
         )
-    return Table(("", *(name.replace("_", " ") for name in names)), tuple(tuple(row) for row in rows))
+    return Table(("", *(name.replace("_", " ") for name in names), "rows"), tuple(tuple(row) for row in rows))
 
 
-def first(examples: Sequence[Any], limit: int | None) -> Sequence[Any]:
-    """The first `limit` examples; all of them without a limit."""
-    return examples if limit is None else examples[:limit]
+def show_table(table: Table) -> None:
+    """A table on standard output, in signs that it can show: an escape in place of one would shift the columns."""
+    try:
+        "±".encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        rows = tuple(tuple(cell.replace("±", "+/-") for cell in row) for row in table.rows)
+        table = dataclasses.replace(table, rows=rows)
+    print(table)
+
+
+def some(examples: Sequence[Any], limit: int | None) -> Sequence[Any]:
+    """At most `limit` examples: where they have classes, a sample with each in its share; else the first ones."""
+    from ..tasks.splits import sample
+
+    return sample(examples, limit, seed=0)

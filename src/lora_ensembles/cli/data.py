@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..errors import ConfigError, DataError
-from ..tasks.columns import AnswerForm, ColumnMapping
-from .common import NOT_GIVEN, Arguments, say, words
+from ..tasks.answers import AnswerForm
+from ..tasks.columns import ColumnMapping
+from .common import NOT_GIVEN, Arguments, say, text_words, whole_text, words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ..tasks import CompletionTask, Example, Task
+    from ..tasks.whole_file import WholeFile
+
+Tokenizer = Callable[[], "PreTrainedTokenizerBase"]  # asked for where chats must be rendered, and loaded then
 
 COLUMN_HELP = {
     "question": "column of the question",
@@ -33,6 +37,14 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(ColumnMapping))
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """A task, and the files of questions that it was read from, where it was."""
+
+    task: Task | CompletionTask
+    files: tuple[WholeFile, ...] = ()
+
+
+@dataclass(frozen=True)
 class Source:
     """Where the questions of an ensemble come from, as `ensemble.json` remembers it."""
 
@@ -45,31 +57,83 @@ class Source:
     seed: int = 0
     open_ended: bool = False  # prompts and completions, not questions with options
     preferences: bool = False  # chosen and rejected texts
+    stratified: bool = False  # whether the validation part was drawn class by class
+    skip_bad_rows: bool = False
 
-    def load(
-        self, *, tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None
-    ) -> Task | CompletionTask:
-        """The task itself; the tokenizer is asked for where pairs may hold chats."""
-        from ..tasks import completions_from_files, load_task, preferences_from_files, task_from_files
+    def load(self, *, tokenizer: Tokenizer | None = None) -> Loaded:
+        """The task itself; the tokenizer is asked for where pairs hold chats."""
+        from ..tasks import completions_from_files, load_task
 
         if self.task is not None:
             from ..embedded import load_embedded_completions
 
-            return load_embedded_completions() if self.open_ended else load_task(self.task, data=self.data)
+            return Loaded(
+                load_embedded_completions() if self.open_ended else load_task(self.task, data=self.data)
+            )
         assert self.train is not None
         if self.preferences:
-            made = None if tokenizer is None else tokenizer()
-            return preferences_from_files(self.train, self.validation, tokenizer=made, seed=self.seed)
+            return Loaded(self._load_preferences(tokenizer))
         if self.open_ended:
-            return completions_from_files(self.train, self.validation, seed=self.seed)
-        mapping = ColumnMapping(**self.columns) if self.columns else None
-        return task_from_files(
-            self.train, self.validation, columns=mapping, labels=self.labels, seed=self.seed
+            return Loaded(completions_from_files(self.train, self.validation, seed=self.seed))
+        return self._load_questions()
+
+    def _load_preferences(self, tokenizer: Tokenizer | None) -> Task:
+        from ..tasks.preferences import holds_chats, preferences_from_files
+
+        assert self.train is not None
+        chats = any(holds_chats(path) for path in (self.train, self.validation) if path is not None)
+        made = tokenizer() if tokenizer is not None and chats else None
+        return preferences_from_files(self.train, self.validation, tokenizer=made, seed=self.seed)
+
+    def _load_questions(self) -> Loaded:
+        from ..tasks import Task
+        from ..tasks.splits import VALIDATION_SHARE, split_rows
+
+        assert self.train is not None
+        name = Path(self.train).stem
+        whole = self._questions(self.train)
+        if self.validation is not None:
+            judged = self._questions(self.validation)
+            return Loaded(Task(name, whole.examples, judged.examples), (whole, judged))
+        parts = split_rows(
+            whole.examples,
+            share=VALIDATION_SHARE,
+            seed=self.seed,
+            name=self.train,
+            stratified=self.stratified,
+        )
+        return Loaded(Task(name, *parts), (whole,))
+
+    def _questions(self, path: str) -> WholeFile:
+        return read_questions(
+            path, columns=self.columns, labels=self.labels, skip_bad_rows=self.skip_bad_rows
         )
 
     def to_dict(self) -> dict[str, Any]:
         """What is not at its default, for `ensemble.json`."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, 0)}
+
+
+def read_questions(
+    path: str,
+    *,
+    columns: dict[str, Any] | None,
+    labels: Sequence[str] | None,
+    labelled: bool = True,
+    skip_bad_rows: bool = False,
+) -> WholeFile:
+    """The questions of a file, with the columns that are named and those that are found."""
+    from ..tasks.sources import named_rows
+    from ..tasks.whole_file import read_whole
+
+    return read_whole(
+        named_rows(path, keep_bad=skip_bad_rows),
+        name=str(path),
+        columns=columns,
+        labels=labels,
+        labelled=labelled,
+        skip_bad_rows=skip_bad_rows,
+    )
 
 
 def add_column_flags(parser: argparse.ArgumentParser) -> None:
@@ -82,12 +146,21 @@ def add_column_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
             default=NOT_GIVEN,
+            type=whole_text,
             choices=choices,
             metavar=None if choices else "COLUMN",
             help=f"{COLUMN_HELP[field.name]} (default: {field.default})".replace(" (default: None)", ""),
         )
     group.add_argument(
-        "--labels", type=words, metavar="yes,no", help="label words of a classification, in place of options"
+        "--skip-bad-rows",
+        action="store_true",
+        help="leave rows out that cannot be used, and say how many, instead of refusing the file",
+    )
+    group.add_argument(
+        "--labels",
+        type=text_words,
+        metavar="yes,no",
+        help="label words of a classification, in place of options",
     )
 
 
@@ -99,10 +172,9 @@ def given_columns(args: Arguments) -> dict[str, Any] | None:
     return given or None
 
 
-def remembered_source(info: dict[str, Any]) -> Source:
-    """The source that an ensemble was trained from; an empty one where it does not say."""
-    known = {field.name for field in dataclasses.fields(Source)}
-    return Source(**{name: value for name, value in info.get("source", {}).items() if name in known})
+def merged_columns(args: Arguments, remembered: Source) -> dict[str, Any] | None:
+    """The columns that were given, and for the others those of the training."""
+    return {**(remembered.columns or {}), **(given_columns(args) or {})} or None
 
 
 def has_open_answers(args: Arguments, file: str | Path) -> bool:
@@ -155,7 +227,7 @@ def load_pair(
 
 
 def source_from_flags(
-    args: Arguments, *, train: Path | None, validation: Path | None, head: str = "causal-lm"
+    args: Arguments, *, train: str | None, validation: str | None, head: str = "causal-lm"
 ) -> Source:
     """The source that --task or --train describes, for members with this kind of head.
 
@@ -187,7 +259,7 @@ def source_from_flags(
     assert train is not None
     columns, labels = given_columns(args), args.labels
     if head == "sequence-classification" and labels is None:
-        columns, labels = _found_classes(train, columns)
+        columns, labels = _found_classes(train, columns, skip_bad_rows=args.skip_bad_rows)
     return Source(
         open_ended=head == "causal-lm" and has_open_answers(args, train),
         preferences=head == "reward",
@@ -196,16 +268,18 @@ def source_from_flags(
         columns=columns,
         labels=labels,
         seed=args.seed,
+        stratified=labels is not None and validation is None,
+        skip_bad_rows=args.skip_bad_rows,
     )
 
 
-def _found_classes(train: str | Path, columns: dict[str, Any] | None) -> tuple[dict[str, Any], list[str]]:
+def _found_classes(
+    train: str | Path, columns: dict[str, Any] | None, *, skip_bad_rows: bool
+) -> tuple[dict[str, Any], list[str]]:
     """The columns of a file of texts and their classes, and the classes themselves."""
     from ..tasks import found_classes
 
-    named = {"question", "answer"} & set(columns or {})  # else both are found from the first row
-    mapping, labels = found_classes(train, columns=ColumnMapping(**columns) if columns and named else None)
-    mapping = dataclasses.replace(mapping, **(columns or {}))
+    mapping, labels = found_classes(train, columns=columns, skip_bad_rows=skip_bad_rows)
     plain = dataclasses.asdict(ColumnMapping())
     return {name: value for name, value in dataclasses.asdict(mapping).items() if value != plain[name]}, list(
         labels

@@ -17,22 +17,26 @@ from .common import (
     Arguments,
     add_ensemble_flags,
     count,
-    first,
     load_ensemble,
     metrics_table,
     say,
+    show_table,
+    some,
     spread_to_dict,
 )
 from .data import (
     Source,
     add_column_flags,
-    given_columns,
     has_open_answers,
     load_pair,
-    remembered_source,
+    merged_columns,
+    read_questions,
     source_from_flags,
 )
-from .heads import add_head_flags, known_classes
+from .first_screen import few_rows, say_read
+from .heads import add_head_flags
+from .memory import Memory, remembered
+from .parts import InParts
 
 if TYPE_CHECKING:
     from ..completion_scores import CompletionMetrics
@@ -69,18 +73,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--task", metavar="NAME", help="another task than the one it was trained on")
     data.add_argument("--data", type=Path, metavar="DIR", help="folder with the paper's datasets")
     data.add_argument(
-        "--file", metavar="FILE", help="your own labelled .jsonl or .csv file, or hub:owner/name:split"
+        "--file", metavar="FILE", help="your own labelled file (.jsonl, .csv, ...), or hub:owner/name:split"
     )
     data.add_argument(
         "--ood",
         metavar="NAME",
         help="out-of-distribution set; 'none' for none (default: the task's own, where its data is at hand)",
     )
-    data.add_argument("--limit", type=count, metavar="N", help="only the first N rows of each set")
+    data.add_argument(
+        "--limit",
+        type=count,
+        metavar="N",
+        help="only N rows of each set: a sample class by class where rows have classes, else the first",
+    )
     add_column_flags(parser)
     parser.add_argument(
         "--intervals", action="store_true", help="95 %% bootstrap intervals of the ensemble's metrics"
     )
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     baseline.add_arguments(parser)
     add_head_flags(parser, "of a baseline that is trained here; an ensemble has its own, see docs/heads.md")
 
@@ -98,10 +108,11 @@ def run(args: Arguments) -> dict[str, Any]:
         raise ConfigError(
             f"--head {args.head}: it is for a baseline that is trained here, and {args.ensemble} has its own; leave it out"
         )
+    memory = remembered(args.ensemble)
     if args.ensemble is not None and not (args.task or args.file):
-        _refuse_lost_files(args.ensemble)
+        _refuse_lost_files(args.ensemble, memory.source)
+    name, train, every, source = _rows(args, memory)  # before anything slow, since most mistakes are here
     ensemble = load_ensemble(args) if args.ensemble is not None else None
-    name, train, every, source = _rows(args, ensemble)
     predictor: Any = ensemble
     if args.baseline is not None:
         if source.open_ended:
@@ -113,7 +124,8 @@ def run(args: Arguments) -> dict[str, Any]:
         )
     measure = _measure_completions if source.open_ended else _measure_questions
     ood, metrics, spread, intervals = measure(args, predictor, name, every, source)
-    print(metrics_table(spread, metrics, intervals=intervals, baseline=args.baseline))
+    show_table(metrics_table(spread, metrics, intervals=intervals, baseline=args.baseline))
+    few_rows(metrics.num_examples)
     measured: dict[str, Any] = metrics.to_dict()
     if intervals:
         measured["intervals"] = {metric: [one.low, one.high] for metric, one in intervals.items()}
@@ -136,13 +148,15 @@ def _measure_questions(
     from ..prediction import predict
 
     pair = load_pair(source.task, source, asked=args.ood)
-    examples = first(every, args.limit)
+    examples, others = some(every, args.limit), some(pair[1], args.limit) if pair else ()
     say(
         f"{name}: {len(examples)} questions"
-        + (f", {len(first(pair[1], args.limit))} of {pair[0]} out of distribution" if pair else "")
+        + (f", {len(others)} of {pair[0]} out of distribution" if pair else "")
     )
+    if args.baseline is None:
+        predictor = InParts(predictor, total=len(examples) + len(others), show=not args.no_progress)
     prediction = predict(predictor, examples, max_rows=args.max_rows)
-    ood = predict(predictor, first(pair[1], args.limit), max_rows=args.max_rows) if pair else None
+    ood = predict(predictor, others, max_rows=args.max_rows) if pair else None
     shown = {name: getattr(metrics, name) for name in SHOWN if name != "ood_auroc"}
     intervals = _intervals(shown, prediction) if args.intervals else {}
     spread = metrics.evaluate_members(prediction, ood=ood)
@@ -161,7 +175,7 @@ def _measure_completions(
 
     if args.ood not in (None, "none"):
         raise ConfigError("--ood: for questions with options; the rows here have open answers. Leave it out")
-    examples = first(every, args.limit)
+    examples = some(every, args.limit)
     say(f"{name}: {len(examples)} open answers")
     scores = score_completions(ensemble, examples, max_rows=args.max_rows)
     shown = {
@@ -172,11 +186,8 @@ def _measure_completions(
     return Measured(None, evaluate_completions(scores), evaluate_completion_members(scores), intervals)
 
 
-def _refuse_lost_files(ensemble: Path) -> None:
+def _refuse_lost_files(ensemble: Path, source: Source) -> None:
     """Refuse an ensemble whose own files are not where it remembers them, before its base is loaded."""
-    from ..description import read_description
-
-    source = remembered_source(read_description(ensemble)["task"])
     for name in (source.train, source.validation):
         if name is not None and not name.startswith(HUB_PREFIX) and not Path(name).exists():
             raise ConfigError(
@@ -185,41 +196,51 @@ def _refuse_lost_files(ensemble: Path) -> None:
             )
 
 
-def _rows(
-    args: Arguments, ensemble: LoraEnsemble | None
-) -> tuple[str, tuple[Any, ...], Sequence[Any], Source]:
+def _rows(args: Arguments, memory: Memory) -> tuple[str, tuple[Any, ...], Sequence[Any], Source]:
     """What to call the rows, those to train on, those to measure on, and the source that says where a paired set would be."""
-    from ..tasks import ColumnMapping, load_completions, load_file, load_preferences
-
     if args.task and args.file:
         raise ConfigError("give --task NAME or --file FILE, not both")
-    remembered = remembered_source({} if ensemble is None else ensemble.info.task)
-    data = str(args.data) if args.data else remembered.data
+    data = str(args.data) if args.data else memory.source.data
     if args.file:
-        if ensemble is not None and ensemble.head.kind == "reward":
-            return (
-                Path(args.file).stem,
-                (),
-                load_preferences(args.file, tokenizer=ensemble.tokenizer),
-                Source(data=data),
-            )
-        if has_open_answers(args, args.file):
-            return Path(args.file).stem, (), load_completions(args.file), Source(data=data, open_ended=True)
-        columns, labels = (
-            given_columns(args) or remembered.columns,
-            args.labels or remembered.labels or known_classes(ensemble),
-        )
-        examples = load_file(args.file, columns=ColumnMapping(**columns) if columns else None, labels=labels)
-        return Path(args.file).stem, (), examples, Source(data=data)
-    source = source_from_flags(args, train=None, validation=None) if args.task else remembered
+        examples, open_ended = _file_rows(args, memory)
+        return Path(args.file).stem, (), examples, Source(data=data, open_ended=open_ended)
+    source = source_from_flags(args, train=None, validation=None) if args.task else memory.source
     if source.task is None and source.train is None:
         raise ConfigError(
             f"{args.ensemble} does not say what it was trained on; pass --task NAME or --file FILE"
         )
     if source.task is not None:
         source = dataclasses.replace(source, data=data)
-    task = source.load(tokenizer=None if ensemble is None else lambda: ensemble.tokenizer)
-    return task.name, task.train, task.validation, source
+    loaded = source.load(tokenizer=lambda: _tokenizer(args, memory))
+    say_read(loaded.files[-1:], classes=source.labels)
+    return loaded.task.name, loaded.task.train, loaded.task.validation, source
+
+
+def _file_rows(args: Arguments, memory: Memory) -> tuple[Sequence[Any], bool]:
+    """The rows of --file, and whether they have open answers."""
+    from ..tasks import load_completions
+    from ..tasks.preferences import holds_chats, load_preferences
+
+    if memory.kind == "reward":
+        tokenizer = _tokenizer(args, memory) if holds_chats(args.file) else None
+        return load_preferences(args.file, tokenizer=tokenizer), False
+    if has_open_answers(args, args.file):
+        return load_completions(args.file), True
+    labels = args.labels or memory.labels
+    whole = read_questions(
+        args.file,
+        columns=merged_columns(args, memory.source),
+        labels=labels,
+        skip_bad_rows=args.skip_bad_rows,
+    )
+    say_read([whole], classes=labels)
+    return whole.examples, False
+
+
+def _tokenizer(args: Arguments, memory: Memory) -> Any:
+    from ..embedded import resolve_tokenizer
+
+    return resolve_tokenizer(args.base or memory.base or "embedded")
 
 
 def _intervals(shown: Mapping[str, Callable[[Any], float]], prediction: Any) -> dict[str, Interval]:

@@ -23,6 +23,7 @@ from .common import (
     say,
     some_text,
     whole,
+    whole_text,
 )
 from .outputs import check_output, open_output
 
@@ -76,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("prompts")
     data.add_argument(
         "--prompt",
+        type=whole_text,
         metavar="TEXT",
         help="what to write after, taken as it is; in bash, $'...' can hold line breaks as \\n",
     )
@@ -201,7 +203,10 @@ def _show(ensemble: LoraEnsemble, args: Arguments, config: GenerationConfig) -> 
 
     prompt = (Message("user", args.prompt),) if args.chat and args.prompt.strip() else args.prompt
     colour = args.color == "always" or (
-        args.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        args.color == "auto"
+        and sys.stdout.isatty()
+        and "NO_COLOR" not in os.environ
+        and os.environ.get("TERM") != "dumb"
     )
     single = (config.num_beams or 1) * (config.num_return_sequences or 1) == 1
     stream = single and not args.no_stream

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
+from ..head_config import HEAD_KINDS, HeadConfig
 from .common import Arguments, count, load_model
 
 if TYPE_CHECKING:
@@ -15,26 +16,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..ensemble import LoraEnsemble
-    from ..heads import HeadConfig
-
-KINDS = (
-    "causal-lm",
-    "sequence-classification",
-    "multiple-choice",
-    "reward",
-)  # heads.HEAD_KINDS, without waiting for torch
+    from ..tasks.formats import Row
 
 
 def add_head_flags(
-    parser: argparse.ArgumentParser, what: str = "what members say about an example; see docs/heads.md"
+    parser: argparse.ArgumentParser,
+    what: str = "what members say about an example; see docs/heads.md",
+    *,
+    default: str | None = "causal-lm",
 ) -> None:
-    """--head, --head-init, --max-length; `what` they are about."""
+    """--head, --head-init, --max-length; `what` they are about; without a default, the head follows from the file."""
     group = parser.add_argument_group("head", what)
     group.add_argument(
         "--head",
-        choices=KINDS,
-        default="causal-lm",
-        help="the label's tokens (default), a class of each text, one option of several, or a score learnt from chosen and rejected texts",
+        choices=HEAD_KINDS,
+        default=default,
+        help="the label's tokens (default, but for a file of texts and their classes), a class of each text, one option of several, or a "
+        "score learnt from chosen and rejected texts",
     )
     group.add_argument(
         "--head-init",
@@ -50,19 +48,26 @@ def add_head_flags(
     )
 
 
-def head_config(args: Arguments) -> HeadConfig:
-    """The head that the flags describe.
+def check_head_flags(args: Arguments) -> None:
+    """Refuse a setting of members' own heads for a causal language model, before anything is loaded.
 
     Raises:
-        ConfigError: a setting of members' own heads, for a causal language model.
+        ConfigError: there is one.
     """
     if args.head == "causal-lm" and (args.head_init != "fresh" or args.max_length):
         flag = "--max-length" if args.max_length else "--head-init"
         raise ConfigError(
             f"{flag}: for members with heads of their own; choose one by --head, or leave it out"
         )
-    from ..heads import HeadConfig
 
+
+def head_config(args: Arguments) -> HeadConfig:
+    """The head that the flags describe.
+
+    Raises:
+        ConfigError: as `check_head_flags`.
+    """
+    check_head_flags(args)
     return HeadConfig(args.head, init=args.head_init, max_length=args.max_length)
 
 
@@ -79,41 +84,37 @@ def load_base(
     return load_model(args.base, dtype=args.dtype, device=args.device, head=kind, num_labels=num_labels)
 
 
-def reward_records(ensemble: LoraEnsemble, args: Arguments) -> list[dict[str, Any]] | None:
-    """Mean, spread and lower bound of each text of a file; None where the file holds pairs.
+def reward_text(row: Row) -> str:
+    """The text of a row that a reward model scores: the column `text`, or `prompt` with `completion` behind it.
 
-    Texts are in the column `text`, or in `prompt` with `completion` behind it.
+    Raises:
+        DataError: a row without a text.
+    """
+    from ..tasks.cells import MISSING, find_value
+
+    if row.problem is not None:
+        raise row.error(row.problem)
+    text, prompt, completion = (find_value(row.values, name) for name in ("text", "prompt", "completion"))
+    parts = [text] if text is not MISSING else [prompt, "" if completion is MISSING else completion]
+    if not all(isinstance(part, str) for part in parts):
+        raise row.error("no text to score; needed is the column text, or prompt with completion behind it")
+    return "".join(map(str, parts))
+
+
+def reward_records(ensemble: LoraEnsemble, rows: Sequence[Row], args: Arguments) -> list[dict[str, Any]]:
+    """Mean, spread and lower bound of each row's text.
 
     Raises:
         DataError: a row without a text.
     """
     from ..heads import predict_rewards
-    from ..tasks.sources import Row, named_rows, stream_rows
-    from .common import read_standard_input
+    from ..tasks.cells import row_id
 
-    if args.source == "-":
-        rows = list(stream_rows(read_standard_input(), name="<stdin>", format=args.in_format))
-    else:
-        rows = list(named_rows(args.source))
-    if not rows:
-        raise DataError(f"{args.source}: no rows; at least one text is needed")
-    if {"chosen", "rejected"} <= set(rows[0].values):
-        return None
-
-    def text(row: Row) -> str:
-        values = row.values
-        parts = [values["text"]] if "text" in values else [values.get("prompt"), values.get("completion", "")]
-        if not all(isinstance(part, str) for part in parts):
-            raise row.error(
-                "no text to score; needed is the column text, or prompt with completion behind it"
-            )
-        return "".join(map(str, parts))
-
-    rewards = predict_rewards(ensemble, [text(row) for row in rows], max_rows=args.max_rows)
+    rewards = predict_rewards(ensemble, [reward_text(row) for row in rows], max_rows=args.max_rows)
     lower = rewards.lower_bound(args.k).tolist()
     return [
         {
-            "id": row.id if row.values.get("id") in (None, "") else str(row.values["id"]),
+            "id": row_id(row),
             "reward": rewards.mean[number].item(),
             "std": rewards.std[number].item(),
             "lower_bound": lower[number],
@@ -133,12 +134,6 @@ def refuse_pairs_from(source: str) -> None:
         raise ConfigError(
             "--in -: pairs of chosen and rejected texts are read from a file; texts to score can come from standard input"
         )
-
-
-def known_classes(ensemble: LoraEnsemble | None) -> list[str] | None:
-    """The classes that the members were trained on, of an ensemble of classifiers."""
-    head = None if ensemble is None else ensemble.info.head
-    return None if head is None else list(head.classes) or None
 
 
 def check_head_source(head: str, *, task: str | None, train: str | Path | None) -> None:

@@ -67,10 +67,10 @@ def run(args: Arguments) -> dict[str, Any]:
     import torch
     from transformers import AutoConfig
 
-    from ..embedded.loading import EMBEDDED_BASE, FOLDER
+    from ..embedded.loading import FOLDER, is_embedded
     from ..planning import plan_training
 
-    source = str(FOLDER) if args.base in ("embedded", EMBEDDED_BASE) else args.base
+    source = str(FOLDER) if is_embedded(args.base) else args.base
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:

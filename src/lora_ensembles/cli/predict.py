@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
+from ..progress import Progress
+from ..tasks.cells import row_id
+from ..tasks.formats import FORMATS as TEXT_FORMATS
+from ..tasks.formats import Row
+from ..tasks.sources import named_rows, stream_rows
+from ..tasks.whole_file import BadRow
 from . import heads
 from .common import (
     Arguments,
@@ -18,9 +23,12 @@ from .common import (
     number,
     read_standard_input,
     say,
+    text_words,
 )
-from .data import add_column_flags, given_columns, remembered_source
+from .data import add_column_flags, merged_columns
+from .memory import Memory, remembered
 from .outputs import check_output, open_output
+from .rows import FORMATS, bad_record, joined, kept_columns, write_rows
 
 if TYPE_CHECKING:
     from ..ensemble import LoraEnsemble
@@ -32,12 +40,6 @@ EXAMPLES = """examples:
   lora-ensembles predict runs/cqa --in questions.jsonl --out answers.csv
   lora-ensembles predict runs/exam --in exam.csv --question stem --options a,b,c,d --out answers.jsonl
   cat questions.jsonl | lora-ensembles predict runs/cqa --in - | jq .prediction"""
-FORMATS = ("jsonl", "csv")
-GROUPS = {
-    "prob": "probs",
-    "vote": "votes",
-    "reward": "member_rewards",
-}  # columns of the csv, by what they begin with, and the record's key they come from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,14 +50,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="source",
         required=True,
         metavar="FILE",
-        help=".jsonl, .csv, hub:owner/name:split, or '-' for standard input; answers may be missing",
+        help="a file (.jsonl, .csv, ...), hub:owner/name:split, or '-' for standard input; answers may be missing",
     )
     data.add_argument(
-        "--in-format", choices=FORMATS, default="jsonl", help="what standard input holds (default: jsonl)"
+        "--in-format",
+        choices=TEXT_FORMATS,
+        default="jsonl",
+        help="what standard input holds (default: jsonl)",
     )
     data.add_argument("--out", default="-", metavar="FILE", help="'-' for standard output, the default")
     data.add_argument(
         "--format", choices=FORMATS, help="of the output (default: by the suffix of --out, else jsonl)"
+    )
+    data.add_argument(
+        "--keep-columns",
+        type=text_words,
+        metavar="a,b",
+        help="columns of the input that the output has too, or 'all'",
     )
     data.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
     data.add_argument(
@@ -66,6 +77,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a reward model: the lower bound is mean - K * std (default: 1)",
     )
     add_column_flags(parser)
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The rows of a file that can be answered, each with its number, the questions that they hold, and the rows that cannot.
+
+    `examples` is None for texts that a reward model scores as they are.
+    """
+
+    rows: tuple[Row, ...]
+    numbers: tuple[int, ...]
+    examples: tuple[Example, ...] | None
+    bad: tuple[BadRow, ...] = ()
 
 
 def run(args: Arguments) -> dict[str, Any]:
@@ -76,18 +101,23 @@ def run(args: Arguments) -> dict[str, Any]:
         raise ConfigError(
             "--json would end the csv on standard output by a line that is none; give --out FILE"
         )
-    _refuse_open_answers(args)
+    memory = remembered(args.ensemble)
+    _refuse_open_answers(args, memory)
+    asked = _asked(args, memory)  # before the base is loaded, since most mistakes are here
+    keep = kept_columns(args.keep_columns, asked.rows)
     ensemble = load_ensemble(args)
-    records, what = _records(args, ensemble)
+    records = _answered(args, ensemble, asked, keep)
+    members = args.members or list(range(ensemble.num_members))
     with open_output(args.out, overwrite=args.overwrite) as stream:
-        if format == "csv":
-            write_csv(records, stream)
-        else:
-            stream.writelines(f"{json.dumps(record)}\n" for record in records)
+        write_rows(records, stream, format=format, members=members)
     seconds = round(time.monotonic() - begin, 1)
-    say(f"{len(records)} {what} by {ensemble.num_members} members in {seconds} s")
+    bad = sum("error" in record for record in records)
+    what = "questions answered" if asked.examples is not None else "texts scored"
+    left = f", {bad} bad rows with an error instead" if bad else ""
+    say(f"{len(records) - bad} {what} by {ensemble.num_members} members in {seconds} s{left}")
     return {
-        "questions": len(records),
+        "questions": len(records) - bad,
+        "bad_rows": bad,
         "members": ensemble.num_members,
         "out": args.out,
         "format": format,
@@ -95,84 +125,104 @@ def run(args: Arguments) -> dict[str, Any]:
     }
 
 
-def _records(args: Arguments, ensemble: LoraEnsemble) -> tuple[list[dict[str, Any]], str]:
-    """A dictionary for each row of the file, and what was done with the rows."""
-    from ..prediction import predict
-    from ..records import prediction_records
-    from ..tasks import load_preferences
-
-    if ensemble.head.kind == "reward":
-        rewards = heads.reward_records(ensemble, args)
-        if rewards is not None:
-            return rewards, "texts scored"
-        heads.refuse_pairs_from(args.source)
-        examples = load_preferences(args.source, tokenizer=ensemble.tokenizer)
-    else:
-        examples = _examples(args, ensemble)
-    return list(
-        prediction_records(predict(ensemble, examples, max_rows=args.max_rows), examples)
-    ), "questions answered"
-
-
-def _refuse_open_answers(args: Arguments) -> None:
-    from ..description import read_description
-
-    if remembered_source(read_description(args.ensemble)["task"]).open_ended:
+def _refuse_open_answers(args: Arguments, memory: Memory) -> None:
+    if memory.source.open_ended:
         raise ConfigError(
             f"{args.ensemble} was trained on open answers, so there are no options to predict; let it answer by "
             f"lora-ensembles generate {args.ensemble} --in FILE"
         )
 
 
-def _examples(args: Arguments, ensemble: LoraEnsemble) -> tuple[Example, ...]:
-    from ..tasks import ColumnMapping, load_file, read_examples
+def _asked(args: Arguments, memory: Memory) -> Asked:
+    """The rows of --in, read without what takes time to load unless chats must be rendered."""
+    from ..tasks.preferences import has_pair
+    from ..tasks.whole_file import read_whole
 
-    remembered = remembered_source(
-        ensemble.info.task
-    )  # the questions must read as those that the members were trained on
-    columns = given_columns(args) or remembered.columns
-    labels = args.labels or remembered.labels or heads.known_classes(ensemble)
-    mapping = ColumnMapping(**columns) if columns else None
-    if args.source != "-":
-        return load_file(args.source, columns=mapping, labels=labels, labelled=False)
-    return read_examples(
-        read_standard_input(), format=args.in_format, columns=mapping, labels=labels, labelled=False
+    skip = args.skip_bad_rows
+    if args.source == "-":
+        rows = stream_rows(read_standard_input(), name="<stdin>", format=args.in_format, keep_bad=skip)
+    else:
+        rows = named_rows(args.source, keep_bad=skip)
+    name = "<stdin>" if args.source == "-" else args.source
+    if memory.kind != "reward":
+        whole = read_whole(
+            rows,
+            name=name,
+            columns=merged_columns(args, memory.source),
+            labels=args.labels or memory.labels,
+            labelled=False,
+            skip_bad_rows=skip,
+        )
+        return Asked(whole.rows, whole.numbers, whole.examples, whole.bad)
+    every = list(rows)
+    if not every:
+        raise DataError(f"{name}: no rows; at least one text is needed")
+    if has_pair(every[0].values):
+        heads.refuse_pairs_from(args.source)
+        examples = _pairs(args, memory)
+        return Asked(tuple(every), tuple(range(len(every))), examples)
+    return _texts(every, skip=skip)
+
+
+def _texts(rows: Sequence[Row], *, skip: bool) -> Asked:
+    good, bad = [], []
+    for place, row in enumerate(rows):
+        try:
+            heads.reward_text(row)
+        except DataError as error:
+            if not skip:
+                raise
+            bad.append(BadRow(place, row, str(error)))
+        else:
+            good.append(place)
+    if not good:
+        raise DataError(bad[0].error)
+    return Asked(tuple(rows[place] for place in good), tuple(good), None, tuple(bad))
+
+
+def _pairs(args: Arguments, memory: Memory) -> tuple[Example, ...]:
+    from ..embedded import resolve_tokenizer
+    from ..tasks.preferences import holds_chats, load_preferences
+
+    chats = holds_chats(args.source)
+    return load_preferences(
+        args.source, tokenizer=resolve_tokenizer(args.base or memory.base) if chats else None
     )
 
 
-def write_csv(records: Sequence[dict[str, Any]], stream: TextIO) -> None:
-    """One row a record and one column a value: prob_LABEL for each label (empty where a row has no such option), vote_0, vote_1, ...
+def _answered(
+    args: Arguments, ensemble: LoraEnsemble, asked: Asked, keep: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A record for each row, in the order of the file."""
+    from .parts import ROWS
 
-    Example:
-        >>> import sys
-        >>> record = {"id": "q1", "prediction": "a", "probs": {"a": 0.75, "b": 0.25}, "votes": ["a", "b"]}
-        >>> write_csv([record], sys.stdout)
-        id,prediction,prob_a,prob_b,vote_0,vote_1
-        q1,a,0.75,0.25,a,b
-    """
-    rows = [_flat(record) for record in records]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    order = [*records[0]]  # a label that only later rows have still belongs among the probabilities
-    columns.sort(key=lambda name: order.index(_key(name)))
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-
-
-def _key(column: str) -> str:
-    group, found, _ = column.partition("_")
-    return GROUPS.get(group, column) if found else column
+    records = {bad.number: bad_record(bad, keep) for bad in asked.bad}
+    total = len(asked.rows)
+    progress = Progress(total=total, unit="row", show=total > ROWS and not args.no_progress)
+    for start in range(0, total, ROWS):
+        part = range(start, min(start + ROWS, total))
+        for place, record in zip(part, _records(args, ensemble, asked, part), strict=True):
+            number, row = asked.numbers[place], asked.rows[place]
+            records[number] = joined(record, number, row, keep)
+        progress.update(len(part))
+    return [records[number] for number in sorted(records)]
 
 
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in record.items():
-        if name == "probs":
-            flat |= {f"prob_{label}": probability for label, probability in value.items()}
-        elif name == "votes":
-            flat |= {f"vote_{member}": label for member, label in enumerate(value)}
-        elif name == "member_rewards":
-            flat |= {f"reward_{member}": score for member, score in enumerate(value)}
-        else:
-            flat[name] = value
-    return flat
+def _records(args: Arguments, ensemble: LoraEnsemble, asked: Asked, places: range) -> list[dict[str, Any]]:
+    """The records of some rows; with --skip-bad-rows, a row that cannot be encoded gets an error, and the others are asked without it."""
+    from ..prediction import predict
+    from ..records import prediction_records
+
+    rows = slice(places.start, places.stop)
+    try:
+        if asked.examples is None:
+            return heads.reward_records(ensemble, asked.rows[rows], args)
+        examples = asked.examples[rows]
+        return list(prediction_records(predict(ensemble, examples, max_rows=args.max_rows), examples))
+    except DataError as error:
+        if not args.skip_bad_rows:
+            raise
+        if len(places) == 1:
+            return [{"id": row_id(asked.rows[places.start]), "error": str(error)}]
+    half = len(places) // 2
+    return _records(args, ensemble, asked, places[:half]) + _records(args, ensemble, asked, places[half:])

@@ -17,6 +17,7 @@ from ..errors import ConfigError, LoraEnsemblesError, unknown_name
 from ..signals import ending_raised, exit_code
 from . import demo, evaluate, generate, plan, predict, report, study, tasks, train
 from .common import Arguments, Parser, flags_of
+from .quiet import hush
 from .streams import open_streams, report_failure, send_nowhere, system_error
 from .wording import in_words_of, unknown_flag
 
@@ -57,6 +58,7 @@ def run(argv: list[str]) -> int:
         ):  # argparse exits after --help and --version only
             args = parse(argv)
             as_json = args.json
+            hush()
             with in_words_of(args.parser):
                 summary = VERBS[args.verb].run(args)
             if as_json:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..claimed import check_free
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..files import check_writable
 from ..layout import RUN_FOLDER
 from . import heads, settings
@@ -16,14 +17,17 @@ from .common import (
     Arguments,
     add_model_flags,
     count,
-    first,
     metrics_table,
     say,
+    show_table,
+    some,
     spread_to_dict,
     whole,
     words,
 )
 from .data import Source, add_column_flags, source_from_flags
+from .first_screen import few_rows, same_file, say_parts, say_read
+from .fitting_head import CLASSIFIER, fitting_head, other_way
 
 if TYPE_CHECKING:
     from ..ensemble import LoraEnsemble
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 SUMMARY = "train an ensemble"
 KINDS_OF_ROWS = {"open_ended": "open answers", "preferences": "pairs"}
 EXAMPLES = """examples:
+  lora-ensembles train tickets.csv                                      columns text and label; into runs/tickets
   lora-ensembles train --task world-cqa --out runs/cqa
   lora-ensembles train --task obqa --data datasets --base meta-llama/Llama-2-7b-hf --dtype bfloat16 --preset paper --out runs/obqa
   lora-ensembles train --train exam.csv --question stem --options a,b,c,d --answer correct --base Qwen/Qwen3-0.6B --out runs/exam
@@ -59,15 +64,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with the paper's datasets (default: the Hugging Face hub)",
     )
     data.add_argument(
-        "--train",
+        "file",
         metavar="FILE",
-        help="your own .jsonl or .csv file, or hub:owner/name:split; questions or open answers",
+        nargs="?",
+        help="your own file (.jsonl, .csv, ...), or hub:owner/name:split: questions, texts and their classes, or open answers",
     )
+    data.add_argument("--train", metavar="FILE", help="the same, as a flag")
     data.add_argument(
-        "--validation", metavar="FILE", help="the rows to judge by (default: a fifth of --train is held out)"
+        "--validation", metavar="FILE", help="the rows to judge by (default: a fifth of FILE is held out)"
     )
-    data.add_argument("--limit", type=count, metavar="N", help="only the first N training rows")
-    data.add_argument("--limit-validation", type=count, metavar="N", help="only the first N validation rows")
+    for flag, rows in (("--limit", "training"), ("--limit-validation", "validation")):
+        data.add_argument(
+            flag,
+            type=count,
+            metavar="N",
+            help=f"only N {rows} rows: a sample class by class where rows have classes, else the first",
+        )
     add_column_flags(parser)
     ensemble = parser.add_argument_group("ensemble")
     ensemble.add_argument(
@@ -84,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what differs between members (default: both)",
     )
     add_model_flags(parser, base="embedded")
-    heads.add_head_flags(parser)
+    heads.add_head_flags(parser, default=None)
     settings.add_adapter_flags(parser)
     parser.add_argument(
         "--preset",
@@ -94,7 +106,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     settings.add_training_flags(parser)
     run_group = parser.add_argument_group("run")
     run_group.add_argument(
-        "--out", type=Path, metavar="DIR", help="where the ensemble is saved; needed, here or in --config"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the ensemble is saved (default: runs/NAME for a file NAME.csv)",
     )
     run_group.add_argument(
         "--config",
@@ -116,20 +131,41 @@ expand = settings.expand_config
 
 def run(args: Arguments) -> dict[str, Any]:
     """Train, measure, save; returns the summary."""
+    from ..embedded import is_embedded, resolve_tokenizer
+
     begin = time.monotonic()
+    train = _own_file(args)
     if args.out is None:
         raise ConfigError("train: --out DIR is needed; the ensemble is saved there")
-    head = heads.head_config(args)
-    heads.check_head_source(args.head, task=args.task, train=args.train)
-    source = source_from_flags(args, train=args.train, validation=args.validation, head=args.head)
-    from ..embedded import EMBEDDED_BASE, resolve_tokenizer
-
-    embedded = args.base in ("embedded", EMBEDDED_BASE)
-    config = settings.train_config(args, default="embedded" if embedded else "default", task=source.task)
     check_free(args.out, resume=args.resume, overwrite=args.overwrite)
     check_writable(args.out / RUN_FOLDER)
-    task = source.load(tokenizer=lambda: resolve_tokenizer(args.base))
-    ensemble = _build(args, source, task, head)
+    chosen = args.head is None
+    if chosen:
+        args.head = "causal-lm" if train is None or args.task else fitting_head(args, train)
+        chosen = args.head == CLASSIFIER
+    heads.check_head_flags(args)
+    heads.check_head_source(args.head, task=args.task, train=train)
+    source = source_from_flags(args, train=train, validation=args.validation, head=args.head)
+    config = settings.train_config(
+        args, default="embedded" if is_embedded(args.base) else "default", task=source.task
+    )
+    loaded = source.load(tokenizer=lambda: resolve_tokenizer(args.base))
+    task = _limited(loaded.task, args)
+    say_read(loaded.files, classes=source.labels)
+    if chosen:
+        say(
+            f"texts and their classes: each member gets a head of its own (--head {CLASSIFIER}); with --labels "
+            f"{','.join(source.labels or ())[:60]} the language model itself would choose among these words"
+        )
+    if args.validation is not None and train is not None and same_file(train, args.validation):
+        say(f"note: --validation {args.validation} is the training file itself")
+    say_parts(task)
+    try:
+        ensemble = _build(args, source, task, heads.head_config(args))
+    except DataError as error:  # such as a base of which transformers has no classifier
+        raise DataError(
+            f"{error}. {other_way(train, source.labels)}" if chosen and train else str(error)
+        ) from error
     result = _train(ensemble, task, config, args)
     spread = _record(ensemble, result, args.out)
     return {
@@ -140,6 +176,24 @@ def run(args: Arguments) -> dict[str, Any]:
         "ensemble": ensemble.info.task["metrics"],
         "seconds": round(time.monotonic() - begin, 1),
     }
+
+
+def _own_file(args: Arguments) -> str | None:
+    """The file to train on, given as FILE or by --train; --out is named after it where it is not given."""
+    if args.file is not None and args.train is not None:
+        raise ConfigError(f"train: FILE {args.file} and --train {args.train}; give the file once")
+    train: str | None = args.file if args.train is None else args.train
+    if args.out is None and train is not None:
+        args.out = Path("runs") / Path(train.rpartition(":")[2]).stem
+    return train
+
+
+def _limited(task: Task | CompletionTask, args: Arguments) -> Task | CompletionTask:
+    parts: dict[str, Any] = {
+        "train": some(task.train, args.limit),
+        "validation": some(task.validation, args.limit_validation),
+    }
+    return dataclasses.replace(task, **parts)
 
 
 def _build(args: Arguments, source: Source, task: Task | CompletionTask, head: HeadConfig) -> LoraEnsemble:
@@ -161,7 +215,7 @@ def _build(args: Arguments, source: Source, task: Task | CompletionTask, head: H
 def _train(ensemble: LoraEnsemble, task: Task | CompletionTask, config: Any, args: Arguments) -> TrainResult:
     from ..training import train
 
-    examples, validation = first(task.train, args.limit), first(task.validation, args.limit_validation)
+    examples, validation = task.train, task.validation
     remembered = ensemble.info.task["source"]
     kind = next((words for name, words in KINDS_OF_ROWS.items() if remembered.get(name)), "questions")
     sizes = f"{len(examples)} training and {len(validation)} validation {kind}"
@@ -190,6 +244,7 @@ def _record(ensemble: LoraEnsemble, result: TrainResult, out: Path) -> dict[str,
     spread = {name: MemberSpread(tuple(values)) for name, values in last["members"].items()}
     ensemble.info.task |= {"metrics": metrics.to_dict(), "single": spread_to_dict(spread)}
     update_info(ensemble, out)
-    print(metrics_table(spread, metrics))
+    show_table(metrics_table(spread, metrics))
+    few_rows(metrics.num_examples)
     say(f"saved to {out}; next: lora-ensembles evaluate {out}")
     return spread

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from .loading import EMBEDDED_BASE, load_base, resolve_base, resolve_tokenizer
+from .loading import EMBEDDED_BASE, is_embedded, load_base, resolve_base, resolve_tokenizer
 from .tasks import EMBEDDED_OPEN_TASK, EMBEDDED_TASKS, load_embedded_completions, load_embedded_task
 
 __all__ = [
     "EMBEDDED_BASE",
     "EMBEDDED_OPEN_TASK",
     "EMBEDDED_TASKS",
+    "is_embedded",
     "load_base",
     "load_embedded_completions",
     "load_embedded_task",

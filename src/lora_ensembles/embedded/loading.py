@@ -7,15 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-import transformers
-from transformers import AutoConfig, AutoTokenizer
-from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING as MULTIPLE_CHOICE
-
 from ..errors import ConfigError, DataError
 from ..layout import names_a_folder
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the embedded tasks are read without waiting for torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED_BASE = "lora-ensembles/embedded-base"
@@ -25,7 +20,7 @@ AUTO = {
     "sequence-classification": "AutoModelForSequenceClassification",
     "multiple-choice": "AutoModelForMultipleChoice",
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def load_base(*, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -57,26 +52,30 @@ def resolve_base(
         DataError: the model cannot be loaded, or a checkpoint for a head holds no weights of its body.
         ConfigError: an unknown dtype.
     """
+    import transformers
+    from transformers.models.auto import modeling_auto
+
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r}; known: {', '.join(DTYPES)}")
     if not name:
         raise DataError(
             "the ensemble's base was built in code and has no name to load it by; pass base= and tokenizer="
         )
-    embedded = name in ("embedded", EMBEDDED_BASE)
+    embedded = is_embedded(name)
     source = str(FOLDER) if embedded else name
     tokenizer = resolve_tokenizer(name, revision=revision)
     try:
         if (
             head == "multiple-choice"
-            and type(AutoConfig.from_pretrained(source, revision=revision)) not in MULTIPLE_CHOICE
+            and type(transformers.AutoConfig.from_pretrained(source, revision=revision))
+            not in modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING
         ):
             head, num_labels = "sequence-classification", 1
         # A head of another number of classes is not the one that is wanted.
         labels = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
         with _without_report(head):
             base = getattr(transformers, AUTO[head]).from_pretrained(
-                source, revision=revision, dtype=DTYPES[dtype] if dtype else "auto", **labels
+                source, revision=revision, dtype=dtype or "auto", **labels
             )
     except (OSError, ValueError) as error:
         raise _not_loaded(name, error) from error
@@ -87,21 +86,26 @@ def resolve_base(
     return base.eval(), tokenizer
 
 
+def is_embedded(name: str) -> bool:
+    """Whether a name is that of the embedded base."""
+    return name in ("embedded", EMBEDDED_BASE)
+
+
 def resolve_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a base by name, as in `resolve_base`.
 
     Raises:
         DataError: it cannot be loaded.
     """
+    from transformers import AutoTokenizer
+
     if names_a_folder(name) and not Path(name).is_dir():
         raise DataError(
             f"base model {name!r}: no such folder from {Path.cwd()}; give 'embedded', a folder that save_pretrained wrote, or a name on "
             "the hub"
         )
     try:
-        return AutoTokenizer.from_pretrained(
-            str(FOLDER) if name in ("embedded", EMBEDDED_BASE) else name, revision=revision
-        )
+        return AutoTokenizer.from_pretrained(str(FOLDER) if is_embedded(name) else name, revision=revision)
     except (OSError, ValueError) as error:
         raise _not_loaded(name, error) from error
 
@@ -129,11 +133,16 @@ def _not_loaded(name: str, error: Exception) -> DataError:
 
 @contextmanager
 def _without_report(head: str) -> Iterator[None]:
-    """While transformers does not list the weights of a head that a checkpoint lacks: members draw theirs."""
-    before = transformers.logging.get_verbosity()
+    """While transformers draws no bar of its own, and does not list the weights of a head that a checkpoint lacks: members draw theirs."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     if head != "causal-lm":
-        transformers.logging.set_verbosity_error()
+        logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(before)
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .kinds import HEAD_KINDS, HeadConfig, HeadKind, adapter_for, resolve_head
+from ..head_config import HEAD_KINDS, HeadConfig, HeadKind
+from .kinds import adapter_for, resolve_head
 from .passes import Head, TextHead, head_of, states_above_trunk, texts_log_probs
 from .rewards import RewardPrediction, predict_rewards
 from .table import Texts, TextTable

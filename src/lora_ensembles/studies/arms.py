@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..adapters import HeadInit, initial_weights
+from ..adapters import initial_weights
 from ..config import TrainConfig
 from ..ensemble import EnsembleInfo, LoraEnsemble
+from ..head_config import HeadInit
 from ..heads import HeadConfig, adapter_for, resolve_head
 from ..seeds import member_seeds
 from ..sites import MemberWeights

@@ -24,7 +24,7 @@ SAID = {
 }
 # A slip in one row of a long file must not decide between two readings that fit all others.
 NEARLY_AS_MANY = 0.95
-SET_FORM = "set answer_form in the column mapping (--answer-form on the command line)"
+SET_FORM = "set answer_form in the column mapping"
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _unread(
     if row.text == str(len(row.options)) and chosen in ("index", "number") and _counted_from_one(asked):
         return row.row.error(
             f"answer {short(row.value)} is not among the indices of {len(row.options)} options, which count from 0, and no answer of "
-            "the file is 0: if they count from 1, set answer_form to 'number' (--answer-form number)"
+            "the file is 0: if they count from 1, set answer_form to 'number'"
         )
     other = [form for form in read if form != chosen and len(read[form][number]) == 1]
     first = next((n for n, places in enumerate(read[chosen]) if len(places) == 1), None)

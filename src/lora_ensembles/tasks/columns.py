@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ..errors import ConfigError, DataError, unknown_name
 from .answers import AnswerForm, Asked, read_answers
@@ -74,16 +74,26 @@ TEXT_COLUMNS = (
 CLASS_COLUMNS = ("answer", "label", "class", "category", "target", "intent", "sentiment", "topic")
 
 
-def detect_columns(row: Row, *, labels: Sequence[str] | None, labelled: bool) -> ColumnMapping:
-    """The known layout that a file's first row has.
+def detect_columns(
+    row: Row,
+    *,
+    labels: Sequence[str] | None,
+    labelled: bool,
+    given: ColumnMapping | Mapping[str, Any] | None = None,
+) -> ColumnMapping:
+    """The known layout that a file's first row has, with the fields that are `given` in place of the layout's own; or the given mapping.
 
     Raises:
         DataError: no layout fits; the column that the nearest one lacks is named, with the nearest column that is there.
     """
+    if isinstance(given, ColumnMapping):
+        return given
+    given = given or {}
     if labels is not None:
-        return _detect_texts(row, labelled=labelled)
+        return _detect_texts(row, labelled=labelled, given=given)
     missing = {}
-    for layout in LAYOUTS:
+    for known in LAYOUTS:
+        layout = dataclasses.replace(known, **given)
         wanted = _wanted(layout, labelled=labelled)
         missing[layout] = [column for column in wanted if find_value(row.values, column) is MISSING]
         if not missing[layout]:
@@ -94,17 +104,25 @@ def detect_columns(row: Row, *, labels: Sequence[str] | None, labelled: bool) ->
     )
 
 
-def _detect_texts(row: Row, *, labelled: bool) -> ColumnMapping:
-    text, answer = (
-        next((name for name in names if find_value(row.values, name) is not MISSING), None)
-        for names in (TEXT_COLUMNS, CLASS_COLUMNS)
+def text_columns(row: Row, given: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The columns of a text and of its class: those that are given, else the first of the usual ones that a row has, or None."""
+    return (
+        given.get("question") or _first_there(row, TEXT_COLUMNS),
+        given.get("answer") or _first_there(row, CLASS_COLUMNS),
     )
+
+
+def _first_there(row: Row, names: Sequence[str]) -> str | None:
+    return next((name for name in names if find_value(row.values, name) is not MISSING), None)
+
+
+def _detect_texts(row: Row, *, labelled: bool, given: Mapping[str, Any]) -> ColumnMapping:
+    text, answer = text_columns(row, given)
     if text is not None and (answer is not None or not labelled):
-        return ColumnMapping(text, answer=answer or "answer")
+        return ColumnMapping(**{**given, "question": text, "answer": answer or "answer"})
     missing, names = ("question", TEXT_COLUMNS) if text is None else ("answer", CLASS_COLUMNS)
     raise row.error(
-        f"{unknown_column(missing, row.values)}. Rename it to one of {', '.join(names)}, or say which column is what with a column "
-        "mapping (--question, --answer)"
+        f"{unknown_column(missing, row.values)}. Rename it to one of {', '.join(names)}, or say which column is what with a column mapping"
     )
 
 

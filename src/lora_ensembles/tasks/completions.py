@@ -12,7 +12,7 @@ from ..errors import DataError, unknown_name
 from .cells import MISSING, find_value, row_id, short
 from .formats import Row
 from .sources import named_rows, stream_rows
-from .splits import split_rows
+from .splits import VALIDATION_SHARE, split_rows
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def completions_from_files(
     train: str | Path,
     validation: str | Path | None = None,
     *,
-    validation_share: float = 0.2,
+    validation_share: float = VALIDATION_SHARE,
     seed: int = 0,
     name: str | None = None,
 ) -> CompletionTask:

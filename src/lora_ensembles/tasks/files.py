@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 from ..errors import DataError
 from .cells import column_value
@@ -14,7 +14,7 @@ from .columns import ColumnMapping, detect_columns
 from .examples import Example, Task
 from .formats import Row
 from .sources import named_rows, stream_rows
-from .splits import split_rows
+from .splits import VALIDATION_SHARE, split_rows
 from .whole_file import read_whole
 
 
@@ -86,7 +86,7 @@ def task_from_files(
     *,
     columns: ColumnMapping | None = None,
     labels: Sequence[str] | None = None,
-    validation_share: float = 0.2,
+    validation_share: float = VALIDATION_SHARE,
     seed: int = 0,
     name: str | None = None,
 ) -> Task:
@@ -107,12 +107,13 @@ def task_from_files(
 
 
 def found_classes(
-    path: str | Path, *, columns: ColumnMapping | None = None
+    path: str | Path, *, columns: ColumnMapping | Mapping[str, Any] | None = None, skip_bad_rows: bool = False
 ) -> tuple[ColumnMapping, tuple[str, ...]]:
     """How a file of texts and their classes is read, and the classes that occur in it: by number where all are numbers, else by name.
 
-    The columns are as in `load_file` with label words: text and label, sentence and label, or question and answer. An answer means the
-    class of that name, never an index.
+    The columns are as in `load_file` with label words: text and label, sentence and label, or question and answer; or some of the fields
+    of a mapping, with the others found. An answer means the class of that name, never an index. With `skip_bad_rows`, rows that cannot be
+    used have no class.
 
     Raises:
         DataError: a file that cannot be read, or with fewer than two classes.
@@ -124,11 +125,12 @@ def found_classes(
         >>> found_classes(path)[1]
         ('bad', 'good')
     """
-    return classes_of_rows(list(named_rows(path)), name=str(path), columns=columns)
+    rows = [row for row in named_rows(path, keep_bad=skip_bad_rows) if row.problem is None]
+    return classes_of_rows(rows, name=str(path), columns=columns)
 
 
 def classes_of_rows(
-    rows: Sequence[Row], *, name: str, columns: ColumnMapping | None = None
+    rows: Sequence[Row], *, name: str, columns: ColumnMapping | Mapping[str, Any] | None = None
 ) -> tuple[ColumnMapping, tuple[str, ...]]:
     """As `found_classes`, of rows that were read; `name` stands in errors.
 
@@ -137,8 +139,8 @@ def classes_of_rows(
     """
     if not rows:
         raise DataError(f"{name}: no rows; at least one question is needed")
-    mapping = columns or detect_columns(rows[0], labels=("", ""), labelled=True)
-    classes = {str(column_value(row, mapping.answer)).strip() for row in rows} - {""}
+    mapping = detect_columns(rows[0], labels=("", ""), labelled=True, given=columns)
+    classes = {str(column_value(row, mapping.answer)).strip() for row in rows if _usable(row, mapping)} - {""}
     if len(classes) < 2:
         raise DataError(
             f"{name}: column {mapping.answer!r} has {len(classes)} different values; at least 2 classes are needed"
@@ -146,6 +148,11 @@ def classes_of_rows(
     return dataclasses.replace(mapping, answer_form="text"), tuple(
         sorted(classes, key=lambda word: (_as_number(word), word))
     )
+
+
+def _usable(row: Row, columns: ColumnMapping) -> bool:
+    """Whether a row has a class; what else is wrong with it is said when it is read."""
+    return column_value(row, columns.answer) is not None
 
 
 def _as_number(name: str) -> float:

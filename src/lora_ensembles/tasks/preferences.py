@@ -14,7 +14,7 @@ from .completions import Completion, Message
 from .examples import Example, Task
 from .formats import Row
 from .sources import named_rows
-from .splits import split_rows
+from .splits import VALIDATION_SHARE, split_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,6 +57,17 @@ def has_pair(values: Mapping[str, object]) -> bool:
     return all(find_value(values, name) is not MISSING for name in LABELS)
 
 
+def holds_chats(path: str | Path) -> bool:
+    """Whether a file of pairs has lists of messages, which a tokenizer must render.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    return any(
+        not isinstance(_parsed(row, name), str) for row in named_rows(path) for name in ("prompt", *LABELS)
+    )
+
+
 def load_preferences(
     path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> tuple[Example, ...]:
@@ -86,7 +97,7 @@ def preferences_from_files(
     validation: str | Path | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    validation_share: float = 0.2,
+    validation_share: float = VALIDATION_SHARE,
     seed: int = 0,
 ) -> Task:
     """A task of pairs from a file to train on and, where there is one, a file to judge by; else a share as in `task_from_files`.

@@ -11,6 +11,8 @@ from .examples import Example
 
 Kind = TypeVar("Kind")
 
+VALIDATION_SHARE = 0.2  # of a file's rows, where no second file is given
+
 
 def classes_of(examples: Sequence[object]) -> tuple[str, ...] | None:
     """The classes that all examples choose among; None where they are questions with options of their own, or no questions.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import DataError
 from .answers import Asked, read_answers
@@ -51,7 +52,7 @@ def read_whole(
     rows: Iterable[Row],
     *,
     name: str,
-    columns: ColumnMapping | None = None,
+    columns: ColumnMapping | Mapping[str, Any] | None = None,
     labels: Sequence[str] | None = None,
     labelled: bool = True,
     skip_bad_rows: bool = False,
@@ -61,7 +62,7 @@ def read_whole(
     Args:
         rows: its rows; with `skip_bad_rows`, those that could not be parsed too.
         name: what errors call it.
-        columns: which column is what. None: found from the first row that could be parsed.
+        columns: which column is what: a mapping, or some of its fields, and the others are found from the first row that was parsed.
         labels: label words of a classification.
         labelled: whether every row must have an answer. False: a row without one, or with one that is not among the options, has the
             target None.
@@ -77,7 +78,7 @@ def read_whole(
             raise every[0].error(every[0].problem)
         raise DataError(f"{name}: no rows; at least one question is needed")
     words = check_labels(labels) if labels is not None else None
-    mapping = columns or detect_columns(first, labels=words, labelled=labelled)
+    mapping = detect_columns(first, labels=words, labelled=labelled, given=columns)
     read, asked, wrong = _questions(every, mapping, words, labelled=labelled, skip=skip_bad_rows)
     answers = read_answers(list(asked.values()), form=mapping.answer_form)
     for number, target in zip(asked, answers.targets, strict=True):
