@@ -104,7 +104,7 @@ def train_config(args: Arguments, *, default: str, task: str | None) -> TrainCon
 def preset_config(args: Arguments, *, default: str, task: str | None) -> TrainConfig:
     """The preset that was asked for; its loss is that of a language model's head, and others have one of their own."""
     config = preset(args.preset or default, task=task)
-    return config if args.head == "causal-lm" else dataclasses.replace(config, loss="auto")
+    return config if args.head in (None, "causal-lm") else dataclasses.replace(config, loss="auto")
 
 
 def adapter_config(args: Arguments, base: nn.Module) -> LoraConfig:

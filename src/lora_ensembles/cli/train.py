@@ -53,6 +53,13 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_data_arguments(parser)
+    add_column_flags(parser)
+    _add_ensemble_arguments(parser)
+    _add_run_arguments(parser)
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     data.add_argument(
         "--task", metavar="NAME", help="a task that has a name; `lora-ensembles tasks` lists them"
@@ -80,7 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"only N {rows} rows: a sample class by class where rows have classes, else the first",
         )
-    add_column_flags(parser)
+
+
+def _add_ensemble_arguments(parser: argparse.ArgumentParser) -> None:
     ensemble = parser.add_argument_group("ensemble")
     ensemble.add_argument(
         "--members", type=count, default=5, metavar="M", help="number of members (default: 5)"
@@ -104,6 +113,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="paper, default or embedded (default: embedded for the embedded base, else default)",
     )
     settings.add_training_flags(parser)
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     run_group = parser.add_argument_group("run")
     run_group.add_argument(
         "--out",
