@@ -192,8 +192,8 @@ def test_members_can_be_chosen(capsys, trained):
         (["--in", "gone.jsonl"], "cannot be read"),
         (["--prompt", "x", "--cache-implementation", "statik"], "--cache-implementation"),
         (["--prompt", "x", "--only", "7"], "7"),
-        (["--prompt", "x\udcff"], r"--prompt 'x\udcff': bytes that are no UTF-8"),
-        (["--prompt", "x", "--stop", "\ud83d"], r"--stop '\ud83d': bytes that are no UTF-8"),
+        (["--prompt", "x\udcff"], r"--prompt: 'x\udcff' is not UTF-8"),
+        (["--prompt", "x", "--stop", "\ud83d"], r"--stop: '\ud83d' is not UTF-8"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_two(capsys, trained, words, message):

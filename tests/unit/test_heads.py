@@ -33,9 +33,8 @@ from lora_ensembles import (
     train,
 )
 from lora_ensembles.baselines.single_member import num_trained_parameters
-from lora_ensembles.cli.heads import KINDS as KINDS_OF_THE_COMMAND_LINE
 from lora_ensembles.errors import AdapterError, ConfigError, DataError
-from lora_ensembles.heads import HEAD_KINDS, RewardPrediction, encode_texts
+from lora_ensembles.heads import RewardPrediction, encode_texts
 from lora_ensembles.heads.kinds import adapter_for, resolve_head
 from lora_ensembles.heads.texts import text_window
 from lora_ensembles.tasks import Completion, Example
@@ -159,10 +158,6 @@ def test_a_pooler_that_the_checkpoint_lacks_is_the_members_own(tmp_path: Path) -
     torch.testing.assert_close(
         predict(again, choice_examples()).member_log_probs, expected, atol=1e-6, rtol=1e-6
     )
-
-
-def test_the_command_line_knows_the_same_kinds() -> None:
-    assert KINDS_OF_THE_COMMAND_LINE == HEAD_KINDS
 
 
 def test_a_head_that_is_not_of_linear_layers_is_refused_by_name() -> None:

@@ -512,6 +512,5 @@ def test_progress_bar_shows_loss_and_accuracy_unless_it_is_off(capsys: pytest.Ca
 
     train(ensemble(), QUESTIONS, dataclasses.replace(SHORT, log_every=1), progress=True)
     shown = capsys.readouterr().err
-    assert "4/4" in shown
-    assert "loss=" in shown
-    assert "accuracy=" in shown
+    assert "4 of 4 steps, loss " in shown  # a line now and then: this is no terminal
+    assert ", accuracy " in shown

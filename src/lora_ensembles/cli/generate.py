@@ -177,12 +177,6 @@ def _check(args: Arguments, config: GenerationConfig) -> None:
         raise ConfigError(
             "give --prompt TEXT for one text, or --in FILE for a file of prompts; one of the two"
         )
-    texts = {"--prompt": args.prompt or "", "--stop": "".join(args.stop)}
-    for flag, text in texts.items():
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ConfigError(
-                f"{flag} {text!a}: bytes that are no UTF-8; mend the text, or set the terminal to UTF-8"
-            )
     if args.source is not None and args.chat:
         raise ConfigError("--chat is for --prompt; in a file, a chat is a row with the column 'messages'")
     if args.source is None and args.out != "-":
