@@ -38,6 +38,7 @@ LEVELS: dict[str, set[str]] = {
         "uncertainty",
         "metrics",
         "intervals",
+        "ece_intervals",
         "selective",
         "records",
         "files",

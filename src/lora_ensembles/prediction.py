@@ -152,7 +152,7 @@ class Prediction:
         vars(taken).update(
             member_log_probs=self.member_log_probs[:, rows],
             targets=None if self.targets is None else self.targets[rows],
-            ids=tuple(self.ids[row] for row in rows.tolist()),
+            ids=tuple(map(self.ids.__getitem__, rows.tolist())),
             log_probs=self.log_probs[rows],
             probs=self.probs[rows],
         )

@@ -124,6 +124,16 @@ def test_evaluate_is_the_librarys_evaluation(capsys, trained):
     assert "95 % interval" in done.out
 
 
+def test_every_metric_of_evaluate_has_an_interval_the_one_out_of_distribution_too(capsys, trained):
+    done = call(capsys, "evaluate", trained, "--limit", 20, "--intervals", "--json")
+
+    got = done.summary["ensemble"]
+    assert set(got["intervals"]) == {"accuracy", "nll", "ece", "brier", "ood_auroc"}
+    low, high = got["intervals"]["ood_auroc"]
+    assert 0 <= low < got["ood_auroc"] < high <= 1
+    assert f"{low:.4f} to {high:.4f}" in done.out
+
+
 def test_evaluate_on_another_task_and_set(capsys, trained):
     done = call(
         capsys, "evaluate", trained, "--task", "world-mmlu-ss", "--ood", "world-cqa", "--limit", 8, "--json"

@@ -9,7 +9,6 @@ import torch
 from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassCalibrationError
 
 from lora_ensembles.errors import ConfigError, DataError
-from lora_ensembles.intervals import Interval, bootstrap_interval, paired_difference
 from lora_ensembles.metrics import (
     accuracy,
     accuracy_coverage,
@@ -309,76 +308,3 @@ def test_metrics_are_json_and_print_one_line_each():
     assert json.loads(json.dumps(metrics.to_dict())) == metrics.to_dict()
     assert len(str(metrics).splitlines()) == len(metrics.to_dict())
     assert f"{metrics.accuracy:.4f}" in str(metrics)
-
-
-def test_bootstrap_interval_of_accuracy_matches_the_binomial():
-    # 400 coin flips: 0.5 +- 1.96 sqrt(0.25 / 400) = 0.5 +- 0.049; 0.01 is four times the error of a percentile of 1000 draws
-    prediction = Prediction(torch.tensor([0.7, 0.3]).log().expand(1, 400, 2), torch.arange(400) % 2)
-    interval = bootstrap_interval(accuracy, prediction, seed=3)
-    assert interval.estimate == 0.5
-    assert interval.low == pytest.approx(0.451, abs=0.01)
-    assert interval.high == pytest.approx(0.549, abs=0.01)
-
-
-def test_bootstrap_is_seeded_and_leaves_the_global_random_state_alone():
-    prediction = random_prediction(18)
-    state = torch.get_rng_state()
-    first = bootstrap_interval(nll, prediction, samples=50, seed=1)
-    assert first == bootstrap_interval(nll, prediction, samples=50, seed=1)
-    assert first != bootstrap_interval(nll, prediction, samples=50, seed=2)
-    assert torch.equal(state, torch.get_rng_state())
-
-
-def test_wider_level_gives_a_wider_interval_around_the_estimate():
-    prediction = random_prediction(19)
-    narrow = bootstrap_interval(nll, prediction, samples=200, level=0.5)
-    wide = bootstrap_interval(nll, prediction, samples=200, level=0.99)
-    assert wide.low < narrow.low < narrow.estimate < narrow.high < wide.high
-
-
-def test_paired_difference_sees_what_separate_intervals_hide():
-    # The second is the first with every log-probability of the target a little lower: always worse, by little.
-    first = random_prediction(20, examples=100)
-    colder = Prediction((first.member_log_probs * 1.1).log_softmax(-1), first.targets, first.ids)
-    separate = bootstrap_interval(nll, first, samples=200), bootstrap_interval(nll, colder, samples=200)
-    difference = paired_difference(nll, first, colder, samples=200)
-    assert difference.estimate == pytest.approx(nll(first) - nll(colder))
-    assert separate[0].high > separate[1].low  # they overlap
-    assert difference.high < 0
-    assert difference.excludes_zero
-
-
-def test_paired_difference_changes_sign_when_the_two_are_exchanged():
-    first, second = random_prediction(21), random_prediction(21).select([0, 1])
-    forward, backward = (
-        paired_difference(nll, first, second, samples=50),
-        paired_difference(nll, second, first, samples=50),
-    )
-    assert (forward.estimate, forward.low, forward.high) == pytest.approx(
-        (-backward.estimate, -backward.high, -backward.low)
-    )
-
-
-def test_paired_difference_of_other_examples_is_refused():
-    prediction = random_prediction(22)
-    with pytest.raises(ConfigError, match="different examples"):
-        paired_difference(nll, prediction, prediction.take(torch.arange(40).flip(0)))
-    other = Prediction(prediction.member_log_probs, torch.zeros(40, dtype=torch.int64), prediction.ids)
-    with pytest.raises(ConfigError, match="same ids and different targets"):
-        paired_difference(nll, prediction, other)
-
-
-@pytest.mark.parametrize(
-    ("samples", "level", "message"),
-    [(1, 0.95, "1 bootstrap samples"), (10, 95.0, "0.95, not 95"), (10, 0.0, "level")],
-)
-def test_bootstrap_refuses_settings_that_give_no_interval(samples, level, message):
-    with pytest.raises(ConfigError, match=message):
-        bootstrap_interval(accuracy, random_prediction(0), samples=samples, level=level)
-
-
-def test_interval_prints_estimate_and_ends():
-    interval = Interval(estimate=0.5, low=0.25, high=0.75, level=0.95)
-    assert str(interval) == "0.5000 [0.2500, 0.7500]"
-    assert interval.excludes_zero
-    assert interval.to_dict() == {"estimate": 0.5, "low": 0.25, "high": 0.75, "level": 0.95}

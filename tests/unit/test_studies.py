@@ -16,7 +16,7 @@ from lora_ensembles.errors import CheckpointError, DataError
 from lora_ensembles.prediction import Prediction
 from lora_ensembles.studies import claims
 from lora_ensembles.studies.arms import Arm, decay_arms, randomness_arms, regulariser_arms, train_arms
-from lora_ensembles.studies.claims import LEAST_TASKS, interval_of_tasks, judge, judge_contrast, t_quantile
+from lora_ensembles.studies.claims import LEAST_TASKS, interval_of_tasks, judge, judge_contrast
 from lora_ensembles.studies.contrasts import CLAIMS, Contrast
 from lora_ensembles.studies.grid import FULL, PAPER, QUICK, cells, settings_of
 from lora_ensembles.studies.measures import by_size, described, measured
@@ -344,18 +344,6 @@ def test_too_few_tasks_decide_nothing_however_their_seeds_agree() -> None:
         part = judge_contrast(Contrast("x", differences, 1))
         assert (part.verdict, part.tasks, part.settings) == (verdict, tasks, 9 * tasks)
         assert (part.interval is None) == (verdict == "inconclusive")
-
-
-@pytest.mark.parametrize("level", [0.5, 0.95, 1 - 0.05 / 9])
-def test_t_quantiles_are_those_of_the_distribution(level: float) -> None:
-    # P(|T| <= t) of torch's density, summed over a fine grid: trapezoids of 1e-3 are right to 1e-7.
-    for degrees in (1, 2, 3, 4, 5, 17):
-        quantile = t_quantile(level, degrees)
-        grid = torch.linspace(-quantile, quantile, 2 * int(1000 * quantile) + 1, dtype=torch.float64)
-        density = torch.distributions.StudentT(torch.tensor(float(degrees), dtype=torch.float64)).log_prob(
-            grid
-        )
-        assert torch.trapezoid(density.exp(), grid).item() == pytest.approx(level, abs=1e-6)
 
 
 def test_the_interval_is_that_of_the_tasks_means_and_more_seeds_do_not_narrow_it() -> None:

@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_column_flags(parser)
     parser.add_argument(
-        "--intervals", action="store_true", help="95 %% bootstrap intervals of the ensemble's metrics"
+        "--intervals", action="store_true", help="95 %% intervals of the ensemble's metrics, over questions"
     )
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     baseline.add_arguments(parser)
@@ -145,6 +145,7 @@ def _measure_questions(
     args: Arguments, predictor: Predictor, name: str, every: Sequence[Any], source: Source
 ) -> Measured:
     from .. import metrics
+    from ..intervals import bootstrap_interval
     from ..prediction import predict
 
     pair = load_pair(source.task, source, asked=args.ood)
@@ -159,6 +160,8 @@ def _measure_questions(
     ood = predict(predictor, others, max_rows=args.max_rows) if pair else None
     shown = {name: getattr(metrics, name) for name in SHOWN if name != "ood_auroc"}
     intervals = _intervals(shown, prediction) if args.intervals else {}
+    if args.intervals and ood is not None:
+        intervals["ood_auroc"] = bootstrap_interval(metrics.ood_auroc, prediction, ood=ood)
     spread = metrics.evaluate_members(prediction, ood=ood)
     return Measured(pair[0] if pair else None, metrics.evaluate(prediction, ood=ood), spread, intervals)
 

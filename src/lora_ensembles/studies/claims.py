@@ -8,7 +8,6 @@ and supported in part if every part that could be judged is and others could not
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ..errors import DataError
+from ..intervals import t_quantile
 from .contrasts import CLAIMS, Contrast
 from .views import Records, View
 
@@ -84,35 +84,6 @@ def interval_of_tasks(means: Sequence[float], *, level: float = 0.95) -> tuple[f
     half = t_quantile(level, len(means) - 1) * statistics.stdev(means) / math.sqrt(len(means))
     mean = statistics.fmean(means)
     return mean - half, mean + half
-
-
-@functools.cache
-def t_quantile(level: float, degrees: int) -> float:
-    """The t with P(|T| <= t) = level of Student's distribution with so many degrees of freedom.
-
-    With t = sqrt(degrees) tan(x), P is the integral of cos^(degrees - 1) from 0 to x over that from 0 to pi/2 (Abramowitz & Stegun,
-    26.7.3 and 26.7.4); x is halved until it is found.
-
-    Example:
-        >>> round(t_quantile(0.95, 5), 3)
-        2.571
-    """
-
-    def integral(x: float) -> float:
-        power = (degrees - 1) % 2
-        value = math.sin(x) if power else x
-        for n in range(power + 2, degrees, 2):
-            value = math.cos(x) ** (n - 1) * math.sin(x) / n + (n - 1) / n * value
-        return value
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):  # down to 1e-18
-        middle = (low + high) / 2
-        if integral(middle) < level * integral(math.pi / 2):
-            low = middle
-        else:
-            high = middle
-    return math.sqrt(degrees) * math.tan(low)
 
 
 def judge_contrast(contrast: Contrast) -> Part:
