@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-EXAMPLES ?= 650
+EXAMPLES ?= 1300
 
 .PHONY: help install demo test test-oldest test-newest fuzz bench lint clean
 
