@@ -1,0 +1,158 @@
+"""Tiny configurations of any architecture: every size that a configuration holds, made small by its name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from .settings import SETTINGS
+
+HIDDEN = 32
+HEADS = 4
+HEAD_DIM = HIDDEN // HEADS
+VOCABULARY = 96
+WINDOW = 64  # tokens that the models see
+SLIDING = 6  # tokens of a sliding attention window
+LEAST_LAYERS = 2
+PLACEHOLDERS = range(VOCABULARY - 1, VOCABULARY - 9, -1)  # ids that stand for an image, a sound or their ends
+
+Rule = Callable[[Any], Any]
+
+
+def _names(*names: str) -> str:
+    return "|".join(names)
+
+
+def _at_most(size: int) -> Rule:
+    return lambda value: min(value, size)
+
+
+# The first rule whose pattern matches the whole name applies; numbers inside lists are made small one by one.
+INTEGERS: tuple[tuple[str, int | Rule], ...] = (
+    (r"(num_|n_)?(hidden_|encoder_|decoder_|recurrent_|input_|output_)*layers?|depths?|num_blocks", LEAST_LAYERS),
+    (r"(conf_)?num_hidden_layers|num_layers_per_stack|(decoder|encoder)_num_layers|resampler_depth", LEAST_LAYERS),
+    (r"num_lstm_layers|num_residual_layers|num_res_blocks|num_global_layers|aligner_num_add_layers", 1),
+    (r"multi_query_group_num|num_query_groups|kv_n_heads", _at_most(2)),
+    (r"(num_key_value_heads|num_kv_heads|\w+_num_key_value_heads|num_attention_groups)", _at_most(2)),
+    (r"(\w+_)?(num_|n_)?(\w+_)?(heads?|num_attention_heads)", _at_most(HEADS)),
+    (r"linear_num_key_heads", 2),
+    (r"(global_|swa_|linear_\w*|index_|indexer_|mamba_)?head_?dim|d_head|dim_head|d_kv|v_head_dim|kv_channels", HEAD_DIM),
+    (r"qk_(nope|rope)_head_dim|(linear_key|linear_value|resampler)_head_dim|attention_head_size", _at_most(HEAD_DIM)),
+    (r"rotary_dim", 4),
+    (r"\w*(_lora|gated_norm|laurel|adapter|loop_gate)_rank|hc_lowrank|mamba_dt_rank|time_step_rank", 16),
+    (r"\w*(state_size|d_state)", 8),
+    (r"\w*moe_intermediate_size|\w*shared_expert\w*_(size|dim)|shared_intermediate_size", _at_most(24)),
+    (r"\w*(intermediate_size|ffn_dim|ffn_hidden_size|dff|d_ff|dim_ff|mlp_dim|n_inner|d_inner)\w*|hidden_dim", _at_most(40)),
+    (r"(\w+_)?(num_|n_)(local_|routed_)?experts|num_moe_experts|moe_num_experts", 4),
+    (r"num_experts_per_(tok|token)|moe_topk|moe_top_k|moe_k|top_k_experts", _at_most(2)),
+    (r"n_group|num_expert_group", _at_most(2)),
+    (r"topk_group", 1),
+    (r"first_k_dense_replace|num_dense_layers", _at_most(1)),
+    (r"(\w+_)?vocab_size(_per_layer_input|_base)?", _at_most(VOCABULARY)),
+    (r"(max_position_embeddings|n_positions|n_ctx|max_seq_len|context_length|max_(source|target)_positions)", WINDOW),
+    (r"(position_embedding_size|num_position_embeddings|original_max_position_embeddings|model_max_length)", WINDOW),
+    (r"(sliding_window(_size)?|attention_window_size|local_attention_window_len)", SLIDING),
+    (r"local_attention", 2 * SLIDING),
+    (r"image_size|crop_size", 28),
+    (r"patch_size", _at_most(14)),
+    (r"(mamba_|mamba2_)?chunk_size|block_size", lambda value: min(value, 8)),
+    (r"codebook_size|num_embeddings", 16),
+    (
+        r"(\w+_)?(hidden_size|d_model|n_embd|embed_dim|emb_dim|embedding_dim|embedding_size|dim|width|out_dim|in_dim"
+        r"|output_channels|out_channels|output_dim|input_dim|embed_hidden_size|hidden_sizes|channels|proj_dim)",
+        _at_most(HIDDEN),
+    ),
+)
+SPECIAL = {
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "sep_token_id": 2,
+    "cls_token_id": 1,
+    "decoder_start_token_id": 1,
+    "unk_token_id": 3,
+}
+PLACEHOLDER_NAME = re.compile(
+    r"((image|video|audio|vision|mask|img|frame|low_res|boi|eoi|boa|eoa|im|slice|newline|user)\w*_(id|index)|\w*mask_index)"
+)
+DROPOUT = re.compile(r"\w*(drop|pdrop|dropout|droprate|jitter)\w*|activation_sparsity_pattern")
+INITIAL = re.compile(r"(\w*initializer_range|init_std|initializer_std|embed_init_std)")
+
+
+def tiny_config(cls: type[PreTrainedConfig], changes: Mapping[str, Any]) -> PreTrainedConfig:
+    """The configuration of a class with every size made small, and `changes` on top."""
+    return cls(**_shrunk(cls(), dict(changes)))
+
+
+def _shrunk(config: PreTrainedConfig, changes: dict[str, Any]) -> dict[str, Any]:
+    changes = SETTINGS.get(config.model_type, {}) | changes
+    known = inspect.signature(type(config).__init__).parameters
+    placeholders = iter([*PLACEHOLDERS] * 3)
+    small: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    for name, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            given = changes.pop(name, {})
+            small[name] = type(value)(**_shrunk(value, given)) if isinstance(given, dict) else given
+        elif name in known and not name.startswith("_"):
+            if PLACEHOLDER_NAME.fullmatch(name) and (value is None or type(value) is int):
+                small[name] = next(placeholders)
+            elif (tiny := _tiny(name, value)) != value:
+                small[name] = tiny
+    layers = _layers(config)
+    if layers is not None:
+        small |= layers
+    return small | changes
+
+
+def _tiny(name: str, value: Any) -> Any:
+    if name in SPECIAL:
+        return SPECIAL[name]
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, list | tuple):
+        return type(value)(_tiny(name, part) for part in value)
+    if DROPOUT.fullmatch(name):
+        return 0.0
+    if INITIAL.fullmatch(name):
+        return 0.2
+    if isinstance(value, int):
+        for pattern, size in INTEGERS:
+            if re.fullmatch(pattern, name):
+                return size(value) if callable(size) else size
+    if name == "rope_parameters":
+        return _tiny_rope(value)
+    return value
+
+
+def _tiny_rope(value: Mapping[str, Any]) -> dict[str, Any]:
+    if "mrope_section" not in value:
+        return dict(value)
+    half = round(HEAD_DIM * value.get("partial_rotary_factor", 1.0)) // 2
+    parts = len(value["mrope_section"])
+    section = [half // parts] * parts
+    section[0] += half - sum(section)
+    return dict(value) | {"mrope_section": section}
+
+
+def _layers(config: PreTrainedConfig) -> dict[str, Any] | None:
+    """As few layers as show every combination of the kinds that a configuration lists for each layer."""
+    name = "num_hidden_layers" if "num_hidden_layers" in vars(config) else "num_layers"
+    count = vars(config).get(name)
+    if not isinstance(count, int) or count <= LEAST_LAYERS:
+        return None
+    lists = {
+        key: value
+        for key, value in vars(config).items()
+        if isinstance(value, list | tuple) and len(value) == count and not key.startswith("_")
+    }
+    if not lists:
+        return None
+    kinds = [repr(kind) for kind in zip(*lists.values(), strict=True)]
+    picked = sorted({kinds.index(kind) for kind in kinds})
+    picked = sorted({*picked, *range(LEAST_LAYERS - len(picked) + 1)}) if len(picked) < LEAST_LAYERS else picked
+    tiny = {key: type(value)(_tiny(key, value[index]) for index in picked) for key, value in lists.items()}
+    return {name: len(picked)} | tiny
