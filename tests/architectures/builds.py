@@ -62,9 +62,15 @@ def build(kind: str, name: str) -> PreTrainedModel:
             model = AUTO[kind].from_config(config, dtype=torch.float32).float().eval()
             _spread(model)
     except Exception as error:
-        reason = str(error).strip().splitlines() or [""]
-        raise CannotBuild(f"{type(error).__name__}: {reason[0]}") from error
+        raise CannotBuild(_reason(error)) from error
     return model
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    # A failed check of a configuration says which check in its first line, and what was wrong in the second.
+    line = lines[1] if lines[0].startswith("Class validation error") and len(lines) > 1 else lines[0]
+    return f"{type(error).__name__}: {line.strip()}"
 
 
 @contextmanager

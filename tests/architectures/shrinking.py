@@ -102,9 +102,11 @@ def _shrunk(config: PreTrainedConfig, changes: dict[str, Any]) -> dict[str, Any]
                 small[name] = next(placeholders)
             elif (tiny := _tiny(name, value)) != value:
                 small[name] = tiny
-    layers = _layers(config)
-    if layers is not None:
-        small |= layers
+    small |= {name: layers for name, layers in _layers(config).items() if name in known}
+    if "head_dim" in known and config.head_dim is None:
+        small["head_dim"] = HEAD_DIM
+    if "kv_lora_rank" in known and "num_key_value_heads" in known:
+        small["num_key_value_heads"] = HEADS  # a compressed state holds every head
     return small | changes
 
 
@@ -138,21 +140,40 @@ def _tiny_rope(value: Mapping[str, Any]) -> dict[str, Any]:
     return dict(value) | {"mrope_section": section}
 
 
-def _layers(config: PreTrainedConfig) -> dict[str, Any] | None:
+def _layers(config: PreTrainedConfig) -> dict[str, Any]:
     """As few layers as show every combination of the kinds that a configuration lists for each layer."""
     name = "num_hidden_layers" if "num_hidden_layers" in vars(config) else "num_layers"
     count = vars(config).get(name)
     if not isinstance(count, int) or count <= LEAST_LAYERS:
-        return None
-    lists = {
+        return {}
+    numbered = {key: value for key, value in vars(config).items() if _numbers_layers(key, value, count)}
+    listed = {
         key: value
         for key, value in vars(config).items()
-        if isinstance(value, list | tuple) and len(value) == count and not key.startswith("_")
+        if isinstance(value, list | tuple) and len(value) == count and key not in numbered and key[0] != "_"
     }
-    if not lists:
-        return None
-    kinds = [repr(kind) for kind in zip(*lists.values(), strict=True)]
+    columns = [*listed.values(), *([layer in value for layer in range(count)] for value in numbered.values())]
+    if not columns:
+        return {}
+    kinds = [repr(kind) for kind in zip(*columns, strict=True)]
     picked = sorted({kinds.index(kind) for kind in kinds})
-    picked = sorted({*picked, *range(LEAST_LAYERS - len(picked) + 1)}) if len(picked) < LEAST_LAYERS else picked
-    tiny = {key: type(value)(_tiny(key, value[index]) for index in picked) for key, value in lists.items()}
-    return {name: len(picked)} | tiny
+    picked = sorted({*picked, *[n for n in range(count) if n not in picked][: max(0, LEAST_LAYERS - len(picked))]})
+    return {
+        name: len(picked),
+        **{key: type(value)(_tiny(key, value[layer]) for layer in picked) for key, value in listed.items()},
+        **{
+            key: type(value)(place for place, layer in enumerate(picked) if layer in value)
+            for key, value in numbered.items()
+        },
+    }
+
+
+def _numbers_layers(name: str, value: Any, count: int) -> bool:
+    """Whether a list says which layers are of a kind, by their numbers."""
+    return (
+        re.fullmatch(r"\w+_(layers|idxs|indexes|indices|ids)", name) is not None
+        and isinstance(value, list | tuple)
+        and all(type(number) is int for number in value)
+        and list(value) == sorted({*value})
+        and all(0 <= number < count for number in value)
+    )
