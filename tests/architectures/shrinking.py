@@ -36,14 +36,15 @@ INTEGERS: tuple[tuple[str, int | Rule], ...] = (
     (r"(num_|n_)?(hidden_|encoder_|decoder_|recurrent_|input_|output_)*layers?|depths?|num_blocks", LEAST_LAYERS),
     (r"(conf_)?num_hidden_layers|num_layers_per_stack|(decoder|encoder)_num_layers|resampler_depth", LEAST_LAYERS),
     (r"num_lstm_layers|num_residual_layers|num_res_blocks|num_global_layers|aligner_num_add_layers", 1),
+    (r"d_head|dim_head|d_kv|n_groups", _at_most(HEAD_DIM)),
     (r"multi_query_group_num|num_query_groups|kv_n_heads", _at_most(2)),
     (r"(num_key_value_heads|num_kv_heads|\w+_num_key_value_heads|num_attention_groups)", _at_most(2)),
     (r"(\w+_)?(num_|n_)?(\w+_)?(heads?|num_attention_heads)", _at_most(HEADS)),
     (r"linear_num_key_heads", 2),
-    (r"(global_|swa_|linear_\w*|index_|indexer_|mamba_)?head_?dim|d_head|dim_head|d_kv|v_head_dim|kv_channels", HEAD_DIM),
+    (r"(global_|swa_|linear_\w*|index_|indexer_|mamba_)?head_?dim|v_head_dim|kv_channels", HEAD_DIM),
     (r"qk_(nope|rope)_head_dim|(linear_key|linear_value|resampler)_head_dim|attention_head_size", _at_most(HEAD_DIM)),
     (r"rotary_dim", 4),
-    (r"\w*(_lora|gated_norm|laurel|adapter|loop_gate)_rank|hc_lowrank|mamba_dt_rank|time_step_rank", 16),
+    (r"\w*(_lora|gated_norm|laurel|adapter|loop_gate)_rank|mamba_dt_rank|time_step_rank", 16),
     (r"\w*(state_size|d_state)", 8),
     (r"\w*moe_intermediate_size|\w*shared_expert\w*_(size|dim)|shared_intermediate_size", _at_most(24)),
     (r"\w*(intermediate_size|ffn_dim|ffn_hidden_size|dff|d_ff|dim_ff|mlp_dim|n_inner|d_inner)\w*|hidden_dim", _at_most(40)),
@@ -54,7 +55,7 @@ INTEGERS: tuple[tuple[str, int | Rule], ...] = (
     (r"first_k_dense_replace|num_dense_layers", _at_most(1)),
     (r"(\w+_)?vocab_size(_per_layer_input|_base)?", _at_most(VOCABULARY)),
     (r"(max_position_embeddings|n_positions|n_ctx|max_seq_len|context_length|max_(source|target)_positions)", WINDOW),
-    (r"(position_embedding_size|num_position_embeddings|original_max_position_embeddings|model_max_length)", WINDOW),
+    (r"(position_embedding_size|num_position_embeddings|max_2d_position_embeddings|original_max_position_embeddings|model_max_length)", WINDOW),
     (r"(sliding_window(_size)?|attention_window_size|local_attention_window_len)", SLIDING),
     (r"local_attention", 2 * SLIDING),
     (r"image_size|crop_size", 28),
@@ -67,6 +68,7 @@ INTEGERS: tuple[tuple[str, int | Rule], ...] = (
         _at_most(HIDDEN),
     ),
 )
+ABSENT = {"head_dim": HEAD_DIM, "num_key_value_heads": 2}  # where the default is nothing
 SPECIAL = {
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -79,7 +81,7 @@ SPECIAL = {
 PLACEHOLDER_NAME = re.compile(
     r"((image|video|audio|vision|mask|img|frame|low_res|boi|eoi|boa|eoa|im|slice|newline|user)\w*_(id|index)|\w*mask_index)"
 )
-DROPOUT = re.compile(r"\w*(drop|pdrop|dropout|droprate|jitter)\w*|activation_sparsity_pattern")
+DROPOUT = re.compile(r"\w*(drop|pdrop|dropout|droprate|jitter)\w*")
 INITIAL = re.compile(r"(\w*initializer_range|init_std|initializer_std|embed_init_std)")
 
 
@@ -90,7 +92,8 @@ def tiny_config(cls: type[PreTrainedConfig], changes: Mapping[str, Any]) -> PreT
 
 def _shrunk(config: PreTrainedConfig, changes: dict[str, Any]) -> dict[str, Any]:
     changes = SETTINGS.get(config.model_type, {}) | changes
-    known = inspect.signature(type(config).__init__).parameters
+    known = {*inspect.signature(type(config).__init__).parameters}
+    known |= {stored for given, stored in type(config).attribute_map.items() if given in known}
     placeholders = iter([*PLACEHOLDERS] * 3)
     small: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     for name, value in vars(config).items():
@@ -103,8 +106,7 @@ def _shrunk(config: PreTrainedConfig, changes: dict[str, Any]) -> dict[str, Any]
             elif (tiny := _tiny(name, value)) != value:
                 small[name] = tiny
     small |= {name: layers for name, layers in _layers(config).items() if name in known}
-    if "head_dim" in known and config.head_dim is None:
-        small["head_dim"] = HEAD_DIM
+    small |= {name: size for name, size in ABSENT.items() if name in known and vars(config).get(name, 0) is None}
     if "kv_lora_rank" in known and "num_key_value_heads" in known:
         small["num_key_value_heads"] = HEADS  # a compressed state holds every head
     return small | changes
