@@ -19,18 +19,51 @@ SHARED_KV: dict[str, Any] = dict(
     layer_types=["sliding_attention", "full_attention"] * 2,
 )
 # Layers of full attention have heads of another size than sliding ones.
-GEMMA4: dict[str, Any] = dict(global_head_dim=16, hidden_size_per_layer_input=16)
+GEMMA4: dict[str, Any] = dict(global_head_dim=16)
 QWEN4_INDEXER: dict[str, Any] = dict(
     indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=4, indexer_compress_ratio=2
 )
 
+# Where the defaults contradict themselves.
+DEFAULTS: dict[str, dict[str, Any]] = {"gemma4_assistant": dict(text_config=dict(hidden_size_per_layer_input=0))}
+# Vision towers of the package timm, in place of which stand SigLIP's, with what the models read off their own.
+TOWERS: dict[str, dict[str, Any]] = {
+    "fast_vlm": {},
+    "gemma3n": dict(vocab_size=4, vocab_offset=88, rms_norm_eps=1e-6),
+    "perception_lm": dict(model_args=dict(embed_dim=32)),
+}
+
 SETTINGS: dict[str, dict[str, Any]] = {
+    "apertus1p5": dict(
+        image_token_offset=80,
+        audio_token_offset=84,
+        vision_config=dict(codebook_size=4),
+        audio_config=dict(codebook_size=4),
+    ),
+    "chameleon": dict(vocabulary_map={"<image>": 95}),
+    "emu3": dict(vocabulary_map={"<image>": 95}),
+    "deepseek_ocr2_text": dict(num_experts_per_tok=2, num_hidden_layers=2, mlp_layer_types=["dense", "sparse"]),
+    "ernie4_5_vl_moe_text": dict(rope_parameters=ROPE | dict(mrope_section=[1, 1, 2])),
+    "gemma3n": dict(audio_config=dict(vocab_size=4, vocab_offset=92)),
+    "gemma4_assistant": dict(text_config=dict(hidden_size_per_layer_input=0)),
+    "granite4_vision": dict(
+        downsample_rate="1/2", deepstack_layer_map=[[-1, 0]], spatial_target_layers=[1], image_seq_length=4
+    ),
+    "hunyuan_vl_text": dict(rope_parameters=ROPE | dict(mrope_section=[1, 1, 1, 1])),
+    "molmo2_adapter": dict(vision_feature_layer=[1, 0]),
+    "step3p5": SLIDING_FULL
+    | dict(
+        sliding_window=6,
+        mlp_layer_types=["dense", "sparse"],
+        rope_parameters=dict(full_attention=ROPE, sliding_attention=ROPE),
+    ),
+    "longcat_flash": dict(zero_expert_num=2, head_dim=8),
     "bamba": MAMBA | dict(attn_layer_indices=[1]),
     "blt": dict(num_hidden_layers=2, encoder_hash_byte_group_vocab=50),
     "canine": dict(num_hash_buckets=32),
     "cohere_compass_text": SLIDING_FULL
     | dict(rope_parameters=dict(full_attention=ROPE, sliding_attention=ROPE)),
-    "dbrx": dict(attn_config=dict(kv_n_heads=2, rope_theta=1e4), ffn_config=dict(moe_top_k=2)),
+    "dbrx": dict(attn_config=dict(kv_n_heads=2, clip_qkv=8.0, rope_theta=1e4), ffn_config=dict(moe_top_k=2)),
     "deepseek_v2": dict(num_experts_per_tok=2, first_k_dense_replace=1),
     "dory": dict(
         num_hidden_layers=4,
@@ -54,15 +87,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
         num_key_value_heads=4,
     ),
     "esm": dict(vocab_size=96, mask_token_id=89),
-    "esmc": dict(num_key_value_heads=4),
+    "esmc": dict(num_key_value_heads=4, vocab_size=96),
     "falcon_h1": dict(mamba_n_heads=4, mamba_d_head=8, mamba_d_ssm=32),
     "gemma3n_text": SHARED_KV
     | dict(
         intermediate_size=40, activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0], hidden_size_per_layer_input=16
     ),
-    "gemma4_text": GEMMA4,
+    "gemma4_text": GEMMA4 | dict(hidden_size_per_layer_input=16),
     "gemma4_unified_text": GEMMA4,
-    "diffusion_gemma_text": GEMMA4,
+    "diffusion_gemma_text": GEMMA4 | dict(num_experts=4, top_k_experts=2, moe_intermediate_size=24),
     "gpt_neo": dict(attention_types=[[["global", "local"], 1]], window_size=6),
     "granitemoehybrid": MAMBA | LINEAR_FULL,
     "hrm_text": dict(num_hidden_layers=2, num_layers_per_stack=None, H_cycles=2, L_cycles=2, L_bp_cycles=[2]),
@@ -76,7 +109,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "layoutlmv3": dict(coordinate_size=4, shape_size=8, input_size=28, patch_size=14),
     "lfm2_moe": dict(num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], num_dense_layers=1),
     "lilt": dict(hidden_size=48),  # sizes of its boxes are a sixth of it, its channels a quarter
-    "longcat_flash": dict(zero_expert_num=2, head_dim=8),
     "mamba2": dict(num_heads=4, head_dim=16, n_groups=2),
     "markuplm": dict(
         max_xpath_tag_unit_embeddings=16,
@@ -101,9 +133,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         num_buckets=4,
         hash_seed=0,
     ),
-    "xlstm": dict(chunk_size=16),
+    "xlstm": dict(hidden_size=64, embedding_dim=64, qk_dim_factor=1.0, chunk_size=16),
     "xmod": dict(default_language="en_XX"),
     "zamba": dict(
+        attention_hidden_size=64,
+        attention_head_dim=16,
         num_hidden_layers=4, layers_block_type=["linear_attention", "hybrid", "linear_attention", "hybrid"]
     ),
 }

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, SiglipVisionConfig
 
-from .settings import SETTINGS
+from .settings import DEFAULTS, SETTINGS, TOWERS
 
 HIDDEN = 32
 HEADS = 4
@@ -58,6 +58,7 @@ INTEGERS: tuple[tuple[str, int | Rule], ...] = (
     (r"(position_embedding_size|num_position_embeddings|max_2d_position_embeddings|original_max_position_embeddings|model_max_length)", WINDOW),
     (r"(sliding_window(_size)?|attention_window_size|local_attention_window_len)", SLIDING),
     (r"local_attention", 2 * SLIDING),
+    (r"channel_multiplier|n_layers_per_attn_res_block", 1),
     (r"image_size|crop_size", 28),
     (r"patch_size", _at_most(14)),
     (r"(mamba_|mamba2_)?chunk_size|block_size", lambda value: min(value, 8)),
@@ -87,23 +88,31 @@ INITIAL = re.compile(r"(\w*initializer_range|init_std|initializer_std|embed_init
 
 def tiny_config(cls: type[PreTrainedConfig], changes: Mapping[str, Any]) -> PreTrainedConfig:
     """The configuration of a class with every size made small, and `changes` on top."""
-    return cls(**_shrunk(cls(), dict(changes)))
+    default = cls(**DEFAULTS.get(cls.model_type, {}))
+    config = cls(**_shrunk(default, dict(changes)))
+    if cls.model_type in TOWERS:
+        # Not through the constructor, which takes no other type; no text passes through the tower.
+        vars(config)["vision_config"] = tiny_config(SiglipVisionConfig, TOWERS[cls.model_type])
+    return config
 
 
 def _shrunk(config: PreTrainedConfig, changes: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that make a configuration small; only those that are not the class's own defaults."""
     changes = SETTINGS.get(config.model_type, {}) | changes
     known = {*inspect.signature(type(config).__init__).parameters}
     known |= {stored for given, stored in type(config).attribute_map.items() if given in known}
+    usual = vars(type(config)(**DEFAULTS.get(config.model_type, {})))
     placeholders = iter([*PLACEHOLDERS] * 3)
     small: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if config.is_encoder_decoder:
+        small["decoder_start_token_id"] = 1
     for name, value in vars(config).items():
         if isinstance(value, PreTrainedConfig):
-            given = changes.pop(name, {})
-            small[name] = type(value)(**_shrunk(value, given)) if isinstance(given, dict) else given
+            small[name] = type(value)(**_shrunk(value, changes.pop(name, {})))
         elif name in known and not name.startswith("_"):
             if PLACEHOLDER_NAME.fullmatch(name) and (value is None or type(value) is int):
                 small[name] = next(placeholders)
-            elif (tiny := _tiny(name, value)) != value:
+            elif (tiny := _tiny(name, value)) != usual.get(name):
                 small[name] = tiny
     small |= {name: layers for name, layers in _layers(config).items() if name in known}
     small |= {name: size for name, size in ABSENT.items() if name in known and vars(config).get(name, 0) is None}
