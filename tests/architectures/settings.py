@@ -25,7 +25,11 @@ QWEN4_INDEXER: dict[str, Any] = dict(
 )
 
 # Where the defaults contradict themselves.
-DEFAULTS: dict[str, dict[str, Any]] = {"gemma4_assistant": dict(text_config=dict(hidden_size_per_layer_input=0))}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma4_assistant": dict(
+        text_config=dict(hidden_size_per_layer_input=0, vocab_size_per_layer_input=0, num_kv_shared_layers=30)
+    )
+}
 # Vision towers of the package timm, in place of which stand SigLIP's, with what the models read off their own.
 TOWERS: dict[str, dict[str, Any]] = {
     "fast_vlm": {},
@@ -43,13 +47,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "chameleon": dict(vocabulary_map={"<image>": 95}),
     "emu3": dict(vocabulary_map={"<image>": 95}),
     "deepseek_ocr2_text": dict(num_experts_per_tok=2, num_hidden_layers=2, mlp_layer_types=["dense", "sparse"]),
+    "dots3_note_audio_encoder": dict(adapter_input_size=32, conv_output_size=32),
     "ernie4_5_vl_moe_text": dict(rope_parameters=ROPE | dict(mrope_section=[1, 1, 2])),
     "gemma3n": dict(audio_config=dict(vocab_size=4, vocab_offset=92)),
-    "gemma4_assistant": dict(text_config=dict(hidden_size_per_layer_input=0)),
+    "gemma4_assistant": dict(text_config=dict(num_kv_shared_layers=2, hidden_size_per_layer_input=0)),
+    "gemma4_unified_assistant": dict(text_config=dict(num_kv_shared_layers=2)),
     "granite4_vision": dict(
-        downsample_rate="1/2", deepstack_layer_map=[[-1, 0]], spatial_target_layers=[1], image_seq_length=4
+        downsample_rate="1/2",
+        deepstack_layer_map=[[-1, 0]],
+        spatial_target_layers=[1],
+        vision_config=dict(hidden_size=64),  # its heads are 64 wide
+        qformer_config=dict(hidden_size=64, encoder_hidden_size=64),
     ),
     "hunyuan_vl_text": dict(rope_parameters=ROPE | dict(mrope_section=[1, 1, 1, 1])),
+    "hunyuan_vl_vision": dict(max_image_size=28),
+    "hy_v4_vl_vision": dict(max_image_size=28),
     "molmo2_adapter": dict(vision_feature_layer=[1, 0]),
     "step3p5": SLIDING_FULL
     | dict(
@@ -57,7 +69,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         mlp_layer_types=["dense", "sparse"],
         rope_parameters=dict(full_attention=ROPE, sliding_attention=ROPE),
     ),
-    "longcat_flash": dict(zero_expert_num=2, head_dim=8),
+    "inkling_text": dict(logits_mup_width_multiplier=1.0),
+    "longcat_flash": dict(zero_expert_num=2, head_dim=8, qk_head_dim=16),
     "bamba": MAMBA | dict(attn_layer_indices=[1]),
     "blt": dict(num_hidden_layers=2, encoder_hash_byte_group_vocab=50),
     "canine": dict(num_hash_buckets=32),
@@ -65,6 +78,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     | dict(rope_parameters=dict(full_attention=ROPE, sliding_attention=ROPE)),
     "dbrx": dict(attn_config=dict(kv_n_heads=2, clip_qkv=8.0, rope_theta=1e4), ffn_config=dict(moe_top_k=2)),
     "deepseek_v2": dict(num_experts_per_tok=2, first_k_dense_replace=1),
+    "deepseek_v4": dict(compress_rates=dict(compressed_sparse_attention=2, heavily_compressed_attention=4)),
     "dory": dict(
         num_hidden_layers=4,
         n_input_layers=1,
@@ -123,6 +137,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "qwen4_exp_text": QWEN4_INDEXER
     | dict(hc_lowrank=16, ngram_vocab_size_base=50, make_ngram_vocab_size_divisible_by=8, split_ngram_parts=1),
     "recurrent_gemma": dict(num_hidden_layers=3),
+    "radio": dict(max_img_size=28),
     "reformer": dict(
         attn_layers=["local", "lsh"],
         axial_pos_shape=(8, 8),

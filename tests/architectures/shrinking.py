@@ -56,16 +56,21 @@ INTEGERS: tuple[tuple[str, int | Rule], ...] = (
     (r"(\w+_)?vocab_size(_per_layer_input|_base)?", _at_most(VOCABULARY)),
     (r"(max_position_embeddings|n_positions|n_ctx|max_seq_len|context_length|max_(source|target)_positions)", WINDOW),
     (r"(position_embedding_size|num_position_embeddings|max_2d_position_embeddings|original_max_position_embeddings|model_max_length)", WINDOW),
-    (r"(sliding_window(_size)?|attention_window_size|local_attention_window_len)", SLIDING),
+    (r"sliding_window(_size)?|attention_window(_size)?|local_attention_window_len|attention_chunk_size", SLIDING),
+    (r"index_topk|keep_window_size|log_scaling_n_floor|floor_scale|rel_extent", SLIDING),
+    (r"index_(topk_blocks|block_size|kpool)", 2),
     (r"local_attention", 2 * SLIDING),
-    (r"channel_multiplier|n_layers_per_attn_res_block", 1),
+    (r"image_seq_length|video_seq_length|\w*tokens_per_image|num_image_tokens|latent_query_num|canvas_length", 4),
+    (r"max_num_patches|seq_len|img_max_token_num|max_vit_seq_len|min_image_size", 16),
+    (r"query_pre_attn_scalar", HEAD_DIM),
+    (r"block_sizes|channel_multiplier|n_layers_per_attn_res_block", 1),
     (r"image_size|crop_size", 28),
     (r"patch_size", _at_most(14)),
     (r"(mamba_|mamba2_)?chunk_size|block_size", lambda value: min(value, 8)),
     (r"codebook_size|num_embeddings", 16),
     (
-        r"(\w+_)?(hidden_size|d_model|n_embd|embed_dim|emb_dim|embedding_dim|embedding_size|dim|width|out_dim|in_dim"
-        r"|output_channels|out_channels|output_dim|input_dim|embed_hidden_size|hidden_sizes|channels|proj_dim)",
+        r"(\w+_)?(hidden_size(_global)?|d_model|n_embd|embed_dim|emb_dim|embedding_dim|embedding_size|dim|width|out_dim|in_dim"
+        r"|output_channels|out_channels|output_dim|input_dim|embed_hidden_size|hidden_sizes|channels|proj_dim|head_size)",
         _at_most(HIDDEN),
     ),
 )
@@ -74,6 +79,7 @@ SPECIAL = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    "eod_token_id": 2,
     "sep_token_id": 2,
     "cls_token_id": 1,
     "decoder_start_token_id": 1,
@@ -136,6 +142,8 @@ def _tiny(name: str, value: Any) -> Any:
         for pattern, size in INTEGERS:
             if re.fullmatch(pattern, name):
                 return size(value) if callable(size) else size
+    if name == "logit_scale":
+        return 0.3  # the defaults are for much wider states
     if name == "rope_parameters":
         return _tiny_rope(value)
     return value
