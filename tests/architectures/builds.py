@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +10,14 @@ from contextlib import contextmanager
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from .shrinking import tiny_config
 
 KINDS = ("causal", "vision-language", "classifier")
 DECODER = " (is_decoder)"  # ends the names of encoders that are built to read from left to right
+LARGEST = 2_000_000  # parameters of a tiny model
 NAMES = {
     "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "vision-language": modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -57,13 +59,24 @@ def build(kind: str, name: str) -> PreTrainedModel:
         changes["is_decoder"] = True
     try:
         config = tiny_config(CONFIG_MAPPING[name.removesuffix(DECODER)], changes)
+        _refuse_large(kind, config)
         with torch.random.fork_rng(devices=[]), _uninitialised_memory_is_nan():
             torch.manual_seed(1)
             model = AUTO[kind].from_config(config, dtype=torch.float32).float().eval()
             _spread(model)
+    except CannotBuild:
+        raise
     except Exception as error:
         raise CannotBuild(_reason(error)) from error
     return model
+
+
+def _refuse_large(kind: str, config: PreTrainedConfig) -> None:
+    """Counts the parameters before they take memory: a size whose name is not known yet stays as it is."""
+    with torch.device("meta"):
+        model = AUTO[kind].from_config(copy.deepcopy(config), dtype=torch.float32)
+    if (size := model.num_parameters()) > LARGEST:
+        raise CannotBuild(f"{size} parameters, more than {LARGEST}: a size of it is not made small")
 
 
 def _reason(error: Exception) -> str:

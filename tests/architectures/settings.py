@@ -28,7 +28,8 @@ QWEN4_INDEXER: dict[str, Any] = dict(
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma4_assistant": dict(
         text_config=dict(hidden_size_per_layer_input=0, vocab_size_per_layer_input=0, num_kv_shared_layers=30)
-    )
+    ),
+    "gemma4_unified_assistant": dict(text_config=dict(num_kv_shared_layers=30)),
 }
 # Vision towers of the package timm, in place of which stand SigLIP's, with what the models read off their own.
 TOWERS: dict[str, dict[str, Any]] = {
@@ -109,7 +110,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     ),
     "gemma4_text": GEMMA4 | dict(hidden_size_per_layer_input=16),
     "gemma4_unified_text": GEMMA4,
-    "diffusion_gemma_text": GEMMA4 | dict(num_experts=4, top_k_experts=2, moe_intermediate_size=24),
+    "diffusion_gemma_text": GEMMA4
+    | dict(num_global_key_value_heads=2, num_experts=4, top_k_experts=2, moe_intermediate_size=24),
     "gpt_neo": dict(attention_types=[[["global", "local"], 1]], window_size=6),
     "granitemoehybrid": MAMBA | LINEAR_FULL,
     "hrm_text": dict(num_hidden_layers=2, num_layers_per_stack=None, H_cycles=2, L_cycles=2, L_bp_cycles=[2]),
@@ -138,6 +140,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     | dict(hc_lowrank=16, ngram_vocab_size_base=50, make_ngram_vocab_size_divisible_by=8, split_ngram_parts=1),
     "recurrent_gemma": dict(num_hidden_layers=3),
     "radio": dict(max_img_size=28),
+    "wavtokenizer_encoder": dict(num_filters=2, hidden_size=32, codebook_dim=32, decoder_attention_num_groups=4),
     "reformer": dict(
         attn_layers=["local", "lsh"],
         axial_pos_shape=(8, 8),

@@ -75,10 +75,8 @@ INTEGERS: tuple[tuple[str, int | Rule], ...] = (
     ),
 )
 ABSENT = {"head_dim": HEAD_DIM, "num_key_value_heads": 2}  # where the default is nothing
-SPECIAL = {
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SPECIAL = SPECIAL_TOKENS | {
     "eod_token_id": 2,
     "sep_token_id": 2,
     "cls_token_id": 1,
@@ -95,7 +93,7 @@ INITIAL = re.compile(r"(\w*initializer_range|init_std|initializer_std|embed_init
 def tiny_config(cls: type[PreTrainedConfig], changes: Mapping[str, Any]) -> PreTrainedConfig:
     """The configuration of a class with every size made small, and `changes` on top."""
     default = cls(**DEFAULTS.get(cls.model_type, {}))
-    config = cls(**_shrunk(default, dict(changes)))
+    config = cls(**SPECIAL_TOKENS | _shrunk(default, dict(changes)))
     if cls.model_type in TOWERS:
         # Not through the constructor, which takes no other type; no text passes through the tower.
         vars(config)["vision_config"] = tiny_config(SiglipVisionConfig, TOWERS[cls.model_type])
@@ -109,7 +107,7 @@ def _shrunk(config: PreTrainedConfig, changes: dict[str, Any]) -> dict[str, Any]
     known |= {stored for given, stored in type(config).attribute_map.items() if given in known}
     usual = vars(type(config)(**DEFAULTS.get(config.model_type, {})))
     placeholders = iter([*PLACEHOLDERS] * 3)
-    small: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    small: dict[str, Any] = {name: token for name, token in SPECIAL_TOKENS.items() if name in vars(config)}
     if config.is_encoder_decoder:
         small["decoder_start_token_id"] = 1
     for name, value in vars(config).items():
@@ -131,7 +129,7 @@ def _tiny(name: str, value: Any) -> Any:
     if name in SPECIAL:
         return SPECIAL[name]
     if value is None or isinstance(value, bool | str):
-        return value
+        return False if name == "use_mamba_kernels" else value
     if isinstance(value, list | tuple):
         return type(value)(_tiny(name, part) for part in value)
     if DROPOUT.fullmatch(name):
