@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from .shrinking import tiny_config
+from architectures.shrinking import tiny_config
 
 KINDS = ("causal", "vision-language", "classifier")
 DECODER = " (is_decoder)"  # ends the names of encoders that are built to read from left to right
@@ -58,9 +59,10 @@ def build(kind: str, name: str) -> PreTrainedModel:
     if name.endswith(DECODER):
         changes["is_decoder"] = True
     try:
-        config = tiny_config(CONFIG_MAPPING[name.removesuffix(DECODER)], changes)
-        _refuse_large(kind, config)
-        with torch.random.fork_rng(devices=[]), _uninitialised_memory_is_nan():
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _uninitialised_memory_is_nan():
+            warnings.simplefilter("ignore")  # of what transformers does while it builds
+            config = tiny_config(CONFIG_MAPPING[name.removesuffix(DECODER)], changes)
+            _refuse_large(kind, config)
             torch.manual_seed(1)
             model = AUTO[kind].from_config(config, dtype=torch.float32).float().eval()
             _spread(model)
@@ -89,7 +91,10 @@ def _reason(error: Exception) -> str:
 @contextmanager
 def _uninitialised_memory_is_nan() -> Iterator[None]:
     """Shows the parameters that a model allocates and never fills."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield

@@ -9,69 +9,85 @@ from typing import Any
 
 from transformers import PreTrainedConfig, SiglipVisionConfig
 
-from .settings import DEFAULTS, SETTINGS, TOWERS
+from architectures.settings import DEFAULTS, SETTINGS, TOWERS
 
 HIDDEN = 32
 HEADS = 4
 HEAD_DIM = HIDDEN // HEADS
 VOCABULARY = 96
 WINDOW = 64  # tokens that the models see
-SLIDING = 6  # tokens of a sliding attention window
+SLIDING = 6  # tokens of a sliding attention window, and of other choices of tokens that attention makes
 LEAST_LAYERS = 2
-PLACEHOLDERS = range(VOCABULARY - 1, VOCABULARY - 9, -1)  # ids that stand for an image, a sound or their ends
 
-Rule = Callable[[Any], Any]
+Rule = Callable[[int], int]
 
 
-def _names(*names: str) -> str:
-    return "|".join(names)
+def _exactly(size: int) -> Rule:
+    return lambda value: size
 
 
 def _at_most(size: int) -> Rule:
     return lambda value: min(value, size)
 
 
-# The first rule whose pattern matches the whole name applies; numbers inside lists are made small one by one.
-INTEGERS: tuple[tuple[str, int | Rule], ...] = (
-    (r"(num_|n_)?(hidden_|encoder_|decoder_|recurrent_|input_|output_)*layers?|depths?|num_blocks", LEAST_LAYERS),
-    (r"(conf_)?num_hidden_layers|num_layers_per_stack|(decoder|encoder)_num_layers|resampler_depth", LEAST_LAYERS),
-    (r"num_lstm_layers|num_residual_layers|num_res_blocks|num_global_layers|aligner_num_add_layers", 1),
-    (r"d_head|dim_head|d_kv|n_groups", _at_most(HEAD_DIM)),
-    (r"multi_query_group_num|num_query_groups|kv_n_heads", _at_most(2)),
-    (r"(num_key_value_heads|num_kv_heads|\w+_num_key_value_heads|num_attention_groups)", _at_most(2)),
-    (r"(\w+_)?(num_|n_)?(\w+_)?(heads?|num_attention_heads)", _at_most(HEADS)),
-    (r"linear_num_key_heads", 2),
-    (r"(global_|swa_|linear_\w*|index_|indexer_|mamba_)?head_?dim|v_head_dim|kv_channels", HEAD_DIM),
-    (r"qk_(nope|rope)_head_dim|(linear_key|linear_value|resampler)_head_dim|attention_head_size", _at_most(HEAD_DIM)),
-    (r"rotary_dim", 4),
-    (r"\w*(_lora|gated_norm|laurel|adapter|loop_gate)_rank|mamba_dt_rank|time_step_rank", 16),
-    (r"\w*(state_size|d_state)", 8),
-    (r"\w*moe_intermediate_size|\w*shared_expert\w*_(size|dim)|shared_intermediate_size", _at_most(24)),
-    (r"\w*(intermediate_size|ffn_dim|ffn_hidden_size|dff|d_ff|dim_ff|mlp_dim|n_inner|d_inner)\w*|hidden_dim", _at_most(40)),
-    (r"(\w+_)?(num_|n_)(local_|routed_)?experts|num_moe_experts|moe_num_experts", 4),
-    (r"num_experts_per_(tok|token)|moe_topk|moe_top_k|moe_k|top_k_experts", _at_most(2)),
-    (r"n_group|num_expert_group", _at_most(2)),
-    (r"topk_group", 1),
-    (r"first_k_dense_replace|num_dense_layers", _at_most(1)),
-    (r"(\w+_)?vocab_size(_per_layer_input|_base)?", _at_most(VOCABULARY)),
-    (r"(max_position_embeddings|n_positions|n_ctx|max_seq_len|context_length|max_(source|target)_positions)", WINDOW),
-    (r"(position_embedding_size|num_position_embeddings|max_2d_position_embeddings|original_max_position_embeddings|model_max_length)", WINDOW),
-    (r"sliding_window(_size)?|attention_window(_size)?|local_attention_window_len|attention_chunk_size", SLIDING),
-    (r"index_topk|keep_window_size|log_scaling_n_floor|floor_scale|rel_extent", SLIDING),
-    (r"index_(topk_blocks|block_size|kpool)", 2),
-    (r"local_attention", 2 * SLIDING),
-    (r"image_seq_length|video_seq_length|\w*tokens_per_image|num_image_tokens|latent_query_num|canvas_length", 4),
-    (r"max_num_patches|seq_len|img_max_token_num|max_vit_seq_len|min_image_size", 16),
-    (r"query_pre_attn_scalar", HEAD_DIM),
-    (r"block_sizes|channel_multiplier|n_layers_per_attn_res_block", 1),
-    (r"image_size|crop_size", 28),
-    (r"patch_size", _at_most(14)),
-    (r"(mamba_|mamba2_)?chunk_size|block_size", lambda value: min(value, 8)),
-    (r"codebook_size|num_embeddings", 16),
+# The first rule that has a pattern for the whole name applies; numbers inside lists are made small one by one.
+INTEGERS: tuple[tuple[Rule, str], ...] = (
     (
-        r"(\w+_)?(hidden_size(_global)?|d_model|n_embd|embed_dim|emb_dim|embedding_dim|embedding_size|dim|width|out_dim|in_dim"
-        r"|output_channels|out_channels|output_dim|input_dim|embed_hidden_size|hidden_sizes|channels|proj_dim|head_size)",
+        _exactly(LEAST_LAYERS),
+        r"(num_|n_)?(hidden_|encoder_|decoder_|recurrent_|input_|output_)*layers? conf_num_hidden_layers"
+        r" num_layers_per_stack (decoder|encoder)_num_layers depths? num_blocks resampler_depth"
+        r" n_layers_per_attn_res_block",
+    ),
+    (
+        _exactly(1),
+        r"num_lstm_layers num_residual_layers num_res_blocks num_global_layers aligner_num_add_layers",
+    ),
+    (_exactly(1), r"block_sizes channel_multiplier topk_group"),
+    (_at_most(1), r"first_k_dense_replace num_dense_layers"),
+    (_at_most(HEAD_DIM), r"d_head dim_head d_kv n_groups"),
+    (_at_most(2), r"kv_n_heads num_query_groups num_kv_heads (\w+_)?num_key_value_heads"),
+    (_at_most(HEADS), r"(\w+_)?heads?"),
+    (_exactly(HEAD_DIM), r"(global_|swa_|linear_|index_|indexer_|mamba_|v_)?head_?dim kv_channels"),
+    (_at_most(HEAD_DIM), r"(qk_nope|qk_rope|linear_key|linear_value|resampler)_head_dim attention_head_size"),
+    (_exactly(HEAD_DIM), r"query_pre_attn_scalar"),
+    (_exactly(4), r"rotary_dim"),
+    (_exactly(16), r"\w*(_lora|gated_norm|laurel|adapter|loop_gate|dt|time_step)_rank"),
+    (_exactly(8), r"\w*(state_size|d_state)"),
+    (_at_most(24), r"\w*moe_intermediate_size \w*shared_expert\w*_(size|dim) shared_intermediate_size"),
+    (
+        _at_most(40),
+        r"\w*(intermediate_size|ffn_dim|ffn_hidden_size|d_?ff|dim_ff|mlp_dim|n_inner|d_inner)\w* hidden_dim",
+    ),
+    (_exactly(4), r"(?!\w*shared)(\w+_)?experts"),
+    (
+        _at_most(2),
+        r"num_experts_per_(tok|token) moe_topk moe_top_k moe_k top_k_experts n_group num_expert_group",
+    ),
+    (_at_most(VOCABULARY), r"(\w+_)?vocab_size(_per_layer_input)?"),
+    (
+        _exactly(WINDOW),
+        r"(original_)?max_position_embeddings max_2d_position_embeddings max_(source|target)_positions n_positions"
+        r" n_ctx max_seq_len context_length position_embedding_size num_position_embeddings model_max_length",
+    ),
+    (
+        _exactly(SLIDING),
+        r"sliding_window(_size)? attention_window(_size)? local_attention_window_len attention_chunk_size"
+        r" index_topk keep_window_size log_scaling_n_floor floor_scale rel_extent",
+    ),
+    (_exactly(2 * SLIDING), r"local_attention"),
+    (_exactly(2), r"index_(topk_blocks|block_size|kpool)"),
+    (_at_most(8), r"(mamba_)?chunk_size block_size"),
+    (_exactly(28), r"image_size crop_size"),
+    (_at_most(14), r"patch_size"),
+    (_exactly(16), r"codebook_size num_embeddings"),
+    (
+        _exactly(4),
+        r"image_seq_length video_seq_length \w*tokens_per_image num_image_tokens latent_query_num canvas_length",
+    ),
+    (_exactly(16), r"max_num_patches seq_len img_max_token_num max_vit_seq_len min_image_size"),
+    (
         _at_most(HIDDEN),
+        r"(\w+_)?(hidden_size(_global)?|hidden_sizes|d_model|n_embd|dim|embedding_size|head_size|width|channels)",
     ),
 )
 ABSENT = {"head_dim": HEAD_DIM, "num_key_value_heads": 2}  # where the default is nothing
@@ -83,11 +99,13 @@ SPECIAL = SPECIAL_TOKENS | {
     "decoder_start_token_id": 1,
     "unk_token_id": 3,
 }
-PLACEHOLDER_NAME = re.compile(
-    r"((image|video|audio|vision|mask|img|frame|low_res|boi|eoi|boa|eoa|im|slice|newline|user)\w*_(id|index)|\w*mask_index)"
+# Tokens that stand for an image, a sound, their ends or a mask get the last ids, from the end.
+PLACEHOLDERS = range(VOCABULARY - 1, VOCABULARY - 9, -1)
+PLACEHOLDER = re.compile(
+    r"(image|video|audio|vision|mask|img|frame|low_res|boi|eoi|boa|eoa|im|slice|newline|user)\w*_(id|index)"
 )
-DROPOUT = re.compile(r"\w*(drop|pdrop|dropout|droprate|jitter)\w*")
-INITIAL = re.compile(r"(\w*initializer_range|init_std|initializer_std|embed_init_std)")
+DROPOUT = re.compile(r"\w*(drop|jitter)\w*")
+INITIAL = re.compile(r"\w*initializer_range|(embed_)?init_std|initializer_std")
 
 
 def tiny_config(cls: type[PreTrainedConfig], changes: Mapping[str, Any]) -> PreTrainedConfig:
@@ -107,19 +125,24 @@ def _shrunk(config: PreTrainedConfig, changes: dict[str, Any]) -> dict[str, Any]
     known |= {stored for given, stored in type(config).attribute_map.items() if given in known}
     usual = vars(type(config)(**DEFAULTS.get(config.model_type, {})))
     placeholders = iter([*PLACEHOLDERS] * 3)
-    small: dict[str, Any] = {name: token for name, token in SPECIAL_TOKENS.items() if name in vars(config)}
+    reads = "vocab_size" in vars(config)
+    small: dict[str, Any] = {
+        name: token for name, token in SPECIAL_TOKENS.items() if reads or name in vars(config)
+    }
     if config.is_encoder_decoder:
         small["decoder_start_token_id"] = 1
     for name, value in vars(config).items():
         if isinstance(value, PreTrainedConfig):
             small[name] = type(value)(**_shrunk(value, changes.pop(name, {})))
         elif name in known and not name.startswith("_"):
-            if PLACEHOLDER_NAME.fullmatch(name) and (value is None or type(value) is int):
+            if PLACEHOLDER.fullmatch(name) and (value is None or type(value) is int):
                 small[name] = next(placeholders)
             elif (tiny := _tiny(name, value)) != usual.get(name):
                 small[name] = tiny
     small |= {name: layers for name, layers in _layers(config).items() if name in known}
-    small |= {name: size for name, size in ABSENT.items() if name in known and vars(config).get(name, 0) is None}
+    small |= {
+        name: size for name, size in ABSENT.items() if name in known and vars(config).get(name, 0) is None
+    }
     if "kv_lora_rank" in known and "num_key_value_heads" in known:
         small["num_key_value_heads"] = HEADS  # a compressed state holds every head
     return small | changes
@@ -137,9 +160,9 @@ def _tiny(name: str, value: Any) -> Any:
     if INITIAL.fullmatch(name):
         return 0.2
     if isinstance(value, int):
-        for pattern, size in INTEGERS:
-            if re.fullmatch(pattern, name):
-                return size(value) if callable(size) else size
+        for rule, patterns in INTEGERS:
+            if any(re.fullmatch(pattern, name) for pattern in patterns.split()):
+                return rule(value)
     if name == "logit_scale":
         return 0.3  # the defaults are for much wider states
     if name == "rope_parameters":
@@ -173,8 +196,9 @@ def _layers(config: PreTrainedConfig) -> dict[str, Any]:
     if not columns:
         return {}
     kinds = [repr(kind) for kind in zip(*columns, strict=True)]
-    picked = sorted({kinds.index(kind) for kind in kinds})
-    picked = sorted({*picked, *[n for n in range(count) if n not in picked][: max(0, LEAST_LAYERS - len(picked))]})
+    first = {kinds.index(kind) for kind in kinds}
+    others = [layer for layer in range(count) if layer not in first]
+    picked = sorted({*first, *others[: max(0, LEAST_LAYERS - len(first))]})
     return {
         name: len(picked),
         **{key: type(value)(_tiny(key, value[layer]) for layer in picked) for key, value in listed.items()},
