@@ -37,7 +37,7 @@ class CannotBuild(Exception):
 
 @functools.cache
 def architectures(kind: str) -> tuple[str, ...]:
-    """The model types of a kind; encoders that can also read from left to right stand a second time, as decoders."""
+    """The model types of a kind; encoders that can read left to right stand a second time, as decoders."""
     names = set(NAMES[kind])
     if kind == "causal":
         names |= {f"{name}{DECODER}" for name in names if _is_encoder(name)}
@@ -104,7 +104,7 @@ def _uninitialised_memory_is_nan() -> Iterator[None]:
 
 @torch.no_grad()
 def _spread(model: nn.Module) -> None:
-    """Moves what begins at exactly 0 or 1, which would hide that it was left out, and fills what begins as nothing."""
+    """Moves what begins at exactly 0 or 1, which hides that it was left out; fills what begins as nothing."""
     for parameter in model.parameters():
         if not parameter.isfinite().all():
             parameter.copy_(0.2 * torch.randn_like(parameter))

@@ -33,7 +33,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     ),
     "gemma4_unified_assistant": dict(text_config=dict(num_kv_shared_layers=30)),
 }
-# Vision towers of the package timm, in place of which stand SigLIP's, with what the models read off their own.
+# Vision towers that need timm; SigLIP's stand in their place, with what the models read off their own.
 TOWERS: dict[str, dict[str, Any]] = {
     "fast_vlm": {},
     "gemma3n": dict(vocab_size=4, vocab_offset=88, rms_norm_eps=1e-6),

@@ -30,7 +30,7 @@ def _at_most(size: int) -> Rule:
     return lambda value: min(value, size)
 
 
-# The first rule that has a pattern for the whole name applies; numbers inside lists are made small one by one.
+# The first rule with a pattern for the whole name applies; numbers in lists are made small one by one.
 INTEGERS: tuple[tuple[Rule, str], ...] = (
     (
         _exactly(LEAST_LAYERS),
@@ -66,8 +66,9 @@ INTEGERS: tuple[tuple[Rule, str], ...] = (
     (_at_most(VOCABULARY), r"(\w+_)?vocab_size(_per_layer_input)?"),
     (
         _exactly(WINDOW),
-        r"(original_)?max_position_embeddings max_2d_position_embeddings max_(source|target)_positions n_positions"
-        r" n_ctx max_seq_len context_length position_embedding_size num_position_embeddings model_max_length",
+        r"(original_)?max_position_embeddings max_2d_position_embeddings max_(source|target)_positions"
+        r" n_positions n_ctx max_seq_len context_length position_embedding_size num_position_embeddings"
+        r" model_max_length",
     ),
     (
         _exactly(SLIDING),
@@ -82,12 +83,14 @@ INTEGERS: tuple[tuple[Rule, str], ...] = (
     (_exactly(16), r"codebook_size num_embeddings"),
     (
         _exactly(4),
-        r"image_seq_length video_seq_length \w*tokens_per_image num_image_tokens latent_query_num canvas_length",
+        r"image_seq_length video_seq_length \w*tokens_per_image num_image_tokens latent_query_num"
+        r" canvas_length",
     ),
     (_exactly(16), r"max_num_patches seq_len img_max_token_num max_vit_seq_len min_image_size"),
     (
         _at_most(HIDDEN),
-        r"(\w+_)?(hidden_size(_global)?|hidden_sizes|d_model|n_embd|dim|embedding_size|head_size|width|channels)",
+        r"(\w+_)?(hidden_size(_global)?|hidden_sizes|d_model|n_embd|dim|embedding_size|head_size|width)"
+        r" (\w+_)?channels",
     ),
 )
 ABSENT = {"head_dim": HEAD_DIM, "num_key_value_heads": 2}  # where the default is nothing
