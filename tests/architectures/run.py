@@ -1,0 +1,162 @@
+"""Every architecture of the installed transformers against PEFT: `make parity`, or `python tests/architectures/run.py --help`.
+
+The record, results/parity/transformers-VERSION.json, says of each architecture and check whether it is equal, refused with the library's
+reason, or failed. Architectures that it holds are not tried again, so a stopped run goes on where it was; `--again` tries some anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import importlib.metadata
+import json
+import os
+import signal
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).resolve().parent.parent
+FOLDER = TESTS.parent / "results" / "parity"
+PACKAGES = ("transformers", "peft", "torch")
+SECONDS = 300  # for all checks of an architecture, beyond which it fails
+AT_ONCE = 12  # architectures that a process tries: some leave memory behind
+
+
+def prepare() -> None:
+    """Set up a process: one thread, no warnings of models that are random, no network."""
+    sys.path.insert(0, str(TESTS))
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+
+
+def attempt(kind: str, name: str) -> dict[str, Any]:
+    """All checks of one architecture, by name; or why it could not be built."""
+    from architectures.builds import CannotBuild
+    from architectures.cases import Case
+    from architectures.checks import CHECKS, run
+
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(SECONDS)
+    outcomes: dict[str, Any] = {}
+    try:
+        case = Case(kind, name)
+        for check in CHECKS[kind]:
+            outcomes[check] = run(case, check).to_json()
+    except CannotBuild as error:
+        return {"not built": " ".join(str(error).split())[:300]}
+    except TimeoutError as error:
+        missing = (check for check in CHECKS[kind] if check not in outcomes)
+        outcomes |= {check: {"status": "failed", "reason": str(error)} for check in missing}
+    finally:
+        signal.alarm(0)
+    return {"class": type(case.plain).__name__, "targets": case.targets, "checks": outcomes}
+
+
+def _too_long(*_: object) -> None:
+    raise TimeoutError(f"not done after {SECONDS} seconds")
+
+
+def attempts(jobs: list[tuple[str, str]], processes: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The outcomes of all architectures, each as it is done; one that kills its process has failed."""
+    context = get_context("spawn")
+    while jobs:
+        with ProcessPoolExecutor(
+            processes, mp_context=context, initializer=prepare, max_tasks_per_child=AT_ONCE
+        ) as pool:
+            waiting: dict[Future[dict[str, Any]], tuple[str, str]] = {
+                pool.submit(attempt, *job): job for job in jobs
+            }
+            done = []
+            for future in as_completed(waiting):
+                job = waiting[future]
+                try:
+                    yield *job, future.result()
+                except BrokenProcessPool:
+                    continue  # this one, or one beside it
+                done.append(job)
+        jobs = [job for job in jobs if job not in done]
+        if jobs and not done:  # one after another, to see which it is
+            yield *jobs.pop(0), {"not built": "its process ended"}
+
+
+def counts(record: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """How many checks of each kind are equal, refused and failed, and how many architectures could not be built."""
+    found: dict[str, dict[str, int]] = {}
+    for kind, architectures in record["architectures"].items():
+        counted = Counter({"equal": 0, "refused": 0, "failed": 0, "not built": 0})
+        for outcome in architectures.values():
+            counted["not built"] += "not built" in outcome
+            counted.update(check["status"] for check in outcome.get("checks", {}).values())
+        found[kind] = dict(counted)
+    return found
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Put the record in its place, whole: a line for each check."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".part")
+    aside.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="the record (default: one a version of transformers, in results/parity)")
+    parser.add_argument("--kinds", default="causal,vision-language,classifier", help="with commas")
+    parser.add_argument("--only", default="*", help="model types, as a pattern of file names")
+    parser.add_argument("--again", default="", help="try these once more: a pattern, or 'failed'")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    prepare()
+    from architectures.builds import architectures
+
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    path = arguments.out or FOLDER / f"transformers-{versions['transformers']}.json"
+    record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"architectures": {}}
+    record["versions"] = versions
+    jobs = []
+    for kind in arguments.kinds.split(","):
+        known = record["architectures"].setdefault(kind, {})
+        for name in architectures(kind):
+            if fnmatch.fnmatch(name, arguments.only) and (name not in known or _again(known[name], name, arguments.again)):
+                jobs.append((kind, name))
+    for number, (kind, name, outcome) in enumerate(attempts(jobs, arguments.processes), 1):
+        record["architectures"][kind][name] = outcome
+        write(path, record)
+        print(f"{number} of {len(jobs)}: {kind} {name}: {_said(outcome)}", flush=True)
+    failed = sum(kind["failed"] for kind in counts(record).values())
+    print(json.dumps(counts(record)))
+    return int(failed > 0)
+
+
+def _again(outcome: dict[str, Any], name: str, pattern: str) -> bool:
+    if pattern == "failed":
+        statuses = {check["status"] for check in outcome.get("checks", {}).values()}
+        return "failed" in statuses or "not built" in outcome
+    return bool(pattern) and fnmatch.fnmatch(name, pattern)
+
+
+def _said(outcome: dict[str, Any]) -> str:
+    if "not built" in outcome:
+        return f"not built: {outcome['not built']}"
+    failures = {name: check["reason"] for name, check in outcome["checks"].items() if check["status"] == "failed"}
+    statuses = Counter(check["status"] for check in outcome["checks"].values())
+    return ", ".join(f"{count} {status}" for status, count in statuses.items()) + "".join(
+        f"\n    {name}: {reason}" for name, reason in failures.items()
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
