@@ -21,7 +21,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .compat import CACHE
 from .errors import ConfigError
 from .lora import fold_members, unfold_members
 
@@ -39,6 +38,8 @@ class EnsembleOutput(CausalLMOutputWithPast):
         cache: the keys and values, M * B rows, member-major; transformers before 5.24 names it `past_key_values`.
         hidden_states, attentions: as the base gives them, M * B rows, member-major, where they were asked for.
         member_log_probs: (M, B, T, V) float32 log-probabilities of each member.
+
+    What else the base gives, such as RWKV's `state`, is there under its name.
     """
 
     member_log_probs: Tensor | None = None
@@ -143,8 +144,10 @@ def _forward(model: Any, base_forward: Any, given: dict[str, Any]) -> EnsembleOu
         loss=None if labels is None else model.loss_function(logits, labels, vocab_size=logits.shape[-1]),
         logits=logits,
         member_log_probs=member_log_probs,
-        **{name: output.get(name) for name in (CACHE, "hidden_states", "attentions")},
     )
+    for name, value in output.items():
+        if name not in ("loss", "logits"):  # a cache, or RWKV's state, which the next pass goes on from
+            made[name] = value
     return made.to_tuple() if as_tuple else made
 
 

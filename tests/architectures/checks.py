@@ -176,7 +176,7 @@ def _missed(models: list[PeftModel], row: list[int], new: list[int]) -> float:
 
 def training(case: Case, where: str, *, kl_weight: float = 0.0) -> float:
     """Weights of the second member after six steps of AdamW, as a share of the way that they went."""
-    ensemble, recipe = case.ensemble(where), Recipe(kl_weight=kl_weight)
+    ensemble, recipe = case.ensemble(where), Recipe(kl_weight=kl_weight, loss="vocabulary")
     return _trained(case, ensemble, phrases(), encoded(phrases()), answer_loss, recipe)
 
 
@@ -192,7 +192,7 @@ def _trained(
     case: Case, ensemble: LoraEnsemble, examples: Any, rows: Any, loss: Callable[..., Tensor], recipe: Recipe
 ) -> float:
     member, start = ensemble.num_members - 1, ensemble.stack.member(ensemble.num_members - 1)
-    train(ensemble, examples, TrainConfig(**asdict(recipe), loss="vocabulary"), progress=False)
+    train(ensemble, examples, TrainConfig(**asdict(recipe)), progress=False)
     seed, after = ensemble.info.seeds[member].order, ensemble.stack.member(member)
 
     def by_peft(copies: int) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,7 @@ class Recipe:
     weight_decay_b: float = 20.0
     weight_decay_head: float = 1.0
     kl_weight: float = 0.0
+    loss: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import fnmatch
 import importlib.metadata
 import json
 import os
+import queue
 import signal
+import subprocess
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ TESTS = Path(__file__).resolve().parent.parent
 FOLDER = TESTS.parent / "results" / "parity"
 PACKAGES = ("transformers", "peft", "torch")
 SECONDS = 300  # for all checks of an architecture, beyond which it fails
+MARK = "outcome: "  # begins the lines by which a process gives outcomes
 AT_ONCE = 12  # architectures that a process tries: some leave memory behind
 
 
@@ -69,26 +70,36 @@ def _too_long(*_: object) -> None:
 
 
 def attempts(jobs: list[tuple[str, str]], processes: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """The outcomes of all architectures, each as it is done; one that kills its process has failed."""
-    context = get_context("spawn")
+    """The outcomes of all architectures, each as it is done, by processes that try `AT_ONCE` of them and end."""
+    results: queue.Queue[tuple[str, str, dict[str, Any]]] = queue.Queue()
+    parts = [jobs[start : start + AT_ONCE] for start in range(0, len(jobs), AT_ONCE)]
+    with ThreadPoolExecutor(processes) as pool:
+        for part in parts:
+            pool.submit(_try_part, part, results)
+        for _ in jobs:
+            yield results.get()
+
+
+def _try_part(jobs: list[tuple[str, str]], results: queue.Queue[tuple[str, str, dict[str, Any]]]) -> None:
+    """Try some architectures in a process; one that ends its process has failed, and another process goes on behind it."""
     while jobs:
-        with ProcessPoolExecutor(
-            processes, mp_context=context, initializer=prepare, max_tasks_per_child=AT_ONCE
-        ) as pool:
-            waiting: dict[Future[dict[str, Any]], tuple[str, str]] = {
-                pool.submit(attempt, *job): job for job in jobs
-            }
-            done = []
-            for future in as_completed(waiting):
-                job = waiting[future]
-                try:
-                    yield *job, future.result()
-                except BrokenProcessPool:
-                    continue  # this one, or one beside it
-                done.append(job)
-        jobs = [job for job in jobs if job not in done]
-        if jobs and not done:  # one after another, to see which it is
-            yield *jobs.pop(0), {"not built": "its process ended"}
+        command = [sys.executable, __file__, "--worker", json.dumps(jobs)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith(MARK):
+                    results.put((*jobs.pop(0), json.loads(line.removeprefix(MARK))))
+        if jobs and process.returncode:
+            reason = f"the process ended with exit code {process.returncode}"
+            results.put((*jobs.pop(0), {"checks": {"forward": {"status": "failed", "reason": reason}}}))
+
+
+def work(jobs: list[tuple[str, str]]) -> int:
+    """Try architectures in this process, and print a line for each."""
+    for kind, name in jobs:
+        outcome = attempt(kind, name)
+        print(f"\n{MARK}{json.dumps(outcome)}", flush=True)  # models may have printed a part of a line
+    return 0
 
 
 def counts(record: dict[str, Any]) -> dict[str, dict[str, int]]:
@@ -118,8 +129,11 @@ def main() -> int:
     parser.add_argument("--only", default="*", help="model types, as a pattern of file names")
     parser.add_argument("--again", default="", help="try these once more: a pattern, or 'failed'")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     prepare()
+    if arguments.worker:
+        return work(json.loads(arguments.worker))
     from architectures.builds import architectures
 
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
