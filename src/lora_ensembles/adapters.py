@@ -226,8 +226,11 @@ def _read_wrapped(wrapped: nn.Module) -> MemberWeights:
 def _check_layer(name: str, module: LoraLayer) -> None:
     quantised = type(module).__module__.endswith("lora.bnb")
     if not (quantised or type(module) is peft_layers.Linear):
+        what = f"a {_kind_of(module.get_base_layer())}"
+        if isinstance(module, peft_layers.ParamWrapper):  # PEFT has it for routers and fused experts
+            what += f", of which PEFT adapts the bare parameter {module.parameter_name!r}"
         raise AdapterError(
-            f"target {name!r} is a {_kind_of(module.get_base_layer())}; adapters are stacked on nn.Linear, GPT-2's Conv1D and "
+            f"target {name!r} is {what}; adapters are stacked on nn.Linear, GPT-2's Conv1D and "
             f"bitsandbytes 4-bit and 8-bit linear layers; leave it out by exclude_modules=[{name.rpartition('.')[2]!r}]"
         )
 
