@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 EXAMPLES ?= 1300
 
-.PHONY: help install demo test test-oldest test-newest fuzz bench lint clean
+.PHONY: help install demo test test-oldest test-newest fuzz parity parity-page bench lint clean
 
 help:
 	@echo "make install   the package, its extras and its tools, in $(VENV)"
@@ -21,6 +21,8 @@ help:
 	@echo "make fuzz      files, ensemble.json, settings and flags changed at random, EXAMPLES of each kind; 10 minutes"
 	@echo "make test-oldest, make test-newest   the same with the oldest (constraints-oldest.txt) and the newest releases of what"
 	@echo "               the package depends on, in $(OLDEST) and $(NEWEST)"
+	@echo "make parity    every architecture of transformers against PEFT, into results/parity; 45 minutes on two cores; make parity-page"
+	@echo "               writes docs/models.md from the records; with the oldest releases: make parity VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt"
 	@echo "make bench     what a CPU can measure of the speed, into results/performance/cpu.json and docs/performance.md; 10 minutes at most"
 	@echo "make lint      ruff and mypy"
 	@echo "make clean     remove caches and build output; the environments and runs/ stay"
@@ -55,6 +57,13 @@ test-newest:
 	mkdir -p "$(NEWEST)"
 	grep '^torch==' constraints.txt > "$(NEWEST)/constraints.txt"
 	PIP_UPGRADE=1 PIP_UPGRADE_STRATEGY=eager $(MAKE) test VENV="$(NEWEST)" CONSTRAINTS="$(NEWEST)/constraints.txt"
+
+# It goes on where it was stopped; architectures that the record holds are not tried again.
+parity: $(INSTALLED)
+	$(BIN)/python tests/architectures/run.py $(ARGS)
+
+parity-page: $(INSTALLED)
+	$(BIN)/python tests/architectures/page.py
 
 # The page is written whether all rows hold or not, and says which do; nothing is printed after the line of JSON.
 bench: $(INSTALLED)

@@ -183,7 +183,7 @@ def check_members_apart(base: Any, stack: AdapterStack, run: Callable[[Tensor], 
     end = getattr(base.config, "eos_token_id", None)
     if isinstance(end, int):
         ids[:, -1] = end  # some classifiers read the token that ends a text
-    with stack.random_b(members), _reading(base):
+    with stack.random_b(members), _reading(base, lambda: _without_adapters(stack, run, ids)):
         with (
             stack.learning_rows(),
             stack.running(rows=members * ROWS, tokens=members * ids.numel(), members=slice(0, members)),
@@ -295,14 +295,33 @@ def _has_no_data(base: nn.Module) -> bool:
     return any(tensor.is_meta or isinstance(tensor.data, FakeTensor) for tensor in tensors)
 
 
+def _without_adapters(stack: AdapterStack, run: Callable[[Tensor], Tensor], ids: Tensor) -> None:
+    with stack.disabled():
+        run(ids)
+
+
 @contextmanager
-def _reading(base: nn.Module) -> Iterator[None]:
+def _reading(base: nn.Module, without_adapters: Callable[[], object] | None = None) -> Iterator[None]:
+    """While somebody's model reads token ids: what it raises becomes an error of ours, which says whether adapters are to blame."""
     try:
         yield
     except FAILURES as error:
         if isinstance(error, LoraEnsemblesError) or ran_out_of_memory(error):
             raise
+        name, said = type(base).__name__, f"{type(error).__name__}: {error}"
+        if without_adapters is not None and _works(without_adapters):
+            raise AdapterError(
+                f"a pass of {name} fails with adapters on these target modules and works without them ({said}): one of them is no plain "
+                "linear layer; take it out of target_modules, or name it in exclude_modules"
+            ) from error
         raise ConfigError(
-            f"{type(base).__name__} cannot read rows of token ids alone ({type(error).__name__}: {error}); pass a causal language model "
-            "or a classifier that needs no other input"
+            f"{name} cannot read rows of token ids alone ({said}); pass a causal language model or a classifier that needs no other input"
         ) from error
+
+
+def _works(attempt: Callable[[], object]) -> bool:
+    try:
+        attempt()
+    except FAILURES:
+        return False
+    return True

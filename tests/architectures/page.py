@@ -1,0 +1,131 @@
+"""docs/models.md from the newest record: `make parity-page`, or `python tests/architectures/page.py [RECORD ...]`.
+
+What stands between its two marks is written anew: what was counted with each version, and for the newest which architectures are equal to
+PEFT in every check, and what is refused of the others, with the library's reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+PAGE, FOLDER = REPOSITORY / "docs" / "models.md", REPOSITORY / "results" / "parity"
+MARKS = "<!-- record: written by tests/architectures/page.py -->", "<!-- end of record -->"
+TITLES = {
+    "causal": "Causal language models",
+    "vision-language": "Vision-language models, on text alone",
+    "classifier": "Sequence classifiers",
+}
+# What the library says of a model, shortened to what models have in common.
+REASONS = (
+    (r"is not causal", "not causal"),
+    (r"is an encoder-decoder", "an encoder-decoder"),
+    (r"of which PEFT adapts the bare parameter", "PEFT adapts bare parameters of a router or of fused experts; leave it out by `exclude_modules`"),
+    (r"that returns a \w+ in place of a tensor", "a target returns more than a tensor, as routers do; leave it out by `exclude_modules`"),
+    (r"fails with adapters on these target modules", "a pass fails with adapters on a target that is no plain linear layer"),
+    (r"adapters are stacked on nn.Linear", "a target is no plain linear layer; leave it out by `exclude_modules`"),
+    (r"does not see every row of every member in order", "a target does not see every row in order; leave it out by `exclude_modules`"),
+    (r"PEFT cannot place the adapter", "PEFT does not place such an adapter"),
+    (r"the loss depends on no adapter", "a pass over text runs through none of the targets"),
+    (r"has no table of token embeddings", "no table of token embeddings"),
+    (r"no language-model head", "no language-model head"),
+    (r"cannot read rows of token ids alone", "does not read token ids alone"),
+    (r"mixes the rows", "mixes the rows of a batch"),
+    (r"calls its output head", "does not call its output head once in a pass"),
+    (r"members' heads are stacked on nn.Linear", "a head that is no linear layer"),
+    (r"is not finite", "a loss or gradient is not finite"),
+)  # fmt: skip
+
+
+def shortened(reason: str) -> str:
+    """What a reason has in common with those of other models."""
+    return next((words for pattern, words in REASONS if re.search(pattern, reason)), reason)
+
+
+def counted(record: dict[str, Any], kind: str) -> tuple[int, int, dict[str, int]]:
+    """Architectures tried, those that could not be built, and how many checks ended in which way."""
+    architectures = record["architectures"].get(kind, {})
+    statuses = dict.fromkeys(("equal", "refused", "failed"), 0)
+    for outcome in architectures.values():
+        for check in outcome.get("checks", {}).values():
+            statuses[check["status"]] += 1
+    missing = sum("not built" in outcome for outcome in architectures.values())
+    return len(architectures) - missing, missing, statuses
+
+
+def counts(records: Iterable[dict[str, Any]]) -> list[str]:
+    """The lines of the table of counts."""
+    lines = [
+        "| transformers | PEFT | torch | | architectures | checks equal | refused by name | failed | not built |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        versions = [record["versions"][name] for name in ("transformers", "peft", "torch")]
+        for kind, title in TITLES.items():
+            tried, missing, statuses = counted(record, kind)
+            cells = [*versions, title, tried, *statuses.values(), missing]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def section(record: dict[str, Any], kind: str) -> list[str]:
+    """Which architectures of a kind are equal throughout, and what is refused of the others."""
+    equal, refused, missing = [], {}, []
+    for name, outcome in sorted(record["architectures"][kind].items()):
+        if "not built" in outcome:
+            missing.append(f"{name} ({outcome['not built']})")
+            continue
+        checks = outcome["checks"]
+        reasons: dict[str, list[str]] = {}
+        for check, ended in checks.items():
+            if ended["status"] != "equal":
+                reasons.setdefault(f"{ended['status']}: {shortened(ended['reason'])}", []).append(check)
+        if not reasons:
+            equal.append(name)
+        for reason, of in reasons.items():
+            which = "everything" if len(of) == len(checks) else "; ".join(of)
+            refused.setdefault((reason.removeprefix("refused: "), which), []).append(name)
+    lines = [f"## {TITLES[kind]}", f"Equal in every check ({len(equal)}): {', '.join(equal)}."]
+    if refused:
+        rows = sorted(refused.items(), key=lambda row: (row[0][1] != "everything", -len(row[1])))
+        table = ["| refused, because | what | model types |", "|---|---|---|"]
+        table += [f"| {reason} | {which} | {', '.join(names)} |" for (reason, which), names in rows]
+        lines.append("\n".join(table))
+    if missing:
+        lines.append(f"No tiny model could be built ({len(missing)}): {'; '.join(missing)}.")
+    return lines
+
+
+def page(text: str, records: list[dict[str, Any]]) -> str:
+    """The page with what the records say between its marks; the last one is the newest."""
+    before, _, rest = text.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    newest = records[-1]
+    parts = ["\n".join(counts(records))]
+    for kind in TITLES:
+        parts += section(newest, kind)
+    return before + "\n\n".join([MARKS[0], *parts, MARKS[1]]) + after
+
+
+def records_of(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """The records, the oldest version first."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return sorted(found, key=lambda one: [int(part) for part in one["versions"]["transformers"].split(".")])
+
+
+def main() -> int:
+    paths = [Path(argument) for argument in sys.argv[1:]] or sorted(FOLDER.glob("transformers-*.json"))
+    if not paths:
+        print(f"error: no record in {FOLDER}; run `make parity` first", file=sys.stderr)
+        return 2
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), records_of(paths)), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Thirty architectures of every build against PEFT, and the committed records of all of them; `make parity` makes those."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from architectures.cases import Case
+from architectures.checks import CHECKS, Differs, Outcome, close, run
+from architectures.page import FOLDER, PAGE, page, records_of
+from architectures.run import counts
+
+# What is refused, and the words that say why; all else is equal.
+BARE, CAUSAL = "of which PEFT adapts the bare parameter", "is not causal"
+ALL = "all linear layers", "all linear layers, training"
+REFUSED: dict[tuple[str, str], dict[str, str]] = {
+    ("causal", "bert"): dict.fromkeys(CHECKS["causal"], CAUSAL),
+    **{("causal", name): dict.fromkeys(ALL, BARE) for name in ("mixtral", "minimax", "qwen3_next", "deepseek_v3")},
+    ("causal", "mamba"): dict.fromkeys(ALL, "PEFT cannot place the adapter"),
+    ("classifier", "xlnet"): dict.fromkeys(CHECKS["classifier"], "mixes the rows of a batch"),
+    ("vision-language", "paligemma"): dict.fromkeys(CHECKS["vision-language"], CAUSAL),
+}
+THIRTY = [
+    *(("causal", name) for name in (
+        "llama", "gpt2", "gemma3_text", "gpt_neox", "opt", "bloom", "phi3", "mixtral", "gpt_oss", "qwen3_next", "deepseek_v3", "mamba", "rwkv",
+        "minimax", "inkling2_text", "bart", "bert", "bert (is_decoder)",
+    )),
+    *(("vision-language", name) for name in ("gemma3", "qwen2_vl", "mllama", "paligemma", "llava")),
+    *(("classifier", name) for name in ("bert", "modernbert", "deberta-v2", "llama", "gpt2", "convbert", "xlnet")),
+]  # fmt: skip
+
+
+@functools.cache
+def case_of(kind: str, name: str) -> Case:
+    return Case(kind, name)
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers and PEFT warn of tiny models in many ways
+@pytest.mark.parametrize(("kind", "name"), THIRTY)
+def test_an_architecture_is_equal_to_peft_in_every_check_or_refused_by_name(kind: str, name: str) -> None:
+    outcomes = {check: run(case_of(kind, name), check) for check in CHECKS[kind]}
+    refused = REFUSED.get((kind, name), {})
+    for check, outcome in outcomes.items():
+        assert outcome.status == ("refused" if check in refused else "equal"), f"{check}: {outcome}"
+        assert refused.get(check, "") in outcome.reason
+
+
+def test_another_number_differs_and_rounding_does_not() -> None:
+    expected = torch.tensor([1.0, -20.0])
+    assert close(expected + 1e-4, lambda copies: expected) == pytest.approx(5e-6, rel=0.1)
+    with pytest.raises(Differs, match="outputs differ by 0.005 of the largest; rounding explains 0.0001"):
+        close(expected + 0.1, lambda copies: expected)
+    # An architecture that rounds so differently in a batch of three that no more can be asked of the stack.
+    assert close(expected + 0.1, lambda copies: expected + 0.02 * (copies > 1)) == pytest.approx(5e-3, rel=1e-4)
+
+
+def test_what_a_check_raises_is_a_failure_and_what_the_library_refuses_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lora_ensembles.errors import ConfigError
+
+    def refuse(_case: Case) -> float:
+        raise ConfigError("no such\nthing")
+
+    monkeypatch.setitem(CHECKS["causal"], "refusing", refuse)
+    monkeypatch.setitem(CHECKS["causal"], "breaking", lambda _case: 1 / 0)
+    case = case_of("causal", "llama")
+    assert run(case, "refusing") == Outcome("refused", reason="no such thing")
+    assert run(case, "breaking") == Outcome("failed", reason="ZeroDivisionError: division by zero")
+
+
+RECORDS = sorted(FOLDER.glob("transformers-*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_no_check_of_a_record_failed_and_nearly_every_architecture_was_built(path: Path) -> None:
+    record = json.loads(path.read_text())
+    for kind, counted in counts(record).items():
+        assert counted["failed"] == 0, kind
+        assert counted["not built"] <= 10
+        assert counted["equal"] > 4 * counted["refused"]
+
+
+def test_the_page_of_models_is_made_from_the_records() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert page(text, records_of(RECORDS)) == text
