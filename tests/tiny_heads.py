@@ -66,10 +66,28 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         ),
         ("value_proj", "attention.output.dense"),
     ),
+    "modernbert": (  # a head with a norm beside its linear layers
+        "ModernBert",
+        dict(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=40,
+            max_position_embeddings=WINDOW,
+            local_attention=8,
+            initializer_range=0.2,
+            classifier_bias=True,
+            cls_token_id=1,
+            bos_token_id=1,
+            sep_token_id=2,
+            eos_token_id=2,
+        ),
+        ("Wqkv",),
+    ),
     "llama": ("Llama", DECODER, ("q_proj", "v_proj")),
     "qwen3": ("Qwen3", DECODER | dict(head_dim=8), ("q_proj", "v_proj")),
 }
-ENCODERS = ("bert", "roberta", "distilbert", "deberta")
+ENCODERS = ("bert", "roberta", "distilbert", "deberta", "modernbert")
 KINDS = {"sequence-classification": 3, "multiple-choice": 1, "reward": 1}  # and how many scores a text gets
 
 

@@ -179,11 +179,13 @@ def initial_head(base: Any, originals: dict[str, nn.Module], *, seed: int | None
 
 
 def _check_head(name: str, module: nn.Module) -> None:
-    for inner, part in module.named_modules(prefix=name):
-        if list(part.parameters(recurse=False)) and type(part) is not nn.Linear:
+    parts = dict(module.named_modules(prefix=name))
+    linear = [inner for inner, part in parts.items() if type(part) is nn.Linear]
+    for inner, part in parts.items():
+        if list(part.parameters(recurse=False)) and inner not in linear:
             raise AdapterError(
                 f"the head module {name!r} holds {inner!r}, a {type(part).__name__}; members' heads are stacked on nn.Linear layers: "
-                "name other modules in LoraConfig(modules_to_save=[...])"
+                f"name {f'its linear layers {linear}' if linear else 'other modules'} in LoraConfig(modules_to_save=[...])"
             )
 
 

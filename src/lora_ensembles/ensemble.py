@@ -62,7 +62,7 @@ class LoraEnsemble:
         tokenizer: its tokenizer.
         members: number of members, at least 1.
         adapter: a `peft.LoraConfig`; the paper's by default (rank 8, alpha 32, query and value projections). `modules_to_save` names the
-            modules of the members' heads, by default all beside the base's body.
+            modules of the members' heads, by default the linear layers beside the base's body.
         seed: seed of the ensemble; member m's streams depend on (seed, m) alone.
         vary: what differs between members: initial weights ("init"), order of the data ("order"), both by default.
         head: a `HeadConfig` or the kind of one; by default what the base's class says.

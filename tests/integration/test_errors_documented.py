@@ -559,7 +559,9 @@ def _body_of_another(folder: Path) -> object:
 def _normed_head(folder: Path) -> object:
     base = heads.build("bert", "sequence-classification")
     base.classifier = torch.nn.Sequential(torch.nn.LayerNorm(32), torch.nn.Linear(32, 3))
-    return LoraEnsemble(base, heads.tokenizer(), adapter=heads.adapter_config())
+    adapter = heads.adapter_config()
+    adapter.modules_to_save = ["classifier"]
+    return LoraEnsemble(base, heads.tokenizer(), adapter=adapter)
 
 
 @provokes("other-head")

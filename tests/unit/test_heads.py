@@ -13,7 +13,12 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import BertForSequenceClassification, RobertaForMultipleChoice
+from transformers import (
+    BertForSequenceClassification,
+    ModernBertForMaskedLM,
+    ModernBertForSequenceClassification,
+    RobertaForMultipleChoice,
+)
 
 from lora_ensembles import (
     HeadConfig,
@@ -35,7 +40,7 @@ from lora_ensembles import (
 from lora_ensembles.baselines.single_member import num_trained_parameters
 from lora_ensembles.errors import AdapterError, ConfigError, DataError
 from lora_ensembles.heads import RewardPrediction, encode_texts
-from lora_ensembles.heads.kinds import adapter_for, resolve_head
+from lora_ensembles.heads.kinds import adapter_for, owned_modules, resolve_head
 from lora_ensembles.heads.texts import text_window
 from lora_ensembles.tasks import Completion, Example
 from lora_ensembles.training_rows import training_rows
@@ -100,6 +105,7 @@ def test_head_settings_out_of_range_are_refused() -> None:
         ("roberta", ["classifier"]),
         ("distilbert", ["pre_classifier", "classifier"]),
         ("deberta", ["pooler", "classifier"]),
+        ("modernbert", ["head.dense", "classifier"]),
         ("llama", ["score"]),
     ],
 )
@@ -111,7 +117,8 @@ def test_members_own_what_stands_beside_the_body(name: str, modules: list[str]) 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_without_an_adapter_config_every_architecture_gets_layers_that_it_has(name: str) -> None:
     ensemble = LoraEnsemble(build(name, "reward"), tokenizer(), members=1)
-    assert len(ensemble.stack.sites) == 4  # two layers, two targets
+    targets = 1 if name == "modernbert" else 2  # whose queries, keys and values are one layer
+    assert len(ensemble.stack.sites) == 2 * targets  # of two layers
     assert predict(ensemble, reward_examples()).member_log_probs.shape == (1, 10, 2)
 
 
@@ -160,14 +167,56 @@ def test_a_pooler_that_the_checkpoint_lacks_is_the_members_own(tmp_path: Path) -
     )
 
 
+def test_of_a_head_with_a_norm_members_own_the_linear_layers_and_share_the_norm(tmp_path: Path) -> None:
+    build("modernbert", "sequence-classification").model.save_pretrained(tmp_path / "base")
+
+    def loaded() -> ModernBertForSequenceClassification:
+        return ModernBertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
+
+    ensemble = LoraEnsemble(loaded(), tokenizer(), members=2)
+    names = ("head.dense.weight", "head.dense.bias", "classifier.weight", "classifier.bias")
+    assert tuple(site.name for site in ensemble.stack.heads.sites) == names
+    norm = ensemble.base.head.norm.weight.clone()
+    train(ensemble, class_examples(), CONFIG, progress=False)
+    assert torch.equal(ensemble.base.head.norm.weight, norm)
+    expected = predict(ensemble, class_examples()).member_log_probs
+    ensemble.save_pretrained(tmp_path / "saved")
+    other = loaded()  # its head is drawn anew
+    assert not torch.equal(other.head.dense.weight, ensemble.base.head.dense.base_layer.weight)
+    again = LoraEnsemble.from_pretrained(tmp_path / "saved", base=other, tokenizer=tokenizer())
+    found = predict(again, class_examples()).member_log_probs
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_of_a_head_with_a_norm_what_the_checkpoint_brought_stays_frozen_where_it_lacked_the_rest(
+    tmp_path: Path,
+) -> None:
+    language_model = ModernBertForMaskedLM(build("modernbert", "sequence-classification").config)
+    language_model.save_pretrained(tmp_path)
+    base = ModernBertForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
+    assert torch.equal(base.head.dense.weight, language_model.head.dense.weight)
+    assert owned_modules(base) == ["classifier"]
+    base.save_pretrained(tmp_path / "trained")  # a checkpoint that has the whole head
+    whole = ModernBertForSequenceClassification.from_pretrained(tmp_path / "trained")
+    assert owned_modules(whole) == ["head.dense", "classifier"]
+
+
 def test_a_head_that_is_not_of_linear_layers_is_refused_by_name() -> None:
-    base = build("bert", "sequence-classification")
+    base, adapter = build("bert", "sequence-classification"), adapter_config()
+    adapter.modules_to_save = ["classifier"]
     base.classifier = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 3))
-    with pytest.raises(AdapterError, match=r"'classifier' holds 'classifier.0', a LayerNorm"):
-        LoraEnsemble(base, tokenizer(), adapter=adapter_config())
+    with pytest.raises(
+        AdapterError, match=r"'classifier' holds 'classifier.0', a LayerNorm.*layers \['classifier.1'\]"
+    ):
+        LoraEnsemble(base, tokenizer(), adapter=adapter)
     assert (
         type(base.bert.encoder.layer[0].attention.self.query) is nn.Linear
     )  # nothing of PEFT stays in the base
+    base.classifier = nn.Sequential(
+        nn.Conv1d(32, 32, 1), nn.Linear(32, 3)
+    )  # a random one would not be the same again
+    with pytest.raises(AdapterError, match=r"'classifier' holds 'classifier.0', a Conv1d"):
+        LoraEnsemble(base, tokenizer(), adapter=adapter_config())
 
 
 def test_the_base_gets_its_own_head_back_and_keeps_it_meanwhile() -> None:

@@ -88,7 +88,7 @@ def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
         type=words,
         default=NOT_GIVEN,
         metavar="a,b",
-        help="modules that members with heads own (default: all of the base beside its body)",
+        help="modules that members with heads own (default: the linear layers of the base beside its body)",
     )
     group.add_argument(
         "--use-rslora", action="store_true", default=NOT_GIVEN, help="scaling is alpha / sqrt(rank)"

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 CLASSES = {"sequence-classification": "ForSequenceClassification", "multiple-choice": "ForMultipleChoice"}
 # Where PEFT names no layers, or others: its choice for DeBERTa holds `query_proj`, which reads the table of relative positions as well,
-# and that belongs to no row.
-TARGETS = {"deberta-v2": ["value_proj", "attention.output.dense"], "distilbert": ["q_lin", "v_lin"]}
+# and that belongs to no row. ModernBERT's queries, keys and values are one layer.
+TARGETS = {
+    "deberta-v2": ["value_proj", "attention.output.dense"],
+    "distilbert": ["q_lin", "v_lin"],
+    "modernbert": ["Wqkv"],
+}
 NEEDED = {
     "causal-lm": "a causal language model (AutoModelForCausalLM)",
     "sequence-classification": "a sequence classifier of 2 or more classes (AutoModelForSequenceClassification, num_labels=...)",
@@ -110,10 +114,15 @@ def usual_targets(base: nn.Module, usual: list[str]) -> Sequence[str]:
 def owned_modules(base: nn.Module) -> list[str]:
     """The modules that members own without further word: the head, and what of the body the checkpoint lacked.
 
+    Where a module of the head holds norms beside its linear layers (ModernBERT's `head`), these layers are named one by one, without those
+    that the checkpoint brought where it lacked others; the rest stays the base's, frozen and shared.
+
     Raises:
         AdapterError: nothing stands beside the body.
     """
-    return [*head_modules(base), *_drawn_anew(base)]
+    heads = head_modules(base)
+    found = [part for name in heads for part in _owned_parts(base, name)]
+    return [*(found or heads), *_drawn_anew(base)]
 
 
 def head_modules(base: nn.Module) -> list[str]:
@@ -134,6 +143,24 @@ def head_modules(base: nn.Module) -> list[str]:
             "LoraConfig(modules_to_save=[...])"
         )
     return found
+
+
+def _owned_parts(base: nn.Module, name: str) -> list[str]:
+    """What members own of a module of the head: all of it, or its linear layers where all else in it may stay the base's."""
+    parts = list(base.get_submodule(name).named_modules(prefix=name))
+    linear = {inner: part.weight for inner, part in parts if type(part) is nn.Linear}
+    others = [
+        parameter
+        for _, part in parts
+        if type(part) is not nn.Linear
+        for parameter in part.parameters(recurse=False)
+    ]
+    # What was drawn at random would be another one after loading; the scales and shifts of a norm begin as constants.
+    stays = all(parameter.dim() <= 1 or loaded_by_transformers(parameter) for parameter in others)
+    if not others or not stays:
+        return [name]
+    lacking = [inner for inner, weight in linear.items() if not loaded_by_transformers(weight)]
+    return lacking if _head_drawn_anew(base) else list(linear)
 
 
 def _drawn_anew(base: nn.Module) -> list[str]:
