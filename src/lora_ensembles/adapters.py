@@ -141,7 +141,7 @@ def initial_weights(
         torch.manual_seed(seed)
         try:
             wrapped = get_peft_model(base, described)
-        except ValueError as error:
+        except (ValueError, TypeError, AttributeError) as error:
             _take_out(base)
             raise AdapterError(f"PEFT cannot place the adapter: {error}") from error
     saved = {

@@ -93,6 +93,8 @@ class LoraEnsemble:
         count = whole_count(members)
         probe.check_plain(base)
         own = resolve_head(base, head)
+        if not own.owned:
+            probe.check_language_model(base)
         config, init = adapter_for(base, own, adapter), own.init if own.owned else None
         seeds, weights = fresh_members(
             base, config, seed=seed, indices=range(count), vary=vary, head_init=init
