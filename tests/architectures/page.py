@@ -76,7 +76,7 @@ def counts(records: Iterable[dict[str, Any]]) -> list[str]:
 def section(record: dict[str, Any], kind: str) -> list[str]:
     """Which architectures of a kind are equal throughout, and what is refused of the others."""
     equal, refused, missing = [], {}, []
-    for name, outcome in sorted(record["architectures"][kind].items()):
+    for name, outcome in sorted(record["architectures"].get(kind, {}).items()):
         if "not built" in outcome:
             missing.append(f"{name} ({outcome['not built']})")
             continue
@@ -90,7 +90,7 @@ def section(record: dict[str, Any], kind: str) -> list[str]:
         for reason, of in reasons.items():
             which = "everything" if len(of) == len(checks) else "; ".join(of)
             refused.setdefault((reason.removeprefix("refused: "), which), []).append(name)
-    lines = [f"## {TITLES[kind]}", f"Equal in every check ({len(equal)}): {', '.join(equal)}."]
+    lines = [f"### {TITLES[kind]}", f"Equal in every check ({len(equal)}): {', '.join(equal)}."]
     if refused:
         rows = sorted(refused.items(), key=lambda row: (row[0][1] != "everything", -len(row[1])))
         table = ["| refused, because | what | model types |", "|---|---|---|"]
