@@ -46,6 +46,7 @@ INTEGERS: tuple[tuple[Rule, str], ...] = (
     (_at_most(1), r"first_k_dense_replace num_dense_layers"),
     (_at_most(HEAD_DIM), r"d_head dim_head d_kv n_groups"),
     (_at_most(2), r"kv_n_heads num_query_groups num_kv_heads (\w+_)?num_key_value_heads"),
+    (_exactly(32), r"index_n_heads"),  # with few, a choice of tokens has to break ties of exact zeros
     (_at_most(HEADS), r"(\w+_)?heads?"),
     (_exactly(HEAD_DIM), r"(global_|swa_|linear_|index_|indexer_|mamba_|v_)?head_?dim kv_channels"),
     (_at_most(HEAD_DIM), r"(qk_nope|qk_rope|linear_key|linear_value|resampler)_head_dim attention_head_size"),
