@@ -5,6 +5,7 @@ Shapes: M members, D features, R rank, P parameters of one member.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,11 +88,12 @@ def adapter_sites(modules: Mapping[str, nn.Module], members: Sequence[MemberWeig
 def _features(name: str, layer: Any) -> tuple[int, int]:
     if isinstance(layer, Conv1D):  # GPT-2 keeps its weight transposed
         return layer.nx, layer.nf
-    if not isinstance(getattr(layer, "in_features", None), int):
+    try:  # some models keep these sizes as tensors
+        return operator.index(layer.in_features), operator.index(layer.out_features)
+    except (AttributeError, TypeError):
         raise AdapterError(
             f"the adapter has weights for layer {name!r}, which is a {type(layer).__name__} in this base; is this its base?"
-        )
-    return layer.in_features, layer.out_features
+        ) from None
 
 
 def grown(flat: Tensor, count: int) -> Tensor:

@@ -153,8 +153,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "paddleocr_vl_text": MROPE,
     "perceiver": dict(d_latents=32, num_latents=8, num_self_attends_per_block=2),
     "qwen2_5_omni_text": MROPE,
+    "qwen2_5_omni_thinker": dict(vision_start_token_id=92),  # as in its checkpoints; the class has no default
     "qwen2_5_vl_text": MROPE,
     "qwen2_vl_text": MROPE,
+    "qwen3_omni_moe_thinker": dict(vision_start_token_id=92),
     "qwen4_exp_text": QWEN4_INDEXER
     | dict(
         hc_lowrank=16,
