@@ -87,6 +87,13 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "llama": ("Llama", DECODER, ("q_proj", "v_proj")),
     "qwen3": ("Qwen3", DECODER | dict(head_dim=8), ("q_proj", "v_proj")),
 }
+# Encoders whose scores of a text change with the padding beside it, in transformers itself.
+PADDING_READERS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "convbert": ("ConvBert", ENCODER | dict(embedding_size=32, conv_kernel_size=5), ("query", "value")),
+    "nystromformer": ("Nystromformer", ENCODER | dict(conv_kernel_size=5), ("query", "value")),
+    "yoso": ("Yoso", ENCODER, ("query", "value")),
+    "roformer": ("RoFormer", ENCODER | dict(embedding_size=32), ("query", "value")),  # its multiple choice
+}
 ENCODERS = ("bert", "roberta", "distilbert", "deberta", "modernbert")
 KINDS = {"sequence-classification": 3, "multiple-choice": 1, "reward": 1}  # and how many scores a text gets
 
@@ -115,13 +122,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @functools.cache
 def _weights(name: str, kind: str) -> PreTrainedModel:
-    family, settings, _ = ARCHITECTURES[name]
+    family, settings, _ = (ARCHITECTURES | PADDING_READERS)[name]
     config = getattr(transformers, f"{family}Config")(
         vocab_size=len(tokenizer()), pad_token_id=0, num_labels=KINDS[kind], **settings
     )
-    ending = (
-        "ForMultipleChoice" if kind == "multiple-choice" and name in ENCODERS else "ForSequenceClassification"
-    )
+    encoder = name in (*ENCODERS, *PADDING_READERS)
+    ending = "ForMultipleChoice" if kind == "multiple-choice" and encoder else "ForSequenceClassification"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = getattr(transformers, family + ending)(config)
@@ -143,7 +149,12 @@ def build(
 
 def adapter_config(name: str = "bert", *, dropout: float = 0.0) -> LoraConfig:
     """A small adapter on the targets of an architecture."""
-    return LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules=list(ARCHITECTURES[name][2]))
+    return LoraConfig(
+        r=4,
+        lora_alpha=8,
+        lora_dropout=dropout,
+        target_modules=list((ARCHITECTURES | PADDING_READERS)[name][2]),
+    )
 
 
 def build_ensemble(

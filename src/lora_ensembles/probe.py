@@ -34,7 +34,7 @@ MEMBERS, ROWS, ROW_TOKENS = 2, 3, 5  # of the members' trial: no two products of
 
 
 @dataclass(frozen=True)
-class _Tolerance:
+class Tolerance:
     """Shares of the largest logit by which two computations of the same numbers may differ.
 
     Other shapes of a product round otherwise, by about 1e-6 in float32 and 1e-2 in half precision. A base is refused only far above
@@ -45,7 +45,7 @@ class _Tolerance:
     dropped: float
 
     @classmethod
-    def of(cls, base: Any) -> _Tolerance:
+    def of(cls, base: Any) -> Tolerance:
         if any(map(chooses_by_batch, base.modules())):
             return cls(0.25, 0.0)
         return cls(1e-3, 1e-4) if base.dtype == torch.float32 else cls(5e-2, 1e-2)
@@ -137,7 +137,7 @@ def probe_language_model(base: Any) -> Shortcuts:
         whole: Tensor = base(input_ids=ids, use_cache=False).logits.float()
     if not whole.isfinite().all():
         return NONE  # nothing can be compared; training and prediction name it
-    tolerance, shared = _Tolerance.of(base), whole[:, : min(SHARED, ids.shape[1] - 1)]
+    tolerance, shared = Tolerance.of(base), whole[:, : min(SHARED, ids.shape[1] - 1)]
     scale = float(whole.abs().max())
     if max(_typical(shared[0], other) for other in shared[1:]) > tolerance.refused * scale:
         raise ConfigError(
@@ -194,7 +194,7 @@ def check_members_apart(base: Any, stack: AdapterStack, run: Callable[[Tensor], 
         with stack.running(rows=ROWS, tokens=ids.numel(), members=slice(0, 1)):
             alone = run(ids).float()
     beside = together[:ROWS]
-    if together.isfinite().all() and _typical(beside, alone) > _Tolerance.of(base).refused * float(
+    if together.isfinite().all() and _typical(beside, alone) > Tolerance.of(base).refused * float(
         alone.abs().max()
     ):
         raise AdapterError(
@@ -234,7 +234,7 @@ def _holds(
     trial: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor] | None],
     ids: Tensor,
     whole: Tensor,
-    tolerance: _Tolerance,
+    tolerance: Tolerance,
 ) -> bool:
     allow(base, ALL)
     reason = "it cannot be done"

@@ -20,7 +20,7 @@ from .ensemble import LoraEnsemble
 from .errors import ConfigError, DataError
 from .heads.kinds import HeadConfig
 from .heads.passes import owned_head, score_texts
-from .heads.table import Choice, TextTable
+from .heads.table import Choice, TextTable, passes_of_one_length
 from .heads.text_scores import text_scores
 from .heads.texts import encode_texts, log_probs, no_target, with_classes
 from .lora import unfold_members
@@ -97,35 +97,59 @@ class TextRows:
 
     def base_log_probs(self, rows: int) -> Tensor:
         """What the base itself says of every example (N, C), `rows` texts at a time."""
-        token = self.ensemble.token_read
+        token, padded = self.ensemble.token_read, not self.ensemble.padding_is_read
         with self.ensemble.base_only() as base:
             scores = score_texts(
-                self.table, lambda texts: text_scores(base, texts, token=token)[None], rows=rows
+                self.table,
+                lambda texts: text_scores(base, texts, token=token)[None],
+                rows=rows,
+                padded=padded,
             )
         return log_probs(self.table.per_example(scores))[0]
 
     def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
-        ensemble, table, token = self.ensemble, self.table, self.ensemble.token_read
-        batch = table.gather(indices)
-        count, texts = len(indices), batch.texts
-        numbers = (
-            batch.slots + first_row * table.width
-        )  # so a member's rows are the same alone and beside others
-        kept = self.trunk_states
-        trunk = nullcontext() if kept is None else kept.in_place_of_trunk(texts.numbers, texts.ids.shape[1])
-        with (
-            ensemble.stack.running(
-                rows=len(texts.ids), tokens=texts.ids.numel(), members=members, row_numbers=numbers
-            ),
-            trunk,
-        ):
-            scores = unfold_members(text_scores(ensemble.base, texts, token=token), count)
+        batch = self.table.gather(indices)
+        # So a member's rows are the same alone and beside others.
+        rows = batch.slots + first_row * self.table.width
+        if self.ensemble.padding_is_read:
+            scores = self._scores_by_length(batch, rows, members)
+        else:
+            scores = self._scores(batch.numbers, rows, members)
         return choice_losses(
             batch,
             scores,
-            targets=table.targets[indices],
+            targets=self.table.targets[indices],
             base=None if self.base is None else self.base[indices],
         )
+
+    def _scores(self, numbers: Tensor, rows: Tensor, members: slice) -> Tensor:
+        """Scores (M, R, K) of texts by their numbers (M, R) in one pass; `rows` (M, R) says which rows of its batch a member reads."""
+        ensemble, kept = self.ensemble, self.trunk_states
+        texts, token = self.table.texts(numbers.flatten()), ensemble.token_read
+        trunk = nullcontext() if kept is None else kept.in_place_of_trunk(texts.numbers, texts.ids.shape[1])
+        running = ensemble.stack.running(
+            rows=len(texts.ids),
+            tokens=texts.ids.numel(),
+            members=members,
+            row_numbers=rows.to(self.table.device, non_blocking=True),
+        )
+        with running, trunk:
+            return unfold_members(text_scores(ensemble.base, texts, token=token), len(numbers))
+
+    def _scores_by_length(self, batch: Choice, rows: Tensor, members: slice) -> Tensor:
+        """Scores (M, R, K) of a batch on a base that reads padding: texts of one length in a pass, and 0 for what fills up."""
+        lengths = self.table.text_lengths[batch.numbers].where(batch.there, 0)
+        first, width = range(self.ensemble.num_members)[members].start, lengths.shape[1]
+        scores, places = [], []
+        for some, texts in passes_of_one_length(lengths):
+            numbers, own = batch.numbers[some].gather(1, texts), rows[some].gather(1, texts)
+            scores.append(
+                self._scores(numbers, own, slice(first + some.start, first + some.stop)).flatten(0, 1)
+            )
+            places.append((torch.arange(some.start, some.stop)[:, None] * width + texts).flatten())
+        found = torch.cat(scores)
+        flat = found.new_zeros(lengths.numel(), found.shape[1])
+        return unfold_members(flat.index_copy(0, torch.cat(places).to(found.device), found), len(lengths))
 
 
 def check_examples(

@@ -270,7 +270,7 @@ def test_a_step_computes_no_more_texts_than_its_members_have() -> None:
         choice_examples(), build(), tokenizer(), head=HeadConfig("multiple-choice")
     )  # 2, 3, 4, 2, ... options
     batch = table.gather(torch.tensor([[0, 1], [2, 3]]))
-    assert len(batch.texts.ids) == 2 * 6  # 2 + 3 and 4 + 2 options: the first member's are filled up by one
+    assert batch.numbers.shape == (2, 6)  # 2 + 3 and 4 + 2 options: the first member's are filled up by one
     scores = batch.per_example(torch.arange(12.0).view(2, 6, 1))
     assert scores[0].tolist() == [[0, 1, -torch.inf, -torch.inf], [2, 3, 4, -torch.inf]]
     assert scores[1].tolist() == [[6, 7, 8, 9], [10, 11, -torch.inf, -torch.inf]]

@@ -5,6 +5,7 @@ Shapes: M members, B rows of a member, W texts of a table, N examples, C classes
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ from ..heads import (
     TextTable,
     encode_texts,
     last_tokens,
+    padding_is_read,
     resolve_head,
+    text_passes,
     text_scores,
     texts_log_probs,
 )
@@ -113,6 +116,11 @@ class LastLayerHeads:
         """Parameters of a member's head."""
         return self.heads.flat.shape[1]
 
+    @functools.cached_property
+    def padding_is_read(self) -> bool:
+        """Whether the base reads the padding behind a text, so that texts of one length only are read together."""
+        return padding_is_read(self.base)
+
     def fit(
         self, examples: Sequence[Example], config: TrainConfig | None = None, *, progress: bool = False
     ) -> TrainResult:
@@ -160,7 +168,7 @@ class LastLayerHeads:
         def read(texts: Texts) -> Tensor:
             return self.scores(self._features(texts).expand(self.num_members, -1, -1))
 
-        return texts_log_probs(table, read, copies=1, max_rows=max_rows)
+        return texts_log_probs(table, read, copies=1, max_rows=max_rows, padded=not self.padding_is_read)
 
     def scores(self, features: Tensor, *, members: slice = slice(None)) -> Tensor:
         """Scores (M, B, K) by the heads of these members of what enters them (M, B, H)."""
@@ -189,12 +197,9 @@ class LastLayerHeads:
             raise AdapterError(
                 f"the head of a {type(self.base).__name__} cannot be run apart from its body; train adapters with it instead"
             )
-        return torch.cat(
-            [
-                self._features(table.texts(numbers))
-                for numbers in torch.arange(len(table.text_lengths)).split(rows)
-            ]
-        )
+        passes = text_passes(table, rows=rows, padded=not self.padding_is_read)
+        features = torch.cat([self._features(table.texts(numbers)) for numbers in passes])
+        return features[torch.cat(passes).argsort().to(features.device)]
 
     @torch.no_grad()
     def _own_scores(self, features: Tensor) -> Tensor:
@@ -244,8 +249,7 @@ class _Heads:
         ensemble, table = self.ensemble, self.table
         ensemble.heads.refresh()
         batch = table.gather(indices)
-        numbers = batch.texts.numbers.view(len(indices), -1)
-        scores = ensemble.scores(self.features[numbers.to(self.features.device)], members=members)
+        scores = ensemble.scores(self.features[batch.numbers.to(self.features.device)], members=members)
         losses = choice_losses(
             batch,
             scores,

@@ -94,7 +94,8 @@ class MCDropout:
         if isinstance(self.ensemble.head, TextHead):
             table = self.ensemble.head.table(self.ensemble, examples)
             read = functools.partial(self._score_texts, table, states_above_trunk(self.ensemble, table))
-            return texts_log_probs(table, read, copies=self.passes, max_rows=max_rows)
+            padded = not self.ensemble.padding_is_read
+            return texts_log_probs(table, read, copies=self.passes, max_rows=max_rows, padded=padded)
         return score_members(
             examples,
             self._score_batch,

@@ -93,7 +93,8 @@ class SingleMember:
             with in_place_of_trunk(ensemble.trunk, states(texts), 1), running:
                 return text_scores(ensemble.base, texts, token=token)[None]
 
-        return texts_log_probs(table, read, copies=1, max_rows=1 if ensemble.stack.by_batch else max_rows)
+        rows = 1 if ensemble.stack.by_batch else max_rows
+        return texts_log_probs(table, read, copies=1, max_rows=rows, padded=not ensemble.padding_is_read)
 
 
 def check_member(index: int, members: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..head_config import HEAD_KINDS, HeadConfig, HeadKind
 from .kinds import adapter_for, resolve_head
-from .passes import Head, TextHead, head_of, states_above_trunk, texts_log_probs
+from .passes import Head, TextHead, head_of, states_above_trunk, text_passes, texts_log_probs
 from .rewards import RewardPrediction, predict_rewards
 from .table import Texts, TextTable
 from .text_scores import Token, last_tokens, padding_is_read, text_scores, token_read
@@ -29,6 +29,7 @@ __all__ = [
     "predict_rewards",
     "resolve_head",
     "states_above_trunk",
+    "text_passes",
     "text_scores",
     "texts_log_probs",
     "token_read",

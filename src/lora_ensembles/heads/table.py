@@ -39,21 +39,30 @@ class Texts:
 
 @dataclass(frozen=True)
 class Choice:
-    """Texts of a training step: `texts` has M * R rows; `slots` (M, R) says where in (B, C) each one's score goes, `present` (M, B, C)
-    which places a score goes to."""
+    """Texts of a training step, by their numbers in the table (M, R): `slots` (M, R) says where in (B, C) each one's score goes, and is
+    B * C for a text that only fills up; `present` (M, B, C) which places a score goes to. All on the CPU.
+    """
 
-    texts: Texts
+    numbers: Tensor
     slots: Tensor
     present: Tensor
     choices: bool
+
+    @property
+    def there(self) -> Tensor:
+        """(M, R) which of the texts belong to an example."""
+        return self.slots < self.present[0].numel()
 
     def per_example(self, scores: Tensor) -> Tensor:
         """Scores (M, R, K) by example: (M, B, C), -inf where an example has fewer options."""
         if not self.choices:
             return scores
         members = len(scores)
-        flat = scores.new_zeros(members, self.present[0].numel() + 1).scatter(1, self.slots, scores[..., 0])
-        return flat[:, :-1].view(self.present.shape).masked_fill(~self.present, -math.inf)
+        slots, absent = (
+            tensor.to(scores.device, non_blocking=True) for tensor in (self.slots, ~self.present)
+        )
+        flat = scores.new_zeros(members, self.present[0].numel() + 1).scatter(1, slots, scores[..., 0])
+        return flat[:, :-1].view(self.present.shape).masked_fill(absent, -math.inf)
 
 
 @dataclass(frozen=True)
@@ -146,11 +155,8 @@ class TextTable:
         return Texts(self.ids[numbers, :longest].to(self.device), mask.to(self.device), types, numbers)
 
     def gather(self, indices: Tensor) -> Choice:
-        """The texts of examples `indices` (M, B), in member-major order, filled up as `numbers_of` says."""
-        numbers, slots, present = self.numbers_of(indices)
-        return Choice(
-            self.texts(numbers.flatten()), slots.to(self.device), present.to(self.device), self.choices
-        )
+        """The texts of examples `indices` (M, B), filled up as `numbers_of` says."""
+        return Choice(*self.numbers_of(indices), self.choices)
 
     def numbers_of(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Which texts the examples `indices` (M, B) have: numbers (M, R), slots (M, R) and present (M, B, C) as in `Choice`, on the CPU.
@@ -178,3 +184,24 @@ class TextTable:
         owner = self.owner
         result[:, owner, torch.arange(len(owner)) - self.first[owner]] = scores[..., 0]
         return result
+
+
+def passes_of_one_length(lengths: Tensor) -> list[tuple[slice, Tensor]]:
+    """Which texts of M members, of these lengths (M, R), 0 for none, are read together where no padding may be: each in one pass.
+
+    A pass is some members next to each other, and which r of its texts each of them reads (m, r), all of one length.
+
+    Example:
+        >>> [(members, texts.tolist()) for members, texts in passes_of_one_length(torch.tensor([[5, 7, 5], [7, 5, 0]]))]
+        [(slice(0, 2, None), [[0], [1]]), (slice(0, 1, None), [[2]]), (slice(0, 2, None), [[1], [0]])]
+    """
+    passes = []
+    for length in lengths[lengths > 0].unique():
+        left = [row.nonzero()[:, 0].tolist() for row in lengths == length]
+        while any(left):
+            first = next(m for m, texts in enumerate(left) if texts)
+            last = next((m for m in range(first, len(left)) if not left[m]), len(left))
+            each = min(map(len, left[first:last]))
+            passes.append((slice(first, last), torch.tensor([texts[:each] for texts in left[first:last]])))
+            left = [texts[each:] if first <= m < last else texts for m, texts in enumerate(left)]
+    return passes
