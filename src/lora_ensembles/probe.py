@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-TOKENS, SHARED = 24, 13  # of a tried row, and of these the ones that all rows begin with: beyond small windows and choices of tokens
+TOKENS, SHARED = (
+    24,
+    13,
+)  # of a tried row, and of these the ones that all rows begin with: beyond small windows and choices of tokens
 MEMBERS, ROWS, ROW_TOKENS = 2, 3, 5  # of the members' trial: no two products of them are the same
 
 

@@ -22,12 +22,15 @@ from lora_ensembles.tasks import EncodedExample, Example, encode_examples
 
 MEMBERS = 2
 PROMPTS = tiny_models.random_rows([5, 9, 7], seed=3)
-# What carries a query or a value, by the names that models have; the first pair that a model has is taken.
-USUAL = (
-    ("q_proj", "v_proj"), ("query", "value"), ("query_proj", "value_proj"), ("q_lin", "v_lin"), ("q", "v"), ("q_a_proj", "kv_b_proj"),
-    ("q_b_proj", "kv_b_proj"), ("q_proj", "kv_b_proj"), ("q_proj", "kv_a_proj_with_mqa"), ("qkv_proj",), ("query_key_value",), ("Wqkv",), ("c_attn",),
-    ("W_pack",), ("qkv",), ("att_proj",), ("in_proj", "x_proj"), ("in_proj",), ("receptance", "value"), ("query", "key"), ("wq", "wv"),
-)  # fmt: skip
+# Names of what makes queries and values; the first set that a model has whole is taken.
+USUAL = [
+    names.split()
+    for names in (
+        "q_proj v_proj, query value, query_proj value_proj, q_lin v_lin, q v, q_a_proj kv_b_proj, "
+        "q_b_proj kv_b_proj, q_proj kv_b_proj, q_proj kv_a_proj_with_mqa, qkv_proj, query_key_value, Wqkv, "
+        "c_attn, W_pack, qkv, att_proj, in_proj x_proj, in_proj, receptance value, query key, wq wv"
+    ).split(", ")
+]
 
 
 class Case:
@@ -50,7 +53,7 @@ class Case:
         try:
             with torch.no_grad():
                 self.plain(input_ids=ids, attention_mask=torch.ones_like(ids))
-        except Exception:  # a model that cannot be run is refused by the library, which is what is tried  # noqa: BLE001
+        except Exception:  # noqa: BLE001 - a model that cannot be run is to be refused by the library
             return [name for name, module in self.plain.named_modules() if isinstance(module, nn.Linear)]
         finally:
             for handle in handles:
@@ -64,7 +67,7 @@ class Case:
         endings = [name.rpartition(".")[2] for name in in_layers]
         for pair in USUAL:
             if set(pair) <= set(endings):
-                return list(pair)
+                return pair
         return list(dict.fromkeys(endings))[:2]
 
     @functools.cached_property
@@ -126,8 +129,8 @@ def phrases() -> list[Example]:
 
 
 def classes() -> list[Example]:
-    """Texts of different lengths with one of three classes."""
-    return tiny_heads.class_examples()[:5]
+    """Texts of 5 to 9 words, which is enough for a model that pools, with one of three classes."""
+    return [example for example in tiny_heads.class_examples() if len(example.prompt.split()) >= 5]
 
 
 def encoded(examples: list[Example]) -> list[EncodedExample]:

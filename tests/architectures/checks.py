@@ -1,4 +1,4 @@
-"""What is held on every architecture: each check is equal to PEFT, or the library refuses the model by name, or it fails.
+"""The checks of an architecture: each is equal to PEFT, or refused by the library by name, or it failed.
 
 Shapes: M members, N examples, T tokens, V vocabulary, C labels or classes.
 """
@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from architectures.cases import PROMPTS, Case, encoded, letters, padded_left, phrases
+from architectures.cases import PROMPTS, Case, classes, encoded, letters, padded_left, phrases
 from architectures.peft_side import (
     Recipe,
     answer_loss,
@@ -25,20 +25,22 @@ from architectures.peft_side import (
     text_loss,
     train_by_peft,
 )
-from architectures.cases import classes
 from lora_ensembles import LoraEnsemble, TrainConfig, predict, train
 from lora_ensembles.errors import LoraEnsemblesError
 
-OUTPUTS = 1e-4  # most that outputs may differ by, as a share of the largest: fp32 sums of some dozen numbers, through a few layers
-WEIGHTS = 5e-3  # most that trained weights may differ by, as a share of their way: Adam magnifies the rounding of small gradients
-NOISE = 10  # times the rounding of the architecture itself, measured on PEFT, that a difference may be where it is beyond these
+OUTPUTS = 1e-4
+"""Most that outputs may differ by, as a share of the largest: rounding in fp32 through a few layers."""
+WEIGHTS = 5e-3
+"""Most that trained weights may differ by, as a share of their way: Adam magnifies rounding."""
+NOISE = 10
+"""How many times PEFT's own rounding a difference may be where it is beyond these."""
 CLOSE = 1e-3  # nats by which greedy decoding's token may be less probable than the best: the two are equal
 NEW_TOKENS = 6
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a check ended: equal to PEFT within `difference`, refused by the library for a reason, or failed for one."""
+    """How a check ended: equal to PEFT within `difference`, or refused or failed for a reason."""
 
     status: Literal["equal", "refused", "failed"]
     difference: float | None = None
@@ -75,7 +77,7 @@ def close(found: Tensor, expected: Callable[[int], Tensor]) -> float:
 
     Args:
         found: what the library computed.
-        expected: what PEFT computes from so many copies of a row in a batch, which are the same numbers up to rounding.
+        expected: what PEFT computes from so many copies of a row in a batch: the same numbers up to rounding.
 
     Raises:
         Differs: it is more than rounding.
@@ -88,7 +90,9 @@ def close(found: Tensor, expected: Callable[[int], Tensor]) -> float:
             return off
         limit = NOISE * float((expected(3) - reference).abs().max()) / scale
     if not off <= limit:
-        raise Differs(f"outputs differ by {off:.2g} of the largest; rounding explains {max(limit, OUTPUTS):.2g}")
+        raise Differs(
+            f"outputs differ by {off:.2g} of the largest; rounding explains {max(limit, OUTPUTS):.2g}"
+        )
     return off
 
 
@@ -101,7 +105,7 @@ def members_of(case: Case, ensemble: LoraEnsemble) -> list[PeftModel]:
 
 
 def forward(case: Case, where: str) -> float:
-    """The logits of whole rows, of several lengths and padded on the right, against single rows without padding."""
+    """Logits of rows padded on the right, against single rows without padding."""
     ensemble = case.ensemble(where)
     models = members_of(case, ensemble)
     length = max(map(len, PROMPTS))
@@ -136,19 +140,19 @@ def labels(case: Case, where: str, examples: Callable[[], Any]) -> float:
 
 
 def generation(case: Case, rows: list[list[int]]) -> float:
-    """Greedy decoding, prompts padded on the left: each token is the most probable one of the members' mean, read without a cache.
+    """Greedy decoding, prompts padded on the left: each token is the most probable one of the members' mean.
 
-    Where transformers' own cached pass differs from its whole one, each member must decode as PEFT itself does.
+    That mean is read without a cache. Where transformers' own cached pass differs from its whole one, each
+    member must decode as PEFT itself does.
     """
     ensemble = case.ensemble("usual")
     models = members_of(case, ensemble)
     ids, mask = padded_left(rows)
+    greedy = dict(max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, eos_token_id=2)
 
     def decoded(model: Any) -> Tensor:
         with torch.no_grad():
-            out: Tensor = model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, eos_token_id=2
-            )  # fmt: skip
+            out: Tensor = model.generate(input_ids=ids, attention_mask=mask, **greedy)
         return out[:, ids.shape[1] :]
 
     found = decoded(ensemble.as_causal_lm())
@@ -183,9 +187,7 @@ def training(case: Case, where: str, *, kl_weight: float = 0.0) -> float:
 def text_training(case: Case, where: str, *, kl_weight: float = 0.0) -> float:
     """The same for a classifier and its head, which is the base's own where a divergence from it counts."""
     ensemble = case.ensemble(where, init="base" if kl_weight else "fresh")
-    return _trained(
-        case, ensemble, classes(), case.texts(ensemble), text_loss, Recipe(kl_weight=kl_weight)
-    )
+    return _trained(case, ensemble, classes(), case.texts(ensemble), text_loss, Recipe(kl_weight=kl_weight))
 
 
 def _trained(
@@ -207,7 +209,9 @@ def _trained(
         return off
     limit = NOISE * float((by_peft(3)[0] - expected).norm()) / way
     if not off <= limit:
-        raise Differs(f"weights differ by {off:.2g} of their way; rounding explains {max(limit, WEIGHTS):.2g}")
+        raise Differs(
+            f"weights differ by {off:.2g} of their way; rounding explains {max(limit, WEIGHTS):.2g}"
+        )
     return off
 
 

@@ -1,7 +1,7 @@
-"""docs/models.md from the newest record: `make parity-page`, or `python tests/architectures/page.py [RECORD ...]`.
+"""docs/models.md from the records: `make parity-page`, or `python tests/architectures/page.py [RECORD ...]`.
 
-What stands between its two marks is written anew: what was counted with each version, and for the newest which architectures are equal to
-PEFT in every check, and what is refused of the others, with the library's reason.
+The lines between its two marks are written anew: counts for each version; and of the newest the architectures
+that are equal to PEFT in every check, and what is refused of others, with the library's reason.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ TITLES = {
     "vision-language": "Vision-language models, on text alone",
     "classifier": "Sequence classifiers",
 }
+LEAVE_OUT = "; leave it out by `exclude_modules`"
 # What the library says of a model, shortened to what models have in common.
 REASONS = (
     (r"is not causal", "not causal"),
     (r"is an encoder-decoder", "an encoder-decoder"),
-    (r"of which PEFT adapts the bare parameter", "PEFT adapts bare parameters of a router or of fused experts; leave it out by `exclude_modules`"),
-    (r"that returns a \w+ in place of a tensor", "a target returns more than a tensor, as routers do; leave it out by `exclude_modules`"),
-    (r"fails with adapters on these target modules", "a pass fails with adapters on a target that is no plain linear layer"),
-    (r"adapters are stacked on nn.Linear", "a target is no plain linear layer; leave it out by `exclude_modules`"),
-    (r"does not see every row of every member in order", "a target does not see every row in order; leave it out by `exclude_modules`"),
+    (r"of which PEFT adapts the bare parameter", f"PEFT adapts bare parameters of routers or fused experts{LEAVE_OUT}"),
+    (r"that returns a \w+ in place of a tensor", f"a target is a router that returns more{LEAVE_OUT}"),
+    (r"fails with adapters on these", f"a pass fails with adapters on such a target{LEAVE_OUT}"),
+    (r"adapters are stacked on nn.Linear", f"a target is no plain linear layer{LEAVE_OUT}"),
+    (r"does not see every row of every member", f"a target does not see every row in order{LEAVE_OUT}"),
     (r"PEFT cannot place the adapter", "PEFT does not place such an adapter"),
     (r"the loss depends on no adapter", "a pass over text runs through none of the targets"),
     (r"has no table of token embeddings", "no table of token embeddings"),
@@ -61,7 +62,7 @@ def counted(record: dict[str, Any], kind: str) -> tuple[int, int, dict[str, int]
 def counts(records: Iterable[dict[str, Any]]) -> list[str]:
     """The lines of the table of counts."""
     lines = [
-        "| transformers | PEFT | torch | | architectures | checks equal | refused by name | failed | not built |",
+        "| transformers | PEFT | torch | | architectures | checks equal | refused | failed | not built |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for record in records:

@@ -1,4 +1,4 @@
-"""A member of an ensemble as a PEFT model, asked and trained one unpadded row at a time: what a stack is held against.
+"""A member of an ensemble as a PEFT model, asked and trained one unpadded row at a time.
 
 Shapes: T tokens, V vocabulary, C labels or classes.
 """
@@ -29,7 +29,7 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a run; decays large enough to show in a few steps, which are 3 an epoch of 5 examples."""
+    """The settings of a run; decays large enough to show in a few steps: 3 in an epoch of 5 examples."""
 
     epochs: int = 2
     batch_size: int = 2
@@ -62,9 +62,7 @@ def peft_model(base: PreTrainedModel, config: LoraConfig, weights: MemberWeights
 def trained_parameters(model: PeftModel) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters of adapter and head, by their names in PEFT."""
     return (
-        (name, parameter)
-        for name, parameter in model.named_parameters()
-        if ".lora_" in name or SAVED in name
+        (name, parameter) for name, parameter in model.named_parameters() if ".lora_" in name or SAVED in name
     )
 
 
@@ -86,7 +84,7 @@ def flat(model: PeftModel, weights: MemberWeights | None = None) -> Tensor:
 
 
 def logits_of(model: nn.Module, ids: Sequence[int], *, copies: int = 1) -> Tensor:
-    """Logits (T, V) of one row, read without padding and without a cache, `copies` times in one batch: the same up to rounding."""
+    """Logits (T, V) of one row without padding and cache; `copies` of it change nothing but rounding."""
     rows = torch.tensor([list(ids)] * copies)
     logits: Tensor = model(input_ids=rows, use_cache=False).logits[0]
     return logits
@@ -106,7 +104,7 @@ def scores_of(model: nn.Module, text: Text, *, copies: int = 1) -> Tensor:
 
 
 def label_log_probs(model: nn.Module, example: EncodedExample, *, copies: int = 1) -> Tensor:
-    """log p of each label (C,): the sum over its tokens, normalised over the labels; Eq. 1 of arXiv:2310.00035."""
+    """log p of each label (C,), the sum over its tokens, normalised over the labels (Eq. 1)."""
     start = len(example.prompt_ids) - 1
     sums = []
     for label in example.label_ids:
@@ -117,7 +115,7 @@ def label_log_probs(model: nn.Module, example: EncodedExample, *, copies: int = 
 
 
 def answer_loss(model: PeftModel, example: EncodedExample, *, kl_weight: float, copies: int) -> Tensor:
-    """-log p(answer) summed over its tokens (Eq. 3), plus the weighted divergence from the base at each of them (Eq. 4)."""
+    """-log p(answer) summed over its tokens (Eq. 3), plus the weighted divergence from the base (Eq. 4)."""
     answer = list(example.label_ids[example.target or 0])
     ids, start = [*example.prompt_ids, *answer], len(example.prompt_ids) - 1
 
@@ -156,7 +154,7 @@ def train_by_peft(
     recipe: Recipe,
     copies: int = 1,
 ) -> None:
-    """A member's run by torch.optim.AdamW: batches in its own order, the mean of the losses of single rows."""
+    """A member's run by torch.optim.AdamW: batches in its own order, the mean of the losses of rows."""
     decays = {
         ".lora_A.": recipe.weight_decay_a,
         ".lora_B.": recipe.weight_decay_b,

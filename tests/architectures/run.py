@@ -1,7 +1,8 @@
-"""Every architecture of the installed transformers against PEFT: `make parity`, or `python tests/architectures/run.py --help`.
+"""Every architecture of the installed transformers against PEFT: `make parity`.
 
-The record, results/parity/transformers-VERSION.json, says of each architecture and check whether it is equal, refused with the library's
-reason, or failed. Architectures that it holds are not tried again, so a stopped run goes on where it was; `--again` tries some anew.
+The record, results/parity/transformers-VERSION.json, says of each architecture and check whether it is equal,
+refused with the library's reason, or failed. What it holds is not tried again, so a stopped run goes on where
+it was; `--again` tries some anew.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def _too_long(*_: object) -> None:
 
 
 def attempts(jobs: list[tuple[str, str]], processes: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """The outcomes of all architectures, each as it is done, by processes that try `AT_ONCE` of them and end."""
+    """The outcomes of all architectures, each as it is done; a process tries `AT_ONCE` of them and ends."""
     results: queue.Queue[tuple[str, str, dict[str, Any]]] = queue.Queue()
     parts = [jobs[start : start + AT_ONCE] for start in range(0, len(jobs), AT_ONCE)]
     with ThreadPoolExecutor(processes) as pool:
@@ -81,7 +82,7 @@ def attempts(jobs: list[tuple[str, str]], processes: int) -> Iterator[tuple[str,
 
 
 def _try_part(jobs: list[tuple[str, str]], results: queue.Queue[tuple[str, str, dict[str, Any]]]) -> None:
-    """Try some architectures in a process; one that ends its process has failed, and another process goes on behind it."""
+    """Try some architectures in a process; one that ends it has failed, and another goes on behind it."""
     while jobs:
         command = [sys.executable, __file__, "--worker", json.dumps(jobs)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -103,7 +104,7 @@ def work(jobs: list[tuple[str, str]]) -> int:
 
 
 def counts(record: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """How many checks of each kind are equal, refused and failed, and how many architectures could not be built."""
+    """How many checks of each kind are equal, refused and failed, and how many could not be built."""
     found: dict[str, dict[str, int]] = {}
     for kind, architectures in record["architectures"].items():
         counted = Counter({"equal": 0, "refused": 0, "failed": 0, "not built": 0})
@@ -123,8 +124,12 @@ def write(path: Path, record: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="the record (default: one a version of transformers, in results/parity)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the record (default: one a version of transformers, in results/parity)"
+    )
     parser.add_argument("--kinds", default="causal,vision-language,classifier", help="with commas")
     parser.add_argument("--only", default="*", help="model types, as a pattern of file names")
     parser.add_argument("--again", default="", help="try these once more: a pattern, or 'failed'")
@@ -144,7 +149,9 @@ def main() -> int:
     for kind in arguments.kinds.split(","):
         known = record["architectures"].setdefault(kind, {})
         for name in architectures(kind):
-            if fnmatch.fnmatch(name, arguments.only) and (name not in known or _again(known[name], name, arguments.again)):
+            if fnmatch.fnmatch(name, arguments.only) and (
+                name not in known or _again(known[name], name, arguments.again)
+            ):
                 jobs.append((kind, name))
     for number, (kind, name, outcome) in enumerate(attempts(jobs, arguments.processes), 1):
         record["architectures"][kind][name] = outcome
@@ -165,7 +172,9 @@ def _again(outcome: dict[str, Any], name: str, pattern: str) -> bool:
 def _said(outcome: dict[str, Any]) -> str:
     if "not built" in outcome:
         return f"not built: {outcome['not built']}"
-    failures = {name: check["reason"] for name, check in outcome["checks"].items() if check["status"] == "failed"}
+    failures = {
+        name: check["reason"] for name, check in outcome["checks"].items() if check["status"] == "failed"
+    }
     statuses = Counter(check["status"] for check in outcome["checks"].values())
     return ", ".join(f"{count} {status}" for status, count in statuses.items()) + "".join(
         f"\n    {name}: {reason}" for name, reason in failures.items()
