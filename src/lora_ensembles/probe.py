@@ -1,4 +1,4 @@
-"""A dozen tokens tried on a base before members are put to work on it: what does not hold is refused by name, or not made use of.
+"""Two dozen tokens tried on a base before members are put to work on it: what does not hold is refused by name, or not made use of.
 
 No table of architectures knows what the model of a user does, so nothing is assumed that can be tried.
 
@@ -29,10 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-TOKENS, SHARED = (
-    24,
-    13,
-)  # of a tried row, and of these the ones that all rows begin with: beyond small windows and choices of tokens
+TOKENS, SHARED = 24, 13  # of a tried row, and of these the ones that all rows begin with
 MEMBERS, ROWS, ROW_TOKENS = 2, 3, 5  # of the members' trial: no two products of them are the same
 
 
