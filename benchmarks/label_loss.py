@@ -231,6 +231,18 @@ def differences(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def recorded(folder: Path) -> list[dict[str, Any]]:
+    """The records of a folder, in the order in which they are measured."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("label-loss-*.json")]
+
+    def place(record: dict[str, Any]) -> tuple[int, int, int]:
+        settings = record["settings"]
+        arm = ARMS.index((settings["loss"], settings["label_score"]))
+        return list(SETS).index(settings["set"]), settings["seed"], arm
+
+    return sorted(records, key=place)
+
+
 def settings_of(names: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """What is measured, the quickest first; labels of one token have the same probabilities by either score."""
     return [
@@ -251,17 +263,18 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS), help="some of the sets, with commas (default: all)")
     parser.add_argument("--seeds", default="0,1", help="seeds; SmolLM2 takes the first (default: 0,1)")
     arguments = parser.parse_args()
-    found, seeds = [], [int(seed) for seed in arguments.seeds.split(",")]
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
     try:
         for settings in settings_of(arguments.sets.split(","), seeds):
             name = f"label-loss-{settings['set']}"
-            found.append(cell(arguments.out, name, settings, lambda s=settings: measure(s, arguments.data)))
+            cell(arguments.out, name, settings, lambda s=settings: measure(s, arguments.data))
             print(
                 f"{settings['set']}, {settings['loss']}, {settings['label_score']}, seed {settings['seed']}",
                 flush=True,
             )
     except LoraEnsemblesError as error:
         sys.exit(f"error: {error}")
+    found = recorded(arguments.out)
     text = f"{table(found)}\n\n{differences(found)}\n"
     (arguments.out / "label-loss.md").write_text(text, encoding="utf-8")
     print(text)

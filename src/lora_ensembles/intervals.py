@@ -3,7 +3,7 @@
 A metric's interval is the bias-corrected and accelerated bootstrap over examples (BCa; Efron 1987). Two metrics have intervals of their
 own: accuracy, a share of N answers, has Wilson's, and differences of it Bonett & Price's, which are right where few answers are wrong too;
 and the calibration error, which is biased upwards, has one that is found by trying population values (`ece_intervals`).
-`benchmarks/coverage.py` simulates how often each holds the population value; docs/statistics.md has its numbers.
+`benchmarks/interval_coverage.py` simulates how often each holds the population value; docs/statistics.md has its numbers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How often intervals hold the population's value: `python benchmarks/coverage.py --out results/coverage.json`; then `--page`.
+"""How often intervals hold the population's value: `python benchmarks/interval_coverage.py --out results/coverage.json`; then `--page`.
 
 Samples are drawn from populations that are known: members' logits share a part, and answers are drawn from the members' mean probabilities
 at another temperature (1: calibrated, below 1: the members are too sure, above: not sure enough). A case is a population, a metric and a
@@ -34,7 +34,7 @@ from lora_ensembles.uncertainty import total_entropy
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE, RECORD = REPOSITORY / "docs" / "statistics.md", REPOSITORY / "results" / "coverage.json"
-MARKS = "<!-- coverage: written by benchmarks/coverage.py -->", "<!-- end of coverage -->"
+MARKS = "<!-- coverage: written by benchmarks/interval_coverage.py -->", "<!-- end of coverage -->"
 POPULATION = 200_000
 REPEATS = 400
 DRAWS = 1000  # of each interval, as `evaluate --intervals` takes
@@ -325,7 +325,7 @@ def page(text: str, record: dict[str, Any]) -> str:
     outside = [row for row in rows if not 0.93 <= row["covered"] <= 0.97]
     said = (
         f"{len(rows)} cases, {repeats} samples each or more, so that a share has a standard error of {error:.3f}; "
-        f"{len(rows) - len(outside)} lie within 0.93 to 0.97. `benchmarks/coverage.py` makes them, from the seeds in it."
+        f"{len(rows) - len(outside)} lie within 0.93 to 0.97. `benchmarks/interval_coverage.py` makes them, from the seeds in it."
     )
     before, _, rest = text.partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
