@@ -97,6 +97,14 @@ def section(record: dict[str, Any], kind: str) -> list[str]:
         table = ["| refused, because | what | model types |", "|---|---|---|"]
         table += [f"| {reason} | {which} | {', '.join(names)} |" for (reason, which), names in rows]
         lines.append("\n".join(table))
+    far = [
+        f"{name} ({check}: {ended['difference']:.2g})"
+        for name, outcome in sorted(record["architectures"].get(kind, {}).items())
+        for check, ended in outcome.get("checks", {}).items()
+        if "own" in ended
+    ]
+    if far:
+        lines.append(f"Equal within what PEFT itself differs by, and no closer: {', '.join(far)}.")
     if missing:
         lines.append(f"No tiny model could be built ({len(missing)}): {'; '.join(missing)}.")
     return lines

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from architectures.cases import Case
-from architectures.checks import CHECKS, Differs, Outcome, close, run
+from architectures.checks import CHECKS, Difference, Differs, Outcome, close, run
 from architectures.page import FOLDER, PAGE, page, records_of
 from architectures.run import counts
 
@@ -53,13 +53,14 @@ def test_an_architecture_is_equal_to_peft_in_every_check_or_refused_by_name(kind
 
 def test_another_number_differs_and_rounding_does_not() -> None:
     expected = torch.tensor([1.0, -20.0])
-    assert close(expected + 1e-4, lambda copies: expected) == pytest.approx(5e-6, rel=0.1)
-    with pytest.raises(Differs, match=r"outputs differ by 0\.005 of the largest; rounding explains 0\.0001"):
+    assert close(expected + 1e-4, lambda copies: expected).share == pytest.approx(5e-6, rel=0.1)
+    with pytest.raises(
+        Differs, match=r"outputs differ by 0\.005 of the largest, PEFT's from themselves by 0"
+    ):
         close(expected + 0.1, lambda copies: expected)
-    # An architecture that rounds so differently in a batch of three that no more can be asked of the stack.
-    assert close(expected + 0.1, lambda copies: expected + 0.02 * (copies > 1)) == pytest.approx(
-        5e-3, rel=1e-4
-    )
+    # An architecture that differs from itself by so much that no more can be asked of the stack.
+    found = close(expected + 0.1, lambda copies: expected + 0.02 * (copies > 1))
+    assert (found.share, found.own) == (pytest.approx(5e-3, rel=1e-4), pytest.approx(1e-3, rel=1e-3))
 
 
 def test_what_a_check_raises_is_a_failure_and_what_the_library_refuses_is_not(
@@ -67,11 +68,11 @@ def test_what_a_check_raises_is_a_failure_and_what_the_library_refuses_is_not(
 ) -> None:
     from lora_ensembles.errors import ConfigError
 
-    def refuse(_case: Case) -> float:
+    def refuse(_case: Case) -> Difference:
         raise ConfigError("no such\nthing")
 
     monkeypatch.setitem(CHECKS["causal"], "refusing", refuse)
-    monkeypatch.setitem(CHECKS["causal"], "breaking", lambda _case: 1 / 0)
+    monkeypatch.setitem(CHECKS["causal"], "breaking", lambda _case: Difference(1 / 0))
     case = case_of("causal", "llama")
     assert run(case, "refusing") == Outcome("refused", reason="no such thing")
     assert run(case, "breaking") == Outcome("failed", reason="ZeroDivisionError: division by zero")
