@@ -120,13 +120,14 @@ def check_targets(base: Any, names: Iterable[str]) -> None:
 def probe_language_model(base: Any) -> Shortcuts:
     """Tries whether a base is causal, and allows the shortcuts that change none of its logits.
 
-    Three rows begin with the same tokens; what follows is text, other text, and padding without a mask.
+    Three rows begin with the same tokens; what follows is text, other text, and padding without a mask. A fourth ends there.
 
     Returns:
         What is allowed from now on; see `shortcuts.Shortcuts`. A shortcut that is not is named in the log "lora_ensembles.probe".
 
     Raises:
-        ConfigError: it is no causal language model: the logits at a token change with what follows, or it cannot read plain token ids.
+        ConfigError: it is no causal language model: the logits at a token change with what follows or with how much, or it cannot read
+            plain token ids.
     """
     check_language_model(base)
     allow(base, NONE)
@@ -135,14 +136,17 @@ def probe_language_model(base: Any) -> Shortcuts:
     ids = _rows(base)
     with _reading(base):
         whole: Tensor = base(input_ids=ids, use_cache=False).logits.float()
+        beginning = ids[:1, : min(SHARED, ids.shape[1] - 1)]
+        alone: Tensor = base(input_ids=beginning, use_cache=False).logits.float()
     if not whole.isfinite().all():
         return NONE  # nothing can be compared; training and prediction name it
-    tolerance, shared = Tolerance.of(base), whole[:, : min(SHARED, ids.shape[1] - 1)]
+    tolerance, shared = Tolerance.of(base), whole[:, : beginning.shape[1]]
     scale = float(whole.abs().max())
-    if max(_typical(shared[0], other) for other in shared[1:]) > tolerance.refused * scale:
+    if max(_typical(shared[0], other) for other in (*shared[1:], *alone)) > tolerance.refused * scale:
         raise ConfigError(
-            f"{type(base).__name__} is not causal: what it says at a token changes with the tokens that follow (masked language models and "
-            "prefix models do so; a BERT decoder needs is_decoder=True in its config); a causal language model is needed"
+            f"{type(base).__name__} is not causal: what it says at a token changes with the tokens that follow or with their number "
+            "(masked language models and prefix models do so; a BERT decoder needs is_decoder=True in its config); a causal language model "
+            "is needed"
         )
     trials = {"narrowed": _narrowed, "prefix": _after_prefix}
     given_up = tolerance.dropped == 0

@@ -173,7 +173,11 @@ def generation(case: Case, rows: list[list[int]]) -> Difference:
             out: Tensor = model.generate(input_ids=ids, attention_mask=mask, **greedy)
         return out[:, ids.shape[1] :]
 
-    found = decoded(ensemble.as_causal_lm())
+    try:
+        found = decoded(ensemble.as_causal_lm())
+    except Exception as error:
+        _raise_if_peft_fails(lambda: decoded(models[0]), error)
+        raise
     missed = max(_missed(models, row, new.tolist()) for row, new in zip(rows, found, strict=True))
     if missed <= CLOSE:
         return Difference(missed)
@@ -181,6 +185,14 @@ def generation(case: Case, rows: list[list[int]]) -> Difference:
         if not torch.equal(decoded(ensemble.member(index)), decoded(model)):
             raise Differs(f"a decoded token is {missed:.2g} nats less probable than the best one")
     return Difference(0.0)
+
+
+def _raise_if_peft_fails(attempt: Callable[[], object], error: Exception) -> None:
+    """A refusal where PEFT's own model fails in the same way as the library's."""
+    try:
+        attempt()
+    except type(error) as own:
+        raise LoraEnsemblesError(f"transformers' own generate fails ({type(own).__name__}: {own})") from own
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ LEAVE_OUT = "; leave it out by `exclude_modules`"
 # What the library says of a model, shortened to what models have in common.
 REASONS = (
     (r"is not causal", "not causal"),
+    (r"transformers' own generate fails", "transformers' own `generate` fails"),
     (r"is an encoder-decoder", "an encoder-decoder"),
     (r"of which PEFT adapts the bare parameter", f"PEFT adapts bare parameters of routers or fused experts{LEAVE_OUT}"),
     (r"that returns a \w+ in place of a tensor", f"a target is a router that returns more{LEAVE_OUT}"),
