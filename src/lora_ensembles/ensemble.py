@@ -93,12 +93,11 @@ class LoraEnsemble:
         count = whole_count(members)
         probe.check_plain(base)
         own = resolve_head(base, head)
-        if not own.owned:
+        if own.kind == "causal-lm":
             probe.check_language_model(base)
         config, init = adapter_for(base, own, adapter), own.init if own.owned else None
-        seeds, weights = fresh_members(
-            base, config, seed=seed, indices=range(count), vary=vary, head_init=init
-        )
+        new = range(count)
+        seeds, weights = fresh_members(base, config, seed=seed, indices=new, vary=vary, head_init=init)
         info = EnsembleInfo(whole_seed(seed), tuple(vary), count, seeds, head=own)
         self._attach(base, tokenizer, config, weights, info)
         warn_of_copies(vary, count)
