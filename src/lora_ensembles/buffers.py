@@ -22,6 +22,26 @@ from .sites import AdapterSite, MemberWeights, adapter_sites, grown, replace_mod
 NOT_REACHED = "a pass over text runs through none of the target modules; choose others"
 
 
+class _Running:
+    """While a plan describes a pass. A class, because torch.compile of torch 2.6 looks into no generator."""
+
+    def __init__(self, plan: StackPlan, described: tuple[Any, ...]):
+        self.plan, self.described = plan, described
+
+    def _swap(self) -> None:
+        plan, new = self.plan, self.described
+        self.described = (
+            plan.rows, plan.tokens, plan.members, plan.first_row, plan.groups, plan.row_numbers
+        )  # fmt: skip
+        plan.rows, plan.tokens, plan.members, plan.first_row, plan.groups, plan.row_numbers = new
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *_error: object) -> None:
+        self._swap()
+
+
 class AdapterStack:
     """The adapters of all members, as two flat buffers (M, P_a) and (M, P_b) of which every layer holds views; `heads` beside them.
 
@@ -206,7 +226,6 @@ class AdapterStack:
         for module in self._apart:
             del module.forward
 
-    @contextmanager
     def running(
         self,
         *,
@@ -215,25 +234,14 @@ class AdapterStack:
         members: slice = ALL_MEMBERS,
         first_row: int = 0,
         row_numbers: Tensor | None = None,
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """While a forward pass over `rows` rows of `tokens` tokens in all, those of `members`, runs."""
         if self._detached:  # the plain base would answer for every member
             raise AdapterError(
                 "this ensemble was unloaded: the base has its own layers back; make or load the ensemble again"
             )
-        plan, before = self.plan, replace(self.plan)
-        plan.rows, plan.tokens, plan.members, plan.first_row = rows, tokens, members, first_row
-        plan.groups, plan.row_numbers = len(range(self.num_members)[members]), row_numbers
-        try:
-            yield
-        finally:
-            plan.rows, plan.tokens, plan.members, plan.first_row = (
-                before.rows,
-                before.tokens,
-                before.members,
-                before.first_row,
-            )
-            plan.groups, plan.row_numbers = before.groups, before.row_numbers
+        groups = len(range(self.num_members)[members])
+        return _Running(self.plan, (rows, tokens, members, first_row, groups, row_numbers))
 
     def remembered(self) -> AbstractContextManager[None]:
         """While a part of the pass that runs now runs once more, later."""

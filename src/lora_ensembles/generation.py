@@ -106,8 +106,8 @@ def _class_on(base_class: type[Any]) -> type[Any]:
 
     @functools.wraps(base_forward)  # `generate` reads the names of forward's parameters
     def forward(self: Any, *args: Any, **kwargs: Any) -> EnsembleOutput | tuple[Any, ...]:
-        # Not Signature.bind: torch.compile of torch 2.6 cannot look into it.
-        given = dict(zip(names[: len(args)], args, strict=True)) | kwargs
+        # Not Signature.bind, and not `|`: torch.compile of torch 2.6 cannot look into them.
+        given = {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
         return _forward(self, functools.partial(base_forward, self), given)
 
     members = {
@@ -124,7 +124,9 @@ def _class_on(base_class: type[Any]) -> type[Any]:
 
 def _forward(model: Any, base_forward: Any, given: dict[str, Any]) -> EnsembleOutput | tuple[Any, ...]:
     ensemble: LoraEnsemble = model.ensemble
-    rows = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
+    rows = given.get("input_ids")
+    if rows is None:
+        rows = given.get("inputs_embeds")
     if rows is None:
         raise ConfigError(
             "the ensemble was called without rows; pass input_ids (B, T) or inputs_embeds (B, T, D)"

@@ -60,7 +60,8 @@ def test_decoding_counts_one_graph_and_scoring_has_every_peer(
 ) -> None:
     rows = {row["id"]: row for row in every_family[1]["rows"]}
     decoded = next(row for row in rows.values() if "graphs" in row)
-    assert decoded["graphs"]["ensemble"] == 1
+    graphs = decoded["graphs"]
+    assert graphs["ensemble"] == min(1, graphs["merged"])  # 0 where transformers' own model does not compile
     assert decoded["exact"]["same_texts"]
     assert {"A", "A'", "B", "C", "merged"} == decoded["ratios"].keys()
     assert rows["tiny-E1"]["ratios"].keys() == {"A", "A'", "B", "C"}

@@ -127,7 +127,7 @@ def test_failed_run_in_an_empty_folder_of_the_users_keeps_that_folder(tmp_path: 
 
 def test_failed_run_with_a_checkpoint_says_how_to_go_on_or_replace_it(tmp_path: Path) -> None:
     # The warm-up's first step changes nothing, and the second far too much.
-    wrong = dataclasses.replace(TOO_FAST, epochs=20, warmup_steps=10**6, checkpoint_every=1)
+    wrong = dataclasses.replace(TOO_FAST, epochs=20, warmup_steps=2, checkpoint_every=1)
     with pytest.raises(
         TrainingError,
         match=r"No update was made\. The checkpoint of step \d+ is kept in .*out: go on from it by resume=True, "
