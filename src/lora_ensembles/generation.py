@@ -21,11 +21,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .compat import CACHE
 from .errors import ConfigError
 from .lora import fold_members, unfold_members
 
 if TYPE_CHECKING:
     from .ensemble import LoraEnsemble
+
+
+PASSED_ON = (CACHE, "hidden_states", "attentions")
 
 
 @dataclass
@@ -146,9 +150,10 @@ def _forward(model: Any, base_forward: Any, given: dict[str, Any]) -> EnsembleOu
         loss=None if labels is None else model.loss_function(logits, labels, vocab_size=logits.shape[-1]),
         logits=logits,
         member_log_probs=member_log_probs,
+        **{name: output.get(name) for name in PASSED_ON},
     )
     for name, value in output.items():
-        if name not in ("loss", "logits"):  # a cache, or RWKV's state, which the next pass goes on from
+        if name not in ("loss", "logits", *PASSED_ON):  # RWKV's state, say, which the next pass needs
             made[name] = value
     return made.to_tuple() if as_tuple else made
 

@@ -338,3 +338,12 @@ def test_the_uncalled_for_argument_is_refused_by_generate() -> None:
     model, _ = pair()
     with pytest.raises(ValueError, match="temprature"):
         generated(model, PROMPTS, temprature=0.5)
+
+
+def test_outputs_as_a_tuple_stand_in_the_order_of_the_bases() -> None:
+    ensemble = build_ensemble("llama", members=1, random_b=True)
+    ids = torch.tensor([random_rows([5])[0]])
+    with torch.no_grad():
+        logits, cache, *_ = ensemble.as_causal_lm()(ids, use_cache=True, return_dict=False)
+    assert logits.shape[:2] == (1, 5)
+    assert cache.get_seq_length() == 5
