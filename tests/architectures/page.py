@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -49,15 +50,13 @@ def shortened(reason: str) -> str:
     return next((words for pattern, words in REASONS if re.search(pattern, reason)), reason)
 
 
-def counted(record: dict[str, Any], kind: str) -> tuple[int, int, dict[str, int]]:
-    """Architectures tried, those that could not be built, and how many checks ended in which way."""
-    architectures = record["architectures"].get(kind, {})
-    statuses = dict.fromkeys(("equal", "refused", "failed"), 0)
-    for outcome in architectures.values():
-        for check in outcome.get("checks", {}).values():
-            statuses[check["status"]] += 1
-    missing = sum("not built" in outcome for outcome in architectures.values())
-    return len(architectures) - missing, missing, statuses
+def counted(record: dict[str, Any], kind: str) -> dict[str, int]:
+    """How many architectures of a kind were tried, how their checks ended, and how many could not be built."""
+    outcomes = record["architectures"].get(kind, {}).values()
+    missing = sum("not built" in outcome for outcome in outcomes)
+    ended = Counter(check["status"] for outcome in outcomes for check in outcome.get("checks", {}).values())
+    statuses = {status: ended[status] for status in ("equal", "refused", "failed")}
+    return {"architectures": len(outcomes) - missing, **statuses, "not built": missing}
 
 
 def counts(records: Iterable[dict[str, Any]]) -> list[str]:
@@ -69,8 +68,7 @@ def counts(records: Iterable[dict[str, Any]]) -> list[str]:
     for record in records:
         versions = [record["versions"][name] for name in ("transformers", "peft", "torch")]
         for kind, title in TITLES.items():
-            tried, missing, statuses = counted(record, kind)
-            cells = [*versions, title, tried, *statuses.values(), missing]
+            cells = [*versions, title, *counted(record, kind).values()]
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
