@@ -23,7 +23,7 @@ import torch
 from timing import write_record
 from torch import Tensor
 
-from lora_ensembles.completion_scores import METRICS, CompletionScores, evaluate_completions
+from lora_ensembles.completion_metrics import METRICS, CompletionScores
 from lora_ensembles.intervals import Interval, bootstrap_interval, paired_difference
 from lora_ensembles.metrics import NUM_BINS, accuracy, brier, coverage_area, ece, nll, ood_auroc
 from lora_ensembles.prediction import Prediction
@@ -256,8 +256,7 @@ def completion_case(name: str, size: int) -> Case:
         probability = -(hard + torch.randn(3, count, 12, generator=generator)).exp()
         return CompletionScores(probability.masked_fill(~counted, 0.0), counted)
 
-    def metric(taken: CompletionScores) -> float:
-        return float(getattr(evaluate_completions(taken), name))
+    metric = METRICS[name]
 
     def draw(generator: torch.Generator, seed: int) -> Interval:
         return bootstrap_interval(metric, scores(size, generator), samples=DRAWS, seed=seed)

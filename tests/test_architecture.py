@@ -37,6 +37,8 @@ LEVELS: dict[str, set[str]] = {
         "optim",
         "uncertainty",
         "metrics",
+        "completion_metrics",
+        "studentised",
         "intervals",
         "ece_intervals",
         "selective",

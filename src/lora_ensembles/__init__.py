@@ -16,13 +16,13 @@ if TYPE_CHECKING:
         SingleMember,
         TemperatureScaled,
     )
-    from .completion_scores import (
+    from .completion_metrics import (
         CompletionMetrics,
         CompletionScores,
         evaluate_completion_members,
         evaluate_completions,
-        score_completions,
     )
+    from .completion_scores import score_completions
     from .config import TrainConfig
     from .embedded import load_base, resolve_base
     from .ensemble import LoraEnsemble
@@ -180,7 +180,8 @@ __all__ = [
 _HOMES = {
     "adapters": "default_adapter_config",
     "baselines": "BatchEnsemble FewShot LastLayerEnsemble LastLayerHeads MCDropout SingleMember TemperatureScaled",
-    "completion_scores": "CompletionMetrics CompletionScores evaluate_completion_members evaluate_completions score_completions",
+    "completion_metrics": "CompletionMetrics CompletionScores evaluate_completion_members evaluate_completions",
+    "completion_scores": "score_completions",
     "config": "TrainConfig",
     "embedded": "load_base resolve_base",
     "ensemble": "LoraEnsemble",

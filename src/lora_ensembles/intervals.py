@@ -1,8 +1,9 @@
 """Intervals over examples: how far a metric, or a difference of two, could be from its value in the population the examples come from.
 
-A metric's interval is the bias-corrected and accelerated bootstrap over examples (BCa; Efron 1987). Two metrics have intervals of their
-own: accuracy, a share of N answers, has Wilson's, and differences of it Bonett & Price's, which are right where few answers are wrong too;
-and the calibration error, which is biased upwards, has one that is found by trying population values (`ece_intervals`).
+Accuracy, a share of N answers, has Wilson's interval, and differences of it Bonett & Price's, which are right where few answers are wrong
+too. The calibration error, which is biased upwards, has one that is found by trying population values (`ece_intervals`). Means over
+examples (NLL, Brier, of open answers too) and the coverage area have the bootstrap-t (`studentised`), every other metric the
+bias-corrected and accelerated bootstrap (BCa; Efron 1987).
 `benchmarks/interval_coverage.py` simulates how often each holds the population value; docs/statistics.md has its numbers.
 """
 
@@ -18,9 +19,17 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from .completion_metrics import (
+    answer_nll,
+    answer_nll_per_token,
+    answer_perplexity,
+    exp_or_inf,
+    nll_of_each_answer,
+)
 from .ece_intervals import ece_difference_range, ece_range
 from .errors import ConfigError, DataError
-from .metrics import accuracy, ece
+from .metrics import accuracy, brier, brier_of_each, coverage_area, doubt_of_each, ece, nll, nll_of_each
+from .studentised import Studentised, coverage_area_of, ratio
 
 if TYPE_CHECKING:
     from .prediction import Prediction
@@ -78,9 +87,9 @@ def bootstrap_interval(
 ) -> Interval:
     """The metric with its interval over examples; members are kept as they are.
 
-    Each of the `samples` draws takes N examples with replacement. The same seed gives the same interval. What it covers is the choice of
-    the examples; that of the training runs is `evaluate_members`' spread. `metrics.accuracy` and `metrics.ece` have intervals of their own
-    kind, see the module; a function that wraps them has not, so pass them as they are.
+    Each of the `samples` draws takes N examples with replacement. The same seed gives the same interval. What it covers is the choice
+    of the examples; that of the training runs is `evaluate_members`' spread. The functions of `metrics` and `completion_metrics` have
+    intervals of their own kind, see the module; a function that wraps one has not, so pass them as they are.
 
     Args:
         metric: of a prediction, or of a prediction and `ood`.
@@ -111,6 +120,9 @@ def bootstrap_interval(
     if known is ece:
         drawn: Any = prediction
         return Interval(estimate, *ece_range(drawn, samples=samples, level=level, seed=seed), level)
+    studentised = _STUDENTISED[known](prediction) if known in _STUDENTISED else None
+    if studentised and (ends := studentised.ends(samples=samples, level=level, seed=seed)):
+        return Interval(estimate, *ends, level)
     return Interval(estimate, *_bca(metric, sets, estimate, samples, level, seed), level)
 
 
@@ -150,6 +162,10 @@ def paired_difference(
         )
     if known is accuracy:
         return Interval(estimate, *_accuracy_difference(first, second, level), level)
+    if known in _MEANS:
+        mean = ratio(_MEANS[known](first) - _MEANS[known](second))
+        if ends := mean.ends(samples=samples, level=level, seed=seed):
+            return Interval(estimate, *ends, level)
     both = _Pair(first, second)
     return Interval(
         estimate,
@@ -215,6 +231,32 @@ def t_quantile(level: float, degrees: int) -> float:
         else:
             high = middle
     return math.sqrt(degrees) * math.tan(low)
+
+
+def _coverage_area(prediction: Prediction) -> Studentised | None:
+    right = prediction.choices == prediction.labelled_targets("coverage_area")
+    return coverage_area_of(doubt_of_each(prediction), right)
+
+
+def _positive(value: float) -> float:
+    return max(0.0, value)
+
+
+_MEANS: dict[Any, Callable[[Any], Tensor]] = {
+    nll: nll_of_each,
+    brier: brier_of_each,
+    answer_nll: nll_of_each_answer,
+}
+_STUDENTISED: dict[Any, Callable[[Any], Studentised | None]] = {
+    nll: lambda prediction: ratio(nll_of_each(prediction), back=_positive),
+    brier: lambda prediction: ratio(brier_of_each(prediction), back=lambda value: min(2.0, _positive(value))),
+    coverage_area: _coverage_area,
+    answer_nll: lambda scores: ratio(nll_of_each_answer(scores), back=_positive),
+    answer_nll_per_token: lambda scores: ratio(nll_of_each_answer(scores), scores.counted.sum(-1), _positive),
+    answer_perplexity: lambda scores: ratio(
+        nll_of_each_answer(scores), scores.counted.sum(-1), lambda value: exp_or_inf(_positive(value))
+    ),
+}
 
 
 @dataclass(frozen=True)

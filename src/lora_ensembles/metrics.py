@@ -66,10 +66,17 @@ def nll(prediction: Prediction) -> float:
         >>> nll(Prediction(torch.tensor([[[-200.0, 0.0]]]), torch.tensor([0])))
         200.0
     """
+    return nll_of_each(prediction).mean().item() + 0.0  # + 0.0 makes -0.0 a plain zero
+
+
+def nll_of_each(prediction: Prediction) -> Tensor:
+    """The negative log-likelihood of each target (N,) in nats, float64: `nll` is their mean.
+
+    Raises:
+        DataError: the prediction is unlabelled.
+    """
     targets = prediction.labelled_targets("nll")
-    return (
-        -prediction.log_probs.gather(1, targets[:, None]).double().mean().item() + 0.0
-    )  # + 0.0 makes -0.0 a plain zero
+    return -prediction.log_probs.gather(1, targets[:, None])[:, 0].double()
 
 
 def ece(prediction: Prediction) -> float:
@@ -104,9 +111,18 @@ def brier(prediction: Prediction) -> float:
         >>> round(brier(Prediction(torch.tensor([[[0.75, 0.25]]]).log(), torch.tensor([1]))), 4)  # 0.75^2 + 0.75^2
         1.125
     """
+    return brier_of_each(prediction).mean().item()
+
+
+def brier_of_each(prediction: Prediction) -> Tensor:
+    """The squared error of each example's probabilities, summed over options (N,), float64: `brier` is their mean.
+
+    Raises:
+        DataError: the prediction is unlabelled.
+    """
     targets = prediction.labelled_targets("brier")
     truth = torch.nn.functional.one_hot(targets, prediction.num_options)
-    return (prediction.probs.double() - truth).square().sum(dim=-1).mean().item()
+    return (prediction.probs.double() - truth).square().sum(dim=-1)
 
 
 def ood_auroc(prediction: Prediction, ood: Prediction) -> float:
@@ -134,7 +150,7 @@ def ood_auroc(prediction: Prediction, ood: Prediction) -> float:
         raise ConfigError(
             f"{prediction.num_members} members in distribution and {ood.num_members} out of it; score the predictions of one predictor"
         )
-    scores = torch.cat([_doubt(prediction), _doubt(ood)])
+    scores = torch.cat([doubt_of_each(prediction), doubt_of_each(ood)])
     labels = torch.cat(
         [
             torch.zeros(prediction.num_examples, dtype=torch.int64),
@@ -159,7 +175,7 @@ def accuracy_coverage(prediction: Prediction) -> AccuracyCoverage:
         [1.0, 1.0]
     """
     return accuracy_by_doubt(
-        _doubt(prediction), prediction.choices == prediction.labelled_targets("accuracy_coverage")
+        doubt_of_each(prediction), prediction.choices == prediction.labelled_targets("accuracy_coverage")
     )
 
 
@@ -354,7 +370,7 @@ def evaluate_members(prediction: Prediction, *, ood: Prediction | None = None) -
     return {name: MemberSpread(tuple(getattr(member, name) for member in members)) for name in names}
 
 
-def _doubt(prediction: Prediction) -> Tensor:
+def doubt_of_each(prediction: Prediction) -> Tensor:
     """(N,) float64 1 - (largest probability), 0 to 1, as the sum of the other options' probabilities: 1 - p of a float32 p above
     1 - 3e-8 would be 0 for all, and fine-tuned members are that sure."""
     others_nc = prediction.log_probs.double().exp().scatter(1, prediction.choices[:, None], 0.0)

@@ -6,12 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .batches import encode_rows
-from .completion_scores import (
-    CompletionMetrics,
-    evaluate_completion_members,
-    evaluate_completions,
-    score_completions,
-)
+from .completion_metrics import CompletionMetrics, evaluate_completion_members, evaluate_completions
+from .completion_scores import score_completions
 from .config import TrainConfig
 from .ensemble import LoraEnsemble
 from .errors import DataError

@@ -10,12 +10,12 @@ import torch
 from peft import PeftModel
 
 from lora_ensembles import LoraEnsemble, TrainConfig, bootstrap_interval, train
-from lora_ensembles.completion_scores import (
+from lora_ensembles.completion_metrics import (
     CompletionScores,
     evaluate_completion_members,
     evaluate_completions,
-    score_completions,
 )
+from lora_ensembles.completion_scores import score_completions
 from lora_ensembles.errors import ConfigError, DataError
 from lora_ensembles.tasks import Completion, encode_completions
 from tiny_ensembles import no_memory_left

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..completion_scores import CompletionMetrics
+    from ..completion_metrics import CompletionMetrics
     from ..ensemble import LoraEnsemble
     from ..metrics import MemberSpread, Metrics
 

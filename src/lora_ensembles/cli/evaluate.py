@@ -39,7 +39,7 @@ from .memory import Memory, remembered
 from .parts import InParts
 
 if TYPE_CHECKING:
-    from ..completion_scores import CompletionMetrics
+    from ..completion_metrics import CompletionMetrics
     from ..ensemble import LoraEnsemble
     from ..intervals import Interval
     from ..metrics import MemberSpread, Metrics
@@ -169,23 +169,15 @@ def _measure_questions(
 def _measure_completions(
     args: Arguments, ensemble: LoraEnsemble, name: str, every: Sequence[Any], source: Source
 ) -> Measured:
-    from ..completion_scores import (
-        METRICS,
-        evaluate_completion_members,
-        evaluate_completions,
-        score_completions,
-    )
+    from ..completion_metrics import METRICS, evaluate_completion_members, evaluate_completions
+    from ..completion_scores import score_completions
 
     if args.ood not in (None, "none"):
         raise ConfigError("--ood: for questions with options; the rows here have open answers. Leave it out")
     examples = some(every, args.limit)
     say(f"{name}: {len(examples)} open answers")
     scores = score_completions(ensemble, examples, max_rows=args.max_rows)
-    shown = {
-        metric: lambda taken, metric=metric: getattr(evaluate_completions(taken), metric)
-        for metric in METRICS
-    }
-    intervals = _intervals(shown, scores) if args.intervals else {}
+    intervals = _intervals(METRICS, scores) if args.intervals else {}
     return Measured(None, evaluate_completions(scores), evaluate_completion_members(scores), intervals)
 
 

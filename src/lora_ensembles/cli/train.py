@@ -246,7 +246,7 @@ def _train(ensemble: LoraEnsemble, task: Task | CompletionTask, config: Any, arg
 
 def _record(ensemble: LoraEnsemble, result: TrainResult, out: Path) -> dict[str, Any]:
     """Put the last epoch's metrics into the saved ensemble and show them; returns the single members'."""
-    from ..completion_scores import CompletionMetrics
+    from ..completion_metrics import CompletionMetrics
     from ..metrics import MemberSpread, Metrics
     from ..storage import update_info
 

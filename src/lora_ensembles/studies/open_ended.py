@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from ..completion_scores import evaluate_completions, score_completions
+from ..completion_metrics import evaluate_completions
+from ..completion_scores import score_completions
 from ..embedded import load_base, load_embedded_completions
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
