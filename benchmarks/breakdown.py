@@ -29,17 +29,17 @@ BACKWARD = "autograd::engine::evaluate_function"
 STEP = "embedding"  # the mark that begins a pass
 # Parts of the loop outside the base, by where they are; one that is not there (any more) is named in the record.
 FUNCTIONS = {
-    "lora_ensembles.batches.MemberOrders.batch": "data",
-    "lora_ensembles.batches.TokenTable.gather": "data",
-    "lora_ensembles.batches.Batch.answer_tokens": "data",
-    "lora_ensembles.answer_losses._terms": "loss",
-    "lora_ensembles.buffers.AdapterStack.add_gradients": "gradients",
-    "lora_ensembles.training.gradient_norms": "optimiser",
-    "lora_ensembles.training.clip_per_member": "optimiser",
-    "lora_ensembles.optim.StackedAdamW.step": "optimiser",
-    "lora_ensembles.buffers.AdapterStack.refresh": "optimiser",
-    "lora_ensembles.training._check_finite": "logging",
-    "lora_ensembles.reporting.Reporter.step": "logging",
+    "lora_ensembles.heads.lm.table.MemberOrders.batch": "data",
+    "lora_ensembles.heads.lm.table.TokenTable.gather": "data",
+    "lora_ensembles.heads.lm.table.Batch.answer_tokens": "data",
+    "lora_ensembles.heads.lm.losses._terms": "loss",
+    "lora_ensembles.stack.buffers.AdapterStack.add_gradients": "gradients",
+    "lora_ensembles.training.loop.gradient_norms": "optimiser",
+    "lora_ensembles.training.loop.clip_per_member": "optimiser",
+    "lora_ensembles.training.optim.StackedAdamW.step": "optimiser",
+    "lora_ensembles.stack.buffers.AdapterStack.refresh": "optimiser",
+    "lora_ensembles.training.loop._check_finite": "logging",
+    "lora_ensembles.training.reporting.Reporter.step": "logging",
 }
 
 

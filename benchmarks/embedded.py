@@ -26,8 +26,8 @@ from lora_ensembles import (
     preset,
     train,
 )
+from lora_ensembles.disk.provenance import environment
 from lora_ensembles.embedded import EMBEDDED_TASKS
-from lora_ensembles.provenance import environment
 
 METRICS = ("accuracy", "nll", "ece", "brier")
 CRITERIA = {

@@ -23,14 +23,14 @@ import torch
 from timing import write_record
 from torch import Tensor
 
-from lora_ensembles.completion_metrics import METRICS, CompletionScores
-from lora_ensembles.intervals import Interval, bootstrap_interval, paired_difference
-from lora_ensembles.metrics import NUM_BINS, accuracy, brier, coverage_area, ece, nll, ood_auroc
-from lora_ensembles.prediction import Prediction
-from lora_ensembles.report import Table
-from lora_ensembles.selective import error_auroc
-from lora_ensembles.studies.claims import interval_of_tasks
-from lora_ensembles.uncertainty import total_entropy
+from lora_ensembles.prediction.completions import METRICS, CompletionScores
+from lora_ensembles.prediction.intervals import Interval, bootstrap_interval, paired_difference
+from lora_ensembles.prediction.metrics import NUM_BINS, accuracy, brier, coverage_area, ece, nll, ood_auroc
+from lora_ensembles.prediction.prediction import Prediction
+from lora_ensembles.prediction.selective import error_auroc
+from lora_ensembles.prediction.uncertainty import total_entropy
+from lora_ensembles.studies.claims.judge import interval_of_tasks
+from lora_ensembles.studies.report.page import Table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE, RECORD = REPOSITORY / "docs" / "statistics.md", REPOSITORY / "results" / "coverage.json"

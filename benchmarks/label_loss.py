@@ -47,10 +47,10 @@ from lora_ensembles import (
     predict,
     train,
 )
+from lora_ensembles.data import encode_examples
+from lora_ensembles.data.prompts import render_label_prompt
 from lora_ensembles.errors import LoraEnsemblesError
 from lora_ensembles.studies.store import cell
-from lora_ensembles.tasks import encode_examples
-from lora_ensembles.tasks.prompts import render_label_prompt
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED: dict[str, Any] = {"base": "embedded", "members": 2, "batch_size": 16, "learning_rate": 2e-3}

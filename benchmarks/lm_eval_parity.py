@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_ensembles.data.paper_tasks import PAPER_TASKS
+from lora_ensembles.disk.provenance import environment
 from lora_ensembles.embedded.loading import FOLDER
-from lora_ensembles.harness import write_local_tasks
-from lora_ensembles.harness.local_tasks import paper_task_name
-from lora_ensembles.provenance import environment
-from lora_ensembles.tasks.hub import PAPER_TASKS
+from lora_ensembles.integrations.lm_eval import write_local_tasks
+from lora_ensembles.integrations.lm_eval.local_tasks import paper_task_name
 
 TASKS = ("arc_easy", "openbookqa", "mmlu_stem", *map(paper_task_name, PAPER_TASKS))
 MUST = 1e-4  # the largest difference of a score or of a log-likelihood (nats)
@@ -162,7 +162,7 @@ def main() -> None:
     train(3, args.work / "three")
     if not (args.work / "tasks").exists():
         write_local_tasks(args.data, args.work / "tasks")
-    ours = ["-m", "lora_ensembles.harness", "run", "--model", "lora-ensembles", "--model_args"]
+    ours = ["-m", "lora_ensembles.integrations.lm_eval", "run", "--model", "lora-ensembles", "--model_args"]
     theirs = [
         "-m",
         "lm_eval",

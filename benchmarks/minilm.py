@@ -19,9 +19,10 @@ from typing import Any
 from lora_ensembles import resolve_base
 from lora_ensembles.errors import LoraEnsemblesError
 from lora_ensembles.heads import HeadKind
-from lora_ensembles.studies.claims import judge
-from lora_ensembles.studies.grid import ENCODER, KINDS, run_grid
-from lora_ensembles.studies.report import write_report
+from lora_ensembles.studies.claims.judge import judge
+from lora_ensembles.studies.grid import ENCODER, KINDS
+from lora_ensembles.studies.report.write import write_report
+from lora_ensembles.studies.runner import run_grid
 from lora_ensembles.studies.store import by_kind
 
 NAME = "sentence-transformers/all-MiniLM-L6-v2"

@@ -30,10 +30,10 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from workloads import sharing
 
 from lora_ensembles import LoraEnsemble, TrainConfig
-from lora_ensembles.batches import epoch_order
-from lora_ensembles.products import frozen_products
-from lora_ensembles.sites import MemberWeights
-from lora_ensembles.tasks import EncodedExample
+from lora_ensembles.data import EncodedExample
+from lora_ensembles.heads.lm.table import epoch_order
+from lora_ensembles.passes.onednn import frozen_products
+from lora_ensembles.stack.sites import MemberWeights
 
 PREFIX = "base_model.model."
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from lora_ensembles.errors import DataError
-from lora_ensembles.report import Table
-from lora_ensembles.studies import open_tables, tables
-from lora_ensembles.studies.claims import LEAST_TASKS, Claim, judge
-from lora_ensembles.studies.contrasts import CLAIMS
-from lora_ensembles.studies.figures.values import Records, by_task, smaller_grid
+from lora_ensembles.studies.claims.contrasts import CLAIMS
+from lora_ensembles.studies.claims.judge import LEAST_TASKS, Claim, judge
 from lora_ensembles.studies.grid import KINDS
-from lora_ensembles.studies.report import claims_with_text, counts, parts_table, provenance
+from lora_ensembles.studies.report import open_tables, tables
+from lora_ensembles.studies.report.figures.values import Records, by_task, smaller_grid
+from lora_ensembles.studies.report.page import Table
+from lora_ensembles.studies.report.write import claims_with_text, counts, parts_table, provenance
 from lora_ensembles.studies.store import by_kind
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -35,7 +35,7 @@ from lora_ensembles import (
     train,
 )
 from lora_ensembles.errors import LoraEnsemblesError
-from lora_ensembles.selective import error_auroc
+from lora_ensembles.prediction.selective import error_auroc
 from lora_ensembles.studies.store import cell
 
 SETTINGS: dict[str, Any] = {

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_ensembles.provenance import environment
+from lora_ensembles.disk.provenance import environment
 
 WINDOWS = 7  # an odd number, of which the median is a measured one
 

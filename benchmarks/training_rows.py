@@ -22,8 +22,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from workloads import SHAPES, Shape, build, questions, scaled, shape_of, sharing, tokenizer
 
-from lora_ensembles import LoraEnsemble, TrainConfig, answer_losses, load_base, load_task, preset, train
-from lora_ensembles.tasks import Example, encode_examples
+from lora_ensembles import LoraEnsemble, TrainConfig, load_base, load_task, preset, train
+from lora_ensembles.data import Example, encode_examples
+from lora_ensembles.heads.lm import losses as answer_losses
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 """Most difference of weights, as a part of the way that training went. fp32 arms differ by the order of sums alone: 1e-6 is usual, and Adam

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from lora_ensembles.cli import main
+from lora_ensembles.data.world.world import build_world
 from lora_ensembles.embedded.pretrain import Recipe, build_model, build_tokenizer
-from lora_ensembles.embedded.world import build_world
 
 
 @functools.cache

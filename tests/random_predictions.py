@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from lora_ensembles.prediction import Prediction
+from lora_ensembles.prediction.prediction import Prediction
 
 
 def random_prediction(

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from lora_ensembles import TrainConfig
-from lora_ensembles.batches import epoch_order
-from lora_ensembles.dropout import dropout_factors, stream_key
-from lora_ensembles.seeds import MemberSeeds
-from lora_ensembles.sites import MemberWeights
-from lora_ensembles.tasks import EncodedExample
+from lora_ensembles.data import EncodedExample
+from lora_ensembles.heads.lm.table import epoch_order
+from lora_ensembles.stack.dropout import dropout_factors, stream_key
+from lora_ensembles.stack.seeds import MemberSeeds
+from lora_ensembles.stack.sites import MemberWeights
 from tiny_models import pad
 
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from lora_ensembles.prediction import Prediction
+from lora_ensembles.prediction.prediction import Prediction
 from lora_ensembles.studies.arms import decay_arms, randomness_arms, regulariser_arms
-from lora_ensembles.studies.figures.methods import KEYS
 from lora_ensembles.studies.grid import Grid, settings_of
-from lora_ensembles.studies.initialisation import initialisation_arms
+from lora_ensembles.studies.kinds.initialisation import initialisation_arms
 from lora_ensembles.studies.measures import by_size, described, measured
+from lora_ensembles.studies.report.figures.methods import KEYS
 
 SMALL = Grid(
     "small",

@@ -6,6 +6,7 @@ The sources are read as text, never imported, so a rule is checked even where a 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -15,90 +16,29 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "lora_ensembles"
 
-# From the ground up. A module imports from levels below its own, or from its own level as long as no circle closes.
-# A package (tasks, baselines, ...) counts as one module; "__init__" is the package's front door.
-LEVELS: dict[str, set[str]] = {
-    "errors": {"errors", "compat"},
-    "parts": {
-        "tasks",
-        "checks",
-        "sites",
-        "dropout",
-        "shortcuts",
-        "buffers",
-        "int8",
-        "head_layers",
-        "lora",
-        "products",
-        "decoder",
-        "memory",
-        "forward",
-        "objectives",
-        "optim",
-        "uncertainty",
-        "metrics",
-        "completion_metrics",
-        "studentised",
-        "intervals",
-        "ece_intervals",
-        "selective",
-        "records",
-        "files",
-        "head_config",
-        "progress",
-        "layout",
-        "claimed",
-        "schema",
-        "signals",
-        "provenance",
-        "model_card",
-    },
-    "embedded": {"embedded"},
-    "ensemble": {
-        "ensemble",
-        "probe",
-        "info",
-        "seeds",
-        "capacity",
-        "adapters",
-        "adapter_options",
-        "description",
-        "storage",
-        "hub",
-        "inputs",
-        "prediction",
-        "scoring",
-        "reading",
-        "trunk_states",
-        "heads",
-    },
-    "training": {
-        "training",
-        "config",
-        "batches",
-        "answer_losses",
-        "text_losses",
-        "label_losses",
-        "remarks",
-        "validation",
-        "training_rows",
-        "completion_scores",
-        "checkpoint",
-        "board",
-        "reporting",
-        "presets",
-        "generation",
-        "generated_text",
-        "decoding",
-        "planning",
-        "plots",
-    },
-    "baselines": {"baselines"},
-    "studies": {"studies", "report", "demo", "harness"},
-    "door": {"__init__"},
-    "command line": {"cli", "__main__"},
-}
-LEVEL_OF = {module: level for level, modules in enumerate(LEVELS.values()) for module in modules}
+# From the ground up: a room imports from rooms before it. A folder of the package is one room, with the folders in it; a file beside the
+# folders is a room of its own. Imports in functions and those that only a type checker reads count like all others.
+ROOMS = (
+    "errors",
+    "checks",
+    "disk",
+    "stack",
+    "data",
+    "passes",
+    "prediction",
+    "calibration",
+    "embedded",
+    "heads",
+    "storage",
+    "generation",
+    "ensemble",
+    "training",
+    "baselines",
+    "studies",
+    "integrations",
+    "__init__",
+    "cli",
+)
 
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 EXTRAS = {
@@ -112,6 +52,11 @@ EXTRAS = {
     "evaluate",
 }
 
+MAX_FOLDER_FILES = {
+    PACKAGE: 7,
+    "figures": 19,
+    "data": 16,
+}  # a figure is a file; data: one kind of file, one file
 MAX_FILE_LINES = 399
 MAX_FUNCTION_LINES = 70  # docstring included
 
@@ -162,39 +107,74 @@ def imported_names(path: Path, source: Path, nodes: Iterable[ast.AST]) -> Iterat
 
 
 def module_of(path: Path, source: Path) -> str:
-    """The name under which a file stands in `LEVELS`."""
-    return path.relative_to(source / PACKAGE).with_suffix("").parts[0]
+    """The dotted name of a file within the package; that of the folder for its `__init__`, "__init__" for the package's own."""
+    parts = path.relative_to(source / PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
 def imported_module(name: str, modules: set[str]) -> str | None:
-    """The name in `LEVELS` that an absolute dotted name belongs to; None outside the package."""
-    package, _, rest = name.partition(".")
+    """The file that an absolute dotted name comes from; None outside the package."""
+    package, *parts = name.split(".")
     if package != PACKAGE:
         return None
-    first = rest.partition(".")[0]
-    return first if first in modules or first in LEVEL_OF else "__init__"
+    found = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((module for module in found if module in modules), "__init__")
 
 
 def import_graph(source: Path) -> dict[str, dict[str, str]]:
-    """Who imports whom at import time: module -> imported module -> where."""
+    """Who imports whom, anywhere in a file: module -> imported module -> where."""
     modules = {module_of(path, source) for path in package_files(source)}
     graph: dict[str, dict[str, str]] = {module: {} for module in sorted(modules)}
     for path in package_files(source):
         importer = module_of(path, source)
-        for node, name in imported_names(path, source, nodes_run_at_import(parse(path))):
+        for node, name in imported_names(path, source, ast.walk(parse(path))):
             imported = imported_module(name, modules)
             if imported is not None and imported != importer:
                 graph[importer].setdefault(imported, place(path, node))
     return graph
 
 
+def without_doors(graph: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The graph without the files that do nothing but name what is behind them: a folder's `__init__` and the files in the folder."""
+    inside = {module: f"{module}." for module in graph}
+    return {
+        module: {
+            imported: where for imported, where in imports.items() if not imported.startswith(inside[module])
+        }
+        for module, imports in graph.items()
+    }
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def folder_of(module: str) -> str:
+    return module.rpartition(".")[0]
+
+
 def imports_against_the_order(graph: dict[str, dict[str, str]]) -> list[str]:
+    floor = {room: place for place, room in enumerate(ROOMS)}
     return [
         f"{where}: {importer} imports {imported}, which stands above it"
         for importer, imports in graph.items()
         for imported, where in imports.items()
-        if LEVEL_OF.get(imported, -1) > LEVEL_OF.get(importer, len(LEVELS))
+        if floor.get(room_of(imported), -1) > floor.get(room_of(importer), len(ROOMS))
     ]
+
+
+def folders_that_look_both_ways(graph: dict[str, dict[str, str]]) -> list[tuple[str, str]]:
+    """Pairs of folders side by side of which each imports the other; a folder and one within it may."""
+    pairs = {
+        (folder_of(importer), folder_of(imported))
+        for importer, imports in graph.items()
+        for imported in imports
+    }
+    return sorted(
+        (one, other)
+        for one, other in pairs
+        if one < other and (other, one) in pairs and not other.startswith(f"{one}." if one else "")
+    )
 
 
 def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -207,15 +187,13 @@ def starts_with(name: str, prefixes: Iterable[str]) -> bool:
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-def test_every_module_has_a_level() -> None:
-    unplaced = sorted(set(import_graph(REPOSITORY / "src")) - set(LEVEL_OF))
+def test_every_room_has_a_floor() -> None:
+    rooms = {room_of(module) for module in import_graph(REPOSITORY / "src")}
+    unplaced = sorted(rooms - set(ROOMS))
     assert not unplaced, (
-        f"place {', '.join(unplaced)} in LEVELS of tests/test_architecture.py: which modules may it import, and which import it?"
+        f"place {', '.join(unplaced)} in ROOMS: which rooms may it import, and which import it?"
     )
-
-
-def test_no_module_has_two_levels() -> None:
-    assert sum(map(len, LEVELS.values())) == len(LEVEL_OF)
+    assert sorted(set(ROOMS) - rooms) == [], "these rooms are gone; take them out of ROOMS"
 
 
 def test_imports_point_one_way() -> None:
@@ -223,7 +201,21 @@ def test_imports_point_one_way() -> None:
 
 
 def test_imports_close_no_circle() -> None:
-    TopologicalSorter(import_graph(REPOSITORY / "src")).prepare()
+    TopologicalSorter(without_doors(import_graph(REPOSITORY / "src"))).prepare()
+
+
+def test_no_two_folders_look_both_ways() -> None:
+    assert folders_that_look_both_ways(import_graph(REPOSITORY / "src")) == []
+
+
+def test_no_folder_is_crowded() -> None:
+    folders = Counter(path.parent for path in package_files(REPOSITORY / "src"))
+    crowded = {
+        str(folder.relative_to(REPOSITORY)): count - 1  # its __init__ is no file to look into
+        for folder, count in folders.items()
+        if count - 1 > MAX_FOLDER_FILES.get(folder.name, 14)
+    }
+    assert crowded == {}
 
 
 def test_no_pickle_is_imported_written_or_read() -> None:
@@ -304,46 +296,49 @@ def write_package(source: Path, files: dict[str, str]) -> Path:
 @pytest.mark.parametrize(
     "text",
     [
-        "from .training import train",
-        "from . import training",
-        "import lora_ensembles.training",
-        "from lora_ensembles.training import train",
-        "try:\n    from .training import train\nexcept ImportError:\n    train = None",
-        "class Early:\n    from .training import train",
+        "from ..training.loop import train",
+        "from ..training import loop",
+        "from .. import training",
+        "import lora_ensembles.training.loop",
+        "from lora_ensembles.training.loop import train",
+        "try:\n    from ..training.loop import train\nexcept ImportError:\n    train = None",
+        "class Early:\n    from ..training.loop import train",
+        "def late():\n    from ..training.loop import train",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..training.config import TrainConfig",
     ],
 )
-def test_an_import_of_a_higher_level_is_found_in_every_spelling(tmp_path: Path, text: str) -> None:
-    source = write_package(tmp_path, {"lora.py": text, "training.py": ""})
+def test_an_import_of_a_higher_floor_is_found_in_every_spelling(tmp_path: Path, text: str) -> None:
+    files = {
+        "stack/__init__.py": "",
+        "stack/lora.py": text,
+        "training/__init__.py": "",
+        "training/loop.py": "",
+        "training/config.py": "",
+    }
+    source = write_package(tmp_path, files)
     assert len(imports_against_the_order(import_graph(source))) == 1
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "def late():\n    from .training import train",
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .training import TrainConfig",
-        "from .errors import ConfigError",
-        "import training",
-    ],
+    "text", ["from ..errors import ConfigError", "import training", "from . import sites"]
 )
-def test_a_late_a_typing_or_a_downward_import_is_allowed(tmp_path: Path, text: str) -> None:
-    source = write_package(tmp_path, {"lora.py": text, "errors.py": "", "training.py": ""})
+def test_a_downward_import_and_one_of_the_same_room_are_allowed(tmp_path: Path, text: str) -> None:
+    files = {"errors.py": "", "stack/__init__.py": "", "stack/lora.py": text, "stack/sites.py": ""}
+    source = write_package(tmp_path, files)
     assert imports_against_the_order(import_graph(source)) == []
 
 
-def test_a_relative_import_from_a_folder_is_resolved(tmp_path: Path) -> None:
+def test_a_circle_within_a_room_and_folders_that_look_both_ways_are_found(tmp_path: Path) -> None:
     files = {
-        "tasks/__init__.py": "from .files import load",
-        "tasks/files.py": "from ..embedded import base",
-        "embedded/__init__.py": "",
+        "heads/__init__.py": "from .lm.head import A",
+        "heads/base.py": "from .lm.head import A",
+        "heads/lm/__init__.py": "",
+        "heads/lm/head.py": "from ..task.head import B\nclass A: ...",
+        "heads/task/__init__.py": "",
+        "heads/task/head.py": "def late():\n    from ..lm.other import C\nclass B: ...",
+        "heads/lm/other.py": "from .head import A\nclass C: ...",
     }
     graph = import_graph(write_package(tmp_path, files))
-    assert list(graph["tasks"]) == ["embedded"]
-    assert len(imports_against_the_order(graph)) == 1
-
-
-def test_a_circle_within_a_level_is_found(tmp_path: Path) -> None:
-    source = write_package(tmp_path, {"lora.py": "from . import optim", "optim.py": "from . import lora"})
-    assert imports_against_the_order(import_graph(source)) == []
-    with pytest.raises(CycleError, match="cycle"):
-        TopologicalSorter(import_graph(source)).prepare()
+    with pytest.raises(CycleError):
+        TopologicalSorter(without_doors(graph)).prepare()
+    assert folders_that_look_both_ways(graph) == [("heads.lm", "heads.task")]

@@ -13,9 +13,9 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lora_ensembles.decoder import recomputed
+from lora_ensembles.data import Example, render_prompt
 from lora_ensembles.ensemble import LoraEnsemble
-from lora_ensembles.tasks import Example, render_prompt
+from lora_ensembles.passes.decoder import recomputed
 
 NAMES = "otter heron badger falcon beaver lynx marten plover".split()
 PLACES = "lake forest moor coast".split()

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lora_ensembles import HeadConfig, LoraEnsemble
-from lora_ensembles.tasks import Example
+from lora_ensembles.data import Example
 from tiny_models import LLAMA_LIKE
 
 WORDS = (

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lora_ensembles import LoraEnsemble
-from lora_ensembles.tasks import Completion, Example
+from lora_ensembles.data import Completion, Example
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 WINDOW = 64  # tokens that the models see

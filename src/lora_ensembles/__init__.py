@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .adapters import default_adapter_config
     from .baselines import (
         BatchEnsemble,
         FewShot,
@@ -16,54 +15,7 @@ if TYPE_CHECKING:
         SingleMember,
         TemperatureScaled,
     )
-    from .completion_metrics import (
-        CompletionMetrics,
-        CompletionScores,
-        evaluate_completion_members,
-        evaluate_completions,
-    )
-    from .completion_scores import score_completions
-    from .config import TrainConfig
-    from .embedded import load_base, resolve_base
-    from .ensemble import LoraEnsemble
-    from .errors import (
-        AdapterError,
-        CheckpointError,
-        ConfigError,
-        DataError,
-        LoraEnsemblesError,
-        MissingExtraError,
-        TrainingError,
-    )
-    from .generated_text import (
-        GeneratedText,
-        TokenUncertainty,
-        UncertaintyStreamer,
-        generate_text,
-        token_uncertainty,
-    )
-    from .heads import HeadConfig, RewardPrediction, predict_rewards
-    from .intervals import Interval, bootstrap_interval, paired_difference
-    from .lora import StackedLoraLinear, fold_members, unfold_members
-    from .metrics import (
-        Metrics,
-        accuracy,
-        accuracy_coverage,
-        brier,
-        coverage_area,
-        ece,
-        evaluate,
-        evaluate_members,
-        nll,
-        ood_auroc,
-        reliability_bins,
-        single_member,
-    )
-    from .prediction import Prediction, Predictor, predict
-    from .presets import preset
-    from .records import prediction_records
-    from .seeds import MemberSeeds, member_seeds
-    from .tasks import (
+    from .data import (
         ColumnMapping,
         Completion,
         CompletionTask,
@@ -82,14 +34,62 @@ if TYPE_CHECKING:
         task_from_files,
         task_names,
     )
-    from .training import TrainResult, train
-    from .uncertainty import (
+    from .embedded import load_base, resolve_base
+    from .ensemble import LoraEnsemble
+    from .errors import (
+        AdapterError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        LoraEnsemblesError,
+        MissingExtraError,
+        TrainingError,
+    )
+    from .generation.text import (
+        GeneratedText,
+        TokenUncertainty,
+        UncertaintyStreamer,
+        generate_text,
+        token_uncertainty,
+    )
+    from .heads import HeadConfig, RewardPrediction, predict_rewards
+    from .heads.lm.completions import score_completions
+    from .prediction.completions import (
+        CompletionMetrics,
+        CompletionScores,
+        evaluate_completion_members,
+        evaluate_completions,
+    )
+    from .prediction.intervals import Interval, bootstrap_interval, paired_difference
+    from .prediction.metrics import (
+        Metrics,
+        accuracy,
+        accuracy_coverage,
+        brier,
+        coverage_area,
+        ece,
+        evaluate,
+        evaluate_members,
+        nll,
+        ood_auroc,
+        reliability_bins,
+        single_member,
+    )
+    from .prediction.prediction import Prediction, Predictor, predict
+    from .prediction.rows import prediction_records
+    from .prediction.uncertainty import (
         disagreement,
         expected_entropy,
         mutual_information,
         total_entropy,
         variation_ratio,
     )
+    from .stack.adapters import default_adapter_config
+    from .stack.lora import StackedLoraLinear, fold_members, unfold_members
+    from .stack.seeds import MemberSeeds, member_seeds
+    from .training.config import TrainConfig
+    from .training.loop import TrainResult, train
+    from .training.presets import preset
 
 __all__ = [
     "AdapterError",
@@ -176,30 +176,31 @@ __all__ = [
 ]
 
 # The imports above once more, for the running program: a name is loaded when it is first used. torch and transformers take seconds, which
-# `lora-ensembles --help` or an error in a flag should not wait for. tests/unit/test_front_door.py holds that the three lists agree.
+# `lora-ensembles --help` or an error in a flag should not wait for. tests/integration/test_cli_usage.py holds that the three lists agree.
 _HOMES = {
-    "adapters": "default_adapter_config",
-    "baselines": "BatchEnsemble FewShot LastLayerEnsemble LastLayerHeads MCDropout SingleMember TemperatureScaled",
-    "completion_metrics": "CompletionMetrics CompletionScores evaluate_completion_members evaluate_completions",
-    "completion_scores": "score_completions",
-    "config": "TrainConfig",
+    "stack.adapters": "default_adapter_config",
+    "baselines": "BatchEnsemble FewShot LastLayerEnsemble LastLayerHeads MCDropout SingleMember",
+    "calibration.temperature": "TemperatureScaled",
+    "prediction.completions": "CompletionMetrics CompletionScores evaluate_completion_members evaluate_completions",
+    "heads.lm.completions": "score_completions",
+    "training.config": "TrainConfig",
     "embedded": "load_base resolve_base",
     "ensemble": "LoraEnsemble",
     "errors": "AdapterError CheckpointError ConfigError DataError LoraEnsemblesError MissingExtraError TrainingError",
-    "generated_text": "GeneratedText TokenUncertainty UncertaintyStreamer generate_text token_uncertainty",
+    "generation.text": "GeneratedText TokenUncertainty UncertaintyStreamer generate_text token_uncertainty",
     "heads": "HeadConfig RewardPrediction predict_rewards",
-    "intervals": "Interval bootstrap_interval paired_difference",
-    "lora": "StackedLoraLinear fold_members unfold_members",
-    "metrics": "Metrics accuracy accuracy_coverage brier coverage_area ece "
+    "prediction.intervals": "Interval bootstrap_interval paired_difference",
+    "stack.lora": "StackedLoraLinear fold_members unfold_members",
+    "prediction.metrics": "Metrics accuracy accuracy_coverage brier coverage_area ece "
     "evaluate evaluate_members nll ood_auroc reliability_bins single_member",
-    "prediction": "Prediction Predictor predict",
-    "presets": "preset",
-    "records": "prediction_records",
-    "seeds": "MemberSeeds member_seeds",
-    "tasks": "ColumnMapping Completion CompletionTask Example Message Task completions_from_files found_classes load_completions "
+    "prediction.prediction": "Prediction Predictor predict",
+    "training.presets": "preset",
+    "prediction.rows": "prediction_records",
+    "stack.seeds": "MemberSeeds member_seeds",
+    "data": "ColumnMapping Completion CompletionTask Example Message Task completions_from_files found_classes load_completions "
     "load_file load_ood load_preferences load_task preference preferences_from_files task_from_files task_names",
-    "training": "TrainResult train",
-    "uncertainty": "disagreement expected_entropy mutual_information total_entropy variation_ratio",
+    "training.loop": "TrainResult train",
+    "prediction.uncertainty": "disagreement expected_entropy mutual_information total_entropy variation_ratio",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -5,9 +5,7 @@ Shapes: M members, B rows of a member, T tokens, K answer positions, V vocabular
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,42 +13,29 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from . import probe, storage
-from .adapters import keep_differentiable
-from .buffers import AdapterStack
-from .capacity import fresh_members
 from .checks import check_parts
-from .decoder import Trunk, trunk_below_adapters
+from .data import Example
+from .data.inputs import read_new
 from .errors import ConfigError
-from .forward import answer_logits
-from .heads import (
-    Head,
-    HeadConfig,
-    HeadKind,
-    Token,
-    adapter_for,
-    head_of,
-    padding_is_read,
-    resolve_head,
-    token_read,
-)
-from .heads.kinds import check_kind, with_named_classes
-from .info import EnsembleInfo, described, info_of
-from .inputs import read_new
-from .lora import fold_members, rows_of_members, unfold_members
-from .products import frozen_products
-from .reading import SharedRows
-from .seeds import check_indices, member_seeds, warn_of_copies, whole_count, whole_seed
-from .shortcuts import forget
-from .sites import MemberWeights
-from .tasks import Example
-from .trunk_states import TrunkStates
+from .generation.causal_lm import as_causal_lm
+from .heads import Head, HeadConfig, HeadKind, adapter_for, head_of, resolve_head
+from .heads.resolve import check_kind, with_named_classes
+from .passes import probe
+from .passes.shortcuts import forget
+from .passes.stacked_model import StackedModel
+from .stack.adapters import keep_differentiable
+from .stack.buffers import AdapterStack
+from .stack.capacity import fresh_members
+from .stack.info import EnsembleInfo
+from .stack.seeds import check_indices, member_seeds, warn_of_copies, whole_count, whole_seed
+from .stack.sites import MemberWeights
+from .storage import folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class LoraEnsemble:
+class LoraEnsemble(StackedModel):
     """M LoRA adapters on one frozen base, computed together, each with a head of its own where the base is no causal language model.
 
     The base's target layers are replaced by stacked ones, in place; its weights are never changed, and `unload` gives it back as it was.
@@ -113,12 +98,11 @@ class LoraEnsemble:
         if not info.head.owned:
             probe.check_language_model(base)
             probe.check_targets(base, weights[0].a)
-        self.base, self.tokenizer, self.adapter, self.info = base, tokenizer, config, info
-        self.fingerprint = storage.fingerprint(base, apart_from=weights[0].head)
-        self.kept_states: dict[str, TrunkStates | None] | None = None  # a dict keeps those of texts
+        fingerprint = folder.fingerprint(base, apart_from=weights[0].head)
         base.requires_grad_(False).eval()
         keep_differentiable(base)
-        self.stack = AdapterStack(base, weights, dtype=base.dtype)
+        stack = AdapterStack(base, weights, dtype=base.dtype)
+        super().__init__(base, tokenizer, adapter=config, stack=stack, info=info, fingerprint=fingerprint)
         self._try_base()
 
     def _try_base(self) -> None:
@@ -127,7 +111,7 @@ class LoraEnsemble:
             if not self.info.head.owned:
                 with self.base_only() as base:
                     probe.probe_language_model(base)
-            probe.check_members_apart(self.base, self.stack, lambda ids: self.head.whole_pass(self.base, ids))
+            probe.check_members_apart(self.base, self.stack, self.whole_pass)
         except BaseException:
             self.unload()
             raise
@@ -168,7 +152,7 @@ class LoraEnsemble:
         """
         check_parts(base, tokenizer)
         head = with_named_classes(resolve_head(base, head), base)
-        config, weights = storage.read_members(paths, base, check_base=check_base, head=head.owned)
+        config, weights = folder.read_members(paths, base, check_base=check_base, head=head.owned)
         seeds = [member_seeds(seed, index) for index in range(len(weights))]
         info = EnsembleInfo(seed=seed, next_index=len(weights), seeds=seeds, head=head)
         return cls.from_weights(base, tokenizer, adapter=config, weights=weights, info=info)
@@ -192,15 +176,15 @@ class LoraEnsemble:
             AdapterError: the base given is not the one the members were trained on (`check_base=False` lets it pass).
             DataError: no base is given, and the recorded one cannot be loaded.
         """
-        saved = storage.read_ensemble(Path(path), members=members)
+        saved = folder.read_ensemble(Path(path), members=members)
         if base is None or tokenizer is None:
-            loaded = storage.load_recorded_base(Path(path), saved)
+            loaded = folder.load_recorded_base(Path(path), saved)
             base, tokenizer = base or loaded[0], tokenizer or loaded[1]
         check_kind(base, saved.base_kind, saved.num_labels)
         if check_base:
-            storage.check_fingerprint(base, saved)
+            folder.check_fingerprint(base, saved)
         return cls.from_weights(
-            base, tokenizer, adapter=saved.adapter, weights=saved.weights, info=info_of(saved)
+            base, tokenizer, adapter=saved.adapter, weights=saved.weights, info=folder.info_of(saved)
         )
 
     def save_pretrained(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -209,11 +193,11 @@ class LoraEnsemble:
         Raises:
             CheckpointError: `path` already holds an ensemble, or there is no space for it.
         """
-        storage.write_ensemble(self, Path(path), dtype=dtype)
+        folder.write_ensemble(self, Path(path), dtype=dtype)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
         """Upload the ensemble with its model card to the Hugging Face hub; returns the address of the commit."""
-        return storage.push_to_hub(self, repo_id, private=private, token=token)
+        return folder.push_to_hub(self, repo_id, private=private, token=token)
 
     def read(self, source: object) -> list[Any]:
         """New rows as the ensemble was trained to read them, with its own columns and classes; answers may be missing.
@@ -226,36 +210,20 @@ class LoraEnsemble:
         return read_new(source, self.info)
 
     def __repr__(self) -> str:
-        return described(self)
-
-    @property
-    def num_members(self) -> int:
-        return self.stack.num_members
-
-    @property
-    def device(self) -> torch.device:
-        return self.base.device
+        stack, head = self.stack, self.info.head
+        ranks = sorted({rank for own in stack.ranks for rank in own.values()})
+        targets = sorted({site.name.rpartition(".")[2] for site in stack.sites})
+        base = folder.base_name(self.base) or type(self.base).__name__
+        classes = f" of {len(head.classes)} classes" if head.classes else ""
+        return (
+            f"LoraEnsemble({self.num_members} members on {base!r}, rank {' to '.join(map(str, {ranks[0]: 0, ranks[-1]: 0}))} "
+            f"on {', '.join(targets)}, head {head.kind}{classes}, {self.device})"
+        )
 
     @property
     def head(self) -> Head:
         """What the members say about examples."""
         return head_of(self.info.head)
-
-    def check_causal(self, what: str) -> None:
-        """Refuse what only a causal language model can do.
-
-        Raises:
-            ConfigError: the members have heads of their own.
-        """
-        if self.info.head.owned:
-            raise ConfigError(
-                f"{what} needs a causal language model, and these members have {self.info.head.kind} heads; use predict"
-            )
-
-    @property
-    def pad_id(self) -> int:
-        """Token id that fills rows on the right; any id does, since a causal model never sees it."""
-        return self.tokenizer.pad_token_id or 0
 
     def add_members(self, count: int) -> None:
         """Grow by `count` untrained members, the ones an ensemble of that size would have had from the start."""
@@ -281,7 +249,7 @@ class LoraEnsemble:
             CheckpointError, AdapterError: as `from_adapters`; the ensemble is then as before.
         """
         owned = self.info.head.owned
-        _, weights = storage.read_members(paths, self.base, check_base=check_base, head=owned)
+        _, weights = folder.read_members(paths, self.base, check_base=check_base, head=owned)
         self.stack.add_members(weights)
         info = self.info
         info.seeds = info.seeds + [
@@ -316,16 +284,8 @@ class LoraEnsemble:
         forget(self.base)  # what was tried was the base with its adapted layers left whole
         return self.base
 
-    @contextmanager
-    def base_only(self) -> Iterator[PreTrainedModel]:
-        """While the base computes as if it had no adapters."""
-        with self.stack.disabled():
-            yield self.base
-
     def as_causal_lm(self) -> PreTrainedModel:
-        """The ensemble as a Hugging Face causal language model, for `generate` and whatever else takes one; see `generation.py`."""
-        from .generation import as_causal_lm
-
+        """The ensemble as a Hugging Face causal language model, for `generate` and whatever else takes one; see `generation.causal_lm`."""
         return as_causal_lm(self)
 
     def member(self, index: int) -> PreTrainedModel:
@@ -334,32 +294,8 @@ class LoraEnsemble:
         Raises:
             ConfigError: no such member.
         """
-        from .generation import as_causal_lm
-
         check_indices([index], self.num_members)
         return as_causal_lm(self, slice(index, index + 1))
-
-    def __call__(self, input_ids: Tensor) -> Tensor:
-        """Next-token logits (M, B, T, V) of right-padded `input_ids`: (B, T) for all members alike, or (M, B, T).
-
-        Raises:
-            ConfigError: ids of another shape; or members with heads of their own, which `predict` asks.
-        """
-        self.check_causal("calling an ensemble")
-        rows = rows_of_members(input_ids, self.num_members)
-        with self.stack.running(rows=rows.shape[0] * rows.shape[1], tokens=rows.numel()), frozen_products():
-            logits = self.base(input_ids=fold_members(rows), use_cache=False).logits
-        return unfold_members(logits, rows.shape[0])
-
-    def answer_logits(self, input_ids: Tensor, positions: Tensor, *, members: slice = slice(None)) -> Tensor:
-        """Next-token logits (M, B, K, V) at `positions` (M, B, K) of right-padded `input_ids` (M, B, T).
-
-        `members` says which members the leading axis holds.
-        """
-        count, rows = input_ids.shape[:2]
-        with self.stack.running(rows=count * rows, tokens=input_ids.numel(), members=members):
-            logits = answer_logits(self.base, fold_members(input_ids), fold_members(positions))
-        return unfold_members(logits, count)
 
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
@@ -373,27 +309,3 @@ class LoraEnsemble:
             ConfigError: memory does not hold a single row.
         """
         return self.head.member_log_probs(self, examples, max_rows=max_rows)
-
-    def shared_rows(self, max_rows: int) -> SharedRows:
-        """What reads the same rows with all members, at most `max_rows` rows (members * examples) at a time."""
-        return SharedRows(self.base, self.stack, self.trunk, max_rows)
-
-    @functools.cached_property
-    def trunk(self) -> Trunk | None:
-        """The layers below the first adapted one, where the base has such: they run once for all members that read the same rows."""
-        if self.stack.by_batch or self.padding_is_read:
-            return None  # what it makes of a row depends on the rows that are read together
-        with self.base_only() as base:
-            return trunk_below_adapters(base, lambda ids: self.head.whole_pass(base, ids))
-
-    @functools.cached_property
-    def token_read(self) -> Token | None:
-        """The token of a text that members' own heads read, where it is one alone: the last layer computes no other."""
-        with self.base_only() as base:
-            return token_read(base) if self.head.kind != "causal-lm" else None
-
-    @functools.cached_property
-    def padding_is_read(self) -> bool:
-        """Whether the members' own heads read the padding behind a text, so that texts of one length only are read together."""
-        with self.base_only() as base:
-            return self.info.head.owned and padding_is_read(base)

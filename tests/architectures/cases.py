@@ -18,7 +18,7 @@ import tiny_models
 from architectures.builds import build
 from architectures.peft_side import Text
 from lora_ensembles import HeadConfig, LoraEnsemble
-from lora_ensembles.tasks import EncodedExample, Example, encode_examples
+from lora_ensembles.data import EncodedExample, Example, encode_examples
 
 MEMBERS = 2
 PROMPTS = tiny_models.random_rows([5, 9, 7], seed=3)

@@ -16,7 +16,7 @@ from peft import PeftModel
 
 from command_line import base_folder, call
 from lora_ensembles import CheckpointError, LoraEnsemble, evaluate, load_task, predict
-from lora_ensembles.storage import update_info
+from lora_ensembles.storage.folder import update_info
 
 FEW = ["--members", 2, "--epochs", 1, "--no-progress", "--json"]
 QUESTIONS: list[dict[str, Any]] = [

@@ -8,7 +8,7 @@ import pytest
 
 from command_line import base_folder, call
 from lora_ensembles.cli import main
-from lora_ensembles.cli.baseline import BASELINES, OF_AN_ENSEMBLE, OF_LABEL_TOKENS
+from lora_ensembles.cli.flags.baseline import BASELINES, OF_AN_ENSEMBLE, OF_LABEL_TOKENS
 
 FEW = ["--limit-train", 16, "--limit", 20, "--epochs", 1, "--size", 2, "--json"]
 

@@ -12,7 +12,7 @@ import torch
 
 from command_line import base_folder, call
 from lora_ensembles import DataError, LoraEnsemble, resolve_base
-from lora_ensembles.storage import read_ensemble
+from lora_ensembles.storage.folder import read_ensemble
 from tiny_ensembles import adapter
 
 ROWS = [

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from command_line import base_folder, call
-from lora_ensembles import training
 from lora_ensembles.cli.program import VERBS
+from lora_ensembles.training import loop as training
 
 COMMAND = f'"{sys.executable}" -m lora_ensembles.cli'
 
@@ -99,7 +99,7 @@ def test_a_config_file_that_asks_for_json_gets_its_errors_so(capsys, tmp_path):
 def test_a_signal_while_a_verb_works_clears_away_and_gives_the_shells_exit_code(tmp_path, number):
     code = (
         "import sys, time; from pathlib import Path; from lora_ensembles.cli import main\n"
-        "from lora_ensembles.cli.program import VERBS; from lora_ensembles.files import written_aside\n"
+        "from lora_ensembles.cli.program import VERBS; from lora_ensembles.disk.atomic import written_aside\n"
         "def work(_):\n"
         "    with written_aside(Path('out')): print('ready', flush=True); time.sleep(60)\n"
         "VERBS['tasks'].run = work; sys.exit(main(['tasks', '--json']))"

@@ -17,8 +17,9 @@ import lora_ensembles
 import tiny_models
 from command_line import call
 from lora_ensembles import AdapterError, ColumnMapping, ConfigError, MissingExtraError, TrainConfig, preset
-from lora_ensembles.cli import main, settings
+from lora_ensembles.cli import main
 from lora_ensembles.cli.common import Arguments, flags_of
+from lora_ensembles.cli.flags import settings
 from lora_ensembles.cli.program import VERBS, _parsers
 
 

@@ -9,12 +9,12 @@ import pytest
 
 from command_line import call
 from lora_ensembles.cli.common import Parser, flags_of
+from lora_ensembles.cli.flags.settings import expand_config
 from lora_ensembles.cli.program import _parsers
-from lora_ensembles.cli.settings import expand_config
-from lora_ensembles.cli.wording import HINTS, in_flags
-from lora_ensembles.config import PER_MEMBER_FIELDS, TrainConfig
+from lora_ensembles.cli.screen.wording import HINTS, in_flags
 from lora_ensembles.errors import LoraEnsemblesError
-from lora_ensembles.presets import preset
+from lora_ensembles.training.config import PER_MEMBER_FIELDS, TrainConfig
+from lora_ensembles.training.presets import preset
 
 TRAIN = ["train", "--task", "world-cqa", "--out", "out"]
 WHOLE, POSITIVE, FINITE = "is no whole number", "is no whole number of at least 1", "is no finite number"
@@ -209,7 +209,7 @@ def test_help_of_train_shows_what_a_setting_is_by_default(name):
 
 
 def test_errors_keep_their_class_in_other_words():
-    from lora_ensembles.cli.wording import in_words_of
+    from lora_ensembles.cli.screen.wording import in_words_of
 
     for kind in LoraEnsemblesError.__subclasses__():
         with pytest.raises(kind, match=r"^--resume$"), in_words_of(_parsers()[1]["train"]):

@@ -23,8 +23,8 @@ from lora_ensembles import (
     train,
 )
 from lora_ensembles.baselines import FewShot
-from lora_ensembles.demo import NAMES, DemoSettings, check_ready, compare, run_demo, twice
-from lora_ensembles.report import Section, Table, page, paragraph, pictures
+from lora_ensembles.studies.demo import NAMES, DemoSettings, check_ready, compare, run_demo, twice
+from lora_ensembles.studies.report.page import Section, Table, page, paragraph, pictures
 
 TINY = DemoSettings(train_questions=24, validation_questions=16, ood_questions=12, epochs=2, shots=1, draws=2)
 ROWS = ("few_shot", "single", "ensemble", "ensemble_decay")
@@ -148,7 +148,7 @@ def test_demo_task_needs_an_out_of_distribution_set(tmp_path):
 
 
 def test_demo_verb_ends_with_its_numbers_and_overwrites_when_asked(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("lora_ensembles.demo.DemoSettings", lambda: TINY)
+    monkeypatch.setattr("lora_ensembles.studies.demo.DemoSettings", lambda: TINY)
     words = ["demo", "--base", base_folder(), "--members", 2, "--no-progress", "--out", tmp_path / "demo"]
     done = call(capsys, *words, "--json")
     assert done.code == 0

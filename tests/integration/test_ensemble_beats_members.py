@@ -14,7 +14,7 @@ from lora_ensembles import (
     predict,
     train,
 )
-from lora_ensembles.demo import DemoSettings
+from lora_ensembles.studies.demo import DemoSettings
 
 SETTINGS = DemoSettings()
 

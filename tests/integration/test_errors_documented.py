@@ -23,18 +23,9 @@ import tiny_heads as heads
 import tiny_models as models
 from lora_ensembles import errors
 from lora_ensembles.baselines import BatchEnsemble
-from lora_ensembles.claimed import FolderLock
 from lora_ensembles.cli import main
 from lora_ensembles.cli.program import VERBS, parse
-from lora_ensembles.config import TrainConfig
-from lora_ensembles.embedded import load_base, resolve_base
-from lora_ensembles.ensemble import LoraEnsemble
-from lora_ensembles.generated_text import generate_text
-from lora_ensembles.heads import HeadConfig, predict_rewards
-from lora_ensembles.plots import reliability_diagram
-from lora_ensembles.prediction import Prediction, predict
-from lora_ensembles.presets import preset
-from lora_ensembles.tasks import (
+from lora_ensembles.data import (
     Completion,
     Example,
     Task,
@@ -44,7 +35,16 @@ from lora_ensembles.tasks import (
     load_preferences,
     load_task,
 )
-from lora_ensembles.training import train
+from lora_ensembles.disk.claimed import FolderLock
+from lora_ensembles.embedded import load_base, resolve_base
+from lora_ensembles.ensemble import LoraEnsemble
+from lora_ensembles.generation.text import generate_text
+from lora_ensembles.heads import HeadConfig, predict_rewards
+from lora_ensembles.prediction.plots import reliability_diagram
+from lora_ensembles.prediction.prediction import Prediction, predict
+from lora_ensembles.training.config import TrainConfig
+from lora_ensembles.training.loop import train
+from lora_ensembles.training.presets import preset
 from tiny_ensembles import (
     WINDOW,
     adapter,

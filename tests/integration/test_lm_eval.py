@@ -36,11 +36,11 @@ from lora_ensembles import (
     load_task,
     predict,
 )
+from lora_ensembles.data.paper_tasks import PAPER_TASKS
 from lora_ensembles.embedded import resolve_base
-from lora_ensembles.harness import MODEL_NAME, TASKS_FOLDER, model, register, write_local_tasks
-from lora_ensembles.harness.__main__ import main
-from lora_ensembles.harness.local_tasks import paper_task_name
-from lora_ensembles.tasks.hub import PAPER_TASKS
+from lora_ensembles.integrations.lm_eval import MODEL_NAME, TASKS_FOLDER, model, register, write_local_tasks
+from lora_ensembles.integrations.lm_eval.__main__ import main
+from lora_ensembles.integrations.lm_eval.local_tasks import paper_task_name
 from tiny_ensembles import adapter
 from tiny_models import randomise_b
 
@@ -341,7 +341,7 @@ def test_a_folder_without_data_sets_is_refused(tmp_path: Path):
 def test_a_mistake_on_the_command_line_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert main(["local-tasks", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("python -m lora_ensembles.harness: error: ")
+    assert error.startswith("python -m lora_ensembles.integrations.lm_eval: error: ")
     assert error.count("\n") == 1
 
 
@@ -371,7 +371,7 @@ def test_the_command_line_runs_without_a_network_and_writes_no_pickle(
     ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run(
-        [sys.executable, "-m", "lora_ensembles.harness", *words],
+        [sys.executable, "-m", "lora_ensembles.integrations.lm_eval", *words],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -13,9 +13,9 @@ import pytest
 
 from command_line import call
 from lora_ensembles.errors import DataError
-from lora_ensembles.studies.claims import Claim, Part
-from lora_ensembles.studies.figures import DRAWINGS
-from lora_ensembles.studies.report import claims_with_text, parts_table, write_report
+from lora_ensembles.studies.claims.judge import Claim, Part
+from lora_ensembles.studies.report.figures import DRAWINGS
+from lora_ensembles.studies.report.write import claims_with_text, parts_table, write_report
 from study_records import study_records
 
 pytest.importorskip("matplotlib")

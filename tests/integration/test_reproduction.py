@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lora_ensembles.studies.claims import judge
-from lora_ensembles.studies.contrasts import CLAIMS
+from lora_ensembles.studies.claims.contrasts import CLAIMS
+from lora_ensembles.studies.claims.judge import judge
 from lora_ensembles.studies.grid import OPEN_KINDS
 from study_records import study_records
 

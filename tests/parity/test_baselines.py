@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lora_ensembles import BatchEnsemble, LastLayerEnsemble, LoraEnsemble, MCDropout, TrainConfig
-from lora_ensembles.batches import epoch_order
-from lora_ensembles.dropout import dropout_factors, stream_key
-from lora_ensembles.seeds import MemberSeeds
-from lora_ensembles.tasks import EncodedExample, Example, encode_examples
+from lora_ensembles.data import EncodedExample, Example, encode_examples
+from lora_ensembles.heads.lm.table import epoch_order
+from lora_ensembles.stack.dropout import dropout_factors, stream_key
+from lora_ensembles.stack.seeds import MemberSeeds
 from tiny_models import (
     ARCHITECTURES,
     adapter_config,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_ensembles.decoder import Places, decoder_layers, last_layer_at
-from lora_ensembles.forward import logits_at
-from lora_ensembles.lora import fold_members
+from lora_ensembles.passes.answer_positions import logits_at
+from lora_ensembles.passes.decoder import Places, decoder_layers, last_layer_at
+from lora_ensembles.stack.lora import fold_members
 from tiny_models import ARCHITECTURES, LLAMA_LIKE, build, build_ensemble, pad, random_rows
 
 # fp32 sums of some dozen terms, of which oneDNN or another number of rows may change the order.

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig
 
 from lora_ensembles import LoraEnsemble, TrainConfig, predict, train
-from lora_ensembles.dropout import dropout_factors, stream_key
+from lora_ensembles.stack.dropout import dropout_factors, stream_key
 from tiny_models import adapter_config, build, build_ensemble, letter_examples, pad, random_rows, tokenizer
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=3e-3, dropout=0.3)

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lora_ensembles import LoraEnsemble, TrainConfig, train
 from lora_ensembles.errors import AdapterError
-from lora_ensembles.forward import Places, head_logits, hidden_at, logits_at
+from lora_ensembles.passes.answer_positions import Places, head_logits, hidden_at, logits_at
 from tiny_models import (
     ARCHITECTURES,
     adapter_config,

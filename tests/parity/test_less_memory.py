@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from lora_ensembles import FewShot, LoraEnsemble, TrainConfig, score_completions, train
-from lora_ensembles import training as training_module
-from lora_ensembles.answer_losses import row_losses
-from lora_ensembles.batches import TokenTable
-from lora_ensembles.memory import with_fewer_rows
-from lora_ensembles.tasks import encode_examples
+from lora_ensembles.data import encode_examples
+from lora_ensembles.heads.lm.losses import row_losses
+from lora_ensembles.heads.lm.table import TokenTable
+from lora_ensembles.passes.memory import with_fewer_rows
+from lora_ensembles.training import loop as training_module
 from tiny_ensembles import check_recomputed, no_memory_left
 from tiny_models import ARCHITECTURES, build, build_ensemble, letter_examples, open_examples, tokenizer
 

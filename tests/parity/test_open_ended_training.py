@@ -17,12 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_ensembles import LoraEnsemble, TrainConfig, train
-from lora_ensembles.answer_losses import BaseStates, row_losses
-from lora_ensembles.batches import TokenTable
-from lora_ensembles.completion_scores import score_completions
+from lora_ensembles.data import Completion, EncodedExample, encode_completions
 from lora_ensembles.errors import DataError
-from lora_ensembles.sites import MemberWeights
-from lora_ensembles.tasks import Completion, EncodedExample, encode_completions
+from lora_ensembles.heads.lm.completions import score_completions
+from lora_ensembles.heads.lm.losses import BaseStates, row_losses
+from lora_ensembles.heads.lm.table import TokenTable
+from lora_ensembles.stack.sites import MemberWeights
 from reference_training import (
     Recipe,
     assert_different_weights,
@@ -62,8 +62,8 @@ RECIPES = {
         dropout=0.2,
     ),
 }
-BUDGET = "lora_ensembles.forward.LOGIT_BUDGET"
-CACHE = "lora_ensembles.answer_losses.BASE_CACHE_BYTES"
+BUDGET = "lora_ensembles.passes.answer_positions.LOGIT_BUDGET"
+CACHE = "lora_ensembles.heads.lm.losses.BASE_CACHE_BYTES"
 VOCABULARY = 2000  # of the model whose logits are by far its largest tensors
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from lora_ensembles import LoraEnsemble, TrainConfig, predict, train
+from lora_ensembles.data import Example
 from lora_ensembles.errors import AdapterError, ConfigError
-from lora_ensembles.forward import read_prefix
-from lora_ensembles.shortcuts import shortcuts_of
-from lora_ensembles.tasks import Example
+from lora_ensembles.passes.answer_positions import read_prefix
+from lora_ensembles.passes.shortcuts import shortcuts_of
 from tiny_models import letter_examples, phrase_examples, tokenizer
 
 SMALL: dict[str, Any] = dict(
@@ -117,7 +117,7 @@ def test_a_layer_that_mixes_tokens_behind_its_attention_is_not_narrowed(kind: st
 
 def test_an_mlp_that_wants_three_axes_is_not_narrowed(caplog: pytest.LogCaptureFixture) -> None:
     base = tiny("moshi")
-    with caplog.at_level(logging.INFO, logger="lora_ensembles.probe"):
+    with caplog.at_level(logging.INFO, logger="lora_ensembles.passes.probe"):
         ensemble = made(copy.deepcopy(base), "linear")
     assert "MoshiForCausalLM: the shortcut 'narrowed' is not taken: it fails" in caplog.text
     check_scores(ensemble, base, letter_examples()[:3])

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_ensembles import LoraEnsemble, TrainConfig, predict, train
-from lora_ensembles.tasks import Example, render_prompt
+from lora_ensembles.data import Example, render_prompt
 from tiny_models import tokenizer
 
 bnb: Any = pytest.importorskip(

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from lora_ensembles import TrainConfig, train
+from lora_ensembles.data import Completion, Example
 from lora_ensembles.errors import CheckpointError
-from lora_ensembles.tasks import Completion, Example
 from tiny_heads import build_ensemble as build_heads
 from tiny_heads import examples_for
 from tiny_models import build_ensemble, letter_examples, open_examples

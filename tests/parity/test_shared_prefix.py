@@ -9,11 +9,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from lora_ensembles import scoring
 from lora_ensembles.baselines import FewShot
-from lora_ensembles.forward import answer_logits, read_prefix
-from lora_ensembles.probe import probe_language_model
-from lora_ensembles.tasks import EncodedExample, Example
+from lora_ensembles.data import EncodedExample, Example
+from lora_ensembles.heads.lm import scores as scoring
+from lora_ensembles.passes.answer_positions import answer_logits, read_prefix
+from lora_ensembles.passes.probe import probe_language_model
 from tiny_models import (
     ARCHITECTURES,
     build,

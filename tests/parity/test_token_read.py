@@ -7,8 +7,10 @@ import torch
 from peft import LoraConfig
 
 from lora_ensembles import HeadConfig, LastLayerHeads, LoraEnsemble, TrainConfig, predict, train
-from lora_ensembles.decoder import model_layers
-from lora_ensembles.heads import TextHead, text_scores, token_read
+from lora_ensembles.heads import TextHead
+from lora_ensembles.passes.decoder import model_layers
+from lora_ensembles.passes.texts import text_scores
+from lora_ensembles.passes.token_probe import token_read
 from tiny_heads import ARCHITECTURES, ENCODERS, KINDS, build, build_ensemble, examples_for, tokenizer
 
 TOLERANCE = dict(

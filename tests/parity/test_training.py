@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from lora_ensembles import LoraEnsemble, TrainConfig, train
-from lora_ensembles.sites import MemberWeights
-from lora_ensembles.tasks import Example, encode_examples
+from lora_ensembles.data import Example, encode_examples
+from lora_ensembles.stack.sites import MemberWeights
 from reference_training import (
     Recipe,
     assert_different_weights,

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from lora_ensembles import LoraEnsemble, TrainConfig, predict, train
-from lora_ensembles.sites import MemberWeights
-from lora_ensembles.tasks import Example, encode_examples
+from lora_ensembles.data import Example, encode_examples
+from lora_ensembles.stack.sites import MemberWeights
 from reference_training import (
     Recipe,
     assert_different_weights,
@@ -116,7 +116,7 @@ def test_adapters_of_the_top_layer_train_over_labels_as_in_a_model_that_keeps_no
     encoded = encode_examples(mixed_examples(), tokenizer())
     seeds = build_ensemble().info.seeds[1]
     assert_same_weights(kept[1], train_by_peft(build("llama"), top, seeds, encoded, REGULARISED))
-    monkeypatch.setattr("lora_ensembles.trunk_states.TRUNK_CACHE_BYTES", 0)
+    monkeypatch.setattr("lora_ensembles.passes.trunk_states.TRUNK_CACHE_BYTES", 0)
     live = run(build_ensemble(adapter=top), config_of(REGULARISED))
     assert_same_weights(live[1], kept[1])
 
@@ -151,7 +151,7 @@ def test_head_in_chunks_equals_head_in_one_piece(
     name: str, places: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(build_ensemble(name), config_of(REGULARISED))
-    monkeypatch.setattr("lora_ensembles.forward.LOGIT_BUDGET", places * len(tokenizer()))
+    monkeypatch.setattr("lora_ensembles.passes.answer_positions.LOGIT_BUDGET", places * len(tokenizer()))
     for one, other in zip(run(build_ensemble(name), config_of(REGULARISED)), whole, strict=True):
         assert_same_weights(one, other)
 

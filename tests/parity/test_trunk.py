@@ -11,9 +11,10 @@ from peft import LoraConfig
 from torch import Tensor
 
 import tiny_heads
-from lora_ensembles import HeadConfig, LoraEnsemble, TrainConfig, score_completions, train, trunk_states
+from lora_ensembles import HeadConfig, LoraEnsemble, TrainConfig, score_completions, train
 from lora_ensembles.baselines import MCDropout, SingleMember
-from lora_ensembles.decoder import model_layers
+from lora_ensembles.passes import trunk_states
+from lora_ensembles.passes.decoder import model_layers
 from tiny_models import (
     ARCHITECTURES,
     LLAMA_LIKE,

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tiny_models
-from lora_ensembles.adapters import check_stackable, initial_weights, read_adapter, read_adapter_config
-from lora_ensembles.buffers import AdapterStack
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.errors import AdapterError, CheckpointError
+from lora_ensembles.stack.adapters import check_stackable, initial_weights, read_adapter, read_adapter_config
+from lora_ensembles.stack.buffers import AdapterStack
 from tiny_ensembles import adapter, ensemble, llama, tokenizer
 
 QUERY = "model.layers.0.self_attn.q_proj"

@@ -18,7 +18,7 @@ from lora_ensembles import (
     predict,
 )
 from lora_ensembles.baselines.batch_ensemble import RankOneLinear
-from lora_ensembles.lora import StackPlan
+from lora_ensembles.stack.lora import StackPlan
 from tiny_ensembles import adapter, ensemble, llama, no_memory_left, questions, same_state, state, tokenizer
 from tiny_models import adapter_config, build, letter_examples
 from tiny_models import tokenizer as words

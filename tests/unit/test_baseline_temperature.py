@@ -22,9 +22,9 @@ from lora_ensembles import (
     predict,
 )
 from lora_ensembles.baselines import held_out_split
-from lora_ensembles.baselines.temperature import BOUNDS, best_temperature, scaled_log_probs
-from lora_ensembles.prediction import Prediction
-from lora_ensembles.tasks import Example, preference
+from lora_ensembles.calibration.temperature import BOUNDS, best_temperature, scaled_log_probs
+from lora_ensembles.data import Example, preference
+from lora_ensembles.prediction.prediction import Prediction
 from tiny_ensembles import ensemble, llama, questions, tokenizer
 
 

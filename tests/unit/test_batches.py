@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_ensembles.batches import MemberOrders, TokenTable, by_length, epoch_order, split_step
+from lora_ensembles.data import EncodedExample
 from lora_ensembles.errors import DataError
-from lora_ensembles.tasks import EncodedExample
+from lora_ensembles.heads.lm.table import MemberOrders, TokenTable, by_length, epoch_order, split_step
 
 PAD = 0
 SHORT = EncodedExample(prompt_ids=(5, 6), label_ids=((7,), (8,)), target=1)  # 5 6 | 8

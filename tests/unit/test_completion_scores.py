@@ -10,14 +10,14 @@ import torch
 from peft import PeftModel
 
 from lora_ensembles import LoraEnsemble, TrainConfig, bootstrap_interval, train
-from lora_ensembles.completion_metrics import (
+from lora_ensembles.data import Completion, encode_completions
+from lora_ensembles.errors import ConfigError, DataError
+from lora_ensembles.heads.lm.completions import score_completions
+from lora_ensembles.prediction.completions import (
     CompletionScores,
     evaluate_completion_members,
     evaluate_completions,
 )
-from lora_ensembles.completion_scores import score_completions
-from lora_ensembles.errors import ConfigError, DataError
-from lora_ensembles.tasks import Completion, encode_completions
 from tiny_ensembles import no_memory_left
 from tiny_models import build, build_ensemble, open_examples, tokenizer
 

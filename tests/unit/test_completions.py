@@ -14,9 +14,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 import tiny_models
-from lora_ensembles.embedded import load_base
-from lora_ensembles.errors import ConfigError, DataError
-from lora_ensembles.tasks import (
+from lora_ensembles.data import (
     Completion,
     Message,
     completions_from_files,
@@ -27,6 +25,8 @@ from lora_ensembles.tasks import (
     load_completions,
     read_completions,
 )
+from lora_ensembles.embedded import load_base
+from lora_ensembles.errors import ConfigError, DataError
 
 TEXT = {"prompt": "Q: Where do otters live?\nA:", "completion": " In rivers."}
 CHAT = {

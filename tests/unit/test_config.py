@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from lora_ensembles.config import PER_MEMBER_FIELDS, SCHEDULES, TrainConfig, schedule_factor
 from lora_ensembles.errors import ConfigError
+from lora_ensembles.training.config import PER_MEMBER_FIELDS, SCHEDULES, TrainConfig, schedule_factor
 
 COUNTS = ("epochs", "batch_size", "log_every", "max_rows", "checkpoint_every", "length_window")
 

@@ -18,7 +18,7 @@ from lora_ensembles.cli import main
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.errors import CheckpointError
 from lora_ensembles.heads import HeadConfig
-from lora_ensembles.storage import read_ensemble
+from lora_ensembles.storage.folder import read_ensemble
 from tiny_ensembles import ensemble
 
 Change = Callable[[dict[str, Any]], object]

@@ -6,13 +6,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from lora_ensembles.data import Example
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.errors import AdapterError, ConfigError, DataError
-from lora_ensembles.prediction import predict
-from lora_ensembles.reading import context_window
-from lora_ensembles.seeds import member_seeds
-from lora_ensembles.sites import MemberWeights
-from lora_ensembles.tasks import Example
+from lora_ensembles.passes.shared_prefix import context_window
+from lora_ensembles.prediction.prediction import predict
+from lora_ensembles.stack.seeds import member_seeds
+from lora_ensembles.stack.sites import MemberWeights
 from tiny_ensembles import WINDOW, adapter, ensemble, llama, questions, same_state, state, tokenizer
 
 IDS = torch.tensor([[1, 5, 7, 9], [1, 8, 4, 0]])

@@ -9,9 +9,9 @@ import torch
 
 from lora_ensembles.baselines import FewShot
 from lora_ensembles.baselines.few_shot import render_demonstration
+from lora_ensembles.data import Example
 from lora_ensembles.errors import AdapterError, ConfigError, DataError
-from lora_ensembles.prediction import predict
-from lora_ensembles.tasks import Example
+from lora_ensembles.prediction.prediction import predict
 from tiny_ensembles import ensemble, llama, questions, same_state, state, tokenizer
 
 WINDOW = 256

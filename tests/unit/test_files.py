@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from lora_ensembles.disk.atomic import added_to, check_writable, file_written_aside, recover, written_aside
 from lora_ensembles.errors import CheckpointError
-from lora_ensembles.files import added_to, check_writable, file_written_aside, recover, written_aside
 from tiny_ensembles import files_below, largest_file
 
 

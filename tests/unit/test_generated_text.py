@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from lora_ensembles import generated_text
 from lora_ensembles.errors import ConfigError, DataError
-from lora_ensembles.generated_text import (
+from lora_ensembles.generation import text as generated_text
+from lora_ensembles.generation.text import (
     TokenUncertainty,
     generate_text,
     pieces,

@@ -38,12 +38,12 @@ from lora_ensembles import (
     train,
 )
 from lora_ensembles.baselines.single_member import num_trained_parameters
+from lora_ensembles.data import Completion, Example
 from lora_ensembles.errors import AdapterError, ConfigError, DataError
 from lora_ensembles.heads import RewardPrediction, encode_texts
-from lora_ensembles.heads.kinds import adapter_for, owned_modules, resolve_head
-from lora_ensembles.heads.texts import text_window
-from lora_ensembles.tasks import Completion, Example
-from lora_ensembles.training_rows import training_rows
+from lora_ensembles.heads.resolve import adapter_for, owned_modules, resolve_head
+from lora_ensembles.heads.task.encoding import text_window
+from lora_ensembles.training.rows import training_rows
 from tiny_heads import (
     ARCHITECTURES,
     WINDOW,

@@ -21,11 +21,11 @@ from lora_ensembles import (
     predict_rewards,
     train,
 )
-from lora_ensembles.config import TrainConfig
+from lora_ensembles.data import Completion, CompletionTask, Message, Task
+from lora_ensembles.data.inputs import as_examples, as_prompts
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.errors import ConfigError, DataError
-from lora_ensembles.inputs import as_examples, as_prompts
-from lora_ensembles.tasks import Completion, CompletionTask, Message, Task
+from lora_ensembles.training.config import TrainConfig
 from tiny_ensembles import adapter, ensemble, llama, questions, tokenizer
 
 CLASSES = ["bad", "good", "old"]

@@ -18,11 +18,11 @@ from peft import LoraConfig, get_peft_model
 
 import tiny_heads as heads
 from lora_ensembles import Prediction, found_classes, predict, train
-from lora_ensembles.config import TrainConfig
+from lora_ensembles.data import Completion, CompletionTask, Task
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.errors import AdapterError, CheckpointError, ConfigError, DataError
-from lora_ensembles.hub import ensemble_folder
-from lora_ensembles.tasks import Completion, CompletionTask, Task
+from lora_ensembles.storage.hub import ensemble_folder
+from lora_ensembles.training.config import TrainConfig
 from tiny_ensembles import adapter, ensemble, llama, questions, tokenizer
 
 UNTYPED = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"])

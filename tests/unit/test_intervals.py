@@ -8,10 +8,16 @@ import pytest
 import torch
 
 from lora_ensembles.errors import ConfigError, DataError
-from lora_ensembles.intervals import Interval, bootstrap_interval, paired_difference, t_quantile, wilson
-from lora_ensembles.metrics import accuracy, ece, nll, ood_auroc
-from lora_ensembles.prediction import Prediction
-from lora_ensembles.selective import error_auroc
+from lora_ensembles.prediction.intervals import (
+    Interval,
+    bootstrap_interval,
+    paired_difference,
+    t_quantile,
+    wilson,
+)
+from lora_ensembles.prediction.metrics import accuracy, ece, nll, ood_auroc
+from lora_ensembles.prediction.prediction import Prediction
+from lora_ensembles.prediction.selective import error_auroc
 from random_predictions import random_prediction
 
 

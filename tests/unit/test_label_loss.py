@@ -22,12 +22,12 @@ from lora_ensembles import (
     preset,
     train,
 )
+from lora_ensembles.data import EncodedExample
 from lora_ensembles.errors import CheckpointError, ConfigError, DataError
-from lora_ensembles.label_losses import LabelTable
-from lora_ensembles.prediction import Prediction
-from lora_ensembles.remarks import warn_of_one_label
-from lora_ensembles.tasks import EncodedExample
-from lora_ensembles.training_rows import training_rows
+from lora_ensembles.heads.lm.label_losses import LabelTable
+from lora_ensembles.heads.remarks import warn_of_one_label
+from lora_ensembles.prediction.prediction import Prediction
+from lora_ensembles.training.rows import training_rows
 from tiny_models import build, build_ensemble, letter_examples, open_examples, phrase_examples, tokenizer
 
 CONFIG = TrainConfig(epochs=1, batch_size=4)
@@ -219,7 +219,7 @@ def test_a_run_whose_settings_name_no_loss_was_one_over_the_vocabulary_and_goes_
 
 
 def remarks(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "lora_ensembles.remarks"]
+    return [record.getMessage() for record in caplog.records if record.name == "lora_ensembles.heads.remarks"]
 
 
 def test_labels_of_different_lengths_are_named_where_sums_over_the_vocabulary_are_learnt(

@@ -9,7 +9,7 @@ import torch
 from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassCalibrationError
 
 from lora_ensembles.errors import ConfigError, DataError
-from lora_ensembles.metrics import (
+from lora_ensembles.prediction.metrics import (
     accuracy,
     accuracy_coverage,
     brier,
@@ -22,8 +22,8 @@ from lora_ensembles.metrics import (
     reliability_bins,
     single_member,
 )
-from lora_ensembles.prediction import Prediction
-from lora_ensembles.uncertainty import total_entropy
+from lora_ensembles.prediction.prediction import Prediction
+from lora_ensembles.prediction.uncertainty import total_entropy
 from random_predictions import mean_probs, random_prediction
 
 SEEDS = range(5)

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from lora_ensembles.errors import ConfigError, DataError, MissingExtraError
-from lora_ensembles.metrics import accuracy_coverage, coverage_area, ece, reliability_bins
-from lora_ensembles.plots import (
+from lora_ensembles.prediction.metrics import accuracy_coverage, coverage_area, ece, reliability_bins
+from lora_ensembles.prediction.plots import (
     accuracy_coverage_plot,
     density_on_unit_interval,
     reliability_diagram,
     wrong_confidence_density,
 )
-from lora_ensembles.prediction import Prediction
+from lora_ensembles.prediction.prediction import Prediction
 from random_predictions import random_prediction
 
 FIGURES = [reliability_diagram, wrong_confidence_density, accuracy_coverage_plot]
@@ -141,7 +141,7 @@ def test_missing_matplotlib_names_the_install_command(draw, monkeypatch):
 
 def test_importing_plots_needs_no_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    spec = importlib.util.find_spec("lora_ensembles.plots")
+    spec = importlib.util.find_spec("lora_ensembles.prediction.plots")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))  # a second, unregistered copy
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lora_ensembles.errors import ConfigError, DataError
-from lora_ensembles.prediction import Prediction, predict
-from lora_ensembles.records import prediction_records
-from lora_ensembles.uncertainty import mutual_information, total_entropy
+from lora_ensembles.prediction.prediction import Prediction, predict
+from lora_ensembles.prediction.rows import prediction_records
+from lora_ensembles.prediction.uncertainty import mutual_information, total_entropy
 from random_predictions import mean_probs, member_probs, random_prediction
 
 SEEDS = range(5)

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from lora_ensembles import progress
-from lora_ensembles.cli.quiet import KERNELS, hush
-from lora_ensembles.progress import Progress
+from lora_ensembles.cli.screen.quiet import KERNELS, hush
+from lora_ensembles.training import progress
+from lora_ensembles.training.progress import Progress
 
 
 class Terminal(io.StringIO):

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_ensembles.claimed import FolderLock
-from lora_ensembles.config import TrainConfig
+from lora_ensembles.disk.claimed import FolderLock
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.errors import CheckpointError, ConfigError, TrainingError
-from lora_ensembles.signals import Interrupted, signals_held
-from lora_ensembles.training import train
+from lora_ensembles.training.config import TrainConfig
+from lora_ensembles.training.loop import train
+from lora_ensembles.training.signals import Interrupted, signals_held
 from tiny_ensembles import ensemble, files_below, llama, questions, tokenizer
 
 SHORT = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2)
@@ -44,7 +44,7 @@ def loaded(out: Path) -> LoraEnsemble:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from lora_ensembles.claimed import FolderLock
+from lora_ensembles.disk.claimed import FolderLock
 lock = FolderLock(Path(sys.argv[1])); print("held", flush=True); time.sleep(60)
 """
 
@@ -275,7 +275,7 @@ def test_settings_of_a_run_that_are_no_object_are_named(tmp_path: Path, text: st
 def test_signal_in_training_finishes_the_step_saves_it_and_the_resumed_run_is_the_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    from lora_ensembles import training
+    from lora_ensembles.training import loop as training
 
     config = dataclasses.replace(SHORT, epochs=5, checkpoint_every=100)
     whole = run(tmp_path / "whole", config)

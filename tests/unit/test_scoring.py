@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
-from lora_ensembles.forward import answer_logits
-from lora_ensembles.scoring import LabelScore, pad_rows, score_labels
-from lora_ensembles.tasks import EncodedExample, encode_examples
+from lora_ensembles.data import EncodedExample, encode_examples
+from lora_ensembles.heads.lm.scores import score_labels
+from lora_ensembles.passes.answer_positions import answer_logits
+from lora_ensembles.passes.texts import pad_rows
+from lora_ensembles.stack.head_config import LabelScore
 from tiny_ensembles import llama, questions, tokenizer
 
 SINGLE = [

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.errors import AdapterError, CheckpointError, ConfigError, DataError, LoraEnsemblesError
-from lora_ensembles.model_card import render_model_card
-from lora_ensembles.prediction import predict
+from lora_ensembles.prediction.prediction import predict
+from lora_ensembles.storage.model_card import render_model_card
 from tiny_ensembles import (
     adapter,
     ensemble,

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_ensembles.completion_metrics import METRICS, CompletionScores
-from lora_ensembles.intervals import bootstrap_interval, paired_difference
-from lora_ensembles.metrics import brier, coverage_area, nll
-from lora_ensembles.prediction import Prediction
-from lora_ensembles.studentised import coverage_area_of, ratio
+from lora_ensembles.prediction.completions import METRICS, CompletionScores
+from lora_ensembles.prediction.intervals import bootstrap_interval, paired_difference
+from lora_ensembles.prediction.metrics import brier, coverage_area, nll
+from lora_ensembles.prediction.prediction import Prediction
+from lora_ensembles.prediction.studentised import coverage_area_of, ratio
 from random_predictions import random_prediction
 
 

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from lora_ensembles.config import TrainConfig
 from lora_ensembles.errors import CheckpointError, DataError
-from lora_ensembles.prediction import Prediction
+from lora_ensembles.prediction.prediction import Prediction
 from lora_ensembles.studies import claims
 from lora_ensembles.studies.arms import Arm, decay_arms, randomness_arms, regulariser_arms, train_arms
-from lora_ensembles.studies.claims import LEAST_TASKS, interval_of_tasks, judge, judge_contrast
-from lora_ensembles.studies.contrasts import CLAIMS, Contrast
+from lora_ensembles.studies.claims.contrasts import CLAIMS, Contrast
+from lora_ensembles.studies.claims.judge import LEAST_TASKS, interval_of_tasks, judge, judge_contrast
 from lora_ensembles.studies.grid import FULL, PAPER, QUICK, cells, settings_of
 from lora_ensembles.studies.measures import by_size, described, measured
 from lora_ensembles.studies.store import by_kind, cell, read_record
+from lora_ensembles.training.config import TrainConfig
 from tiny_ensembles import adapter, llama, questions, tokenizer
 
 CONFIG = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2, snapshot_epochs=[1, 2])

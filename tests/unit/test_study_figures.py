@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from lora_ensembles.errors import DataError, MissingExtraError
-from lora_ensembles.plots import COLOURS, density_on_unit_interval, save_figure
-from lora_ensembles.studies import open_tables, tables
-from lora_ensembles.studies.figures import (
+from lora_ensembles.prediction.plots import COLOURS, density_on_unit_interval, save_figure
+from lora_ensembles.studies.claims.views import decay_arm
+from lora_ensembles.studies.grid import FULL, OPEN_KINDS, PAPER, Grid, settings_of
+from lora_ensembles.studies.report import open_tables, tables
+from lora_ensembles.studies.report.figures import (
     DRAWINGS,
     agreement,
     association,
@@ -34,9 +36,7 @@ from lora_ensembles.studies.figures import (
     reliability,
     strength,
 )
-from lora_ensembles.studies.figures.values import check_one_grid, smaller_grid
-from lora_ensembles.studies.grid import FULL, OPEN_KINDS, PAPER, Grid, settings_of
-from lora_ensembles.studies.views import decay_arm
+from lora_ensembles.studies.report.figures.values import check_one_grid, smaller_grid
 from study_records import SMALL, study_records
 
 pytest.importorskip("matplotlib")

@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 
 import tiny_heads
-from lora_ensembles.metrics import evaluate
-from lora_ensembles.prediction import predict
+from lora_ensembles.data import Example, Task
+from lora_ensembles.prediction.metrics import evaluate
+from lora_ensembles.prediction.prediction import predict
 from lora_ensembles.studies import grid as grids
-from lora_ensembles.studies import open_tables, tables
-from lora_ensembles.studies.bench import Bench
-from lora_ensembles.studies.claims import Claim, judge
-from lora_ensembles.studies.figures import DRAWINGS
-from lora_ensembles.studies.grid import ENCODER, Grid, choice, run_grid, settings_of, with_choice
-from lora_ensembles.tasks import Example, Task
+from lora_ensembles.studies.claims.judge import Claim, judge
+from lora_ensembles.studies.grid import ENCODER, Grid, settings_of
+from lora_ensembles.studies.kinds.choice import choice, with_choice
+from lora_ensembles.studies.report import open_tables, tables
+from lora_ensembles.studies.report.figures import DRAWINGS
+from lora_ensembles.studies.runner import run_grid
+from lora_ensembles.studies.setting import Bench
 
 TINY = Grid(
     "tiny",

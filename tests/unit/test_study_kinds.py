@@ -13,11 +13,10 @@ from peft import LoraConfig, get_peft_model
 
 from lora_ensembles.baselines import LastLayerEnsemble, TemperatureScaled
 from lora_ensembles.cli.study import KINDS as NAMED
-from lora_ensembles.config import TrainConfig
-from lora_ensembles.prediction import predict
-from lora_ensembles.seeds import member_seeds
+from lora_ensembles.data import Task
+from lora_ensembles.prediction.prediction import predict
+from lora_ensembles.stack.seeds import member_seeds
 from lora_ensembles.studies.arms import Arm, stacked_members, train_arms
-from lora_ensembles.studies.bench import Bench
 from lora_ensembles.studies.grid import (
     CHOICE,
     FIELDS,
@@ -30,9 +29,11 @@ from lora_ensembles.studies.grid import (
     cells,
     settings_of,
 )
-from lora_ensembles.studies.initialisation import STARTS
+from lora_ensembles.studies.kinds.initialisation import STARTS
+from lora_ensembles.studies.runner import MEASURES
+from lora_ensembles.studies.setting import Bench
 from lora_ensembles.studies.store import cell
-from lora_ensembles.tasks import Task
+from lora_ensembles.training.config import TrainConfig
 from tiny_ensembles import adapter, llama, questions, tokenizer
 
 TINY = Grid(
@@ -66,7 +67,7 @@ def bench() -> Bench:
 @pytest.fixture(scope="module")
 def measured() -> dict[str, dict[str, Any]]:
     """The result of every kind on the tiny grid."""
-    return {kind: KINDS[kind](TINY, bench(), seed=3) for kind in OPEN_KINDS}
+    return {kind: MEASURES[kind](TINY, bench(), seed=3) for kind in OPEN_KINDS}
 
 
 # What records are keyed by
@@ -100,7 +101,7 @@ def test_records_of_the_first_kinds_keep_the_settings_that_they_were_always_keye
 
 
 def test_a_new_kind_is_keyed_by_what_it_depends_on() -> None:
-    assert set(FIELDS) == {*KINDS, CHOICE}
+    assert set(FIELDS) == {*KINDS, CHOICE} == set(MEASURES)
     assert settings_of(FULL, "rank", "world-cqa", 1) == {
         "kind": "rank",
         "task": "world-cqa",

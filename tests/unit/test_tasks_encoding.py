@@ -9,8 +9,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from lora_ensembles.data import LETTERS, Example, encode_examples, render_label_prompt, render_prompt
 from lora_ensembles.errors import ConfigError, DataError
-from lora_ensembles.tasks import LETTERS, Example, encode_examples, render_label_prompt, render_prompt
 
 TEXT = [
     render_prompt("Is the sun a star or a planet?", ["a star", "a planet", "a moon"]),

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ensembles.errors import ConfigError, DataError
-from lora_ensembles.tasks import (
+from lora_ensembles.data import (
     LETTERS,
     ColumnMapping,
     Example,
@@ -19,6 +18,7 @@ from lora_ensembles.tasks import (
     render_prompt,
     task_from_files,
 )
+from lora_ensembles.errors import ConfigError, DataError
 
 ROW = {"question": "The sun is a", "options": ["planet", "star", "moon"], "answer": "star"}
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from lora_ensembles.errors import DataError
-from lora_ensembles.tasks import (
+from lora_ensembles.data import (
     ColumnMapping,
     found_classes,
     load_completions,
@@ -21,8 +20,9 @@ from lora_ensembles.tasks import (
     load_preferences,
     read_examples,
 )
-from lora_ensembles.tasks.sources import named_rows
-from lora_ensembles.tasks.whole_file import read_whole
+from lora_ensembles.data.sources import named_rows
+from lora_ensembles.data.whole_file import read_whole
+from lora_ensembles.errors import DataError
 
 HALF = "\\ud83d"  # of a character of two, as JSON writes it
 FOUR = ["north", "east", "south", "west"]

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ensembles.errors import DataError
-from lora_ensembles.tasks import (
+from lora_ensembles.data import (
     LETTERS,
     OOD_PAIRS,
     PAPER_TASKS,
@@ -20,6 +19,7 @@ from lora_ensembles.tasks import (
     ood_names,
     task_names,
 )
+from lora_ensembles.errors import DataError
 
 SIZES = {  # the appendix's table of arXiv:2310.00035, with 9741 for its slip 8741
     "cqa": (9741, 1221, [5]),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from lora_ensembles.data import LETTERS, Example, Task, render_label_prompt, render_prompt
 from lora_ensembles.errors import DataError
-from lora_ensembles.tasks import LETTERS, Example, Task, render_label_prompt, render_prompt
 
 # Each sample as the paper prints it, up to where the letter of the answer stands; the page's line breaks inside a question are undone.
 SAMPLES = {

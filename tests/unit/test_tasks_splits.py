@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_ensembles.tasks import Example, task_from_files
-from lora_ensembles.tasks.splits import classes_of, sample, stratified_draw
+from lora_ensembles.data import Example, task_from_files
+from lora_ensembles.data.splits import classes_of, sample, stratified_draw
 
 
 def reviews(counts: dict[str, int]) -> list[Example]:

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from lora_ensembles.config import TrainConfig
+from lora_ensembles.data import Example
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.errors import CheckpointError, ConfigError, DataError, TrainingError
-from lora_ensembles.prediction import predict
-from lora_ensembles.tasks import Example
-from lora_ensembles.training import TrainResult, train
+from lora_ensembles.prediction.prediction import predict
+from lora_ensembles.training.config import TrainConfig
+from lora_ensembles.training.loop import TrainResult, train
 from tiny_ensembles import (
     WINDOW,
     adapter,
@@ -55,7 +55,7 @@ class Interrupted(Exception):
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Make the run end, as by a signal, in the middle of step `steps` + 1."""
-    from lora_ensembles import training
+    from lora_ensembles.training import loop as training
 
     whole = training._step
 

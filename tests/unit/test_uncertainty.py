@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from lora_ensembles.prediction import Prediction
-from lora_ensembles.uncertainty import (
+from lora_ensembles.prediction.prediction import Prediction
+from lora_ensembles.prediction.uncertainty import (
     disagreement,
     expected_entropy,
     mutual_information,

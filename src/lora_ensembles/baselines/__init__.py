@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from ..calibration.temperature import TemperatureScaled, held_out_split
 from .batch_ensemble import BatchEnsemble
 from .few_shot import FewShot
 from .last_layer import LastLayerEnsemble
 from .last_layer_heads import LastLayerHeads
 from .mc_dropout import MCDropout
 from .single_member import SingleMember, num_trained_parameters
-from .temperature import TemperatureScaled, held_out_split
 
 __all__ = [
     "BatchEnsemble",

@@ -13,19 +13,31 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from ..adapters import default_adapter_config, initial_weights, keep_differentiable
-from ..batches import TokenTable
-from ..config import TrainConfig
+from ..data import Example
 from ..errors import AdapterError, ConfigError
-from ..forward import answer_logits, logits_at
-from ..lora import StackPlan, fold_members, unfold_members
-from ..objectives import answer_loss, answer_right, kl_to_base
-from ..probe import check_language_model, check_plain, check_targets, probe_language_model
-from ..scoring import LabelScore
-from ..seeds import member_seeds, whole_count
-from ..tasks import Example
-from ..training import TrainResult
-from .fitting import Flat, answer_states, check_settings, fit, score_members, training_rows
+from ..heads.lm.table import TokenTable
+from ..heads.objectives import answer_loss, answer_right, kl_to_base
+from ..passes.answer_positions import answer_logits, logits_at
+from ..passes.probe import (
+    check_language_model,
+    check_plain,
+    check_targets,
+    probe_language_model,
+)
+from ..stack.adapters import default_adapter_config, initial_weights, keep_differentiable
+from ..stack.head_config import LabelScore
+from ..stack.lora import StackPlan, fold_members, unfold_members
+from ..stack.seeds import member_seeds, whole_count
+from ..training.config import TrainConfig
+from ..training.loop import TrainResult
+from .fitting import (
+    Flat,
+    answer_states,
+    check_settings,
+    fit,
+    score_members,
+    training_rows,
+)
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -105,7 +117,7 @@ class BatchEnsemble:
 
     Example:
         >>> from lora_ensembles.embedded import load_base
-        >>> from lora_ensembles.tasks import load_task
+        >>> from lora_ensembles.data import load_task
         >>> task = load_task("world-cqa")
         >>> ensemble = BatchEnsemble(*load_base(), members=2)
         >>> ensemble.fit(task.train[:32], TrainConfig(epochs=1, learning_rate=1e-2)).history[0]["step"]

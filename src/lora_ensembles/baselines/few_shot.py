@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..data import Example, encode_examples
 from ..errors import ConfigError, DataError
-from ..forward import answer_logits, read_prefix
-from ..memory import SCORING_ROWS
-from ..probe import ensure_probed
-from ..reading import context_window, scored_in_parts
-from ..scoring import AnswerLogits, LabelScore, score_labels
-from ..tasks import Example, encode_examples
+from ..heads.lm.scores import score_labels
+from ..passes.answer_positions import answer_logits, read_prefix
+from ..passes.memory import SCORING_ROWS
+from ..passes.probe import ensure_probed
+from ..passes.shared_prefix import AnswerLogits, context_window, scored_in_parts
+from ..stack.head_config import LabelScore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,7 +34,7 @@ class FewShot:
 
     Example:
         >>> from lora_ensembles.embedded import load_base
-        >>> from lora_ensembles.tasks import load_task
+        >>> from lora_ensembles.data import load_task
         >>> task = load_task("world-cqa")
         >>> FewShot(*load_base(), task.train, draws=2).member_log_probs(task.validation[:4]).shape
         torch.Size([2, 4, 5])

@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ..batches import MemberOrders, TokenTable, encode_rows, split_step
-from ..config import TrainConfig, schedule_factor
+from ..data import EncodedExample, Example, encode_examples
 from ..errors import ConfigError, TrainingError
-from ..forward import hidden_at
-from ..lora import fold_members
-from ..memory import SCORING_ROWS, ran_out_of_memory, scoring_rows
-from ..optim import StackedAdamW, clip_per_member, gradient_norms
-from ..reading import context_window, scored_in_parts
-from ..reporting import Reporter
-from ..scoring import AnswerLogits, LabelScore, score_labels
-from ..seeds import MemberSeeds
-from ..tasks import EncodedExample, Example, encode_examples
-from ..training import StepOutcome, TrainResult
+from ..heads.lm.scores import score_labels
+from ..heads.lm.table import MemberOrders, TokenTable, encode_rows, split_step
+from ..passes.answer_positions import hidden_at
+from ..passes.memory import SCORING_ROWS, ran_out_of_memory, scoring_rows
+from ..passes.shared_prefix import AnswerLogits, context_window, scored_in_parts
+from ..stack.head_config import LabelScore
+from ..stack.lora import fold_members
+from ..stack.seeds import MemberSeeds
+from ..training.config import TrainConfig, schedule_factor
+from ..training.loop import StepOutcome, TrainResult
+from ..training.optim import StackedAdamW, clip_per_member, gradient_norms
+from ..training.reporting import Reporter
 
 if TYPE_CHECKING:
     from typing import Literal

@@ -13,17 +13,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import TokenTable
-from ..config import TrainConfig
+from ..data import Example
 from ..errors import AdapterError
-from ..forward import Places, head_logits, hidden_at, places_at_once
-from ..memory import SCORING_ROWS
-from ..probe import ensure_probed
-from ..scoring import LabelScore
-from ..seeds import member_seeds, whole_count
-from ..tasks import Example
-from ..training import TrainResult
-from .fitting import Flat, answer_states, check_settings, fit, score_members, training_rows
+from ..heads.lm.table import TokenTable
+from ..passes.answer_positions import Places, head_logits, hidden_at, places_at_once
+from ..passes.memory import SCORING_ROWS
+from ..passes.probe import ensure_probed
+from ..stack.head_config import LabelScore
+from ..stack.seeds import member_seeds, whole_count
+from ..training.config import TrainConfig
+from ..training.loop import TrainResult
+from .fitting import (
+    Flat,
+    answer_states,
+    check_settings,
+    fit,
+    score_members,
+    training_rows,
+)
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -55,7 +62,7 @@ class LastLayerEnsemble:
 
     Example:
         >>> from lora_ensembles.embedded import load_base
-        >>> from lora_ensembles.tasks import load_task
+        >>> from lora_ensembles.data import load_task
         >>> task = load_task("world-cqa")
         >>> ensemble = LastLayerEnsemble(*load_base(), members=3)
         >>> losses = [row["train_loss"][0] for row in ensemble.fit(task.train[:64], TrainConfig(epochs=2, learning_rate=1e-3)).history]

@@ -14,31 +14,30 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
-from ..adapters import initial_head
-from ..config import TrainConfig
+from ..data import Example
 from ..errors import AdapterError, ConfigError
-from ..head_layers import HeadStack
 from ..heads import (
     HeadConfig,
     HeadKind,
     Texts,
     TextTable,
     encode_texts,
-    last_tokens,
-    padding_is_read,
     resolve_head,
     text_passes,
-    text_scores,
     texts_log_probs,
 )
-from ..heads.kinds import owned_modules
-from ..heads.texts import log_probs, with_classes
-from ..lora import StackPlan, unfold_members
-from ..seeds import member_seeds
-from ..sites import MemberWeights
-from ..tasks import Example
-from ..text_losses import check_labelled, choice_losses, refuse_divergence
-from ..training import TrainResult
+from ..heads.resolve import owned_modules
+from ..heads.task.encoding import log_probs, with_classes
+from ..heads.task.losses import check_labelled, choice_losses, refuse_divergence
+from ..passes.texts import last_tokens, text_scores
+from ..passes.token_probe import padding_is_read
+from ..stack.adapters import initial_head
+from ..stack.head_layers import HeadStack
+from ..stack.lora import StackPlan, unfold_members
+from ..stack.seeds import member_seeds
+from ..stack.sites import MemberWeights
+from ..training.config import TrainConfig
+from ..training.loop import TrainResult
 from .fitting import Flat, check_settings, fit
 
 if TYPE_CHECKING:

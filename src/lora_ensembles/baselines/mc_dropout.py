@@ -12,14 +12,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..decoder import in_place_of_trunk
-from ..dropout import stream_key
+from ..data import Example
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
-from ..forward import answer_logits
-from ..heads import TextHead, Texts, TextTable, states_above_trunk, text_scores, texts_log_probs
-from ..lora import fold_members, unfold_members
-from ..tasks import Example
+from ..heads import TextHead, Texts, TextTable, states_above_trunk, texts_log_probs
+from ..passes.answer_positions import answer_logits
+from ..passes.decoder import in_place_of_trunk
+from ..passes.texts import text_scores
+from ..stack.dropout import stream_key
+from ..stack.lora import fold_members, unfold_members
 from .fitting import score_members
 from .single_member import check_member, num_trained_parameters
 
@@ -46,7 +47,7 @@ class MCDropout:
 
     Example:
         >>> from lora_ensembles.embedded import load_base
-        >>> from lora_ensembles.tasks import load_task
+        >>> from lora_ensembles.data import load_task
         >>> passes = MCDropout(LoraEnsemble(*load_base(), members=1), passes=3, dropout=0.1)
         >>> passes.member_log_probs(load_task("world-cqa").validation[:4]).shape
         torch.Size([3, 4, 5])

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..decoder import in_place_of_trunk
+from ..data import Example
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
-from ..heads import TextHead, Texts, states_above_trunk, text_scores, texts_log_probs
-from ..prediction import Predictor
-from ..tasks import Example
+from ..heads import TextHead, Texts, states_above_trunk, texts_log_probs
+from ..passes.decoder import in_place_of_trunk
+from ..passes.stacked_model import num_trained_parameters
+from ..passes.texts import text_scores
+from ..prediction.prediction import Predictor
 from .fitting import score_members
 
 
@@ -33,7 +34,7 @@ class SingleMember:
 
     Example:
         >>> from lora_ensembles.embedded import load_base
-        >>> from lora_ensembles.tasks import load_task
+        >>> from lora_ensembles.data import load_task
         >>> one = SingleMember(LoraEnsemble(*load_base(), members=3), 2)
         >>> one.member_log_probs(load_task("world-cqa").validation[:4]).shape
         torch.Size([1, 4, 5])
@@ -105,31 +106,3 @@ def check_member(index: int, members: int) -> None:
     """
     if index not in range(members):
         raise ConfigError(f"there is no member {index!r}; name one of 0 to {members - 1}")
-
-
-def num_trained_parameters(predictor: Predictor, member: int = 0) -> int:
-    """Parameters that were trained for one member of a predictor; for a LoRA, the sum over its layers of rank * (D_in + D_out), and
-    those of its head.
-
-    Raises:
-        ConfigError: the predictor does not say.
-
-    Example:
-        >>> from lora_ensembles.embedded import load_base
-        >>> ensemble = LoraEnsemble(*load_base(), members=2)
-        >>> num_trained_parameters(ensemble) == ensemble.stack.a.shape[1] + ensemble.stack.b.shape[1]
-        True
-    """
-    if isinstance(predictor, LoraEnsemble):
-        stack = predictor.stack
-        own = sum(site.shape.numel() for site in stack.heads.sites)
-        return own + sum(
-            stack.ranks[member][site.name] * (site.in_features + site.out_features) for site in stack.sites
-        )
-    described: Any = predictor
-    count = getattr(described, "num_trained_parameters", None)
-    if count is None:
-        raise ConfigError(
-            f"{type(predictor).__name__} does not say how many parameters were trained; give it `num_trained_parameters`"
-        )
-    return int(count)

@@ -13,15 +13,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from ..errors import ConfigError
-from ..report import Table
+from ..studies.report.page import Table
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..completion_metrics import CompletionMetrics
     from ..ensemble import LoraEnsemble
-    from ..metrics import MemberSpread, Metrics
+    from ..prediction.completions import CompletionMetrics
+    from ..prediction.metrics import MemberSpread, Metrics
 
 SHOWN = ("accuracy", "nll", "ece", "brier", "ood_auroc")
 SHOWN_OF_COMPLETIONS = ("nll_per_token", "perplexity")  # beside the nll, which is that of a whole answer
@@ -77,7 +77,7 @@ def whole_text(text: str) -> str:
     Raises:
         argparse.ArgumentTypeError: it cannot.
     """
-    from ..tasks.formats import half_character
+    from ..data.formats import half_character
 
     if half_character(text):
         shown = text.encode("ascii", "backslashreplace").decode()
@@ -244,7 +244,7 @@ def load_model(
 def load_ensemble(args: Arguments) -> LoraEnsemble:
     """The ensemble that a verb's arguments name, on its base."""
     from ..ensemble import LoraEnsemble
-    from ..storage import base_source, read_ensemble
+    from ..storage.folder import base_source, read_ensemble
 
     saved = read_ensemble(args.ensemble, members=args.members)
     revision = None if args.base else saved.base_revision
@@ -340,6 +340,6 @@ def show_table(table: Table) -> None:
 
 def some(examples: Sequence[Any], limit: int | None) -> Sequence[Any]:
     """At most `limit` examples: where they have classes, a sample with each in its share; else the first ones."""
-    from ..tasks.splits import sample
+    from ..data.splits import sample
 
     return sample(examples, limit, seed=0)

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: Arguments) -> dict[str, Any]:
     """Run the demo; returns the summary."""
-    from ..demo import check_ready, run_demo
+    from ..studies.demo import check_ready, run_demo
 
     check_ready(args.out, task=args.task, overwrite=args.overwrite)
     result = run_demo(

@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..data.sources import HUB_PREFIX
 from ..errors import ConfigError
-from ..tasks.sources import HUB_PREFIX
-from . import baseline
 from .common import (
     SHOWN,
     Arguments,
@@ -24,7 +23,8 @@ from .common import (
     some,
     spread_to_dict,
 )
-from .data import (
+from .flags import baseline
+from .flags.data import (
     Source,
     add_column_flags,
     has_open_answers,
@@ -33,17 +33,17 @@ from .data import (
     read_questions,
     source_from_flags,
 )
-from .first_screen import few_rows, say_read
-from .heads import add_head_flags
-from .memory import Memory, remembered
-from .parts import InParts
+from .flags.heads import add_head_flags
+from .flags.memory import Memory, remembered
+from .screen.first_screen import few_rows, say_read
+from .screen.parts import InParts
 
 if TYPE_CHECKING:
-    from ..completion_metrics import CompletionMetrics
     from ..ensemble import LoraEnsemble
-    from ..intervals import Interval
-    from ..metrics import MemberSpread, Metrics
-    from ..prediction import Predictor
+    from ..prediction.completions import CompletionMetrics
+    from ..prediction.intervals import Interval
+    from ..prediction.metrics import MemberSpread, Metrics
+    from ..prediction.prediction import Predictor
 
 SUMMARY = "measure a saved ensemble"
 EXAMPLES = """examples:
@@ -144,9 +144,9 @@ def run(args: Arguments) -> dict[str, Any]:
 def _measure_questions(
     args: Arguments, predictor: Predictor, name: str, every: Sequence[Any], source: Source
 ) -> Measured:
-    from .. import metrics
-    from ..intervals import bootstrap_interval
-    from ..prediction import predict
+    from ..prediction import metrics
+    from ..prediction.intervals import bootstrap_interval
+    from ..prediction.prediction import predict
 
     pair = load_pair(source.task, source, asked=args.ood)
     examples, others = some(every, args.limit), some(pair[1], args.limit) if pair else ()
@@ -169,8 +169,8 @@ def _measure_questions(
 def _measure_completions(
     args: Arguments, ensemble: LoraEnsemble, name: str, every: Sequence[Any], source: Source
 ) -> Measured:
-    from ..completion_metrics import METRICS, evaluate_completion_members, evaluate_completions
-    from ..completion_scores import score_completions
+    from ..heads.lm.completions import score_completions
+    from ..prediction.completions import METRICS, evaluate_completion_members, evaluate_completions
 
     if args.ood not in (None, "none"):
         raise ConfigError("--ood: for questions with options; the rows here have open answers. Leave it out")
@@ -213,8 +213,8 @@ def _rows(args: Arguments, memory: Memory) -> tuple[str, tuple[Any, ...], Sequen
 
 def _file_rows(args: Arguments, memory: Memory) -> tuple[Sequence[Any], bool]:
     """The rows of --file, and whether they have open answers."""
-    from ..tasks import load_completions
-    from ..tasks.preferences import holds_chats, load_preferences
+    from ..data import load_completions
+    from ..data.preferences import holds_chats, load_preferences
 
     if memory.kind == "reward":
         tokenizer = _tokenizer(args, memory) if holds_chats(args.file) else None
@@ -239,6 +239,6 @@ def _tokenizer(args: Arguments, memory: Memory) -> Any:
 
 
 def _intervals(shown: Mapping[str, Callable[[Any], float]], prediction: Any) -> dict[str, Interval]:
-    from ..intervals import bootstrap_interval
+    from ..prediction.intervals import bootstrap_interval
 
     return {name: bootstrap_interval(metric, prediction) for name, metric in shown.items()}

@@ -25,14 +25,14 @@ from .common import (
     whole,
     whole_text,
 )
-from .outputs import check_output, open_output
+from .screen.outputs import check_output, open_output
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
+    from ..data import Completion
     from ..ensemble import LoraEnsemble
-    from ..generated_text import GeneratedText, TokenUncertainty
-    from ..tasks import Completion
+    from ..generation.text import GeneratedText, TokenUncertainty
 
 SUMMARY = "write text, with the uncertainty of every token"
 EXAMPLES = """examples:
@@ -160,7 +160,7 @@ def _config(args: Arguments) -> GenerationConfig:
             )
     from transformers import GenerationConfig
 
-    from ..generated_text import DEFAULT_NEW_TOKENS
+    from ..generation.text import DEFAULT_NEW_TOKENS
 
     try:
         return GenerationConfig(
@@ -192,8 +192,8 @@ def _batch_size(args: Arguments, config: GenerationConfig, members: int) -> int 
 
 
 def _show(ensemble: LoraEnsemble, args: Arguments, config: GenerationConfig) -> list[GeneratedText]:
-    from ..generated_text import generate_text
-    from ..tasks import Message
+    from ..data import Message
+    from ..generation.text import generate_text
 
     prompt = (Message("user", args.prompt),) if args.chat and args.prompt.strip() else args.prompt
     colour = args.color == "always" or (
@@ -255,7 +255,7 @@ def _legend() -> str:
 
 
 def _write(ensemble: LoraEnsemble, args: Arguments, config: GenerationConfig) -> list[dict[str, Any]]:
-    from ..generated_text import ROWS_PER_BATCH, generate_text
+    from ..generation.text import ROWS_PER_BATCH, generate_text
 
     rows = _prompts(args)
     size = _batch_size(args, config, ensemble.num_members) or ROWS_PER_BATCH
@@ -267,7 +267,7 @@ def _write(ensemble: LoraEnsemble, args: Arguments, config: GenerationConfig) ->
 
 
 def _prompts(args: Arguments) -> tuple[Completion, ...]:
-    from ..tasks import load_completions, read_completions
+    from ..data import load_completions, read_completions
 
     if args.source == "-":
         return read_completions(read_standard_input(), labelled=False)

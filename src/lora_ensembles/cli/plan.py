@@ -6,9 +6,9 @@ import argparse
 from typing import Any
 
 from ..errors import ConfigError, DataError
-from ..report import Table
-from . import settings
+from ..studies.report.page import Table
 from .common import Arguments, above_zero, count, model_name, say
+from .flags import settings
 
 SUMMARY = "plan memory and time of a training run"
 EXAMPLES = """examples:
@@ -68,7 +68,7 @@ def run(args: Arguments) -> dict[str, Any]:
     from transformers import AutoConfig
 
     from ..embedded.loading import FOLDER, is_embedded
-    from ..planning import plan_training
+    from ..training.memory_plan import plan_training
 
     source = str(FOLDER) if is_embedded(args.base) else args.base
     try:

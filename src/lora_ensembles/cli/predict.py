@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..data.cells import row_id
+from ..data.formats import FORMATS as TEXT_FORMATS
+from ..data.formats import Row
+from ..data.sources import named_rows, stream_rows
+from ..data.whole_file import BadRow
 from ..errors import ConfigError, DataError
-from ..progress import Progress
-from ..tasks.cells import row_id
-from ..tasks.formats import FORMATS as TEXT_FORMATS
-from ..tasks.formats import Row
-from ..tasks.sources import named_rows, stream_rows
-from ..tasks.whole_file import BadRow
-from . import heads
+from ..training.progress import Progress
 from .common import (
     Arguments,
     add_ensemble_flags,
@@ -25,14 +24,15 @@ from .common import (
     say,
     text_words,
 )
-from .data import add_column_flags, merged_columns
-from .memory import Memory, remembered
-from .outputs import check_output, open_output
-from .rows import FORMATS, bad_record, joined, kept_columns, write_rows
+from .flags import heads
+from .flags.data import add_column_flags, merged_columns
+from .flags.memory import Memory, remembered
+from .screen.outputs import check_output, open_output
+from .screen.rows import FORMATS, bad_record, joined, kept_columns, write_rows
 
 if TYPE_CHECKING:
+    from ..data import Example
     from ..ensemble import LoraEnsemble
-    from ..tasks import Example
 
 SUMMARY = "answer the questions of a file, with probabilities and uncertainty"
 EXAMPLES = """examples:
@@ -135,8 +135,8 @@ def _refuse_open_answers(args: Arguments, memory: Memory) -> None:
 
 def _asked(args: Arguments, memory: Memory) -> Asked:
     """The rows of --in, read without what takes time to load unless chats must be rendered."""
-    from ..tasks.preferences import has_pair
-    from ..tasks.whole_file import read_whole
+    from ..data.preferences import has_pair
+    from ..data.whole_file import read_whole
 
     skip = args.skip_bad_rows
     if args.source == "-":
@@ -181,8 +181,8 @@ def _texts(rows: Sequence[Row], *, skip: bool) -> Asked:
 
 
 def _pairs(args: Arguments, memory: Memory) -> tuple[Example, ...]:
+    from ..data.preferences import holds_chats, load_preferences
     from ..embedded import resolve_tokenizer
-    from ..tasks.preferences import holds_chats, load_preferences
 
     chats = holds_chats(args.source)
     return load_preferences(
@@ -194,7 +194,7 @@ def _answered(
     args: Arguments, ensemble: LoraEnsemble, asked: Asked, keep: Sequence[str]
 ) -> list[dict[str, Any]]:
     """A record for each row, in the order of the file."""
-    from .parts import ROWS
+    from .screen.parts import ROWS
 
     records = {bad.number: bad_record(bad, keep) for bad in asked.bad}
     total = len(asked.rows)
@@ -210,8 +210,8 @@ def _answered(
 
 def _records(args: Arguments, ensemble: LoraEnsemble, asked: Asked, places: range) -> list[dict[str, Any]]:
     """The records of some rows; with --skip-bad-rows, a row that cannot be encoded gets an error, and the others are asked without it."""
-    from ..prediction import predict
-    from ..records import prediction_records
+    from ..prediction.prediction import predict
+    from ..prediction.rows import prediction_records
 
     rows = slice(places.start, places.stop)
     try:

@@ -14,12 +14,12 @@ from importlib.metadata import version
 from typing import Any
 
 from ..errors import ConfigError, LoraEnsemblesError, unknown_name
-from ..signals import ending_raised, exit_code
+from ..training.signals import ending_raised, exit_code
 from . import demo, evaluate, generate, plan, predict, report, study, tasks, train
 from .common import Arguments, Parser, flags_of
-from .quiet import hush
-from .streams import open_streams, report_failure, send_nowhere, system_error
-from .wording import in_words_of, unknown_flag
+from .screen.quiet import hush
+from .screen.streams import open_streams, report_failure, send_nowhere, system_error
+from .screen.wording import in_words_of, unknown_flag
 
 VERBS = {
     "demo": demo,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..files import check_writable
+from ..disk.atomic import check_writable
 from .common import Arguments, say
 from .study import claims_table
 
@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: Arguments) -> dict[str, Any]:
     """Write the report; returns the summary."""
-    from ..studies.claims import judge
-    from ..studies.report import write_report
+    from ..studies.claims.judge import judge
+    from ..studies.report.write import write_report
     from ..studies.store import by_kind
 
     records = by_kind(args.records)

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..disk.atomic import check_writable
 from ..errors import ConfigError, unknown_name
-from ..files import check_writable
-from ..report import Table
+from ..studies.report.page import Table
 from .common import Arguments, add_model_flags, count, load_model, say, words
 
 if TYPE_CHECKING:
-    from ..studies.claims import Claim
+    from ..studies.claims.judge import Claim
     from ..studies.grid import Grid
 
 SUMMARY = "re-make the paper's evidence"
@@ -76,25 +76,25 @@ def run(args: Arguments) -> dict[str, Any]:
 
 
 def _measure(args: Arguments) -> dict[str, Any]:
-    from ..studies import grid as grids
+    from ..studies.runner import run_grid
 
     begin = time.monotonic()
     grid = _grid(args)
     check_writable(args.out / "record")
-    kinds = tuple(grids.KINDS) if args.what == "all" else (args.what,)
+    kinds = KINDS if args.what == "all" else (args.what,)
 
     def load() -> tuple[Any, Any]:
         return load_model(args.base, dtype=args.dtype, device=args.device, head=args.head)
 
-    found = grids.run_grid(grid, args.out, load, kinds=kinds, say=say)
+    found = run_grid(grid, args.out, load, kinds=kinds, say=say)
     summary: dict[str, Any] = {
         "out": str(args.out),
         "grid": grid.name,
         "records": {kind: len(rows) for kind, rows in found.items()},
     }
     if args.what == "all":
-        from ..studies.claims import judge
-        from ..studies.report import write_report
+        from ..studies.claims.judge import judge
+        from ..studies.report.write import write_report
         from ..studies.store import by_kind
 
         records = by_kind(args.out)
@@ -108,8 +108,8 @@ def _measure(args: Arguments) -> dict[str, Any]:
 
 
 def _grid(args: Arguments) -> Grid:
+    from ..data import PAPER_TASKS, task_names
     from ..studies.grid import ENCODER, FULL, PAPER, QUICK, quick
-    from ..tasks import PAPER_TASKS, task_names
 
     grid = QUICK if args.quick else FULL
     if args.base != "embedded":
@@ -142,7 +142,7 @@ def _grid(args: Arguments) -> Grid:
 
 
 def _claims(folder: Path) -> dict[str, Any]:
-    from ..studies.claims import judge
+    from ..studies.claims.judge import judge
     from ..studies.store import by_kind
 
     claims = judge(by_kind(folder))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..report import Table
+from ..studies.report.page import Table
 from .common import Arguments, say
 
 SUMMARY = "list the tasks that have a name"
@@ -32,10 +32,10 @@ def run(args: Arguments) -> dict[str, Any]:
     Raises:
         DataError: --data is no folder, or none of the tasks can be read from it.
     """
-    from ..tasks import PAPER_TASKS, task_repository
+    from ..data import PAPER_TASKS, task_repository
 
     if args.data is None:
-        from ..embedded.tasks import EMBEDDED_OPEN_TASK, EMBEDDED_TASKS, load_embedded_completions
+        from ..data.world.tasks import EMBEDDED_OPEN_TASK, EMBEDDED_TASKS, load_embedded_completions
 
         summary, words = _described(EMBEDDED_TASKS, None), load_embedded_completions()
         summary["open_ended"] = {
@@ -61,7 +61,7 @@ def run(args: Arguments) -> dict[str, Any]:
 
 
 def _described(names: tuple[str, ...], data: Path | None) -> dict[str, Any]:
-    from ..tasks import OOD_PAIRS, load_ood, load_task
+    from ..data import OOD_PAIRS, load_ood, load_task
 
     summary: dict[str, Any] = {"tasks": {}, "ood": {}}
     for name in names:

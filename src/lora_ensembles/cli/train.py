@@ -8,11 +8,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..claimed import check_free
+from ..disk.atomic import check_writable
+from ..disk.claimed import check_free
+from ..disk.layout import RUN_FOLDER
 from ..errors import ConfigError, DataError
-from ..files import check_writable
-from ..layout import RUN_FOLDER
-from . import heads, settings
 from .common import (
     Arguments,
     add_model_flags,
@@ -25,15 +24,16 @@ from .common import (
     whole,
     words,
 )
-from .data import Source, add_column_flags, source_from_flags
-from .first_screen import few_rows, same_file, say_parts, say_read
-from .fitting_head import CLASSIFIER, fitting_head, other_way
+from .flags import heads, settings
+from .flags.data import Source, add_column_flags, source_from_flags
+from .flags.fitting_head import CLASSIFIER, fitting_head, other_way
+from .screen.first_screen import few_rows, same_file, say_parts, say_read
 
 if TYPE_CHECKING:
+    from ..data import CompletionTask, Task
     from ..ensemble import LoraEnsemble
     from ..heads import HeadConfig
-    from ..tasks import CompletionTask, Task
-    from ..training import TrainResult
+    from ..training.loop import TrainResult
 
 SUMMARY = "train an ensemble"
 KINDS_OF_ROWS = {"open_ended": "open answers", "preferences": "pairs"}
@@ -225,7 +225,7 @@ def _build(args: Arguments, source: Source, task: Task | CompletionTask, head: H
 
 
 def _train(ensemble: LoraEnsemble, task: Task | CompletionTask, config: Any, args: Arguments) -> TrainResult:
-    from ..training import train
+    from ..training.loop import train
 
     examples, validation = task.train, task.validation
     remembered = ensemble.info.task["source"]
@@ -246,9 +246,9 @@ def _train(ensemble: LoraEnsemble, task: Task | CompletionTask, config: Any, arg
 
 def _record(ensemble: LoraEnsemble, result: TrainResult, out: Path) -> dict[str, Any]:
     """Put the last epoch's metrics into the saved ensemble and show them; returns the single members'."""
-    from ..completion_metrics import CompletionMetrics
-    from ..metrics import MemberSpread, Metrics
-    from ..storage import update_info
+    from ..prediction.completions import CompletionMetrics
+    from ..prediction.metrics import MemberSpread, Metrics
+    from ..storage.folder import update_info
 
     last = result.history[-1]
     open_ended = "perplexity" in last["ensemble"]

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from .loading import EMBEDDED_BASE, is_embedded, load_base, resolve_base, resolve_tokenizer
-from .tasks import EMBEDDED_OPEN_TASK, EMBEDDED_TASKS, load_embedded_completions, load_embedded_task
+from ..data.world.tasks import (
+    EMBEDDED_OPEN_TASK,
+    EMBEDDED_TASKS,
+    load_embedded_completions,
+    load_embedded_task,
+)
+from .loading import (
+    EMBEDDED_BASE,
+    is_embedded,
+    load_base,
+    resolve_base,
+    resolve_tokenizer,
+)
 
 __all__ = [
     "EMBEDDED_BASE",

@@ -12,8 +12,8 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..tasks.prompts import LETTERS, render_prompt
-from .world import Fact, FactPool, World, draw_options
+from ..data.prompts import LETTERS, render_prompt
+from ..data.world.world import Fact, FactPool, World, draw_options
 
 # What a document teaches is its letters and values; the words around them are the same in thousands of documents.
 LETTER_WEIGHT = 8.0

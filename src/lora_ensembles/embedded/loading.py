@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..disk.layout import names_a_folder
 from ..errors import ConfigError, DataError
-from ..layout import names_a_folder
 
 if TYPE_CHECKING:  # the embedded tasks are read without waiting for torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -30,9 +30,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..tasks.prompts import LETTERS, render_prompt
+from ..data.prompts import LETTERS, render_prompt
+from ..data.world.world import FactPool, World, build_world
 from .documents import Corpus, Segment, closed_book, few_shot, reading
-from .world import FactPool, World, build_world
 
 MATCHING = {"matching": 1.0}
 READING = {"matching": 0.15, "stated": 0.45, "reading": 0.4}

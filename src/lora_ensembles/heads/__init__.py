@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from ..head_config import HEAD_KINDS, HeadConfig, HeadKind
-from .kinds import adapter_for, resolve_head
-from .passes import Head, TextHead, head_of, states_above_trunk, text_passes, texts_log_probs
-from .rewards import RewardPrediction, predict_rewards
-from .table import Texts, TextTable
-from .text_scores import Token, last_tokens, padding_is_read, text_scores, token_read
-from .texts import encode_texts, plain_table
+from ..passes.texts import Texts, text_scores
+from ..stack.head_config import HEAD_KINDS, HeadConfig, HeadKind
+from .passes import (
+    Head,
+    TextHead,
+    head_of,
+    states_above_trunk,
+    text_passes,
+    texts_log_probs,
+)
+from .resolve import adapter_for, resolve_head
+from .task.encoding import encode_texts, plain_table
+from .task.rewards import RewardPrediction, predict_rewards
+from .task.table import TextTable
 
 __all__ = [
     "HEAD_KINDS",
@@ -19,12 +26,9 @@ __all__ = [
     "TextHead",
     "TextTable",
     "Texts",
-    "Token",
     "adapter_for",
     "encode_texts",
     "head_of",
-    "last_tokens",
-    "padding_is_read",
     "plain_table",
     "predict_rewards",
     "resolve_head",
@@ -32,5 +36,4 @@ __all__ = [
     "text_passes",
     "text_scores",
     "texts_log_probs",
-    "token_read",
 ]

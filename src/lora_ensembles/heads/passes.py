@@ -7,25 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..data import Example, encode_examples
 from ..errors import ConfigError
-from ..lora import unfold_members
-from ..memory import scoring_rows, with_fewer_rows
-from ..reading import context_window, scored_in_parts
-from ..scoring import score_labels
-from ..tasks import Example, encode_examples
-from ..trunk_states import TrunkStates
-from .kinds import HeadConfig, HeadKind
-from .table import Texts, TextTable
-from .text_scores import text_scores
-from .texts import encode_texts, log_probs
-
-if TYPE_CHECKING:
-    from ..ensemble import LoraEnsemble
+from ..passes.memory import scoring_rows, with_fewer_rows
+from ..passes.shared_prefix import context_window, scored_in_parts
+from ..passes.stacked_model import StackedModel
+from ..passes.texts import Texts, text_scores
+from ..passes.trunk_states import TrunkStates
+from ..stack.lora import unfold_members
+from .lm.scores import score_labels
+from .resolve import HeadConfig, HeadKind
+from .task.encoding import encode_texts, log_probs
+from .task.table import TextTable
 
 ReadTexts = Callable[[Texts], Tensor]  # texts of B rows -> scores (M, B, K)
 
@@ -39,13 +37,9 @@ class Head(Protocol):
         ...
 
     def member_log_probs(
-        self, ensemble: LoraEnsemble, examples: Sequence[Example], *, max_rows: int | None
+        self, ensemble: StackedModel, examples: Sequence[Example], *, max_rows: int | None
     ) -> Tensor:
         """(M, N, C) log-probabilities of labels, classes or options, with at most `max_rows` rows (members * texts) in flight."""
-        ...
-
-    def whole_pass(self, base: nn.Module, ids: Tensor) -> Tensor:
-        """What the base itself makes of ids (B, T) without padding."""
         ...
 
 
@@ -61,9 +55,9 @@ class LabelTokens:
     kind: HeadKind = "causal-lm"
 
     def member_log_probs(
-        self, ensemble: LoraEnsemble, examples: Sequence[Example], *, max_rows: int | None
+        self, ensemble: StackedModel, examples: Sequence[Example], *, max_rows: int | None
     ) -> Tensor:
-        """log p of each label (M, N, C); see `scoring.score_labels`."""
+        """log p of each label (M, N, C); see `heads.lm.scores.score_labels`."""
         window = context_window(ensemble.base)
         encoded = encode_examples(
             examples, ensemble.tokenizer, max_length=window, overlong=ensemble.info.overlong
@@ -87,11 +81,6 @@ class LabelTokens:
         )
         return scored_in_parts(score, rows)
 
-    def whole_pass(self, base: nn.Module, ids: Tensor) -> Tensor:
-        """Logits (B, T, V)."""
-        logits: Tensor = base(input_ids=ids, use_cache=False).logits
-        return logits
-
 
 @dataclass(frozen=True)
 class TextHead:
@@ -104,20 +93,20 @@ class TextHead:
         assert self.config.kind is not None  # a resolved config says it
         return self.config.kind
 
-    def table(self, ensemble: LoraEnsemble, examples: Sequence[Example]) -> TextTable:
+    def table(self, ensemble: StackedModel, examples: Sequence[Example]) -> TextTable:
         """The texts of examples."""
         return encode_texts(
             examples, ensemble.base, ensemble.tokenizer, head=self.config, overlong=ensemble.info.overlong
         )
 
     def member_log_probs(
-        self, ensemble: LoraEnsemble, examples: Sequence[Example], *, max_rows: int | None
+        self, ensemble: StackedModel, examples: Sequence[Example], *, max_rows: int | None
     ) -> Tensor:
         """log p of each class or option (M, N, C)."""
         table = self.table(ensemble, examples)
         return log_probs(table.per_example(self.scores(ensemble, table, max_rows=max_rows)))
 
-    def scores(self, ensemble: LoraEnsemble, table: TextTable, *, max_rows: int | None) -> Tensor:
+    def scores(self, ensemble: StackedModel, table: TextTable, *, max_rows: int | None) -> Tensor:
         """What every member's head says of each text: (M, W, K), float32."""
         members, token = ensemble.num_members, ensemble.token_read
         states = states_above_trunk(ensemble, table)
@@ -138,12 +127,8 @@ class TextHead:
 
         return scored_in_parts(score, table.rows_in_flight(members, max_rows=max_rows))
 
-    def whole_pass(self, base: nn.Module, ids: Tensor) -> Tensor:
-        """Scores (B, K)."""
-        return text_scores(base, Texts(ids, torch.ones_like(ids), None, torch.arange(len(ids))))
 
-
-def states_above_trunk(ensemble: LoraEnsemble, table: TextTable) -> Callable[[Texts], Tensor | None]:
+def states_above_trunk(ensemble: StackedModel, table: TextTable) -> Callable[[Texts], Tensor | None]:
     """What gives the hidden states (B, T, H) that enter the lowest adapted layer for texts of a table; None where no layer is below it.
 
     Where the ensemble keeps them, `kept_states`, the trunk reads each text of a table once, however often the table is scored.
@@ -207,13 +192,13 @@ def texts_log_probs(
     return log_probs(table.per_example(scores))
 
 
-def owned_head(ensemble: LoraEnsemble, what: str) -> TextHead:
+def owned_head(ensemble: StackedModel, what: str) -> TextHead:
     """The members' own heads; `what` names what needs them.
 
     Raises:
         ConfigError: the ensemble is a causal language model.
     """
-    head = ensemble.head
+    head = head_of(ensemble.info.head)
     if not isinstance(head, TextHead):
         raise ConfigError(
             f"{what} needs members with heads of their own, and this ensemble is a causal language model"

@@ -12,20 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..adapters import initial_weights
-from ..config import TrainConfig
 from ..ensemble import EnsembleInfo, LoraEnsemble
-from ..head_config import HeadInit
 from ..heads import HeadConfig, adapter_for, resolve_head
-from ..seeds import member_seeds
-from ..sites import MemberWeights
-from ..training import TrainResult, train
+from ..stack.adapters import initial_weights
+from ..stack.head_config import HeadInit
+from ..stack.seeds import member_seeds
+from ..stack.sites import MemberWeights
+from ..training.config import TrainConfig
+from ..training.loop import TrainResult, train
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..tasks import Example
+    from ..data import Example
 
 PLAIN_DECAY = 0.01  # AdamW's own, on A and B: what the paper calls "None"
 KL_WEIGHTS = (0.01, 0.05, 0.1)

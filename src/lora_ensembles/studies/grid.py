@@ -1,35 +1,18 @@
-"""What the studies run: tasks, seeds, arms and sizes, in full or quickly, and one function for each kind of record.
-
-Shapes: M members an arm, N questions.
-"""
+"""What the studies run: tasks, seeds, arms and sizes, in full or quickly, and the settings that each record depends on."""
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ..baselines import FewShot, MCDropout, num_trained_parameters
-from ..config import TrainConfig
+from ..data import PAPER_TASKS
 from ..heads import HeadKind
-from ..metrics import evaluate
-from ..prediction import predict
-from ..presets import PAPER_BATCH_SIZES
-from ..tasks import PAPER_TASKS
-from .arms import DECAY_PER_STEP, KL_WEIGHTS, Arm, ArmsRun, decay_arms, randomness_arms, regulariser_arms
-from .bench import Bench, load_bench, measure_run
-from .initialisation import initialisation
-from .measures import by_size, described, measured
-from .methods import methods
-from .rank import rank
-from .store import cell
-from .strength import strength
+from ..training.config import TrainConfig
+from ..training.presets import PAPER_BATCH_SIZES
+from .arms import DECAY_PER_STEP, KL_WEIGHTS
 
-DROPOUT = 0.1
 # A step of AdamW and its decay balance where an element of B is 1 / lambda at most, so lambda says how far an update may grow beside the
 # base's weights, which are drawn as 1 / sqrt(width). The embedded base is 128 wide and LLaMA-13B is 5,120: the paper's lambda of 1e2, 5e2
 # and 1e3 over sqrt(40) is 16, 80 and 160, which at a learning rate of 2e-3 takes these shares of B a step.
@@ -187,84 +170,17 @@ def quick(grid: Grid) -> Grid:
     return dataclasses.replace(grid, name=f"{grid.name}, quick", **sizes, **own)
 
 
-def sweep(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
-    """Every regulariser, decay placed on A, B and both, and dropout; each measured after chosen epochs.
-
-    All arms are one stacked run but dropout's, whose masks would be drawn, at 0, for every member of the stack.
-    """
-    arms = regulariser_arms(grid.learning_rate, decays=grid.decays, kl=grid.kl)
-    arms += [arm for arm in decay_arms(grid.learning_rate, grid.decay) if arm.name != "decay of B"]
-    settings: dict[str, Any] = dict(members=grid.members, seed=seed)
-    run = bench.train(arms, grid.config(bench.task.name), **settings)
-    found: dict[str, Any] = measure_run(run, bench, epochs=grid.snapshots)["arms"]
-    parameters = num_trained_parameters(run.ensemble)
-    run.ensemble.unload()
-    dropped = bench.train([Arm("dropout", dropout=DROPOUT)], grid.config(bench.task.name), **settings)
-    found |= measure_run(dropped, bench, epochs=grid.snapshots)["arms"]
-    found["MC dropout"] = _mc_dropout(dropped, bench, seed=seed)
-    sizes = {
-        "train": len(bench.task.train),
-        "validation": len(bench.task.validation),
-        "options": bench.task.options,
-    }
-    return {"arms": found, "sizes": sizes, "trained_parameters": parameters}
-
-
-def _mc_dropout(run: ArmsRun, bench: Bench, *, seed: int) -> dict[str, Any]:
-    """Each member of the dropout arm, asked as many times as an ensemble has members; the mean over members is the baseline's value."""
-    found = []
-    for row in range(run.members):
-        known, strange = bench.ask(
-            MCDropout(run.ensemble, member=row, passes=run.members, dropout=DROPOUT, seed=seed)
-        )
-        found.append(measured(known, strange)["ensemble"])
-    return {"passes": found}
-
-
-def randomness(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
-    """Members that differ by initial weights, by data order or by both, with and without decay of B."""
-    arms = randomness_arms(grid.learning_rate, grid.decay)
-    run = bench.train(arms, grid.config(bench.task.name), members=grid.members, seed=seed)
-    return measure_run(run, bench, epochs=grid.snapshots[-1:])
-
-
-def pool(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
-    """Ensembles of 1 to the pool's size, each size over random subsets, with and without decay of B."""
-    arms = [Arm("none"), Arm("decay of B", weight_decay_b=grid.decay / grid.learning_rate)]
-    run = bench.train(arms, grid.config(bench.task.name), members=grid.pool, seed=seed)
-    known, _ = bench.ask(run.ensemble)
-    sizes = [size for size in (1, 2, 3, 5, 10, 15, 20) if size <= grid.pool]
-    return {
-        arm.name: by_size(known.select(run.rows(index)), sizes, subsets=grid.subsets, seed=seed)
-        for index, arm in enumerate(arms)
-    }
-
-
-def few_shot(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
-    """The untouched base with demonstrations; every draw is one member of the prediction."""
-    asked = FewShot(*bench.model, bench.task.train, shots=grid.shots, draws=grid.draws, seed=seed)
-    known, strange = bench.ask(asked)
-    return {**measured(known, strange), "wrong_confidence": described(known)["wrong_confidence"]}
-
-
-def last_layer(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
-    """An ensemble of output heads on the frozen base."""
-    ensemble = bench.last_layer(members=grid.members, seed=seed)
-    ensemble.fit(bench.task.train, dataclasses.replace(grid.config(bench.task.name), snapshot_epochs=()))
-    return {**measured(*bench.ask(ensemble)), "trained_parameters": ensemble.num_trained_parameters}
-
-
-KINDS: dict[str, Callable[..., dict[str, Any]]] = {
-    "sweep": sweep,
-    "randomness": randomness,
-    "pool": pool,
-    "few_shot": few_shot,
-    "last_layer": last_layer,
-    "methods": methods,
-    "initialisation": initialisation,
-    "rank": rank,
-    "strength": strength,
-}
+KINDS = (
+    "sweep",
+    "randomness",
+    "pool",
+    "few_shot",
+    "last_layer",
+    "methods",
+    "initialisation",
+    "rank",
+    "strength",
+)
 CHOICE = "choice"  # the kind that the others of a grid with `choose` depend on
 _SHARED = ("base", "members", "learning_rate", "batch_size", "snapshots", "limit")
 _FIRST = (*_SHARED, "kl", "decays", "decay", "pool", "subsets", "shots", "draws")
@@ -282,7 +198,7 @@ WHOLE_KINDS = ("sweep", "few_shot", "last_layer")  # of every task
 OPEN_KINDS = ("methods", "initialisation", "rank", "strength")
 
 
-def cells(grid: Grid, kinds: Sequence[str] = tuple(KINDS)) -> Iterator[tuple[str, str, int]]:
+def cells(grid: Grid, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, str, int]]:
     """Every (kind, task, seed) of a grid, whole seeds first, so that an early stop leaves whole comparisons."""
     for seed in grid.seeds:
         for task in grid.tasks:
@@ -313,81 +229,3 @@ def settings_of(grid: Grid, kind: str, task: str, seed: int) -> dict[str, Any]:
         | {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
         | chosen
     )
-
-
-def choice(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
-    """The ensemble's NLL on a held-out part of the training questions, for each strength of decay of B, trained on the rest."""
-    held_out, rest = bench.held_out(share=grid.held_out, seed=seed)
-    arms = regulariser_arms(grid.learning_rate, decays=grid.choose, kl=())[1:]
-    run = bench.train(arms, grid.config(bench.task.name), members=grid.members, seed=seed, examples=rest)
-    known = predict(run.ensemble, held_out)
-    nll = [evaluate(known.select(run.rows(index))).nll for index in range(len(arms))]
-    return {
-        "shares": list(grid.choose),
-        "nll": [round(one, 6) for one in nll],
-        "sizes": {"held_out": len(held_out), "train": len(rest)},
-    }
-
-
-def with_choice(grid: Grid, found: Sequence[Mapping[str, Any]]) -> Grid:
-    """The grid with the strength of the lowest NLL on held-out questions, the mean over `found`, in the place of its decays."""
-    means = [
-        statistics.fmean(values)
-        for values in zip(*(record["result"]["nll"] for record in found), strict=True)
-    ]
-    best = grid.choose[means.index(min(means))]
-    return dataclasses.replace(grid, decays=(best,), decay=best)
-
-
-def run_grid(
-    grid: Grid,
-    out: Path,
-    load_model: Callable[[], tuple[Any, Any]],
-    *,
-    kinds: Sequence[str] = tuple(KINDS),
-    tasks: Sequence[str] | None = None,
-    seeds: Sequence[int] | None = None,
-    say: Callable[[str], None],
-) -> dict[str, list[Mapping[str, Any]]]:
-    """Every record of the grid, by kind; what is in `out` already is read, what is not is measured.
-
-    With `tasks` or `seeds`, only the records of these are measured now. With `grid.choose`, the strength of decay is chosen first, from
-    the first seed of every task of the grid.
-    """
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    if grid.choose:
-        first = [(CHOICE, task, grid.seeds[0]) for task in grid.tasks]
-        found[CHOICE] = _records(grid, out, load_model, first, say)
-        grid = with_choice(grid, found[CHOICE])
-    part = [
-        one
-        for one in cells(grid, kinds)
-        if (tasks is None or one[1] in tasks) and (seeds is None or one[2] in seeds)
-    ]
-    made = _records(grid, out, load_model, part, say)
-    return found | {
-        kind: [one for (name, *_), one in zip(part, made, strict=True) if name == kind] for kind in kinds
-    }
-
-
-def _records(
-    grid: Grid,
-    out: Path,
-    load_model: Callable[[], tuple[Any, Any]],
-    wanted: Sequence[tuple[str, str, int]],
-    say: Callable[[str], None],
-) -> list[Mapping[str, Any]]:
-    made: list[Mapping[str, Any]] = []
-    for number, (kind, task, seed) in enumerate(wanted, start=1):
-
-        def measure(
-            kind: str = kind, task: str = task, seed: int = seed, number: int = number
-        ) -> dict[str, Any]:
-            say(f"{number} of {len(wanted)}: {kind}, {task}, seed {seed}")
-            begin = time.monotonic()
-            of = choice if kind == CHOICE else KINDS[kind]
-            result = of(grid, load_bench(grid, task, load_model), seed=seed)
-            return {**result, "seconds": round(time.monotonic() - begin, 1)}
-
-        made.append(cell(out, f"{kind}-{task}", settings_of(grid, kind, task, seed), measure))
-    return made

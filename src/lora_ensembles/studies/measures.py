@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..metrics import Metrics, evaluate, reliability_bins
-from ..prediction import Prediction
+from ..prediction.metrics import Metrics, evaluate, reliability_bins
+from ..prediction.prediction import Prediction
 
 DIGITS = 6
 KEPT = (

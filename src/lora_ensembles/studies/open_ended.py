@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from ..completion_metrics import evaluate_completions
-from ..completion_scores import score_completions
+from ..data import Completion
 from ..embedded import load_base, load_embedded_completions
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
-from ..generated_text import GeneratedText, generate_text
-from ..plots import save_figure, selective_panels
-from ..presets import preset
-from ..report import Table
-from ..selective import accuracy_by_doubt, error_auroc
-from ..tasks import Completion
-from ..training import train
+from ..generation.text import GeneratedText, generate_text
+from ..heads.lm.completions import score_completions
+from ..prediction.completions import evaluate_completions
+from ..prediction.plots import save_figure, selective_panels
+from ..prediction.selective import accuracy_by_doubt, error_auroc
+from ..training.loop import train
+from ..training.presets import preset
+from .report.page import Table
 from .store import cell
 
 if TYPE_CHECKING:

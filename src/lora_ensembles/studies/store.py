@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..disk.atomic import file_written_aside
+from ..disk.provenance import environment
 from ..errors import CheckpointError
-from ..files import file_written_aside
-from ..provenance import environment
 
 
 def cell(

@@ -1,0 +1,294 @@
+"""Temperature scaling: one number, fitted on held-out examples, that makes a predictor more or less sure of itself.
+
+Shapes: N examples, C options.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..data import Example
+from ..data.preferences import LABELS as PREFERENCE
+from ..errors import ConfigError, DataError
+from ..passes.stacked_model import num_trained_parameters
+from ..prediction.prediction import Prediction, Predictor, predict
+
+_log = logging.getLogger(__name__)
+
+BOUNDS = (0.01, 100.0)
+"""Temperatures that are searched. On a fitting set without a single error NLL falls towards 0 with the temperature: then it is the lower
+bound; and where the predictor does worse than chance throughout, the upper one."""
+_AT_BOUND = {
+    BOUNDS[0]: ("lowest", "the examples hold no error that a surer predictor would pay for"),
+    BOUNDS[1]: ("highest", "the predictor is worse than chance on the examples"),
+}
+UNIFORM = 1e-5  # nats: float32 log-probabilities of equal options differ by some units in the last place, 1e-7 of their size
+HALVINGS = 60  # of an interval of log T that is 9.2 wide: down to 1e-17, past the resolution of float64
+
+
+@dataclass(frozen=True)
+class TemperatureScaled:
+    """A `Predictor` with M = 1: the mean p of another predictor's members as p^(1/T), normalised over the options. Made by `fit`.
+
+    The ensemble's averaged distribution is scaled, not each member. Averaging over members already softens: members that are calibrated
+    one by one average to an ensemble that is not sure enough (Rahaman & Thiery 2021, arXiv:2007.08792), and the NLL of what is reported is
+    what T should minimise. The price: one distribution is left, so mutual information and disagreement are those of the wrapped predictor.
+    No option's rank changes, so accuracy does not. Source: Guo et al. 2017 (arXiv:1706.04599), on task probabilities in place of logits,
+    which is the same up to the normaliser.
+
+    What was fitted on cannot be scored: these examples are remembered, and a prediction of any of them is refused.
+
+    Attributes:
+        predictor: what is scaled.
+        temperature: T; above 1 it softens.
+        fitted_on: fingerprint of each example of the fitting set and its id.
+
+    Example:
+        >>> from lora_ensembles import LoraEnsemble, load_task
+        >>> from lora_ensembles.embedded import load_base
+        >>> task = load_task("world-cqa")
+        >>> held_out, scored = task.validation[:60], task.validation[60:90]
+        >>> scaled = TemperatureScaled.fit(LoraEnsemble(*load_base(), members=2), held_out, trained_on=task.train)
+        >>> 0.2 < scaled.temperature < 5, scaled.member_log_probs(scored).shape
+        (True, torch.Size([1, 30, 5]))
+        >>> scaled.member_log_probs(held_out)
+        Traceback (most recent call last):
+        ...
+        lora_ensembles.errors.DataError: example 'world-cqa/validation/0' was used to fit the temperature (as ...
+    """
+
+    predictor: Predictor
+    temperature: float
+    fitted_on: Mapping[str, str]
+
+    @classmethod
+    def fit(
+        cls,
+        predictor: Predictor,
+        held_out: Sequence[Example],
+        *,
+        trained_on: Sequence[Example] = (),
+        max_rows: int | None = None,
+    ) -> TemperatureScaled:
+        """The predictor with the temperature of least NLL on `held_out`, which has to be neither trained on nor scored later.
+
+        Args:
+            predictor: an ensemble, a single member, another baseline.
+            held_out: labelled examples.
+            trained_on: what the predictor was trained on, if it was; fitting on any of it is refused, since there the predictor is far
+                surer of the right answer than anywhere else, and T would make it surer still.
+            max_rows: as in `predict`.
+
+        A temperature that ends at one of `BOUNDS` is logged as a warning, and `at_bound` is true.
+
+        Raises:
+            DataError: no examples, one without an answer, or one of `trained_on` among them.
+        """
+        _refuse_known(
+            held_out,
+            _fingerprints(trained_on),
+            "was trained on",
+            "fit the temperature on examples that were not",
+        )
+        prediction = predict(predictor, held_out, max_rows=max_rows)
+        scaled = cls(predictor, best_temperature(prediction), _fingerprints(held_out))
+        if scaled.at_bound:
+            _log.warning(
+                "temperature %g is the %s that is searched: %s; fit it on more examples",
+                scaled.temperature,
+                *_AT_BOUND[scaled.temperature],
+            )
+        return scaled
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ConfigError(f"temperature={self.temperature}; it is a finite number above 0")
+
+    @property
+    def at_bound(self) -> bool:
+        """True if the temperature is one of `BOUNDS`: NLL falls beyond it, so the fitting set did not decide it."""
+        return self.temperature in BOUNDS
+
+    @property
+    def num_trained_parameters(self) -> int:
+        """Those of a member of the wrapped predictor, and the temperature."""
+        return num_trained_parameters(self.predictor) + 1
+
+    def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
+        """log of the scaled mean probabilities (1, N, C), float32; see `Predictor`.
+
+        Raises:
+            DataError: an example is one of those that the temperature was fitted on.
+        """
+        _refuse_known(
+            examples,
+            self.fitted_on,
+            "was used to fit the temperature",
+            "score other examples: on these the scores would be too good",
+        )
+        return scaled_log_probs(predict(self.predictor, examples, max_rows=max_rows), self.temperature)[None]
+
+
+def held_out_split(
+    examples: Sequence[Example], *, share: float = 0.2, seed: int = 0, trained_on: Sequence[Example] = ()
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """A part to fit a temperature on, and the rest to score, both in the order given: no question is on both sides.
+
+    The paper's data hold questions twice: some of obqa's, arce's and mmlu's validation questions are in their training part, some of
+    mmlu's come twice in its validation part. What was trained on is left to the scored part, where it belongs; equal questions go to one
+    side together. About `share` of all examples are held out, at least one.
+
+    Raises:
+        ConfigError: a share outside (0, 1).
+        DataError: there are not two different questions that were not trained on.
+
+    Example:
+        >>> examples = [Example(str(n), f"Question {n // 2}:", (" yes", " no"), 0) for n in range(20)]  # each twice
+        >>> held_out, scored = held_out_split(examples, share=0.4)
+        >>> len(held_out), len(scored), {one.prompt for one in held_out} & {one.prompt for one in scored}
+        (8, 12, set())
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"share={share}; it is a number between 0 and 1")
+    trained = _fingerprints(trained_on)
+    groups = [
+        group
+        for group in _groups(examples)
+        if not any(mark in trained for n in group for mark in _marks(examples[n]))
+    ]
+    if not groups or len(groups) == len(examples) == 1:
+        raise DataError(
+            f"{len(examples)} examples, of which {len(groups)} are different and were not trained on; at least one is needed to fit the "
+            "temperature on, and another to score"
+        )
+    random.Random(seed).shuffle(groups)
+    wanted = max(1, round(share * len(examples)))
+    chosen: set[int] = set()
+    for group in groups:
+        if not chosen or len(chosen) + len(group) <= wanted:
+            chosen.update(group)
+    if len(chosen) == len(examples):
+        raise DataError(f"the {len(examples)} examples are one question; another is needed to score")
+    held_out = tuple(example for n, example in enumerate(examples) if n in chosen)
+    return held_out, tuple(example for n, example in enumerate(examples) if n not in chosen)
+
+
+def _groups(examples: Sequence[Example]) -> list[list[int]]:
+    """The numbers of equal examples together, in order of their first; equal to an equal one is equal."""
+    home = list(range(len(examples)))
+    first: dict[str, int] = {}
+
+    def root(n: int) -> int:
+        while home[n] != n:
+            n = home[n]
+        return n
+
+    for n, example in enumerate(examples):
+        for mark in _marks(example):
+            ends = sorted((root(n), root(first.setdefault(mark, n))))
+            home[ends[1]] = ends[0]
+    groups: dict[int, list[int]] = {}
+    for n in range(len(examples)):
+        groups.setdefault(root(n), []).append(n)
+    return list(groups.values())
+
+
+def scaled_log_probs(prediction: Prediction, temperature: float) -> Tensor:
+    """log of p^(1/T) normalised over the options (N, C), float32, -inf at absent options; p is the mean over members.
+
+    Example:
+        >>> import torch
+        >>> prediction = Prediction(torch.tensor([[[0.8, 0.2]]]).log())
+        >>> [round(p, 4) for p in scaled_log_probs(prediction, 0.5).exp()[0].tolist()]  # 0.64 and 0.04, normalised
+        [0.9412, 0.0588]
+    """
+    return (prediction.log_probs.double() / temperature).log_softmax(dim=-1).float()
+
+
+def best_temperature(prediction: Prediction) -> float:
+    """The temperature of least NLL within `BOUNDS`, to the last digits, and the same on every call.
+
+    With b = 1 / T the NLL mean(logsumexp(b log p) - b log p_target) is convex in b, so its slope, mean(E_b[log p] - log p_target), rises
+    and is zero once at most; log b is halved until it is found. At b = 0 (T = inf) every option is equally probable.
+
+    Where every example's options are equally probable, no temperature changes anything, and it is 1.
+
+    Raises:
+        DataError: the prediction is unlabelled.
+
+    Example:
+        >>> import torch
+        >>> sure = torch.tensor([[0.9, 0.1]]).log().expand(1, 4, 2)  # says 0.9 and is right three times in four
+        >>> T = best_temperature(Prediction(sure, torch.tensor([0, 0, 0, 1])))
+        >>> round(0.9 ** (1 / T) / (0.9 ** (1 / T) + 0.1 ** (1 / T)), 6)
+        0.75
+    """
+    targets = prediction.labelled_targets("fitting a temperature")
+    if _is_uniform(prediction):
+        return 1.0
+    log_probs = prediction.log_probs.double()
+    right = log_probs.gather(1, targets[:, None])[:, 0]
+    finite = log_probs.masked_fill(~prediction.present, 0.0)  # 0 * -inf would be nan in the expectation
+
+    def slope(inverse: float) -> float:
+        weights = (log_probs * inverse).softmax(dim=-1)
+        return float(((weights * finite).sum(dim=-1) - right).mean())
+
+    low, high = -math.log(BOUNDS[1]), -math.log(BOUNDS[0])
+    if slope(math.exp(low)) >= 0:
+        return BOUNDS[1]
+    if slope(math.exp(high)) <= 0:
+        return BOUNDS[0]
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if slope(math.exp(middle)) < 0:
+            low = middle
+        else:
+            high = middle
+    return math.exp(-(low + high) / 2)
+
+
+def _is_uniform(prediction: Prediction) -> bool:
+    """True if all present options of each example are equally probable, to what float32 resolves of a log-probability."""
+    highest = prediction.log_probs.amax(dim=-1)
+    lowest = prediction.log_probs.masked_fill(~prediction.present, math.inf).amin(dim=-1)
+    return bool((highest - lowest <= UNIFORM).all())
+
+
+def _fingerprints(examples: Iterable[Example]) -> dict[str, str]:
+    return {mark: example.id for example in examples for mark in _marks(example)}
+
+
+def _marks(example: Example) -> list[str]:
+    """What makes two examples the same: their prompt; their question and its options in any order; or their id and question.
+
+    Not the id alone: files of different tasks all have a row "1". A second text belongs to the first, and both texts of a preference to
+    its prompt.
+    """
+    more = (
+        *(example.options if example.labels == PREFERENCE else ()),
+        *(() if example.pair is None else (example.pair,)),
+    )
+    parts: list[tuple[str, ...]] = [
+        ("prompt", example.prompt, *more),
+        ("id", example.id, example.question, *more),
+    ]
+    if example.question and example.options:
+        parts.append(("question", example.question, *sorted(example.options)))
+    return [hashlib.sha256(repr(part).encode()).hexdigest()[:24] for part in parts]
+
+
+def _refuse_known(examples: Sequence[Example], known: Mapping[str, str], why: str, advice: str) -> None:
+    found = [(example.id, known[mark]) for example in examples for mark in _marks(example) if mark in known]
+    if found:
+        count = len(dict.fromkeys(example for example, _ in found))
+        raise DataError(
+            f"example {found[0][0]!r} {why} (as {found[0][1]!r}), and {count} of the {len(examples)} given were; {advice}"
+        )

@@ -1,0 +1,1 @@
+"""Text from an ensemble, and how sure it is of each token."""

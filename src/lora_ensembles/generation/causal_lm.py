@@ -1,0 +1,195 @@
+"""The ensemble as a causal language model: B rows outside, M * B rows inside, and the mean of the members' probabilities at every step.
+
+Hugging Face's own `generate` runs on it unchanged, with any decoding mode, cache or stopping rule: all that differs from the base is its
+`forward`, which repeats the rows for the members and averages what comes back, and how a cache's rows follow the beams.
+
+Shapes: M members, B rows, T tokens, S tokens seen so far, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ..errors import ConfigError
+from ..passes.compat import CACHE
+from ..passes.stacked_model import StackedModel
+from ..stack.lora import fold_members, unfold_members
+
+PASSED_ON = (CACHE, "hidden_states", "attentions")
+
+
+@dataclass
+class EnsembleOutput(CausalLMOutputWithPast):
+    """The outputs of one pass of the ensemble.
+
+    Attributes:
+        loss: cross-entropy of `labels` under the ensemble (nats a token), where they were given.
+        logits: (B, T, V) float32 log-probabilities of the ensemble, log mean_m p_m (Eq. 2 of arXiv:2310.00035): normalised logits.
+        cache: the keys and values, M * B rows, member-major; transformers before 5.24 names it `past_key_values`.
+        hidden_states, attentions: as the base gives them, M * B rows, member-major, where they were asked for.
+        member_log_probs: (M, B, T, V) float32 log-probabilities of each member.
+
+    What else the base gives, such as RWKV's `state`, is there under its name.
+    """
+
+    member_log_probs: Tensor | None = None
+
+
+def mean_log_probs(member_log_probs: Tensor) -> Tensor:
+    """The log of the members' mean probability: (M, ...) to (...). Source: Eq. 2 of arXiv:2310.00035.
+
+    Example:
+        >>> mean_log_probs(torch.tensor([[0.9, 0.1], [0.3, 0.7]]).log()).exp()
+        tensor([0.6000, 0.4000])
+    """
+    if (
+        member_log_probs.shape[0] == 1
+    ):  # exact: a member alone is not rounded by a detour through its exponentials
+        return member_log_probs[0]
+    return member_log_probs.logsumexp(dim=0) - math.log(member_log_probs.shape[0])
+
+
+def as_causal_lm(ensemble: StackedModel, members: slice = slice(None)) -> PreTrainedModel:
+    """A Hugging Face causal language model that shares the ensemble's base and stack, and predicts with the mean of `members`.
+
+    It has the base's class among its own, so `generate` prepares inputs, masks and caches as it does for the base. Nothing is copied:
+    what is trained, selected or added later is seen by it. A pass returns an `EnsembleOutput`.
+
+    Raises:
+        ConfigError: the members have heads of their own, so that there are no tokens to generate.
+
+    Example:
+        >>> from lora_ensembles import StackedModel, load_base
+        >>> base, tokenizer = load_base()
+        >>> model = as_causal_lm(LoraEnsemble(base, tokenizer, members=3))
+        >>> model.generate(**tokenizer("Q: Who is", return_tensors="pt"), max_new_tokens=4).shape
+        torch.Size([1, 9])
+    """
+    ensemble.check_causal("generation")
+    base = ensemble.base
+    base_class: Any = type(base)
+    made: Any = object.__new__(_class_on(base_class))
+    made.__dict__ = dict(base.__dict__)
+    for name, value in base.__dict__.items():
+        if "_hooks" in name and isinstance(
+            value, dict
+        ):  # a hook on this model shall not run when the base is called
+            made.__dict__[name] = copy.copy(value)
+    made.__dict__["ensemble"], made.__dict__["ensemble_members"] = ensemble, members
+    made.generation_config = copy.deepcopy(base.generation_config)
+    for name in ("pad_token_id", "eos_token_id"):
+        if getattr(made.generation_config, name, None) is None:
+            setattr(made.generation_config, name, getattr(ensemble.tokenizer, name))
+    result: PreTrainedModel = made
+    return result
+
+
+@functools.cache
+def _class_on(base_class: type[Any]) -> type[Any]:
+    """The subclass of a base's class whose rows are an ensemble's."""
+    base_forward = base_class.forward
+    names = [
+        name
+        for name, parameter in inspect.signature(base_forward).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ][1:]  # without self
+
+    @functools.wraps(base_forward)  # `generate` reads the names of forward's parameters
+    def forward(self: Any, *args: Any, **kwargs: Any) -> EnsembleOutput | tuple[Any, ...]:
+        # Not Signature.bind, and not `|`: torch.compile of torch 2.6 cannot look into them.
+        given = {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
+        return _forward(self, functools.partial(base_forward, self), given)
+
+    members = {
+        "forward": forward,
+        "_reorder_cache": _reorder_cache,
+        "_prepare_static_cache": _static_cache_on(base_class),
+        "save_pretrained": _refuse_to_save,
+        "__doc__": f"An ensemble on a {base_class.__name__}.",
+        "__module__": __name__,
+    }
+    # Under the base's name, by which pipelines know what a model can do.
+    return type(base_class.__name__, (base_class,), members)
+
+
+def _forward(model: Any, base_forward: Any, given: dict[str, Any]) -> EnsembleOutput | tuple[Any, ...]:
+    ensemble: StackedModel = model.ensemble
+    rows = given.get("input_ids")
+    if rows is None:
+        rows = given.get("inputs_embeds")
+    if rows is None:
+        raise ConfigError(
+            "the ensemble was called without rows; pass input_ids (B, T) or inputs_embeds (B, T, D)"
+        )
+    labels, as_tuple = given.pop("labels", None), given.pop("return_dict", None) is False
+    members = len(range(ensemble.num_members)[model.ensemble_members])
+    repeated = {name: _for_members(value, rows.shape[0], members) for name, value in given.items()}
+    positions = given.get("position_ids")
+    if positions is not None and positions.dim() == 3:  # (3 or 4, B, T), for time, height and width
+        repeated["position_ids"] = positions.repeat(1, members, 1)
+    count = members * rows.shape[0]
+    with ensemble.stack.running(rows=count, tokens=count * rows.shape[1], members=model.ensemble_members):
+        output = base_forward(**repeated)
+    member_log_probs = unfold_members(output.logits, members).float().log_softmax(dim=-1)
+    logits = mean_log_probs(member_log_probs)
+    made = EnsembleOutput(
+        loss=None if labels is None else model.loss_function(logits, labels, vocab_size=logits.shape[-1]),
+        logits=logits,
+        member_log_probs=member_log_probs,
+        **{name: output.get(name) for name in PASSED_ON},
+    )
+    for name, value in output.items():
+        if name not in ("loss", "logits", *PASSED_ON):  # RWKV's state, say, which the next pass needs
+            made[name] = value
+    return made.to_tuple() if as_tuple else made
+
+
+def _for_members(value: Any, rows: int, members: int) -> Any:
+    """A tensor of B rows repeated for the members, member-major; anything else as it is."""
+    if isinstance(value, Mapping):  # one mask for each kind of attention layer
+        return {name: _for_members(one, rows, members) for name, one in value.items()}
+    if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == rows:
+        return fold_members(value.expand(members, *value.shape))
+    return value
+
+
+def _reorder_cache(self: Any, cache: Any, beam_idx: Tensor) -> Any:
+    """The cache after its rows followed the beams: row i of each member becomes that member's row `beam_idx[i]`."""
+    members = len(range(self.ensemble.num_members)[self.ensemble_members])
+    first = torch.arange(members, device=beam_idx.device)[:, None] * len(beam_idx)
+    cache.reorder_cache((first + beam_idx).flatten())
+    return cache
+
+
+def _static_cache_on(base_class: type[Any]) -> Any:
+    prepare = base_class._prepare_static_cache
+
+    @functools.wraps(prepare)
+    def prepare_for_members(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(prepare).bind(self, *args, **kwargs)
+        members = len(range(self.ensemble.num_members)[self.ensemble_members])
+        given.arguments["batch_size"] *= (
+            members  # what is sized before the first pass must hold the rows of all members
+        )
+        return prepare(*given.args, **given.kwargs)
+
+    return prepare_for_members
+
+
+@functools.wraps(PreTrainedModel.save_pretrained)
+def _refuse_to_save(self: Any, *_arguments: Any, **_options: Any) -> NoReturn:
+    raise ConfigError(
+        "this model is a view of an ensemble; save that one: model.ensemble.save_pretrained(path). A Trainer would train the members "
+        "jointly, by the loss of their mean: set its save_strategy to 'no', or train each by its own loss with lora_ensembles.train"
+    )

@@ -1,0 +1,289 @@
+"""The loss over the label set, `TrainConfig(loss="labels")`: -log p of the right label among an example's own.
+
+With s_c the summed log-probability of label c's tokens after the prompt x, or its mean over them (`label_score`), a member's task
+distribution is p_T(c | x) = exp(s_c) / sum_c' exp(s_c') (Eq. 1 of arXiv:2310.00035); a row's loss is -log p_T(y | x), and its divergence
+from the base D_KL(p_T of the member || p_T of the base), Eq. 4 over the labels in place of the vocabulary.
+
+Shapes: M members, N examples, B examples of a member, W rows of all examples, R rows of a member, T tokens, C labels, n places with logits,
+S label tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...data import EncodedExample
+from ...passes.answer_positions import answer_logits, hidden_at, logits_at, places_at_once
+from ...passes.decoder import Places
+from ...passes.memory import with_fewer_rows
+from ...passes.stacked_model import StackedModel
+from ...passes.texts import Texts
+from ...passes.trunk_states import TrunkStates
+from ...stack.head_config import LabelScore
+from ..losses import RowLosses, distribution_losses
+from ..task.table import TextTable
+from .losses import in_chunks
+from .scores import label_lengths, label_log_probs, score_labels
+from .table import check_answered
+
+
+@dataclass(frozen=True)
+class ScoredTokens:
+    """The S tokens of labels in a table or in a batch, each with the row and the position (S,) whose logits say how probable it is.
+
+    `labels` (S,) and `steps` (S,) say which label of its example a token belongs to, and which of that label's tokens it is.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    tokens: Tensor
+    labels: Tensor
+    steps: Tensor
+
+
+@dataclass(frozen=True)
+class LabelBatch:
+    """Examples of some members: M * R texts, slots (M, R) as in `heads.task.table.Choice`, and the label tokens that they score.
+
+    `which` (S,) says at which of the n `places` a token's logits are, in rising order; `slots_of_tokens` (S,) where its log-probability
+    goes in (M, B, C, tokens of the longest label); `lengths` (M, B, C) holds the tokens of each label.
+    """
+
+    texts: Texts
+    slots: Tensor
+    places: Places
+    which: Tensor
+    tokens: Tensor
+    slots_of_tokens: Tensor
+    lengths: Tensor
+    longest: int
+
+    def sums(self, log_probs: Tensor) -> Tensor:
+        """Log-probabilities (S,) of the tokens, summed over each label: (M, B, C); 0 where there is no label."""
+        padded = log_probs.new_zeros(self.lengths.numel() * self.longest)
+        padded = padded.index_copy(0, self.slots_of_tokens, log_probs)
+        return padded.view(*self.lengths.shape, self.longest).sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """All training examples with all their labels, on the CPU: rows to read, and the label tokens that each row scores.
+
+    A row is a prompt and the beginning of a label. It is read once for all labels that it serves: an example whose labels are single
+    tokens has one row, its prompt, and one whose labels are words at most one a label. Where several rows hold the same beginning, the
+    first of them scores what follows it. `lengths` (N, C) are the tokens of each label, 0 where there is none; `counts` (W,) the label
+    tokens of each row, which lie in `tokens` row after row.
+    """
+
+    rows: TextTable
+    tokens: ScoredTokens
+    counts: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(
+        cls, encoded: Sequence[EncodedExample], *, pad_id: int, device: torch.device | str = "cpu"
+    ) -> LabelTable:
+        """The table of labelled examples.
+
+        Raises:
+            DataError: there are none, or one has no target.
+        """
+        check_answered(encoded)
+        rows: list[tuple[int, ...]] = []
+        parts: list[Tensor] = []
+        plans = [_plan(example.label_ids) for example in encoded]
+        for example, plan in zip(encoded, plans, strict=True):
+            shift = torch.tensor([len(rows), len(example.prompt_ids) - 1, 0, 0, 0])
+            parts.append(plan.tokens + shift[:, None])
+            rows += [example.prompt_ids + beginning for beginning in plan.beginnings]
+        tokens = ScoredTokens(*torch.cat(parts, dim=1))
+        table = TextTable.of(
+            rows,
+            None,
+            pad_id=pad_id,
+            counts=[len(plan.beginnings) for plan in plans],
+            targets=[example.target for example in encoded],
+            choices=True,
+            device=device,
+        )
+        return cls(table, tokens, tokens.rows.bincount(minlength=len(rows)), label_lengths(encoded))
+
+    def fingerprint(self) -> str:
+        """A short hash of prompts, labels and targets, to notice when a run is continued on other data."""
+        digest = hashlib.sha256(self.rows.fingerprint().encode())
+        for values in (self.tokens.tokens, self.tokens.labels, self.lengths):
+            digest.update(values.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def gather(self, indices: Tensor) -> LabelBatch:
+        """The rows of examples `indices` (M, B), those that fill up a member's included, which score nothing."""
+        numbers, slots, _ = self.rows.numbers_of(indices)
+        examples = indices.shape[1]
+        flat, flat_slots = numbers.flatten(), slots.flatten()
+        counts = self.counts[flat].masked_fill(flat_slots == examples * self.rows.width, 0)
+        rows = torch.arange(len(flat)).repeat_interleave(counts)
+        begins = (self.counts.cumsum(0) - self.counts)[flat] - (counts.cumsum(0) - counts)
+        chosen = begins[rows] + torch.arange(len(rows))
+        positions, labels = self.tokens.positions[chosen], self.tokens.labels[chosen]
+        keys = rows * self.rows.ids.shape[1] + positions  # in rising order, one for each place
+        _, which = keys.unique_consecutive(return_inverse=True)
+        first = (which.diff(prepend=which.new_tensor([-1])) > 0).nonzero()[:, 0]
+        example = rows // numbers.shape[1] * examples + flat_slots[rows] // self.rows.width  # in (M * B)
+        longest = int(self.lengths.max())
+        goes_to = (example * self.lengths.shape[1] + labels) * longest + self.tokens.steps[chosen]
+        device = self.rows.device
+        which, tokens, goes_to = torch.stack([which, self.tokens.tokens[chosen], goes_to]).to(
+            device, non_blocking=True
+        )
+        places = torch.stack([rows[first], positions[first]]).to(device, non_blocking=True)
+        return LabelBatch(
+            self.rows.texts(flat),
+            slots.to(device, non_blocking=True),
+            Places(*places),
+            which,
+            tokens,
+            goes_to,
+            self.lengths[indices].to(device, non_blocking=True),
+            longest,
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a set of labels is read: the beginnings of labels that stand behind a prompt, and the fields (5, S) of `ScoredTokens` for one
+    example, rows counted from its first and positions from the prompt's last token."""
+
+    beginnings: tuple[tuple[int, ...], ...]
+    tokens: Tensor
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(label_ids: tuple[tuple[int, ...], ...]) -> _Plan:
+    read = sorted({label[:-1] for label in label_ids})  # one that another begins with stands right before it
+    beginnings = [
+        one
+        for one, after in zip(read, [*read[1:], None], strict=True)
+        if after is None or after[: len(one)] != one
+    ]
+    row_of: dict[tuple[int, ...], int] = {}
+    for row, beginning in enumerate(beginnings):
+        for end in range(len(beginning) + 1):
+            row_of.setdefault(beginning[:end], row)
+    fields = sorted(
+        (row_of[label[:step]], step, token, number, step)
+        for number, label in enumerate(label_ids)
+        for step, token in enumerate(label)
+    )
+    return _Plan(tuple(beginnings), torch.tensor(fields).T)
+
+
+@dataclass(frozen=True)
+class LabelRows:
+    """Questions whose labels are scored against each other by a causal language model; a `TrainingRows`."""
+
+    ensemble: StackedModel
+    table: LabelTable
+    base: Tensor | None  # (N, C) log-probabilities of the base, where a member has a KL weight
+    trunk_states: TrunkStates | None  # where the lowest layers carry no adapters
+    label_score: LabelScore
+    loss: Literal["labels", "vocabulary"] = "labels"
+
+    @classmethod
+    def of(
+        cls,
+        ensemble: StackedModel,
+        encoded: Sequence[EncodedExample],
+        *,
+        rows: int,
+        with_kl: bool,
+        label_score: LabelScore,
+    ) -> LabelRows:
+        """The rows of labelled examples; what is kept of the base is read with `rows` examples in flight.
+
+        Raises:
+            DataError: there are none, or one has no target.
+        """
+        table = LabelTable.of(encoded, pad_id=ensemble.pad_id, device=ensemble.device)
+
+        def read(numbers: Tensor) -> object:
+            return ensemble.base(input_ids=table.rows.texts(numbers).ids, use_cache=False)
+
+        def base_log_probs(at_once: int) -> Tensor:
+            with torch.no_grad(), ensemble.base_only() as base:
+                return score_labels(
+                    encoded,
+                    lambda ids, positions: answer_logits(base, ids, positions)[None],
+                    pad_id=ensemble.pad_id,
+                    rows_per_batch=at_once,
+                    device=ensemble.device,
+                    label_score=label_score,
+                )[0]
+
+        at_once = rows * table.rows.width
+        trunk = with_fewer_rows(
+            lambda some: TrunkStates.of(ensemble.trunk, table.rows.text_lengths, rows=some, read=read),
+            at_once,
+        )
+        base = with_fewer_rows(base_log_probs, at_once) if with_kl else None
+        return cls(ensemble, table, base, trunk, label_score)
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.table.rows.lengths
+
+    @property
+    def passes(self) -> int:
+        return self.table.rows.width
+
+    def fingerprint(self) -> str:
+        return self.table.fingerprint()
+
+    def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
+        ensemble, batch = self.ensemble, self.table.gather(indices)
+        texts, kept = batch.texts, self.trunk_states
+        numbers = (
+            batch.slots + first_row * self.passes
+        )  # so a member's rows are the same alone and beside others
+        trunk = nullcontext() if kept is None else kept.in_place_of_trunk(texts.numbers, texts.ids.shape[1])
+        with (
+            ensemble.stack.running(
+                rows=len(texts.ids), tokens=texts.ids.numel(), members=members, row_numbers=numbers
+            ),
+            trunk,
+        ):
+            log_probs = _token_log_probs(ensemble, batch)
+        return distribution_losses(
+            label_log_probs(batch.sums(log_probs), batch.lengths, self.label_score),
+            targets=self.table.rows.targets[indices],
+            base=None if self.base is None else self.base[indices],
+        )
+
+
+def _token_log_probs(ensemble: StackedModel, batch: LabelBatch) -> Tensor:
+    """log p of each label token over the full vocabulary (S,), in memory that `answer_positions.LOGIT_BUDGET` bounds."""
+    base, ids, places = ensemble.base, batch.texts.ids, batch.places
+    at_once = places_at_once(base)
+    if len(places.rows) <= at_once:
+        return _chosen(logits_at(base, ids, places), batch.which, batch.tokens)[0]
+    sizes = (batch.which // at_once).bincount().tolist()
+    chunks = zip(
+        hidden_at(base, ids, places).split(at_once),
+        (batch.which % at_once).split(sizes),
+        batch.tokens.split(sizes),
+        strict=True,
+    )
+    return in_chunks(ensemble, _chosen, chunks)[0]
+
+
+def _chosen(logits: Tensor, which: Tensor, tokens: Tensor) -> tuple[Tensor]:
+    """log p of tokens (S,) from logits (n, V), in float32, each at the place that `which` (S,) says."""
+    return (logits.float().log_softmax(dim=-1)[which, tokens],)

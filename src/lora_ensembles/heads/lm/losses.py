@@ -1,0 +1,147 @@
+"""Loss and accuracy of a batch's rows, and what the base says at the same places, in memory that long answers cannot exceed.
+
+Shapes: M members, B rows of a member, n answer tokens of a batch, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ...passes.answer_positions import head_logits, hidden_at, logits_at, places_at_once
+from ...passes.stacked_model import StackedModel
+from ...passes.trunk_states import TrunkStates
+from ...stack.lora import fold_members
+from ..losses import RowLosses
+from ..objectives import answer_loss, answer_right, kl_to_base
+from .table import AnswerTokens, Batch, TokenTable
+
+Terms = TypeVar("Terms", bound=tuple[Tensor | None, ...])
+
+BASE_CACHE_BYTES = 2 * 2**30
+"""Most memory for the base's hidden states, which Eq. 4 needs in every step; where they take more, the base runs again in each step."""
+
+
+@dataclass(frozen=True)
+class BaseStates:
+    """The base's last hidden states at every answer token of a table, kept or computed anew: what Eq. 4 needs of the base.
+
+    The head is frozen, so logits from these states are the live ones, and H numbers a token are kept in place of V. Only tokens that
+    count are kept, in the base's dtype: (sum of all answers' tokens) * H numbers, `BASE_CACHE_BYTES` at most. Beyond that each step asks
+    the base again, for half of a forward pass more and the same result.
+    """
+
+    ensemble: StackedModel
+    kept: Tensor | None  # (all answer tokens, H)
+
+    @classmethod
+    def of(cls, ensemble: StackedModel, table: TokenTable, *, rows: int) -> BaseStates:
+        """Those of a table; `rows` rows are in flight."""
+        live, kept = cls(ensemble, None), None
+        if ensemble.stack.by_batch:
+            return live  # other rows beside them would change these
+        total = int(table.answer_lengths.sum())
+        by_length = table.lengths.argsort()
+        for indices in (
+            by_length[:1],
+            *by_length[1:].split(rows),
+        ):  # one row first: it tells how large a state is
+            batch = table.gather(indices[None])
+            tokens = batch.answer_tokens()
+            states = live.at(batch, tokens)
+            if kept is None:
+                if total * states.shape[1] * states.element_size() > BASE_CACHE_BYTES:
+                    return live
+                kept = states.new_empty(total, states.shape[1])
+            kept[tokens.numbers] = states
+        return cls(ensemble, kept)
+
+    @torch.no_grad()
+    def at(self, batch: Batch, tokens: AnswerTokens) -> Tensor:
+        """(n, H) at the answer tokens of a batch."""
+        if self.kept is not None:
+            return self.kept[tokens.numbers]
+        ensemble, (count, rows) = self.ensemble, batch.ids.shape[:2]
+        running = ensemble.stack.running(rows=count * rows, tokens=batch.ids.numel(), members=slice(0, count))
+        with ensemble.base_only() as base, running:
+            return hidden_at(base, fold_members(batch.ids), tokens.places)
+
+
+def row_losses(
+    ensemble: StackedModel,
+    batch: Batch,
+    *,
+    base_states: BaseStates | None = None,
+    trunk_states: TrunkStates | None = None,
+    members: slice = slice(None),
+    first_row: int = 0,
+) -> RowLosses:
+    """Losses of a batch's rows; with `base_states`, the divergence from the base as well (Eq. 3 and 4, summed over a row's tokens).
+
+    `trunk_states` spare the layers below the adapters. `members` says which members the batch holds, `first_row` where its rows stand in
+    theirs. Where the logits are more than `answer_positions.LOGIT_BUDGET`, the head and the losses run over chunks of tokens, and again in the
+    backward pass, so that the logits of one chunk are all that there is at a time.
+    """
+    tokens = batch.answer_tokens()
+    base = None if base_states is None else base_states.at(batch, tokens)
+    at_once = places_at_once(ensemble.base, copies=1 if base is None else 2)
+    count, rows = batch.ids.shape[:2]
+    ids = fold_members(batch.ids)
+    trunk = (
+        nullcontext()
+        if trunk_states is None
+        else trunk_states.in_place_of_trunk(batch.rows.flatten(), batch.ids.shape[-1])
+    )
+    with (
+        ensemble.stack.running(
+            rows=count * rows, tokens=batch.ids.numel(), members=members, first_row=first_row
+        ),
+        trunk,
+    ):
+        if len(tokens.answers) <= at_once:
+            loss, divergence, right = _terms(
+                logits_at(ensemble.base, ids, tokens.places, extra_hidden=base), tokens.answers
+            )
+        else:
+            hidden = hidden_at(ensemble.base, ids, tokens.places)
+            states = hidden if base is None else torch.stack([hidden, base])
+            chunks = zip(states.split(at_once, dim=-2), tokens.answers.split(at_once), strict=True)
+            loss, divergence, right = in_chunks(ensemble, _terms, chunks)
+    per_row = tokens.per_row
+    return RowLosses(
+        per_row(loss), None if divergence is None else per_row(divergence), per_row((~right).float()) == 0
+    )
+
+
+def _terms(logits: Tensor, answers: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """-log p, divergence from the base, and right or not, of each token (n,), from logits (n, V), or (2, n, V) where the base's follow."""
+    if logits.dim() == 2:
+        return answer_loss(logits, answers), None, answer_right(logits, answers)
+    tuned, base = logits
+    return answer_loss(tuned, answers), kl_to_base(tuned, base), answer_right(tuned, answers)
+
+
+def in_chunks(
+    ensemble: StackedModel,
+    terms: Callable[..., Terms],
+    chunks: Iterable[tuple[Tensor, ...]],
+) -> Terms:
+    """What `terms` makes of logits, one chunk after the other, joined along the first axis.
+
+    A chunk is hidden states (..., n, H), which the head makes logits of, and the tensors that `terms` takes beside them. Logits live
+    for one chunk at a time: the backward pass makes them again.
+    """
+
+    def of_chunk(hidden: Tensor, *beside: Tensor) -> Terms:
+        with ensemble.base_only() as model:
+            return terms(head_logits(model, hidden), *beside)
+
+    parts = [checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    joined = [None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)]
+    return cast(Terms, tuple(joined))

@@ -1,0 +1,1 @@
+"""Trainable task heads: tables of texts, their scores and losses."""

@@ -1,0 +1,297 @@
+"""The layers of a model, and how to run no more of them than needed: the last where it is read, the lowest once for all members.
+
+Shapes: B rows, T tokens, n chosen places in all, H hidden size.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.pytorch_utils import Conv1D
+
+from ..stack.lora import StackedLoraLinear
+from .onednn import frozen_products
+from .shortcuts import FAILURES
+
+MLP_NAMES = ("mlp", "ffn", "intermediate", "output")  # the last two are the halves of BERT's
+ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "out_lin", "output")
+WORTH_NARROWING = 0.5  # share of a batch's tokens that are chosen, from which on gathering and scattering them gains nothing
+
+
+@dataclass(frozen=True)
+class Places:
+    """n places of a batch (B, T), in any order: rows (n,) and positions (n,). Where gradients are taken, no two are the same."""
+
+    rows: Tensor
+    positions: Tensor
+
+    def take(self, values: Tensor) -> Tensor:
+        """The values (n, ...) at the places of (B, T, ...)."""
+        # Not values[rows, positions]: the gradient of that sorts its indices on a GPU, in some ten kernels.
+        return values.flatten(0, 1).index_select(0, self.rows * values.shape[1] + self.positions)
+
+    def put(self, values: Tensor, shape: tuple[int, int]) -> Tensor:
+        """(B, T, ...) that holds the values (n, ...) at the places, and zeros elsewhere."""
+        empty = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
+        return empty.index_copy_(0, self.rows * shape[1] + self.positions, values).unflatten(0, shape)
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder's layers in the order in which they run; empty where the model is not built as a plain stack of them."""
+    find: Callable[[], nn.Module] | None = getattr(model, "get_decoder", None)
+    decoder = find() if find is not None else None
+    if decoder is None:
+        return []
+    config: Any = model.config
+    count = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+    lists = [
+        list(child)
+        for child in decoder.children()
+        if isinstance(child, nn.ModuleList) and len(child) == count
+    ]
+    plain = len(lists) == 1 and len({type(layer) for layer in lists[0]}) == 1
+    return lists[0] if plain else []
+
+
+@contextmanager
+def last_layer_at(model: nn.Module, places: Places, shape: tuple[int, int]) -> Iterator[None]:
+    """While the last layer computes at some places of a batch (B, T) only: what comes behind its attention.
+
+    No later layer reads the others, so the hidden states at the places stay what they were; elsewhere they are of no use. Of a model of
+    L layers this saves about 0.7 / L of a pass, forward and backward. A part that carries adapters is left whole: its rows are counted.
+    """
+    layers = model_layers(model)
+    if not layers or len(places.rows) > WORTH_NARROWING * shape[0] * shape[1]:
+        yield
+        return
+    with ExitStack() as stack:
+        for module in _narrowable(layers[-1]):
+            stack.enter_context(_narrowed(module, places, shape))
+        yield
+
+
+def _narrowable(layer: nn.Module) -> list[nn.Module]:
+    found = []
+    for name, child in layer.named_children():
+        if name in MLP_NAMES:
+            found.append(child)
+        else:
+            found += [
+                inner for inner_name, inner in child.named_children() if inner_name in ATTENTION_OUTPUTS
+            ]
+    return [module for module in found if all(map(_by_position, module.modules()))]
+
+
+def _by_position(module: nn.Module) -> bool:
+    """Whether a module's own weights treat each token vector alike: a matrix, or a norm; no routed expert, and no adapter."""
+    own = list(module.parameters(recurse=False))
+    plain = isinstance(module, nn.Linear | Conv1D) or all(parameter.dim() == 1 for parameter in own)
+    return plain and not isinstance(module, StackedLoraLinear | nn.ModuleList)
+
+
+@contextmanager
+def _narrowed(module: nn.Module, places: Places, shape: tuple[int, int]) -> Iterator[None]:
+    narrowed = False
+
+    def before(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal narrowed
+        narrowed = bool(arguments) and isinstance(arguments[0], Tensor) and arguments[0].shape[:2] == shape
+        return tuple(
+            places.take(one) if isinstance(one, Tensor) and one.shape[:2] == shape else one
+            for one in arguments
+        )
+
+    def after(_module: nn.Module, _arguments: tuple[Any, ...], result: Tensor) -> Tensor:
+        return places.put(result, shape) if narrowed else result
+
+    handles = module.register_forward_pre_hook(before), module.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def recomputed(model: nn.Module, remembered: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """While all layers but the last keep nothing of a pass but their inputs, and compute again in the backward pass, with its result.
+
+    `remembered`, called in the pass, says under what conditions it runs; the layer computes again under the same.
+    """
+    layers = [layer for layer in model_layers(model)[:-1] if "forward" not in vars(layer)]
+    for layer in layers:
+        layer.forward = _recomputing(layer.forward, remembered)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def model_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of a decoder or an encoder in the order in which they run; empty where the model is no plain stack of them."""
+    return decoder_layers(model) or _encoder_layers(model)
+
+
+def _encoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of an encoder in the order in which they run: the one list of as many modules of a kind as its config says."""
+    count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    lists = [
+        list(module)
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    plain = len(lists) == 1 and len({type(layer) for layer in lists[0]}) == 1
+    return lists[0] if plain else []
+
+
+def _recomputing(
+    forward: Callable[..., Any], remembered: Callable[[], AbstractContextManager[None]]
+) -> Callable[..., Any]:
+    def conditions() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _both(remembered(), frozen_products())
+
+    @functools.wraps(forward)
+    def run(*arguments: Any, **named: Any) -> Any:
+        part = functools.partial(forward, **named)
+        return checkpoint(
+            part, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=conditions
+        )
+
+    return run
+
+
+@contextmanager
+def _both(first: AbstractContextManager[None], second: AbstractContextManager[None]) -> Iterator[None]:
+    with first, second:
+        yield
+
+
+class _Read(Exception):
+    """Ends a pass when all that was wanted of it is there."""
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The layers below the first that carries adapters: they compute the same for every member, so rows can be read by them once.
+
+    `top` is the first adapted layer. `outputs` is how many things a layer returns, 0 for a bare tensor.
+    """
+
+    layers: list[nn.Module]
+    top: nn.Module
+    outputs: int = 0
+
+    @torch.no_grad()
+    def states(self, run: Callable[[], object]) -> Tensor:
+        """The hidden states (B, T, H) that enter `top` in the pass that `run` begins; it ends there."""
+        caught: list[Tensor] = []
+
+        def stop(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            caught.append(arguments[0] if arguments else named["hidden_states"])
+            raise _Read
+
+        handle = self.top.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            with frozen_products():
+                run()
+        except _Read:
+            return caught[0]
+        finally:
+            handle.remove()
+        raise AssertionError("a pass runs all layers of its model")
+
+    @contextmanager
+    def skipped(self, states: Tensor) -> Iterator[None]:
+        """While passes over (B, T) rows take these states (B, T, H) for what the trunk's layers would give."""
+
+        def enter(
+            _module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return (
+                ((states, *arguments[1:]), named)
+                if arguments
+                else (arguments, named | {"hidden_states": states})
+            )
+
+        handle = self.top.register_forward_pre_hook(enter, with_kwargs=True)
+        before = [vars(layer).get("forward") for layer in self.layers]
+        for layer in self.layers:
+            layer.forward = self._passing_on(layer)
+        try:
+            yield
+        finally:
+            handle.remove()
+            for layer, forward in zip(self.layers, before, strict=True):
+                if forward is None:
+                    del layer.forward
+                else:
+                    layer.forward = forward
+
+    def _passing_on(self, layer: nn.Module) -> Callable[..., Any]:
+        @functools.wraps(layer.forward)
+        def pass_on(*arguments: Any, **named: Any) -> Any:
+            hidden = arguments[0] if arguments else named["hidden_states"]
+            return (hidden, *[None] * (self.outputs - 1)) if self.outputs else hidden
+
+        return pass_on
+
+
+def in_place_of_trunk(
+    trunk: Trunk | None, states: Tensor | None, copies: int
+) -> AbstractContextManager[None]:
+    """While passes over `copies` times the same rows take these states (B, T, H) of each for what a trunk would give, if there is one."""
+    return (
+        nullcontext()
+        if trunk is None or states is None
+        else trunk.skipped(states.repeat(copies, *[1] * (states.dim() - 1)))
+    )
+
+
+@torch.no_grad()
+def trunk_below_adapters(model: nn.Module, run: Callable[[Tensor], Tensor]) -> Trunk | None:
+    """The trunk of a model whose lowest layers carry no adapters; None where there is none, or where skipping it changes what comes out.
+
+    `run` is a pass of the model over ids (1, T), which gives its logits or scores. Whether skipping changes them is tried on a few tokens
+    with the adapters off: a model may carry things past its layers in ways that no rule foresees.
+    """
+    layers = model_layers(model)
+    adapted = [any(isinstance(module, StackedLoraLinear) for module in layer.modules()) for layer in layers]
+    inside = {module for layer in layers for module in layer.modules()}
+    outside = any(
+        isinstance(module, StackedLoraLinear) and module not in inside for module in model.modules()
+    )
+    if outside or not any(adapted) or adapted[0]:
+        return None
+    first = adapted.index(True)
+    ids = torch.arange(1, 9, device=next(model.parameters()).device)[None]
+    outputs: list[int] = []
+    handle = layers[0].register_forward_hook(
+        lambda _module, _arguments, result: outputs.append(len(result) if isinstance(result, tuple) else 0)
+    )
+    try:
+        expected = run(ids)
+        trunk = Trunk(layers[:first], layers[first], outputs[0])
+        states = trunk.states(lambda: run(ids))
+        if states.shape[:2] != ids.shape:
+            return None  # rows are made longer inside, each batch to a length of its own
+        run(ids.flip(1))  # what a layer may have left lying about is now that of other tokens
+        with trunk.skipped(states):
+            found = run(ids)
+    except FAILURES:
+        return None
+    finally:
+        handle.remove()
+    share = (
+        1e-4 if expected.dtype == torch.float32 else 1e-2
+    )  # another product for the same numbers, and no more
+    return (
+        trunk if torch.allclose(found, expected, rtol=0, atol=share * float(expected.abs().max())) else None
+    )

@@ -1,0 +1,129 @@
+"""The members of a stack reading the same rows: in scoring, where every member is asked the same questions.
+
+Shapes: M members, B rows of a batch, T tokens, K answer positions, V vocabulary, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..stack.buffers import AdapterStack
+from .answer_positions import Prefix, answer_logits, read_prefix
+from .decoder import Trunk, in_place_of_trunk
+from .memory import ran_out_of_memory, with_fewer_rows
+
+AnswerLogits = Callable[[Tensor, Tensor], Tensor]  # ids (B, T), positions (B, K) -> logits (M, B, K, V)
+# Prefixes (P, T) -> the logits of B rows that go on from them, B a multiple of P, row by row; None where a model cannot be read in parts.
+ReadPrefix = Callable[[Tensor], AnswerLogits | None]
+
+
+def context_window(base: nn.Module) -> int | None:
+    """The number of tokens that the base can see at once, where its config says it."""
+    whole: Any = base.config
+    for config in (whole, whole.get_text_config()):  # of a model that sees as well, the part that reads
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            value = getattr(config, name, None)
+            if isinstance(value, int) and value > 0:
+                return value
+    return None
+
+
+@dataclass(frozen=True)
+class SharedRows:
+    """The passes in which all members read the same rows, at most `members_at_once` of them at a time.
+
+    Where there is a `trunk`, below the first adapted layer, it reads the rows once for all members.
+    """
+
+    base: nn.Module
+    stack: AdapterStack
+    trunk: Trunk | None
+    members_at_once: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of a member in a pass: one where more would change what the base makes of each."""
+        return 1 if self.stack.by_batch else max(1, self.members_at_once // self.stack.num_members)
+
+    def groups(self) -> list[slice]:
+        """The members of each pass."""
+        members, size = self.stack.num_members, self.members_at_once
+        return (
+            [slice(None)]
+            if size >= members
+            else [slice(m, min(m + size, members)) for m in range(0, members, size)]
+        )
+
+    def passes(
+        self, ids: Tensor, run: Callable[[Tensor, int], Tensor], *, states: Tensor | None = None
+    ) -> Tensor:
+        """What `run` returns for each group of members (G, ...), all in one (M, ...); it is given G copies of `ids` (B, T), and G.
+
+        `states` (B, T, H) are what the trunk makes of the rows; by default it reads them as a causal language model.
+        """
+        if self.trunk is not None and states is None:
+            states = self.trunk.states(lambda: self.base(input_ids=ids, use_cache=False))
+        parts = []
+        for group in self.groups():
+            count = len(range(self.stack.num_members)[group])
+            running = self.stack.running(rows=count * ids.shape[0], tokens=count * ids.numel(), members=group)
+            with running, in_place_of_trunk(self.trunk, states, count):
+                parts.append(run(ids.repeat(count, 1), count))
+        return torch.cat(parts)
+
+    def answer_logits(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Next-token logits (M, B, K, V) at `positions` (B, K) of right-padded `ids` (B, T)."""
+        return self.passes(
+            ids,
+            lambda rows, count: answer_logits(self.base, rows, positions.repeat(count, 1)).unflatten(
+                0, (count, -1)
+            ),
+        )
+
+    def read_prefix(self, ids: Tensor) -> AnswerLogits | None:
+        """The logits of rows that go on from `ids` (B, T), whose keys and values differ by member; see `ReadPrefix`."""
+        prefixes = [read_prefix(self.base, rows) for rows in self._copies(ids)]
+        read = [prefix for prefix in prefixes if prefix is not None]
+        return (
+            None if len(read) < len(prefixes) else lambda rows, positions: self._after(read, rows, positions)
+        )
+
+    def _after(self, prefixes: list[Prefix], ids: Tensor, positions: Tensor) -> Tensor:
+        parts = []
+        for prefix, rows in zip(prefixes, self._copies(ids), strict=True):
+            count = len(rows) // len(ids)
+            parts.append(
+                answer_logits(self.base, rows, positions.repeat(count, 1), after=prefix).unflatten(
+                    0, (count, -1)
+                )
+            )
+        return torch.cat(parts)
+
+    def _copies(self, ids: Tensor) -> Iterator[Tensor]:
+        """The rows of each group's pass, which runs before the next is asked for."""
+        for group in self.groups():
+            rows = ids.repeat(len(range(self.stack.num_members)[group]), 1)
+            with self.stack.running(rows=rows.shape[0], tokens=rows.numel(), members=group):
+                yield rows
+
+
+def scored_in_parts(score: Callable[[int], Tensor], rows: int) -> Tensor:
+    """What `score` returns with at most `rows` rows in flight, or with as many as memory holds.
+
+    Raises:
+        ConfigError: memory does not hold a single row.
+    """
+    try:
+        return with_fewer_rows(score, rows)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise ConfigError(
+            "memory ran out with a single row in flight; free memory, shorten the longest prompt, or load the base in lower precision"
+        ) from error

@@ -1,0 +1,167 @@
+"""A frozen base with the members' adapters on it, computed together: what heads, training, generation and storage work with.
+
+Shapes: M members, B rows of a member, T tokens, K answer positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..stack.buffers import AdapterStack
+from ..stack.info import EnsembleInfo
+from ..stack.lora import fold_members, rows_of_members, unfold_members
+from .answer_positions import answer_logits
+from .decoder import Trunk, trunk_below_adapters
+from .onednn import frozen_products
+from .shared_prefix import SharedRows
+from .texts import Texts, Token, text_scores
+from .token_probe import padding_is_read, token_read
+from .trunk_states import TrunkStates
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class StackedModel:
+    """M members on one frozen base, and what is known of their passes.
+
+    Args:
+        base: the base, whose target layers are the stacked ones of `stack`.
+        tokenizer: its tokenizer.
+        adapter: what PEFT calls the members' adapter.
+        stack: the members.
+        info: how they were made, what their head is and how rows are read.
+        fingerprint: of the base, by which a saved ensemble knows it again.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        adapter: LoraConfig,
+        stack: AdapterStack,
+        info: EnsembleInfo,
+        fingerprint: str,
+    ):
+        self.base, self.tokenizer, self.adapter = base, tokenizer, adapter
+        self.stack, self.info, self.fingerprint = stack, info, fingerprint
+        self.kept_states: dict[str, TrunkStates | None] | None = None  # a dict keeps those of texts
+
+    @property
+    def num_members(self) -> int:
+        return self.stack.num_members
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    def check_causal(self, what: str) -> None:
+        """Refuse what only a causal language model can do.
+
+        Raises:
+            ConfigError: the members have heads of their own.
+        """
+        if self.info.head.owned:
+            raise ConfigError(
+                f"{what} needs a causal language model, and these members have {self.info.head.kind} heads; use predict"
+            )
+
+    @property
+    def pad_id(self) -> int:
+        """Token id that fills rows on the right; any id does, since a causal model never sees it."""
+        return self.tokenizer.pad_token_id or 0
+
+    @contextmanager
+    def base_only(self) -> Iterator[PreTrainedModel]:
+        """While the base computes as if it had no adapters."""
+        with self.stack.disabled():
+            yield self.base
+
+    def whole_pass(self, ids: Tensor) -> Tensor:
+        """What the base, as it stands, makes of ids (B, T) without padding: logits (B, T, V), or its head's scores (B, K)."""
+        if not self.info.head.owned:
+            logits: Tensor = self.base(input_ids=ids, use_cache=False).logits
+            return logits
+        return text_scores(self.base, Texts(ids, torch.ones_like(ids), None, torch.arange(len(ids))))
+
+    def __call__(self, input_ids: Tensor) -> Tensor:
+        """Next-token logits (M, B, T, V) of right-padded `input_ids`: (B, T) for all members alike, or (M, B, T).
+
+        Raises:
+            ConfigError: ids of another shape; or members with heads of their own, which `predict` asks.
+        """
+        self.check_causal("calling an ensemble")
+        rows = rows_of_members(input_ids, self.num_members)
+        with self.stack.running(rows=rows.shape[0] * rows.shape[1], tokens=rows.numel()), frozen_products():
+            logits = self.base(input_ids=fold_members(rows), use_cache=False).logits
+        return unfold_members(logits, rows.shape[0])
+
+    def answer_logits(self, input_ids: Tensor, positions: Tensor, *, members: slice = slice(None)) -> Tensor:
+        """Next-token logits (M, B, K, V) at `positions` (M, B, K) of right-padded `input_ids` (M, B, T).
+
+        `members` says which members the leading axis holds.
+        """
+        count, rows = input_ids.shape[:2]
+        with self.stack.running(rows=count * rows, tokens=input_ids.numel(), members=members):
+            logits = answer_logits(self.base, fold_members(input_ids), fold_members(positions))
+        return unfold_members(logits, count)
+
+    def shared_rows(self, max_rows: int) -> SharedRows:
+        """What reads the same rows with all members, at most `max_rows` rows (members * examples) at a time."""
+        return SharedRows(self.base, self.stack, self.trunk, max_rows)
+
+    @functools.cached_property
+    def trunk(self) -> Trunk | None:
+        """The layers below the first adapted one, where the base has such: they run once for all members that read the same rows."""
+        if self.stack.by_batch or self.padding_is_read:
+            return None  # what it makes of a row depends on the rows that are read together
+        with self.base_only() as base:
+            return trunk_below_adapters(base, self.whole_pass)
+
+    @functools.cached_property
+    def token_read(self) -> Token | None:
+        """The token of a text that members' own heads read, where it is one alone: the last layer computes no other."""
+        with self.base_only() as base:
+            return token_read(base) if self.info.head.owned else None
+
+    @functools.cached_property
+    def padding_is_read(self) -> bool:
+        """Whether the members' own heads read the padding behind a text, so that texts of one length only are read together."""
+        with self.base_only() as base:
+            return self.info.head.owned and padding_is_read(base)
+
+
+def num_trained_parameters(predictor: object, member: int = 0) -> int:
+    """Parameters that were trained for one member of a predictor; for a LoRA, the sum over its layers of rank * (D_in + D_out), and
+    those of its head.
+
+    Raises:
+        ConfigError: the predictor does not say.
+
+    Example:
+        >>> from lora_ensembles import LoraEnsemble, load_base
+        >>> ensemble = LoraEnsemble(*load_base(), members=2)
+        >>> num_trained_parameters(ensemble) == ensemble.stack.a.shape[1] + ensemble.stack.b.shape[1]
+        True
+    """
+    if isinstance(predictor, StackedModel):
+        stack = predictor.stack
+        own = sum(site.shape.numel() for site in stack.heads.sites)
+        return own + sum(
+            stack.ranks[member][site.name] * (site.in_features + site.out_features) for site in stack.sites
+        )
+    count = getattr(predictor, "num_trained_parameters", None)
+    if count is None:
+        raise ConfigError(
+            f"{type(predictor).__name__} does not say how many parameters were trained; give it `num_trained_parameters`"
+        )
+    return int(count)

@@ -1,0 +1,1 @@
+"""What comes out, and how good it is: predictions, metrics, uncertainty and intervals."""

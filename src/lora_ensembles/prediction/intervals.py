@@ -1,0 +1,397 @@
+"""Intervals over examples: how far a metric, or a difference of two, could be from its value in the population the examples come from.
+
+Accuracy, a share of N answers, has Wilson's interval, and differences of it Bonett & Price's, which are right where few answers are wrong
+too. The calibration error, which is biased upwards, has one that is found by trying population values (`ece_intervals`). Means over
+examples (NLL, Brier, of open answers too) and the coverage area have the bootstrap-t (`studentised`), every other metric the
+bias-corrected and accelerated bootstrap (BCa; Efron 1987).
+`benchmarks/interval_coverage.py` simulates how often each holds the population value; docs/statistics.md has its numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DataError
+from .completions import (
+    answer_nll,
+    answer_nll_per_token,
+    answer_perplexity,
+    exp_or_inf,
+    nll_of_each_answer,
+)
+from .ece_intervals import ece_difference_range, ece_range
+from .metrics import (
+    accuracy,
+    brier,
+    brier_of_each,
+    coverage_area,
+    doubt_of_each,
+    ece,
+    nll,
+    nll_of_each,
+)
+from .studentised import Studentised, coverage_area_of, ratio
+
+if TYPE_CHECKING:
+    from .prediction import Prediction
+
+Measured = TypeVar("Measured", bound="Resampled")
+
+JACKKNIFE_GROUPS = (
+    100  # examples left out together: their skewness says as much of the acceleration as that of each alone
+)
+
+
+class Resampled(Protocol):
+    """Something that a bootstrap draws from: a `Prediction`, or `CompletionScores`."""
+
+    @property
+    def num_examples(self) -> int: ...
+
+    def take(self: Measured, rows: Tensor) -> Measured: ...
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A measured value and an interval around the population's: it holds that in a share `level` of samples, 0.95 say.
+
+    The estimate of a biased metric can lie outside: an ECE of 0.09 measured on 100 calibrated answers has an interval that begins at 0,
+    and one that is lower than chance alone makes it has the interval 0 to 0.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """True if zero lies outside the interval: for a difference, the two are told apart at this level."""
+        return self.low > 0 or self.high < 0
+
+    def to_dict(self) -> dict[str, float]:
+        """The fields as a dictionary."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+def bootstrap_interval(
+    metric: Callable[..., float],
+    prediction: Measured,
+    *,
+    ood: Measured | None = None,
+    samples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The metric with its interval over examples; members are kept as they are.
+
+    Each of the `samples` draws takes N examples with replacement. The same seed gives the same interval. What it covers is the choice
+    of the examples; that of the training runs is `evaluate_members`' spread. The functions of `metrics` and `completion_metrics` have
+    intervals of their own kind, see the module; a function that wraps one has not, so pass them as they are.
+
+    Args:
+        metric: of a prediction, or of a prediction and `ood`.
+        prediction: N examples.
+        ood: a second set of examples, which is drawn on its own; then the metric takes both, as `metrics.ood_auroc` does.
+        samples: draws of the bootstrap.
+        level: the share of samples in which the interval holds the population's value.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: fewer than 2 samples, or a level outside 0 to 1.
+        DataError: the metric has no value for the examples, or for most of the draws.
+
+    Example:
+        >>> from lora_ensembles.prediction.metrics import accuracy
+        >>> from lora_ensembles.prediction.prediction import Prediction
+        >>> prediction = Prediction(torch.tensor([0.7, 0.3]).log().expand(1, 100, 2), torch.arange(100) % 2)
+        >>> interval = bootstrap_interval(accuracy, prediction)
+        >>> interval.estimate, 0.35 < interval.low < 0.45, 0.55 < interval.high < 0.65  # 0.5 +- 1.96 sqrt(0.25 / 100)
+        (0.5, True, True)
+    """
+    _check(samples, level)
+    sets = (prediction,) if ood is None else (prediction, ood)
+    estimate = metric(*sets)
+    known: Any = metric
+    if known is accuracy:
+        return Interval(estimate, *wilson(estimate, prediction.num_examples, level=level), level)
+    if known is ece:
+        drawn: Any = prediction
+        return Interval(estimate, *ece_range(drawn, samples=samples, level=level, seed=seed), level)
+    studentised = _STUDENTISED[known](prediction) if known in _STUDENTISED else None
+    if studentised and (ends := studentised.ends(samples=samples, level=level, seed=seed)):
+        return Interval(estimate, *ends, level)
+    return Interval(estimate, *_bca(metric, sets, estimate, samples, level, seed), level)
+
+
+def paired_difference(
+    metric: Callable[[Prediction], float],
+    first: Prediction,
+    second: Prediction,
+    *,
+    samples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """metric(first) - metric(second) with its paired interval: every draw takes the same examples for both.
+
+    Pairing removes what both share (hard examples are hard for both), so it sees differences that two separate intervals hide. Two
+    predictions that say the same of every example have the interval 0 to 0, however few the examples are.
+
+    Raises:
+        ConfigError: the two are not about the same examples in the same order, fewer than 2 samples, or a level outside 0 to 1.
+        DataError: the metric has no value for the examples, or for most of the draws.
+
+    Example:
+        >>> from lora_ensembles.prediction.metrics import accuracy
+        >>> from lora_ensembles.prediction.prediction import Prediction
+        >>> targets = torch.arange(100) % 2
+        >>> first = Prediction(torch.tensor([0.7, 0.3]).log().expand(1, 100, 2), targets)
+        >>> paired_difference(accuracy, first, first, samples=20)
+        Interval(estimate=0.0, low=0.0, high=0.0, level=0.95)
+    """
+    _check(samples, level)
+    _check_pair(first, second)
+    estimate = metric(first) - metric(second)
+    known: Any = metric
+    if known is ece:
+        return Interval(
+            estimate, *ece_difference_range(first, second, samples=samples, level=level, seed=seed), level
+        )
+    if known is accuracy:
+        return Interval(estimate, *_accuracy_difference(first, second, level), level)
+    if known in _MEANS:
+        mean = ratio(_MEANS[known](first) - _MEANS[known](second))
+        if ends := mean.ends(samples=samples, level=level, seed=seed):
+            return Interval(estimate, *ends, level)
+    both = _Pair(first, second)
+    return Interval(
+        estimate,
+        *_bca(lambda pair: metric(pair.first) - metric(pair.second), (both,), estimate, samples, level, seed),
+        level,
+    )
+
+
+def wilson(share: float, count: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share of `count` independent answers: all shares that a test of this level does not tell from it.
+
+    With z the normal quantile, (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n) (Wilson 1927). It stays within 0 to 1
+    and does not shrink to a point where all answers are right, as a bootstrap of them would.
+
+    Example:
+        >>> [round(end, 3) for end in wilson(1.0, 100)]
+        [0.963, 1.0]
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle = share + z**2 / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return max(0.0, (middle - half) / (1 + z**2 / count)), min(1.0, (middle + half) / (1 + z**2 / count))
+
+
+def _accuracy_difference(first: Prediction, second: Prediction, level: float) -> tuple[float, float]:
+    """Bonett & Price's interval of a difference of paired shares (2012): Wald's, with one answer more that only the first has right, and
+    one that only the second has. Few answers differ between two good predictors, and a bootstrap of few is too narrow."""
+    if torch.equal(first.choices, second.choices):
+        return 0.0, 0.0
+    right = [one.choices == one.labelled_targets("accuracy") for one in (first, second)]
+    size = first.num_examples + 2
+    only_first = (int((right[0] & ~right[1]).sum()) + 1) / size
+    only_second = (int((right[1] & ~right[0]).sum()) + 1) / size
+    middle = only_first - only_second
+    half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt((only_first + only_second - middle**2) / size)
+    return max(-1.0, middle - half), min(1.0, middle + half)
+
+
+@functools.cache
+def t_quantile(level: float, degrees: int) -> float:
+    """The t with P(|T| <= t) = level of Student's distribution with so many degrees of freedom.
+
+    With t = sqrt(degrees) tan(x), P is the integral of cos^(degrees - 1) from 0 to x over that from 0 to pi/2 (Abramowitz & Stegun,
+    26.7.3 and 26.7.4); x is halved until it is found.
+
+    Example:
+        >>> round(t_quantile(0.95, 5), 3)
+        2.571
+    """
+
+    def integral(x: float) -> float:
+        power = (degrees - 1) % 2
+        value = math.sin(x) if power else x
+        for n in range(power + 2, degrees, 2):
+            value = math.cos(x) ** (n - 1) * math.sin(x) / n + (n - 1) / n * value
+        return value
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):  # down to 1e-18
+        middle = (low + high) / 2
+        if integral(middle) < level * integral(math.pi / 2):
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(degrees) * math.tan(low)
+
+
+def _coverage_area(prediction: Prediction) -> Studentised | None:
+    right = prediction.choices == prediction.labelled_targets("coverage_area")
+    return coverage_area_of(doubt_of_each(prediction), right)
+
+
+def _positive(value: float) -> float:
+    return max(0.0, value)
+
+
+_MEANS: dict[Any, Callable[[Any], Tensor]] = {
+    nll: nll_of_each,
+    brier: brier_of_each,
+    answer_nll: nll_of_each_answer,
+}
+_STUDENTISED: dict[Any, Callable[[Any], Studentised | None]] = {
+    nll: lambda prediction: ratio(nll_of_each(prediction), back=_positive),
+    brier: lambda prediction: ratio(brier_of_each(prediction), back=lambda value: min(2.0, _positive(value))),
+    coverage_area: _coverage_area,
+    answer_nll: lambda scores: ratio(nll_of_each_answer(scores), back=_positive),
+    answer_nll_per_token: lambda scores: ratio(nll_of_each_answer(scores), scores.counted.sum(-1), _positive),
+    answer_perplexity: lambda scores: ratio(
+        nll_of_each_answer(scores), scores.counted.sum(-1), lambda value: exp_or_inf(_positive(value))
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two predictions of the same examples, drawn together."""
+
+    first: Prediction
+    second: Prediction
+
+    @property
+    def num_examples(self) -> int:
+        return self.first.num_examples
+
+    def take(self, rows: Tensor) -> _Pair:
+        return _Pair(self.first.take(rows), self.second.take(rows))
+
+
+def _bca(
+    metric: Callable[..., float],
+    sets: tuple[Any, ...],
+    estimate: float,
+    samples: int,
+    level: float,
+    seed: int,
+) -> tuple[float, float]:
+    """The ends of the BCa interval; each set is drawn on its own.
+
+    An end is the quantile Phi(z0 + (z0 + z) / (1 - a (z0 + z))) of the draws, with z0 from the share of draws below the estimate and the
+    acceleration a from the skewness of the jackknife. z is sqrt(N / (N - 1)) times Student's quantile in place of the normal one, since the
+    draws of N examples are narrower than samples are by about as much (Hesterberg 2015, arXiv:1411.5279).
+    """
+    draws = _drawn(metric, sets, samples, seed)
+    below = ((draws < estimate).double().mean() + 0.5 * (draws == estimate).double().mean()).item()
+    bias = NormalDist().inv_cdf(min(max(below, 0.5 / len(draws)), 1 - 0.5 / len(draws)))
+    acceleration = _acceleration(metric, sets)
+    count = min(one.num_examples for one in sets)
+    z = t_quantile(level, max(1, count - 1)) * math.sqrt(count / max(1, count - 1))
+    shares = []
+    for end in (-z, z):
+        room = 1 - acceleration * (bias + end)
+        shares.append(NormalDist().cdf(bias + (bias + end) / room) if room > 0 else float(end > 0))
+    low, high = draws.quantile(torch.tensor(sorted(shares), dtype=torch.float64)).tolist()
+    return low, high
+
+
+def _drawn(metric: Callable[..., float], sets: tuple[Any, ...], samples: int, seed: int) -> Tensor:
+    """The metric of each draw (S,); draws in which it has no value (no wrong answer, for an AUROC of errors) are left out."""
+    resamples = (_resamples(one.num_examples, samples, seed + place) for place, one in enumerate(sets))
+    values = torch.tensor(
+        [_value(metric, sets, rows) for rows in zip(*resamples, strict=True)], dtype=torch.float64
+    )
+    values = values[~values.isnan()]
+    if len(values) < max(2, samples / 2):
+        raise DataError(
+            f"the metric has a value in {len(values)} of {samples} draws of the {sets[0].num_examples} examples; an interval needs most of "
+            "them: measure more examples"
+        )
+    return values
+
+
+def _acceleration(metric: Callable[..., float], sets: tuple[Any, ...]) -> float:
+    """A sixth of the skewness of the influences, from leaving out groups of examples of one set at a time."""
+    influences = []
+    for place, one in enumerate(sets):
+        groups = torch.randperm(one.num_examples, generator=torch.Generator().manual_seed(0)).chunk(
+            JACKKNIFE_GROUPS
+        )
+        if len(groups) < 2:
+            continue
+        left = [
+            _value(
+                metric,
+                sets,
+                tuple(
+                    torch.cat([*groups[:n], *groups[n + 1 :]])
+                    if other == place
+                    else torch.arange(two.num_examples)
+                    for other, two in enumerate(sets)
+                ),
+            )
+            for n in range(len(groups))
+        ]
+        values = torch.tensor(left, dtype=torch.float64)
+        values = values[~values.isnan()]
+        influences.append(values.mean() - values if len(values) else values)
+    every = torch.cat(influences) if influences else torch.zeros(1, dtype=torch.float64)
+    spread = every.square().sum().item() ** 1.5
+    return every.pow(3).sum().item() / (6 * spread) if 0 < spread < math.inf else 0.0
+
+
+def _value(metric: Callable[..., float], sets: tuple[Any, ...], rows: tuple[Tensor, ...]) -> float:
+    try:
+        return metric(*(one.take(chosen) for one, chosen in zip(sets, rows, strict=True)))
+    except DataError:
+        return math.nan
+
+
+def _resamples(num_examples: int, samples: int, seed: int) -> Iterator[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(samples):
+        yield torch.randint(num_examples, (num_examples,), generator=generator)
+
+
+def _check_pair(first: Prediction, second: Prediction) -> None:
+    if first.ids != second.ids:
+        raise ConfigError(
+            f"the predictions have different examples ({first.num_examples} and {second.num_examples}, compared by id and order); "
+            "predict the same examples with both"
+        )
+    if (
+        first.targets is not None
+        and second.targets is not None
+        and not torch.equal(first.targets, second.targets)
+    ):
+        raise ConfigError(
+            "the predictions have the same ids and different targets; predict the same examples with both"
+        )
+
+
+def _check(samples: int, level: float) -> None:
+    if samples < 2:
+        raise ConfigError(
+            f"{samples} bootstrap samples; use at least 2, and 1000 or more for an interval to report"
+        )
+    if not 0.0 < level < 1.0:
+        raise ConfigError(
+            f"level is {level}; it is the share of samples in which the interval holds the population's value, between 0 and 1 "
+            "(0.95, not 95)"
+        )

@@ -1,0 +1,288 @@
+"""What a model or an ensemble says about a list of examples, and the protocol of everything that can say it.
+
+Shapes: M members, N examples, C options (the largest number of options in the list; shorter rows end in absent options).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from ..data.inputs import as_examples, known_to
+from ..errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from ..data import Example
+
+# Log-softmax in float32 normalises to about 1e-6; a softmax done in bfloat16 (1e-2) or a logit given as a log-probability is far outside.
+_ROW_SUM_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The members' task distributions for N examples, kept on the CPU in float32.
+
+    Attributes:
+        member_log_probs: (M, N, C) natural log-probabilities over the options, -inf exactly where an option is absent. Each row's
+            probabilities sum to 1.
+        targets: (N,) int64 index of the right option, or None when the examples are unlabelled.
+        ids: the N examples' identifiers, in row order; empty means "0", "1", ...
+
+    Raises:
+        ConfigError: a tensor of the wrong shape or type, rows that are not log-probabilities (logits, for instance), or members that
+            disagree about which options are absent.
+        DataError: a target that is not one of its row's options.
+
+    Example:
+        >>> members = torch.tensor([[[0.9, 0.1]], [[0.3, 0.7]]]).log()
+        >>> prediction = Prediction(members, targets=torch.tensor([0]), ids=("q1",))
+        >>> prediction.num_members, prediction.num_examples, prediction.num_options
+        (2, 1, 2)
+        >>> [round(p, 4) for p in prediction.probs[0].tolist()]
+        [0.6, 0.4]
+    """
+
+    member_log_probs: Tensor
+    targets: Tensor | None = None
+    ids: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "member_log_probs", _checked_log_probs(self.member_log_probs))
+        ids = tuple(self.ids) or tuple(str(row) for row in range(self.num_examples))
+        if len(ids) != self.num_examples:
+            raise ConfigError(
+                f"{len(ids)} ids for {self.num_examples} examples; give one id an example, in row order"
+            )
+        object.__setattr__(self, "ids", ids)
+        if self.targets is not None:
+            object.__setattr__(self, "targets", _checked_targets(self.targets, self.present, ids))
+
+    def __repr__(self) -> str:
+        shape = f"{self.num_members} members, {self.num_examples} examples, {self.num_options} options"
+        if self.targets is None:
+            return f"Prediction({shape}, without targets)"
+        right = int((self.choices == self.targets).sum())
+        return f"Prediction({shape}, accuracy {right / self.num_examples:.4f})"
+
+    @property
+    def num_members(self) -> int:
+        """M, the number of members."""
+        return self.member_log_probs.shape[0]
+
+    @property
+    def num_examples(self) -> int:
+        """N, the number of examples."""
+        return self.member_log_probs.shape[1]
+
+    @property
+    def num_options(self) -> int:
+        """C, the largest number of options of any example."""
+        return self.member_log_probs.shape[2]
+
+    @property
+    def present(self) -> Tensor:
+        """(N, C) bool: which options exist in each row."""
+        return self.member_log_probs[0] > -math.inf
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """(N, C) float32 log of the mean of the members' probabilities, logsumexp_m log p_m - log M (Eq. 2 of arXiv:2310.00035).
+
+        Never the mean of logits or of log-probabilities. Summed in float64 because log p of a near-certain option, -1e-9 say, is lost
+        against log M in float32. Clamped at 0: a probability of 1.0000001 would make torchmetrics take all rows for logits.
+        """
+        mean = self.member_log_probs.double().logsumexp(dim=0) - math.log(self.num_members)
+        return mean.clamp_max(0.0).float()
+
+    @cached_property
+    def probs(self) -> Tensor:
+        """(N, C) float32 mean of the members' probabilities, exactly 0 where an option is absent."""
+        return self.log_probs.exp()
+
+    @property
+    def choices(self) -> Tensor:
+        """(N,) int64 index of the most probable option; the first of them on a tie."""
+        return self.probs.argmax(dim=-1)
+
+    @property
+    def confidence(self) -> Tensor:
+        """(N,) float32 probability of the most probable option."""
+        return self.probs.amax(dim=-1)
+
+    @property
+    def member_choices(self) -> Tensor:
+        """(M, N) int64 index of each member's most probable option; the first of them on a tie."""
+        return self.member_log_probs.exp().argmax(
+            dim=-1
+        )  # exp first, so that a lone member ties where `probs` ties
+
+    def member(self, index: int) -> Prediction:
+        """The prediction of one member alone (M = 1).
+
+        Raises:
+            ConfigError: no such member.
+        """
+        return self.select([index])
+
+    def select(self, members: Sequence[int]) -> Prediction:
+        """The prediction of the ensemble of these members alone.
+
+        Raises:
+            ConfigError: no members, a member that does not exist, or a member named twice (it would count double in the mean).
+        """
+        known = range(self.num_members)
+        if not members or len(set(members)) != len(members) or any(m not in known for m in members):
+            raise ConfigError(
+                f"cannot select members {list(members)}; name one or more of 0 to {self.num_members - 1}, each once"
+            )
+        return Prediction(self.member_log_probs[list(members)], self.targets, self.ids)
+
+    def take(self, rows: Tensor) -> Prediction:
+        """The prediction for some of the examples, in the order of `rows`, an int64 tensor of row numbers that may repeat."""
+        taken = copy.copy(self)
+        # Filled in past the constructor, with the mean of the rows taken along: a bootstrap does this a thousand times, and the checks
+        # and the mean of rows that were checked and averaged before would be most of its time.
+        vars(taken).update(
+            member_log_probs=self.member_log_probs[:, rows],
+            targets=None if self.targets is None else self.targets[rows],
+            ids=tuple(map(self.ids.__getitem__, rows.tolist())),
+            log_probs=self.log_probs[rows],
+            probs=self.probs[rows],
+        )
+        return taken
+
+    def labelled_targets(self, what: str) -> Tensor:
+        """The (N,) targets; `what` names the quantity that needs them.
+
+        Raises:
+            DataError: the examples are unlabelled.
+        """
+        if self.targets is None:
+            raise DataError(
+                f"{what} needs targets, and these {self.num_examples} examples have none; give every example a target"
+            )
+        return self.targets
+
+
+class Predictor(Protocol):
+    """Anything that predicts: an ensemble, a baseline, or a wrapper around either."""
+
+    def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
+        """(M, N, C) log-probabilities over each example's options, -inf at absent options; at most `max_rows` rows in one forward."""
+        ...
+
+
+def predict(predictor: Predictor, examples: Sequence[Example], *, max_rows: int | None = None) -> Prediction:
+    """The `Prediction` of a predictor for labelled or unlabelled examples.
+
+    Targets are kept only if every example has one; a mixture of labelled and unlabelled examples is an unlabelled prediction.
+
+    Args:
+        predictor: an ensemble, a baseline or a wrapper.
+        examples: N of them, with as many labels each as they have options.
+        max_rows: the most rows (member and example pairs) in one forward; None leaves it to the predictor.
+
+    Raises:
+        DataError: no examples.
+        ConfigError: `max_rows` below 1, or a predictor whose result does not fit the examples.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> class Coin:
+        ...     def member_log_probs(self, examples, *, max_rows=None):
+        ...         return torch.full((1, len(examples), 2), 0.5).log()
+        >>> question = SimpleNamespace(id="q1", labels=("a", "b"), target=1)
+        >>> predict(Coin(), [question]).probs
+        tensor([[0.5000, 0.5000]])
+    """
+    examples = as_examples(examples, known_to(predictor))
+    if not examples:
+        raise DataError("no examples to predict; give at least one")
+    if max_rows is not None and max_rows < 1:
+        raise ConfigError(f"max_rows is {max_rows}; use at least 1, or None for the predictor's own choice")
+    log_probs = predictor.member_log_probs(examples, max_rows=max_rows)
+    given = [example.target for example in examples if example.target is not None]
+    targets = torch.tensor(given) if len(given) == len(examples) else None
+    prediction = Prediction(log_probs, targets, tuple(example.id for example in examples))
+    for row, (example, present) in enumerate(zip(examples, prediction.present.tolist(), strict=True)):
+        if present != [option < len(example.labels) for option in range(prediction.num_options)]:
+            raise ConfigError(
+                f"the predictor gives probabilities to {sum(present)} options of example {example.id!r} (row {row}), which has "
+                f"{len(example.labels)} labels; it must give -inf exactly to the options after the last label"
+            )
+    return prediction
+
+
+def _checked_log_probs(given: object) -> Tensor:
+    log_probs = _tensor("member_log_probs", given)
+    if log_probs.ndim != 3 or 0 in log_probs.shape or log_probs.shape[2] < 2:
+        raise ConfigError(
+            f"member_log_probs has shape {tuple(log_probs.shape)}; it must be (members, examples, options), 2 or more options"
+        )
+    if log_probs.dtype not in (torch.float32, torch.float64):
+        raise ConfigError(
+            f"member_log_probs is {log_probs.dtype}; cast the logits to float32 before the softmax over the options"
+        )
+    log_probs = log_probs.detach().to(device="cpu", dtype=torch.float32)
+    if bool((log_probs >= 0).all()) and bool(((log_probs.sum(dim=-1) - 1).abs() <= _ROW_SUM_TOLERANCE).all()):
+        raise ConfigError(
+            "member_log_probs holds probabilities; give their logarithms: member_log_probs.log(), or better log_softmax of the logits"
+        )
+    sums = log_probs.double().exp().sum(dim=-1)
+    wrong = ~(
+        (sums - 1.0).abs() <= _ROW_SUM_TOLERANCE
+    )  # `not within` and not `outside`: a NaN is outside nothing
+    if wrong.any():
+        member, row = wrong.nonzero()[0].tolist()
+        raise ConfigError(
+            f"the probabilities of member {member}, row {row} sum to {sums[member, row].item():.6g}, not 1; give log-probabilities "
+            "(log_softmax over the options, in float32), not logits"
+        )
+    absent = log_probs == -math.inf
+    if bool((absent != absent[0]).any()):
+        row, option = (absent != absent[0]).any(dim=0).nonzero()[0].tolist()
+        raise ConfigError(
+            f"option {option} of row {row} has log-probability -inf for some members and not for others; -inf means absent. "
+            "Where a probability is merely tiny, use log_softmax, not the log of a softmax"
+        )
+    return log_probs
+
+
+def _tensor(name: str, given: object) -> Tensor:
+    """A tensor of a tensor, an array or nested lists."""
+    if isinstance(given, Tensor):
+        return given
+    if given is None or isinstance(given, str | Mapping):
+        raise ConfigError(f"{name} is of type {type(given).__name__}; it is a tensor, or an array of numbers")
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{name} is of type {type(given).__name__} and no array of numbers ({error}); it is a tensor, or an array of numbers"
+        ) from error
+
+
+def _checked_targets(given: object, present: Tensor, ids: tuple[str, ...]) -> Tensor:
+    targets = _tensor("targets", given)
+    num_examples, num_options = present.shape
+    if targets.shape != (num_examples,) or targets.is_floating_point() or targets.dtype == torch.bool:
+        raise ConfigError(
+            f"targets is {targets.dtype} of shape {tuple(targets.shape)}; it must be integers of shape ({num_examples},)"
+        )
+    targets = targets.detach().to(device="cpu", dtype=torch.int64)
+    inside = (targets >= 0) & (targets < num_options)
+    valid = inside & present.gather(1, targets.clamp(0, num_options - 1)[:, None])[:, 0]
+    if not bool(valid.all()):
+        row = int((~valid).nonzero()[0])
+        raise DataError(
+            f"the target of example {ids[row]!r} (row {row}) is {int(targets[row])}, which is none of its {int(present[row].sum())} "
+            "options (absent options have log-probability -inf); correct the target or the options"
+        )
+    return targets

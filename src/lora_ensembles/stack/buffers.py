@@ -1,0 +1,315 @@
+"""The adapters of all members in flat buffers, of which every stacked layer holds views.
+
+Shapes: M members, B rows of a member, D features, R rank, P parameters of one member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AdapterError
+from .head_layers import HeadStack
+from .int8 import chooses_by_batch, per_member
+from .lora import ALL_MEMBERS, StackedLoraLinear, StackPlan
+from .sites import AdapterSite, MemberWeights, adapter_sites, grown, replace_module
+
+NOT_REACHED = "a pass over text runs through none of the target modules; choose others"
+
+
+class _Running:
+    """While a plan describes a pass. A class, because torch.compile of torch 2.6 looks into no generator."""
+
+    def __init__(self, plan: StackPlan, described: tuple[Any, ...]):
+        self.plan, self.described = plan, described
+
+    def _swap(self) -> None:
+        plan, new = self.plan, self.described
+        self.described = (
+            plan.rows, plan.tokens, plan.members, plan.first_row, plan.groups, plan.row_numbers
+        )  # fmt: skip
+        plan.rows, plan.tokens, plan.members, plan.first_row, plan.groups, plan.row_numbers = new
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *_error: object) -> None:
+        self._swap()
+
+
+class AdapterStack:
+    """The adapters of all members, as two flat buffers (M, P_a) and (M, P_b) of which every layer holds views; `heads` beside them.
+
+    `a` and `b` are fp32 masters. Where the base computes in another dtype, `refresh` casts them once a step into working copies, which
+    are the leaves of autograd; in fp32 master and working copy are the same memory. Per member: 16 bytes a parameter in training (weight,
+    gradient, two moments), and the working copy.
+    """
+
+    def __init__(self, base: nn.Module, members: Sequence[MemberWeights], *, dtype: torch.dtype):
+        self.plan = StackPlan()
+        self.dtype = dtype
+        modules = dict(base.named_modules())
+        self.sites: list[AdapterSite] = adapter_sites(modules, members)
+        self.layers = [
+            StackedLoraLinear(modules[site.name], name=site.name, index=index, plan=self.plan)
+            for index, site in enumerate(self.sites)
+        ]
+        for site, layer in zip(self.sites, self.layers, strict=True):
+            replace_module(base, site.name, layer)
+        self.heads = HeadStack(base, members, plan=self.plan, dtype=dtype)
+        self._detached = False
+        self._reached: set[int] = set()  # leaves of autograd that had a gradient in this step
+        self._apart = [module for module in base.modules() if chooses_by_batch(module)]
+        for module in self._apart:
+            module.forward = per_member(module.forward, lambda: self.plan.groups)
+        self.working_a: Tensor
+        self.working_b: Tensor
+        self.set_members(members)
+
+    @property
+    def num_members(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether what the base makes of a row depends on the member's other rows in a pass, as 8-bit layers with a threshold do."""
+        return bool(self._apart)
+
+    @property
+    def buffers(self) -> tuple[Tensor, ...]:
+        """All that is trained, flat and fp32: A (M, P_a), B (M, P_b) and, where members have heads, these (M, P_head)."""
+        return (self.a, self.b, self.heads.flat) if self.heads.sites else (self.a, self.b)
+
+    def set_members(self, members: Sequence[MemberWeights]) -> None:
+        """Replace all members; smaller ranks are padded with zeros, which changes nothing that is computed."""
+        self.heads.set_members(members)
+        device = next(self.layers[0].base_layer.parameters()).device
+        count_a = sum(site.rank * site.in_features for site in self.sites)
+        count_b = sum(site.rank * site.out_features for site in self.sites)
+        self.a = torch.zeros(len(members), count_a, device=device)
+        self.b = torch.zeros(len(members), count_b, device=device)
+        self.ranks = [
+            {site.name: weights.a[site.name].shape[0] for site in self.sites} for weights in members
+        ]
+        self.scaling = [[weights.scaling[site.name] for weights in members] for site in self.sites]
+        self._fill(0, members)
+        self._bind()
+
+    def add_members(self, members: Sequence[MemberWeights]) -> None:
+        """Put members behind those that are there, whose weights stay where they are unless one of the new has a larger rank.
+
+        Raises:
+            AdapterError: they adapt other layers, or layers of another size.
+        """
+        modules = {layer.name: layer.base_layer for layer in self.layers}
+        if any(set(weights.a) != set(modules) for weights in members):
+            raise AdapterError(
+                "the members adapt different layers; an ensemble needs the same target modules in every member"
+            )
+        self.heads.check(members)
+        sites, first = adapter_sites(modules, members), self.num_members
+        if any(new.rank > old.rank for new, old in zip(sites, self.sites, strict=True)):
+            everyone = [*(self.member(index) for index in range(first)), *members]
+            self.sites = adapter_sites(modules, everyone)
+            self.set_members(everyone)
+            return
+        self.ranks += [
+            {site.name: weights.a[site.name].shape[0] for site in self.sites} for weights in members
+        ]
+        self.scaling = [
+            [*old, *(weights.scaling[site.name] for weights in members)]
+            for site, old in zip(self.sites, self.scaling, strict=True)
+        ]
+        self.heads.add_members(members)
+        same, count = self.working_a is self.a, len(members)
+        self.a, self.b = grown(self.a, count), grown(self.b, count)
+        self._fill(first, members)
+        self.working_a, self.working_b = (
+            (self.a, self.b) if same else (grown(self.working_a, count), grown(self.working_b, count))
+        )
+        for working, master in ((self.working_a, self.a), (self.working_b, self.b)):
+            if working is not master:
+                working[first:] = master[first:]
+        self._bind_layers()
+
+    def _fill(self, first: int, members: Sequence[MemberWeights]) -> None:
+        for site in self.sites:
+            view_a, view_b = site.view_a(self.a), site.view_b(self.b)
+            for m, weights in enumerate(members, first):
+                rank = weights.a[site.name].shape[0]
+                view_a[m, :rank] = weights.a[site.name].to(self.a.device)
+                view_b[m, :, :rank] = weights.b[site.name].to(self.b.device)
+
+    def _bind(self) -> None:
+        same = self.dtype == torch.float32
+        self.working_a = self.a if same else self.a.to(self.dtype)
+        self.working_b = self.b if same else self.b.to(self.dtype)
+        self._bind_layers()
+
+    def _bind_layers(self) -> None:
+        for site, layer, scaling in zip(self.sites, self.layers, self.scaling, strict=True):
+            layer.bind(site.view_a(self.working_a), site.view_b(self.working_b), scaling)
+
+    def refresh(self) -> None:
+        """Make the working copies equal to the masters again, after the masters changed."""
+        if self.working_a is not self.a:
+            self.working_a.copy_(self.a)
+            self.working_b.copy_(self.b)
+            self.heads.refresh()
+
+    def zero_gradients(self) -> tuple[Tensor, ...]:
+        """Zeroed flat fp32 gradients, as `buffers`."""
+        return tuple(torch.zeros_like(buffer) for buffer in self.buffers)
+
+    def add_gradients(self, loss: Tensor, totals: tuple[Tensor, ...]) -> None:
+        """Add the gradients of `loss` to flat fp32 ones: parts of a split step are summed in fp32, whatever the base computes in.
+
+        Raises:
+            AdapterError: the loss depends on no parameter.
+        """
+        if not loss.requires_grad:
+            raise AdapterError(f"the loss depends on no adapter: {NOT_REACHED}")
+        parameters = [parameter for layer in self.layers for parameter in (layer.lora_a, layer.lora_b)]
+        gradients = torch.autograd.grad(loss, parameters + self.heads.parameters, allow_unused=True)
+        views = [view for site in self.sites for view in (site.view_a(totals[0]), site.view_b(totals[1]))]
+        views += self.heads.views(totals[-1])
+        for leaf, (view, gradient) in enumerate(zip(views, gradients, strict=True)):
+            if gradient is not None:  # None: the pass did not reach this layer
+                view.add_(gradient)
+                self._reached.add(leaf)
+        if not self._reached:
+            raise AdapterError(f"the loss depends on no adapter: {NOT_REACHED}")
+
+    def begin_step(self, gradients: Sequence[Tensor]) -> None:
+        """Zero the gradients; from here on it counts which parameters a pass reaches."""
+        for gradient in gradients:
+            gradient.zero_()
+        self._reached.clear()
+
+    def unreached(self) -> list[list[slice]]:
+        """The columns of each buffer that no pass reached since the step began: a vision tower's, where there are no images."""
+        places = [
+            (buffer, slice(start, start + count))
+            for site in self.sites
+            for buffer, start, count in (
+                (0, site.start_a, site.rank * site.in_features),
+                (1, site.start_b, site.rank * site.out_features),
+            )
+        ]
+        places += [(2, slice(site.start, site.start + site.shape.numel())) for site in self.heads.sites]
+        missed = [place for leaf, place in enumerate(places) if leaf not in self._reached]
+        return [
+            [columns for buffer, columns in missed if buffer == number] for number in range(len(self.buffers))
+        ]
+
+    def member(self, index: int) -> MemberWeights:
+        """A copy of one member's adapter and head, in fp32 on the CPU, at the member's own rank."""
+        a, b, scaling = {}, {}, {}
+        for site, scalings in zip(self.sites, self.scaling, strict=True):
+            rank = self.ranks[index][site.name]
+            a[site.name] = site.view_a(self.a)[index, :rank].detach().cpu().clone()
+            b[site.name] = site.view_b(self.b)[index, :, :rank].detach().cpu().clone()
+            scaling[site.name] = scalings[index]
+        return MemberWeights(a, b, scaling, self.heads.member(index))
+
+    def detach(self, base: nn.Module) -> None:
+        """Give the base its own layers back; the stack cannot run any more."""
+        self._detached = True
+        for site, layer in zip(self.sites, self.layers, strict=True):
+            replace_module(base, site.name, layer.base_layer)
+        self.heads.detach(base)
+        for module in self._apart:
+            del module.forward
+
+    def running(
+        self,
+        *,
+        rows: int,
+        tokens: int,
+        members: slice = ALL_MEMBERS,
+        first_row: int = 0,
+        row_numbers: Tensor | None = None,
+    ) -> AbstractContextManager[None]:
+        """While a forward pass over `rows` rows of `tokens` tokens in all, those of `members`, runs."""
+        if self._detached:  # the plain base would answer for every member
+            raise AdapterError(
+                "this ensemble was unloaded: the base has its own layers back; make or load the ensemble again"
+            )
+        groups = len(range(self.num_members)[members])
+        return _Running(self.plan, (rows, tokens, members, first_row, groups, row_numbers))
+
+    def remembered(self) -> AbstractContextManager[None]:
+        """While a part of the pass that runs now runs once more, later."""
+        then = replace(self.plan)
+
+        @contextmanager
+        def again() -> Iterator[None]:
+            now = replace(self.plan)
+            vars(self.plan).update(vars(then))
+            try:
+                yield
+            finally:
+                vars(self.plan).update(vars(now))
+
+        return again()
+
+    @contextmanager
+    def dropout(self, probability: Tensor, keys: Sequence[int]) -> Iterator[None]:
+        """While features of the adapters' inputs are dropped, with a probability (M,) and a random stream for each member."""
+        self.plan.dropout, self.plan.dropout_keys = probability, keys
+        try:
+            yield
+        finally:
+            self.plan.dropout = None
+
+    @contextmanager
+    def learning_rows(self) -> Iterator[None]:
+        """While a pass tells each layer whether it sees rows in front, or all tokens in one axis."""
+
+        def learn(layer: Any, arguments: tuple[Tensor, ...]) -> None:
+            layer.by_row = arguments[0].shape[0] == self.plan.rows
+
+        def refuse(layer: nn.Module, _arguments: tuple[Tensor, ...], result: object) -> None:
+            if not isinstance(result, Tensor):  # some routers are linear layers that return more
+                name = next(stacked.name for stacked in self.layers if stacked.base_layer is layer)
+                raise AdapterError(
+                    f"layer {name!r} is a {type(layer).__name__} that returns a {type(result).__name__} in place of a tensor; "
+                    f"leave it out by exclude_modules=[{name.rpartition('.')[2]!r}]"
+                )
+
+        handles = [layer.register_forward_pre_hook(learn) for layer in self.layers]
+        handles += [layer.base_layer.register_forward_hook(refuse) for layer in self.layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def random_b(self, members: int) -> Iterator[None]:
+        """While the first members have random B matrices, which make an adapter's update about as large as its input."""
+        kept = self.working_b[:members].clone()
+        generator = torch.Generator().manual_seed(0)
+        for site, scaling in zip(self.sites, self.scaling, strict=True):
+            view = site.view_b(self.working_b)
+            for member in range(members):
+                size = 1 / (abs(scaling[member]) * site.rank**0.5 or 1.0)
+                view[member] = (size * torch.randn(view.shape[1:], generator=generator)).to(view)
+        try:
+            yield
+        finally:
+            self.working_b[:members] = kept
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """While the base computes as if there were no adapters."""
+        before, self.plan.enabled = self.plan.enabled, False
+        try:
+            yield
+        finally:
+            self.plan.enabled = before

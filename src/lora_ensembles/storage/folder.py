@@ -1,0 +1,359 @@
+"""An ensemble on disk and on the hub: `ensemble.json`, a model card, and one plain PEFT adapter folder a member."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from ..disk.atomic import file_written_aside, written_aside
+from ..disk.layout import ENSEMBLE_FILE, names_a_folder
+from ..errors import (
+    AdapterError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    LoraEnsemblesError,
+)
+from ..heads.resolve import base_kind
+from ..passes.stacked_model import StackedModel
+from ..stack.adapters import read_adapter, read_adapter_config, write_adapter
+from ..stack.head_config import HeadConfig, LabelScore
+from ..stack.info import EnsembleInfo
+from ..stack.seeds import MemberSeeds
+from ..stack.sites import MemberWeights
+from .description import FORMAT_VERSION, read_description
+from .hub import ensemble_folder
+from .model_card import render_model_card
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# Of PEFT, which loads a member's base by it; it has none for multiple choice.
+TASK_TYPES = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}
+
+
+@dataclass(frozen=True)
+class SavedEnsemble:
+    """What `ensemble.json` and the member folders hold."""
+
+    base_name: str
+    base_revision: str | None
+    base_fingerprint: str
+    base_folder: (
+        str | None
+    )  # from the ensemble's folder to the base's, where the base was one and its name relative
+    adapter: LoraConfig
+    weights: list[MemberWeights]
+    seeds: list[tuple[int, int]]
+    seed: int
+    vary: list[str]
+    next_index: int
+    overlong: Literal["error", "left"]
+    label_score: LabelScore
+    task: dict[str, Any]
+    head: dict[str, Any]  # the fields of a HeadConfig
+    base_kind: str  # of the base's class and
+    num_labels: int | None  # of its head; see embedded.resolve_base
+    dtype: str | None  # in which the base was when the ensemble was saved, or trained
+
+
+def fingerprint(base: nn.Module, *, apart_from: Collection[str] = ()) -> str:
+    """Two short hashes that tell one base from another, the same in every precision that rounds to bf16: "1b2c...-9f8e...".
+
+    `apart_from` names parameters that the members own, which a base may have in any state.
+
+    They cover names, shapes and first values of parameters: the first of those that quantisation leaves alone (one axis, and the
+    embedding), the second of all others. A base loaded in 4 or 8 bits has the first only.
+    """
+    embedding = base.get_input_embeddings().weight  # type: ignore[operator]
+    kept, rounded = hashlib.sha256(), hashlib.sha256()
+    plain = True
+    for name, parameter in base.named_parameters():
+        if ".lora_" in name or ".head_" in name or name.replace(".base_layer", "") in apart_from:
+            continue
+        plain = plain and parameter.is_floating_point()
+        sample = parameter.detach().flatten()[:256].to(torch.bfloat16).float().cpu()
+        digest = kept if parameter.dim() == 1 or parameter is embedding else rounded
+        digest.update(
+            f"{name.replace('.base_layer', '')} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes()
+        )
+    return f"{kept.hexdigest()[:12]}-{rounded.hexdigest()[:12]}" if plain else kept.hexdigest()[:12]
+
+
+def _same_base(first: str, second: str) -> bool:
+    return all(one == other for one, other in zip(first.split("-"), second.split("-"), strict=False))
+
+
+def member_folder(index: int) -> str:
+    return f"member_{index:03d}"
+
+
+def write_members(
+    ensemble: StackedModel, folder: Path, *, home: Path | None, dtype: torch.dtype = torch.float32
+) -> None:
+    """`ensemble.json`, `README.md` and the member folders, into an existing folder that will stand at `home`; None: anywhere."""
+    config = copy.deepcopy(ensemble.adapter)
+    config.base_model_name_or_path = base_name(ensemble.base)
+    config.task_type = config.task_type or TASK_TYPES.get(base_kind(ensemble.base))
+    for index in range(ensemble.num_members):
+        write_adapter(folder / member_folder(index), ensemble.stack.member(index), config, dtype=dtype)
+    for name, text in _descriptions(ensemble, home).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def update_info(ensemble: StackedModel, path: Path) -> None:
+    """Rewrite `ensemble.json` and `README.md` of a saved ensemble after its `info` changed; its members stay untouched.
+
+    Raises:
+        CheckpointError: `path` holds no ensemble, or one of another number of members, or cannot be written.
+    """
+    saved = len(read_description(path)["members"])
+    if saved != ensemble.num_members:
+        raise CheckpointError(
+            f"{path} holds {saved} members, the ensemble has {ensemble.num_members}; save it to a folder of its own"
+        )
+    for name, text in _descriptions(ensemble, path).items():
+        with file_written_aside(path / name, replace=True) as file:
+            file.write(text)
+
+
+def _descriptions(ensemble: StackedModel, home: Path | None) -> dict[str, str]:
+    """The text of the files that describe an ensemble, by name; `ensemble.json` last, since a folder that has it is complete."""
+    base, info = ensemble.base, ensemble.info
+    content: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "base": {"name": base_name(base), "revision": _revision(base), "fingerprint": ensemble.fingerprint}
+        | _dtype(base),
+        "seed": info.seed,
+        "vary": list(info.vary),
+        "next_index": info.next_index,
+        "overlong": info.overlong,
+        "label_score": info.label_score,
+        "members": [
+            {"folder": member_folder(index), "init_seed": seeds.init, "order_seed": seeds.order}
+            for index, seeds in enumerate(info.seeds)
+        ],
+        "task": info.task,
+    }
+    beside = None if home is None else _path_to_base(base, home)
+    if beside is not None:
+        content["base"]["folder"] = beside
+    if info.head.owned:
+        content["head"] = info.head.to_dict()
+        content["base"] |= {"kind": base_kind(base), "num_labels": base.config.num_labels}
+    return {
+        "README.md": render_model_card(base_name(base), members=ensemble.num_members, task=info.task),
+        ENSEMBLE_FILE: json.dumps(content, indent=2) + "\n",
+    }
+
+
+def write_ensemble(ensemble: StackedModel, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """The ensemble at `path`, whole or not at all.
+
+    Raises:
+        CheckpointError: `path` exists, or cannot be written.
+    """
+    with written_aside(path) as folder:
+        write_members(ensemble, folder, home=path, dtype=dtype)
+
+
+def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedEnsemble:
+    """What `write_ensemble` wrote, or some of its members.
+
+    Raises:
+        CheckpointError: the folder or a member is missing, corrupt, or of a newer format.
+        ConfigError: `members` asks for one that is not there.
+    """
+    path = ensemble_folder(path)
+    content = read_description(path)
+    listed, base = content["members"], content["base"]
+    chosen = list(range(len(listed))) if members is None else list(members)
+    if (
+        not chosen
+        or len(set(chosen)) != len(chosen)
+        or any(index not in range(len(listed)) for index in chosen)
+    ):
+        raise ConfigError(
+            f"members {chosen} of {path}; it holds members 0 to {len(listed) - 1}: pass some of them, none twice"
+        )
+    folders = [path / listed[index]["folder"] for index in chosen]
+    head = content.get("head", {"kind": "causal-lm"})
+    configs = [read_adapter_config(folder, head=head["kind"] != "causal-lm") for folder in folders]
+    return SavedEnsemble(
+        base_name=base["name"],
+        base_revision=base["revision"],
+        base_fingerprint=base["fingerprint"],
+        base_folder=base.get("folder"),
+        adapter=configs[0],
+        weights=[read_adapter(folder, config) for folder, config in zip(folders, configs, strict=True)],
+        seeds=[(listed[index]["init_seed"], listed[index]["order_seed"]) for index in chosen],
+        seed=content["seed"],
+        vary=content["vary"],
+        next_index=content["next_index"],
+        overlong=content["overlong"],
+        label_score=content.get("label_score", "sum"),
+        task=content["task"],
+        head=head | {"classes": tuple(head.get("classes", ()))},
+        base_kind=base.get("kind", "causal-lm"),
+        num_labels=base.get("num_labels"),
+        dtype=base.get("dtype") or content["task"].get("dtype"),
+    )
+
+
+def info_of(saved: SavedEnsemble) -> EnsembleInfo:
+    """What was saved of it."""
+    seeds = [MemberSeeds(*pair) for pair in saved.seeds]
+    head = HeadConfig(**saved.head)
+    return EnsembleInfo(
+        saved.seed,
+        tuple(saved.vary),
+        saved.next_index,
+        seeds,
+        saved.overlong,
+        saved.task,
+        head,
+        saved.label_score,
+    )
+
+
+def base_source(path: Path, saved: SavedEnsemble) -> str:
+    """The name or folder to load a saved ensemble's base by, wherever the program is called from.
+
+    A folder with a relative name is looked for from the ensemble's own folder, then from the present one.
+
+    Raises:
+        DataError: it was a folder, and is in neither place.
+    """
+    places = [saved.base_name]
+    if saved.base_folder is not None:
+        places.insert(
+            0, os.path.normpath(os.path.join(os.path.realpath(ensemble_folder(path)), saved.base_folder))
+        )
+    elif not names_a_folder(saved.base_name):
+        return saved.base_name
+    for place in places:
+        if os.path.isdir(place):
+            return place
+    raise DataError(
+        f"the base of {path} was the folder {saved.base_name!r}, which is not found ({', '.join(map(os.path.abspath, places))}); "
+        "pass base= and tokenizer="
+    )
+
+
+def load_recorded_base(path: Path, saved: SavedEnsemble) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base of a saved ensemble by its recorded name, in the dtype it was saved with, and its tokenizer.
+
+    Raises:
+        DataError: it cannot be loaded.
+    """
+    from ..embedded import resolve_base
+
+    return resolve_base(
+        base_source(path, saved),
+        revision=saved.base_revision,
+        dtype=saved.dtype,
+        head=saved.base_kind,
+        num_labels=saved.num_labels,
+    )
+
+
+def _path_to_base(base: nn.Module, home: Path) -> str | None:
+    """The way from an ensemble's folder to its base's, where the base has a relative name."""
+    name = base_name(base)
+    if not name or os.path.isabs(name) or not os.path.isdir(name):
+        return None
+    try:
+        return Path(os.path.relpath(os.path.realpath(name), os.path.realpath(home))).as_posix()
+    except ValueError:  # on another drive
+        return None
+
+
+def check_fingerprint(base: nn.Module, saved: SavedEnsemble) -> None:
+    """Refuse a base that the members were not trained on."""
+    given = fingerprint(base, apart_from=saved.weights[0].head)
+    if not _same_base(given, saved.base_fingerprint):
+        raise AdapterError(
+            f"the ensemble was trained on base {saved.base_name!r} (fingerprint {saved.base_fingerprint}), the base given is "
+            f"{base_name(base)!r} ({given}); load the right base, or pass check_base=False if they are meant to differ"
+        )
+
+
+def read_members(
+    paths: Sequence[str | Path] | str | Path, base: nn.Module, *, check_base: bool, head: bool = False
+) -> tuple[LoraConfig, list[MemberWeights]]:
+    """Adapters trained elsewhere: the first one's config, and the weights of all; `head` says whether they may hold heads.
+
+    Raises:
+        ConfigError: no path is given, or one twice.
+        CheckpointError: a folder holds no readable adapter.
+        AdapterError: an adapter names another base.
+    """
+    folders = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not folders or len({path.resolve() for path in folders}) != len(folders):
+        raise ConfigError(
+            f"from_adapters got {[str(path) for path in folders]}; pass at least one adapter folder, and none twice"
+        )
+    configs = [read_adapter_config(path, head=head) for path in folders]
+    for path, config in zip(folders, configs, strict=True):
+        named = config.base_model_name_or_path
+        if check_base and named and _last_part(named) != _last_part(base_name(base)):
+            raise AdapterError(
+                f"{path} was trained on base {named!r}, the base given is {base_name(base)!r}; load that base, or pass check_base=False "
+                "if it is the same model under another name"
+            )
+    return configs[0], [read_adapter(path, config) for path, config in zip(folders, configs, strict=True)]
+
+
+def _dtype(base: Any) -> dict[str, str]:
+    """The dtype that a base is loaded in again, where it is one of those that a base can be asked for in."""
+    name = str(base.dtype).removeprefix("torch.")
+    return {"dtype": name} if name in ("float32", "bfloat16", "float16") else {}
+
+
+def base_name(base: nn.Module) -> str:
+    """The hub name or path from which a base was loaded; "" for one that was built in code."""
+    return str(getattr(base.config, "_name_or_path", "") or "")
+
+
+def _last_part(name: str) -> str:
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+
+
+def _revision(base: nn.Module) -> str | None:
+    return getattr(base.config, "_commit_hash", None)
+
+
+def push_to_hub(ensemble: StackedModel, repo_id: str, *, private: bool, token: str | None) -> str:
+    """Upload to the hub; returns the address of the commit."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        write_members(ensemble, Path(folder), home=None)
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return str(
+                api.upload_folder(
+                    repo_id=repo_id, folder_path=folder, commit_message="Upload a LoRA ensemble"
+                ).commit_url
+            )
+        except HFValidationError as error:
+            raise ConfigError(f"{repo_id!r} is no repository name: {error}") from error
+        except Exception as error:  # its own classes, those of its HTTP client, and built-in ones; all mean the same to a caller
+            raise LoraEnsemblesError(
+                f"upload to {repo_id!r} failed: {error}; is there a network, and a token that may write?"
+            ) from error

@@ -1,0 +1,1 @@
+"""What is measured beside the paper's comparisons, one kind a file."""

@@ -1,0 +1,27 @@
+"""Records of the kind `rank`: how large do the adapters of an ensemble have to be?
+
+Alpha grows with the rank, so that the scaling alpha / r stays the paper's 4 and a rank is compared with another at the same factor; with
+more columns the update B A still grows faster at the same step size. Members of all ranks are one stacked run: smaller ones are padded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...baselines import num_trained_parameters
+from ..arms import Arm
+from ..grid import Grid
+from ..setting import Bench, measure_run
+
+
+def rank(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
+    """Single member and ensemble of every rank after the last epoch, and the parameters of a member of it."""
+    arms = [Arm(f"rank {size}", rank=size) for size in grid.ranks]
+    run = bench.train(arms, grid.config(bench.task.name), members=grid.members, seed=seed)
+    found = measure_run(run, bench, epochs=grid.snapshots[-1:])
+    for index, arm in enumerate(arms):
+        found["arms"][arm.name] |= {
+            "rank": arm.rank,
+            "parameters": num_trained_parameters(run.ensemble, run.rows(index)[0]),
+        }
+    return found

@@ -1,0 +1,55 @@
+"""Figure 5: out of distribution."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ....data import OOD_PAIRS
+from ....errors import DataError
+from ...claims.views import decay_arm
+from .style import DECAY, NONE, arms_keys, epoch_panels, finish, heading, panels
+from .values import Records, by_task, epochs_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Figure 5: out of distribution"
+NEEDS = ("sweep",)
+CAPTION = (
+    "Accuracy, NLL (nats) and ECE on questions of another distribution (named above each row as trained on → asked about) over the "
+    "epochs, and AUROC of telling them from the validation questions by the largest probability (0.5, the grey line, is chance). Solid: "
+    "single member (mean of the members' own metrics); dashed: ensemble. Lines: mean over the seeds; bands: from the lowest to the "
+    "highest seed."
+)
+PAPER = (
+    "From cqa to mmlu, ensembling does not undo the forgetting, and improves NLL and ECE out of distribution, with and without a "
+    "regulariser. AUROC is around or below 0.5 in the second and third row, read here as the two mmlu subsets, where accuracy out of "
+    "distribution rises with fine-tuning."
+)
+METRICS = ("accuracy", "nll", "ece", "ood_auroc")
+
+
+def draw(records: Records) -> Figure:
+    """A row a pair of training and other distribution, a column a metric.
+
+    Raises:
+        DataError: records that it needs are missing, or no task of theirs has another distribution.
+        MissingExtraError: matplotlib is not installed.
+    """
+    sweeps = {
+        name: found
+        for name, found in by_task(records, "sweep").items()
+        if any("ood" in row for record in found for row in epochs_of(record, "none").values())
+    }
+    if not sweeps:
+        raise DataError("no task of these records has questions out of distribution; world-cqa has")
+    decay = decay_arm(next(iter(sweeps.values()))[0])
+    arms = {"none": ("no regulariser", NONE), decay: ("decay of B", DECAY)}
+    figure, grid = panels(len(sweeps), len(METRICS), height=1.45)
+    for axes, (name, found) in zip(grid, sweeps.items(), strict=True):
+        axes[-1].axhline(0.5, color="0.5", linewidth=1)
+        epoch_panels(axes, found, {arm: colour for arm, (_, colour) in arms.items()}, METRICS, where="ood")
+        heading(axes[0], f"{name} → {OOD_PAIRS.get(name, 'another')}")
+    for one in grid[-1]:
+        one.set_xlabel("epoch")
+    return finish(figure, records, arms_keys(arms), columns=2)

@@ -1,0 +1,66 @@
+"""Figure 8: which matrix is decayed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ....errors import DataError
+from ...claims.views import decay_arm
+from .style import (
+    DECAY,
+    GREEN,
+    NONE,
+    PURPLE,
+    arms_keys,
+    epoch_panels,
+    finish,
+    heading,
+    panels,
+)
+from .values import Records, by_task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Figure 8: decay of A, of B, of both"
+NEEDS = ("sweep",)
+CAPTION = (
+    "Accuracy, NLL (nats) and ECE on the validation questions over the epochs, with decay of one strength on A alone, on B alone and on "
+    "both, and without. Solid: single member (mean of the members' own metrics); dashed: ensemble. Lines: mean over the seeds; bands: "
+    "from the lowest to the highest seed."
+)
+PAPER = (
+    "On cqa (strength 1e2) and the two mmlu subsets (1e3), decay of A alone leaves NLL high, decay of both costs much accuracy, and decay "
+    "of B alone is good in both."
+)
+METRICS = ("accuracy", "nll", "ece")
+
+
+def draw(records: Records) -> Figure:
+    """A row a task, a column a metric.
+
+    Raises:
+        DataError: records that it needs are missing.
+        MissingExtraError: matplotlib is not installed.
+    """
+    sweeps = {
+        name: found
+        for name, found in by_task(records, "sweep").items()
+        if any("decay of A" in record["result"]["arms"] for record in found)
+    }
+    if not sweeps:
+        raise DataError("no record of a sweep holds decay of A")
+    decay = decay_arm(next(iter(sweeps.values()))[0])
+    arms = {
+        "none": ("no regulariser", NONE),
+        "decay of A": ("decay of A", GREEN),
+        decay: ("decay of B", DECAY),
+        "decay of A and B": ("decay of A and B", PURPLE),
+    }
+    figure, grid = panels(len(sweeps), len(METRICS), height=1.35)
+    for axes, (name, found) in zip(grid, sweeps.items(), strict=True):
+        epoch_panels(axes, found, {arm: colour for arm, (_, colour) in arms.items()}, METRICS)
+        heading(axes[0], name)
+    for one in grid[-1]:
+        one.set_xlabel("epoch")
+    return finish(figure, records, arms_keys(arms), columns=2)

@@ -1,0 +1,236 @@
+"""Values out of records, as figures and tables need them: by task in the paper's order, with a value for each seed.
+
+A record is what `store.cell` returns. A single member's value is the mean of the members' own metrics, never the metric of their mean.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ....data import PAPER_TASKS
+from ....errors import DataError
+from ...grid import CHOICE, ENCODER, FULL, OPEN_KINDS, PAPER, WHOLE_KINDS, Grid
+
+Record = Mapping[str, Any]
+Records = Mapping[str, Sequence[Record]]
+MEMBER, ENSEMBLE = "member", "ensemble"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A value for each seed (or subset and seed).
+
+    Example:
+        >>> Spread((0.1, 0.2, 0.6)).mean, Spread((0.1, 0.2, 0.6)).low
+        (0.3, 0.1)
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def low(self) -> float:
+        return min(self.values)
+
+    @property
+    def high(self) -> float:
+        return max(self.values)
+
+    @property
+    def std(self) -> float:
+        """The sample standard deviation; 0 for one value."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.std:.3f}"
+
+
+def task_order(name: str) -> tuple[int, str]:
+    """A sorting key: the paper's order, an embedded task at the place of the one it mirrors, others behind by name.
+
+    Example:
+        >>> sorted(["world-mmlu-ss", "world-arcc", "world-cqa"], key=task_order)
+        ['world-cqa', 'world-arcc', 'world-mmlu-ss']
+    """
+    plain = name.removeprefix("world-")
+    return (PAPER_TASKS.index(plain) if plain in PAPER_TASKS else len(PAPER_TASKS)), name
+
+
+def by_task(records: Records, kind: str) -> dict[str, list[Record]]:
+    """The records of a kind by task, each task's by seed.
+
+    Raises:
+        DataError: there are none.
+    """
+    found: dict[str, list[Record]] = {}
+    for record in records.get(kind, ()):
+        found.setdefault(str(record["settings"]["task"]), []).append(record)
+    if not found:
+        raise DataError(f"there is no record of the kind {kind!r}")
+    return {
+        name: sorted(found[name], key=lambda record: int(record["settings"]["seed"]))
+        for name in sorted(found, key=task_order)
+    }
+
+
+def value(row: Mapping[str, Any], metric: str, who: str) -> float | None:
+    """A metric of the ensemble, or the mean over its members; None where it was not measured."""
+    values = [row["ensemble"][metric]] if who == ENSEMBLE else [one[metric] for one in row["members"]]
+    return None if any(one is None for one in values) else statistics.fmean(values)
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """The values that are there, or None if none is."""
+    found = tuple(one for one in values if one is not None)
+    return Spread(found) if found else None
+
+
+def epochs_of(record: Record, arm: str) -> dict[int, Mapping[str, Any]]:
+    """What was measured of an arm by epoch; empty if the record has no such arm."""
+    return {
+        int(epoch): row
+        for epoch, row in sorted(_arm(record, arm).get("epochs", {}).items(), key=lambda item: int(item[0]))
+    }
+
+
+def last_row(record: Record, arm: str) -> Mapping[str, Any] | None:
+    """What was measured of an arm at the end; None if the record has no such arm."""
+    epochs = epochs_of(record, arm)
+    return epochs[max(epochs)] if epochs else None
+
+
+def over_epochs(
+    found: Sequence[Record], arm: str, metric: str, who: str, *, where: str | None = None
+) -> dict[int, Spread]:
+    """A metric of an arm by epoch, over the seeds; `where="ood"`: on the other distribution."""
+    epochs = sorted({epoch for record in found for epoch in epochs_of(record, arm)})
+    curve = {}
+    for epoch in epochs:
+        rows = [epochs_of(record, arm).get(epoch) for record in found]
+        rows = [row.get(where) if row and where else row for row in rows]
+        at = spread(value(row, metric, who) for row in rows if row)
+        if at:
+            curve[epoch] = at
+    return curve
+
+
+def strength(arm: str) -> float:
+    """The number at the end of an arm's name.
+
+    Example:
+        >>> strength("decay of B 0.025")
+        0.025
+    """
+    return float(arm.rsplit(" ", 1)[1])
+
+
+def seeds_of(records: Records) -> list[int]:
+    """Every seed that a record has."""
+    return sorted(
+        {
+            int(record["settings"]["seed"])
+            for found in records.values()
+            for record in found
+            if "seed" in record["settings"]
+        }
+    )
+
+
+def smaller_grid(records: Records) -> str:
+    """In what the records' grid is smaller than the full one, as words; empty if in nothing. On another base than the embedded one, the
+    full grid is the paper's. Records of kinds alone that have few tasks, or open ones, are held against those.
+
+    Example:
+        >>> settings = {"task": "world-cqa", "seed": 0, "base": "embedded", "members": 3, "snapshots": [1, 2]}
+        >>> smaller_grid({"sweep": [{"settings": settings}]})
+        '1 of 6 tasks, 1 of 3 seeds, 3 of 5 members, 2 of 10 epochs'
+    """
+    settings = [
+        one["settings"]
+        for kind, found in records.items()
+        for one in found
+        if kind != CHOICE and "task" in one["settings"]
+    ]
+    full = FULL if all(one.get("base", FULL.base) == FULL.base for one in settings) else PAPER
+    full = ENCODER if any("head" in one for one in settings) else full
+    whole = any(records.get(kind) for kind in WHOLE_KINDS)
+    left_open = all(kind in OPEN_KINDS for kind in records if records[kind])
+    tasks = full.tasks if whole else full.open_tasks if left_open else full.few_tasks
+
+    def least(name: str, number: Callable[[Any], int]) -> int | None:
+        return min((number(one[name]) for one in settings if one.get(name)), default=None)
+
+    pairs: list[tuple[int | None, int, str]] = [
+        (len({one["task"] for one in settings}), len(tasks), "tasks"),
+        (len(seeds_of(records)), len(full.seeds), "seeds"),
+        (least("members", int), full.members, "members"),
+        (least("snapshots", lambda value: int(value[-1])), full.snapshots[-1], "epochs"),
+        (least("pool", int), full.pool, "members in the pool"),
+        (least("draws", int), full.draws, "few-shot draws"),
+        (least("kl", len), len(full.kl), "KL weights"),
+        (least("decays", len), 1 if full.choose else len(full.decays), "strengths of decay"),
+    ]
+    if not whole:
+        pairs += [
+            (least("ranks", len), len(full.ranks), "ranks"),
+            (least("wide_kl", len), len(full.wide_kl), "KL weights"),
+            (least("wide_decays", len), len(full.wide_decays), "strengths of decay"),
+        ]
+    if all(found == wanted for found, wanted, _ in pairs[:2]) and records.get(
+        "sweep"
+    ):  # every task and seed, and not all of them together
+        pairs.append((len(records["sweep"]), len(tasks) * len(full.seeds), "sweeps"))
+    said = [
+        f"{found} of {whole} {words}" for found, whole, words in pairs if found is not None and found < whole
+    ]
+    return ", ".join(said + _limits([one["limit"] for one in settings if "limit" in one], full))
+
+
+def _limits(limits: Sequence[Sequence[int | None]], full: Grid) -> list[str]:
+    said = []
+    for place, words in enumerate(("training", "validation", "OOD")):
+        whole, given = full.limit[place], [number for one in limits if (number := one[place]) is not None]
+        if given and (whole is None or min(given) < whole):
+            said.append(f"{min(given)} {words}")
+    return (
+        [f"at most {' and '.join(filter(None, (', '.join(said[:-1]), said[-1])))} questions"] if said else []
+    )
+
+
+def check_one_grid(records: Records) -> None:
+    """Refuse records that must not be averaged: of one kind and task, made with different settings, or twice of one seed.
+
+    Raises:
+        DataError: there are such records.
+    """
+    for kind, found in records.items():
+        first: dict[str, Mapping[str, Any]] = {}
+        seen = set()
+        for record in found:
+            settings = record["settings"]
+            task, others = (
+                str(settings.get("task")),
+                {name: one for name, one in settings.items() if name != "seed"},
+            )
+            for name, one in first.setdefault(task, others).items():
+                if others.get(name) != one:
+                    raise DataError(
+                        f"the records of the kind {kind!r} and the task {task!r} have different settings ({name}: {one} and "
+                        f"{others.get(name)}); keep the records of one grid in a folder"
+                    )
+            if (task, settings.get("seed")) in seen:
+                raise DataError(
+                    f"two records of the kind {kind!r}, task {task!r} and seed {settings.get('seed')}; keep one of them"
+                )
+            seen.add((task, settings.get("seed")))
+
+
+def _arm(record: Record, arm: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = record["result"]["arms"].get(arm, {})
+    return found

@@ -1,0 +1,356 @@
+"""The report of a folder of records: the claims first, then every figure and table beside what the paper shows there, and provenance.
+
+Everything on the page comes from the records; the paper's own numbers and findings stand beside them, marked as such.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...disk.atomic import file_written_aside
+from ...errors import DataError
+from ...prediction.plots import save_figure
+from ..claims.judge import LEAST_TASKS, Claim, Part
+from . import open_tables, tables
+from .figures import DRAWINGS, Drawing
+from .figures.values import Records, by_task, check_one_grid, seeds_of, smaller_grid
+from .page import Beside, Block, Chapter, Code, Heading, Picture, Table, Text, page
+
+HTML_FILE, MARKDOWN_FILE, FIGURES = "report.html", "report.md", "figures"
+TITLE = "LoRA ensembles: the paper's evidence, made again"
+DECIDED = ("supported", "contradicted")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the page, the same in Markdown, the figures; and each figure or table that was left out, with the reason."""
+
+    html: Path
+    markdown: Path
+    figures: tuple[Path, ...]
+    left_out: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as `json.dumps` takes them."""
+        return {
+            "report": str(self.html),
+            "markdown": str(self.markdown),
+            "figures": [str(path) for path in self.figures],
+            "left_out": self.left_out,
+        }
+
+
+def write_report(records: Records, claims: Sequence[Claim], out: Path) -> Written:
+    """Draw every figure there are records for, and write page, Markdown and figures into `out`, over an earlier report.
+
+    Args:
+        records: by kind, as `store.by_kind` reads them.
+        claims: as `judge` finds them.
+        out: a folder; it is made where there is none.
+
+    Raises:
+        DataError: records of different grids, or no sweep among them.
+        CheckpointError: `out` cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    check_one_grid(records)
+    by_task(records, "sweep")
+    left_out: dict[str, str] = {}
+    drawn = {drawing.name: _drawn(drawing, records, out, left_out) for drawing in DRAWINGS}
+    chapters = [
+        _claims_chapter(claims),
+        Chapter(
+            "The figures",
+            tuple(block for name, blocks in drawn.items() if name.startswith("figure_") for block in blocks),
+        ),
+        _tables_chapter(records, left_out),
+        _diversity_chapter(records, drawn, left_out),
+        _open_chapter(records, drawn, left_out),
+        _provenance_chapter(records),
+    ]
+    intro = _intro(records)
+    with file_written_aside(out / HTML_FILE, replace=True) as file:
+        file.write(page(TITLE, [chapter.to_section() for chapter in chapters], intro=intro))
+    with file_written_aside(out / MARKDOWN_FILE, replace=True) as file:
+        file.write("\n".join([f"# {TITLE}\n\n{intro}\n", *(chapter.to_markdown() for chapter in chapters)]))
+    paths = [
+        out / FIGURES / f"{name}.{kind}" for name in drawn if name not in left_out for kind in ("png", "svg")
+    ]
+    return Written(out / HTML_FILE, out / MARKDOWN_FILE, tuple(paths), left_out)
+
+
+def claims_with_text(claims: Sequence[Claim]) -> Table:
+    """One row per claim: its verdict, its first part's difference and interval, and the tasks and settings."""
+    rows = []
+    for claim in claims:
+        supported = sum(part.verdict == "supported" for part in claim.parts)
+        numbers = _signed(claim.difference), _interval(claim.interval), *_sizes(claim)
+        rows.append((claim.id, claim.text, claim.verdict, f"{supported} of {len(claim.parts)}", *numbers))
+    decided = frozenset((row, 2) for row, claim in enumerate(claims) if claim.verdict in DECIDED)
+    header = (
+        "",
+        "claim",
+        "verdict",
+        "parts supported",
+        "difference (first part)",
+        "95 % interval",
+        "tasks",
+        "settings",
+    )
+    return Table(header, tuple(rows), decided, prose=frozenset({1}))
+
+
+def parts_table(claims: Sequence[Claim]) -> Table:
+    """A row a part of a claim."""
+    parts: list[tuple[str, Part]] = [(claim.id, part) for claim in claims for part in claim.parts]
+    rows = tuple(
+        (
+            name,
+            part.name,
+            part.verdict,
+            _signed(part.difference),
+            _interval(part.interval),
+            *_sizes(part),
+        )
+        for name, part in parts
+    )
+    decided = frozenset((row, 2) for row, (_, part) in enumerate(parts) if part.verdict in DECIDED)
+    return Table(
+        ("", "contrast", "verdict", "difference", "95 % interval", "tasks", "settings"),
+        rows,
+        decided,
+        prose=frozenset({1}),
+    )
+
+
+def provenance(records: Records) -> Table:
+    """Where the records come from: versions, device, commit, and every setting, with all the values that occur."""
+    every = [record for found in records.values() for record in found]
+    rows: dict[str, list[str]] = {}
+    for record in every:
+        given = record["environment"]
+        shown: dict[str, Any] = {
+            **{name: one for name, one in given.items() if name != "versions"},
+            **given.get("versions", {}),
+        }
+        shown |= {
+            name: one for name, one in record["settings"].items() if name not in ("kind", "task", "seed")
+        }
+        for name, one in shown.items():
+            text = one if isinstance(one, str) else json.dumps(one)
+            if text not in rows.setdefault(name, []):
+                rows[name].append(text)
+    return Table(
+        ("", "value"), tuple((name, "; ".join(values)) for name, values in rows.items()), prose=frozenset({1})
+    )
+
+
+def counts(records: Records) -> Table:
+    """How many records of each kind there are, of which tasks and seeds."""
+    rows = []
+    for kind, found in records.items():
+        names = dict.fromkeys(str(record["settings"].get("task", "-")) for record in found)
+        seeds = ", ".join(map(str, seeds_of({kind: found})))
+        rows.append((kind, str(len(found)), ", ".join(names), seeds))
+    return Table(("kind", "records", "tasks", "seeds"), tuple(rows), prose=frozenset({2}))
+
+
+def _intro(records: Records) -> str:
+    settings = next(iter(by_task(records, "sweep").values()))[0]["settings"]
+    smaller = smaller_grid(records)
+    return (
+        f"The comparisons of arXiv:2310.00035 on the base {settings.get('base', 'embedded')}: ensembles of {settings['members']} LoRA "
+        f"adapters, {len(by_task(records, 'sweep'))} tasks, seeds {', '.join(map(str, seeds_of(records)))}. "
+        + (f"Made on a smaller grid than the full one: {smaller}." if smaller else "Made on the full grid.")
+    )
+
+
+def _claims_chapter(claims: Sequence[Claim]) -> Chapter:
+    reading = (
+        "Each verdict follows from the records alone. A contrast is a difference in every setting (task and seed); its interval is the "
+        "95 % t interval over tasks, each the mean over its seeds. A claim is supported if the intervals of all its parts lie where it "
+        f"says, contradicted if one lies on the other side, and inconclusive otherwise; with fewer than {LEAST_TASKS} tasks nothing is "
+        "decided, and there is no interval. Supported in part is a claim of which other parts could not be judged. Verdicts that are "
+        "decided, either way, are bold."
+    )
+    unjudged = [Text(f"{claim.id}: {claim.reason}.") for claim in claims if claim.reason]
+    blocks: list[Block] = [
+        claims_with_text(claims),
+        Text(reading),
+        *unjudged,
+        Heading("The parts of each claim"),
+        parts_table(claims),
+    ]
+    return Chapter("The claims", tuple(blocks))
+
+
+def _drawn(drawing: Drawing, records: Records, out: Path, left_out: dict[str, str]) -> list[Block]:
+    """The figure's blocks, with its files written; or why it is left out."""
+    missing = [kind for kind in drawing.needs if not records.get(kind)]
+    try:
+        if missing:
+            commands = " and ".join(f"`lora-ensembles study {kind} --out DIR`" for kind in missing)
+            raise DataError(
+                f"there are no records of the kind {' or '.join(missing)}; make them with {commands}"
+            )
+        figure = drawing.draw(records)
+    except DataError as error:
+        left_out[drawing.name] = str(error)
+        for kind in ("png", "svg"):  # of an earlier report, about other records
+            (out / FIGURES / f"{drawing.name}.{kind}").unlink(missing_ok=True)
+        return [
+            Heading(drawing.title),
+            Text(f"Left out: {error}."),
+            Beside((("In the paper", drawing.paper),)),
+        ]
+    save_figure(figure, out / FIGURES / drawing.name)
+    picture = Picture(
+        (out / FIGURES / f"{drawing.name}.png").read_bytes(), drawing.title, f"{FIGURES}/{drawing.name}.png"
+    )
+    shown = {kind: found for kind, found in records.items() if kind in drawing.needs}
+    seeds = ", ".join(map(str, seeds_of(shown)))
+    return [
+        Heading(drawing.title),
+        picture,
+        Beside((("Here", f"{drawing.caption} Seeds: {seeds}."), ("In the paper", drawing.paper))),
+    ]
+
+
+DIVERSITY = (
+    "Agreement: share of equal answers, mean over pairs. Correlation: of the probabilities of the right option, mean over pairs. Change: "
+    "ensemble minus single member. Means over tasks ± standard deviation over seeds of that mean."
+)
+SIDE_BY_SIDE = (
+    "Means over the tasks and seeds that all methods have, ± standard deviation over seeds of the mean over tasks. Few-shot: mean over "
+    "draws; single member: mean of the members' own metrics; MC dropout: as many passes as the ensemble has members, mean over the members."
+)
+
+
+def _tables_chapter(records: Records, left_out: dict[str, str]) -> Chapter:
+    cells = "Means over seeds ± standard deviation."
+    blocks = [
+        *_table(
+            "Table 1: LoRA ensemble against last-layer ensemble",
+            cells,
+            functools.partial(tables.table_1, records),
+            left_out,
+        ),
+        Text("In the paper (LLaMA-13B, M = 5):"),
+        tables.paper_table_1(),
+        Text(
+            "In the paper, last-layer ensembles underfit: they are clearly less accurate than LoRA ensembles on every task."
+        ),
+        *_table(
+            "Table 2: the tasks' sizes",
+            "Questions used here, and those of the paper's task.",
+            functools.partial(tables.table_2, records),
+            left_out,
+        ),
+        *_table(
+            "Methods side by side", SIDE_BY_SIDE, functools.partial(tables.side_by_side, records), left_out
+        ),
+        *_table("What each method costs", COSTS, functools.partial(tables.costs, records), left_out),
+    ]
+    times = tables.seconds(records)
+    if times is not None:
+        blocks += [
+            Heading("Time"),
+            Text("Training and measuring of a record, all its arms in one stack."),
+            times,
+        ]
+    for metric in ("accuracy", "nll", "ece"):
+        blocks += _table(
+            f"By task: {tables.METRICS[metric]}",
+            cells,
+            functools.partial(tables.methods_by_task, records, metric),
+            left_out,
+        )
+    return Chapter("The tables", tuple(blocks))
+
+
+def _diversity_chapter(
+    records: Records, drawn: Mapping[str, list[Block]], left_out: dict[str, str]
+) -> Chapter:
+    blocks = [block for name in ("reliability", "agreement", "correlation") for block in drawn[name]]
+    for title, reading, table in (
+        ("Members' correlation and the ensemble's gain", RHO, open_tables.correlation),
+        ("Members' likeness and the ensemble's gain", DIVERSITY, tables.diversity),
+    ):
+        blocks += _table(title, reading, functools.partial(table, records), left_out)
+    return Chapter("Calibration and diversity", tuple(blocks))
+
+
+def _open_chapter(records: Records, drawn: Mapping[str, list[Block]], left_out: dict[str, str]) -> Chapter:
+    """What the paper leaves open: each figure, and its numbers."""
+    found: dict[str, tuple[tuple[str, str, Callable[[Records], Table]], ...]] = {
+        "methods": (
+            ("Methods: metrics", OPEN, open_tables.methods),
+            ("Methods: costs", SECONDS, open_tables.costs),
+        ),
+        "initialisation": (("Initialisation: numbers", OPEN, open_tables.initialisation),),
+        "rank": (("Rank: numbers", OPEN, open_tables.rank),),
+        "strength": (("Strength: numbers", OPEN, open_tables.strength),),
+    }
+    blocks: list[Block] = []
+    for name, several in found.items():
+        blocks += drawn[name]
+        for title, reading, table in several if records.get(name) else ():
+            blocks += _table(title, reading, functools.partial(table, records), left_out)
+    return Chapter("What the paper leaves open", tuple(blocks))
+
+
+OPEN = "Means over the tasks ± standard deviation over seeds of the mean over tasks. Single: mean of the members' own metrics."
+SECONDS = (
+    "Seconds as they were measured in each record, one method after another: on a CPU those that the process computed, over all its "
+    'threads, elsewhere those of the clock. "Over single" is the ratio within a record. A single member is trained alone. Few-shot: one '
+    'set of demonstrations. Scaled and "fewer questions" train on a part of the questions, and scaled ones fit their temperature on the '
+    "rest. Parameters are those of all members together."
+)
+RHO = (
+    "Spearman's rank correlation between the members' correlation and what the ensemble gains over them, over the arms of each task and "
+    "seed, the mean over tasks; its interval is the 95 % t interval over tasks. Below zero, an ensemble gains more where its "
+    "members are less alike."
+)
+COSTS = (
+    "Trained parameters in multiples of one member's. An ensemble's members share one forward pass of the base, in which a question is as "
+    "many rows as there are members."
+)
+
+
+def _table(title: str, reading: str, make: Callable[[], Table], left_out: dict[str, str]) -> list[Block]:
+    try:
+        table = make()
+    except DataError as error:
+        left_out[title.partition(":")[0]] = str(error)
+        return [
+            Heading(title),
+            Text(f"Left out: {error}; make what is missing with `lora-ensembles study all --out DIR`."),
+        ]
+    return [Heading(title), table, Text(reading)]
+
+
+def _provenance_chapter(records: Records) -> Chapter:
+    smaller = smaller_grid(records)
+    how = "lora-ensembles study all --out DIR\nlora-ensembles report DIR"
+    grid = f"Smaller than the full grid: {smaller}." if smaller else "The full grid."
+    return Chapter(
+        "Where the numbers come from",
+        (Text(grid), counts(records), provenance(records), Text("Made with:"), Code(how)),
+    )
+
+
+def _signed(number: float | None) -> str:
+    return "-" if number is None else f"{number:+.4f}"
+
+
+def _sizes(judged: Claim | Part) -> tuple[str, str]:
+    return str(judged.tasks), str(judged.settings)
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    return "-" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}"

@@ -1,0 +1,85 @@
+"""Makes the records of a grid: what is there already is read, what is not is measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .grid import CHOICE, KINDS, Grid, cells, settings_of
+from .kinds.choice import choice, with_choice
+from .kinds.initialisation import initialisation
+from .kinds.methods import methods
+from .kinds.paper import few_shot, last_layer, pool, randomness
+from .kinds.rank import rank
+from .kinds.strength import strength
+from .kinds.sweep import sweep
+from .setting import load_bench
+from .store import cell
+
+MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
+    "sweep": sweep,
+    "randomness": randomness,
+    "pool": pool,
+    "few_shot": few_shot,
+    "last_layer": last_layer,
+    "methods": methods,
+    "initialisation": initialisation,
+    "rank": rank,
+    "strength": strength,
+    CHOICE: choice,
+}
+
+
+def run_grid(
+    grid: Grid,
+    out: Path,
+    load_model: Callable[[], tuple[Any, Any]],
+    *,
+    kinds: Sequence[str] = KINDS,
+    tasks: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    say: Callable[[str], None],
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Every record of the grid, by kind; what is in `out` already is read, what is not is measured.
+
+    With `tasks` or `seeds`, only the records of these are measured now. With `grid.choose`, the strength of decay is chosen first, from
+    the first seed of every task of the grid.
+    """
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    if grid.choose:
+        first = [(CHOICE, task, grid.seeds[0]) for task in grid.tasks]
+        found[CHOICE] = _records(grid, out, load_model, first, say)
+        grid = with_choice(grid, found[CHOICE])
+    part = [
+        one
+        for one in cells(grid, kinds)
+        if (tasks is None or one[1] in tasks) and (seeds is None or one[2] in seeds)
+    ]
+    made = _records(grid, out, load_model, part, say)
+    return found | {
+        kind: [one for (name, *_), one in zip(part, made, strict=True) if name == kind] for kind in kinds
+    }
+
+
+def _records(
+    grid: Grid,
+    out: Path,
+    load_model: Callable[[], tuple[Any, Any]],
+    wanted: Sequence[tuple[str, str, int]],
+    say: Callable[[str], None],
+) -> list[Mapping[str, Any]]:
+    made: list[Mapping[str, Any]] = []
+    for number, (kind, task, seed) in enumerate(wanted, start=1):
+
+        def measure(
+            kind: str = kind, task: str = task, seed: int = seed, number: int = number
+        ) -> dict[str, Any]:
+            say(f"{number} of {len(wanted)}: {kind}, {task}, seed {seed}")
+            begin = time.monotonic()
+            result = MEASURES[kind](grid, load_bench(grid, task, load_model), seed=seed)
+            return {**result, "seconds": round(time.monotonic() - begin, 1)}
+
+        made.append(cell(out, f"{kind}-{task}", settings_of(grid, kind, task, seed), measure))
+    return made

@@ -1,0 +1,121 @@
+"""What every kind of record needs: a task's questions with the model that is asked, and arms measured after chosen epochs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..baselines import LastLayerEnsemble, LastLayerHeads, held_out_split
+from ..data import OOD_PAIRS, Example, Task, load_ood, load_task
+from ..heads import HeadConfig, adapter_for, resolve_head
+from ..passes.trunk_states import TrunkStates
+from ..prediction.prediction import Prediction, Predictor, predict
+from ..training.config import TrainConfig
+from .arms import Arm, ArmsRun, train_arms
+from .grid import Grid
+from .measures import described, measured
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A task's questions, its out-of-distribution set, and the model that is asked."""
+
+    task: Task
+    ood: tuple[Example, ...]
+    model: tuple[PreTrainedModel, PreTrainedTokenizerBase] = field(repr=False)
+    head: HeadConfig | None = None
+    layers: tuple[int, ...] = ()
+    kept_states: dict[str, TrunkStates | None] = field(
+        default_factory=dict, repr=False
+    )  # of the questions, which many runs are asked
+
+    @property
+    def adapter(self) -> LoraConfig:
+        """The members' adapter: the paper's, on some of the base's layers only where the grid says so."""
+        base = self.model[0]
+        config = adapter_for(base, resolve_head(base, self.head), None)
+        if self.layers:
+            config.layers_to_transform = list(self.layers)
+        return config
+
+    @property
+    def owned_heads(self) -> bool:
+        """Whether members have heads of their own, so that the base itself says nothing about the answers."""
+        return resolve_head(self.model[0], self.head).owned
+
+    def held_out(self, *, share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+        """A part of the training questions to choose or fit something on, and the rest; no question of the first is scored anywhere.
+
+        Some questions of the paper's tasks are in their training and in their validation part: those stay with the rest.
+        """
+        return held_out_split(
+            self.task.train, share=share, seed=seed, trained_on=(*self.task.validation, *self.ood)
+        )
+
+    def last_layer(self, *, members: int, seed: int) -> LastLayerEnsemble | LastLayerHeads:
+        """An untrained ensemble of output heads on the frozen base."""
+        if self.owned_heads:
+            return LastLayerHeads(*self.model, members=members, seed=seed, head=self.head)
+        return LastLayerEnsemble(*self.model, members=members, seed=seed)
+
+    def train(
+        self,
+        arms: Sequence[Arm],
+        config: TrainConfig,
+        *,
+        members: int,
+        seed: int,
+        examples: Sequence[Example] | None = None,
+    ) -> ArmsRun:
+        """`members` members of every arm, trained on the task's questions or `examples`; the base carries them until unloaded."""
+        shown = self.task.train if examples is None else examples
+        run = train_arms(
+            self.model, arms, shown, config, members=members, seed=seed, adapter=self.adapter, head=self.head
+        )
+        run.ensemble.kept_states = self.kept_states
+        return run
+
+    def ask(self, predictor: Predictor) -> tuple[Prediction, Prediction | None]:
+        """The predictions in and out of distribution; the latter is None where the task has no such set."""
+        return predict(predictor, self.task.validation), predict(predictor, self.ood) if self.ood else None
+
+
+def load_bench(grid: Grid, name: str, load_model: Callable[[], tuple[Any, Any]]) -> Bench:
+    """A task's part of the grid; its out-of-distribution questions are the same for every seed."""
+    full, (train, validation, strange) = load_task(name, data=grid.data), grid.limit
+    ood: tuple[Example, ...] = ()
+    if name in OOD_PAIRS:
+        every = load_ood(OOD_PAIRS[name], data=grid.data)
+        ood = (
+            every
+            if strange is None or strange >= len(every)
+            else tuple(random.Random(0).sample(list(every), strange))
+        )
+    head = None if grid.head == "causal-lm" else HeadConfig(grid.head, max_length=grid.max_length)
+    return Bench(
+        Task(name, full.train[:train], full.validation[:validation]), ood, load_model(), head, grid.layers
+    )
+
+
+def measure_run(run: ArmsRun, bench: Bench, *, epochs: Sequence[int]) -> dict[str, Any]:
+    """Every arm of a run after `epochs`, of which the last is described as well; the run's members are left at the last."""
+    arms: dict[str, Any] = {arm.name: {"epochs": {}} for arm in run.arms}
+    for epoch in epochs:
+        run.ensemble.stack.set_members(run.trained.snapshots[epoch])
+        known, strange = bench.ask(run.ensemble)
+        for index, arm in enumerate(run.arms):
+            rows = run.rows(index)
+            own, other = known.select(rows), None if strange is None else strange.select(rows)
+            arms[arm.name]["epochs"][str(epoch)] = measured(own, other)
+            if epoch == epochs[-1]:
+                arms[arm.name] |= described(own)
+    for index, arm in enumerate(run.arms):
+        history = run.trained.history[-1]
+        arms[arm.name]["train_accuracy"] = [history["train_accuracy"][row] for row in run.rows(index)]
+    return {"arms": arms}

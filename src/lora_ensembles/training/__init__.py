@@ -1,0 +1,1 @@
+"""The training loop, its settings, its log and its checkpoints."""

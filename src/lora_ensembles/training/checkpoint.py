@@ -1,0 +1,263 @@
+"""A training run on disk: settings, log, and a checkpoint from which it goes on to the same weights, bit for bit.
+
+training/  config.json  environment.json  log.jsonl
+           checkpoint/  state.safetensors (weights and moments)  state.json (step, history)
+           snapshots/epoch_003/  an ensemble of its own
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..disk.atomic import (
+    added_to,
+    cannot_write,
+    check_readable,
+    file_written_aside,
+    recover,
+    status,
+    written_aside,
+)
+from ..disk.claimed import FolderLock, check_free, clear
+from ..disk.layout import ENSEMBLE_FILE, LOCK_FILE, RUN_FOLDER
+from ..disk.provenance import environment
+from ..disk.schema import anything, check, list_of, number, object_of, read_json, record, whole
+from ..errors import CheckpointError, LoraEnsemblesError
+from ..stack.sites import MemberWeights
+from ..storage.folder import read_ensemble, write_ensemble, write_members
+from .signals import Interrupted
+
+if TYPE_CHECKING:
+    from ..ensemble import LoraEnsemble
+    from .optim import StackedAdamW
+
+CHECKPOINT = "checkpoint"
+BEFORE = {"loss": "vocabulary"}
+"""What runs had before a setting existed, whose files do not name it."""
+
+
+@dataclass
+class Progress:
+    """How far a run is: optimiser steps done, what was measured after each epoch, and the sums of the epoch under way."""
+
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    partial: dict[str, Any] = field(default_factory=dict)
+
+
+_STATE = record(
+    {
+        "step": whole(),
+        "history": list_of(object_of(anything)),
+        "partial": record({}, {"sums": list_of(list_of(number())), "count": whole()}, others=True),
+    }
+)
+
+
+class RunFolder:
+    """The `training` folder of one run below `out`, which no other process can enter before `close`.
+
+    Args:
+        out: the folder of the ensemble to be.
+        settings: what decides the result; a run goes on only with the settings it had.
+        resume: go on with the run that is there, if there is one.
+        overwrite: remove the run or the ensemble that is there, if it holds nothing else.
+
+    Raises:
+        CheckpointError: as `claimed.check_free`; or there is no run to go on with, or one of other settings.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool = False):
+        self.out, self.folder = out, out / RUN_FOLDER
+        self.saved_step: int | None = None  # of the checkpoint
+        check_free(out, resume=resume, overwrite=overwrite)
+        self._made = status(out) is None
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(out, error) from error
+        self._lock = FolderLock(out)
+        try:
+            self._open(json.loads(json.dumps(settings)), resume=resume, overwrite=overwrite)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+        check_empty = not resume and any(entry.name != LOCK_FILE for entry in self.out.iterdir())
+        if check_empty:
+            if not overwrite:  # another process was here since it was found free
+                raise CheckpointError(f"{self.out} exists already; choose another folder")
+            clear(self.out)
+        if (self.out / ENSEMBLE_FILE).exists() and not (self.folder / "config.json").is_file():
+            raise CheckpointError(
+                f"{self.out} holds an ensemble but no run that could go on; choose another folder"
+            )
+        if (self.folder / "config.json").is_file():
+            self._check_settings(settings)
+            return
+        with written_aside(self.folder) as aside:
+            (aside / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+            (aside / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+
+    def close(self) -> None:
+        """Let other processes in; a folder that was made for this run and holds nothing goes."""
+        self._lock.release()
+        if self._made:
+            with suppress(OSError):
+                self.out.rmdir()
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """While the run goes on: an error says from where it can go on, and without a checkpoint leaves nothing in the way.
+
+        The folder is closed at the end.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self._leave(error)
+            raise
+        finally:
+            self.close()
+
+    def _leave(self, error: BaseException) -> None:
+        if self.saved_step is not None:
+            if isinstance(error, LoraEnsemblesError | Interrupted):
+                error.args = (
+                    f"{error}. The checkpoint of step {self.saved_step} is kept in {self.out}: go on from it by resume=True, "
+                    "or replace the run by overwrite=True",
+                    *error.args[1:],
+                )
+        elif (
+            status(self.folder / CHECKPOINT) is None
+        ):  # a checkpoint that could not be read is not ours to remove
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        file = self.folder / "config.json"
+        try:
+            before = read_json(file)
+            check(before, object_of(anything), file=file, advice="it is no run's")
+        except CheckpointError as error:
+            raise CheckpointError(f"{file} is corrupt ({error}); remove {self.out} and train anew") from error
+        before = {name: BEFORE[name] for name in BEFORE.keys() & settings.keys()} | before
+        different = sorted(
+            name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name)
+        )
+        if different:
+            changes = "; ".join(
+                f"{name} was {before.get(name)!r}, is {settings.get(name)!r}" for name in different
+            )
+            raise CheckpointError(
+                f"{self.out} holds a run with other settings, so it cannot be resumed: {changes}"
+            )
+
+    def log(self, row: dict[str, Any]) -> None:
+        path = self.folder / "log.jsonl"
+        try:
+            with open(path, "a") as log:
+                log.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def save(self, ensemble: LoraEnsemble, optimizer: StackedAdamW, progress: Progress) -> None:
+        """Replace the checkpoint by the present state; the old one stays until the new one is complete."""
+        tensors = {name: tensor.contiguous() for name, tensor in _state(ensemble, optimizer).items()}
+        with written_aside(self.folder / CHECKPOINT, replace=True) as aside:
+            save_file(tensors, aside / "state.safetensors")
+            (aside / "state.json").write_text(json.dumps(dataclasses.asdict(progress)) + "\n")
+        self.saved_step = progress.step
+
+    def restore(self, ensemble: LoraEnsemble, optimizer: StackedAdamW) -> Progress:
+        """Bring ensemble and optimiser to the last checkpoint, if there is one, and cut the log back to it.
+
+        Raises:
+            CheckpointError: the checkpoint is corrupt, or of another ensemble.
+        """
+        folder = self.folder / CHECKPOINT
+        recover(folder)
+        if not folder.is_dir():
+            self._cut_log(0)
+            return Progress()
+        try:
+            saved = load_file(folder / "state.safetensors")
+            content = read_json(folder / "state.json")
+            check(content, _STATE, file=folder / "state.json", advice="it is no run's")
+            sums = content["partial"].get("sums")
+            if sums is not None and [len(row) for row in sums] != [ensemble.num_members] * 2:
+                raise CheckpointError(f"partial.sums is not 2 by {ensemble.num_members}")
+        except (OSError, SafetensorError, CheckpointError) as error:
+            raise CheckpointError(
+                f"the checkpoint {folder} is corrupt or cut short ({error}); remove {self.out} and train anew"
+            ) from error
+        progress = Progress(content["step"], content["history"], content["partial"])
+        state = _state(ensemble, optimizer)
+        if {name: tensor.shape for name, tensor in saved.items()} != {
+            name: tensor.shape for name, tensor in state.items()
+        }:
+            raise CheckpointError(
+                f"the checkpoint {folder} is of an ensemble of another shape; train into another folder"
+            )
+        for name, tensor in state.items():
+            tensor.copy_(saved[name])
+        ensemble.stack.refresh()
+        optimizer.steps = progress.step
+        self._cut_log(progress.step)
+        self.saved_step = progress.step
+        return progress
+
+    def _cut_log(self, step: int) -> None:
+        path = self.folder / "log.jsonl"
+        if status(path) is None:
+            return
+        check_readable(path)
+        rows = []
+        for place, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+            if not line.endswith(b"\n"):  # cut off while it was written
+                break
+            try:
+                row = json.loads(line)
+                kept = row["step"] <= step
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise CheckpointError(
+                    f"{path}, line {place}: no row of a log ({error}); remove the line, or remove {self.out} and train anew"
+                ) from error
+            rows += [line.decode("utf-8")] if kept else []
+        with file_written_aside(path, replace=True) as file:
+            file.writelines(rows)
+
+    def save_snapshot(self, ensemble: LoraEnsemble, epoch: int) -> None:
+        path = self.folder / "snapshots" / f"epoch_{epoch:03d}"
+        if not path.exists():  # a resumed run passes the same epoch with the same weights again
+            write_ensemble(ensemble, path)
+
+    def snapshots(self) -> dict[int, list[MemberWeights]]:
+        """The snapshots that were saved so far, by epoch."""
+        paths = sorted((self.folder / "snapshots").glob("epoch_*"))
+        return {int(path.name.removeprefix("epoch_")): read_ensemble(path).weights for path in paths}
+
+    def finish(self, ensemble: LoraEnsemble) -> None:
+        """Put the ensemble's files beside `training`; `ensemble.json` comes last, so a folder that has it is complete."""
+        if not (self.out / ENSEMBLE_FILE).exists():
+            with added_to(self.out, last=ENSEMBLE_FILE) as aside:
+                write_members(ensemble, aside, home=self.out)
+
+
+def _state(ensemble: LoraEnsemble, optimizer: StackedAdamW) -> dict[str, Any]:
+    named = dict(
+        zip(("a", "b", "head"), ensemble.stack.buffers, strict=False)
+    )  # a causal language model's members have no head
+    for name, moments in zip(tuple(named), optimizer.states, strict=True):
+        named |= {f"{name}.first_moment": moments.first, f"{name}.second_moment": moments.second}
+    return named

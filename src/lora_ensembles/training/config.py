@@ -1,0 +1,223 @@
+"""The settings of a training run, for all members or for each."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..checks import number_between, real_number, whole_number
+from ..errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:  # the command line makes its flags of these fields, without waiting for torch
+    from torch import Tensor
+
+PerMember = float | Sequence[float]  # one number for all members, or one for each
+PER_MEMBER_FIELDS = (
+    "learning_rate",
+    "weight_decay_a",
+    "weight_decay_b",
+    "weight_decay_head",
+    "kl_weight",
+    "dropout",
+)
+OVERLONG = ("error", "left")
+LOSSES = ("auto", "labels", "vocabulary")
+LABEL_SCORES = ("sum", "mean")
+OPTIONAL_COUNTS = ("max_rows", "checkpoint_every", "length_window")
+SCHEDULES = ("constant", "linear", "cosine")
+CHOICES = {"schedule": SCHEDULES, "overlong": OVERLONG, "loss": LOSSES, "label_score": LABEL_SCORES}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How members are trained. Every `PerMember` setting is one number for all, or a sequence with one for each member.
+
+    Args:
+        epochs: passes over the training data.
+        batch_size: rows of one member in a step; a step computes members * batch_size rows.
+        learning_rate: step size of AdamW.
+        weight_decay_a, weight_decay_b: decoupled decay of the A and the B matrices; B <- B - lr * adam(g) - lr * decay * B (Eq. 5 of
+            arXiv:2310.00035 as read here). learning_rate * decay must stay below 1.
+        weight_decay_head: the same of the members' own heads, biases included; a causal language model's members have none.
+        kl_weight: beta of Eq. 4, the weight of D_KL(fine-tuned || base) at the answer over the full vocabulary, or over classes or options
+            where members have heads of their own, which then begin as the base's.
+        dropout: probability of dropping a feature of the adapters' input; None takes the adapter config's `lora_dropout`.
+        schedule: "constant", or "linear" or "cosine" to zero after `warmup_steps` of linear rise.
+        warmup_steps: steps of linear rise from 0, before the schedule, as in transformers.
+        max_grad_norm: largest gradient norm of a member, over its own parameters; None: no clipping.
+        max_rows: most rows in flight: members * batch rows, and times the texts of an example where members have heads of their own. A step
+            that has more is split over members, then over rows, with the same result. None: no limit. When memory runs out, a run goes on
+            with half of it by itself.
+        length_window: batches of a member that share out their rows by length, so that a step holds little padding; each member keeps a
+            shuffle of its own, and its weights still do not depend on its neighbours. 8 to 50 suit most data. None: the plain shuffle.
+        snapshot_epochs: epochs after which every member's weights are kept (early stopping).
+        checkpoint_every: steps between checkpoints; None: one at the end of each epoch.
+        log_every: steps between rows of the log.
+        overlong: what to do with a prompt longer than the base's window: "error", or "left" to cut its beginning.
+        loss: "vocabulary", -log p(answer | prompt) over the full vocabulary (Eq. 3); "labels", -log p of the right label among an
+            example's own (Eq. 1), for which every label is read and the divergence of `kl_weight` is over them as well; "auto" takes
+            "labels" where all examples have the same labels and one of these has several tokens, as the words of a classification do,
+            else "vocabulary". Open answers have the second only; members with heads of their own have a loss over their classes or
+            options. docs/data.md shows what was measured.
+        label_score: how a label of several tokens counts against the others, in training over labels and in every prediction: by the
+            "mean" of its tokens' log-probabilities, which does not favour short labels, or by their "sum" (Eq. 1). The same for
+            labels of one token; not read where there are none.
+
+    Raises:
+        ConfigError: a setting is out of its range.
+
+    Example:
+        >>> TrainConfig(learning_rate=1e-3, weight_decay_b=1e3)
+        Traceback (most recent call last):
+        ...
+        lora_ensembles.errors.ConfigError: learning_rate * weight_decay_b = 0.001 * 1000.0 = 1; it must be below 1, or a step ...
+    """
+
+    epochs: int = 5
+    batch_size: int = 16
+    learning_rate: PerMember = 2e-4
+    weight_decay_a: PerMember = 0.01
+    weight_decay_b: PerMember = 0.01
+    weight_decay_head: PerMember = 0.01
+    kl_weight: PerMember = 0.0
+    dropout: PerMember | None = None
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+    max_grad_norm: float | None = None
+    max_rows: int | None = None
+    length_window: int | None = None
+    snapshot_epochs: Sequence[int] = ()
+    checkpoint_every: int | None = None
+    log_every: int = 10
+    overlong: Literal["error", "left"] = "error"
+    loss: Literal["auto", "labels", "vocabulary"] = "auto"
+    label_score: Literal["sum", "mean"] = "mean"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "log_every", *OPTIONAL_COUNTS):
+            if getattr(self, name) is not None or name not in OPTIONAL_COUNTS:
+                self._set(name, whole_number(name, getattr(self, name)))
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(unknown_name(name, str(getattr(self, name)), known))
+        self._set("warmup_steps", whole_number("warmup_steps", self.warmup_steps, least=0))
+        if self.max_grad_norm is not None:
+            norm = real_number("max_grad_norm", self.max_grad_norm)
+            if not norm > 0:
+                raise ConfigError(f"max_grad_norm={norm}; it is a number above 0, or None for no clipping")
+            self._set("max_grad_norm", norm)
+        epochs = self.snapshot_epochs
+        listed = epochs if isinstance(epochs, list | tuple | range) else [epochs]
+        late = [epoch for epoch in listed if epoch not in range(1, self.epochs + 1)]
+        if late or listed is not epochs:
+            raise ConfigError(
+                f"snapshot_epochs={epochs!r}; it is a list of epochs, and the run has epochs 1 to {self.epochs}"
+            )
+        kind = list if isinstance(epochs, list) else tuple
+        self._set("snapshot_epochs", kind(int(epoch) for epoch in epochs))
+        self._check_ranges()
+
+    def _set(self, name: str, value: object) -> None:
+        # numpy's numbers become Python's, which JSON knows.
+        object.__setattr__(self, name, value)
+
+    def _check_ranges(self) -> None:
+        for name in PER_MEMBER_FIELDS:
+            value = _plain(name, getattr(self, name))
+            for number in _values(value):
+                number_between(name, number, least=0)
+            self._set(name, value)
+        if any(value >= 1 for value in _values(self.dropout)):
+            raise ConfigError(f"dropout={self.dropout}; it is a probability below 1")
+        for name in ("weight_decay_a", "weight_decay_b"):
+            self.check_decay(name)
+
+    def check_decay(self, name: str) -> None:
+        """Refuse a decay that is too large for the learning rate; that of heads is checked where members have them.
+
+        Raises:
+            ConfigError: as it says.
+        """
+        for rate, decay in _pairs(self.learning_rate, getattr(self, name)):
+            if rate * decay >= 1:
+                raise ConfigError(
+                    f"learning_rate * {name} = {rate} * {decay} = {rate * decay:g}; it must be below 1, or a step of decay "
+                    "turns the weights' sign; lower one of them"
+                )
+
+    def per_member(self, name: str, members: int, *, default: float = 0.0) -> Tensor:
+        """The values (M,) of a per-member setting.
+
+        Raises:
+            ConfigError: a sequence does not have one value for each member.
+        """
+        import torch
+
+        value = getattr(self, name)
+        if value is None or isinstance(value, int | float):
+            return torch.full((members,), default if value is None else float(value))
+        if len(value) != members:
+            raise ConfigError(
+                f"{name} has {len(value)} values for {members} members; give one number, or one for each member"
+            )
+        return torch.tensor([float(one) for one in value])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON-able values."""
+        return {
+            name: list(value) if isinstance(value, tuple | list) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+
+def _plain(name: str, value: Any) -> PerMember | None:
+    """A per-member setting of plain numbers: one, or a list; arrays become lists."""
+    # Read from a YAML file, 1e-3 is a text: YAML 1.1 wants 1.0e-3.
+    needed = "it is a number, or a list with one for each member"
+    if value is None and name == "dropout":
+        return None
+    if getattr(value, "ndim", 0) == 1 and hasattr(value, "tolist"):
+        value = value.tolist()
+    if not isinstance(value, list | tuple):
+        return real_number(name, value, needed=needed)
+    for number in value:
+        if isinstance(number, bool) or not isinstance(number, Real):
+            raise ConfigError(f"{name}={value!r}; {needed}")
+    return type(value)(float(number) for number in value)
+
+
+def _values(value: PerMember | None) -> list[float]:
+    if value is None:
+        return []
+    return [float(value)] if isinstance(value, int | float) else [float(one) for one in value]
+
+
+def _pairs(first: PerMember, second: PerMember) -> list[tuple[float, float]]:
+    left, right = _values(first), _values(second)
+    if len(left) == len(right):
+        return list(zip(left, right, strict=True))
+    return [(one, other) for one in left for other in right]
+
+
+def schedule_factor(config: TrainConfig, step: int, total: int) -> float:
+    """The multiple of the learning rate at `step` of `total` steps, counted from 0: that of transformers' schedule of the same name.
+
+    It is step / warmup_steps during the warm-up, so the first step of a warm-up changes no weight.
+
+    Example:
+        >>> config = TrainConfig(schedule="linear", warmup_steps=2)
+        >>> [schedule_factor(config, step, 6) for step in range(6)]
+        [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]
+    """
+    if step < config.warmup_steps:
+        return step / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    if config.schedule == "linear":
+        return 1 - done
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1.0
