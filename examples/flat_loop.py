@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from lora_ensembles import load_base, load_task, member_seeds
 from lora_ensembles.data import EncodedExample, Example, encode_examples
-from lora_ensembles.heads.lm.table import epoch_order
+from lora_ensembles.training.orders import epoch_order
 
 MEMBERS, EPOCHS, BATCH, RATE = 3, 2, 16, 2e-3
 DECAY_A, DECAY_B, BETA = 0.01, 20.0, 0.0

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from lora_ensembles import LoraEnsemble, predict, train
 from lora_ensembles.data import Example
-from lora_ensembles.heads.lm.table import epoch_order
 from lora_ensembles.stack.dropout import dropout_factors, stream_key
 from lora_ensembles.stack.seeds import MemberSeeds
 from lora_ensembles.stack.sites import MemberWeights
+from lora_ensembles.training.orders import epoch_order
 from reference_training import Recipe, assert_different_weights, assert_same_weights, config_of
 from tiny_heads import build, build_ensemble, examples_for, tokenizer
 

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 
 from lora_ensembles import TrainConfig
 from lora_ensembles.data import EncodedExample
-from lora_ensembles.heads.lm.table import epoch_order
 from lora_ensembles.stack.dropout import dropout_factors, stream_key
 from lora_ensembles.stack.seeds import MemberSeeds
 from lora_ensembles.stack.sites import MemberWeights
+from lora_ensembles.training.orders import epoch_order
 from tiny_models import pad
 
 

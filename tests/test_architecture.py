@@ -296,14 +296,14 @@ def write_package(source: Path, files: dict[str, str]) -> Path:
 @pytest.mark.parametrize(
     "text",
     [
-        "from ..training.loop import train",
+        "from ..training.adapters import train",
         "from ..training import loop",
         "from .. import training",
         "import lora_ensembles.training.loop",
-        "from lora_ensembles.training.loop import train",
-        "try:\n    from ..training.loop import train\nexcept ImportError:\n    train = None",
-        "class Early:\n    from ..training.loop import train",
-        "def late():\n    from ..training.loop import train",
+        "from lora_ensembles.training.adapters import train",
+        "try:\n    from ..training.adapters import train\nexcept ImportError:\n    train = None",
+        "class Early:\n    from ..training.adapters import train",
+        "def late():\n    from ..training.adapters import train",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..training.config import TrainConfig",
     ],
 )

@@ -87,9 +87,10 @@ if TYPE_CHECKING:
     from .stack.adapters import default_adapter_config
     from .stack.lora import StackedLoraLinear, fold_members, unfold_members
     from .stack.seeds import MemberSeeds, member_seeds
+    from .training.adapters import train
     from .training.config import TrainConfig
-    from .training.loop import TrainResult, train
     from .training.presets import preset
+    from .training.trainee import TrainResult
 
 __all__ = [
     "AdapterError",
@@ -199,7 +200,8 @@ _HOMES = {
     "stack.seeds": "MemberSeeds member_seeds",
     "data": "ColumnMapping Completion CompletionTask Example Message Task completions_from_files found_classes load_completions "
     "load_file load_ood load_preferences load_task preference preferences_from_files task_from_files task_names",
-    "training.loop": "TrainResult train",
+    "training.adapters": "train",
+    "training.trainee": "TrainResult",
     "prediction.uncertainty": "disagreement expected_entropy mutual_information total_entropy variation_ratio",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -257,6 +257,10 @@ class LoraEnsemble(StackedModel):
         ]
         info.next_index += len(weights)
 
+    def set_members(self, members: Sequence[MemberWeights]) -> None:
+        """Replace the members' weights by as many others, a snapshot's, say; see `TrainResult.restore`."""
+        self.stack.set_members(members)
+
     def select(self, indices: Sequence[int]) -> None:
         """Keep the members of these indices, in this order, and drop the others.
 

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from lora_ensembles.data import EncodedExample
-from lora_ensembles.heads.lm.table import epoch_order
 from lora_ensembles.stack.sites import MemberWeights
+from lora_ensembles.training.orders import epoch_order
 
 Row = TypeVar("Row")
 SAVED = ".modules_to_save.default."  # in the name of a parameter of a head

@@ -42,8 +42,8 @@ from lora_ensembles.generation.text import generate_text
 from lora_ensembles.heads import HeadConfig, predict_rewards
 from lora_ensembles.prediction.plots import reliability_diagram
 from lora_ensembles.prediction.prediction import Prediction, predict
+from lora_ensembles.training.adapters import train
 from lora_ensembles.training.config import TrainConfig
-from lora_ensembles.training.loop import train
 from lora_ensembles.training.presets import preset
 from tiny_ensembles import (
     WINDOW,

@@ -21,9 +21,9 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_ensembles import BatchEnsemble, LastLayerEnsemble, LoraEnsemble, MCDropout, TrainConfig
 from lora_ensembles.data import EncodedExample, Example, encode_examples
-from lora_ensembles.heads.lm.table import epoch_order
 from lora_ensembles.stack.dropout import dropout_factors, stream_key
 from lora_ensembles.stack.seeds import MemberSeeds
+from lora_ensembles.training.orders import epoch_order
 from tiny_models import (
     ARCHITECTURES,
     adapter_config,

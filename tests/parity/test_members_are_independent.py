@@ -11,9 +11,9 @@ from torch import Tensor
 from lora_ensembles import LoraEnsemble, TrainConfig, train
 from lora_ensembles.data import encode_examples
 from lora_ensembles.errors import AdapterError
-from lora_ensembles.heads.lm.table import epoch_order
 from lora_ensembles.stack.lora import unfold_members
 from lora_ensembles.training.optim import clip_per_member
+from lora_ensembles.training.orders import epoch_order
 from tiny_models import (
     adapter_config,
     build,

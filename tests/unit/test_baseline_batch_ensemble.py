@@ -192,7 +192,7 @@ def test_memory_that_runs_out_is_an_error_that_says_what_to_do() -> None:
     with (
         no_memory_left(),
         pytest.raises(
-            TrainingError, match="memory ran out with 12 rows in flight; lower max_rows, for example to 6"
+            TrainingError, match="memory ran out at step 1 with a single row in flight; free memory"
         ),
     ):
         built.fit(TRAIN, CONFIG)

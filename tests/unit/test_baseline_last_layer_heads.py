@@ -22,8 +22,8 @@ from lora_ensembles import (
 )
 from lora_ensembles.errors import ConfigError
 from lora_ensembles.heads import encode_texts
-from lora_ensembles.heads.lm.table import MemberOrders, epoch_order
 from lora_ensembles.passes.texts import text_scores
+from lora_ensembles.training.orders import MemberOrders, epoch_order
 from tiny_heads import ARCHITECTURES, build, build_ensemble, examples_for, tokenizer
 from tiny_models import build as build_causal
 from tiny_models import tokenizer as words

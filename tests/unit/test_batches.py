@@ -7,7 +7,8 @@ import torch
 
 from lora_ensembles.data import EncodedExample
 from lora_ensembles.errors import DataError
-from lora_ensembles.heads.lm.table import MemberOrders, TokenTable, by_length, epoch_order, split_step
+from lora_ensembles.heads.lm.table import TokenTable
+from lora_ensembles.training.orders import MemberOrders, by_length, epoch_order, split_step
 
 PAD = 0
 SHORT = EncodedExample(prompt_ids=(5, 6), label_ids=((7,), (8,)), target=1)  # 5 6 | 8

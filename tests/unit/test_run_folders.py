@@ -18,8 +18,8 @@ import torch
 from lora_ensembles.disk.claimed import FolderLock
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.errors import CheckpointError, ConfigError, TrainingError
+from lora_ensembles.training.adapters import train
 from lora_ensembles.training.config import TrainConfig
-from lora_ensembles.training.loop import train
 from lora_ensembles.training.signals import Interrupted, signals_held
 from tiny_ensembles import ensemble, files_below, llama, questions, tokenizer
 

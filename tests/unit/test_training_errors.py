@@ -17,8 +17,9 @@ from lora_ensembles.data import Example
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.errors import CheckpointError, ConfigError, DataError, TrainingError
 from lora_ensembles.prediction.prediction import predict
+from lora_ensembles.training.adapters import train
 from lora_ensembles.training.config import TrainConfig
-from lora_ensembles.training.loop import TrainResult, train
+from lora_ensembles.training.trainee import TrainResult
 from tiny_ensembles import (
     WINDOW,
     adapter,

@@ -5,9 +5,12 @@ Shapes: M members, B rows of a member, T tokens, K answer positions, D features,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from peft import LoraConfig
@@ -15,7 +18,9 @@ from torch import Tensor, nn
 
 from ..data import Example
 from ..errors import AdapterError, ConfigError
+from ..heads.lm.scored import score_members
 from ..heads.lm.table import TokenTable
+from ..heads.losses import RowLosses
 from ..heads.objectives import answer_loss, answer_right, kl_to_base
 from ..passes.answer_positions import answer_logits, logits_at
 from ..passes.probe import (
@@ -29,19 +34,11 @@ from ..stack.head_config import LabelScore
 from ..stack.lora import StackPlan, fold_members, unfold_members
 from ..stack.seeds import member_seeds, whole_count
 from ..training.config import TrainConfig
-from ..training.loop import TrainResult
-from .fitting import (
-    Flat,
-    answer_states,
-    check_settings,
-    fit,
-    score_members,
-    training_rows,
-)
+from ..training.loop import run
+from ..training.trainee import TrainResult
+from .trainee import BaselineTrainee, answer_states, check_settings, check_validation, training_rows
 
 if TYPE_CHECKING:
-    from typing import Literal
-
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ALL = slice(None)
@@ -176,17 +173,29 @@ class BatchEnsemble:
         return self.inputs.shape[1] + self.outputs.shape[1]
 
     def fit(
-        self, examples: Sequence[Example], config: TrainConfig | None = None, *, progress: bool = False
+        self,
+        examples: Sequence[Example],
+        config: TrainConfig | None = None,
+        *,
+        validation: Sequence[Example] = (),
+        out: str | Path | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        progress: bool = False,
     ) -> TrainResult:
         """Train every member's r and s on `examples`, each in an order of its own, by Eq. 3 (and 4) of arXiv:2310.00035.
 
+        `validation`, `out`, `resume` and `overwrite` are those of `train`; with `out`, the last checkpoint is the result, and `resume`
+        brings a finished run back.
+
         Raises:
-            ConfigError: a setting is not supported here (dropout, snapshots, checkpoints), or not one for each member.
+            ConfigError: a setting is not supported here (dropout), or not one for each member.
             DataError: an example cannot be encoded or has no answer.
             TrainingError: a loss or gradient is not finite, or memory ran out.
         """
         config = config or TrainConfig()
         check_settings(config, "BatchEnsemble")
+        check_validation(validation)
         kl_weight = config.per_member("kl_weight", self.num_members).to(self.base.device)
         _, table = training_rows(examples, self.base, self.tokenizer, config)
         states = None
@@ -194,13 +203,21 @@ class BatchEnsemble:
             with self.base_only() as base:
                 states = answer_states(base, table, rows=config.max_rows)
         self.overlong, self.label_score = config.overlong, config.label_score
-        return fit(
-            _Offsets(self, table, kl_weight, states),
+        return run(
+            _OffsetsTrainee(self, _Rows(self, table, states)),
             config,
-            seeds=self.seeds,
-            lengths=table.lengths,
+            validation=validation,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
             progress=progress,
         )
+
+    def set_members(self, members: Sequence[dict[str, Tensor]]) -> None:
+        """Replace the members' factors by those of a snapshot; see `TrainResult.restore`."""
+        for index, saved in enumerate(members):
+            self.inputs[index].copy_(saved["inputs"])
+            self.outputs[index].copy_(saved["outputs"])
 
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
@@ -256,15 +273,24 @@ class BatchEnsemble:
         return self.base
 
 
-class _Offsets:
-    """The members' offsets while they are trained; a `Trainee`. `kl_weight` (M,), `states` (n, H) of the base where it is not 0."""
+@dataclass
+class _Rows:
+    """Labelled questions; a `TrainingRows`. `states` (n, H) are the base's, where a member has a KL weight."""
 
-    def __init__(self, ensemble: BatchEnsemble, table: TokenTable, kl_weight: Tensor, states: Tensor | None):
-        self.ensemble, self.table, self.kl_weight, self.states = ensemble, table, kl_weight, states
-        self.parameters: Flat = ensemble.inputs, ensemble.outputs
-        self.decays: tuple[str, ...] = "weight_decay_a", "weight_decay_b"
+    ensemble: BatchEnsemble
+    table: TokenTable
+    states: Tensor | None
+    passes: int = 1
+    loss: Literal["labels", "vocabulary"] = "vocabulary"
 
-    def row_losses(self, indices: Tensor, members: slice) -> tuple[Tensor, Tensor]:
+    @property
+    def lengths(self) -> Tensor:
+        return self.table.lengths
+
+    def fingerprint(self) -> str:
+        return self.table.fingerprint()
+
+    def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
         batch = self.table.gather(indices)
         tokens = batch.answer_tokens()
         base_states = None if self.states is None else self.states[tokens.numbers]
@@ -273,19 +299,56 @@ class _Offsets:
                 self.ensemble.base, fold_members(batch.ids), tokens.places, extra_hidden=base_states
             )
         tuned = logits if base_states is None else logits[0]
-        loss = tokens.per_row(answer_loss(tuned, tokens.answers))
-        if base_states is not None:
-            loss = loss + self.kl_weight[members, None] * tokens.per_row(kl_to_base(tuned, logits[1]))
-        return loss, tokens.per_row((~answer_right(tuned, tokens.answers)).float()) == 0
+        return RowLosses(
+            tokens.per_row(answer_loss(tuned, tokens.answers)),
+            None if base_states is None else tokens.per_row(kl_to_base(tuned, logits[1])),
+            tokens.per_row((~answer_right(tuned, tokens.answers)).float()) == 0,
+        )
 
-    def add_gradients(self, loss: Tensor, totals: Flat) -> None:
-        layers = self.ensemble.layers
-        leaves = [one for layer in layers for one in (layer.input_offsets, layer.output_offsets)]
-        gradients = torch.autograd.grad(
-            loss, leaves, allow_unused=True, materialize_grads=True
-        )  # not every pass reaches every layer
-        totals[0].add_(torch.cat(gradients[0::2], dim=1))
-        totals[1].add_(torch.cat(gradients[1::2], dim=1))
+
+class _OffsetsTrainee(BaselineTrainee):
+    """A BatchEnsemble in training."""
+
+    decays = ("weight_decay_a", "weight_decay_b")
+
+    def __init__(self, ensemble: BatchEnsemble, rows: _Rows):
+        self.predictor, self.base, self.rows, self._ensemble = ensemble, ensemble.base, rows, ensemble
+        self.order_seeds = [one.order for one in ensemble.seeds]
+        self.dtype = ensemble.base.dtype
+        self.tokens_a_row = rows.lengths.float().mean().item()
+        self._reached: set[int] = set()  # layers that had a gradient in this step
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        return {"inputs": self._ensemble.inputs, "outputs": self._ensemble.outputs}
+
+    def begin_step(self, gradients: Sequence[Tensor]) -> None:
+        super().begin_step(gradients)
+        self._reached.clear()
+
+    def add_gradients(self, loss: Tensor, totals: tuple[Tensor, ...]) -> None:
+        layers = self._ensemble.layers
+        leaves = [layer.input_offsets for layer in layers] + [layer.output_offsets for layer in layers]
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        places = [(side, columns) for side in (0, 1) for columns in self._columns(side)]
+        for number, ((side, columns), gradient) in enumerate(zip(places, gradients, strict=True)):
+            if gradient is not None:  # None: the pass did not reach this layer
+                totals[side][:, columns].add_(gradient)
+                self._reached.add(number % len(layers))
+
+    def unreached(self) -> list[list[slice]]:
+        return [
+            [columns for number, columns in enumerate(self._columns(side)) if number not in self._reached]
+            for side in (0, 1)
+        ]
+
+    def _columns(self, side: int) -> list[slice]:
+        """Where each layer's factors lie in the inputs' buffer, or in the outputs'."""
+        widths = [
+            (layer.input_offsets, layer.output_offsets)[side].shape[1] for layer in self._ensemble.layers
+        ]
+        ends = list(itertools.accumulate(widths))
+        return [slice(end - width, end) for width, end in zip(widths, ends, strict=True)]
 
 
 def _target_shapes(base: PreTrainedModel, adapter: LoraConfig) -> dict[str, tuple[int, int]]:

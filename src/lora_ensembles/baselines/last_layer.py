@@ -8,33 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..data import Example
 from ..errors import AdapterError
+from ..heads.lm.scored import score_members
 from ..heads.lm.table import TokenTable
+from ..heads.losses import RowLosses
 from ..passes.answer_positions import Places, head_logits, hidden_at, places_at_once
 from ..passes.memory import SCORING_ROWS
 from ..passes.probe import ensure_probed
 from ..stack.head_config import LabelScore
 from ..stack.seeds import member_seeds, whole_count
 from ..training.config import TrainConfig
-from ..training.loop import TrainResult
-from .fitting import (
-    Flat,
-    answer_states,
-    check_settings,
-    fit,
-    score_members,
-    training_rows,
-)
+from ..training.loop import run
+from ..training.trainee import TrainResult
+from .trainee import BaselineTrainee, answer_states, check_settings, check_validation, training_rows
 
 if TYPE_CHECKING:
-    from typing import Literal
-
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -97,18 +92,30 @@ class LastLayerEnsemble:
         return self.rows[0].numel()
 
     def fit(
-        self, examples: Sequence[Example], config: TrainConfig | None = None, *, progress: bool = False
+        self,
+        examples: Sequence[Example],
+        config: TrainConfig | None = None,
+        *,
+        validation: Sequence[Example] = (),
+        out: str | Path | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        progress: bool = False,
     ) -> TrainResult:
         """Train every member's rows for the label tokens of `examples`, from the pre-trained ones on, whatever was fitted before.
 
+        `validation`, `out`, `resume` and `overwrite` are those of `train`; with `out`, the last checkpoint is the result, and `resume`
+        brings a finished run back.
+
         Raises:
-            ConfigError: a setting is not supported here (dropout, snapshots, checkpoints), or not one for each member.
+            ConfigError: a setting is not supported here (dropout), or not one for each member.
             DataError: an example cannot be encoded or has no answer.
             AdapterError: what the model does behind its head is not the same for every token.
             TrainingError: a loss is not finite.
         """
         config = config or TrainConfig()
         check_settings(config, "a last-layer ensemble")
+        check_validation(validation)
         kl_weight = config.per_member("kl_weight", self.num_members).to(self.base.device)
         encoded, table = training_rows(examples, self.base, self.tokenizer, config)
         tokens = sorted({token for example in encoded for label in example.label_ids for token in label})
@@ -119,13 +126,21 @@ class LastLayerEnsemble:
         self._check_columns(labels, states, frozen)
         self.overlong, self.label_score, self.label_ids = config.overlong, config.label_score, labels
         self.rows = _weight(self.base)[labels].detach().float().expand(self.num_members, -1, -1).clone()
-        return fit(
-            _Rows(self, table, states, frozen, kl_weight),
+        rows = _Rows(self, table, states, frozen, bool((kl_weight > 0).any()))
+        return run(
+            _HeadRowsTrainee(self, rows),
             config,
-            seeds=self.seeds,
-            lengths=table.lengths,
+            validation=validation,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
             progress=progress,
         )
+
+    def set_members(self, members: Sequence[dict[str, Tensor]]) -> None:
+        """Replace the members' rows by those of a snapshot; see `TrainResult.restore`."""
+        for own, saved in zip(self.rows, members, strict=True):
+            own.view(-1).copy_(saved["rows"])
 
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
@@ -203,25 +218,27 @@ class _Frozen:
 
 @dataclass
 class _Rows:
-    """The members' rows while they are trained; a `Trainee`. `kl_weight` (M,)."""
+    """Labelled questions, as the rows of a last-layer ensemble learn from them; a `TrainingRows`."""
 
     ensemble: LastLayerEnsemble
     table: TokenTable
     states: Tensor
     frozen: _Frozen
-    kl_weight: Tensor
-    decays: tuple[str, ...] = ("weight_decay_a", "weight_decay_b")
+    with_kl: bool
+    passes: int = 1
+    loss: Literal["labels", "vocabulary"] = "vocabulary"
 
     def __post_init__(self) -> None:
-        rows = self.ensemble.rows
-        self._flat: Flat = rows.new_zeros(rows.shape[0], 0), rows.view(rows.shape[0], -1)
-        self._leaf = rows  # of autograd, in the head's dtype; made anew for every pass
+        self.leaf = self.ensemble.rows  # of autograd, in the head's dtype; made anew for every pass
 
     @property
-    def parameters(self) -> Flat:
-        return self._flat
+    def lengths(self) -> Tensor:
+        return self.table.lengths
 
-    def row_losses(self, indices: Tensor, members: slice) -> tuple[Tensor, Tensor]:
+    def fingerprint(self) -> str:
+        return self.table.fingerprint()
+
+    def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
         ensemble, frozen = self.ensemble, self.frozen
         batch = self.table.gather(indices)
         count, rows, steps = batch.numbers.shape
@@ -234,25 +251,46 @@ class _Rows:
             .view(count, -1, 1)
         )
         dtype = _weight(ensemble.base).dtype
-        self._leaf = ensemble.rows.to(dtype, copy=True).requires_grad_()
+        self.leaf = ensemble.rows.to(dtype, copy=True).requires_grad_()
         logits = ensemble.label_logits(
-            self.states[numbers].to(dtype), self._leaf[members], ensemble.label_ids
+            self.states[numbers].to(dtype), self.leaf[members], ensemble.label_ids
         ).float()
         total = torch.logaddexp(logits.logsumexp(dim=-1), frozen.others[numbers])  # over the full vocabulary
         answer = logits.gather(-1, columns)[..., 0]
-        loss = total - answer
-        if bool((self.kl_weight > 0).any()):
-            loss = loss + self.kl_weight[members, None] * _divergence(
-                logits, total, frozen.label_logits[numbers], frozen.others[numbers]
-            )
         right = (answer >= logits.amax(dim=-1)) & (answer >= frozen.largest_other[numbers])
         counted = batch.counted
-        per_row = (loss.view(count, rows, steps) * counted).sum(dim=-1)
-        return per_row, (right.view(count, rows, steps) | ~counted).all(dim=-1)
 
-    def add_gradients(self, loss: Tensor, totals: Flat) -> None:
-        (gradient,) = torch.autograd.grad(loss, [self._leaf])
-        totals[1].add_(gradient.view(len(gradient), -1))
+        def per_row(values: Tensor) -> Tensor:
+            return (values.view(count, rows, steps) * counted).sum(dim=-1)
+
+        divergence = (
+            per_row(_divergence(logits, total, frozen.label_logits[numbers], frozen.others[numbers]))
+            if self.with_kl
+            else None
+        )
+        return RowLosses(
+            per_row(total - answer), divergence, (right.view(count, rows, steps) | ~counted).all(dim=-1)
+        )
+
+
+class _HeadRowsTrainee(BaselineTrainee):
+    """A last-layer ensemble in training."""
+
+    decays = ("weight_decay_b",)
+    tokens_a_row = 1.0  # the base ran before
+
+    def __init__(self, ensemble: LastLayerEnsemble, rows: _Rows):
+        self.predictor, self.base, self.rows, self._rows = ensemble, ensemble.base, rows, rows
+        self.order_seeds = [one.order for one in ensemble.seeds]
+        self.dtype = ensemble.base.dtype
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        return {"rows": self._rows.ensemble.rows.flatten(1)}
+
+    def add_gradients(self, loss: Tensor, totals: tuple[Tensor, ...]) -> None:
+        (gradient,) = torch.autograd.grad(loss, [self._rows.leaf])
+        totals[0].add_(gradient.view(len(gradient), -1))
 
 
 def _divergence(logits: Tensor, total: Tensor, base_logits: Tensor, others: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
@@ -26,6 +27,7 @@ from ..heads import (
     text_passes,
     texts_log_probs,
 )
+from ..heads.losses import RowLosses
 from ..heads.resolve import owned_modules
 from ..heads.task.encoding import log_probs, with_classes
 from ..heads.task.losses import check_labelled, choice_losses, refuse_divergence
@@ -37,8 +39,9 @@ from ..stack.lora import StackPlan, unfold_members
 from ..stack.seeds import member_seeds
 from ..stack.sites import MemberWeights
 from ..training.config import TrainConfig
-from ..training.loop import TrainResult
-from .fitting import Flat, check_settings, fit
+from ..training.loop import run
+from ..training.trainee import TrainResult
+from .trainee import BaselineTrainee, check_settings, check_validation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -121,12 +124,23 @@ class LastLayerHeads:
         return padding_is_read(self.base)
 
     def fit(
-        self, examples: Sequence[Example], config: TrainConfig | None = None, *, progress: bool = False
+        self,
+        examples: Sequence[Example],
+        config: TrainConfig | None = None,
+        *,
+        validation: Sequence[Example] = (),
+        out: str | Path | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        progress: bool = False,
     ) -> TrainResult:
         """Train every member's head, from where it is.
 
+        `validation`, `out`, `resume` and `overwrite` are those of `train`; with `out`, the last checkpoint is the result, and `resume`
+        brings a finished run back.
+
         Raises:
-            ConfigError: a setting is not supported here (dropout, snapshots, checkpoints), or not one for each member; or a KL weight, and
+            ConfigError: a setting is not supported here (dropout), or not one for each member; or a KL weight, and
                 heads that were drawn anew.
             DataError: an example cannot be encoded or has no answer.
             AdapterError: the model's head cannot be run apart from its body.
@@ -134,6 +148,7 @@ class LastLayerHeads:
         """
         config = config or TrainConfig()
         check_settings(config, "a last-layer ensemble")
+        check_validation(validation)
         config.check_decay("weight_decay_head")
         kl_weight = config.per_member("kl_weight", self.num_members).to(self.base.device)
         with_kl = bool((kl_weight > 0).any())
@@ -145,13 +160,21 @@ class LastLayerHeads:
         self.overlong = config.overlong
         features = self._features_of(table, rows=table.rows_in_flight(1, max_rows=config.max_rows))
         own = log_probs(table.per_example(self._own_scores(features)[None]))[0] if with_kl else None
-        return fit(
-            _Heads(self, table, features, own, kl_weight),
+        return run(
+            _HeadsTrainee(self, _Rows(self, table, features, own)),
             config,
-            seeds=self.seeds,
-            lengths=table.lengths,
+            validation=validation,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
             progress=progress,
         )
+
+    def set_members(self, members: Sequence[dict[str, Tensor]]) -> None:
+        """Replace the members' heads by those of a snapshot; see `TrainResult.restore`."""
+        for own, saved in zip(self.heads.flat, members, strict=True):
+            own.copy_(saved["head"])
+        self.heads.refresh()
 
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
@@ -230,41 +253,64 @@ class LastLayerHeads:
 
 
 @dataclass
-class _Heads:
-    """The members' heads while they are trained; a `Trainee`. `base` (N, C) is what the base says, where a member has a KL weight."""
+class _Rows:
+    """Texts, as the heads of a last-layer ensemble learn from them; a `TrainingRows`.
+
+    `base` (N, C) are the base's own log-probabilities, where a member has a KL weight.
+    """
 
     ensemble: LastLayerHeads
     table: TextTable
     features: Tensor
     base: Tensor | None
-    kl_weight: Tensor
-    decays: tuple[str, ...] = ("weight_decay_head",)
+    loss: Literal["labels", "vocabulary"] = "labels"
 
     @property
-    def parameters(self) -> Flat:
-        return (self.ensemble.heads.flat,)
+    def lengths(self) -> Tensor:
+        return self.table.lengths
 
-    def row_losses(self, indices: Tensor, members: slice) -> tuple[Tensor, Tensor]:
-        ensemble, table = self.ensemble, self.table
-        ensemble.heads.refresh()
-        batch = table.gather(indices)
-        scores = ensemble.scores(self.features[batch.numbers.to(self.features.device)], members=members)
-        losses = choice_losses(
+    @property
+    def passes(self) -> int:
+        return self.table.width
+
+    def fingerprint(self) -> str:
+        return self.table.fingerprint()
+
+    def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
+        batch = self.table.gather(indices)
+        features = self.features[batch.numbers.to(self.features.device)]
+        return choice_losses(
             batch,
-            scores,
-            targets=table.targets[indices],
+            self.ensemble.scores(features, members=members),
+            targets=self.table.targets[indices],
             base=None if self.base is None else self.base[indices],
         )
-        if losses.divergence is None:
-            return losses.loss, losses.right
-        return losses.loss + self.kl_weight[members, None] * losses.divergence, losses.right
 
-    def add_gradients(self, loss: Tensor, totals: Flat) -> None:
-        heads = self.ensemble.heads
-        gradients = torch.autograd.grad(loss, heads.parameters, allow_unused=True)
-        for view, gradient in zip(heads.views(totals[0]), gradients, strict=True):
+
+class _HeadsTrainee(BaselineTrainee):
+    """A last-layer ensemble of task heads in training."""
+
+    decays = ("weight_decay_head",)
+    tokens_a_row = 1.0  # the base ran before
+
+    def __init__(self, ensemble: LastLayerHeads, rows: _Rows):
+        self.predictor, self.base, self.rows, self.heads = ensemble, ensemble.base, rows, ensemble.heads
+        self.order_seeds = [one.order for one in ensemble.seeds]
+        self.dtype = ensemble.base.dtype
+        self.refresh()
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        return {"head": self.heads.flat}
+
+    def add_gradients(self, loss: Tensor, totals: tuple[Tensor, ...]) -> None:
+        gradients = torch.autograd.grad(loss, self.heads.parameters, allow_unused=True)
+        for view, gradient in zip(self.heads.views(totals[0]), gradients, strict=True):
             if gradient is not None:
                 view.add_(gradient)
+
+    def refresh(self) -> None:
+        self.heads.refresh()
 
 
 class _Read(Exception):

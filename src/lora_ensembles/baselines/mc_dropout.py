@@ -16,12 +16,12 @@ from ..data import Example
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
 from ..heads import TextHead, Texts, TextTable, states_above_trunk, texts_log_probs
+from ..heads.lm.scored import score_members
 from ..passes.answer_positions import answer_logits
 from ..passes.decoder import in_place_of_trunk
 from ..passes.texts import text_scores
 from ..stack.dropout import stream_key
 from ..stack.lora import fold_members, unfold_members
-from .fitting import score_members
 from .single_member import check_member, num_trained_parameters
 
 

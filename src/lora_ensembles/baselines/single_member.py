@@ -15,11 +15,11 @@ from ..data import Example
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
 from ..heads import TextHead, Texts, states_above_trunk, texts_log_probs
+from ..heads.lm.scored import score_members
 from ..passes.decoder import in_place_of_trunk
 from ..passes.stacked_model import num_trained_parameters
 from ..passes.texts import text_scores
 from ..prediction.prediction import Predictor
-from .fitting import score_members
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..data import CompletionTask, Task
     from ..ensemble import LoraEnsemble
     from ..heads import HeadConfig
-    from ..training.loop import TrainResult
+    from ..training.trainee import TrainResult
 
 SUMMARY = "train an ensemble"
 KINDS_OF_ROWS = {"open_ended": "open answers", "preferences": "pairs"}
@@ -225,7 +225,7 @@ def _build(args: Arguments, source: Source, task: Task | CompletionTask, head: H
 
 
 def _train(ensemble: LoraEnsemble, task: Task | CompletionTask, config: Any, args: Arguments) -> TrainResult:
-    from ..training.loop import train
+    from ..training.adapters import train
 
     examples, validation = task.train, task.validation
     remembered = ensemble.info.task["source"]

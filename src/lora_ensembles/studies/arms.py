@@ -18,8 +18,9 @@ from ..stack.adapters import initial_weights
 from ..stack.head_config import HeadInit
 from ..stack.seeds import member_seeds
 from ..stack.sites import MemberWeights
+from ..training.adapters import train
 from ..training.config import TrainConfig
-from ..training.loop import TrainResult, train
+from ..training.trainee import TrainResult
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -28,8 +28,8 @@ from ..prediction.metrics import Metrics, evaluate, evaluate_members
 from ..prediction.plots import reliability_diagram, wrong_confidence_density
 from ..prediction.prediction import Prediction, predict
 from ..prediction.uncertainty import mutual_information
+from ..training.adapters import train
 from ..training.config import TrainConfig
-from ..training.loop import train
 from .report.page import (
     Section,
     Table,

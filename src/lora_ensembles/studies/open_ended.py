@@ -27,7 +27,7 @@ from ..heads.lm.completions import score_completions
 from ..prediction.completions import evaluate_completions
 from ..prediction.plots import save_figure, selective_panels
 from ..prediction.selective import accuracy_by_doubt, error_auroc
-from ..training.loop import train
+from ..training.adapters import train
 from ..training.presets import preset
 from .report.page import Table
 from .store import cell

@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..disk.atomic import (
-    added_to,
     cannot_write,
     check_readable,
     file_written_aside,
@@ -33,13 +32,9 @@ from ..disk.layout import ENSEMBLE_FILE, LOCK_FILE, RUN_FOLDER
 from ..disk.provenance import environment
 from ..disk.schema import anything, check, list_of, number, object_of, read_json, record, whole
 from ..errors import CheckpointError, LoraEnsemblesError
-from ..stack.sites import MemberWeights
-from ..storage.folder import read_ensemble, write_ensemble, write_members
+from .optim import StackedAdamW
 from .signals import Interrupted
-
-if TYPE_CHECKING:
-    from ..ensemble import LoraEnsemble
-    from .optim import StackedAdamW
+from .trainee import Trainee
 
 CHECKPOINT = "checkpoint"
 BEFORE = {"loss": "vocabulary"}
@@ -171,16 +166,16 @@ class RunFolder:
         except OSError as error:
             raise cannot_write(path, error) from error
 
-    def save(self, ensemble: LoraEnsemble, optimizer: StackedAdamW, progress: Progress) -> None:
+    def save(self, trainee: Trainee, optimizer: StackedAdamW, progress: Progress) -> None:
         """Replace the checkpoint by the present state; the old one stays until the new one is complete."""
-        tensors = {name: tensor.contiguous() for name, tensor in _state(ensemble, optimizer).items()}
+        tensors = {name: tensor.contiguous() for name, tensor in _state(trainee, optimizer).items()}
         with written_aside(self.folder / CHECKPOINT, replace=True) as aside:
             save_file(tensors, aside / "state.safetensors")
             (aside / "state.json").write_text(json.dumps(dataclasses.asdict(progress)) + "\n")
         self.saved_step = progress.step
 
-    def restore(self, ensemble: LoraEnsemble, optimizer: StackedAdamW) -> Progress:
-        """Bring ensemble and optimiser to the last checkpoint, if there is one, and cut the log back to it.
+    def restore(self, trainee: Trainee, optimizer: StackedAdamW) -> Progress:
+        """Bring members and optimiser to the last checkpoint, if there is one, and cut the log back to it.
 
         Raises:
             CheckpointError: the checkpoint is corrupt, or of another ensemble.
@@ -195,14 +190,14 @@ class RunFolder:
             content = read_json(folder / "state.json")
             check(content, _STATE, file=folder / "state.json", advice="it is no run's")
             sums = content["partial"].get("sums")
-            if sums is not None and [len(row) for row in sums] != [ensemble.num_members] * 2:
-                raise CheckpointError(f"partial.sums is not 2 by {ensemble.num_members}")
+            if sums is not None and [len(row) for row in sums] != [trainee.num_members] * 2:
+                raise CheckpointError(f"partial.sums is not 2 by {trainee.num_members}")
         except (OSError, SafetensorError, CheckpointError) as error:
             raise CheckpointError(
                 f"the checkpoint {folder} is corrupt or cut short ({error}); remove {self.out} and train anew"
             ) from error
         progress = Progress(content["step"], content["history"], content["partial"])
-        state = _state(ensemble, optimizer)
+        state = _state(trainee, optimizer)
         if {name: tensor.shape for name, tensor in saved.items()} != {
             name: tensor.shape for name, tensor in state.items()
         }:
@@ -211,7 +206,7 @@ class RunFolder:
             )
         for name, tensor in state.items():
             tensor.copy_(saved[name])
-        ensemble.stack.refresh()
+        trainee.refresh()
         optimizer.steps = progress.step
         self._cut_log(progress.step)
         self.saved_step = progress.step
@@ -237,27 +232,19 @@ class RunFolder:
         with file_written_aside(path, replace=True) as file:
             file.writelines(rows)
 
-    def save_snapshot(self, ensemble: LoraEnsemble, epoch: int) -> None:
+    def save_snapshot(self, trainee: Trainee, epoch: int) -> None:
         path = self.folder / "snapshots" / f"epoch_{epoch:03d}"
         if not path.exists():  # a resumed run passes the same epoch with the same weights again
-            write_ensemble(ensemble, path)
+            trainee.save(path)
 
-    def snapshots(self) -> dict[int, list[MemberWeights]]:
+    def snapshots(self, trainee: Trainee) -> dict[int, list[Any]]:
         """The snapshots that were saved so far, by epoch."""
         paths = sorted((self.folder / "snapshots").glob("epoch_*"))
-        return {int(path.name.removeprefix("epoch_")): read_ensemble(path).weights for path in paths}
-
-    def finish(self, ensemble: LoraEnsemble) -> None:
-        """Put the ensemble's files beside `training`; `ensemble.json` comes last, so a folder that has it is complete."""
-        if not (self.out / ENSEMBLE_FILE).exists():
-            with added_to(self.out, last=ENSEMBLE_FILE) as aside:
-                write_members(ensemble, aside, home=self.out)
+        return {int(path.name.removeprefix("epoch_")): trainee.load(path) for path in paths}
 
 
-def _state(ensemble: LoraEnsemble, optimizer: StackedAdamW) -> dict[str, Any]:
-    named = dict(
-        zip(("a", "b", "head"), ensemble.stack.buffers, strict=False)
-    )  # a causal language model's members have no head
+def _state(trainee: Trainee, optimizer: StackedAdamW) -> dict[str, Any]:
+    named = trainee.buffers
     for name, moments in zip(tuple(named), optimizer.states, strict=True):
         named |= {f"{name}.first_moment": moments.first, f"{name}.second_moment": moments.second}
     return named

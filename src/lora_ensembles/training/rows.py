@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from torch import Tensor
 
@@ -24,33 +24,7 @@ from ..passes.memory import with_fewer_rows
 from ..passes.shared_prefix import context_window
 from ..passes.trunk_states import TrunkStates
 from .config import TrainConfig
-
-
-class TrainingRows(Protocol):
-    """The rows that members are trained on."""
-
-    @property
-    def lengths(self) -> Tensor:
-        """(N,) tokens of each row."""
-        ...
-
-    @property
-    def passes(self) -> int:
-        """The most rows of a pass that one row of the data stands for."""
-        ...
-
-    @property
-    def loss(self) -> Literal["labels", "vocabulary"]:
-        """What an answer is measured against: the example's labels, classes or options, or the full vocabulary."""
-        ...
-
-    def fingerprint(self) -> str:
-        """A short hash of the data, to notice when a run is continued on other data."""
-        ...
-
-    def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
-        """Losses of the rows `indices` (M, B) of these members; `first_row` says where they stand in the members' batches."""
-        ...
+from .trainee import TrainingRows
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def _ensemble(
     args: Arguments, examples: tuple[Example, ...], task: str | None, *, dropout: float
 ) -> LoraEnsemble:
     from ...ensemble import LoraEnsemble
-    from ...training.loop import train
+    from ...training.adapters import train
 
     base, tokenizer = _model(args)
     adapter = settings.adapter_config(args, base)

@@ -28,8 +28,8 @@ def score_completions(
     """The members' log-probabilities of every token of the given answers.
 
     At most `max_rows` rows (members * examples) are in flight, fewer where memory runs out, sorted by length, so that batches hold little
-    padding; the logits of at most `answer_positions.LOGIT_BUDGET` are made at once, however long the answers are. Without adapters' dropout, also
-    in the middle of training.
+    padding; the logits of at most `answer_positions.LOGIT_BUDGET` are made at once, however long the answers are. Without adapters'
+    dropout, also in the middle of training.
 
     Raises:
         DataError: no examples; one without a completion, or whose prompt or completion cannot be used.

@@ -85,8 +85,8 @@ def row_losses(
     """Losses of a batch's rows; with `base_states`, the divergence from the base as well (Eq. 3 and 4, summed over a row's tokens).
 
     `trunk_states` spare the layers below the adapters. `members` says which members the batch holds, `first_row` where its rows stand in
-    theirs. Where the logits are more than `answer_positions.LOGIT_BUDGET`, the head and the losses run over chunks of tokens, and again in the
-    backward pass, so that the logits of one chunk are all that there is at a time.
+    theirs. Where the logits are more than `answer_positions.LOGIT_BUDGET`, the head and the losses run over chunks of tokens, and again
+    in the backward pass, so that the logits of one chunk are all that there is at a time.
     """
     tokens = batch.answer_tokens()
     base = None if base_states is None else base_states.at(batch, tokens)

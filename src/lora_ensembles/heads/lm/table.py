@@ -6,7 +6,6 @@ Shapes: M members, N examples, B rows of a member, T tokens, K answer tokens of 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -24,7 +23,6 @@ from ...data import (
 from ...errors import DataError
 from ...passes.decoder import Places
 from ...passes.texts import pad_rows
-from ...stack.dropout import stream_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -175,89 +173,3 @@ class TokenTable:
         positions = (places - 1).clamp(max=length - 1)
         ids = tokens[..., :length].to(self.device, non_blocking=True)
         return Batch(indices, ids, positions, tokens.gather(-1, places), counted, first[..., None] + steps)
-
-
-def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
-    """The order (N,) in which the member with this order seed sees its rows in `epoch`, counted from 0: a shuffle of its own.
-
-    Example:
-        >>> epoch_order(7, 0, 5).tolist() == epoch_order(7, 0, 5).tolist() != epoch_order(7, 1, 5).tolist()
-        True
-    """
-    generator = torch.Generator().manual_seed(stream_key(seed, "epoch", epoch))
-    return torch.randperm(count, generator=generator)
-
-
-def by_length(order: Tensor, lengths: Tensor, *, batch_size: int, window: int, epoch: int) -> Tensor:
-    """An order (N,) in which every `window` batches that follow each other share out their rows by length: little padding, still a shuffle.
-
-    Within each window of the member's own shuffle `order` (N,), rows are sorted by their `lengths` (N,) and cut into batches, and the
-    batches are shuffled. That last shuffle has no seed: it depends on epoch and window alone. So every member has its short batch of a
-    window in the same step as its neighbours, which share their padding with it, and knows nothing of them. The rows of a last, smaller
-    batch stay where they are, or it would always hold the longest.
-
-    Example:
-        >>> by_length(torch.tensor([3, 0, 2, 1, 4]), torch.tensor([9, 5, 8, 6, 7]), batch_size=2, window=2, epoch=0).tolist()
-        [1, 3, 2, 0, 4]
-    """
-    full = len(order) // batch_size * batch_size
-    parts = []
-    for number, rows in enumerate(order[:full].split(window * batch_size)):
-        batches = rows[lengths[rows].argsort(stable=True)].view(-1, batch_size)
-        generator = torch.Generator().manual_seed(stream_key("order of lengths", epoch, number))
-        parts.append(batches[torch.randperm(len(batches), generator=generator)].flatten())
-    return torch.cat([*parts, order[full:]])
-
-
-@dataclass
-class MemberOrders:
-    """The rows that each member reads in each step: a shuffle of its own in every epoch, cut into batches.
-
-    `seeds` are the members' order seeds; `length_window` is that of `TrainConfig`.
-    """
-
-    seeds: Sequence[int]
-    lengths: Tensor
-    batch_size: int
-    length_window: int | None = None
-    _epoch: tuple[int, Tensor] | None = (
-        None  # the epoch under way, and its orders (M, N): made once, read at each of its steps
-    )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.lengths) / self.batch_size)
-
-    def batch(self, step: int) -> Tensor:
-        """The rows (M, B) of a step, counted from 0 over all epochs; the last batch of an epoch may be smaller."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, torch.stack([self._order(seed, epoch) for seed in self.seeds])
-        return self._epoch[1][:, place * self.batch_size : (place + 1) * self.batch_size]
-
-    def _order(self, seed: int, epoch: int) -> Tensor:
-        order = epoch_order(seed, epoch, len(self.lengths))
-        if self.length_window is None:
-            return order
-        return by_length(
-            order, self.lengths, batch_size=self.batch_size, window=self.length_window, epoch=epoch
-        )
-
-
-def split_step(members: int, rows: int, max_rows: int | None) -> list[tuple[slice, slice]]:
-    """How a step of `members` * `rows` rows is split so that at most `max_rows` are in flight: over members, then over rows.
-
-    Example:
-        >>> split_step(4, 8, 16)
-        [(slice(0, 2, None), slice(0, 8, None)), (slice(2, 4, None), slice(0, 8, None))]
-        >>> split_step(1, 8, 5)
-        [(slice(0, 1, None), slice(0, 5, None)), (slice(0, 1, None), slice(5, 8, None))]
-    """
-    limit = max_rows or members * rows
-    group = max(1, min(members, limit // rows))
-    chunk = rows if limit >= rows else limit
-    return [
-        (slice(m, min(m + group, members)), slice(b, min(b + chunk, rows)))
-        for m in range(0, members, group)
-        for b in range(0, rows, chunk)
-    ]

@@ -1,0 +1,130 @@
+"""The training of members that are no adapters, by the one loop.
+
+Shapes: M members, B rows of a member, N examples, P parameters of a member, n answer tokens in all, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..data import Completion, EncodedExample, Example
+from ..errors import ConfigError, DataError
+from ..heads.lm.table import TokenTable, encode_rows
+from ..passes.answer_positions import hidden_at
+from ..passes.memory import SCORING_ROWS
+from ..passes.shared_prefix import context_window
+from ..prediction.metrics import evaluate, evaluate_members
+from ..prediction.prediction import Predictor, predict
+from ..stack.lora import fold_members
+from ..storage.folder import fingerprint
+from ..training.config import TrainConfig
+from ..training.trainee import Trainee
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class BaselineTrainee(Trainee):
+    """Members of a baseline in training: flat buffers on one frozen base.
+
+    Attributes:
+        predictor: the baseline itself.
+        base: the frozen base.
+    """
+
+    predictor: Predictor
+    base: PreTrainedModel
+
+    def settings(self, config: TrainConfig) -> dict[str, Any]:
+        settings = config.to_dict()
+        for name in ("log_every", "checkpoint_every", "max_rows"):
+            del settings[name]  # they change no result
+        return {
+            **settings,
+            "baseline": type(self.predictor).__name__,
+            "order_seeds": self.order_seeds,
+            "shapes": {name: list(buffer.shape) for name, buffer in self.buffers.items()},
+            "base": fingerprint(self.base),
+            "data": self.rows.fingerprint(),
+        }
+
+    def validate(
+        self, examples: Sequence[Example] | Sequence[Completion], *, max_rows: int | None, last: bool
+    ) -> dict[str, Any]:
+        questions = [example for example in examples if isinstance(example, Example)]
+        prediction = predict(self.predictor, questions, max_rows=max_rows)
+        spreads = evaluate_members(prediction)
+        return {
+            "ensemble": evaluate(prediction).to_dict(),
+            "members": {name: list(spread.values) for name, spread in spreads.items()},
+        }
+
+
+def check_validation(examples: Sequence[Example]) -> None:
+    """Refuse validation examples that could not be measured after an epoch.
+
+    Raises:
+        DataError: one is an open answer, or has no answer.
+    """
+    for example in examples:
+        if not isinstance(example, Example):
+            raise DataError(
+                f"validation holds a {type(example).__name__}; pass questions with options (Example)"
+            )
+        if example.target is None:
+            raise DataError(
+                f"validation example {example.id!r} has no answer; every validation example needs one"
+            )
+
+
+def check_settings(config: TrainConfig, what: str) -> None:
+    """Refuse settings that this training does not have, rather than ignore them.
+
+    Raises:
+        ConfigError: dropout or a loss over labels are asked for.
+    """
+    dropout = config.dropout if isinstance(config.dropout, list | tuple) else [config.dropout or 0.0]
+    given = {
+        "dropout": any(dropout),
+        "loss": config.loss == "labels",
+    }
+    for name, asked in given.items():
+        if asked:
+            raise ConfigError(
+                f"{name}={getattr(config, name)!r}: {what} has no such setting; leave it out (dataclasses.replace)"
+            )
+
+
+def training_rows(
+    examples: Sequence[Example],
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainConfig,
+) -> tuple[list[EncodedExample], TokenTable]:
+    """Labelled questions as token ids and as a table.
+
+    Raises:
+        DataError: there is none, one cannot be encoded, or one has no answer.
+    """
+    encoded = encode_rows(examples, tokenizer, max_length=context_window(base), overlong=config.overlong)
+    return encoded, TokenTable.from_encoded(encoded, tokenizer.pad_token_id or 0, device=base.device)
+
+
+@torch.no_grad()
+def answer_states(base: PreTrainedModel, table: TokenTable, *, rows: int | None) -> Tensor:
+    """The base's last hidden states (n, H) at every answer token of a table, in the base's dtype; `rows` rows are in flight."""
+    kept: Tensor | None = None
+    by_length = (table.prompt_lengths + table.answer_lengths).argsort()
+    for indices in by_length.split(rows or SCORING_ROWS):
+        batch = table.gather(indices[None])
+        tokens = batch.answer_tokens()
+        states = hidden_at(base, fold_members(batch.ids), tokens.places)
+        if kept is None:
+            kept = states.new_empty(int(table.answer_lengths.sum()), states.shape[1])
+        kept[tokens.numbers] = states
+    assert kept is not None  # a table has at least one row
+    return kept

@@ -1,0 +1,178 @@
+"""What the training loop trains: M members' flat parameters, the rows they learn from, and what a pass over these needs.
+
+Shapes: M members, B rows of a member, N rows in all, P parameters of a member.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..data import Completion, Example
+from ..disk.atomic import written_aside
+from ..errors import ConfigError
+from ..heads.losses import RowLosses
+from .config import TrainConfig
+
+PARAMETERS_FILE = "parameters.safetensors"
+
+
+class TrainingRows(Protocol):
+    """The rows that members are trained on."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """(N,) tokens of each row."""
+        ...
+
+    @property
+    def passes(self) -> int:
+        """The most rows of a pass that one row of the data stands for."""
+        ...
+
+    @property
+    def loss(self) -> Literal["labels", "vocabulary"]:
+        """What an answer is measured against: the example's labels, classes or options, or the full vocabulary."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A short hash of the data, to notice when a run is continued on other data."""
+        ...
+
+    def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
+        """Losses of the rows `indices` (M, B) of these members; `first_row` says where they stand in the members' batches."""
+        ...
+
+
+class Trainee(ABC):
+    """Members in training.
+
+    Attributes:
+        rows: what they learn from.
+        order_seeds: of each member's order of the rows.
+        decays: the settings of `TrainConfig` by which each of the buffers decays.
+        dtype: in which the base computes.
+        tokens_a_row: token vectors that a row of a pass holds, which says how many rows suit a CPU.
+        can_recompute: whether there are layers whose activations can be computed twice, to save memory.
+    """
+
+    rows: TrainingRows
+    order_seeds: list[int]
+    decays: tuple[str, ...]
+    dtype: torch.dtype
+    tokens_a_row: float
+    can_recompute: bool = False
+
+    @property
+    @abstractmethod
+    def buffers(self) -> dict[str, Tensor]:
+        """Flat fp32 parameters (M, P) by name, which training changes in place; each of them decays apart."""
+
+    @abstractmethod
+    def add_gradients(self, loss: Tensor, totals: tuple[Tensor, ...]) -> None:
+        """Add the gradients of `loss` to fp32 totals shaped like the buffers."""
+
+    @abstractmethod
+    def settings(self, config: TrainConfig) -> dict[str, Any]:
+        """What decides the result; a run goes on only with the settings it had."""
+
+    @abstractmethod
+    def validate(
+        self, examples: Sequence[Example] | Sequence[Completion], *, max_rows: int | None, last: bool
+    ) -> dict[str, Any]:
+        """Metrics of the ensemble and of its members on examples, as a row of the history holds them."""
+
+    @property
+    def num_members(self) -> int:
+        return len(self.order_seeds)
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.buffers.values())).device
+
+    def begin_step(self, gradients: Sequence[Tensor]) -> None:
+        """Zero the gradients; a step for which memory ran out begins again."""
+        for gradient in gradients:
+            gradient.zero_()
+
+    def unreached(self) -> Sequence[Sequence[slice]]:
+        """The columns of each buffer that no pass of the step reached, which do not decay; none by default."""
+        return ()
+
+    def refresh(self) -> None:
+        """Take notice that the buffers changed."""
+        return
+
+    def in_step(self, step: int) -> AbstractContextManager[None]:
+        """While passes of a step run: with dropout, say."""
+        return nullcontext()
+
+    def recomputed(self) -> AbstractContextManager[None]:
+        """While passes keep less and compute it again in the backward pass, where `can_recompute`."""
+        return nullcontext()
+
+    def members(self) -> list[Any]:
+        """A copy of every member's parameters on the CPU, for a snapshot."""
+        copies = {name: buffer.detach().cpu().clone() for name, buffer in self.buffers.items()}
+        return [{name: buffer[index] for name, buffer in copies.items()} for index in range(self.num_members)]
+
+    def save(self, path: Path) -> None:
+        """Write the members to a folder of their own, whole or not at all."""
+        with written_aside(path) as folder:
+            save_file(
+                {name: buffer.contiguous() for name, buffer in self.buffers.items()}, folder / PARAMETERS_FILE
+            )
+
+    def load(self, path: Path) -> list[Any]:
+        """The members that `save` wrote, as `members` gives them."""
+        saved = load_file(path / PARAMETERS_FILE)
+        return [{name: buffer[index] for name, buffer in saved.items()} for index in range(self.num_members)]
+
+    def finish(self, out: Path) -> None:
+        """Put the result beside the run's own folder in `out`; nothing, where the last checkpoint is the result."""
+        return
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves beside the trained members.
+
+    Attributes:
+        history: one row per epoch: each member's training loss and accuracy, means over its rows, and, with validation examples, the
+            metrics of the ensemble and of its members.
+        snapshots: every member's weights after the epochs that were asked for; `restore` puts them back.
+    """
+
+    history: list[dict[str, Any]]
+    snapshots: dict[int, list[Any]]
+
+    def restore(self, ensemble: Any, *, epoch: int) -> None:
+        """Give the members of the ensemble that was trained the weights they had after an epoch.
+
+        Raises:
+            ConfigError: there is no snapshot of that epoch.
+        """
+        if epoch not in self.snapshots:
+            there = ", ".join(map(str, self.snapshots)) or "none"
+            raise ConfigError(
+                f"no snapshot of epoch {epoch} (there: {there}); name the epochs by TrainConfig(snapshot_epochs=[...])"
+            )
+        ensemble.set_members(self.snapshots[epoch])
+
+    def __repr__(self) -> str:
+        last = self.history[-1] if self.history else {}
+        losses = ", ".join(f"{loss:.4f}" for loss in last.get("train_loss", ()))
+        measured = last.get("ensemble", {})
+        shown = [f"{name} {measured[name]:.4f}" for name in ("accuracy", "nll") if name in measured]
+        kept = (
+            f"snapshots of epochs {', '.join(map(str, self.snapshots))}" if self.snapshots else "no snapshots"
+        )
+        return f"TrainResult({len(self.history)} epochs, last training loss of members {losses}; {', '.join([*shown, kept])})"
