@@ -5,24 +5,16 @@ Shapes: P passes, B rows, T tokens, K answer positions, V vocabulary, N examples
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..data import Example
-from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
-from ..heads import TextHead, Texts, TextTable, states_above_trunk, texts_log_probs
-from ..heads.lm.scored import score_members
-from ..passes.answer_positions import answer_logits
-from ..passes.decoder import in_place_of_trunk
-from ..passes.texts import text_scores
-from ..stack.dropout import stream_key
-from ..stack.lora import fold_members, unfold_members
-from .single_member import check_member, num_trained_parameters
+from ..heads import member_log_probs
+from ..passes.stacked_model import StackedModel, num_trained_parameters
+from .single_member import check_member
 
 
 class MCDropout:
@@ -46,7 +38,7 @@ class MCDropout:
         ConfigError: no such member, no passes, or a probability outside (0, 1).
 
     Example:
-        >>> from lora_ensembles.embedded import load_base
+        >>> from lora_ensembles import LoraEnsemble, load_base
         >>> from lora_ensembles.data import load_task
         >>> passes = MCDropout(LoraEnsemble(*load_base(), members=1), passes=3, dropout=0.1)
         >>> passes.member_log_probs(load_task("world-cqa").validation[:4]).shape
@@ -55,7 +47,7 @@ class MCDropout:
 
     def __init__(
         self,
-        ensemble: LoraEnsemble,
+        ensemble: StackedModel,
         *,
         member: int = 0,
         passes: int = 5,
@@ -92,77 +84,5 @@ class MCDropout:
             DataError: a prompt or a label cannot be used.
         """
         check_member(self.member, self.ensemble.num_members)
-        if isinstance(self.ensemble.head, TextHead):
-            table = self.ensemble.head.table(self.ensemble, examples)
-            read = functools.partial(self._score_texts, table, states_above_trunk(self.ensemble, table))
-            padded = not self.ensemble.padding_is_read
-            return texts_log_probs(table, read, copies=self.passes, max_rows=max_rows, padded=padded)
-        return score_members(
-            examples,
-            self._score_batch,
-            base=self.ensemble.base,
-            tokenizer=self.ensemble.tokenizer,
-            copies=self.passes,
-            max_rows=max_rows,
-            overlong=self.ensemble.info.overlong,
-            label_score=self.ensemble.info.label_score,
-        )
-
-    def _score_batch(self, ids: Tensor, positions: Tensor) -> Tensor:
-        prompts = [
-            row[: first + 1] for row, first in zip(ids.tolist(), positions[:, 0].tolist(), strict=True)
-        ]
-        rows, places = (tensor.expand(self.passes, *tensor.shape) for tensor in (ids, positions))
-        with self._dropping(prompts, tokens=rows.numel(), device=ids.device):
-            logits = answer_logits(self.ensemble.base, fold_members(rows), fold_members(places))
-        return unfold_members(logits, self.passes)
-
-    def _score_texts(
-        self, table: TextTable, states: Callable[[Texts], Tensor | None], texts: Texts
-    ) -> Tensor:
-        ensemble, token, passes = self.ensemble, self.ensemble.token_read, self.passes
-        firsts = table.first[
-            table.owner[texts.numbers]
-        ]  # options of one question have the mask that its first one names
-        named = [table.ids[number, : table.text_lengths[number]].tolist() for number in firsts.tolist()]
-        dropping = self._dropping(named, tokens=passes * texts.ids.numel(), device=texts.ids.device)
-        with in_place_of_trunk(ensemble.trunk, states(texts), passes), dropping:
-            return unfold_members(text_scores(ensemble.base, texts.repeated(passes), token=token), passes)
-
-    @contextmanager
-    def _dropping(
-        self, names: Sequence[Sequence[int]], *, tokens: int, device: torch.device
-    ) -> Iterator[None]:
-        """While a pass runs over the rows of these names, once for each of the passes, each row with a mask of its own."""
-        stack = self.ensemble.stack
-        keys = [stream_key(self.seed, "pass", index, *name) for index in range(self.passes) for name in names]
-        probability = torch.full((len(keys),), self.dropout, device=device)
-        with (
-            self._one_member_in(len(keys)),
-            stack.running(rows=len(keys), tokens=tokens),
-            stack.dropout(probability, keys),
-        ):
-            yield
-
-    @contextmanager
-    def _one_member_in(self, copies: int) -> Iterator[None]:
-        """While every layer computes with the one member in the place of `copies` members, without a copy of its weights."""
-        stack, m = self.ensemble.stack, self.member
-        before = [(layer.lora_a.data, layer.lora_b.data) for layer in stack.layers]
-        heads = [
-            (layer.head_weight.data, None if layer.head_bias is None else layer.head_bias.data)
-            for layer in stack.heads.layers
-        ]
-        try:
-            for head, (weight, bias) in zip(stack.heads.layers, heads, strict=True):
-                head.bind(
-                    weight[m].expand(copies, -1, -1), None if bias is None else bias[m].expand(copies, -1)
-                )
-            for layer, (a, b), scaling in zip(stack.layers, before, stack.scaling, strict=True):
-                layer.bind(a[m].expand(copies, -1, -1), b[m].expand(copies, -1, -1), [scaling[m]] * copies)
-            yield
-        finally:
-            for head, (weight, bias) in zip(stack.heads.layers, heads, strict=True):
-                head.bind(weight, bias)
-            for layer, (a, b), scaling in zip(stack.layers, before, stack.scaling, strict=True):
-                layer.bind(a, b, scaling)
+        passes = self.ensemble.repeated(self.member, passes=self.passes, dropout=self.dropout, seed=self.seed)
+        return member_log_probs(passes, examples, max_rows=max_rows)

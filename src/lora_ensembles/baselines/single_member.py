@@ -12,13 +12,9 @@ import torch
 from torch import Tensor
 
 from ..data import Example
-from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
-from ..heads import TextHead, Texts, states_above_trunk, texts_log_probs
-from ..heads.lm.scored import score_members
-from ..passes.decoder import in_place_of_trunk
-from ..passes.stacked_model import num_trained_parameters
-from ..passes.texts import text_scores
+from ..heads import member_log_probs
+from ..passes.stacked_model import StackedModel, num_trained_parameters
 from ..prediction.prediction import Predictor
 
 
@@ -33,7 +29,7 @@ class SingleMember:
         ConfigError: a `LoraEnsemble` has no such member; of other predictors this is known only once they predict.
 
     Example:
-        >>> from lora_ensembles.embedded import load_base
+        >>> from lora_ensembles import LoraEnsemble, load_base
         >>> from lora_ensembles.data import load_task
         >>> one = SingleMember(LoraEnsemble(*load_base(), members=3), 2)
         >>> one.member_log_probs(load_task("world-cqa").validation[:4]).shape
@@ -44,7 +40,7 @@ class SingleMember:
     index: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.predictor, LoraEnsemble):
+        if isinstance(self.predictor, StackedModel):
             check_member(self.index, self.predictor.num_members)
 
     @property
@@ -60,42 +56,13 @@ class SingleMember:
             ConfigError: there is no such member, or memory ran out.
             DataError: a prompt or a label cannot be used.
         """
-        if not isinstance(self.predictor, LoraEnsemble):
+        if not isinstance(self.predictor, StackedModel):
             found = self.predictor.member_log_probs(examples, max_rows=max_rows)
             check_member(self.index, found.shape[0])
             return found[self.index : self.index + 1]
-        ensemble, only = self.predictor, slice(self.index, self.index + 1)
-        check_member(self.index, ensemble.num_members)  # members may have been dropped since
-        if isinstance(ensemble.head, TextHead):
-            return self._score_texts(ensemble, ensemble.head, examples, max_rows=max_rows)
-        return score_members(
-            examples,
-            lambda ids, positions: ensemble.answer_logits(ids[None], positions[None], members=only),
-            base=ensemble.base,
-            tokenizer=ensemble.tokenizer,
-            copies=1,
-            max_rows=1 if ensemble.stack.by_batch else max_rows,
-            overlong=ensemble.info.overlong,
-            label_score=ensemble.info.label_score,
-        )
-
-    def _score_texts(
-        self, ensemble: LoraEnsemble, head: TextHead, examples: Sequence[Example], *, max_rows: int | None
-    ) -> Tensor:
-        table, only, token = (
-            head.table(ensemble, examples),
-            slice(self.index, self.index + 1),
-            ensemble.token_read,
-        )
-        states = states_above_trunk(ensemble, table)
-
-        def read(texts: Texts) -> Tensor:
-            running = ensemble.stack.running(rows=len(texts.ids), tokens=texts.ids.numel(), members=only)
-            with in_place_of_trunk(ensemble.trunk, states(texts), 1), running:
-                return text_scores(ensemble.base, texts, token=token)[None]
-
-        rows = 1 if ensemble.stack.by_batch else max_rows
-        return texts_log_probs(table, read, copies=1, max_rows=rows, padded=not ensemble.padding_is_read)
+        check_member(self.index, self.predictor.num_members)  # members may have been dropped since
+        alone = self.predictor.view(range(self.index, self.index + 1))
+        return member_log_probs(alone, examples, max_rows=max_rows)
 
 
 def check_member(index: int, members: int) -> None:

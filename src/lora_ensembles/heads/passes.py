@@ -48,6 +48,13 @@ def head_of(config: HeadConfig) -> Head:
     return TextHead(config) if config.owned else LabelTokens()
 
 
+def member_log_probs(
+    model: StackedModel, examples: Sequence[Example], *, max_rows: int | None = None
+) -> Tensor:
+    """log p of each label, class or option for each member (M, N, C), float32, by the head that the members have."""
+    return head_of(model.info.head).member_log_probs(model, examples, max_rows=max_rows)
+
+
 @dataclass(frozen=True)
 class LabelTokens:
     """The causal language model's own head, frozen: an answer is the tokens of its label."""
@@ -121,6 +128,7 @@ class TextHead:
                         text_scores(ensemble.base, texts.repeated(count), token=token), count
                     ),
                     states=states(texts),
+                    names=lambda: table.names(texts.numbers),
                 )
 
             return score_texts(table, read, rows=reader.rows, padded=not ensemble.padding_is_read)

@@ -5,7 +5,8 @@ Shapes: M members, B rows of a batch, T tokens, K answer positions, V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..stack.buffers import AdapterStack
+from ..stack.dropout import stream_key
 from .answer_positions import Prefix, answer_logits, read_prefix
 from .decoder import Trunk, in_place_of_trunk
 from .memory import ran_out_of_memory, with_fewer_rows
@@ -34,56 +36,76 @@ def context_window(base: nn.Module) -> int | None:
     return None
 
 
+Names = Callable[
+    [], Sequence[Sequence[int]]
+]  # what tells a pass's B rows from others, in whatever batch they are read
+
+
 @dataclass(frozen=True)
 class SharedRows:
     """The passes in which all members read the same rows, at most `members_at_once` of them at a time.
 
-    Where there is a `trunk`, below the first adapted layer, it reads the rows once for all members.
+    `members` are those that read. Where there is a `trunk`, below the first adapted layer, it reads the rows once for all members.
     """
 
     base: nn.Module
     stack: AdapterStack
+    members: range
     trunk: Trunk | None
     members_at_once: int
 
     @property
     def rows(self) -> int:
         """Rows of a member in a pass: one where more would change what the base makes of each."""
-        return 1 if self.stack.by_batch else max(1, self.members_at_once // self.stack.num_members)
+        return 1 if self.stack.by_batch else max(1, self.members_at_once // len(self.members))
 
-    def groups(self) -> list[slice]:
+    def groups(self) -> list[range]:
         """The members of each pass."""
-        members, size = self.stack.num_members, self.members_at_once
-        return (
-            [slice(None)]
-            if size >= members
-            else [slice(m, min(m + size, members)) for m in range(0, members, size)]
-        )
+        size = max(1, self.members_at_once)
+        return [self.members[first : first + size] for first in range(0, len(self.members), size)]
+
+    def running(self, group: range, ids: Tensor, names: Names | None) -> AbstractContextManager[None]:
+        """While a group of members reads rows of ids (B, T)."""
+        rows = len(group) * ids.shape[0]
+        whole = len(group) == self.stack.num_members
+        members = slice(None) if whole else slice(group.start, group.stop)
+        return self.stack.running(rows=rows, tokens=len(group) * ids.numel(), members=members)
 
     def passes(
-        self, ids: Tensor, run: Callable[[Tensor, int], Tensor], *, states: Tensor | None = None
+        self,
+        ids: Tensor,
+        run: Callable[[Tensor, int], Tensor],
+        *,
+        states: Tensor | None = None,
+        names: Names | None = None,
     ) -> Tensor:
         """What `run` returns for each group of members (G, ...), all in one (M, ...); it is given G copies of `ids` (B, T), and G.
 
-        `states` (B, T, H) are what the trunk makes of the rows; by default it reads them as a causal language model.
+        `states` (B, T, H) are what the trunk makes of the rows; by default it reads them as a causal language model. `names` tell rows
+        apart where members differ in what they drop.
         """
         if self.trunk is not None and states is None:
             states = self.trunk.states(lambda: self.base(input_ids=ids, use_cache=False))
         parts = []
         for group in self.groups():
-            count = len(range(self.stack.num_members)[group])
-            running = self.stack.running(rows=count * ids.shape[0], tokens=count * ids.numel(), members=group)
-            with running, in_place_of_trunk(self.trunk, states, count):
+            count = len(group)
+            with self.running(group, ids, names), in_place_of_trunk(self.trunk, states, count):
                 parts.append(run(ids.repeat(count, 1), count))
         return torch.cat(parts)
 
     def answer_logits(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Next-token logits (M, B, K, V) at `positions` (B, K) of right-padded `ids` (B, T)."""
+        """Next-token logits (M, B, K, V) at `positions` (B, K) of right-padded `ids` (B, T); a row's name is its prompt."""
+
+        def names() -> list[list[int]]:
+            firsts = positions[:, 0].tolist()
+            return [row[: first + 1] for row, first in zip(ids.tolist(), firsts, strict=True)]
+
         return self.passes(
             ids,
             lambda rows, count: answer_logits(self.base, rows, positions.repeat(count, 1)).unflatten(
                 0, (count, -1)
             ),
+            names=names,
         )
 
     def read_prefix(self, ids: Tensor) -> AnswerLogits | None:
@@ -108,9 +130,42 @@ class SharedRows:
     def _copies(self, ids: Tensor) -> Iterator[Tensor]:
         """The rows of each group's pass, which runs before the next is asked for."""
         for group in self.groups():
-            rows = ids.repeat(len(range(self.stack.num_members)[group]), 1)
-            with self.stack.running(rows=rows.shape[0], tokens=rows.numel(), members=group):
-                yield rows
+            with self.running(group, ids, None):
+                yield ids.repeat(len(group), 1)
+
+
+@dataclass(frozen=True)
+class DroppedRows(SharedRows):
+    """Passes of one member in the place of several, each with other features of the adapters' inputs dropped.
+
+    A pass's mask is a function of (seed, pass, name of the row): neighbours, their order and their padding do not change it.
+
+    Attributes:
+        member: the one that reads; `members` are its passes.
+        dropout: the probability of dropping a feature.
+        seed: of the masks.
+    """
+
+    member: int
+    dropout: float
+    seed: int
+
+    @contextmanager
+    def running(self, group: range, ids: Tensor, names: Names | None) -> Iterator[None]:
+        assert names is not None  # rows are read whole, one by one
+        rows = names()
+        keys = [stream_key(self.seed, "pass", index, *name) for index in group for name in rows]
+        probability = torch.full((len(keys),), self.dropout, device=ids.device)
+        with (
+            self.stack.repeated(self.member, len(keys)),
+            self.stack.running(rows=len(keys), tokens=len(group) * ids.numel()),
+            self.stack.dropout(probability, keys),
+        ):
+            yield
+
+    def read_prefix(self, ids: Tensor) -> AnswerLogits | None:
+        """None: the mask of a row is that of its whole prompt."""
+        return None
 
 
 def scored_in_parts(score: Callable[[int], Tensor], rows: int) -> Tensor:

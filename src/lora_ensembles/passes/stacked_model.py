@@ -21,7 +21,7 @@ from ..stack.lora import fold_members, rows_of_members, unfold_members
 from .answer_positions import answer_logits
 from .decoder import Trunk, trunk_below_adapters
 from .onednn import frozen_products
-from .shared_prefix import SharedRows
+from .shared_prefix import DroppedRows, SharedRows
 from .texts import Texts, Token, text_scores
 from .token_probe import padding_is_read, token_read
 from .trunk_states import TrunkStates
@@ -117,7 +117,15 @@ class StackedModel:
 
     def shared_rows(self, max_rows: int) -> SharedRows:
         """What reads the same rows with all members, at most `max_rows` rows (members * examples) at a time."""
-        return SharedRows(self.base, self.stack, self.trunk, max_rows)
+        return SharedRows(self.base, self.stack, range(self.num_members), self.trunk, max_rows)
+
+    def view(self, members: range) -> StackedModel:
+        """Some members next to each other as a model of their own, for scoring; nothing is copied."""
+        return _View(self, members)
+
+    def repeated(self, member: int, *, passes: int, dropout: float, seed: int) -> StackedModel:
+        """One member as so many, each a pass with other features dropped, for scoring; see `DroppedRows`."""
+        return _Dropped(self, member, passes=passes, dropout=dropout, seed=seed)
 
     @functools.cached_property
     def trunk(self) -> Trunk | None:
@@ -138,6 +146,61 @@ class StackedModel:
         """Whether the members' own heads read the padding behind a text, so that texts of one length only are read together."""
         with self.base_only() as base:
             return self.info.head.owned and padding_is_read(base)
+
+
+class _View(StackedModel):
+    """Some members of a model; what was found out about the model's passes is shared."""
+
+    def __init__(self, model: StackedModel, members: range):
+        super().__init__(
+            model.base,
+            model.tokenizer,
+            adapter=model.adapter,
+            stack=model.stack,
+            info=model.info,
+            fingerprint=model.fingerprint,
+        )
+        self.kept_states = model.kept_states
+        self._model, self._members = model, members
+
+    @property
+    def num_members(self) -> int:
+        return len(self._members)
+
+    def shared_rows(self, max_rows: int) -> SharedRows:
+        return SharedRows(self.base, self.stack, self._members, self.trunk, max_rows)
+
+    @property
+    def trunk(self) -> Trunk | None:
+        return self._model.trunk
+
+    @property
+    def token_read(self) -> Token | None:
+        return self._model.token_read
+
+    @property
+    def padding_is_read(self) -> bool:
+        return self._model.padding_is_read
+
+
+class _Dropped(_View):
+    """One member in several passes with dropout."""
+
+    def __init__(self, model: StackedModel, member: int, *, passes: int, dropout: float, seed: int):
+        super().__init__(model, range(passes))
+        self._member, self._dropout, self._seed = member, dropout, seed
+
+    def shared_rows(self, max_rows: int) -> SharedRows:
+        return DroppedRows(
+            self.base,
+            self.stack,
+            self._members,
+            self.trunk,
+            max_rows,
+            member=self._member,
+            dropout=self._dropout,
+            seed=self._seed,
+        )
 
 
 def num_trained_parameters(predictor: object, member: int = 0) -> int:

@@ -268,6 +268,33 @@ class AdapterStack:
             self.plan.dropout = None
 
     @contextmanager
+    def repeated(self, member: int, copies: int) -> Iterator[None]:
+        """While every layer computes with one member in the place of `copies` members, without a copy of its weights."""
+        before = [(layer.lora_a.data, layer.lora_b.data) for layer in self.layers]
+        heads = [
+            (layer.head_weight.data, None if layer.head_bias is None else layer.head_bias.data)
+            for layer in self.heads.layers
+        ]
+        try:
+            for head, (weight, bias) in zip(self.heads.layers, heads, strict=True):
+                head.bind(
+                    weight[member].expand(copies, -1, -1),
+                    None if bias is None else bias[member].expand(copies, -1),
+                )
+            for layer, (a, b), scaling in zip(self.layers, before, self.scaling, strict=True):
+                layer.bind(
+                    a[member].expand(copies, -1, -1),
+                    b[member].expand(copies, -1, -1),
+                    [scaling[member]] * copies,
+                )
+            yield
+        finally:
+            for head, (weight, bias) in zip(self.heads.layers, heads, strict=True):
+                head.bind(weight, bias)
+            for layer, (a, b), scaling in zip(self.layers, before, self.scaling, strict=True):
+                layer.bind(a, b, scaling)
+
+    @contextmanager
     def learning_rows(self) -> Iterator[None]:
         """While a pass tells each layer whether it sees rows in front, or all tokens in one axis."""
 

@@ -134,6 +134,11 @@ class TextTable:
         types = None if self.types is None else self.types[numbers, :longest].to(self.device)
         return Texts(self.ids[numbers, :longest].to(self.device), mask.to(self.device), types, numbers)
 
+    def names(self, numbers: Tensor) -> list[list[int]]:
+        """Of each of these texts (B,), the tokens of its example's first text: options of one question have one name."""
+        firsts = self.first[self.owner[numbers]].tolist()
+        return [self.ids[number, : self.text_lengths[number]].tolist() for number in firsts]
+
     def gather(self, indices: Tensor) -> Choice:
         """The texts of examples `indices` (M, B), filled up as `numbers_of` says."""
         return Choice(*self.numbers_of(indices), self.choices)
