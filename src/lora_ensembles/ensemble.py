@@ -78,9 +78,9 @@ class LoraEnsemble(StackedModel):
         count = whole_count(members)
         probe.check_plain(base)
         own = resolve_head(base, head)
-        if own.kind == "causal-lm":
-            probe.check_language_model(base)
-        config, init = adapter_for(base, own, adapter), own.init if own.owned else None
+        said = head_of(own)
+        said.check_base(base)
+        config, init = adapter_for(base, own, adapter), said.init
         new = range(count)
         seeds, weights = fresh_members(base, config, seed=seed, indices=new, vary=vary, head_init=init)
         info = EnsembleInfo(whole_seed(seed), tuple(vary), count, seeds, head=own)
@@ -95,22 +95,28 @@ class LoraEnsemble(StackedModel):
         weights: Sequence[MemberWeights],
         info: EnsembleInfo,
     ) -> None:
-        if not info.head.owned:
-            probe.check_language_model(base)
-            probe.check_targets(base, weights[0].a)
+        head = head_of(info.head)
+        head.check_base(base, weights[0].a)
         fingerprint = folder.fingerprint(base, apart_from=weights[0].head)
         base.requires_grad_(False).eval()
         keep_differentiable(base)
         stack = AdapterStack(base, weights, dtype=base.dtype)
-        super().__init__(base, tokenizer, adapter=config, stack=stack, info=info, fingerprint=fingerprint)
+        super().__init__(
+            base,
+            tokenizer,
+            adapter=config,
+            stack=stack,
+            info=info,
+            reader=head.reader,
+            fingerprint=fingerprint,
+        )
         self._try_base()
 
     def _try_base(self) -> None:
         """Try a few tokens on the base; it gets its layers back where they show that it cannot be used."""
         try:
-            if not self.info.head.owned:
-                with self.base_only() as base:
-                    probe.probe_language_model(base)
+            with self.base_only() as base:
+                self.head.try_base(base)
             probe.check_members_apart(self.base, self.stack, self.whole_pass)
         except BaseException:
             self.unload()
@@ -152,7 +158,7 @@ class LoraEnsemble(StackedModel):
         """
         check_parts(base, tokenizer)
         head = with_named_classes(resolve_head(base, head), base)
-        config, weights = folder.read_members(paths, base, check_base=check_base, head=head.owned)
+        config, weights = folder.read_members(paths, base, check_base=check_base, head=head_of(head).trained)
         seeds = [member_seeds(seed, index) for index in range(len(weights))]
         info = EnsembleInfo(seed=seed, next_index=len(weights), seeds=seeds, head=head)
         return cls.from_weights(base, tokenizer, adapter=config, weights=weights, info=info)
@@ -230,7 +236,7 @@ class LoraEnsemble(StackedModel):
         count, info = whole_count(count), self.info
         kept = [self.stack.member(index) for index in range(self.num_members)]
         self.stack.detach(self.base)
-        grown, init = kept, info.head.init if info.head.owned else None
+        grown, init = kept, self.head.init
         new = range(info.next_index, info.next_index + count)
         try:
             seeds, weights = fresh_members(
@@ -248,8 +254,7 @@ class LoraEnsemble(StackedModel):
         Raises:
             CheckpointError, AdapterError: as `from_adapters`; the ensemble is then as before.
         """
-        owned = self.info.head.owned
-        _, weights = folder.read_members(paths, self.base, check_base=check_base, head=owned)
+        _, weights = folder.read_members(paths, self.base, check_base=check_base, head=self.head.trained)
         self.stack.add_members(weights)
         info = self.info
         info.seeds = info.seeds + [

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from lora_ensembles import TrainConfig, predict, train
-from lora_ensembles.training.rows import training_rows
-from tiny_ensembles import check_recomputed, no_memory_left
+from tiny_ensembles import check_recomputed, no_memory_left, training_rows
 from tiny_heads import ARCHITECTURES, build_ensemble, examples_for
 
 KINDS = ("sequence-classification", "multiple-choice", "reward")

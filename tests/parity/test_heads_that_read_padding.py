@@ -11,9 +11,9 @@ from torch import Tensor
 from lora_ensembles import LastLayerHeads, LoraEnsemble, MCDropout, SingleMember, predict, train
 from lora_ensembles.heads.task.table import passes_of_one_length
 from lora_ensembles.passes.token_probe import padding_is_read
-from lora_ensembles.training.rows import training_rows
 from reference_heads import assert_same_head, check_scores, check_training
 from reference_training import Recipe, assert_same_weights, config_of
+from tiny_ensembles import training_rows
 from tiny_heads import ARCHITECTURES, KINDS, PADDING_READERS, build, build_ensemble, examples_for, tokenizer
 
 RECIPE = Recipe(epochs=2, loss="auto")  # 10 examples in batches of 4, 4 and 2: 3 steps an epoch

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig
 
 from lora_ensembles import HeadConfig, LastLayerHeads, LoraEnsemble, TrainConfig, predict, train
-from lora_ensembles.heads import TextHead
+from lora_ensembles.heads.task.head import TaskHead
 from lora_ensembles.passes.decoder import model_layers
 from lora_ensembles.passes.texts import text_scores
 from lora_ensembles.passes.token_probe import token_read
@@ -37,7 +37,7 @@ def test_a_head_that_reads_every_token_is_known_for_it() -> None:
 def test_scores_and_gradients_are_those_of_the_whole_pass(name: str, kind: str) -> None:
     ensemble = build_ensemble(name, kind, members=2, random_b=True)
     head = ensemble.head
-    assert isinstance(head, TextHead)
+    assert isinstance(head, TaskHead)
     table = head.table(ensemble, examples_for(kind))
     texts = table.texts(torch.arange(6)).repeated(2)
     stack, seen = ensemble.stack, []
@@ -68,7 +68,7 @@ def test_a_text_is_read_at_its_own_end() -> None:
     """Padding of other lengths moves the last token, and the scores stay those of each text alone."""
     ensemble = build_ensemble("llama", "reward", members=2, random_b=True)
     head = ensemble.head
-    assert isinstance(head, TextHead)
+    assert isinstance(head, TaskHead)
     table = head.table(ensemble, examples_for("reward"))
     together = head.scores(ensemble, table, max_rows=None)
     alone = [
@@ -87,7 +87,7 @@ def test_a_text_that_ends_in_the_padding_token_is_read_where_transformers_reads_
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
     ensemble = LoraEnsemble(base, tokenizer(), members=1, adapter=config, head=HeadConfig(kind, init="base"))  # type: ignore[arg-type]
     head, examples = ensemble.head, examples_for(kind)
-    assert isinstance(head, TextHead)
+    assert isinstance(head, TaskHead)
     table = head.table(ensemble, examples)
     found = head.scores(ensemble, table, max_rows=4)[
         0

@@ -21,7 +21,7 @@ from lora_ensembles import (
     train,
 )
 from lora_ensembles.errors import ConfigError
-from lora_ensembles.heads import encode_texts
+from lora_ensembles.heads.task.encoding import encode_texts
 from lora_ensembles.passes.texts import text_scores
 from lora_ensembles.training.orders import MemberOrders, epoch_order
 from tiny_heads import ARCHITECTURES, build, build_ensemble, examples_for, tokenizer

@@ -40,10 +40,11 @@ from lora_ensembles import (
 from lora_ensembles.baselines.single_member import num_trained_parameters
 from lora_ensembles.data import Completion, Example
 from lora_ensembles.errors import AdapterError, ConfigError, DataError
-from lora_ensembles.heads import RewardPrediction, encode_texts
-from lora_ensembles.heads.resolve import adapter_for, owned_modules, resolve_head
-from lora_ensembles.heads.task.encoding import text_window
-from lora_ensembles.training.rows import training_rows
+from lora_ensembles.heads import RewardPrediction
+from lora_ensembles.heads.resolve import adapter_for, member_modules, resolve_head
+from lora_ensembles.heads.task.encoding import encode_texts
+from lora_ensembles.passes.texts import text_window
+from tiny_ensembles import training_rows
 from tiny_heads import (
     ARCHITECTURES,
     WINDOW,
@@ -195,10 +196,10 @@ def test_of_a_head_with_a_norm_what_the_checkpoint_brought_stays_frozen_where_it
     language_model.save_pretrained(tmp_path)
     base = ModernBertForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
     assert torch.equal(base.head.dense.weight, language_model.head.dense.weight)
-    assert owned_modules(base) == ["classifier"]
+    assert member_modules(base) == ["classifier"]
     base.save_pretrained(tmp_path / "trained")  # a checkpoint that has the whole head
     whole = ModernBertForSequenceClassification.from_pretrained(tmp_path / "trained")
-    assert owned_modules(whole) == ["head.dense", "classifier"]
+    assert member_modules(whole) == ["head.dense", "classifier"]
 
 
 def test_a_head_that_is_not_of_linear_layers_is_refused_by_name() -> None:

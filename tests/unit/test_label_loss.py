@@ -27,7 +27,7 @@ from lora_ensembles.errors import CheckpointError, ConfigError, DataError
 from lora_ensembles.heads.lm.label_losses import LabelTable
 from lora_ensembles.heads.remarks import warn_of_one_label
 from lora_ensembles.prediction.prediction import Prediction
-from lora_ensembles.training.rows import training_rows
+from tiny_ensembles import training_rows
 from tiny_models import build, build_ensemble, letter_examples, open_examples, phrase_examples, tokenizer
 
 CONFIG = TrainConfig(epochs=1, batch_size=4)

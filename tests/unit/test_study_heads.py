@@ -13,6 +13,8 @@ from lora_ensembles.data import Example, Task
 from lora_ensembles.prediction.metrics import evaluate
 from lora_ensembles.prediction.prediction import predict
 from lora_ensembles.studies import grid as grids
+from lora_ensembles.studies import runner
+from lora_ensembles.studies.arms import Arm
 from lora_ensembles.studies.claims.judge import Claim, judge
 from lora_ensembles.studies.grid import ENCODER, Grid, settings_of
 from lora_ensembles.studies.kinds.choice import choice, with_choice
@@ -76,13 +78,13 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     """The folder, the records by kind and the claims of the whole tiny grid."""
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grids, "load_bench", lambda grid, name, load_model: a_bench())
+        patch.setattr(runner, "load_bench", lambda grid, name, load_model: a_bench())
         found = run_grid(TINY, folder, load, say=lambda _: None)
     return folder, {kind: list(rows) for kind, rows in found.items()}, judge(found)
 
 
 def test_adapters_are_on_the_layers_that_the_grid_names_and_members_own_their_heads() -> None:
-    run = a_bench().train([grids.Arm("none")], TINY.config("words"), members=2, seed=0)
+    run = a_bench().train([Arm("none")], TINY.config("words"), members=2, seed=0)
     assert {site.name.split(".")[3] for site in run.ensemble.stack.sites} == {"1"}
     assert run.ensemble.trunk is not None
     assert set(run.ensemble.stack.member(0).head) == {"classifier.weight", "classifier.bias"}
@@ -94,7 +96,7 @@ def test_the_chosen_strength_has_the_lowest_nll_on_questions_that_were_held_out_
     assert found["sizes"] == {"held_out": len(held_out), "train": len(rest)}
     assert not {one.id for one in held_out} & {one.id for one in rest}
     for share, nll in zip(TINY.choose, found["nll"], strict=True):
-        arm = grids.Arm("alone", weight_decay_b=share / TINY.learning_rate)
+        arm = Arm("alone", weight_decay_b=share / TINY.learning_rate)
         alone = a_bench().train([arm], TINY.config("words"), members=2, seed=0, examples=rest)
         assert nll == pytest.approx(evaluate(predict(alone.ensemble, held_out)).nll, abs=1e-4)
     chosen = with_choice(TINY, [{"result": {"nll": [0.5, 0.9]}}, {"result": {"nll": [0.8, 0.2]}}])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..data import Example
 from ..errors import AdapterError, ConfigError
-from ..heads.lm.scored import score_members
+from ..heads.lm.scores import PlainPasses, score_examples
 from ..heads.lm.table import TokenTable
 from ..heads.losses import RowLosses
 from ..heads.objectives import answer_loss, answer_right, kl_to_base
@@ -227,9 +227,9 @@ class BatchEnsemble:
             DataError: a prompt or a label cannot be used.
             ConfigError: memory ran out.
         """
-        return score_members(
+        return score_examples(
             examples,
-            self._score_batch,
+            lambda rows: PlainPasses(self._score_batch, max(1, rows // self.num_members)),
             base=self.base,
             tokenizer=self.tokenizer,
             copies=self.num_members,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..data import Example
 from ..errors import AdapterError
-from ..heads.lm.scored import score_members
+from ..heads.lm.scores import PlainPasses, score_examples
 from ..heads.lm.table import TokenTable
 from ..heads.losses import RowLosses
 from ..passes.answer_positions import Places, head_logits, hidden_at, places_at_once
@@ -150,9 +150,9 @@ class LastLayerEnsemble:
             DataError: a prompt or a label cannot be used.
             ConfigError: memory ran out.
         """
-        return score_members(
+        return score_examples(
             examples,
-            self._score_batch,
+            lambda rows: PlainPasses(self._score_batch, rows),
             base=self.base,
             tokenizer=self.tokenizer,
             copies=1,

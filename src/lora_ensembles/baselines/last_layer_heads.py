@@ -17,21 +17,14 @@ from torch import Tensor, nn
 
 from ..data import Example
 from ..errors import AdapterError, ConfigError
-from ..heads import (
-    HeadConfig,
-    HeadKind,
-    Texts,
-    TextTable,
-    encode_texts,
-    resolve_head,
-    text_passes,
-    texts_log_probs,
-)
+from ..heads import HeadConfig, HeadKind, head_of, resolve_head
 from ..heads.losses import RowLosses
-from ..heads.resolve import owned_modules
-from ..heads.task.encoding import log_probs, with_classes
+from ..heads.resolve import member_modules
+from ..heads.task.encoding import encode_texts, log_probs, with_classes
 from ..heads.task.losses import check_labelled, choice_losses, refuse_divergence
-from ..passes.texts import last_tokens, text_scores
+from ..heads.task.scores import text_passes, texts_log_probs
+from ..heads.task.table import TextTable
+from ..passes.texts import Texts, last_tokens, text_scores
 from ..passes.token_probe import padding_is_read
 from ..stack.adapters import initial_head
 from ..stack.head_layers import HeadStack
@@ -89,14 +82,14 @@ class LastLayerHeads:
         if not isinstance(members, int) or isinstance(members, bool) or members < 1:
             raise ConfigError(f"members={members!r}; an ensemble has at least 1 member, 5 in the paper")
         self.head = resolve_head(base, head)
-        if not self.head.owned:
+        if not head_of(self.head).trained:
             raise ConfigError(
                 "LastLayerHeads needs a classifier or a multiple-choice model; LastLayerEnsemble is for causal language models"
             )
         self.base, self.tokenizer = base.eval().requires_grad_(False), tokenizer
         self.seeds = [member_seeds(seed, index) for index in range(members)]
         self.overlong: Literal["error", "left"] = "error"
-        owned = set(owned_modules(base))
+        owned = set(member_modules(base))
         modules = {
             name: module for name, module in base.named_modules() if name in owned
         }  # drawn in the order of an adapter's

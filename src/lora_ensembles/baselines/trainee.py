@@ -23,6 +23,7 @@ from ..stack.lora import fold_members
 from ..storage.folder import fingerprint
 from ..training.config import TrainConfig
 from ..training.trainee import Trainee
+from ..training.validation import check_answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -75,10 +76,7 @@ def check_validation(examples: Sequence[Example]) -> None:
             raise DataError(
                 f"validation holds a {type(example).__name__}; pass questions with options (Example)"
             )
-        if example.target is None:
-            raise DataError(
-                f"validation example {example.id!r} has no answer; every validation example needs one"
-            )
+    check_answers(examples)
 
 
 def check_settings(config: TrainConfig, what: str) -> None:

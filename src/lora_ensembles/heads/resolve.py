@@ -83,7 +83,7 @@ def adapter_for(base: nn.Module, head: HeadConfig, config: LoraConfig | None) ->
     # What PEFT wraps a member in: a classifier, or for a model that it has no class for, a plain model.
     prepared.task_type = "SEQ_CLS" if base_kind(base) == "sequence-classification" else None
     if not prepared.modules_to_save:
-        prepared.modules_to_save = owned_modules(base)
+        prepared.modules_to_save = member_modules(base)
     return prepared
 
 
@@ -111,7 +111,7 @@ def usual_targets(base: nn.Module, usual: list[str]) -> Sequence[str]:
     )
 
 
-def owned_modules(base: nn.Module) -> list[str]:
+def member_modules(base: nn.Module) -> list[str]:
     """The modules that members own without further word: the head, and what of the body the checkpoint lacked.
 
     Where a module of the head holds norms beside its linear layers (ModernBERT's `head`), these layers are named one by one, without those

@@ -21,9 +21,9 @@ from ..stack.lora import fold_members, rows_of_members, unfold_members
 from .answer_positions import answer_logits
 from .decoder import Trunk, trunk_below_adapters
 from .onednn import frozen_products
+from .reader import Reader
 from .shared_prefix import DroppedRows, SharedRows
-from .texts import Texts, Token, text_scores
-from .token_probe import padding_is_read, token_read
+from .texts import Token
 from .trunk_states import TrunkStates
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class StackedModel:
         adapter: what PEFT calls the members' adapter.
         stack: the members.
         info: how they were made, what their head is and how rows are read.
+        reader: what the head asks of the base.
         fingerprint: of the base, by which a saved ensemble knows it again.
     """
 
@@ -50,10 +51,11 @@ class StackedModel:
         adapter: LoraConfig,
         stack: AdapterStack,
         info: EnsembleInfo,
+        reader: Reader,
         fingerprint: str,
     ):
         self.base, self.tokenizer, self.adapter = base, tokenizer, adapter
-        self.stack, self.info, self.fingerprint = stack, info, fingerprint
+        self.stack, self.info, self.fingerprint, self.reader = stack, info, fingerprint, reader
         self.kept_states: dict[str, TrunkStates | None] | None = None  # a dict keeps those of texts
 
     @property
@@ -70,7 +72,7 @@ class StackedModel:
         Raises:
             ConfigError: the members have heads of their own.
         """
-        if self.info.head.owned:
+        if not self.reader.causal:
             raise ConfigError(
                 f"{what} needs a causal language model, and these members have {self.info.head.kind} heads; use predict"
             )
@@ -88,10 +90,7 @@ class StackedModel:
 
     def whole_pass(self, ids: Tensor) -> Tensor:
         """What the base, as it stands, makes of ids (B, T) without padding: logits (B, T, V), or its head's scores (B, K)."""
-        if not self.info.head.owned:
-            logits: Tensor = self.base(input_ids=ids, use_cache=False).logits
-            return logits
-        return text_scores(self.base, Texts(ids, torch.ones_like(ids), None, torch.arange(len(ids))))
+        return self.reader.whole_pass(self.base, ids)
 
     def __call__(self, input_ids: Tensor) -> Tensor:
         """Next-token logits (M, B, T, V) of right-padded `input_ids`: (B, T) for all members alike, or (M, B, T).
@@ -139,13 +138,13 @@ class StackedModel:
     def token_read(self) -> Token | None:
         """The token of a text that members' own heads read, where it is one alone: the last layer computes no other."""
         with self.base_only() as base:
-            return token_read(base) if self.info.head.owned else None
+            return self.reader.token_read(base)
 
     @functools.cached_property
     def padding_is_read(self) -> bool:
         """Whether the members' own heads read the padding behind a text, so that texts of one length only are read together."""
         with self.base_only() as base:
-            return self.info.head.owned and padding_is_read(base)
+            return self.reader.padding_is_read(base)
 
 
 class _View(StackedModel):
@@ -158,6 +157,7 @@ class _View(StackedModel):
             adapter=model.adapter,
             stack=model.stack,
             info=model.info,
+            reader=model.reader,
             fingerprint=model.fingerprint,
         )
         self.kept_states = model.kept_states

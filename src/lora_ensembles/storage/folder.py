@@ -26,6 +26,7 @@ from ..errors import (
     DataError,
     LoraEnsemblesError,
 )
+from ..heads import head_of
 from ..heads.resolve import base_kind
 from ..passes.stacked_model import StackedModel
 from ..stack.adapters import read_adapter, read_adapter_config, write_adapter
@@ -151,9 +152,9 @@ def _descriptions(ensemble: StackedModel, home: Path | None) -> dict[str, str]:
     beside = None if home is None else _path_to_base(base, home)
     if beside is not None:
         content["base"]["folder"] = beside
-    if info.head.owned:
-        content["head"] = info.head.to_dict()
-        content["base"] |= {"kind": base_kind(base), "num_labels": base.config.num_labels}
+    head = head_of(info.head).description(base)
+    content["base"] |= head.pop("base", {})
+    content |= head
     return {
         "README.md": render_model_card(base_name(base), members=ensemble.num_members, task=info.task),
         ENSEMBLE_FILE: json.dumps(content, indent=2) + "\n",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..baselines import LastLayerEnsemble, LastLayerHeads, held_out_split
 from ..data import OOD_PAIRS, Example, Task, load_ood, load_task
-from ..heads import HeadConfig, adapter_for, resolve_head
+from ..heads import HeadConfig, adapter_for, head_of, resolve_head
 from ..passes.trunk_states import TrunkStates
 from ..prediction.prediction import Prediction, Predictor, predict
 from ..training.config import TrainConfig
@@ -47,7 +47,7 @@ class Bench:
     @property
     def owned_heads(self) -> bool:
         """Whether members have heads of their own, so that the base itself says nothing about the answers."""
-        return resolve_head(self.model[0], self.head).owned
+        return head_of(resolve_head(self.model[0], self.head)).trained
 
     def held_out(self, *, share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
         """A part of the training questions to choose or fit something on, and the rest; no question of the first is scored anywhere.

@@ -24,7 +24,6 @@ from ..stack.sites import MemberWeights
 from ..storage.folder import read_ensemble, write_ensemble, write_members
 from .config import TrainConfig
 from .loop import check_options, run
-from .rows import training_rows
 from .trainee import Trainee, TrainResult
 from .validation import check_validation, validate
 
@@ -103,7 +102,17 @@ class AdapterTrainee(Trainee):
         self.decays = DECAYS[: len(stack.buffers)]
         for name in ("learning_rate", *self.decays):
             config.per_member(name, members)  # refused before the base is read
-        self.rows = training_rows(ensemble, examples, config, with_kl=bool((kl_weight > 0).any()))
+        if ensemble.head.trained:
+            config.check_decay("weight_decay_head")
+        self.rows = ensemble.head.training_rows(
+            ensemble,
+            examples,
+            loss=config.loss,
+            label_score=config.label_score,
+            overlong=config.overlong,
+            rows=config.max_rows or config.batch_size * members,
+            with_kl=bool((kl_weight > 0).any()),
+        )
         self.dropout: Tensor | None = dropout.to(ensemble.device) if (dropout > 0).any() else None  # (M,)
         self.order_seeds = [seeds.order for seeds in ensemble.info.seeds]
         self.dtype: torch.dtype = ensemble.base.dtype
@@ -142,15 +151,7 @@ class AdapterTrainee(Trainee):
         settings, ensemble = config.to_dict(), self.ensemble
         stack = ensemble.stack
         del settings["log_every"], settings["checkpoint_every"], settings["max_rows"]  # they change no result
-        head = ensemble.info.head
-        if head.owned:
-            settings["head"] = head.to_dict()
-            del settings["loss"], settings["label_score"]
-        else:
-            settings["loss"] = self.rows.loss
-            del settings["weight_decay_head"]
-            if self.rows.loss == "vocabulary":
-                del settings["label_score"]  # which changes no weight there
+        settings = ensemble.head.run_settings(settings, self.rows.loss)
         seeds = [[seeds.init, seeds.order] for seeds in ensemble.info.seeds]
         settings["adapter"] = {
             "targets": sorted({site.name.rpartition(".")[2] for site in stack.sites}),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,37 +19,10 @@ from torch import Tensor
 from ..data import Completion, Example
 from ..disk.atomic import written_aside
 from ..errors import ConfigError
-from ..heads.losses import RowLosses
+from ..heads.base import TrainingRows
 from .config import TrainConfig
 
 PARAMETERS_FILE = "parameters.safetensors"
-
-
-class TrainingRows(Protocol):
-    """The rows that members are trained on."""
-
-    @property
-    def lengths(self) -> Tensor:
-        """(N,) tokens of each row."""
-        ...
-
-    @property
-    def passes(self) -> int:
-        """The most rows of a pass that one row of the data stands for."""
-        ...
-
-    @property
-    def loss(self) -> Literal["labels", "vocabulary"]:
-        """What an answer is measured against: the example's labels, classes or options, or the full vocabulary."""
-        ...
-
-    def fingerprint(self) -> str:
-        """A short hash of the data, to notice when a run is continued on other data."""
-        ...
-
-    def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
-        """Losses of the rows `indices` (M, B) of these members; `first_row` says where they stand in the members' batches."""
-        ...
 
 
 class Trainee(ABC):

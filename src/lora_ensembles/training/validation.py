@@ -9,11 +9,7 @@ from ..data import Completion, Example
 from ..ensemble import LoraEnsemble
 from ..errors import DataError
 from ..heads.lm.completions import score_completions
-from ..heads.lm.table import encode_rows
 from ..heads.remarks import warn_of_one_label
-from ..heads.task.encoding import encode_texts, with_classes
-from ..heads.task.losses import check_examples
-from ..passes.shared_prefix import context_window
 from ..prediction.completions import CompletionMetrics, evaluate_completion_members, evaluate_completions
 from ..prediction.metrics import Metrics, evaluate, evaluate_members
 from ..prediction.prediction import predict
@@ -31,21 +27,21 @@ def check_validation(
     Raises:
         DataError: one cannot be encoded, or has no answer.
     """
-    if ensemble.info.head.owned:
-        head = with_classes(ensemble.info.head, check_examples(ensemble, examples))
-        if questions := check_examples(ensemble, validation):
-            encode_texts(questions, ensemble.base, ensemble.tokenizer, head=head, overlong=config.overlong)
-    else:
-        encode_rows(
-            validation, ensemble.tokenizer, max_length=context_window(ensemble.base), overlong=config.overlong
-        )
-    unlabelled = [
-        example.id for example in validation if isinstance(example, Example) and example.target is None
-    ]
-    if unlabelled:
-        raise DataError(
-            f"validation example {unlabelled[0]!r} has no answer; every validation example needs one"
-        )
+    ensemble.head.check_rows(ensemble, examples, validation, overlong=config.overlong)
+    check_answers(validation)
+
+
+def check_answers(validation: Sequence[Example] | Sequence[Completion]) -> None:
+    """Refuse validation examples without an answer.
+
+    Raises:
+        DataError: as it says.
+    """
+    for example in validation:
+        if isinstance(example, Example) and example.target is None:
+            raise DataError(
+                f"validation example {example.id!r} has no answer; every validation example needs one"
+            )
 
 
 def validate(

@@ -5,16 +5,18 @@ Shapes: M members, B rows of a member, n answer tokens of a batch, H hidden size
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ...data import EncodedExample
 from ...passes.answer_positions import head_logits, hidden_at, logits_at, places_at_once
+from ...passes.memory import with_fewer_rows
 from ...passes.stacked_model import StackedModel
 from ...passes.trunk_states import TrunkStates
 from ...stack.lora import fold_members
@@ -71,6 +73,56 @@ class BaseStates:
         running = ensemble.stack.running(rows=count * rows, tokens=batch.ids.numel(), members=slice(0, count))
         with ensemble.base_only() as base, running:
             return hidden_at(base, fold_members(batch.ids), tokens.places)
+
+
+@dataclass(frozen=True)
+class AnswerRows:
+    """Prompts and right answers of a causal language model, over the full vocabulary; a `TrainingRows`."""
+
+    ensemble: StackedModel
+    table: TokenTable
+    base_states: BaseStates | None  # where a member has a KL weight
+    trunk_states: TrunkStates | None  # where the lowest layers carry no adapters
+    passes: int = 1
+    loss: Literal["labels", "vocabulary"] = "vocabulary"
+
+    @classmethod
+    def of(
+        cls, ensemble: StackedModel, encoded: Sequence[EncodedExample], *, rows: int, with_kl: bool
+    ) -> AnswerRows:
+        """The rows of labelled examples; what is kept of the base is read with `rows` rows in flight."""
+        table = TokenTable.from_encoded(encoded, ensemble.pad_id, device=ensemble.device)
+
+        def read(numbers: Tensor) -> object:
+            return ensemble.base(input_ids=table.gather(numbers[None]).ids[0], use_cache=False)
+
+        return cls(
+            ensemble,
+            table,
+            with_fewer_rows(lambda some: BaseStates.of(ensemble, table, rows=some), rows)
+            if with_kl
+            else None,
+            with_fewer_rows(
+                lambda some: TrunkStates.of(ensemble.trunk, table.lengths, rows=some, read=read), rows
+            ),
+        )
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.table.lengths
+
+    def fingerprint(self) -> str:
+        return self.table.fingerprint()
+
+    def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
+        return row_losses(
+            self.ensemble,
+            self.table.gather(indices),
+            base_states=self.base_states,
+            trunk_states=self.trunk_states,
+            members=members,
+            first_row=first_row,
+        )
 
 
 def row_losses(

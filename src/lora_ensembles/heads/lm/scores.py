@@ -7,18 +7,87 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from ...data import EncodedExample
-from ...passes.shared_prefix import AnswerLogits, ReadPrefix
+from ...data import EncodedExample, Example, encode_examples
+from ...passes.memory import scoring_rows
+from ...passes.shared_prefix import AnswerLogits, ReadPrefix, context_window, scored_in_parts
 from ...passes.texts import pad_rows
 from ...stack.head_config import LabelScore
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 WORTH_SHARING = 1.3  # times fewer tokens to read, from which on a shared prefix is read once: its rows need a mask, which costs something
+
+
+class Passes(Protocol):
+    """What reads rows with all members, so many rows of a member at a time."""
+
+    @property
+    def rows(self) -> int: ...
+
+    def answer_logits(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Next-token logits (M, B, K, V) at `positions` (B, K) of right-padded `ids` (B, T)."""
+        ...
+
+    def read_prefix(self, ids: Tensor) -> AnswerLogits | None:
+        """The logits of rows that go on from `ids` (B, T); None where they cannot be read in parts."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainPasses:
+    """Passes of a predictor without shared prefixes."""
+
+    answer_logits: AnswerLogits
+    rows: int
+
+    def read_prefix(self, ids: Tensor) -> AnswerLogits | None:
+        return None
+
+
+def score_examples(
+    examples: Sequence[Example],
+    passes: Callable[[int], Passes],
+    *,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    copies: int,
+    max_rows: int | None,
+    overlong: Literal["error", "left"] = "error",
+    label_score: LabelScore = "sum",
+) -> Tensor:
+    """(M, N, C) log-probabilities of the labels; `passes` gives what reads them with so many rows (copies * prompts) in flight.
+
+    At most `max_rows` are, by default what suits the device, and fewer when memory runs out.
+
+    Raises:
+        DataError: a prompt or a label cannot be used.
+        ConfigError: memory does not hold a single row.
+    """
+    encoded = encode_examples(examples, tokenizer, max_length=context_window(base), overlong=overlong)
+    length = sum(len(example.prompt_ids) for example in encoded) / max(1, len(encoded))
+
+    def score(rows: int) -> Tensor:
+        reading = passes(rows)
+        return score_labels(
+            encoded,
+            reading.answer_logits,
+            pad_id=tokenizer.pad_token_id or 0,
+            rows_per_batch=reading.rows,
+            device=base.device,
+            read_prefix=reading.read_prefix,
+            label_score=label_score,
+        )
+
+    rows = scoring_rows(copies, tokens_a_row=length, device=base.device, max_rows=max_rows)
+    return scored_in_parts(score, rows)
 
 
 def score_labels(

@@ -22,9 +22,9 @@ from ...passes.texts import text_scores
 from ...passes.trunk_states import TrunkStates
 from ...stack.lora import unfold_members
 from ..losses import RowLosses, distribution_losses
-from ..passes import owned_head, score_texts
-from ..resolve import HeadConfig
+from ..resolve import HeadConfig, HeadKind
 from .encoding import encode_texts, log_probs, no_target, with_classes
+from .scores import score_texts
 from .table import Choice, TextTable, passes_of_one_length
 
 
@@ -61,7 +61,7 @@ class TextRows:
         head = ensemble.info.head
         if with_kl:
             refuse_divergence(head)
-        questions = check_examples(ensemble, examples)
+        questions = check_examples(head.kind, examples)
         head = with_classes(head, questions)
         table = encode_texts(questions, ensemble.base, ensemble.tokenizer, head=head, overlong=overlong)
         check_labelled(table)
@@ -150,16 +150,15 @@ class TextRows:
 
 
 def check_examples(
-    ensemble: StackedModel, examples: Sequence[Example] | Sequence[Completion]
+    kind: HeadKind | None, examples: Sequence[Example] | Sequence[Completion]
 ) -> list[Example]:
-    """The examples, which a head of the members' own can be trained on or judged by.
+    """The examples, which a task head can be trained on or judged by.
 
     Raises:
         DataError: one is an open answer.
     """
     questions = [example for example in examples if isinstance(example, Example)]
     if len(questions) < len(examples):
-        kind = owned_head(ensemble, "training on texts").kind
         raise DataError(
             f"open answers (Completion) for members with {kind} heads; pass examples with classes or options (Example)"
         )

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...errors import ConfigError, DataError
 from ...passes.stacked_model import StackedModel
-from ..passes import owned_head
 from .encoding import plain_table
+from .head import task_head_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,13 +72,13 @@ def predict_rewards(
         DataError: no texts, or one that is empty or too long.
 
     Example:
-        >>> from lora_ensembles import StackedModel, resolve_base
+        >>> from lora_ensembles import LoraEnsemble, resolve_base
         >>> base, tokenizer = resolve_base("embedded", head="sequence-classification", num_labels=1)
         >>> ensemble = LoraEnsemble(base, tokenizer, members=3)
         >>> predict_rewards(ensemble, ["The otter lives in Bath.", "The otter lives in a lake."]).member_scores.shape
         torch.Size([3, 2])
     """
-    head = owned_head(ensemble, "predict_rewards")
+    head = task_head_of(ensemble, "predict_rewards")
     if head.kind != "reward":
         raise ConfigError(
             f"predict_rewards on members with {head.kind} heads; it needs a reward model: a sequence classifier of 1 label"
