@@ -18,7 +18,7 @@ from lora_ensembles import (
     predict,
 )
 from lora_ensembles.baselines.batch_ensemble import RankOneLinear
-from lora_ensembles.stack.lora import StackPlan
+from lora_ensembles.stack.context import ForwardContext
 from tiny_ensembles import adapter, ensemble, llama, no_memory_left, questions, same_state, state, tokenizer
 from tiny_models import adapter_config, build, letter_examples
 from tiny_models import tokenizer as words
@@ -124,7 +124,7 @@ def test_trained_parameters_are_inputs_plus_outputs_of_the_targets() -> None:
 
 def test_small_changes_of_an_offset_are_not_lost_in_bf16() -> None:
     layer = torch.nn.Linear(4096, 1, bias=False, dtype=torch.bfloat16)
-    stacked = RankOneLinear(layer, name="layer", plan=StackPlan(tokens=2))
+    stacked = RankOneLinear(layer, name="layer", context=ForwardContext(tokens=2))
     before, after = 0.048, 0.0495  # as factors both are 1.046875 in bf16
     stacked.bind(torch.tensor([[before], [after]]).expand(2, 4096).contiguous(), torch.zeros(2, 1))
     seen: list[torch.Tensor] = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -30,8 +30,9 @@ from ..passes.probe import (
     probe_language_model,
 )
 from ..stack.adapters import default_adapter_config, initial_weights, keep_differentiable
+from ..stack.context import ForwardContext
 from ..stack.head_config import LabelScore
-from ..stack.lora import StackPlan, fold_members, unfold_members
+from ..stack.lora import fold_members, unfold_members
 from ..stack.seeds import member_seeds, whole_count
 from ..training.config import TrainConfig
 from ..training.loop import run
@@ -53,9 +54,9 @@ class RankOneLinear(nn.Module):
     Source: Wen et al. 2020 (arXiv:2002.06715), Eq. 1 and 2.
     """
 
-    def __init__(self, base_layer: nn.Module, *, name: str, plan: StackPlan):
+    def __init__(self, base_layer: nn.Module, *, name: str, context: ForwardContext):
         super().__init__()
-        self.base_layer, self.name, self.plan = base_layer, name, plan
+        self.base_layer, self.name, self.context = base_layer, name, context
         self.input_offsets: nn.Parameter
         self.output_offsets: nn.Parameter
 
@@ -64,16 +65,17 @@ class RankOneLinear(nn.Module):
         self.input_offsets, self.output_offsets = nn.Parameter(input_offsets), nn.Parameter(output_offsets)
 
     def forward(self, x: Tensor) -> Tensor:
-        plan = self.plan
-        if not plan.enabled:
+        context = self.context
+        if not context.enabled:
             return self.base_layer(x)
-        if plan.tokens != x.numel() // x.shape[-1]:
+        given = x.numel() // x.shape[-1]
+        if context.tokens != given:
             raise AdapterError(
-                f"layer {self.name!r} got {x.numel() // x.shape[-1]} token vectors where the batch has {plan.tokens}: either it does not "
-                "see every row of every member in order (a layer inside a routed expert does not), then take it out of target_modules; or "
-                "the base was called by itself, then call it inside `with ensemble.base_only():`"
+                f"layer {self.name!r} got {given} token vectors where the batch has {context.tokens}: either it does not see every row of "
+                "every member in order (a layer inside a routed expert does not), then take it out of target_modules; or the base was "
+                "called by itself, then call it inside `with ensemble.base_only():`"
             )
-        before, behind = self.input_offsets[plan.members], self.output_offsets[plan.members]
+        before, behind = self.input_offsets[context.members], self.output_offsets[context.members]
         members = before.shape[0]
         scaled = x.reshape(members, -1, x.shape[-1]) * (1 + before)[:, None]
         result = self.base_layer(scaled.to(x.dtype).view(x.shape))
@@ -147,7 +149,7 @@ class BatchEnsemble:
         self.inputs, self.outputs = _initial_offsets(
             shapes, [one.init for one in self.seeds], sigma, base.device
         )
-        self._plan = StackPlan()
+        self._context = ForwardContext()
         self.layers = [self._place(name) for name in shapes]
         starts = 0, 0
         for layer, (wide, high) in zip(self.layers, shapes.values(), strict=True):
@@ -159,7 +161,7 @@ class BatchEnsemble:
             probe_language_model(base)
 
     def _place(self, name: str) -> RankOneLinear:
-        layer = RankOneLinear(self.base.get_submodule(name), name=name, plan=self._plan)
+        layer = RankOneLinear(self.base.get_submodule(name), name=name, context=self._context)
         _set_module(self.base, name, layer)
         return layer
 
@@ -244,27 +246,18 @@ class BatchEnsemble:
             logits = answer_logits(self.base, fold_members(rows), fold_members(places))
         return unfold_members(logits, self.num_members)
 
-    @contextmanager
-    def running(self, ids: Tensor, members: slice = ALL) -> Iterator[None]:
+    def running(self, ids: Tensor, members: slice = ALL) -> AbstractContextManager[None]:
         """While a forward pass over `ids` (m, B, T), the rows of `members`, runs."""
         if any(self.base.get_submodule(layer.name) is not layer for layer in self.layers[:1]):
             raise AdapterError("this ensemble was unloaded: the base has its own layers back; make it again")
-        plan = self._plan
-        before = plan.tokens, plan.members
-        plan.tokens, plan.members = ids.numel(), members
-        try:
-            yield
-        finally:
-            plan.tokens, plan.members = before
+        count, rows = ids.shape[:2]
+        return self._context.running(rows=count * rows, tokens=ids.numel(), groups=count, members=members)
 
     @contextmanager
     def base_only(self) -> Iterator[PreTrainedModel]:
         """While the base computes as if it had no members."""
-        before, self._plan.enabled = self._plan.enabled, False
-        try:
+        with self._context.disabled():
             yield self.base
-        finally:
-            self._plan.enabled = before
 
     def unload(self) -> PreTrainedModel:
         """The base with its own layers back in place; the ensemble cannot be used afterwards."""

@@ -27,8 +27,9 @@ from ..heads.task.table import TextTable
 from ..passes.texts import Texts, last_tokens, text_scores
 from ..passes.token_probe import padding_is_read
 from ..stack.adapters import initial_head
+from ..stack.context import ForwardContext
 from ..stack.head_layers import HeadStack
-from ..stack.lora import StackPlan, unfold_members
+from ..stack.lora import unfold_members
 from ..stack.seeds import member_seeds
 from ..stack.sites import MemberWeights
 from ..training.config import TrainConfig
@@ -95,9 +96,9 @@ class LastLayerHeads:
         }  # drawn in the order of an adapter's
         fresh = self.head.init == "fresh"
         drawn = [initial_head(base, modules, seed=one.init if fresh else None) for one in self.seeds]
-        self._plan = StackPlan()
+        self._context = ForwardContext()
         self.heads = HeadStack(
-            base, [MemberWeights({}, {}, {}, one) for one in drawn], plan=self._plan, dtype=base.dtype
+            base, [MemberWeights({}, {}, {}, one) for one in drawn], context=self._context, dtype=base.dtype
         )
         self.heads.set_members([MemberWeights({}, {}, {}, one) for one in drawn])
         self.heads.detach(base)
@@ -188,13 +189,11 @@ class LastLayerHeads:
     def scores(self, features: Tensor, *, members: slice = slice(None)) -> Tensor:
         """Scores (M, B, K) by the heads of these members of what enters them (M, B, H)."""
         count, rows = features.shape[:2]
-        plan = self._plan
         self.heads.attach(self.base)
-        plan.rows, plan.tokens, plan.members = count * rows, count * rows, members
         try:
-            return unfold_members(self._head_alone(features.flatten(0, 1)), count)
+            with self._context.running(rows=count * rows, tokens=count * rows, groups=count, members=members):
+                return unfold_members(self._head_alone(features.flatten(0, 1)), count)
         finally:
-            plan.rows, plan.tokens, plan.members = 1, None, slice(None)
             self.heads.detach(self.base)
 
     def _table(self, examples: Sequence[Example], overlong: Literal["error", "left"]) -> TextTable:

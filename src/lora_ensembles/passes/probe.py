@@ -62,7 +62,7 @@ def check_plain(base: nn.Module) -> None:
         raise AdapterError(
             "the base is wrapped by PEFT already; pass the plain model (`model.unload()`), or its folders to from_adapters"
         )
-    if any(hasattr(module, "lora_a") and hasattr(module, "plan") for module in base.modules()):
+    if any(hasattr(module, "lora_a") and hasattr(module, "context") for module in base.modules()):
         raise AdapterError(
             "the base carries another ensemble; call `unload()` on that one first, or load the base again"
         )

@@ -7,39 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterError
+from .context import ALL_MEMBERS, ForwardContext
 from .head_layers import HeadStack
 from .int8 import chooses_by_batch, per_member
-from .lora import ALL_MEMBERS, StackedLoraLinear, StackPlan
+from .lora import StackedLoraLinear
 from .sites import AdapterSite, MemberWeights, adapter_sites, grown, replace_module
 
 NOT_REACHED = "a pass over text runs through none of the target modules; choose others"
-
-
-class _Running:
-    """While a plan describes a pass. A class, because torch.compile of torch 2.6 looks into no generator."""
-
-    def __init__(self, plan: StackPlan, described: tuple[Any, ...]):
-        self.plan, self.described = plan, described
-
-    def _swap(self) -> None:
-        plan, new = self.plan, self.described
-        self.described = (
-            plan.rows, plan.tokens, plan.members, plan.first_row, plan.groups, plan.row_numbers
-        )  # fmt: skip
-        plan.rows, plan.tokens, plan.members, plan.first_row, plan.groups, plan.row_numbers = new
-
-    def __enter__(self) -> None:
-        self._swap()
-
-    def __exit__(self, *_error: object) -> None:
-        self._swap()
 
 
 class AdapterStack:
@@ -51,22 +31,22 @@ class AdapterStack:
     """
 
     def __init__(self, base: nn.Module, members: Sequence[MemberWeights], *, dtype: torch.dtype):
-        self.plan = StackPlan()
+        self.context = ForwardContext()
         self.dtype = dtype
         modules = dict(base.named_modules())
         self.sites: list[AdapterSite] = adapter_sites(modules, members)
         self.layers = [
-            StackedLoraLinear(modules[site.name], name=site.name, index=index, plan=self.plan)
+            StackedLoraLinear(modules[site.name], name=site.name, index=index, context=self.context)
             for index, site in enumerate(self.sites)
         ]
         for site, layer in zip(self.sites, self.layers, strict=True):
             replace_module(base, site.name, layer)
-        self.heads = HeadStack(base, members, plan=self.plan, dtype=dtype)
+        self.heads = HeadStack(base, members, context=self.context, dtype=dtype)
         self._detached = False
         self._reached: set[int] = set()  # leaves of autograd that had a gradient in this step
         self._apart = [module for module in base.modules() if chooses_by_batch(module)]
         for module in self._apart:
-            module.forward = per_member(module.forward, lambda: self.plan.groups)
+            module.forward = per_member(module.forward, lambda: self.context.groups)
         self.working_a: Tensor
         self.working_b: Tensor
         self.set_members(members)
@@ -241,31 +221,22 @@ class AdapterStack:
                 "this ensemble was unloaded: the base has its own layers back; make or load the ensemble again"
             )
         groups = len(range(self.num_members)[members])
-        return _Running(self.plan, (rows, tokens, members, first_row, groups, row_numbers))
+        return self.context.running(
+            rows=rows,
+            tokens=tokens,
+            groups=groups,
+            members=members,
+            first_row=first_row,
+            row_numbers=row_numbers,
+        )
 
     def remembered(self) -> AbstractContextManager[None]:
         """While a part of the pass that runs now runs once more, later."""
-        then = replace(self.plan)
+        return self.context.remembered()
 
-        @contextmanager
-        def again() -> Iterator[None]:
-            now = replace(self.plan)
-            vars(self.plan).update(vars(then))
-            try:
-                yield
-            finally:
-                vars(self.plan).update(vars(now))
-
-        return again()
-
-    @contextmanager
-    def dropout(self, probability: Tensor, keys: Sequence[int]) -> Iterator[None]:
+    def dropout(self, probability: Tensor, keys: Sequence[int]) -> AbstractContextManager[None]:
         """While features of the adapters' inputs are dropped, with a probability (M,) and a random stream for each member."""
-        self.plan.dropout, self.plan.dropout_keys = probability, keys
-        try:
-            yield
-        finally:
-            self.plan.dropout = None
+        return self.context.dropping(probability, keys)
 
     @contextmanager
     def repeated(self, member: int, copies: int) -> Iterator[None]:
@@ -299,7 +270,7 @@ class AdapterStack:
         """While a pass tells each layer whether it sees rows in front, or all tokens in one axis."""
 
         def learn(layer: Any, arguments: tuple[Tensor, ...]) -> None:
-            layer.by_row = arguments[0].shape[0] == self.plan.rows
+            layer.by_row = arguments[0].shape[0] == self.context.rows
 
         def refuse(layer: nn.Module, _arguments: tuple[Tensor, ...], result: object) -> None:
             if not isinstance(result, Tensor):  # some routers are linear layers that return more
@@ -332,11 +303,6 @@ class AdapterStack:
         finally:
             self.working_b[:members] = kept
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
+    def disabled(self) -> AbstractContextManager[None]:
         """While the base computes as if there were no adapters."""
-        before, self.plan.enabled = self.plan.enabled, False
-        try:
-            yield
-        finally:
-            self.plan.enabled = before
+        return self.context.disabled()

@@ -7,18 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterError
+from .context import ALL_MEMBERS, ForwardContext
 from .sites import MemberWeights, grown, replace_module
-
-if TYPE_CHECKING:
-    from .lora import StackPlan
-
-_ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -41,11 +36,11 @@ class StackedLinear(nn.Module):
     batched product serves all members. With the stack off, the layer is the base's own. The bias of a single output is not trained.
     """
 
-    def __init__(self, base_layer: nn.Linear, *, name: str, plan: StackPlan):
+    def __init__(self, base_layer: nn.Linear, *, name: str, context: ForwardContext):
         super().__init__()
         self.base_layer = base_layer
         self.name = name
-        self.plan = plan
+        self.context = context
         self.head_weight: nn.Parameter
         self.head_bias: nn.Parameter | None = None
 
@@ -55,18 +50,18 @@ class StackedLinear(nn.Module):
         self.head_bias = None if bias is None else nn.Parameter(bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        plan = self.plan
-        if not plan.enabled:
+        context = self.context
+        if not context.enabled:
             return self.base_layer(x)
-        if plan.tokens is None or x.shape[0] != plan.rows:
-            expected = "none" if plan.tokens is None else plan.rows
+        if context.tokens is None or x.shape[0] != context.rows:
+            expected = "none" if context.tokens is None else context.rows
             raise AdapterError(
                 f"the members' heads ({self.name!r}) got {x.shape[0]} rows where the batch has {expected}: call the ensemble, or the base "
                 "inside `with ensemble.base_only():`"
             )
         weight, bias = self.head_weight, self.head_bias
-        if plan.members != _ALL:
-            weight, bias = weight[plan.members], None if bias is None else bias[plan.members]  # type: ignore[assignment]
+        if context.members != ALL_MEMBERS:
+            weight, bias = weight[context.members], None if bias is None else bias[context.members]  # type: ignore[assignment]
         if bias is not None and weight.shape[1] == 1:
             # Of one score an option the loss sees differences alone: this bias has no gradient but rounding, which Adam would magnify.
             bias = bias.detach()  # type: ignore[assignment]
@@ -87,13 +82,18 @@ class HeadStack:
     """
 
     def __init__(
-        self, base: nn.Module, members: Sequence[MemberWeights], *, plan: StackPlan, dtype: torch.dtype
+        self,
+        base: nn.Module,
+        members: Sequence[MemberWeights],
+        *,
+        context: ForwardContext,
+        dtype: torch.dtype,
     ):
         self.dtype = dtype
         modules = dict(base.named_modules())
         names = list(dict.fromkeys(name.rpartition(".")[0] for name in members[0].head))
         names.sort(key=list(modules).index)
-        self.layers = [StackedLinear(_linear(modules, name), name=name, plan=plan) for name in names]
+        self.layers = [StackedLinear(_linear(modules, name), name=name, context=context) for name in names]
         self.sites = _sites(self.layers)
         self.attach(base)
         self.flat: Tensor

@@ -9,13 +9,13 @@ Shapes: M members, B rows of a member, T tokens, D features, R rank, P parameter
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterError, ConfigError
+from .context import ALL_MEMBERS, ForwardContext
 from .dropout import dropout_factors, stream_key
 
 
@@ -61,28 +61,6 @@ def rows_of_members(input_ids: Tensor, members: int) -> Tensor:
     return input_ids
 
 
-ALL_MEMBERS = slice(None)
-
-
-@dataclass
-class StackPlan:
-    """What the stacked layers of one ensemble share during a forward pass."""
-
-    enabled: bool = True  # off: the layers are the base's own
-    tokens: int | None = None  # rows * tokens of the running forward pass; None outside of one
-    rows: int = 1  # rows of the running forward pass, over its members
-    groups: int = 1  # members of the running forward pass
-    members: slice = field(default_factory=lambda: ALL_MEMBERS)  # the members whose rows the batch holds
-    dropout: Tensor | None = (
-        None  # (M,) probability of dropping a feature of the adapters' input; None: no dropout
-    )
-    dropout_keys: Sequence[int] = ()  # one random stream per member
-    first_row: int = 0  # index, in each member's batch, of the first row that the pass holds
-    row_numbers: Tensor | None = (
-        None  # (M, rows of a member) their indices, where they do not follow each other
-    )
-
-
 class StackedLoraLinear(nn.Module):
     """A frozen linear layer plus one low-rank update per member: row (m, b) gets W x + s_m B_m A_m x.
 
@@ -91,12 +69,12 @@ class StackedLoraLinear(nn.Module):
     `lora_a`, which is the base's. Source: Hu et al. 2021 (arXiv:2106.09685), Eq. 3; dropout acts on the update's input as in PEFT.
     """
 
-    def __init__(self, base_layer: nn.Module, *, name: str, index: int, plan: StackPlan):
+    def __init__(self, base_layer: nn.Module, *, name: str, index: int, context: ForwardContext):
         super().__init__()
         self.base_layer = base_layer
         self.name = name
         self.index = index
-        self.plan = plan
+        self.context = context
         self.lora_a: nn.Parameter
         self.lora_b: nn.Parameter
         self.scaling: Tensor
@@ -135,21 +113,21 @@ class StackedLoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         result = self.base_layer(x)
-        plan = self.plan
-        if not plan.enabled:
+        context = self.context
+        if not context.enabled:
             return result
-        if plan.tokens is None or not self.sees_all(x):
+        if context.tokens is None or not self.sees_all(x):
             self._refuse_rows(x)
         a, b, alpha = self._weights()
         members = a.shape[0]
         grouped = x.reshape(members, -1, x.shape[-1])
         if grouped.dtype != a.dtype:
             grouped = grouped.to(a.dtype)
-        if plan.dropout is not None:
+        if context.dropout is not None:
             grouped = grouped * self._dropout_factors(x, members)
         low = torch.bmm(grouped, a)
         if alpha is None:
-            low, alpha = low * self.scaling[plan.members, None, None], 1.0
+            low, alpha = low * self.scaling[context.members, None, None], 1.0
         if result.dtype != a.dtype:  # a quantised layer may answer in another precision than the base's
             update = alpha * torch.bmm(low, b)
             return result + update.to(result.dtype).view(result.shape)
@@ -159,7 +137,11 @@ class StackedLoraLinear(nn.Module):
 
     def sees_all(self, x: Tensor) -> bool:
         """Whether an input holds every row of every member, in order."""
-        return x.shape[0] == self.plan.rows if self.by_row else self.plan.tokens == x.numel() // x.shape[-1]
+        return (
+            x.shape[0] == self.context.rows
+            if self.by_row
+            else self.context.tokens == x.numel() // x.shape[-1]
+        )
 
     def _weights(self) -> tuple[Tensor, Tensor, float | None]:
         """A (M, D_in, R), B (M, R, D_out) and their common scaling, of the members whose rows the batch holds."""
@@ -169,7 +151,7 @@ class StackedLoraLinear(nn.Module):
             if torch.is_grad_enabled()
             else self._transposed
         )
-        active = self.plan.members
+        active = self.context.members
         return (
             (a, b, self.common_scaling)
             if active == ALL_MEMBERS
@@ -177,10 +159,10 @@ class StackedLoraLinear(nn.Module):
         )
 
     def _refuse_rows(self, x: Tensor) -> NoReturn:
-        expected, given = self.plan.tokens, f"{x.numel() // x.shape[-1]} token vectors"
+        expected, given = self.context.tokens, f"{x.numel() // x.shape[-1]} token vectors"
         if self.by_row:
-            expected, given = self.plan.rows, f"{x.shape[0]} rows"
-        if self.plan.tokens is None:
+            expected, given = self.context.rows, f"{x.shape[0]} rows"
+        if self.context.tokens is None:
             raise AdapterError(
                 "the base model of an ensemble was called by itself, so it is not known which rows belong to which member; "
                 "call the ensemble, or the base inside `with ensemble.base_only():`"
@@ -191,14 +173,14 @@ class StackedLoraLinear(nn.Module):
         )
 
     def _dropout_factors(self, x: Tensor, members: int) -> Tensor:
-        plan = self.plan
-        assert plan.dropout is not None
-        rows = plan.rows // members  # not from x: some layers see the tokens of all rows in one axis
-        keys = [stream_key(key, self.index) for key in plan.dropout_keys[plan.members]]
+        context = self.context
+        assert context.dropout is not None
+        rows = context.rows // members  # not from x: some layers see the tokens of all rows in one axis
+        keys = [stream_key(key, self.index) for key in context.dropout_keys[context.members]]
         return dropout_factors(
             torch.tensor(keys, device=x.device),
-            plan.dropout[plan.members],
-            shape=(rows, x.numel() // (plan.rows * x.shape[-1]), x.shape[-1]),
-            first_row=plan.first_row,
-            row_numbers=plan.row_numbers,
+            context.dropout[context.members],
+            shape=(rows, x.numel() // (context.rows * x.shape[-1]), x.shape[-1]),
+            first_row=context.first_row,
+            row_numbers=context.row_numbers,
         ).to(self.lora_a.dtype)
