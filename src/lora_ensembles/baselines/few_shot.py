@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..data import Example
+from ..data import Example, encode_examples
 from ..errors import ConfigError, DataError
-from ..heads.lm.scores import score_examples
+from ..heads.lm.scores import score_labels
 from ..passes.answer_positions import answer_logits, read_prefix
 from ..passes.memory import SCORING_ROWS
 from ..passes.probe import ensure_probed
-from ..passes.shared_prefix import AnswerLogits
+from ..passes.shared_prefix import AnswerLogits, context_window, scored_in_parts
 from ..stack.head_config import LabelScore
 
 if TYPE_CHECKING:
@@ -69,36 +69,30 @@ class FewShot:
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
         """log p of each label for each draw (draws, N, C), float32, normalised over an example's labels; see `Predictor`."""
         self.base.eval()
-        return torch.cat([self._score(prefix, examples, max_rows) for prefix in self.prompts()])
+        return scored_in_parts(
+            lambda rows: torch.cat([self._score(prefix, examples, rows) for prefix in self.prompts()]),
+            max_rows or SCORING_ROWS,
+        )
 
-    def _score(self, prefix: str, examples: Sequence[Example], max_rows: int | None) -> Tensor:
+    def _score(self, prefix: str, examples: Sequence[Example], rows: int) -> Tensor:
         shown = [dataclasses.replace(example, prompt=prefix + example.prompt) for example in examples]
-        return score_examples(
-            shown,
-            lambda rows: _Passes(self.base, rows),
-            base=self.base,
-            tokenizer=self.tokenizer,
-            copies=1,
-            max_rows=max_rows or SCORING_ROWS,
+        return score_labels(
+            encode_examples(shown, self.tokenizer, max_length=context_window(self.base)),
+            lambda ids, positions: answer_logits(self.base, ids, positions)[None],
+            pad_id=self.tokenizer.pad_token_id or 0,
+            rows_per_batch=rows,
+            device=self.base.device,
+            read_prefix=self._read_prefix,
             label_score=self.label_score,
         )
 
-
-@dataclass(frozen=True)
-class _Passes:
-    """Passes of the base itself, as of one member."""
-
-    base: PreTrainedModel
-    rows: int
-
-    def answer_logits(self, ids: Tensor, positions: Tensor) -> Tensor:
-        return answer_logits(self.base, ids, positions)[None]
-
-    def read_prefix(self, ids: Tensor) -> AnswerLogits | None:
+    def _read_prefix(self, ids: Tensor) -> AnswerLogits | None:
         prefix = read_prefix(self.base, ids)
-        if prefix is None:
-            return None
-        return lambda rows, positions: answer_logits(self.base, rows, positions, after=prefix)[None]
+        return (
+            None
+            if prefix is None
+            else lambda rows, positions: answer_logits(self.base, rows, positions, after=prefix)[None]
+        )
 
 
 def render_demonstration(example: Example) -> str:

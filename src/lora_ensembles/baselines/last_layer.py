@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import Example
 from ..errors import AdapterError
@@ -20,6 +20,7 @@ from ..heads.lm.scores import PlainPasses, score_examples
 from ..heads.lm.table import TokenTable
 from ..heads.losses import RowLosses
 from ..passes.answer_positions import Places, head_logits, hidden_at, places_at_once
+from ..passes.hooks import changed
 from ..passes.memory import SCORING_ROWS
 from ..passes.probe import ensure_probed
 from ..stack.head_config import LabelScore
@@ -318,17 +319,10 @@ def _weight(base: PreTrainedModel) -> Tensor:
 def _behind_head(base: PreTrainedModel, raw: Tensor) -> Tensor:
     """What the model makes of outputs (..., n, L) of its head: its `forward` runs on one token, and they take the place of the head's."""
 
-    def hook(_head: nn.Module, _arguments: object, _output: Tensor) -> Tensor:
-        return raw.reshape(1, -1, raw.shape[-1])
-
     head: Any = base.get_output_embeddings()
-    handle = head.register_forward_hook(hook)
-    try:
-        logits: Tensor = base(
-            input_ids=torch.zeros(1, 1, dtype=torch.int64, device=raw.device), use_cache=False
-        ).logits
-    finally:
-        handle.remove()
+    token = torch.zeros(1, 1, dtype=torch.int64, device=raw.device)
+    with changed(head, after=lambda _: raw.reshape(1, -1, raw.shape[-1])):
+        logits: Tensor = base(input_ids=token, use_cache=False).logits
     return logits.view(raw.shape)
 
 

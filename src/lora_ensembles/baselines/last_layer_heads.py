@@ -6,11 +6,10 @@ Shapes: M members, B rows of a member, W texts of a table, N examples, C classes
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from ..heads.task.encoding import encode_texts, log_probs, with_classes
 from ..heads.task.losses import check_labelled, choice_losses, refuse_divergence
 from ..heads.task.scores import text_passes, texts_log_probs
 from ..heads.task.table import TextTable
+from ..passes.hooks import changed, read_at
 from ..passes.texts import Texts, last_tokens, text_scores
 from ..passes.token_probe import padding_is_read
 from ..stack.adapters import initial_head
@@ -222,23 +222,16 @@ class LastLayerHeads:
     @torch.no_grad()
     def _features(self, texts: Texts) -> Tensor:
         """What enters the first layer of the head: (B, H); of a decoder, which scores every token, at the last one."""
-        caught: list[Tensor] = []
-        with _at(self._layer(0), before=_keep_in(caught)):
-            text_scores(self.base, texts)
-        states = caught[0]
+        states = read_at(self._layer(0), lambda: text_scores(self.base, texts), side="before")
         rows = torch.arange(len(states), device=states.device)
         return states if states.dim() == 2 else states[rows, last_tokens(self.base, texts.ids)]
 
     def _head_alone(self, features: Tensor) -> Tensor:
         """The scores (n, K) of what enters the head (n, H): the model runs on one token, and the features take its place."""
-        caught: list[Tensor] = []
         token = torch.zeros(1, 1, dtype=torch.int64, device=features.device)
         one = Texts(token, torch.ones_like(token), None, torch.zeros(1, dtype=torch.int64))
-        with ExitStack() as hooks:
-            hooks.enter_context(_at(self._layer(-1), after=_keep_in(caught)))
-            hooks.enter_context(_at(self._layer(0), before=lambda _: features))
-            text_scores(self.base, one)
-        return caught[0]
+        with changed(self._layer(0), before=lambda _: features):
+            return read_at(self._layer(-1), lambda: text_scores(self.base, one), side="after")
 
     def _layer(self, number: int) -> nn.Module:
         return self.base.get_submodule(self.heads.layers[number].name)
@@ -303,32 +296,3 @@ class _HeadsTrainee(BaselineTrainee):
 
     def refresh(self) -> None:
         self.heads.refresh()
-
-
-class _Read(Exception):
-    """Ends a pass when all that was wanted of it is there."""
-
-
-def _keep_in(caught: list[Tensor]) -> Callable[[Tensor], NoReturn]:
-    """A function that keeps what it is given, and ends the pass."""
-
-    def keep(value: Tensor) -> NoReturn:
-        caught.append(value)
-        raise _Read
-
-    return keep
-
-
-@contextmanager
-def _at(module: nn.Module, *, before: Any = None, after: Any = None) -> Iterator[None]:
-    """While what enters a module, or leaves it, goes through a function, which may end the pass."""
-    if before is not None:
-        handle = module.register_forward_pre_hook(lambda _module, arguments: (before(arguments[0]),))
-    else:
-        handle = module.register_forward_hook(lambda _module, _arguments, result: after(result))
-    try:
-        yield
-    except _Read:
-        pass
-    finally:
-        handle.remove()

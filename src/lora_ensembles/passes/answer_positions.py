@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from ..errors import AdapterError
 from .compat import CACHE
 from .decoder import Places, last_layer_at
+from .hooks import changed
 from .onednn import frozen_products
 from .shortcuts import shortcuts_of
 
@@ -160,18 +161,14 @@ def _into_head(model: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterat
     # At the head's entrance, not at the body's exit: OPT's head is fed by a part of its body, which itself is never called.
     calls = 0
 
-    def hook(_head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def entering(hidden: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        return (function(arguments[0]), *arguments[1:])
+        return function(hidden)
 
     head = model.get_output_embeddings()  # type: ignore[operator]
-    handle = head.register_forward_pre_hook(hook) if head is not None else None
-    try:
+    with nullcontext() if head is None else changed(head, before=entering):
         yield
-    finally:
-        if handle is not None:
-            handle.remove()
     if calls != 1:
         raise AdapterError(
             f"{type(model).__name__} calls its output head {calls} times in a pass, so logits cannot be narrowed to the answers; "

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from ..stack.lora import StackedLoraLinear
+from .hooks import HIDDEN, changed, read_at, replaced
 from .onednn import frozen_products
 from .shortcuts import FAILURES
 
@@ -125,14 +126,12 @@ def recomputed(model: nn.Module, remembered: Callable[[], AbstractContextManager
 
     `remembered`, called in the pass, says under what conditions it runs; the layer computes again under the same.
     """
-    layers = [layer for layer in model_layers(model)[:-1] if "forward" not in vars(layer)]
-    for layer in layers:
-        layer.forward = _recomputing(layer.forward, remembered)
-    try:
+    around = functools.partial(_recomputing, remembered=remembered)
+    with ExitStack() as stack:
+        for layer in model_layers(model)[:-1]:
+            if "forward" not in vars(layer):  # one that is skipped has nothing to compute again
+                stack.enter_context(replaced(layer, around))
         yield
-    finally:
-        for layer in layers:
-            del layer.forward
 
 
 def model_layers(model: nn.Module) -> list[nn.Module]:
@@ -153,12 +152,11 @@ def _encoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _recomputing(
-    forward: Callable[..., Any], remembered: Callable[[], AbstractContextManager[None]]
+    forward: Callable[..., Any], *, remembered: Callable[[], AbstractContextManager[None]]
 ) -> Callable[..., Any]:
     def conditions() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _both(remembered(), frozen_products())
 
-    @functools.wraps(forward)
     def run(*arguments: Any, **named: Any) -> Any:
         part = functools.partial(forward, **named)
         return checkpoint(
@@ -172,10 +170,6 @@ def _recomputing(
 def _both(first: AbstractContextManager[None], second: AbstractContextManager[None]) -> Iterator[None]:
     with first, second:
         yield
-
-
-class _Read(Exception):
-    """Ends a pass when all that was wanted of it is there."""
 
 
 @dataclass(frozen=True)
@@ -192,53 +186,22 @@ class Trunk:
     @torch.no_grad()
     def states(self, run: Callable[[], object]) -> Tensor:
         """The hidden states (B, T, H) that enter `top` in the pass that `run` begins; it ends there."""
-        caught: list[Tensor] = []
-
-        def stop(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            caught.append(arguments[0] if arguments else named["hidden_states"])
-            raise _Read
-
-        handle = self.top.register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            with frozen_products():
-                run()
-        except _Read:
-            return caught[0]
-        finally:
-            handle.remove()
-        raise AssertionError("a pass runs all layers of its model")
+        with frozen_products():
+            return read_at(self.top, run, side="before")
 
     @contextmanager
     def skipped(self, states: Tensor) -> Iterator[None]:
         """While passes over (B, T) rows take these states (B, T, H) for what the trunk's layers would give."""
 
-        def enter(
-            _module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return (
-                ((states, *arguments[1:]), named)
-                if arguments
-                else (arguments, named | {"hidden_states": states})
-            )
-
-        handle = self.top.register_forward_pre_hook(enter, with_kwargs=True)
-        before = [vars(layer).get("forward") for layer in self.layers]
-        for layer in self.layers:
-            layer.forward = self._passing_on(layer)
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(changed(self.top, before=lambda _: states))
+            for layer in self.layers:
+                stack.enter_context(replaced(layer, self._passing_on))
             yield
-        finally:
-            handle.remove()
-            for layer, forward in zip(self.layers, before, strict=True):
-                if forward is None:
-                    del layer.forward
-                else:
-                    layer.forward = forward
 
-    def _passing_on(self, layer: nn.Module) -> Callable[..., Any]:
-        @functools.wraps(layer.forward)
+    def _passing_on(self, _forward: Callable[..., Any]) -> Callable[..., Any]:
         def pass_on(*arguments: Any, **named: Any) -> Any:
-            hidden = arguments[0] if arguments else named["hidden_states"]
+            hidden = arguments[0] if arguments else named[HIDDEN]
             return (hidden, *[None] * (self.outputs - 1)) if self.outputs else hidden
 
         return pass_on

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .decoder import Places, model_layers
+from .hooks import changed
 from .memory import ran_out_of_memory
 from .probe import Tolerance, token_ids
 from .shortcuts import FAILURES
@@ -118,18 +118,12 @@ def _two_texts(model: nn.Module) -> Texts:
     return Texts(ids.to(device), mask.to(device), None, torch.arange(2))
 
 
-@contextmanager
-def _lost(layer: nn.Module, places: Places) -> Iterator[None]:
+def _lost(layer: nn.Module, places: Places) -> AbstractContextManager[None]:
     """While what a layer makes of all tokens but those at the places is NaN."""
 
-    def lose(_module: nn.Module, _arguments: tuple[Any, ...], result: Any) -> Any:
-        hidden = result[0] if isinstance(result, tuple) else result
+    def lose(hidden: Tensor) -> Tensor:
         left = torch.full_like(hidden, math.nan)
         left[places.rows, places.positions] = hidden[places.rows, places.positions]
-        return (left, *result[1:]) if isinstance(result, tuple) else left
+        return left
 
-    handle = layer.register_forward_hook(lose)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return changed(layer, after=lose)

@@ -1,0 +1,85 @@
+"""What a pass is given, or what is taken from it, at a module: named context managers over PyTorch's hooks.
+
+Shapes: B rows, T tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+Change = Callable[[Tensor], Tensor]
+HIDDEN = "hidden_states"  # by which name some layers are given what enters them
+
+
+class _Ended(Exception):
+    """Ends a pass when all that was wanted of it is there."""
+
+
+@contextmanager
+def changed(
+    module: nn.Module, *, before: Change | None = None, after: Change | None = None
+) -> Iterator[None]:
+    """While what enters a module goes through `before`, and what leaves it through `after`: its first tensor, the rest stays."""
+
+    def enter(
+        _module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        assert before is not None
+        if arguments:
+            return (before(arguments[0]), *arguments[1:]), named
+        return arguments, named | {HIDDEN: before(named[HIDDEN])}
+
+    def leave(_module: nn.Module, _arguments: tuple[Any, ...], result: Any) -> Any:
+        assert after is not None
+        return (after(result[0]), *result[1:]) if isinstance(result, tuple) else after(result)
+
+    handles = []
+    if before is not None:
+        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+    if after is not None:
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def read_at(module: nn.Module, run: Callable[[], object], *, side: Literal["before", "after"]) -> Tensor:
+    """What enters a module, or leaves it, in the pass that `run` begins; the pass ends there."""
+    caught: list[Tensor] = []
+
+    def end(value: Tensor) -> Tensor:
+        caught.append(value)
+        raise _Ended
+
+    with changed(module, before=end if side == "before" else None, after=end if side == "after" else None):
+        try:
+            run()
+        except _Ended:
+            return caught[0]
+    raise AssertionError(f"the pass did not run the {type(module).__name__} that was to be read")
+
+
+@contextmanager
+def replaced(module: nn.Module, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """While a module runs what `around` makes of its forward, for what no hook does: not to compute, or to compute twice.
+
+    Replacements may stand in each other; each gives back what it found.
+    """
+    found = vars(module).get("forward")
+    forward: Callable[..., Any] = module.forward
+    layer: Any = module
+    layer.forward = functools.wraps(forward)(around(forward))
+    try:
+        yield
+    finally:
+        if found is None:
+            del layer.forward
+        else:
+            layer.forward = found
