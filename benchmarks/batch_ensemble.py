@@ -21,7 +21,7 @@ MEMBERS, QUESTIONS = 8, 200
 
 def measure(sigma: float | None) -> dict[str, Any]:
     """Mean accuracy and NLL of a member; None stands for random signs."""
-    ensemble = BatchEnsemble(*load_base(), members=MEMBERS, sigma=sigma or 0.0)
+    ensemble = BatchEnsemble(*load_base(), num_members=MEMBERS, sigma=sigma or 0.0)
     if sigma is None:
         generator = torch.Generator().manual_seed(0)
         for offsets in (ensemble.inputs, ensemble.outputs):

@@ -97,7 +97,7 @@ def prepare(profile: Profile, *, small: bool, device: str, dtype: torch.dtype) -
         shape = scaled(SHAPES[profile.shape]) if small else SHAPES[profile.shape]
         base, words = build(shape, dtype=dtype, device=device), tokenizer(shape.vocabulary)
     base.requires_grad_(False).eval()
-    ensemble = LoraEnsemble(sharing(base), words, members=profile.members)
+    ensemble = LoraEnsemble(sharing(base), words, num_members=profile.members)
     weights = [ensemble.stack.member(index) for index in range(profile.members)]
     generator = torch.Generator().manual_seed(0)
     for member in weights:

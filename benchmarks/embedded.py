@@ -57,7 +57,7 @@ def measure(name: str, *, members: int, seed: int, draws: int) -> dict[str, Any]
         row[label] = means(
             predict(FewShot(base, tokenizer, task.train, shots=shots, draws=draws), task.validation)
         )
-    ensemble = LoraEnsemble(base, tokenizer, members=members, seed=seed)
+    ensemble = LoraEnsemble(base, tokenizer, num_members=members, seed=seed)
     began = time.monotonic()
     train(ensemble, task.train, preset("embedded"), progress=False)
     row["train_seconds"] = round(time.monotonic() - began, 1)

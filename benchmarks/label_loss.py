@@ -156,7 +156,7 @@ def measure(settings: dict[str, Any], data: Path | None) -> dict[str, Any]:
     layers = settings["layers"]
     adapter = LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], layers_to_transform=layers)
     ensemble = LoraEnsemble(
-        base, tokenizer, members=settings["members"], adapter=adapter, seed=settings["seed"]
+        base, tokenizer, num_members=settings["members"], adapter=adapter, seed=settings["seed"]
     )
     names = ("epochs", "batch_size", "learning_rate", "loss", "label_score")
     config = TrainConfig(**{name: settings[name] for name in names}, length_window=8)

@@ -83,7 +83,7 @@ def measure(name: str, *, small: bool, device: str, dtype: torch.dtype = torch.f
     words, once = tokenizer(shape.vocabulary), []
 
     def run(members: int) -> None:
-        ensemble = LoraEnsemble(sharing(base), words, members=members)
+        ensemble = LoraEnsemble(sharing(base), words, num_members=members)
         batch = described.rows // members
         examples = questions(2 * batch, length=described.length, words=shape.vocabulary)
         train(

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lora_ensembles import resolve_base
+from lora_ensembles import load_base
 from lora_ensembles.errors import LoraEnsemblesError
 from lora_ensembles.heads import HeadKind
 from lora_ensembles.studies.claims.judge import judge
@@ -43,7 +43,7 @@ def source() -> str:
 
 def load(head: HeadKind = "multiple-choice", num_labels: int | None = None) -> tuple[Any, Any]:
     """The encoder under its name on the hub, wherever it came from, and its tokenizer."""
-    base, tokenizer = resolve_base(source(), head=head, num_labels=num_labels)
+    base, tokenizer = load_base(source(), head=head, num_labels=num_labels)
     base.config._name_or_path = base.name_or_path = NAME
     return base, tokenizer
 

@@ -71,7 +71,7 @@ def count(run: Callable[[], Tensor], backward: Callable[[Tensor], None] | None =
 
 def stacked(layers: int, members: int, tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     adapter = LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"])
-    ensemble = LoraEnsemble(build(layers), tokenizer, members=members, adapter=adapter)
+    ensemble = LoraEnsemble(build(layers), tokenizer, num_members=members, adapter=adapter)
     totals = ensemble.stack.zero_gradients()
     ids = torch.ones(members, 2, 12, dtype=torch.long)
     return count(lambda: ensemble(ids).sum(), lambda loss: ensemble.stack.add_gradients(loss, totals))

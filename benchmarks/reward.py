@@ -78,7 +78,7 @@ def measure(settings: dict[str, Any], data: Path) -> dict[str, Any]:
     ensemble = LoraEnsemble(
         base,
         tokenizer,
-        members=settings["members"],
+        num_members=settings["members"],
         adapter=adapter,
         seed=settings["seed"],
         head=HeadConfig("reward", max_length=128),

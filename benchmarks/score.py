@@ -194,7 +194,7 @@ def option_arms(
     setting: Setting, profile: Profile, device: str
 ) -> tuple[Callable[[], Tensor], dict[str, BestBatch]]:
     """E1: the library's call, and the peers'."""
-    ensemble = LoraEnsemble(sharing(setting.base), setting.words, members=profile.members)
+    ensemble = LoraEnsemble(sharing(setting.base), setting.words, num_members=profile.members)
     weights = [ensemble.stack.member(index) for index in range(profile.members)]
     generator = torch.Generator().manual_seed(0)
     for member in weights:

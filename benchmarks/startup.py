@@ -72,7 +72,7 @@ def adapter_seconds(name: str, *, windows: int) -> list[float]:
     base, words = shared_base(shape), tokenizer(shape.vocabulary)
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
-        ensemble = LoraEnsemble(base, words, members=1)
+        ensemble = LoraEnsemble(base, words, num_members=1)
         ensemble.save_pretrained(Path(folder) / "saved")
         member = Path(folder) / "saved" / "member_000"
         for _ in range(windows):

@@ -114,7 +114,7 @@ def prepare(
         )
         examples = questions(count, length=profile.length, words=shape.vocabulary, spread=profile.spread)
     base.requires_grad_(False)
-    ensemble = LoraEnsemble(sharing(base), words, members=members)
+    ensemble = LoraEnsemble(sharing(base), words, num_members=members)
     return Setting(
         name,
         shape,

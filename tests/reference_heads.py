@@ -176,7 +176,7 @@ def check_training(
     ensemble = build_ensemble(name, kind, init=init)
     start = ensemble.stack.member(1)
     alone = build_ensemble(name, kind, init=init)
-    alone.select([1])
+    alone.keep_members([1])
     for one in (ensemble, alone):
         train(one, examples, config_of(recipe), progress=False)
     found = ensemble.stack.member(1)

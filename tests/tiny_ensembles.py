@@ -80,7 +80,7 @@ def ensemble(
     *, members: int = 2, seed: int = 0, base: LlamaForCausalLM | None = None, trained: bool = False
 ) -> LoraEnsemble:
     """An ensemble on `base`; `trained`: with B matrices that are not zero, so that members differ."""
-    made = LoraEnsemble(base or llama(), tokenizer(), members=members, adapter=adapter(), seed=seed)
+    made = LoraEnsemble(base or llama(), tokenizer(), num_members=members, adapter=adapter(), seed=seed)
     if trained:
         generator = torch.Generator().manual_seed(seed)
         made.stack.b.copy_(torch.randn(made.stack.b.shape, generator=generator))

@@ -169,7 +169,11 @@ def build_ensemble(
     """An ensemble on a fresh base; with `random_b` its members' B are not PEFT's zeros."""
     head = HeadConfig(kind, init=init)  # type: ignore[arg-type]
     ensemble = LoraEnsemble(
-        build(name, kind, dtype=dtype), tokenizer(), members=members, adapter=adapter_config(name), head=head
+        build(name, kind, dtype=dtype),
+        tokenizer(),
+        num_members=members,
+        adapter=adapter_config(name),
+        head=head,
     )
     if random_b:
         generator = torch.Generator().manual_seed(5)

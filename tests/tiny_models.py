@@ -254,7 +254,7 @@ def build_ensemble(
 ) -> LoraEnsemble:
     """An ensemble on a fresh base; with `random_b` its members' B are not PEFT's zeros, so that every member differs from the base."""
     ensemble = LoraEnsemble(
-        build(name), tokenizer(), members=members, adapter=adapter or adapter_config(name), seed=seed
+        build(name), tokenizer(), num_members=members, adapter=adapter or adapter_config(name), seed=seed
     )
     if random_b:
         randomise_b(ensemble)

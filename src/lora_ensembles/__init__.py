@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         task_from_files,
         task_names,
     )
-    from .embedded import load_base, resolve_base
+    from .embedded import load_base
     from .ensemble import LoraEnsemble
     from .errors import (
         AdapterError,
@@ -164,7 +164,6 @@ __all__ = [
     "preferences_from_files",
     "preset",
     "reliability_bins",
-    "resolve_base",
     "score_completions",
     "single_member",
     "task_from_files",
@@ -185,7 +184,7 @@ _HOMES = {
     "prediction.completions": "CompletionMetrics CompletionScores evaluate_completion_members evaluate_completions",
     "heads.lm.completions": "score_completions",
     "training.config": "TrainConfig",
-    "embedded": "load_base resolve_base",
+    "embedded": "load_base",
     "ensemble": "LoraEnsemble",
     "errors": "AdapterError CheckpointError ConfigError DataError LoraEnsemblesError MissingExtraError TrainingError",
     "generation.text": "GeneratedText TokenUncertainty UncertaintyStreamer generate_text token_uncertainty",

@@ -45,7 +45,7 @@ class LoraEnsemble(StackedModel):
     Args:
         base: any Hugging Face causal language model, sequence classifier or multiple-choice model, not wrapped by PEFT.
         tokenizer: its tokenizer.
-        members: number of members, at least 1.
+        num_members: number of members, at least 1.
         adapter: a `peft.LoraConfig`; the paper's by default (rank 8, alpha 32, query and value projections). `modules_to_save` names the
             modules of the members' heads, by default the linear layers beside the base's body.
         seed: seed of the ensemble; member m's streams depend on (seed, m) alone.
@@ -53,12 +53,12 @@ class LoraEnsemble(StackedModel):
         head: a `HeadConfig` or the kind of one; by default what the base's class says.
 
     Raises:
-        ConfigError: `members` is not a positive number, or `vary` names something else; or the base is not made for the `head`.
+        ConfigError: `num_members` is not a positive number, or `vary` names something else; or the base is not made for the `head`.
         AdapterError: the adapter cannot be stacked on this base.
 
     Example:
         >>> from lora_ensembles.embedded import load_base
-        >>> ensemble = LoraEnsemble(*load_base(), members=3, seed=1)
+        >>> ensemble = LoraEnsemble(*load_base(), num_members=3, seed=1)
         >>> ensemble(torch.tensor([[1, 5, 7]])).shape[:3]
         torch.Size([3, 1, 3])
     """
@@ -68,14 +68,14 @@ class LoraEnsemble(StackedModel):
         base: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        members: int = 5,
+        num_members: int = 5,
         adapter: LoraConfig | None = None,
         seed: int = 0,
         vary: Sequence[str] = ("init", "order"),
         head: HeadConfig | HeadKind | None = None,
     ):
         check_parts(base, tokenizer)
-        count = whole_count(members)
+        count = whole_count(num_members)
         probe.check_plain(base)
         own = resolve_head(base, head)
         said = head_of(own)
@@ -262,11 +262,18 @@ class LoraEnsemble(StackedModel):
         ]
         info.next_index += len(weights)
 
+    def to(self, device: torch.device | str) -> LoraEnsemble:
+        """The ensemble itself, with its base and members moved to a device."""
+        members = [self.stack.member(index) for index in range(self.num_members)]
+        self.base.to(device)  # type: ignore[arg-type]
+        self.stack.set_members(members)
+        return self
+
     def set_members(self, members: Sequence[MemberWeights]) -> None:
         """Replace the members' weights by as many others, a snapshot's, say; see `TrainResult.restore`."""
         self.stack.set_members(members)
 
-    def select(self, indices: Sequence[int]) -> None:
+    def keep_members(self, indices: Sequence[int]) -> None:
         """Keep the members of these indices, in this order, and drop the others.
 
         Raises:
@@ -278,14 +285,14 @@ class LoraEnsemble(StackedModel):
         self.stack.set_members([self.stack.member(index) for index in indices])
         self.info.seeds = [self.info.seeds[index] for index in indices]
 
-    def drop(self, indices: Sequence[int]) -> None:
+    def drop_members(self, indices: Sequence[int]) -> None:
         """Drop the members of these indices; at least one member stays.
 
         Raises:
-            ConfigError: as `select`.
+            ConfigError: as `keep_members`.
         """
         check_indices(indices, self.num_members)
-        self.select([index for index in range(self.num_members) if index not in set(indices)])
+        self.keep_members([index for index in range(self.num_members) if index not in set(indices)])
 
     def unload(self) -> PreTrainedModel:
         """The base with its own layers back in place, frozen and in evaluation mode; the ensemble cannot be used afterwards."""

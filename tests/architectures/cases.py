@@ -96,9 +96,9 @@ class Case:
         if self.kind == "classifier":
             head = HeadConfig("sequence-classification", init=init)  # type: ignore[arg-type]
             tokenizer: Any = tiny_heads.tokenizer()
-            ensemble = LoraEnsemble(base, tokenizer, members=MEMBERS, adapter=adapter, head=head)
+            ensemble = LoraEnsemble(base, tokenizer, num_members=MEMBERS, adapter=adapter, head=head)
         else:
-            ensemble = LoraEnsemble(base, tiny_models.tokenizer(), members=MEMBERS, adapter=adapter)
+            ensemble = LoraEnsemble(base, tiny_models.tokenizer(), num_members=MEMBERS, adapter=adapter)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             ensemble.stack.b.copy_(0.1 * torch.randn(ensemble.stack.b.shape, generator=generator))

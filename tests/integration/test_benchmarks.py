@@ -101,13 +101,13 @@ def test_a_base_whose_layers_share_their_weights_loads_adapters_as_one_of_that_s
     from lora_ensembles import LoraEnsemble
 
     words = tokenizer(SHAPES["tiny"].vocabulary)
-    whole = LoraEnsemble(build(SHAPES["tiny"]), words, members=2)
+    whole = LoraEnsemble(build(SHAPES["tiny"]), words, num_members=2)
     whole.save_pretrained(tmp_path / "saved")
     base = startup.shared_base(SHAPES["tiny"])
     assert len({parameter.data_ptr() for parameter in base.parameters()}) == len(
         {tuple(one.shape) for one in base.parameters()}
     )
-    shared = LoraEnsemble(base, words, members=1)
+    shared = LoraEnsemble(base, words, num_members=1)
     shared.load_members([tmp_path / "saved" / "member_001"], check_base=False)
     for name, expected in whole.stack.member(1).a.items():
         assert torch.equal(shared.stack.member(1).a[name], expected)

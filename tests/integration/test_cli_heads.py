@@ -20,11 +20,11 @@ from command_line import base_folder, call
 from lora_ensembles import (
     LoraEnsemble,
     TrainConfig,
+    load_base,
     load_file,
     load_preferences,
     predict,
     predict_rewards,
-    resolve_base,
     train,
 )
 from tiny_heads import build, tokenizer
@@ -192,15 +192,15 @@ def test_a_reward_model_is_trained_measured_and_asked(
 def test_ensembles_of_python_are_measured_and_asked_as_those_of_the_command_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    base, words = resolve_base(encoder_folder(), head="sequence-classification", num_labels=3)
-    classifier = LoraEnsemble(base, words, members=2)
+    base, words = load_base(encoder_folder(), head="sequence-classification", num_labels=3)
+    classifier = LoraEnsemble(base, words, num_members=2)
     train(
         classifier, load_file(classes_file(tmp_path), labels=CLASSES), TrainConfig(epochs=1), progress=False
     )
     classifier.save_pretrained(tmp_path / "classifier")
     classifier.unload()
     reward = LoraEnsemble(
-        resolve_base(encoder_folder(), head="sequence-classification", num_labels=1)[0], words, members=2
+        load_base(encoder_folder(), head="sequence-classification", num_labels=1)[0], words, num_members=2
     )
     reward.save_pretrained(tmp_path / "reward")
     for name, path, rows in (

@@ -15,7 +15,7 @@ import pytest
 
 import lora_ensembles.cli.predict as verb
 from command_line import base_folder, call
-from lora_ensembles import LoraEnsemble, resolve_base
+from lora_ensembles import LoraEnsemble, load_base
 from tiny_ensembles import adapter, files_below
 
 QUESTIONS = [
@@ -27,7 +27,7 @@ QUESTIONS = [
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "cqa"
-    LoraEnsemble(*resolve_base(base_folder()), members=2, adapter=adapter()).save_pretrained(path)
+    LoraEnsemble(*load_base(base_folder()), num_members=2, adapter=adapter()).save_pretrained(path)
     return path
 
 

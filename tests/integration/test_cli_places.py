@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from command_line import base_folder, call
-from lora_ensembles import DataError, LoraEnsemble, resolve_base
+from lora_ensembles import DataError, LoraEnsemble, load_base
 from lora_ensembles.storage.folder import read_ensemble
 from tiny_ensembles import adapter
 
@@ -29,7 +29,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(base_folder(), tmp_path / "project" / "tinybase")
     monkeypatch.chdir(tmp_path / "project")
     Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
-    made = LoraEnsemble(*resolve_base("tinybase"), members=2, adapter=adapter())
+    made = LoraEnsemble(*load_base("tinybase"), num_members=2, adapter=adapter())
     made.info.task = {"name": "rows", "source": {"train": "rows.jsonl"}}
     made.save_pretrained("runs/rows")
     monkeypatch.chdir(tmp_path / "elsewhere")

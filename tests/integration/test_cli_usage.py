@@ -247,6 +247,8 @@ def test_config_file_may_be_yaml(tmp_path):
         ("a.json", "[1]", "holds a list; it needs fields"),
         ("a.json", "{", "is not JSON"),
         ("a.yaml", "a: [", "is not YAML"),
+        ("a.yaml", f"epochs: {'9' * 5000}", "is not YAML that can be read"),
+        ("a.json", "[" * 100_000, "is not JSON"),
     ],
 )
 def test_a_config_file_that_cannot_be_used_is_refused(tmp_path, name, text, message):

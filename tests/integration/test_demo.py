@@ -18,8 +18,8 @@ from lora_ensembles import (
     MissingExtraError,
     TrainConfig,
     evaluate,
+    load_base,
     predict,
-    resolve_base,
     train,
 )
 from lora_ensembles.baselines import FewShot
@@ -33,12 +33,12 @@ ROWS = ("few_shot", "single", "ensemble", "ensemble_decay")
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory):
     out = tmp_path_factory.mktemp("runs") / "demo"
-    return run_demo(out, members=2, seed=1, model=resolve_base(base_folder()), settings=TINY, progress=False)
+    return run_demo(out, members=2, seed=1, model=load_base(base_folder()), settings=TINY, progress=False)
 
 
 @pytest.fixture(scope="module")
 def compared():
-    return compare("world-cqa", members=2, seed=1, model=resolve_base(base_folder()), settings=TINY)
+    return compare("world-cqa", members=2, seed=1, model=load_base(base_folder()), settings=TINY)
 
 
 def test_demo_measures_every_row_and_metric(demo):
@@ -63,7 +63,7 @@ def test_demo_numbers_are_those_of_its_saved_ensembles(demo, compared):
 def test_both_arms_of_the_demo_are_what_they_would_be_alone(compared):
     """The plain and the decayed ensemble in one stack of four equal two ensembles of two, trained one after the other from equal seeds."""
     for arm, decay in ((compared.plain, TINY.plain_decay_b), (compared.decayed, TINY.decay_b)):
-        alone = LoraEnsemble(*resolve_base(base_folder()), members=2, seed=1)
+        alone = LoraEnsemble(*load_base(base_folder()), num_members=2, seed=1)
         config = TrainConfig(
             epochs=TINY.epochs,
             batch_size=TINY.batch_size,
@@ -82,7 +82,7 @@ def test_both_arms_of_the_demo_are_what_they_would_be_alone(compared):
 
 def test_few_shot_row_is_the_mean_over_draws_of_the_untouched_base(compared):
     few_shot = FewShot(
-        *resolve_base(base_folder()), compared.task.train, shots=TINY.shots, draws=TINY.draws, seed=1
+        *load_base(base_folder()), compared.task.train, shots=TINY.shots, draws=TINY.draws, seed=1
     )
     prediction = predict(few_shot, compared.task.validation)
     expected = sum(evaluate(prediction.member(draw)).nll for draw in range(TINY.draws)) / TINY.draws
@@ -90,7 +90,7 @@ def test_few_shot_row_is_the_mean_over_draws_of_the_untouched_base(compared):
 
 
 def test_twice_repeats_weights_and_seeds():
-    ensemble = twice(LoraEnsemble(*resolve_base(base_folder()), members=2, seed=4))
+    ensemble = twice(LoraEnsemble(*load_base(base_folder()), num_members=2, seed=4))
     assert ensemble.num_members == 4
     assert torch.equal(ensemble.stack.a[:2], ensemble.stack.a[2:])
     assert ensemble.info.seeds[:2] == ensemble.info.seeds[2:]

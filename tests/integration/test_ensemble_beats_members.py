@@ -23,7 +23,7 @@ SETTINGS = DemoSettings()
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_ensemble_of_five_beats_its_members_on_accuracy_nll_and_ece(seed: int) -> None:
     task = load_task("world-cqa")
-    ensemble = LoraEnsemble(*load_base(), members=5, seed=seed)
+    ensemble = LoraEnsemble(*load_base(), num_members=5, seed=seed)
     config = TrainConfig(epochs=8, batch_size=SETTINGS.batch_size, learning_rate=SETTINGS.learning_rate)
     result = train(
         ensemble, task.train[:150], config, progress=False

@@ -36,7 +36,7 @@ from lora_ensembles.data import (
     load_task,
 )
 from lora_ensembles.disk.claimed import FolderLock
-from lora_ensembles.embedded import load_base, resolve_base
+from lora_ensembles.embedded import load_base
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.generation.text import generate_text
 from lora_ensembles.heads import HeadConfig, predict_rewards
@@ -130,7 +130,7 @@ def load(path: Path, *, base: torch.nn.Module | None = None, check_base: bool = 
 
 
 def made(config: LoraConfig, *, members: int = 2, seed: object = 0) -> LoraEnsemble:
-    return LoraEnsemble(llama(), tokenizer(), members=members, adapter=config, seed=seed)  # type: ignore[arg-type]
+    return LoraEnsemble(llama(), tokenizer(), num_members=members, adapter=config, seed=seed)  # type: ignore[arg-type]
 
 
 def peft_adapter(
@@ -155,7 +155,7 @@ def trained(
 # Tasks, models and data
 
 provokes("unknown-task")(lambda folder: load_task("obqaa"))
-provokes("unknown-model")(lambda folder: resolve_base("tiny/lama"))
+provokes("unknown-model")(lambda folder: load_base("tiny/lama"))
 provokes("unknown-column")(
     lambda folder: load_file(write_lines(folder, {"qestion": "?", "options": ["a", "b"], "answer": "a"}))
 )
@@ -280,7 +280,7 @@ provokes("labels-of-open-answers")(
     )
 )
 provokes("loss-of-baseline")(
-    lambda folder: BatchEnsemble(llama(), tokenizer(), members=2).fit(
+    lambda folder: BatchEnsemble(llama(), tokenizer(), num_members=2).fit(
         questions(2), TrainConfig(loss="labels")
     )
 )
@@ -552,7 +552,7 @@ def _body_of_another(folder: Path) -> object:
         f"elsewhere.{name}": tensor for name, tensor in load_tensors(folder / "model.safetensors").items()
     }
     save_tensors(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return resolve_base(str(folder), head="multiple-choice")
+    return load_base(str(folder), head="multiple-choice")
 
 
 @provokes("unstackable-head")
@@ -594,7 +594,7 @@ def _overlong_text(folder: Path) -> object:
     short = LoraEnsemble(
         heads.build(),
         heads.tokenizer(),
-        members=1,
+        num_members=1,
         adapter=heads.adapter_config(),
         head=HeadConfig(max_length=8),
     )

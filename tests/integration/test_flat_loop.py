@@ -31,7 +31,7 @@ def test_flat_loop_gives_the_weights_and_predictions_of_the_stacked_loop(beta, m
     examples = task.train[:40]
     models = [flat.train_member(index, flat.encode(examples), epochs=1) for index in range(2)]
 
-    ensemble = LoraEnsemble(*load_base(), members=2, adapter=flat.adapter_config())
+    ensemble = LoraEnsemble(*load_base(), num_members=2, adapter=flat.adapter_config())
     config = TrainConfig(
         epochs=1,
         batch_size=flat.BATCH,

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from command_line import base_folder
-from lora_ensembles import LoraEnsemble, resolve_base
+from lora_ensembles import LoraEnsemble, load_base
 from lora_ensembles.cli import main
 from tiny_ensembles import adapter
 
@@ -59,7 +59,7 @@ counts: Counter[str] = Counter()
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A saved ensemble and files for it, which no test changes."""
     folder = tmp_path_factory.mktemp("originals")
-    made = LoraEnsemble(*resolve_base(base_folder()), members=2, adapter=adapter())
+    made = LoraEnsemble(*load_base(base_folder()), num_members=2, adapter=adapter())
     made.info.task = {"name": "rows", "source": {"train": "rows.jsonl", "columns": {"question": "question"}}}
     made.save_pretrained(folder / "run")
     (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in QUESTIONS))

@@ -37,7 +37,7 @@ from lora_ensembles import (
     predict,
 )
 from lora_ensembles.data.paper_tasks import PAPER_TASKS
-from lora_ensembles.embedded import resolve_base
+from lora_ensembles.embedded import load_base
 from lora_ensembles.integrations.lm_eval import MODEL_NAME, TASKS_FOLDER, model, register, write_local_tasks
 from lora_ensembles.integrations.lm_eval.__main__ import main
 from lora_ensembles.integrations.lm_eval.local_tasks import paper_task_name
@@ -58,7 +58,7 @@ CONTINUATIONS = [
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an ensemble of three members that differ."""
-    ensemble = LoraEnsemble(*resolve_base(base_folder()), members=3, adapter=adapter())
+    ensemble = LoraEnsemble(*load_base(base_folder()), num_members=3, adapter=adapter())
     randomise_b(ensemble)
     path = tmp_path_factory.mktemp("ensembles") / "three"
     ensemble.save_pretrained(path)

@@ -168,7 +168,7 @@ def logits_with_rows(
 
 
 def check_last_layer(name: str, config: TrainConfig, examples: Sequence[Example]) -> None:
-    ensemble = LastLayerEnsemble(build(name), tokenizer(), members=MEMBERS, seed=4)
+    ensemble = LastLayerEnsemble(build(name), tokenizer(), num_members=MEMBERS, seed=4)
     result = ensemble.fit(examples, config)
     found = ensemble.member_log_probs(examples)
     encoded = encode_examples(examples, tokenizer())
@@ -215,7 +215,7 @@ def test_last_layer_ensemble_trains_labels_of_several_tokens() -> None:
 
 @every_architecture
 def test_last_layer_ensemble_is_the_base_before_training(name: str) -> None:
-    ensemble = LastLayerEnsemble(build(name), tokenizer(), members=2)
+    ensemble = LastLayerEnsemble(build(name), tokenizer(), num_members=2)
     expected = label_log_probs(partial(plain_logits, build(name)), letter_examples()).expand(2, -1, -1)
     torch.testing.assert_close(ensemble.member_log_probs(letter_examples()), expected, **TOLERANCE)
     ensemble.fit(letter_examples(), TrainConfig(epochs=1, learning_rate=0.0))
@@ -335,7 +335,7 @@ def dense_member(
 
 def batch_ensemble(name: str, *, sigma: float = 0.2) -> BatchEnsemble:
     return BatchEnsemble(
-        build(name), tokenizer(), members=MEMBERS, adapter=adapter_config(name), sigma=sigma, seed=4
+        build(name), tokenizer(), num_members=MEMBERS, adapter=adapter_config(name), sigma=sigma, seed=4
     )
 
 
@@ -365,7 +365,7 @@ def test_batch_ensemble_scores_labels_of_several_tokens() -> None:
 def test_batch_ensemble_is_exactly_the_base_before_training_if_it_starts_there(name: str) -> None:
     ensemble = batch_ensemble(name, sigma=0.0)
     found = ensemble.member_log_probs(letter_examples())
-    base = LoraEnsemble(build(name), tokenizer(), members=MEMBERS, adapter=adapter_config(name))  # B = 0
+    base = LoraEnsemble(build(name), tokenizer(), num_members=MEMBERS, adapter=adapter_config(name))  # B = 0
     assert torch.equal(found, base.member_log_probs(letter_examples()))
 
 

@@ -146,7 +146,7 @@ def test_training_leaves_the_base_bit_identical(name: str) -> None:
     before, names = parameters_of(base), [module for module, _ in base.named_modules()]
     rows = random_rows([13, 7, 9])
     expected = masked_logits(base, rows)
-    ensemble = LoraEnsemble(base, tokenizer(), members=2, adapter=adapter_config(name))
+    ensemble = LoraEnsemble(base, tokenizer(), num_members=2, adapter=adapter_config(name))
     train(
         ensemble,
         letter_examples()[:4],
@@ -219,7 +219,7 @@ def test_a_layer_that_sees_only_some_tokens_is_refused_when_the_ensemble_is_made
     with pytest.raises(
         AdapterError, match=r"'model.layers.0.mlp.expert' got \d+ token vectors where the batch has 30"
     ):
-        LoraEnsemble(base, tokenizer(), members=2, adapter=LoraConfig(target_modules=["expert"]))
+        LoraEnsemble(base, tokenizer(), num_members=2, adapter=LoraConfig(target_modules=["expert"]))
     assert type(base.model.layers[0].mlp.expert) is torch.nn.Linear  # the base has its own layers back
 
 

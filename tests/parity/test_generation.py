@@ -216,7 +216,7 @@ def test_stopping_criteria_act_as_for_the_slow_reference() -> None:
 
 def test_a_stop_string_ends_the_text() -> None:
     base, words = load_base()
-    model = LoraEnsemble(base, words, members=2).as_causal_lm()
+    model = LoraEnsemble(base, words, num_members=2).as_causal_lm()
     inputs = words("Q: Who is", return_tensors="pt")
     settings = dict(**inputs, max_new_tokens=12, min_new_tokens=1, eos_token_id=None, do_sample=False)
     length = inputs["input_ids"].shape[1]
@@ -306,7 +306,7 @@ def test_members_added_or_dropped_later_are_seen() -> None:
     ids = torch.tensor(random_rows([6], seed=7))
     ensemble.add_members(1)
     assert model(ids).member_log_probs.shape[0] == 3
-    ensemble.select([1])
+    ensemble.keep_members([1])
     torch.testing.assert_close(model(ids).logits, ensemble(ids)[0].log_softmax(dim=-1))
 
 

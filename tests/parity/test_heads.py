@@ -127,7 +127,7 @@ def test_accumulation_over_members_and_questions_equals_the_whole_batch(kind: st
 def test_with_dropout_a_member_of_a_stack_equals_the_member_alone(kind: str) -> None:
     config = config_of(replace(SHORT, dropout=0.3))
     stacked, alone = build_ensemble("bert", kind), build_ensemble("bert", kind)
-    alone.select([2])
+    alone.keep_members([2])
     dry = build_ensemble("bert", kind)
     for ensemble in (stacked, alone):
         train(ensemble, examples_for(kind), config, progress=False)
@@ -143,7 +143,7 @@ def test_a_member_added_later_has_the_adapter_and_the_head_that_it_would_have_ha
     assert_identical_weights(grown.stack.member(2), whole.stack.member(2))
     for name, tensor in whole.stack.member(2).head.items():
         assert torch.equal(grown.stack.member(2).head[name], tensor)
-    grown.select([2])
+    grown.keep_members([2])
     train(grown, examples_for("multiple-choice"), config_of(SHORT), progress=False)
     train(whole, examples_for("multiple-choice"), config_of(SHORT), progress=False)
     assert_same_weights(grown.stack.member(0), whole.stack.member(2))

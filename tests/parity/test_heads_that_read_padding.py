@@ -116,7 +116,7 @@ def test_validation_and_other_predictors_say_of_a_text_what_they_say_of_it_alone
     examples = examples_for("sequence-classification")
     for predictor in (
         ensemble,
-        LastLayerHeads(build("convbert", "sequence-classification"), tokenizer(), members=2),
+        LastLayerHeads(build("convbert", "sequence-classification"), tokenizer(), num_members=2),
         SingleMember(ensemble, 1),
         MCDropout(ensemble, member=2, passes=3, dropout=0.3),
     ):

@@ -61,7 +61,9 @@ def test_members_do_not_train_on_the_same_batch() -> None:
 
 
 def test_members_train_on_the_same_batches_only_where_that_is_asked_for() -> None:
-    ensemble = LoraEnsemble(build("llama"), tokenizer(), members=2, adapter=adapter_config(), vary=["init"])
+    ensemble = LoraEnsemble(
+        build("llama"), tokenizer(), num_members=2, adapter=adapter_config(), vary=["init"]
+    )
     assert all(torch.equal(rows[0], rows[1]) for rows in rows_read(ensemble))
 
 

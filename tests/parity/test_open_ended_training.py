@@ -218,7 +218,7 @@ def wide_ensemble(*, dtype: torch.dtype = torch.float32) -> LoraEnsemble:
         num_key_value_heads=1,
     )
     return LoraEnsemble(
-        LlamaForCausalLM(config).to(dtype), tokenizer(), members=2, adapter=adapter_config(rank=1)
+        LlamaForCausalLM(config).to(dtype), tokenizer(), num_members=2, adapter=adapter_config(rank=1)
     )
 
 

@@ -77,7 +77,7 @@ def tiny(kind: str, auto: Any = AutoModelForCausalLM, **more: Any) -> PreTrained
 
 def made(base: PreTrainedModel, *targets: str, members: int = 2, **more: Any) -> LoraEnsemble:
     adapter = LoraConfig(r=4, lora_alpha=8, target_modules=list(targets), **more)
-    return LoraEnsemble(base, tokenizer(), members=members, adapter=adapter)
+    return LoraEnsemble(base, tokenizer(), num_members=members, adapter=adapter)
 
 
 def with_random_b(ensemble: LoraEnsemble) -> LoraEnsemble:
@@ -253,7 +253,7 @@ def test_a_vision_language_base_trains_on_text_as_its_vocabulary_and_window_are_
 ):
     base = gemma3()
     adapter = LoraConfig(r=4, lora_alpha=8, target_modules=LANGUAGE_PART)
-    ensemble = LoraEnsemble(base, tokenizer(), members=2, adapter=adapter)
+    ensemble = LoraEnsemble(base, tokenizer(), num_members=2, adapter=adapter)
     history = train(
         ensemble, letter_examples()[:4], TrainConfig(epochs=8, learning_rate=1e-2), progress=False
     ).history
@@ -268,7 +268,7 @@ def test_positions_of_three_axes_are_repeated_for_the_members_whatever_the_numbe
     rows: int,
 ) -> None:
     adapter = LoraConfig(r=4, target_modules=LANGUAGE_PART)
-    model = LoraEnsemble(qwen2_vl(), tokenizer(), members=2, adapter=adapter).as_causal_lm()
+    model = LoraEnsemble(qwen2_vl(), tokenizer(), num_members=2, adapter=adapter).as_causal_lm()
     prompts = torch.tensor([[5, 6, 7, 8 + row] for row in range(rows)])
     together = model.generate(
         prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=3, do_sample=False
@@ -361,7 +361,7 @@ def test_hidden_states_of_four_axes_pass_a_trunk() -> None:
 def test_a_pooler_that_all_linear_takes_is_trained_as_peft_would() -> None:
     base = tiny("bert", transformers.AutoModelForSequenceClassification, num_labels=2)
     ensemble = LoraEnsemble(
-        base, tokenizer(), members=2, adapter=LoraConfig(r=4, target_modules="all-linear")
+        base, tokenizer(), num_members=2, adapter=LoraConfig(r=4, target_modules="all-linear")
     )
     assert "bert.pooler.dense" in {site.name for site in ensemble.stack.sites}
     questions = [
@@ -382,7 +382,7 @@ def test_a_classifier_whose_layers_return_lists_is_scored_without_shortcuts() ->
         "openai-gpt", transformers.AutoModelForSequenceClassification, num_labels=2, n_embd=32, n_positions=64
     )
     adapter = LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True)
-    ensemble = LoraEnsemble(base, tokenizer(), members=2, adapter=adapter)
+    ensemble = LoraEnsemble(base, tokenizer(), num_members=2, adapter=adapter)
     assert ensemble.token_read is None
     assert predict(ensemble, [Example("1", "red fox", ("a", "b"), 0)]).member_log_probs.shape == (2, 1, 2)
 
@@ -438,7 +438,7 @@ def test_the_trial_leaves_members_as_they_were() -> None:
 
 def test_adapters_of_which_a_pass_over_text_reaches_none_are_refused_in_training() -> None:
     ensemble = LoraEnsemble(
-        gemma3(), tokenizer(), members=2, adapter=LoraConfig(r=4, target_modules=r".*vision.*q_proj")
+        gemma3(), tokenizer(), num_members=2, adapter=LoraConfig(r=4, target_modules=r".*vision.*q_proj")
     )
     with pytest.raises(AdapterError, match="the loss depends on no adapter"):
         train(ensemble, letter_examples()[:4], TrainConfig(epochs=1), progress=False)
@@ -446,7 +446,7 @@ def test_adapters_of_which_a_pass_over_text_reaches_none_are_refused_in_training
 
 def test_positions_kept_from_one_call_for_the_next_allow_no_shared_prefix() -> None:
     ensemble = LoraEnsemble(
-        qwen2_vl(), tokenizer(), members=2, adapter=LoraConfig(r=4, target_modules=LANGUAGE_PART)
+        qwen2_vl(), tokenizer(), num_members=2, adapter=LoraConfig(r=4, target_modules=LANGUAGE_PART)
     )
     assert not shortcuts_of(ensemble.base).prefix
     before = predict(ensemble, phrase_examples()).member_log_probs

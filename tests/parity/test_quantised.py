@@ -57,7 +57,7 @@ def quantised_layer(weight: torch.Tensor, kind: str) -> nn.Module:
 @pytest.mark.parametrize("kind", ["4-bit", "8-bit"])
 def test_stacked_forward_on_a_quantised_base_equals_peft(kind: str) -> None:
     config = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS)
-    ensemble = LoraEnsemble(quantised(kind), tokenizer(), members=2, adapter=copy.deepcopy(config))
+    ensemble = LoraEnsemble(quantised(kind), tokenizer(), num_members=2, adapter=copy.deepcopy(config))
     with torch.no_grad():
         ensemble.stack.b.normal_(generator=torch.Generator().manual_seed(1))
     ids = torch.randint(0, 20, (3, 7), generator=torch.Generator().manual_seed(2))
@@ -81,7 +81,7 @@ def test_members_on_8_bit_layers_with_an_outlier_threshold_do_not_know_their_nei
         if isinstance(layer, bnb.nn.Linear8bitLt):
             layer.state.threshold = 1.0  # some columns of these inputs are beyond it, in some rows only
     config = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS)
-    ensemble = LoraEnsemble(base, tokenizer(), members=2, adapter=config)
+    ensemble = LoraEnsemble(base, tokenizer(), num_members=2, adapter=config)
     with torch.no_grad():
         ensemble.stack.b.normal_(generator=torch.Generator().manual_seed(1))
     questions = [
@@ -94,7 +94,7 @@ def test_members_on_8_bit_layers_with_an_outlier_threshold_do_not_know_their_nei
         fewer_rows = predict(ensemble, questions, max_rows=1).member_log_probs[0]
         ensemble.stack.b[1].mul_(3.0)
         tripled, tripled_scores = ensemble(ids)[0], predict(ensemble, questions).member_log_probs[0]
-    ensemble.select([0])
+    ensemble.keep_members([0])
     alone = predict(ensemble, questions).member_log_probs[0]
     # Other columns would move them by 1e-2 and more; these are sums of the same numbers in another order.
     torch.testing.assert_close(tripled, logits, atol=1e-6, rtol=1e-6)
@@ -106,7 +106,7 @@ def test_members_on_8_bit_layers_with_an_outlier_threshold_do_not_know_their_nei
 def test_training_on_a_quantised_base_learns_and_leaves_the_base_bit_identical(kind: str) -> None:
     base = quantised(kind)
     before = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
-    ensemble = LoraEnsemble(base, tokenizer(), members=2, adapter=LoraConfig(r=4, target_modules=TARGETS))
+    ensemble = LoraEnsemble(base, tokenizer(), num_members=2, adapter=LoraConfig(r=4, target_modules=TARGETS))
     examples = [
         Example(str(n), render_prompt("one", ["two", "three"]), ("a", "b"), target=0) for n in range(4)
     ]
@@ -132,7 +132,7 @@ def test_a_base_that_answered_in_inference_mode_still_passes_gradients_down() ->
         if answered:
             with torch.no_grad():
                 base(input_ids=ids)  # where the CPU has AVX512-BF16, bitsandbytes repacks its layers here
-        ensemble = LoraEnsemble(base, tokenizer(), members=2, adapter=copy.deepcopy(config))
+        ensemble = LoraEnsemble(base, tokenizer(), num_members=2, adapter=copy.deepcopy(config))
         with torch.no_grad():
             ensemble.stack.b.normal_(generator=torch.Generator().manual_seed(1))
             ensemble(ids)

@@ -85,7 +85,9 @@ def test_a_text_that_ends_in_the_padding_token_is_read_where_transformers_reads_
     base.config.pad_token_id = tokenizer().sep_token_id  # every text ends in it
     assert token_read(base) == "last"
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
-    ensemble = LoraEnsemble(base, tokenizer(), members=1, adapter=config, head=HeadConfig(kind, init="base"))  # type: ignore[arg-type]
+    ensemble = LoraEnsemble(
+        base, tokenizer(), num_members=1, adapter=config, head=HeadConfig(kind, init="base")
+    )  # type: ignore[arg-type]
     head, examples = ensemble.head, examples_for(kind)
     assert isinstance(head, TaskHead)
     table = head.table(ensemble, examples)
@@ -93,7 +95,7 @@ def test_a_text_that_ends_in_the_padding_token_is_read_where_transformers_reads_
         0
     ]  # B begins at zero, so the member says what the base does
     last_layer = LastLayerHeads(
-        build("llama", kind), tokenizer(), members=1, head=HeadConfig(kind, init="base")
+        build("llama", kind), tokenizer(), num_members=1, head=HeadConfig(kind, init="base")
     )  # type: ignore[arg-type]
     last_layer.base.config.pad_token_id = tokenizer().sep_token_id
     predicted = predict(last_layer, examples).member_log_probs
@@ -114,7 +116,7 @@ def test_a_text_that_ends_in_the_padding_token_is_read_where_transformers_reads_
 @pytest.mark.parametrize("kind", KINDS)
 def test_above_a_trunk_the_token_is_found_before_its_layers_are_skipped(kind: str) -> None:
     config = LoraConfig(r=4, target_modules=["query", "value"], layers_to_transform=[1])
-    ensemble = LoraEnsemble(build("bert", kind), tokenizer(), members=2, adapter=config, head=kind)
+    ensemble = LoraEnsemble(build("bert", kind), tokenizer(), num_members=2, adapter=config, head=kind)
     assert ensemble.trunk is not None
     train(ensemble, examples_for(kind), TrainConfig(epochs=1, batch_size=4), progress=False)
     assert ensemble.token_read == "first"

@@ -69,7 +69,7 @@ def run(
 def alone(name: str, m: int, *, members: int = MEMBERS) -> LoraEnsemble:
     """The ensemble of one: the same seeds, no neighbours."""
     ensemble = build_ensemble(name, members=members)
-    ensemble.select([m])
+    ensemble.keep_members([m])
     return ensemble
 
 
@@ -123,7 +123,7 @@ def test_member_of_a_stack_of_2_equals_that_member_of_a_stack_of_8(recipe: str) 
 def test_a_member_added_later_is_the_member_that_it_would_have_been() -> None:
     grown = build_ensemble(members=2)
     grown.add_members(1)
-    grown.select([2])
+    grown.keep_members([2])
     assert_same_weights(run(grown, config_of(SHORT))[0], run(build_ensemble(members=3), config_of(SHORT))[2])
 
 
@@ -169,7 +169,9 @@ def test_in_bf16_the_masters_stay_fp32_and_the_loss_stays_close() -> None:
     config = config_of(replace(LONG, learning_rate=1e-3))
     exact, half = (
         build_ensemble(),
-        LoraEnsemble(build("llama", dtype=torch.bfloat16), tokenizer(), members=3, adapter=adapter_config()),
+        LoraEnsemble(
+            build("llama", dtype=torch.bfloat16), tokenizer(), num_members=3, adapter=adapter_config()
+        ),
     )
     history = train(exact, letter_examples(), config, progress=False).history
     history_half = train(half, letter_examples(), config, progress=False).history
@@ -191,7 +193,7 @@ def test_in_bf16_the_masters_stay_fp32_and_the_loss_stays_close() -> None:
 def test_a_step_below_the_resolution_of_bf16_is_not_lost() -> None:
     # One bf16 step beside a weight of 0.1 is about 5e-4; twenty steps of 1e-5 must still move the master by about 2e-4.
     half = LoraEnsemble(
-        build("llama", dtype=torch.bfloat16), tokenizer(), members=1, adapter=adapter_config()
+        build("llama", dtype=torch.bfloat16), tokenizer(), num_members=1, adapter=adapter_config()
     )
     before = half.stack.b.clone()
     run(half, config_of(replace(LONG, learning_rate=1e-5)))

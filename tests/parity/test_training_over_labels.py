@@ -133,7 +133,7 @@ def test_member_of_a_stack_equals_that_member_alone(dropout: float) -> None:
     stacked = run(build_ensemble(members=4), config)
     for m in range(2):
         ensemble = build_ensemble(members=4)
-        ensemble.select([m])
+        ensemble.keep_members([m])
         assert_same_weights(run(ensemble, config)[0], stacked[m])
 
 
@@ -162,7 +162,7 @@ def test_settings_of_their_own_for_each_member_equal_separate_runs() -> None:
     swept = run(build_ensemble(members=3), replace(config, **values))  # type: ignore[arg-type]
     for m in range(3):
         ensemble = build_ensemble(members=3)
-        ensemble.select([m])
+        ensemble.keep_members([m])
         own = replace(config, **{name: value[m] for name, value in values.items()})
         assert_same_weights(swept[m], run(ensemble, own)[0])
 

@@ -132,7 +132,7 @@ def test_a_model_that_carries_something_past_its_layers_has_no_trunk() -> None:
     )
     config = adapter_config()
     config.layers_to_transform = [1]
-    assert LoraEnsemble(base, tokenizer(), members=2, adapter=config).trunk is None
+    assert LoraEnsemble(base, tokenizer(), num_members=2, adapter=config).trunk is None
 
 
 def test_layers_have_their_own_forward_back_after_a_pass_that_failed() -> None:
@@ -154,7 +154,11 @@ def heads_on_top(name: str, kind: str) -> LoraEnsemble:
     config = tiny_heads.adapter_config(name)
     config.layers_to_transform = [1]
     ensemble = LoraEnsemble(
-        tiny_heads.build(name, kind), tiny_heads.tokenizer(), members=3, adapter=config, head=HeadConfig(kind)
+        tiny_heads.build(name, kind),
+        tiny_heads.tokenizer(),
+        num_members=3,
+        adapter=config,
+        head=HeadConfig(kind),
     )
     ensemble.stack.b.copy_(
         0.2 * torch.randn(ensemble.stack.b.shape, generator=torch.Generator().manual_seed(5))

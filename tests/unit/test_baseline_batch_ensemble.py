@@ -36,7 +36,7 @@ def made(
     vary: tuple = ("init", "order"),
 ):
     built = BatchEnsemble(
-        llama(), tokenizer(), members=members, adapter=adapter(), sigma=sigma, seed=seed, vary=vary
+        llama(), tokenizer(), num_members=members, adapter=adapter(), sigma=sigma, seed=seed, vary=vary
     )
     if config is not None:
         built.fit(TRAIN, config)
@@ -48,7 +48,7 @@ def offsets(built: BatchEnsemble) -> torch.Tensor:
 
 
 def test_offsets_start_as_a_gaussian_of_the_size_asked_for() -> None:
-    built = BatchEnsemble(llama(hidden=512), tokenizer(), members=4, adapter=adapter(), sigma=0.1)
+    built = BatchEnsemble(llama(hidden=512), tokenizer(), num_members=4, adapter=adapter(), sigma=0.1)
     for member in offsets(
         built
     ):  # 1792 numbers: deviation of the mean 0.1 / 42, of the deviation itself 0.1 / 60; five of each
@@ -97,9 +97,9 @@ def test_limit_of_rows_changes_nothing() -> None:
 def test_the_base_is_never_changed_and_comes_back_whole() -> None:
     base = llama()
     before = state(base)
-    built = BatchEnsemble(base, tokenizer(), members=2, adapter=adapter())
+    built = BatchEnsemble(base, tokenizer(), num_members=2, adapter=adapter())
     expected = predict(
-        LoraEnsemble(llama(), tokenizer(), members=1, adapter=adapter()), ASKED
+        LoraEnsemble(llama(), tokenizer(), num_members=1, adapter=adapter()), ASKED
     ).probs  # B = 0: the base
     built.fit(TRAIN, CONFIG)
     with built.base_only() as alone:
@@ -118,7 +118,7 @@ def test_the_base_is_never_changed_and_comes_back_whole() -> None:
 def test_trained_parameters_are_inputs_plus_outputs_of_the_targets() -> None:
     # q_proj maps 16 to 16 features and v_proj 16 to 8, in the one layer.
     assert made().num_trained_parameters == 16 + 16 + 16 + 8
-    lora = LoraEnsemble(llama(), tokenizer(), members=1, adapter=adapter(rank=1))
+    lora = LoraEnsemble(llama(), tokenizer(), num_members=1, adapter=adapter(rank=1))
     assert made().num_trained_parameters == lora.stack.a.shape[1] + lora.stack.b.shape[1]
 
 
@@ -137,7 +137,7 @@ def test_small_changes_of_an_offset_are_not_lost_in_bf16() -> None:
 
 def test_it_trains_in_bf16() -> None:
     built = BatchEnsemble(
-        build("qwen2", dtype=torch.bfloat16), words(), members=2, adapter=adapter_config("qwen2")
+        build("qwen2", dtype=torch.bfloat16), words(), num_members=2, adapter=adapter_config("qwen2")
     )
     history = built.fit(letter_examples(), TrainConfig(epochs=8, batch_size=4, learning_rate=1e-2)).history
     assert built.inputs.dtype == torch.float32
@@ -175,7 +175,7 @@ def test_targets_that_cannot_work_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(members=0), "members=0; an ensemble has at least 1 member"),
+        (dict(members=0), "num_members=0; an ensemble has at least 1 member"),
         (dict(sigma=-0.1), "sigma=-0.1; it is a finite number of at least 0"),
         (dict(sigma=float("nan")), "sigma=nan; it is a finite number"),
         (dict(config=replace(CONFIG, dropout=0.1)), "dropout=0.1: BatchEnsemble has no such setting"),

@@ -40,8 +40,8 @@ def one_layer_of_llama_2_7b() -> LlamaForCausalLM:
 
 def test_parameters_of_llama_2_7b_are_those_of_the_table() -> None:
     adapter = LoraConfig(r=8, target_modules=["q_proj", "v_proj"])
-    lora = SingleMember(LoraEnsemble(one_layer_of_llama_2_7b(), tokenizer(), members=1, adapter=adapter))
-    factors = BatchEnsemble(one_layer_of_llama_2_7b(), tokenizer(), members=1, adapter=adapter)
+    lora = SingleMember(LoraEnsemble(one_layer_of_llama_2_7b(), tokenizer(), num_members=1, adapter=adapter))
+    factors = BatchEnsemble(one_layer_of_llama_2_7b(), tokenizer(), num_members=1, adapter=adapter)
     assert f"= {32 * lora.num_trained_parameters:,} at rank 8" in TEXT
     assert f"= {32 * factors.num_trained_parameters:,} |" in TEXT
     assert f"= {5 * 4096:,} for 5 letters" in TEXT

@@ -28,21 +28,21 @@ TRAIN, ASKED = questions(12), questions(6, start=12)
 
 
 def last_layer(*, members: int = 3, seed: int = 0, config: TrainConfig | None = CONFIG) -> LastLayerEnsemble:
-    made = LastLayerEnsemble(llama(), tokenizer(), members=members, seed=seed)
+    made = LastLayerEnsemble(llama(), tokenizer(), num_members=members, seed=seed)
     if config is not None:
         made.fit(TRAIN, config)
     return made
 
 
 def test_loss_falls_and_members_differ_by_their_order_alone() -> None:
-    made = LastLayerEnsemble(llama(), tokenizer(), members=3)
+    made = LastLayerEnsemble(llama(), tokenizer(), num_members=3)
     history = made.fit(TRAIN, CONFIG).history
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
     assert all(
         last < first for first, last in zip(history[0]["train_loss"], history[-1]["train_loss"], strict=True)
     )
     assert float((made.rows[0] - made.rows[1]).abs().max()) > 1e-3
-    whole = LastLayerEnsemble(llama(), tokenizer(), members=3)
+    whole = LastLayerEnsemble(llama(), tokenizer(), num_members=3)
     whole.fit(TRAIN, replace(CONFIG, batch_size=len(TRAIN)))  # one batch: no order
     torch.testing.assert_close(whole.rows[0], whole.rows[1], atol=1e-5, rtol=0)
 
@@ -86,7 +86,7 @@ def test_limit_of_rows_changes_nothing() -> None:
 
 
 def test_labels_that_were_not_trained_keep_the_base_s_rows() -> None:
-    made = LastLayerEnsemble(llama(), tokenizer(), members=2)
+    made = LastLayerEnsemble(llama(), tokenizer(), num_members=2)
     made.fit(questions(8, options=2), CONFIG)
     assert made.num_trained_parameters == 2 * 16
     first = torch.tensor([tokenizer()(ASKED[0].prompt)["input_ids"]])
@@ -108,7 +108,7 @@ def test_trained_parameters_are_the_label_tokens_rows() -> None:
 
 def test_in_bf16_masters_stay_fp32_and_the_untouched_members_stay_close_to_the_base() -> None:
     base = build("gemma2", dtype=torch.bfloat16)
-    made = LastLayerEnsemble(base, words(), members=2)
+    made = LastLayerEnsemble(base, words(), num_members=2)
     before = predict(made, letter_examples()).probs
     made.fit(letter_examples(), TrainConfig(epochs=1, batch_size=4, learning_rate=0.0))
     assert made.rows.dtype == torch.float32
@@ -126,7 +126,7 @@ def test_in_bf16_masters_stay_fp32_and_the_untouched_members_stay_close_to_the_b
 
 def test_a_base_that_carries_an_ensemble_is_used_inside_base_only() -> None:
     carrier = ensemble(members=2, trained=True)
-    made = LastLayerEnsemble(carrier.base, tokenizer(), members=3)
+    made = LastLayerEnsemble(carrier.base, tokenizer(), num_members=3)
     with pytest.raises(AdapterError, match=r"inside `with ensemble.base_only"):
         made.fit(TRAIN, CONFIG)
     with carrier.base_only():
@@ -180,7 +180,7 @@ def test_no_dropout_said_outright_is_no_setting() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(ConfigError, match="members=0; an ensemble has at least 1 member"):
+    with pytest.raises(ConfigError, match="num_members=0; an ensemble has at least 1 member"):
         last_layer(members=0)
     with pytest.raises(DataError, match="training example number 1 has no answer"):
         LastLayerEnsemble(llama(), tokenizer()).fit([replace(TRAIN[0], target=None)], CONFIG)

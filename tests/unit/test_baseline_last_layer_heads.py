@@ -16,8 +16,8 @@ from lora_ensembles import (
     LoraEnsemble,
     TrainConfig,
     evaluate,
+    load_base,
     predict,
-    resolve_base,
     train,
 )
 from lora_ensembles.errors import ConfigError
@@ -33,7 +33,7 @@ CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=3e-3, weight_decay_he
 
 
 def made(name: str, kind: str, *, init: str = "fresh") -> LastLayerHeads:
-    return LastLayerHeads(build(name, kind), tokenizer(), members=3, head=HeadConfig(kind, init=init))  # type: ignore[arg-type]
+    return LastLayerHeads(build(name, kind), tokenizer(), num_members=3, head=HeadConfig(kind, init=init))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -145,10 +145,10 @@ def test_a_pooler_that_the_checkpoint_lacks_is_the_members_own(tmp_path: Path) -
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        base, words_of_it = resolve_base(str(tmp_path), head="multiple-choice")
-        ensemble = LastLayerHeads(base, words_of_it, members=2)
+        base, words_of_it = load_base(str(tmp_path), head="multiple-choice")
+        ensemble = LastLayerHeads(base, words_of_it, num_members=2)
         assert "roberta.pooler.dense" in {layer.name for layer in ensemble.heads.layers}
-        adapters = LoraEnsemble(base, words_of_it, members=2)
+        adapters = LoraEnsemble(base, words_of_it, num_members=2)
         assert torch.equal(ensemble.heads.flat, adapters.stack.heads.flat)
         adapters.unload()
         ensemble.fit(examples_for("multiple-choice"), CONFIG)

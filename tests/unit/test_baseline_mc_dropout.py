@@ -117,7 +117,7 @@ def test_the_ensemble_is_left_as_it_was_after_an_error() -> None:
 
 def test_passes_follow_training_that_comes_later_and_work_in_bf16() -> None:
     ensemble = LoraEnsemble(
-        build("llama", dtype=torch.bfloat16), tokenizer(), members=2, adapter=adapter_config()
+        build("llama", dtype=torch.bfloat16), tokenizer(), num_members=2, adapter=adapter_config()
     )
     made = passes(ensemble, count=3)
     untrained = predict(made, letter_examples()).member_log_probs

@@ -31,16 +31,16 @@ CONFIG = TrainConfig(epochs=4, batch_size=4, learning_rate=1e-2, log_every=1)
 
 
 def batch_ensemble() -> tuple[Any, list]:
-    return BatchEnsemble(llama(), tokenizer(), members=3, adapter=adapter()), questions(12)
+    return BatchEnsemble(llama(), tokenizer(), num_members=3, adapter=adapter()), questions(12)
 
 
 def last_layer() -> tuple[Any, list]:
-    return LastLayerEnsemble(llama(), tokenizer(), members=3), questions(12)
+    return LastLayerEnsemble(llama(), tokenizer(), num_members=3), questions(12)
 
 
 def last_layer_heads() -> tuple[Any, list]:
     kind = "multiple-choice"
-    return LastLayerHeads(build("bert", kind), words(), members=3, head=kind), examples_for(kind)
+    return LastLayerHeads(build("bert", kind), words(), num_members=3, head=kind), examples_for(kind)
 
 
 BASELINES = [batch_ensemble, last_layer, last_layer_heads]

@@ -49,7 +49,7 @@ def test_a_member_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="there is no member 3; name one of 0 to 2"):
         SingleMember(made, 3)
     last = SingleMember(made, 2)
-    made.drop([0])
+    made.drop_members([0])
     with pytest.raises(ConfigError, match="there is no member 2; name one of 0 to 1"):
         last.member_log_probs(ASKED)
     few_shot = FewShot(llama(window=256), tokenizer(), questions(8), draws=3)
@@ -59,9 +59,9 @@ def test_a_member_that_is_not_there_is_refused() -> None:
 
 def test_trained_parameters_are_those_of_the_member_s_own_rank() -> None:
     # q_proj maps 16 to 16 features and v_proj 16 to 8, in the one layer.
-    made = LoraEnsemble(llama(), tokenizer(), members=2, adapter=adapter(rank=3))
+    made = LoraEnsemble(llama(), tokenizer(), num_members=2, adapter=adapter(rank=3))
     assert SingleMember(made, 0).num_trained_parameters == 3 * (16 + 16) + 3 * (16 + 8)
-    small = LoraEnsemble(llama(), tokenizer(), members=1, adapter=adapter(rank=1)).stack.member(0)
+    small = LoraEnsemble(llama(), tokenizer(), num_members=1, adapter=adapter(rank=1)).stack.member(0)
     made.stack.set_members([made.stack.member(0), small])
     assert [num_trained_parameters(made, index) for index in (0, 1)] == [3 * 56, 56]
     assert SingleMember(SingleMember(made, 1)).num_trained_parameters == 56

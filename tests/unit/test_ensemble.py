@@ -28,9 +28,9 @@ def same_member(one: MemberWeights, other: MemberWeights) -> bool:
 
 @pytest.mark.parametrize("members", [0, -1, True, 1.5, "3", None])
 def test_number_of_members_that_is_no_positive_whole_number_is_refused(members: object) -> None:
-    with pytest.raises(ConfigError, match=rf"members={members!r}; an ensemble has at least 1 member"):
-        LoraEnsemble(llama(), tokenizer(), members=members, adapter=adapter())  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=rf"members={members!r}"):
+    with pytest.raises(ConfigError, match=rf"num_members={members!r}; an ensemble has at least 1 member"):
+        LoraEnsemble(llama(), tokenizer(), num_members=members, adapter=adapter())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=rf"num_members={members!r}"):
         ensemble().add_members(members)  # type: ignore[arg-type]
 
 
@@ -78,7 +78,7 @@ def test_members_differ_in_initial_weights_and_in_order_by_default() -> None:
 def test_a_source_of_randomness_that_is_fixed_is_member_0s_in_every_member(
     vary: list[str], inits: int, orders: int
 ) -> None:
-    made = LoraEnsemble(llama(), tokenizer(), members=4, adapter=adapter(), vary=vary)
+    made = LoraEnsemble(llama(), tokenizer(), num_members=4, adapter=adapter(), vary=vary)
     first = member_seeds(0, 0)
 
     assert len({seeds.init for seeds in made.info.seeds}) == inits
@@ -103,8 +103,8 @@ def test_ensembles_of_other_seeds_share_no_member() -> None:
 
 @pytest.mark.parametrize("vary", [["init", "order"], ["order"]])
 def test_members_added_later_are_those_of_a_larger_ensemble_from_the_start(vary: list[str]) -> None:
-    grown = LoraEnsemble(llama(), tokenizer(), members=2, adapter=adapter(), seed=3, vary=vary)
-    whole = LoraEnsemble(llama(), tokenizer(), members=5, adapter=adapter(), seed=3, vary=vary)
+    grown = LoraEnsemble(llama(), tokenizer(), num_members=2, adapter=adapter(), seed=3, vary=vary)
+    whole = LoraEnsemble(llama(), tokenizer(), num_members=5, adapter=adapter(), seed=3, vary=vary)
 
     grown.add_members(1)
     grown.add_members(2)
@@ -125,7 +125,7 @@ def test_growing_leaves_trained_members_as_they_are() -> None:
 
 def test_members_added_after_some_were_dropped_are_new_ones() -> None:
     made, whole = ensemble(members=3), ensemble(members=4)
-    made.drop([1])
+    made.drop_members([1])
 
     made.add_members(1)
 
@@ -138,7 +138,7 @@ def test_selected_members_keep_their_answers_in_the_order_asked_for() -> None:
     made = ensemble(members=4, trained=True)
     logits, seeds = made(IDS), list(made.info.seeds)
 
-    made.select([3, 1])
+    made.keep_members([3, 1])
 
     assert made.num_members == 2
     assert made.info.seeds == [seeds[3], seeds[1]]
@@ -149,8 +149,8 @@ def test_dropped_members_are_gone_and_the_others_stay_in_order() -> None:
     made = ensemble(members=4)
     kept = [made.stack.member(m) for m in (0, 3)]
 
-    made.drop([2, 1])
-    made.drop([])
+    made.drop_members([2, 1])
+    made.drop_members([])
 
     assert made.num_members == 2
     assert all(same_member(made.stack.member(m), kept[m]) for m in range(2))

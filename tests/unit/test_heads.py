@@ -28,12 +28,12 @@ from lora_ensembles import (
     TrainConfig,
     evaluate,
     generate_text,
+    load_base,
     load_preferences,
     predict,
     predict_rewards,
     preference,
     preferences_from_files,
-    resolve_base,
     score_completions,
     train,
 )
@@ -65,13 +65,13 @@ CONFIG = TrainConfig(epochs=1, batch_size=4, learning_rate=1e-3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_head_is_what_the_class_of_the_base_says(kind: str) -> None:
     assert (
-        LoraEnsemble(build("bert", kind), tokenizer(), members=1, adapter=adapter_config()).info.head.kind
+        LoraEnsemble(build("bert", kind), tokenizer(), num_members=1, adapter=adapter_config()).info.head.kind
         == kind
     )
 
 
 def test_a_classifier_of_one_label_scores_options_where_that_is_asked_for() -> None:
-    ensemble = LoraEnsemble(build("llama", "reward"), tokenizer(), members=2, head="multiple-choice")
+    ensemble = LoraEnsemble(build("llama", "reward"), tokenizer(), num_members=2, head="multiple-choice")
     assert ensemble.head.kind == "multiple-choice"
     assert predict(ensemble, choice_examples()).member_log_probs.shape == (2, 10, 4)
 
@@ -117,7 +117,7 @@ def test_members_own_what_stands_beside_the_body(name: str, modules: list[str]) 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_without_an_adapter_config_every_architecture_gets_layers_that_it_has(name: str) -> None:
-    ensemble = LoraEnsemble(build(name, "reward"), tokenizer(), members=1)
+    ensemble = LoraEnsemble(build(name, "reward"), tokenizer(), num_members=1)
     targets = 1 if name == "modernbert" else 2  # whose queries, keys and values are one layer
     assert len(ensemble.stack.sites) == 2 * targets  # of two layers
     assert predict(ensemble, reward_examples()).member_log_probs.shape == (1, 10, 2)
@@ -125,7 +125,7 @@ def test_without_an_adapter_config_every_architecture_gets_layers_that_it_has(na
 
 def test_modules_named_by_the_caller_are_the_members_own() -> None:
     config = LoraConfig(r=2, target_modules=["query"], modules_to_save=["pooler", "classifier"])
-    ensemble = LoraEnsemble(build(), tokenizer(), members=2, adapter=config)
+    ensemble = LoraEnsemble(build(), tokenizer(), num_members=2, adapter=config)
     assert {site.name for site in ensemble.stack.heads.sites} == {
         "bert.pooler.dense.weight",
         "bert.pooler.dense.bias",
@@ -137,13 +137,13 @@ def test_modules_named_by_the_caller_are_the_members_own() -> None:
 def test_a_checkpoint_without_the_weights_of_the_body_is_refused(tmp_path: Path) -> None:
     build("bert", "reward").bert.save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
-    assert resolve_base(str(tmp_path), head="multiple-choice")[0].config.num_labels == 1
+    assert load_base(str(tmp_path), head="multiple-choice")[0].config.num_labels == 1
     weights = {
         f"elsewhere.{name}": tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()
     }
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DataError, match="holds no weights of the body of a BertForSequenceClassification"):
-        resolve_base(str(tmp_path), head="sequence-classification", num_labels=2)
+        load_base(str(tmp_path), head="sequence-classification", num_labels=2)
 
 
 def test_a_pooler_that_the_checkpoint_lacks_is_the_members_own(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_pooler_that_the_checkpoint_lacks_is_the_members_own(tmp_path: Path) -
     body.pooler = None  # as in a checkpoint of a masked language model
     body.save_pretrained(tmp_path / "base")
     ensemble = LoraEnsemble(
-        RobertaForMultipleChoice.from_pretrained(tmp_path / "base"), tokenizer(), members=2
+        RobertaForMultipleChoice.from_pretrained(tmp_path / "base"), tokenizer(), num_members=2
     )
     assert ensemble.adapter.modules_to_save == ["classifier", "roberta.pooler.dense"]
     expected = predict(ensemble, choice_examples()).member_log_probs
@@ -174,7 +174,7 @@ def test_of_a_head_with_a_norm_members_own_the_linear_layers_and_share_the_norm(
     def loaded() -> ModernBertForSequenceClassification:
         return ModernBertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
 
-    ensemble = LoraEnsemble(loaded(), tokenizer(), members=2)
+    ensemble = LoraEnsemble(loaded(), tokenizer(), num_members=2)
     names = ("head.dense.weight", "head.dense.bias", "classifier.weight", "classifier.bias")
     assert tuple(site.name for site in ensemble.stack.heads.sites) == names
     norm = ensemble.base.head.norm.weight.clone()
@@ -223,7 +223,7 @@ def test_a_head_that_is_not_of_linear_layers_is_refused_by_name() -> None:
 def test_the_base_gets_its_own_head_back_and_keeps_it_meanwhile() -> None:
     base = build()
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    ensemble = LoraEnsemble(base, tokenizer(), members=2, adapter=adapter_config())
+    ensemble = LoraEnsemble(base, tokenizer(), num_members=2, adapter=adapter_config())
     train(ensemble, choice_examples(), CONFIG, progress=False)
     after = ensemble.unload().state_dict()
     assert after.keys() == before.keys()
@@ -329,7 +329,7 @@ def test_a_trained_base_head_wants_its_classes_in_its_order() -> None:
     base = build("bert", "sequence-classification")
     base.config.id2label = {0: "two", 1: "one", 2: "three"}
     ensemble = LoraEnsemble(
-        base, tokenizer(), members=1, adapter=adapter_config(), head=HeadConfig(init="base")
+        base, tokenizer(), num_members=1, adapter=adapter_config(), head=HeadConfig(init="base")
     )
     with pytest.raises(DataError, match="and the base's head two, one, three; give them in this order"):
         predict(ensemble, class_examples())
@@ -460,7 +460,11 @@ def test_passes_of_mc_dropout_differ_and_depend_on_the_question_alone(kind: str)
 def test_a_saved_ensemble_remembers_its_head(tmp_path: Path) -> None:
     head = HeadConfig(max_length=24)
     ensemble = LoraEnsemble(
-        build("bert", "sequence-classification"), tokenizer(), members=2, adapter=adapter_config(), head=head
+        build("bert", "sequence-classification"),
+        tokenizer(),
+        num_members=2,
+        adapter=adapter_config(),
+        head=head,
     )
     train(
         ensemble,
@@ -488,7 +492,7 @@ def test_the_base_of_a_saved_ensemble_is_loaded_by_its_class(tmp_path: Path) -> 
     build("bert", "sequence-classification").save_pretrained(tmp_path / "base")
     tokenizer().save_pretrained(tmp_path / "base")
     base = BertForSequenceClassification.from_pretrained(tmp_path / "base")
-    ensemble = LoraEnsemble(base, tokenizer(), members=2, adapter=adapter_config())
+    ensemble = LoraEnsemble(base, tokenizer(), num_members=2, adapter=adapter_config())
     expected = predict(ensemble, class_examples()).member_log_probs
     ensemble.save_pretrained(tmp_path / "saved")
     loaded = LoraEnsemble.from_pretrained(tmp_path / "saved")

@@ -312,7 +312,7 @@ def test_setting_of_decoding_that_cannot_work_is_refused_by_name(
     [
         (
             ("tiny/llama", tokenizer()),
-            r"base is the name 'tiny/llama'; load it first: .*resolve_base\('tiny/llama'\)",
+            r"base is the name 'tiny/llama'; load it first: .*load_base\('tiny/llama'\)",
         ),
         ((None, tokenizer()), "base is of type NoneType; it is a model of transformers"),
         ((torch.nn.Linear(2, 2), tokenizer()), "base is of type Linear; it is a model of transformers"),

@@ -95,7 +95,7 @@ def test_hub_that_cannot_be_reached_is_said_beside_the_folder_that_is_not_here(
 def test_member_of_a_config_without_a_task_opens_as_auto_peft_model(tmp_path: Path) -> None:
     name = on_disk(tmp_path / "base", llama(), tokenizer())
     base = type(llama()).from_pretrained(name)
-    own = LoraEnsemble(base, tokenizer(), members=2, adapter=UNTYPED)
+    own = LoraEnsemble(base, tokenizer(), num_members=2, adapter=UNTYPED)
     own.stack.b.normal_(generator=torch.Generator().manual_seed(0))
     own.save_pretrained(tmp_path / "saved")
     ids = torch.tensor([[1, 4, 6, 5]])
@@ -128,7 +128,7 @@ def test_member_with_a_head_is_written_with_the_task_that_peft_knows(
 def test_ensemble_is_loaded_in_the_dtype_it_was_saved_with(dtype: torch.dtype, tmp_path: Path) -> None:
     name = on_disk(tmp_path / "base", llama(), tokenizer())
     base = type(llama()).from_pretrained(name, dtype=dtype)
-    own = LoraEnsemble(base, tokenizer(), members=1, adapter=adapter())
+    own = LoraEnsemble(base, tokenizer(), num_members=1, adapter=adapter())
     own.save_pretrained(tmp_path / "saved")
 
     again = LoraEnsemble.from_pretrained(tmp_path / "saved")
@@ -304,7 +304,7 @@ def test_classifier_says_how_many_classes_it_has_and_mixed_ranks_their_range(tmp
     assert "head sequence-classification of 3 classes" in repr(own)
 
     for rank in (2, 4):
-        LoraEnsemble(llama(), tokenizer(), members=1, adapter=adapter(rank=rank)).save_pretrained(
+        LoraEnsemble(llama(), tokenizer(), num_members=1, adapter=adapter(rank=rank)).save_pretrained(
             tmp_path / str(rank)
         )
     paths = [tmp_path / str(rank) / "member_000" for rank in (2, 4)]

@@ -139,7 +139,7 @@ def test_heads_of_the_members_own_have_no_vocabulary() -> None:
 
 
 def test_baselines_that_train_over_the_vocabulary_refuse_the_loss_over_labels() -> None:
-    made = BatchEnsemble(build("llama"), tokenizer(), members=2)
+    made = BatchEnsemble(build("llama"), tokenizer(), num_members=2)
     with pytest.raises(ConfigError, match="loss='labels': BatchEnsemble has no such setting"):
         made.fit(phrase_examples(), dataclasses.replace(CONFIG, loss="labels"))
 

@@ -85,7 +85,7 @@ def test_an_adapter_of_the_size_of_a_13b_models_loads_in_a_fifth_of_a_second(tmp
     base = LlamaForCausalLM(config).bfloat16()
     # Here v_proj is 160 wide: of A and B together (2560 + 1440) * 40 * R = 6.6M at R = 41.
     ensemble = LoraEnsemble(
-        base, tokenizer(), members=1, adapter=LoraConfig(r=41, target_modules=["q_proj", "v_proj"])
+        base, tokenizer(), num_members=1, adapter=LoraConfig(r=41, target_modules=["q_proj", "v_proj"])
     )
     ensemble.save_pretrained(tmp_path / "saved")
     (folder,) = (tmp_path / "saved").glob("member_*")

@@ -23,7 +23,7 @@ from tiny_ensembles import adapter, ensemble, llama, tokenizer
 
 
 def made(**settings: Any) -> LoraEnsemble:
-    return LoraEnsemble(llama(), tokenizer(), **{"adapter": adapter(), "members": 2, **settings})
+    return LoraEnsemble(llama(), tokenizer(), **{"adapter": adapter(), "num_members": 2, **settings})
 
 
 def config_with(**fields: Any) -> LoraConfig:
@@ -85,8 +85,10 @@ def test_members_that_no_memory_holds_are_refused_with_the_sum(grown: bool) -> N
     each = parameters_of(ensemble(members=1).stack.member(0))
     needed = f"{each:,} parameters each at 16 bytes .* are {each * count * BYTES_A_PARAMETER / 1e9:,.1f} GB, and cpu has"
 
-    with pytest.raises(ConfigError, match=rf"^members={count} of rank 2 do not fit into memory: {needed}"):
-        ensemble().add_members(count) if grown else made(members=count)
+    with pytest.raises(
+        ConfigError, match=rf"^num_members={count} of rank 2 do not fit into memory: {needed}"
+    ):
+        ensemble().add_members(count) if grown else made(num_members=count)
 
 
 def test_members_that_do_not_fit_leave_the_ensemble_as_it_was() -> None:
@@ -118,8 +120,8 @@ def test_seed_that_is_no_whole_number_is_refused(seed: object) -> None:
 
 @pytest.mark.parametrize("members", [0, -1, 2.0, True, "2", None, np.float64(2), np.bool_(True)])
 def test_number_of_members_that_counts_nothing_is_refused(members: object) -> None:
-    with pytest.raises(ConfigError, match=r"^members=.*; an ensemble has at least 1 member"):
-        made(members=members)
+    with pytest.raises(ConfigError, match=r"^num_members=.*; an ensemble has at least 1 member"):
+        made(num_members=members)
 
 
 def test_numpy_numbers_are_numbers() -> None:
@@ -133,7 +135,7 @@ def test_numpy_numbers_are_numbers() -> None:
         snapshot_epochs=[np.int32(1)],  # type: ignore[list-item]
         max_grad_norm=np.float64(1.5),
     )
-    own = made(members=np.int64(2), seed=np.int64(7), adapter=config_with(lora_alpha=np.float64(8)))
+    own = made(num_members=np.int64(2), seed=np.int64(7), adapter=config_with(lora_alpha=np.float64(8)))
 
     assert config == plain
     assert json.dumps(config.to_dict()) == json.dumps(plain.to_dict())
@@ -152,7 +154,7 @@ def test_members_between_which_nothing_varies_are_said_to_be_copies(caplog: pyte
     with caplog.at_level(logging.WARNING, logger="lora_ensembles"):
         own = made(vary=[])
         made(vary=["order"])
-        made(vary=[], members=1)
+        made(vary=[], num_members=1)
 
     (record,) = caplog.records
     assert "all 2 members begin with the same weights" in record.getMessage()

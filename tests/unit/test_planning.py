@@ -95,7 +95,7 @@ def test_planned_memory_is_within_15_percent_of_what_training_allocates(
 ) -> None:
     config = config_of(name)
     base = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    ensemble = LoraEnsemble(base, tokenizer(), members=members, adapter=adapter_of(name))
+    ensemble = LoraEnsemble(base, tokenizer(), num_members=members, adapter=adapter_of(name))
     examples = [Example(str(n), "the " * WORDS, (" red", " fox"), 0) for n in range(batch_size * 2)]
     rows = len(tokenizer()("the " * WORDS)["input_ids"])
     plan = plan_training(

@@ -310,7 +310,7 @@ def test_scaling_keeps_accuracy_and_is_fitted_on_training_questions_that_nobody_
 
 def test_fitting_on_questions_that_were_trained_on_would_be_refused() -> None:
     one = bench()
-    heads = LastLayerEnsemble(*one.model, members=1)
+    heads = LastLayerEnsemble(*one.model, num_members=1)
     with pytest.raises(ValueError, match="was trained on"):
         TemperatureScaled.fit(heads, one.task.train[:2], trained_on=one.task.train)
 

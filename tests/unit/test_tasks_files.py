@@ -379,6 +379,17 @@ def test_label_words_that_cannot_be_told_apart_are_refused(
         load_file(jsonl(tmp_path / "f.jsonl", {"question": "?", "answer": "yes"}), labels=labels)
 
 
+def test_columns_of_options_as_a_list_are_read_like_a_tuple(tmp_path: Path) -> None:
+    path = csv_file(
+        tmp_path / "f.csv", ["question", "o1", "o2", "answer"], ["The sun is a", "planet", "star", "star"]
+    )
+    (example,) = load_file(path, columns={"options": ["o1", "o2"]})
+    assert example.options == ("planet", "star")
+    assert hash(ColumnMapping(options=["o1", "o2"])) == hash(ColumnMapping(options=("o1", "o2")))
+    with pytest.raises(DataError, match="o3"):
+        load_file(path, columns={"options": ["o1", "o3"]})
+
+
 def test_mapping_that_cannot_work_is_refused() -> None:
     with pytest.raises(ConfigError, match="unknown answer_form 'leter'; did you mean 'letter'"):
         ColumnMapping(answer_form="leter")  # type: ignore[arg-type]

@@ -268,10 +268,10 @@ def test_resuming_with_other_members_adapter_base_or_data_is_refused(tmp_path: P
         "member_seeds ": ensemble(members=3),
         "base": ensemble(base=llama(seed=1)),
         "adapter was .*'scalings': \\[4.0\\].* is .*'scalings': \\[8.0\\]": LoraEnsemble(
-            llama(), tokenizer(), members=2, adapter=adapter(alpha=16)
+            llama(), tokenizer(), num_members=2, adapter=adapter(alpha=16)
         ),
         "adapter was .*'dropout': 0.0.* is .*'dropout': 0.5": LoraEnsemble(
-            llama(), tokenizer(), members=2, adapter=adapter(dropout=0.5)
+            llama(), tokenizer(), num_members=2, adapter=adapter(dropout=0.5)
         ),
     }
 

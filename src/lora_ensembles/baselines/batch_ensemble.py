@@ -105,20 +105,20 @@ class BatchEnsemble:
     Args:
         base: any Hugging Face causal language model, not wrapped by PEFT, carrying no other ensemble.
         tokenizer: its tokenizer.
-        members: number of members.
+        num_members: number of members.
         adapter: a `peft.LoraConfig` that says which layers; its rank, alpha and the like mean nothing here. The paper's by default.
         sigma: size of the initial offsets.
         seed, vary: as of `LoraEnsemble`: member m sees its data in the order that member m there does.
 
     Raises:
-        ConfigError: `members` is not a positive number, or `sigma` negative.
+        ConfigError: `num_members` is not a positive number, or `sigma` negative.
         AdapterError: PEFT finds no target, or one that is no linear layer.
 
     Example:
         >>> from lora_ensembles.embedded import load_base
         >>> from lora_ensembles.data import load_task
         >>> task = load_task("world-cqa")
-        >>> ensemble = BatchEnsemble(*load_base(), members=2)
+        >>> ensemble = BatchEnsemble(*load_base(), num_members=2)
         >>> ensemble.fit(task.train[:32], TrainConfig(epochs=1, learning_rate=1e-2)).history[0]["step"]
         2
         >>> ensemble.member_log_probs(task.validation[:4]).shape
@@ -130,13 +130,13 @@ class BatchEnsemble:
         base: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        members: int = 5,
+        num_members: int = 5,
         adapter: LoraConfig | None = None,
         sigma: float = 0.05,
         seed: int = 0,
         vary: Sequence[str] = ("init", "order"),
     ):
-        members = whole_count(members)
+        members = whole_count(num_members)
         if not 0 <= sigma < float("inf"):
             raise ConfigError(f"sigma={sigma}; it is a finite number of at least 0")
         self.base, self.tokenizer = base, tokenizer

@@ -49,18 +49,18 @@ class LastLayerEnsemble:
     Args:
         base: any Hugging Face causal language model; it is never changed. If it carries a `LoraEnsemble`, use this inside `base_only()`.
         tokenizer: its tokenizer.
-        members: number of members.
+        num_members: number of members.
         seed: member m sees its data in the order that member m of `LoraEnsemble(seed=seed)` does.
 
     Raises:
-        ConfigError: `members` is not a positive number.
+        ConfigError: `num_members` is not a positive number.
         AdapterError: the base has no output head with a plain weight matrix.
 
     Example:
         >>> from lora_ensembles.embedded import load_base
         >>> from lora_ensembles.data import load_task
         >>> task = load_task("world-cqa")
-        >>> ensemble = LastLayerEnsemble(*load_base(), members=3)
+        >>> ensemble = LastLayerEnsemble(*load_base(), num_members=3)
         >>> losses = [row["train_loss"][0] for row in ensemble.fit(task.train[:64], TrainConfig(epochs=2, learning_rate=1e-3)).history]
         >>> losses[1] < losses[0]
         True
@@ -69,9 +69,14 @@ class LastLayerEnsemble:
     """
 
     def __init__(
-        self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, members: int = 5, seed: int = 0
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        num_members: int = 5,
+        seed: int = 0,
     ):
-        members = whole_count(members)
+        members = whole_count(num_members)
         self.base, self.tokenizer = base.eval(), tokenizer
         self.seeds = [member_seeds(seed, index) for index in range(members)]
         self.overlong: Literal["error", "left"] = "error"

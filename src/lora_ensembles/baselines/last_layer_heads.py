@@ -30,7 +30,7 @@ from ..stack.adapters import initial_head
 from ..stack.context import ForwardContext
 from ..stack.head_layers import HeadStack
 from ..stack.lora import unfold_members
-from ..stack.seeds import member_seeds
+from ..stack.seeds import member_seeds, whole_count
 from ..stack.sites import MemberWeights
 from ..training.config import TrainConfig
 from ..training.loop import run
@@ -51,19 +51,19 @@ class LastLayerHeads:
     Args:
         base: a sequence classifier or multiple-choice model; it is never changed.
         tokenizer: its tokenizer.
-        members: number of members.
+        num_members: number of members.
         seed: of the ensemble.
         head: a `HeadConfig` or the kind of one; by default what the base's class says.
 
     Raises:
-        ConfigError: `members` is not a positive number; or the base is a causal language model, or not made for the head.
+        ConfigError: `num_members` is not a positive number; or the base is a causal language model, or not made for the head.
         AdapterError: a head of other layers than linear ones.
 
     Example:
-        >>> from lora_ensembles import resolve_base
-        >>> base, tokenizer = resolve_base("embedded", head="sequence-classification", num_labels=2)
+        >>> from lora_ensembles import load_base
+        >>> base, tokenizer = load_base("embedded", head="sequence-classification", num_labels=2)
         >>> texts = [Example(str(n), text, ("bird", "fish"), n) for n, text in enumerate(["It is a lark", "It is a carp"])]
-        >>> ensemble = LastLayerHeads(base, tokenizer, members=3)
+        >>> ensemble = LastLayerHeads(base, tokenizer, num_members=3)
         >>> losses = [row["train_loss"][0] for row in ensemble.fit(texts, TrainConfig(epochs=20, learning_rate=1e-2)).history]
         >>> losses[-1] < losses[0]
         True
@@ -76,19 +76,18 @@ class LastLayerHeads:
         base: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        members: int = 5,
+        num_members: int = 5,
         seed: int = 0,
         head: HeadConfig | HeadKind | None = None,
     ):
-        if not isinstance(members, int) or isinstance(members, bool) or members < 1:
-            raise ConfigError(f"members={members!r}; an ensemble has at least 1 member, 5 in the paper")
+        count = whole_count(num_members)
         self.head = resolve_head(base, head)
         if not head_of(self.head).trained:
             raise ConfigError(
                 "LastLayerHeads needs a classifier or a multiple-choice model; LastLayerEnsemble is for causal language models"
             )
         self.base, self.tokenizer = base.eval().requires_grad_(False), tokenizer
-        self.seeds = [member_seeds(seed, index) for index in range(members)]
+        self.seeds = [member_seeds(seed, index) for index in range(count)]
         self.overlong: Literal["error", "left"] = "error"
         owned = set(member_modules(base))
         modules = {

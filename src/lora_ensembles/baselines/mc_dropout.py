@@ -40,7 +40,7 @@ class MCDropout:
     Example:
         >>> from lora_ensembles import LoraEnsemble, load_base
         >>> from lora_ensembles.data import load_task
-        >>> passes = MCDropout(LoraEnsemble(*load_base(), members=1), passes=3, dropout=0.1)
+        >>> passes = MCDropout(LoraEnsemble(*load_base(), num_members=1), passes=3, dropout=0.1)
         >>> passes.member_log_probs(load_task("world-cqa").validation[:4]).shape
         torch.Size([3, 4, 5])
     """

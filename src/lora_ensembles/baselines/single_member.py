@@ -31,7 +31,7 @@ class SingleMember:
     Example:
         >>> from lora_ensembles import LoraEnsemble, load_base
         >>> from lora_ensembles.data import load_task
-        >>> one = SingleMember(LoraEnsemble(*load_base(), members=3), 2)
+        >>> one = SingleMember(LoraEnsemble(*load_base(), num_members=3), 2)
         >>> one.member_log_probs(load_task("world-cqa").validation[:4]).shape
         torch.Size([1, 4, 5])
     """

@@ -55,7 +55,7 @@ class TemperatureScaled:
         >>> from lora_ensembles.embedded import load_base
         >>> task = load_task("world-cqa")
         >>> held_out, scored = task.validation[:60], task.validation[60:90]
-        >>> scaled = TemperatureScaled.fit(LoraEnsemble(*load_base(), members=2), held_out, trained_on=task.train)
+        >>> scaled = TemperatureScaled.fit(LoraEnsemble(*load_base(), num_members=2), held_out, trained_on=task.train)
         >>> 0.2 < scaled.temperature < 5, scaled.member_log_probs(scored).shape
         (True, torch.Size([1, 30, 5]))
         >>> scaled.member_log_probs(held_out)

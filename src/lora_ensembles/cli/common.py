@@ -232,11 +232,11 @@ def load_model(
     head: str = "causal-lm",
     num_labels: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A base by name, on a device, and its tokenizer; `head` and `num_labels` as in `resolve_base`."""
-    from ..embedded import resolve_base
+    """A base by name, on a device, and its tokenizer; `head` and `num_labels` as in `load_base`."""
+    from ..embedded import load_base
 
     place = device_named(device)
-    base, tokenizer = resolve_base(name, revision=revision, dtype=dtype, head=head, num_labels=num_labels)
+    base, tokenizer = load_base(name, revision=revision, dtype=dtype, head=head, num_labels=num_labels)
     base.to(place)  # type: ignore[arg-type]
     return base, tokenizer
 

@@ -214,7 +214,7 @@ def _build(args: Arguments, source: Source, task: Task | CompletionTask, head: H
     base, tokenizer = heads.load_base(args, head, source.labels)
     adapter = settings.adapter_config(args, base)
     ensemble = LoraEnsemble(
-        base, tokenizer, members=args.members, adapter=adapter, seed=args.seed, vary=args.vary, head=head
+        base, tokenizer, num_members=args.members, adapter=adapter, seed=args.seed, vary=args.vary, head=head
     )
     ensemble.info.task = {
         "name": task.name,

@@ -57,6 +57,8 @@ class ColumnMapping:
     pair: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.options, str):
+            object.__setattr__(self, "options", tuple(self.options))  # a list has no hash
         if self.answer_form not in get_args(AnswerForm):
             raise ConfigError(unknown_name("answer_form", self.answer_form, get_args(AnswerForm)))
         if self.repeated_options not in ("error", "keep"):

@@ -12,7 +12,6 @@ from .loading import (
     EMBEDDED_BASE,
     is_embedded,
     load_base,
-    resolve_base,
     resolve_tokenizer,
 )
 
@@ -24,6 +23,5 @@ __all__ = [
     "load_base",
     "load_embedded_completions",
     "load_embedded_task",
-    "resolve_base",
     "resolve_tokenizer",
 ]

@@ -23,19 +23,8 @@ AUTO = {
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def load_base(*, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The embedded base model, in evaluation mode, and its tokenizer.
-
-    Example:
-        >>> base, tokenizer = load_base()
-        >>> tokenizer.decode(tokenizer("The otter lives in")["input_ids"])
-        '<|begin|>The otter lives in'
-    """
-    return resolve_base(EMBEDDED_BASE, dtype=dtype)
-
-
-def resolve_base(
-    name: str,
+def load_base(
+    name: str = "embedded",
     *,
     revision: str | None = None,
     dtype: str | None = None,
@@ -46,11 +35,16 @@ def resolve_base(
 
     `dtype` is "float32", "bfloat16" or "float16"; by default the one the weights are stored in. `head` says which of transformers' classes
     it is loaded as: "causal-lm", "sequence-classification" (with `num_labels` classes) or "multiple-choice" (a classifier of one label
-    where transformers has no such class, as for decoders). A head that the checkpoint lacks is drawn anew.
+    where transformers has no such class, as for decoders). A head that the checkpoint lacks is newly initialised.
 
     Raises:
         DataError: the model cannot be loaded, or a checkpoint for a head holds no weights of its body.
         ConfigError: an unknown dtype.
+
+    Example:
+        >>> base, tokenizer = load_base()
+        >>> tokenizer.decode(tokenizer("The otter lives in")["input_ids"])
+        '<|begin|>The otter lives in'
     """
     import transformers
     from transformers.models.auto import modeling_auto
@@ -92,7 +86,7 @@ def is_embedded(name: str) -> bool:
 
 
 def resolve_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base by name, as in `resolve_base`.
+    """The tokenizer of a base by name, as in `load_base`.
 
     Raises:
         DataError: it cannot be loaded.

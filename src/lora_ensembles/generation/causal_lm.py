@@ -72,7 +72,7 @@ def as_causal_lm(ensemble: StackedModel, members: slice = slice(None)) -> PreTra
     Example:
         >>> from lora_ensembles import StackedModel, load_base
         >>> base, tokenizer = load_base()
-        >>> model = as_causal_lm(LoraEnsemble(base, tokenizer, members=3))
+        >>> model = as_causal_lm(LoraEnsemble(base, tokenizer, num_members=3))
         >>> model.generate(**tokenizer("Q: Who is", return_tensors="pt"), max_new_tokens=4).shape
         torch.Size([1, 9])
     """

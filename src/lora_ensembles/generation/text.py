@@ -160,7 +160,7 @@ def generate_text(
 
     Example:
         >>> from lora_ensembles import StackedModel, load_base
-        >>> ensemble = LoraEnsemble(*load_base(), members=2)
+        >>> ensemble = LoraEnsemble(*load_base(), num_members=2)
         >>> text = generate_text(ensemble, ["Q: Who is"], GenerationConfig(max_new_tokens=3, min_new_tokens=3))[0]
         >>> len(text.tokens), text.uncertainty.member_log_probs.shape
         (3, torch.Size([2, 3]))
@@ -332,7 +332,7 @@ class UncertaintyStreamer(BaseStreamer):
     Example:
         >>> from lora_ensembles import StackedModel, load_base
         >>> base, tokenizer = load_base()
-        >>> model, heard = LoraEnsemble(base, tokenizer, members=2).as_causal_lm(), []
+        >>> model, heard = LoraEnsemble(base, tokenizer, num_members=2).as_causal_lm(), []
         >>> with UncertaintyStreamer(model, tokenizer, lambda text, split: heard.append(text)) as streamer:
         ...     _ = model.generate(torch.tensor([[1, 5, 7]]), max_new_tokens=4, min_new_tokens=4, streamer=streamer)
         >>> len(heard)

@@ -212,7 +212,7 @@ def num_trained_parameters(predictor: object, member: int = 0) -> int:
 
     Example:
         >>> from lora_ensembles import LoraEnsemble, load_base
-        >>> ensemble = LoraEnsemble(*load_base(), members=2)
+        >>> ensemble = LoraEnsemble(*load_base(), num_members=2)
         >>> num_trained_parameters(ensemble) == ensemble.stack.a.shape[1] + ensemble.stack.b.shape[1]
         True
     """

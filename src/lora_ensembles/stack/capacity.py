@@ -100,7 +100,7 @@ def _check_memory(base: nn.Module, parameters: int, members: int, *, rank: int) 
     memory = memory_of(device)
     if needed > memory:
         raise ConfigError(
-            f"members={members} of rank {rank} do not fit into memory: {parameters:,} parameters each at {BYTES_A_PARAMETER} bytes "
+            f"num_members={members} of rank {rank} do not fit into memory: {parameters:,} parameters each at {BYTES_A_PARAMETER} bytes "
             f"(weight, gradient and two moments) are {needed / GB:,.1f} GB, and {device} has {memory / GB:,.1f} GB; take fewer members, "
             "a lower rank or fewer target modules. `lora-ensembles plan` says what fits"
         )

@@ -75,9 +75,11 @@ def whole_count(members: object) -> int:
         ConfigError: it is no whole number of at least 1.
     """
     try:
-        return whole_number("members", members)
+        return whole_number("num_members", members)
     except ConfigError:
-        raise ConfigError(f"members={members!r}; an ensemble has at least 1 member, 5 in the paper") from None
+        raise ConfigError(
+            f"num_members={members!r}; an ensemble has at least 1 member, 5 in the paper"
+        ) from None
 
 
 def check_indices(indices: Sequence[int], members: int) -> None:

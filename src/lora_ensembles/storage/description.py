@@ -32,7 +32,7 @@ from ..stack.head_config import HEAD_KINDS, HeadConfig, HeadInit
 from .hub import ensemble_folder
 
 FORMAT_VERSION = 1
-BASE_KINDS = ("causal-lm", "sequence-classification", "multiple-choice")  # as resolve_base names them
+BASE_KINDS = ("causal-lm", "sequence-classification", "multiple-choice")  # as load_base names them
 MOST_LABELS = 1_000_000  # a head of more classes is a slip of the keyboard, and would take gigabytes
 ADVICE = "correct it, or save the ensemble again"
 

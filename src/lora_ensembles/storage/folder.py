@@ -67,7 +67,7 @@ class SavedEnsemble:
     task: dict[str, Any]
     head: dict[str, Any]  # the fields of a HeadConfig
     base_kind: str  # of the base's class and
-    num_labels: int | None  # of its head; see embedded.resolve_base
+    num_labels: int | None  # of its head; see embedded.load_base
     dtype: str | None  # in which the base was when the ensemble was saved, or trained
 
 
@@ -260,9 +260,9 @@ def load_recorded_base(path: Path, saved: SavedEnsemble) -> tuple[PreTrainedMode
     Raises:
         DataError: it cannot be loaded.
     """
-    from ..embedded import resolve_base
+    from ..embedded import load_base
 
-    return resolve_base(
+    return load_base(
         base_source(path, saved),
         revision=saved.base_revision,
         dtype=saved.dtype,

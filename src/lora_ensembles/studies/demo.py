@@ -213,7 +213,7 @@ def compare(
         progress,
         f"training {members} members without and {members} with decay of B, all in one run, on {len(part.train)} questions",
     )
-    stack = twice(LoraEnsemble(base, tokenizer, members=members, seed=seed))
+    stack = twice(LoraEnsemble(base, tokenizer, num_members=members, seed=seed))
     config = TrainConfig(
         epochs=settings.epochs,
         batch_size=settings.batch_size,

@@ -66,7 +66,7 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
     """One seed: the ensemble, and each of its members alone."""
     task = load_embedded_completions()
     base, tokenizer = load_base()
-    ensemble = LoraEnsemble(base, tokenizer, members=settings["members"], seed=settings["seed"])
+    ensemble = LoraEnsemble(base, tokenizer, num_members=settings["members"], seed=settings["seed"])
     config = dataclasses.replace(preset("embedded"), epochs=settings["train"]["epochs"])
     history = train(ensemble, task.train, config, progress=False).history
     weights = [ensemble.stack.member(index) for index in range(ensemble.num_members)]

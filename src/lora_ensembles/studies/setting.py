@@ -61,8 +61,8 @@ class Bench:
     def last_layer(self, *, members: int, seed: int) -> LastLayerEnsemble | LastLayerHeads:
         """An untrained ensemble of output heads on the frozen base."""
         if self.owned_heads:
-            return LastLayerHeads(*self.model, members=members, seed=seed, head=self.head)
-        return LastLayerEnsemble(*self.model, members=members, seed=seed)
+            return LastLayerHeads(*self.model, num_members=members, seed=seed, head=self.head)
+        return LastLayerEnsemble(*self.model, num_members=members, seed=seed)
 
     def train(
         self,

@@ -162,12 +162,16 @@ def _trained(args: Arguments, examples: tuple[Example, ...], task: str | None) -
     base, tokenizer = _model(args)
     made: LastLayerEnsemble | LastLayerHeads | BatchEnsemble
     if args.baseline == "last-layer" and args.head != "causal-lm":
-        made = LastLayerHeads(base, tokenizer, members=args.size, seed=args.seed, head=head_config(args))
+        made = LastLayerHeads(base, tokenizer, num_members=args.size, seed=args.seed, head=head_config(args))
     elif args.baseline == "last-layer":
-        made = LastLayerEnsemble(base, tokenizer, members=args.size, seed=args.seed)
+        made = LastLayerEnsemble(base, tokenizer, num_members=args.size, seed=args.seed)
     else:
         made = BatchEnsemble(
-            base, tokenizer, members=args.size, adapter=settings.adapter_config(args, base), seed=args.seed
+            base,
+            tokenizer,
+            num_members=args.size,
+            adapter=settings.adapter_config(args, base),
+            seed=args.seed,
         )
     say(f"training {args.size} members of a {args.baseline} ensemble on {len(examples)} questions")
     made.fit(examples, _config(args, task), progress=True)
@@ -184,7 +188,7 @@ def _ensemble(
     adapter = settings.adapter_config(args, base)
     members = 1 if args.baseline in ("single", "mc-dropout", "temperature-single") else args.size
     made = LoraEnsemble(
-        base, tokenizer, members=members, adapter=adapter, seed=args.seed, head=head_config(args)
+        base, tokenizer, num_members=members, adapter=adapter, seed=args.seed, head=head_config(args)
     )
     say(f"training {members} members on {len(examples)} questions; a saved ensemble can be given in place")
     train(made, examples, dataclasses.replace(_config(args, task), dropout=dropout))

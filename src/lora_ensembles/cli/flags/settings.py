@@ -186,7 +186,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _parse_json(text: str, path: Path) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path} is not JSON: {error}; for YAML, name it .yaml") from error
 
 
@@ -198,8 +198,8 @@ def _parse_yaml(text: str, path: Path) -> Any:
         raise MissingExtraError(message) from error
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path} is not YAML: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number of 5,000 digits, or lists in lists without end
+        raise ConfigError(f"--config {path} is not YAML that can be read: {error}") from error
 
 
 def _value_kind(name: str, hint: Any) -> tuple[Callable[[str], Any], tuple[str, ...] | None, str | None]:

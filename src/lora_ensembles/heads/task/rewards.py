@@ -72,9 +72,9 @@ def predict_rewards(
         DataError: no texts, or one that is empty or too long.
 
     Example:
-        >>> from lora_ensembles import LoraEnsemble, resolve_base
-        >>> base, tokenizer = resolve_base("embedded", head="sequence-classification", num_labels=1)
-        >>> ensemble = LoraEnsemble(base, tokenizer, members=3)
+        >>> from lora_ensembles import LoraEnsemble, load_base
+        >>> base, tokenizer = load_base("embedded", head="sequence-classification", num_labels=1)
+        >>> ensemble = LoraEnsemble(base, tokenizer, num_members=3)
         >>> predict_rewards(ensemble, ["The otter lives in Bath.", "The otter lives in a lake."]).member_scores.shape
         torch.Size([3, 2])
     """

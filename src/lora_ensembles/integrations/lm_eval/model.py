@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...embedded import resolve_base
+from ...embedded import load_base
 from ...ensemble import LoraEnsemble
 from ...errors import ConfigError, MissingExtraError, unknown_name
 from ...storage.folder import read_ensemble
@@ -78,7 +78,7 @@ def load(arguments: Mapping[str, Any]) -> LoraEnsemble:
     dtype = saved.dtype if asked in (None, "auto") else str(asked).removeprefix("torch.")
     name = arguments.get("base") or saved.base_name
     revision = arguments.get("revision") or (None if arguments.get("base") else saved.base_revision)
-    base, tokenizer = resolve_base(name, revision=revision, dtype=dtype)
+    base, tokenizer = load_base(name, revision=revision, dtype=dtype)
     base.to(_device(arguments.get("device")))  # type: ignore[arg-type]
     return LoraEnsemble.from_pretrained(folders[0], base=base, tokenizer=tokenizer, members=members)
 

@@ -199,7 +199,7 @@ def _others(place: _Place) -> dict[str, Row]:
     }
     if place.bench.owned_heads:
         return found
-    factors = BatchEnsemble(*place.bench.model, members=grid.members, seed=place.seed)
+    factors = BatchEnsemble(*place.bench.model, num_members=grid.members, seed=place.seed)
     _, seconds = place.timed(
         lambda: factors.fit(train, dataclasses.replace(place.config, learning_rate=grid.batch_ensemble_rate))
     )
