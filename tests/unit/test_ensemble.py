@@ -162,7 +162,7 @@ def test_members_that_are_not_there_or_come_twice_cannot_be_selected_or_dropped(
 ) -> None:
     made = ensemble(members=3)
 
-    for method in (made.select, made.drop):
+    for method in (made.keep_members, made.drop_members):
         with pytest.raises(ConfigError, match=r"member indices .*; pass different numbers from 0 to 2"):
             method(indices)  # type: ignore[arg-type]
 
@@ -170,10 +170,18 @@ def test_members_that_are_not_there_or_come_twice_cannot_be_selected_or_dropped(
 def test_at_least_one_member_stays() -> None:
     made = ensemble(members=2)
 
-    for method, indices in ((made.select, []), (made.drop, [0, 1])):
+    for method, indices in ((made.keep_members, []), (made.drop_members, [0, 1])):
         with pytest.raises(ConfigError, match="no members would be left"):
             method(indices)
     assert made.num_members == 2
+
+
+def test_to_moves_base_and_members_and_gives_the_ensemble_itself() -> None:
+    made = ensemble(members=2)
+    before = made(IDS)
+    assert made.to("cpu") is made
+    assert torch.equal(made(IDS), before)
+    assert made.device == made.stack.a.device == torch.device("cpu")
 
 
 def test_base_called_by_itself_is_refused_because_its_rows_have_no_member() -> None:

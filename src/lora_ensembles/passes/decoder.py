@@ -157,6 +157,7 @@ def _recomputing(
     def conditions() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _both(remembered(), frozen_products())
 
+    @functools.wraps(forward)
     def run(*arguments: Any, **named: Any) -> Any:
         part = functools.partial(forward, **named)
         return checkpoint(
@@ -199,7 +200,8 @@ class Trunk:
                 stack.enter_context(replaced(layer, self._passing_on))
             yield
 
-    def _passing_on(self, _forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _passing_on(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
         def pass_on(*arguments: Any, **named: Any) -> Any:
             hidden = arguments[0] if arguments else named[HIDDEN]
             return (hidden, *[None] * (self.outputs - 1)) if self.outputs else hidden

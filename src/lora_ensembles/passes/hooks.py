@@ -5,7 +5,6 @@ Shapes: B rows, T tokens, H hidden size.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -75,7 +74,7 @@ def replaced(module: nn.Module, around: Callable[[Callable[..., Any]], Callable[
     found = vars(module).get("forward")
     forward: Callable[..., Any] = module.forward
     layer: Any = module
-    layer.forward = functools.wraps(forward)(around(forward))
+    layer.forward = around(forward)
     try:
         yield
     finally:
