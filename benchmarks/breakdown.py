@@ -29,7 +29,7 @@ BACKWARD = "autograd::engine::evaluate_function"
 STEP = "embedding"  # the mark that begins a pass
 # Parts of the loop outside the base, by where they are; one that is not there (any more) is named in the record.
 FUNCTIONS = {
-    "lora_ensembles.heads.lm.table.MemberOrders.batch": "data",
+    "lora_ensembles.training.orders.MemberOrders.batch": "data",
     "lora_ensembles.heads.lm.table.TokenTable.gather": "data",
     "lora_ensembles.heads.lm.table.Batch.answer_tokens": "data",
     "lora_ensembles.heads.lm.losses._terms": "loss",

@@ -18,12 +18,12 @@ from typing import Any
 from lora_ensembles import (
     FewShot,
     LoraEnsemble,
+    TrainConfig,
     evaluate,
     evaluate_members,
     load_base,
     load_task,
     predict,
-    preset,
     train,
 )
 from lora_ensembles.disk.provenance import environment
@@ -59,7 +59,7 @@ def measure(name: str, *, members: int, seed: int, draws: int) -> dict[str, Any]
         )
     ensemble = LoraEnsemble(base, tokenizer, num_members=members, seed=seed)
     began = time.monotonic()
-    train(ensemble, task.train, preset("embedded"), progress=False)
+    train(ensemble, task.train, TrainConfig.preset("embedded"), progress=False)
     row["train_seconds"] = round(time.monotonic() - began, 1)
     prediction = predict(ensemble, task.validation)
     row["single"] = means(prediction) | {"train_accuracy": means(predict(ensemble, task.train))["accuracy"]}

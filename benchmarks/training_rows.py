@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from workloads import SHAPES, Shape, build, questions, scaled, shape_of, sharing, tokenizer
 
-from lora_ensembles import LoraEnsemble, TrainConfig, load_base, load_task, preset, train
+from lora_ensembles import LoraEnsemble, TrainConfig, load_base, load_task, train
 from lora_ensembles.data import Example, encode_examples
 from lora_ensembles.heads.lm import losses as answer_losses
 
@@ -105,7 +105,7 @@ def prepare(
         loaded, words = load_base()
         base = loaded.to(place.device)  # type: ignore[arg-type]
         shape, examples = shape_of(loaded), list(load_task("world-cqa").train[:count])
-        config = replace(preset("embedded"), epochs=1, batch_size=batch)
+        config = replace(TrainConfig.preset("embedded"), epochs=1, batch_size=batch)
     else:
         shape = scaled(SHAPES[profile.shape]) if place.small else SHAPES[profile.shape]
         base, words = (

@@ -89,7 +89,6 @@ if TYPE_CHECKING:
     from .stack.seeds import MemberSeeds, member_seeds
     from .training.adapters import train
     from .training.config import TrainConfig
-    from .training.presets import preset
     from .training.trainee import TrainResult
 
 __all__ = [
@@ -162,7 +161,6 @@ __all__ = [
     "prediction_records",
     "preference",
     "preferences_from_files",
-    "preset",
     "reliability_bins",
     "score_completions",
     "single_member",
@@ -194,7 +192,6 @@ _HOMES = {
     "prediction.metrics": "Metrics accuracy accuracy_coverage brier coverage_area ece "
     "evaluate evaluate_members nll ood_auroc reliability_bins single_member",
     "prediction.prediction": "Prediction Predictor predict",
-    "training.presets": "preset",
     "prediction.rows": "prediction_records",
     "stack.seeds": "MemberSeeds member_seeds",
     "data": "ColumnMapping Completion CompletionTask Example Message Task completions_from_files found_classes load_completions "

@@ -16,7 +16,7 @@ import pytest
 import lora_ensembles
 import tiny_models
 from command_line import call
-from lora_ensembles import AdapterError, ColumnMapping, ConfigError, MissingExtraError, TrainConfig, preset
+from lora_ensembles import AdapterError, ColumnMapping, ConfigError, MissingExtraError, TrainConfig
 from lora_ensembles.cli import main
 from lora_ensembles.cli.common import Arguments, flags_of
 from lora_ensembles.cli.flags import settings
@@ -200,14 +200,14 @@ def test_every_field_of_the_records_is_a_flag_with_an_explanation(record):
 def test_a_flag_gives_a_field_of_the_training_settings_its_value(words, field, value):
     config = settings.train_config(parse("--task", "obqa", *words), default="default", task="obqa")
     assert getattr(config, field) == value
-    assert config == dataclasses.replace(preset("default"), **{field: value})
+    assert config == dataclasses.replace(TrainConfig.preset("default"), **{field: value})
 
 
 def test_the_preset_is_what_is_not_given():
     config = settings.train_config(
         parse("--task", "obqa", "--preset", "paper", "--epochs", "1"), default="default", task="obqa"
     )
-    assert config == dataclasses.replace(preset("paper", task="obqa"), epochs=1)
+    assert config == dataclasses.replace(TrainConfig.preset("paper", task="obqa"), epochs=1)
 
 
 def test_config_file_gives_values_and_flags_win(tmp_path):

@@ -14,7 +14,6 @@ from lora_ensembles.cli.program import _parsers
 from lora_ensembles.cli.screen.wording import HINTS, in_flags
 from lora_ensembles.errors import LoraEnsemblesError
 from lora_ensembles.training.config import PER_MEMBER_FIELDS, TrainConfig
-from lora_ensembles.training.presets import preset
 
 TRAIN = ["train", "--task", "world-cqa", "--out", "out"]
 WHOLE, POSITIVE, FINITE = "is no whole number", "is no whole number of at least 1", "is no finite number"
@@ -196,7 +195,7 @@ def test_names_of_a_config_file_are_kept_by_parser_and_not_shared():
 @pytest.mark.parametrize("name", [*TrainConfig.__dataclass_fields__])
 def test_help_of_train_shows_what_a_setting_is_by_default(name):
     help = str(flags_of(_parsers()[1]["train"])[f"--{name.replace('_', '-')}"].help)
-    values = [getattr(preset(kind, task="obqa"), name) for kind in ("default", "embedded")]
+    values = [getattr(TrainConfig.preset(kind, task="obqa"), name) for kind in ("default", "embedded")]
     shown = [
         "none" if value in (None, ()) else f"{value:g}" if isinstance(value, float) else str(value)
         for value in values

@@ -44,7 +44,6 @@ from lora_ensembles.prediction.plots import reliability_diagram
 from lora_ensembles.prediction.prediction import Prediction, predict
 from lora_ensembles.training.adapters import train
 from lora_ensembles.training.config import TrainConfig
-from lora_ensembles.training.presets import preset
 from tiny_ensembles import (
     WINDOW,
     adapter,
@@ -284,8 +283,8 @@ provokes("loss-of-baseline")(
         questions(2), TrainConfig(loss="labels")
     )
 )
-provokes("unknown-preset")(lambda folder: preset("papers"))
-provokes("no-paper-settings")(lambda folder: preset("paper", task="my-task"))
+provokes("unknown-preset")(lambda folder: TrainConfig.preset("papers"))
+provokes("no-paper-settings")(lambda folder: TrainConfig.preset("paper", task="my-task"))
 
 # Adapters and base models
 

@@ -19,7 +19,6 @@ from lora_ensembles import (
     SingleMember,
     TrainConfig,
     predict,
-    preset,
     train,
 )
 from lora_ensembles.data import EncodedExample
@@ -106,7 +105,7 @@ def test_auto_takes_labels_for_words_of_several_tokens_and_the_vocabulary_for_le
 
 
 def test_the_papers_preset_keeps_equation_3_whatever_the_labels_are() -> None:
-    config = dataclasses.replace(preset("paper", task="obqa"), epochs=1)
+    config = dataclasses.replace(TrainConfig.preset("paper", task="obqa"), epochs=1)
     assert (loss_of(config, phrase_examples()), config.label_score) == ("vocabulary", "sum")
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from ..data import PAPER_TASKS
 from ..heads import HeadKind
-from ..training.config import TrainConfig
-from ..training.presets import PAPER_BATCH_SIZES
+from ..training.config import PAPER_BATCH_SIZES, TrainConfig
 from .arms import DECAY_PER_STEP, KL_WEIGHTS
 
 # A step of AdamW and its decay balance where an element of B is 1 / lambda at most, so lambda says how far an update may grow beside the

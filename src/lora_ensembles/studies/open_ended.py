@@ -28,7 +28,7 @@ from ..prediction.completions import evaluate_completions
 from ..prediction.plots import save_figure, selective_panels
 from ..prediction.selective import accuracy_by_doubt, error_auroc
 from ..training.adapters import train
-from ..training.presets import preset
+from ..training.config import TrainConfig
 from .report.page import Table
 from .store import cell
 
@@ -51,7 +51,7 @@ SINGLE_DOUBTS = ("improbability", "total entropy")  # one member has no one to c
 
 def settings_of(seed: int, *, members: int, epochs: int) -> dict[str, Any]:
     """Everything that a record depends on."""
-    config = dataclasses.replace(preset("embedded"), epochs=epochs)
+    config = dataclasses.replace(TrainConfig.preset("embedded"), epochs=epochs)
     return {
         "task": "world-words",
         "base": "embedded",
@@ -67,7 +67,7 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
     task = load_embedded_completions()
     base, tokenizer = load_base()
     ensemble = LoraEnsemble(base, tokenizer, num_members=settings["members"], seed=settings["seed"])
-    config = dataclasses.replace(preset("embedded"), epochs=settings["train"]["epochs"])
+    config = dataclasses.replace(TrainConfig.preset("embedded"), epochs=settings["train"]["epochs"])
     history = train(ensemble, task.train, config, progress=False).history
     weights = [ensemble.stack.member(index) for index in range(ensemble.num_members)]
     result = {

@@ -12,8 +12,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from ...errors import ConfigError, MissingExtraError, unknown_name
-from ...training.config import PER_MEMBER_FIELDS, TrainConfig
-from ...training.presets import PAPER_BATCH_SIZES, preset
+from ...training.config import PAPER_BATCH_SIZES, PER_MEMBER_FIELDS, TrainConfig
 from ..common import (
     NOT_GIVEN,
     Arguments,
@@ -103,7 +102,7 @@ def train_config(args: Arguments, *, default: str, task: str | None) -> TrainCon
 
 def preset_config(args: Arguments, *, default: str, task: str | None) -> TrainConfig:
     """The preset that was asked for; its loss is that of a language model's head, and others have one of their own."""
-    config = preset(args.preset or default, task=task)
+    config = TrainConfig.preset(args.preset or default, task=task)
     return config if args.head in (None, "causal-lm") else dataclasses.replace(config, loss="auto")
 
 
@@ -233,9 +232,9 @@ def _or_none(parse: Callable[[str], Any], optional: bool) -> Callable[[str], Any
 
 def _preset_values(name: str) -> str:
     """What a field is where it is not given: the same in every preset, or by preset."""
-    kinds = [("default", preset("default")), ("embedded", preset("embedded"))]
+    kinds = [("default", TrainConfig.preset("default")), ("embedded", TrainConfig.preset("embedded"))]
     values = {preset_name: getattr(config, name) for preset_name, config in kinds}
-    paper = {getattr(preset("paper", task=task), name) for task in PAPER_BATCH_SIZES}
+    paper = {getattr(TrainConfig.preset("paper", task=task), name) for task in PAPER_BATCH_SIZES}
     shown = {preset_name: _as_text(value) for preset_name, value in values.items()}
     shown["paper"] = " to ".join(map(_as_text, (min(paper), max(paper)) if len(paper) > 1 else paper))
     if len(set(shown.values())) == 1:
