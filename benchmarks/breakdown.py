@@ -21,7 +21,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from training_rows import Place, Profile, Setting, prepare
 
-from lora_ensembles import StackedLoraLinear
+from lora_ensembles.stack.lora import StackedLoraLinear
 
 PROFILE = Profile("embedded", 5, (16,), 0, {}, steps=12, kind="demo")
 MARK = "part: "

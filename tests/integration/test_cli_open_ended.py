@@ -9,13 +9,8 @@ from typing import Any
 import pytest
 
 from command_line import base_folder, call
-from lora_ensembles import (
-    LoraEnsemble,
-    completions_from_files,
-    evaluate_completions,
-    load_completions,
-    score_completions,
-)
+from lora_ensembles import LoraEnsemble, completions_from_files, load_completions, score_completions
+from lora_ensembles.prediction.completions import evaluate_completions
 
 FEW = ["--members", 2, "--epochs", 1, "--no-progress", "--json"]
 PLACES = "rivers forests caves lakes".split()

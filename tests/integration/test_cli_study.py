@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from command_line import base_folder, call
-from lora_ensembles.studies import grid
+from lora_ensembles.studies import grid, runner
 
 TINY = dataclasses.replace(
     grid.QUICK,
@@ -61,7 +61,7 @@ def test_a_study_goes_from_nothing_to_claims_and_costs_nothing_the_second_time(c
 
 def test_a_killed_study_goes_on_where_it_stopped(capsys, tiny, tmp_path, monkeypatch):
     out, measured = tmp_path / "study", []
-    sweep = grid.KINDS["randomness"]
+    sweep = runner.MEASURES["randomness"]
 
     def die_on_the_second(*arguments: Any, **settings: Any) -> dict[str, Any]:
         measured.append(1)
@@ -69,7 +69,7 @@ def test_a_killed_study_goes_on_where_it_stopped(capsys, tiny, tmp_path, monkeyp
             raise KeyboardInterrupt
         return sweep(*arguments, **settings)
 
-    monkeypatch.setitem(grid.KINDS, "randomness", die_on_the_second)
+    monkeypatch.setitem(runner.MEASURES, "randomness", die_on_the_second)
     words = ["study", "randomness", "--quick", "--out", out]
     assert call(capsys, *words).code == 130
     assert len(list(out.glob("*-*.json"))) == 1

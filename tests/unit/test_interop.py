@@ -17,8 +17,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import LoraConfig, get_peft_model
 
 import tiny_heads as heads
-from lora_ensembles import Prediction, found_classes, predict, train
-from lora_ensembles.data import Completion, CompletionTask, Task
+from lora_ensembles import Prediction, predict, train
+from lora_ensembles.data import Completion, CompletionTask, Task, found_classes
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.errors import AdapterError, CheckpointError, ConfigError, DataError
 from lora_ensembles.storage.hub import ensemble_folder

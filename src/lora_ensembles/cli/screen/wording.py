@@ -59,6 +59,7 @@ PHRASES = {
     "in the column mapping": "by its flag",
     "batch_size (--max-rows)": "--max-rows",
 }
+OTHER_NAMES = {"num_members": "members"}  # arguments of the library whose flag has another name
 _QUOTED = r"""(?<!\w)'[^']*'(?!\w)|(?<!\w)"[^"]*"(?!\w)"""
 
 
@@ -87,6 +88,7 @@ def in_flags(message: str, parser: argparse.ArgumentParser) -> str:
     for python, words in PHRASES.items():
         message = message.replace(python, words)
     flags = {action.dest: (name, action.nargs == 0) for name, action in flags_of(parser).items()}
+    flags |= {python: flags[dest] for python, dest in OTHER_NAMES.items() if dest in flags}
     names = "|".join(sorted(map(re.escape, flags), key=len, reverse=True)) or "(?!)"
     value = r"'[^']*'|\[[^\]]*\]|\([^)]*\)|[^\s;,)]+"
     pattern = (
