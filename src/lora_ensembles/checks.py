@@ -1,4 +1,4 @@
-"""What a number, a list of names and a loaded object must be, said by the name of the field that holds it."""
+"""Checks of numbers, lists of names and loaded objects, said by the name of the field that holds it."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ class LoraEnsemble(StackedModel):
 
     @property
     def head(self) -> Head:
-        """What the members say about examples."""
+        """The head of the members."""
         return head_of(self.info.head)
 
     def add_members(self, count: int) -> None:

@@ -1,4 +1,4 @@
-"""What a LoRA ensemble is compared with; each is a `Predictor`."""
+"""Baselines of a LoRA ensemble; each is a `Predictor`."""
 
 from __future__ import annotations
 

@@ -247,7 +247,7 @@ class BatchEnsemble:
         return unfold_members(logits, self.num_members)
 
     def running(self, ids: Tensor, members: slice = ALL) -> AbstractContextManager[None]:
-        """While a forward pass over `ids` (m, B, T), the rows of `members`, runs."""
+        """Context in which a forward pass over `ids` (m, B, T), the rows of `members`, runs."""
         if any(self.base.get_submodule(layer.name) is not layer for layer in self.layers[:1]):
             raise AdapterError("this ensemble was unloaded: the base has its own layers back; make it again")
         count, rows = ids.shape[:2]
@@ -255,7 +255,7 @@ class BatchEnsemble:
 
     @contextmanager
     def base_only(self) -> Iterator[PreTrainedModel]:
-        """While the base computes as if it had no members."""
+        """Context in which the base computes as if it had no members."""
         with self._context.disabled():
             yield self.base
 
@@ -336,7 +336,7 @@ class _OffsetsTrainee(BaselineTrainee):
         ]
 
     def _columns(self, side: int) -> list[slice]:
-        """Where each layer's factors lie in the inputs' buffer, or in the outputs'."""
+        """Columns of each layer's factors in the inputs' buffer, or in the outputs'."""
         widths = [
             (layer.input_offsets, layer.output_offsets)[side].shape[1] for layer in self._ensemble.layers
         ]

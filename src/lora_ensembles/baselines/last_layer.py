@@ -204,7 +204,7 @@ class LastLayerEnsemble:
 
 @dataclass(frozen=True)
 class _Frozen:
-    """What stays the same at each answer token: logsumexp (n,) and maximum (n,) over other tokens, the labels' base logits (n, L)."""
+    """Frozen quantities at each answer token: logsumexp (n,) and maximum (n,) over other tokens, the labels' base logits (n, L)."""
 
     others: Tensor
     largest_other: Tensor
@@ -322,7 +322,7 @@ def _weight(base: PreTrainedModel) -> Tensor:
 
 
 def _behind_head(base: PreTrainedModel, raw: Tensor) -> Tensor:
-    """What the model makes of outputs (..., n, L) of its head: its `forward` runs on one token, and they take the place of the head's."""
+    """Logits that the model makes of outputs (..., n, L) of its head: its `forward` runs on one token, and they take the place of the head's."""
 
     head: Any = base.get_output_embeddings()
     token = torch.zeros(1, 1, dtype=torch.int64, device=raw.device)

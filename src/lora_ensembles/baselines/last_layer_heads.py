@@ -200,7 +200,7 @@ class LastLayerHeads:
 
     @torch.no_grad()
     def _features_of(self, table: TextTable, *, rows: int) -> Tensor:
-        """What enters the head for each text (W, H), after a trial that the head gives the model's own scores of it."""
+        """Features that enter the head, one for each text (W, H), after a trial that the head gives the model's own scores of it."""
         few = table.texts(torch.arange(min(4, len(table.text_lengths))))
         expected, found = text_scores(self.base, few), self._own_scores(self._features(few))
         share = (
@@ -220,7 +220,7 @@ class LastLayerHeads:
 
     @torch.no_grad()
     def _features(self, texts: Texts) -> Tensor:
-        """What enters the first layer of the head: (B, H); of a decoder, which scores every token, at the last one."""
+        """Features that enter the first layer of the head: (B, H); of a decoder, which scores every token, at the last one."""
         states = read_at(self._layer(0), lambda: text_scores(self.base, texts), side="before")
         rows = torch.arange(len(states), device=states.device)
         return states if states.dim() == 2 else states[rows, last_tokens(self.base, texts.ids)]

@@ -118,7 +118,7 @@ class TemperatureScaled:
 
     @property
     def num_trained_parameters(self) -> int:
-        """Those of a member of the wrapped predictor, and the temperature."""
+        """Parameters of a member of the wrapped predictor, and the temperature."""
         return num_trained_parameters(self.predictor) + 1
 
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
@@ -267,7 +267,7 @@ def _fingerprints(examples: Iterable[Example]) -> dict[str, str]:
 
 
 def _marks(example: Example) -> list[str]:
-    """What makes two examples the same: their prompt; their question and its options in any order; or their id and question.
+    """Keys by which two examples are the same: their prompt; their question and its options in any order; or their id and question.
 
     Not the id alone: files of different tasks all have a row "1". A second text belongs to the first, and both texts of a preference to
     its prompt.

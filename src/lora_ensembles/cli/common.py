@@ -1,4 +1,4 @@
-"""What the verbs share: the parser, groups of flags, and how base, data and results are asked for and shown."""
+"""Shared parts of the verbs: the parser, groups of flags, and how base, data and results are asked for and shown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Arguments(argparse.Namespace):
     parser: argparse.ArgumentParser
 
     def given(self, names: Iterable[str]) -> dict[str, Any]:
-        """Those of the flags that were given."""
+        """The flags of these that were given."""
         return {name: vars(self)[name] for name in names if name in vars(self)}
 
 

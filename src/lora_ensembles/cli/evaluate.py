@@ -192,7 +192,7 @@ def _refuse_lost_files(ensemble: Path, source: Source) -> None:
 
 
 def _rows(args: Arguments, memory: Memory) -> tuple[str, tuple[Any, ...], Sequence[Any], Source]:
-    """What to call the rows, those to train on, those to measure on, and the source that says where a paired set would be."""
+    """The rows' name, those to train on, those to measure on, and the source that says where a paired set would be."""
     if args.task and args.file:
         raise ConfigError("give --task NAME or --file FILE, not both")
     data = str(args.data) if args.data else memory.source.data

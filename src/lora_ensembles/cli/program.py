@@ -1,4 +1,4 @@
-"""What `main` runs: the verbs, their flags, and every way in which one can end.
+"""The program behind `main`: the verbs, their flags, and every way in which one can end.
 
 Nothing heavy is imported before a verb runs, so that help and mistakes answer at once.
 """

@@ -156,6 +156,6 @@ def _as_letter(text: str, count: int) -> list[int]:
 
 
 def _positions(text: str, texts: Sequence[str]) -> list[int]:
-    """Where the text stands; where it does not stand as it is, then in any case of letters."""
+    """The place of the text: as it is, else in any case of letters."""
     exact = [position for position, other in enumerate(texts) if other == text]
     return exact or [position for position, other in enumerate(texts) if other.casefold() == text.casefold()]

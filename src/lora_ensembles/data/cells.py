@@ -1,4 +1,4 @@
-"""What a row holds in a column: found under its name in any case of letters, and checked for what it should be."""
+"""Cells of rows: found under its name in any case of letters, and checked for what it should be."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MISSING = object()
 
 
 def find_value(values: Mapping[str, object], column: str) -> object:
-    """What a row has in a column, or `MISSING`; a dot reaches into an object.
+    """The value of a row in a column, or `MISSING`; a dot reaches into an object.
 
     A name that is there as it is written wins; else the one column that differs by case of letters alone is meant.
 
@@ -33,7 +33,7 @@ def find_value(values: Mapping[str, object], column: str) -> object:
 
 
 def column_value(row: Row, column: str) -> object:
-    """What the row has in a column.
+    """The value of the row in a column.
 
     Raises:
         DataError: no such column; the nearest one is offered.

@@ -168,7 +168,7 @@ def row_to_question(row: Row, columns: ColumnMapping, *, labels: Sequence[str] |
 def asked_of(
     row: Row, columns: ColumnMapping, options: tuple[str, ...], *, words: bool, labelled: bool = True
 ) -> Asked | None:
-    """What a row answers, to be read together with the other rows of its file; None where it may lack an answer and does.
+    """The answer of a row, to be read together with the other rows of its file; None where it may lack an answer and does.
 
     Raises:
         DataError: it lacks one and may not, or its option labels do not fit its options.

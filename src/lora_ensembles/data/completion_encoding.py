@@ -176,7 +176,7 @@ def _by_template(
 def _prompt_parts(
     prompts: Sequence[Prompt], texts: Sequence[str], every: Sequence[Ids], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[Ids, Ids]]:
-    """What stands in front of each prompt and must stay there, and the prompt's own tokens."""
+    """The tokens in front of each prompt that must stay there, and the prompt's own tokens."""
     plain = next((number for number, prompt in enumerate(prompts) if isinstance(prompt, str)), None)
     before = () if plain is None else leading_ids(tokenizer, texts[plain], every[plain])
     parts = []

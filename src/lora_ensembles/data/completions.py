@@ -17,7 +17,7 @@ from .splits import VALIDATION_SHARE, split_rows
 
 @dataclass(frozen=True)
 class Message:
-    """What one side of a chat said; `role` is "system", "user", "assistant", or another that the chat template knows.
+    """A message of one side of a chat; `role` is "system", "user", "assistant", or another that the chat template knows.
 
     Example:
         >>> Message("user", "Where do otters live?").role

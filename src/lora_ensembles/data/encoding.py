@@ -103,7 +103,7 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:
 
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase, text: str, ids: Ids) -> Ids:
-    """What the tokenizer puts in front of a text; what it puts behind would stand between prompt and label, and is left out."""
+    """The tokens that the tokenizer puts in front of a text; what it puts behind would stand between prompt and label, and is left out."""
     full = tuple(tokenizer(text, truncation=False, verbose=False)["input_ids"])
     for start in range(len(full) - len(ids) + 1):
         if full[start : start + len(ids)] == ids:

@@ -109,7 +109,7 @@ def task_from_files(
 def found_classes(
     path: str | Path, *, columns: ColumnMapping | Mapping[str, Any] | None = None, skip_bad_rows: bool = False
 ) -> tuple[ColumnMapping, tuple[str, ...]]:
-    """How a file of texts and their classes is read, and the classes that occur in it: by number where all are numbers, else by name.
+    """The columns by which a file of texts and their classes is read, and the classes that occur in it: by number where all are numbers, else by name.
 
     The columns are as in `load_file` with label words: text and label, sentence and label, or question and answer; or some of the fields
     of a mapping, with the others found. An answer means the class of that name, never an index. With `skip_bad_rows`, rows that cannot be

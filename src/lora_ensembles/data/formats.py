@@ -99,7 +99,7 @@ def parsed(text: str, *, name: str, format: str) -> Iterator[Row]:
 
 
 def delimiter_of(text: str) -> str:
-    """What parts the columns of a .csv text: a comma where its header has one, else the first of `DELIMITERS` that it has.
+    """The delimiter of a .csv text's columns: a comma where its header has one, else the first of `DELIMITERS` that it has.
 
     Example:
         >>> delimiter_of("text;label\\nA bore, in all.;bad\\n")

@@ -1,4 +1,4 @@
-"""What a caller passes as examples or prompts, read as the library's own records, or refused with the way to convert it."""
+"""Examples or prompts as a caller passes them, read as the library's own records, or refused with the way to convert it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def read_new(source: object, info: EnsembleInfo) -> list[Any]:
 
 
 def known_to(predictor: object) -> EnsembleInfo | None:
-    """What the ensemble within a predictor remembers; None where there is none."""
+    """The memory of the ensemble within a predictor; None where there is none."""
     while predictor is not None:
         info: EnsembleInfo | None = getattr(predictor, "info", None)
         if info is not None:

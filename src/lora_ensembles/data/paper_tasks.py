@@ -47,7 +47,7 @@ Keep = Callable[[Row], bool]
 
 @dataclass(frozen=True)
 class _Dataset:
-    """Where rows are: the hub's name and config, the folder of a local copy; and how to read one."""
+    """The place of rows: the hub's name and config, the folder of a local copy; and how to read one."""
 
     repo: str
     config: str | None

@@ -1,4 +1,4 @@
-"""Where rows come from: files by their suffix, text streams, and datasets of the hub."""
+"""Sources of rows: files by their suffix, text streams, and datasets of the hub."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class WholeFile:
-    """What was read of a file.
+    """The contents of a file as they were read.
 
     Attributes:
         name: the file.

@@ -22,7 +22,7 @@ NAME_KEPT = 40  # characters of a name that temporary names beside it begin with
 
 
 def status(path: Path) -> os.stat_result | None:
-    """What is at `path`, links followed; None where nothing is.
+    """The status of `path`, links followed; None where nothing is.
 
     Raises:
         CheckpointError: nothing can ever be there: a name that is too long, a circle of links, a folder that may not be searched.

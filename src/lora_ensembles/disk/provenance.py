@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, device, commit."""
+"""Provenance of a result: versions, device, commit."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def _not_loaded(name: str, error: Exception) -> DataError:
 
 @contextmanager
 def _without_report(head: str) -> Iterator[None]:
-    """While transformers draws no bar of its own, and does not list the weights of a head that a checkpoint lacks: members draw theirs."""
+    """Context in which transformers draws no bar of its own, and does not list the weights of a head that a checkpoint lacks: members draw theirs."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

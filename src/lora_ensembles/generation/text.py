@@ -40,7 +40,7 @@ ROWS_PER_BATCH = 8  # prompts decoded together where the caller sets no number
 
 @dataclass(frozen=True)
 class TokenUncertainty:
-    """What M members thought of each written token; entropies are in nats, over the whole vocabulary.
+    """Uncertainty of M members about each written token; entropies are in nats, over the whole vocabulary.
 
     Attributes:
         log_probs: (..., K) log-probability of the token under the ensemble, log mean_m p_m (Eq. 2 of arXiv:2310.00035).
@@ -142,7 +142,7 @@ def generate_text(
     seed: int | None = None,
     on_token: OnToken | None = None,
 ) -> list[GeneratedText]:
-    """What the ensemble writes to each prompt, `num_return_sequences` texts each, with the uncertainty of every token.
+    """Texts that the ensemble writes to each prompt, `num_return_sequences` texts each, with the uncertainty of every token.
 
     Decoding is Hugging Face's `generate` with `config`; the uncertainty comes from one more pass over each finished text, so it is there
     for every way of decoding.

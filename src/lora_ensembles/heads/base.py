@@ -1,4 +1,4 @@
-"""What a head is: what members say about an example, and what they learn from one.
+"""The head interface: what members say about an example, and what they learn from one.
 
 Shapes: M members, B rows of a member, N examples, C labels, classes or options.
 """
@@ -34,7 +34,7 @@ class TrainingRows(Protocol):
 
     @property
     def loss(self) -> Literal["labels", "vocabulary"]:
-        """What an answer is measured against: the example's labels, classes or options, or the full vocabulary."""
+        """The set that an answer is measured against: the example's labels, classes or options, or the full vocabulary."""
         ...
 
     def fingerprint(self) -> str:
@@ -48,7 +48,7 @@ class TrainingRows(Protocol):
 
 @dataclass(frozen=True)
 class Head(ABC):
-    """What members say about an example: its table of rows, their scores and their losses.
+    """A head: the table of an example's rows, their scores and their losses.
 
     Attributes:
         config: its settings, resolved.
@@ -68,7 +68,7 @@ class Head(ABC):
 
     @property
     def init(self) -> HeadInit | None:
-        """Where members' heads begin; None where they own none."""
+        """The start of members' heads; None where they own none."""
         return self.config.init if self.trained else None
 
     @abstractmethod
@@ -120,7 +120,7 @@ class Head(ABC):
         rows: int,
         with_kl: bool,
     ) -> TrainingRows:
-        """What members learn from; what is kept of the base is read with `rows` examples in flight.
+        """The rows that members learn from; what is kept of the base is read with `rows` examples in flight.
 
         `with_kl`: a member has a weight for the divergence from the base.
 
@@ -135,4 +135,4 @@ class Head(ABC):
 
     @abstractmethod
     def description(self, base: nn.Module) -> dict[str, Any]:
-        """What `ensemble.json` says of the head; its part "base" goes to what the file says of the base."""
+        """The head's part of `ensemble.json`; its part "base" goes to what the file says of the base."""

@@ -1,4 +1,4 @@
-"""What a member minimises: Eq. 3 and Eq. 4 of arXiv:2310.00035, per answer token; a row's loss is the sum over its tokens.
+"""Training objectives of a member: Eq. 3 and Eq. 4 of arXiv:2310.00035, per answer token; a row's loss is the sum over its tokens.
 
 Shapes: n answer tokens, V vocabulary. Probabilities and losses are computed in float32.
 """

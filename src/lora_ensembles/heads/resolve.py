@@ -146,7 +146,7 @@ def head_modules(base: nn.Module) -> list[str]:
 
 
 def _owned_parts(base: nn.Module, name: str) -> list[str]:
-    """What members own of a module of the head: all of it, or its linear layers where all else in it may stay the base's."""
+    """The parts of a head's module that members own: all of it, or its linear layers where all else in it may stay the base's."""
     parts = list(base.get_submodule(name).named_modules(prefix=name))
     linear = {inner: part.weight for inner, part in parts if type(part) is nn.Linear}
     others = [

@@ -42,7 +42,7 @@ class Prefix:
 
 
 def read_prefix(model: nn.Module, input_ids: Tensor) -> Prefix | None:
-    """What rows (B, T) without padding leave for those that begin with them.
+    """The prefix that rows (B, T) without padding leave for those that begin with them.
 
     None where the model keeps another kind of cache, or one from which its passes do not go on to the same logits.
     """
@@ -138,7 +138,7 @@ def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def places_at_once(model: nn.Module, *, copies: int = 1) -> int:
-    """How many places may have their logits at once within `LOGIT_BUDGET`, `copies` of them each; at least 1."""
+    """The number of places that may have their logits at once within `LOGIT_BUDGET`, `copies` of them each; at least 1."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     config: Any = model.config
     vocabulary = getattr(head, "out_features", None) or config.get_text_config().vocab_size
@@ -149,7 +149,7 @@ def places_at_once(model: nn.Module, *, copies: int = 1) -> int:
 def _at_places(
     model: nn.Module, places: Places, shape: torch.Size, narrow: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """While a pass over a batch (B, T) runs whose head sees `narrow` of the last hidden states, which are right at the places only."""
+    """Context in which a pass over a batch (B, T) runs whose head sees `narrow` of the last hidden states, which are right at the places only."""
     allowed = shortcuts_of(model).narrowed
     last_layer = last_layer_at(model, places, (shape[0], shape[1])) if allowed else nullcontext()
     with _into_head(model, narrow), last_layer, frozen_products():

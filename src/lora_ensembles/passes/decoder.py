@@ -63,7 +63,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def last_layer_at(model: nn.Module, places: Places, shape: tuple[int, int]) -> Iterator[None]:
-    """While the last layer computes at some places of a batch (B, T) only: what comes behind its attention.
+    """Context in which the last layer computes at some places of a batch (B, T) only: what comes behind its attention.
 
     No later layer reads the others, so the hidden states at the places stay what they were; elsewhere they are of no use. Of a model of
     L layers this saves about 0.7 / L of a pass, forward and backward. A part that carries adapters is left whole: its rows are counted.
@@ -122,7 +122,7 @@ def _narrowed(module: nn.Module, places: Places, shape: tuple[int, int]) -> Iter
 
 @contextmanager
 def recomputed(model: nn.Module, remembered: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """While all layers but the last keep nothing of a pass but their inputs, and compute again in the backward pass, with its result.
+    """Context in which all layers but the last keep nothing of a pass but their inputs, and compute again in the backward pass, with its result.
 
     `remembered`, called in the pass, says under what conditions it runs; the layer computes again under the same.
     """
@@ -192,7 +192,7 @@ class Trunk:
 
     @contextmanager
     def skipped(self, states: Tensor) -> Iterator[None]:
-        """While passes over (B, T) rows take these states (B, T, H) for what the trunk's layers would give."""
+        """Context in which passes over (B, T) rows take these states (B, T, H) for what the trunk's layers would give."""
 
         with ExitStack() as stack:
             stack.enter_context(changed(self.top, before=lambda _: states))
@@ -212,7 +212,7 @@ class Trunk:
 def in_place_of_trunk(
     trunk: Trunk | None, states: Tensor | None, copies: int
 ) -> AbstractContextManager[None]:
-    """While passes over `copies` times the same rows take these states (B, T, H) of each for what a trunk would give, if there is one."""
+    """Context in which passes over `copies` times the same rows take these states (B, T, H) of each for what a trunk would give, if there is one."""
     return (
         nullcontext()
         if trunk is None or states is None

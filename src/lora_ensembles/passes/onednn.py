@@ -24,7 +24,7 @@ LEAST_ROWS = 16  # below, reordering the operands costs more than the faster ker
 
 @contextmanager
 def frozen_products(*, always: bool = False) -> Iterator[None]:
-    """While linear layers of frozen float32 weights on the CPU multiply by oneDNN, backward passes included.
+    """Context in which linear layers of frozen float32 weights on the CPU multiply by oneDNN, backward passes included.
 
     Only where that is known to pay: an AVX-512 processor that is not Intel's, and a torch that multiplies by MKL; `always` asks for it
     elsewhere. Other layers, trained weights and other precisions are left alone.

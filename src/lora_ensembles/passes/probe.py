@@ -306,7 +306,7 @@ def _without_adapters(stack: AdapterStack, run: Callable[[Tensor], Tensor], ids:
 
 @contextmanager
 def _reading(base: nn.Module, without_adapters: Callable[[], object] | None = None) -> Iterator[None]:
-    """While somebody's model reads token ids: what it raises becomes an error of ours, which says whether adapters are to blame."""
+    """Context in which somebody's model reads token ids: what it raises becomes an error of ours, which says whether adapters are to blame."""
     try:
         yield
     except FAILURES as error:

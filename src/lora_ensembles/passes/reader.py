@@ -1,4 +1,4 @@
-"""How a base is asked for what a head needs of it: logits of tokens, or scores of texts.
+"""Readers, which ask a base for what a head needs of it: logits of tokens, or scores of texts.
 
 Shapes: B rows, T tokens, V vocabulary, K scores of a text.
 """
@@ -15,7 +15,7 @@ from .token_probe import padding_is_read, token_read
 
 
 class Reader(ABC):
-    """What is asked of a base, and what is known of how it answers.
+    """A way to ask a base, with what is known of how it answers.
 
     Attributes:
         causal: whether it answers with logits of the next token.
@@ -25,7 +25,7 @@ class Reader(ABC):
 
     @abstractmethod
     def whole_pass(self, base: nn.Module, ids: Tensor) -> Tensor:
-        """What the base makes of ids (B, T) without padding."""
+        """The base's answer to ids (B, T) without padding."""
 
     def token_read(self, base: nn.Module) -> Token | None:
         """The token of a text that the base's head reads, where it is one alone."""

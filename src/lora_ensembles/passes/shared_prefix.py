@@ -65,7 +65,7 @@ class SharedRows:
         return [self.members[first : first + size] for first in range(0, len(self.members), size)]
 
     def running(self, group: range, ids: Tensor, names: Names | None) -> AbstractContextManager[None]:
-        """While a group of members reads rows of ids (B, T)."""
+        """Context in which a group of members reads rows of ids (B, T)."""
         rows = len(group) * ids.shape[0]
         whole = len(group) == self.stack.num_members
         members = slice(None) if whole else slice(group.start, group.stop)
@@ -79,7 +79,7 @@ class SharedRows:
         states: Tensor | None = None,
         names: Names | None = None,
     ) -> Tensor:
-        """What `run` returns for each group of members (G, ...), all in one (M, ...); it is given G copies of `ids` (B, T), and G.
+        """The results of `run` for each group of members (G, ...), all in one (M, ...); it is given G copies of `ids` (B, T), and G.
 
         `states` (B, T, H) are what the trunk makes of the rows; by default it reads them as a causal language model. `names` tell rows
         apart where members differ in what they drop.
@@ -169,7 +169,7 @@ class DroppedRows(SharedRows):
 
 
 def scored_in_parts(score: Callable[[int], Tensor], rows: int) -> Tensor:
-    """What `score` returns with at most `rows` rows in flight, or with as many as memory holds.
+    """The result of `score` with at most `rows` rows in flight, or with as many as memory holds.
 
     Raises:
         ConfigError: memory does not hold a single row.

@@ -30,7 +30,7 @@ _ALLOWED: WeakKeyDictionary[nn.Module, Shortcuts] = WeakKeyDictionary()
 
 
 def shortcuts_of(model: nn.Module) -> Shortcuts:
-    """What was allowed for a model; nothing for one on which nothing was tried."""
+    """The shortcuts allowed for a model; none for one on which nothing was tried."""
     return _ALLOWED.get(model, NONE)
 
 

@@ -84,12 +84,12 @@ class StackedModel:
 
     @contextmanager
     def base_only(self) -> Iterator[PreTrainedModel]:
-        """While the base computes as if it had no adapters."""
+        """Context in which the base computes as if it had no adapters."""
         with self.stack.disabled():
             yield self.base
 
     def whole_pass(self, ids: Tensor) -> Tensor:
-        """What the base, as it stands, makes of ids (B, T) without padding: logits (B, T, V), or its head's scores (B, K)."""
+        """The answer of the base, as it stands, to ids (B, T) without padding: logits (B, T, V), or its head's scores (B, K)."""
         return self.reader.whole_pass(self.base, ids)
 
     def __call__(self, input_ids: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class StackedModel:
         return unfold_members(logits, count)
 
     def shared_rows(self, max_rows: int) -> SharedRows:
-        """What reads the same rows with all members, at most `max_rows` rows (members * examples) at a time."""
+        """Passes that read the same rows with all members, at most `max_rows` rows (members * examples) at a time."""
         return SharedRows(self.base, self.stack, range(self.num_members), self.trunk, max_rows)
 
     def view(self, members: range) -> StackedModel:

@@ -48,7 +48,7 @@ class Texts:
 
 
 def text_scores(model: nn.Module, texts: Texts, *, token: Token | None = None) -> Tensor:
-    """What a model's head says of each text: (B, K), K = 1 for a model that scores options.
+    """The scores of a model's head for each text: (B, K), K = 1 for a model that scores options.
 
     With the `token` that `token_read` found, the last layer computes that one only.
     """
@@ -69,7 +69,7 @@ def text_scores(model: nn.Module, texts: Texts, *, token: Token | None = None) -
 
 
 def last_tokens(model: nn.Module, ids: Tensor) -> Tensor:
-    """Where a decoder's head finds the end of each text of ids (B, T), padded on the right: its last token that is no padding token (B,).
+    """The place where a decoder's head finds the end of each text of ids (B, T), padded on the right: its last token that is no padding token (B,).
 
     A text that ends in the padding token itself, as chats do where that is the token of the end, ends for the head before it.
     """

@@ -1,4 +1,4 @@
-"""What a task head reads of a text, found by trial: one token of the last layer, or the padding behind the text too.
+"""The tokens that a task head reads of a text, found by trial: one token of the last layer, or the padding behind the text too.
 
 Shapes: B texts, T tokens, K scores of a text, H hidden size.
 """
@@ -119,7 +119,7 @@ def _two_texts(model: nn.Module) -> Texts:
 
 
 def _lost(layer: nn.Module, places: Places) -> AbstractContextManager[None]:
-    """While what a layer makes of all tokens but those at the places is NaN."""
+    """Context in which what a layer makes of all tokens but those at the places is NaN."""
 
     def lose(hidden: Tensor) -> Tensor:
         left = torch.full_like(hidden, math.nan)

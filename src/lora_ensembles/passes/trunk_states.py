@@ -1,4 +1,4 @@
-"""What the layers below the adapters make of each training row, kept over the epochs.
+"""Outputs of the layers below the adapters for each training row, kept over the epochs.
 
 Shapes: W rows that are read (prompts, or texts), T tokens of the longest, B rows of a pass, H hidden size.
 """
@@ -30,7 +30,7 @@ class TrunkStates:
     def of(
         cls, trunk: Trunk | None, lengths: Tensor, *, rows: int, read: Callable[[Tensor], object]
     ) -> TrunkStates | None:
-        """Those of rows of so many tokens (W,), at most `rows` at a time; `read` is a pass of the base over the rows of numbers (B,).
+        """The states of rows of so many tokens (W,), at most `rows` at a time; `read` is a pass of the base over the rows of numbers (B,).
 
         None where there is no trunk, since the lowest layer is adapted, or where memory is not meant to hold its states.
         """
@@ -50,7 +50,7 @@ class TrunkStates:
         return cls(trunk, kept)
 
     def in_place_of_trunk(self, numbers: Tensor, length: int) -> AbstractContextManager[None]:
-        """While a pass over the rows of numbers (B,), cut to `length` tokens, takes their states."""
+        """Context in which a pass over the rows of numbers (B,), cut to `length` tokens, takes their states."""
         return self.trunk.skipped(self.of_rows(numbers, length))
 
     def of_rows(self, numbers: Tensor, length: int) -> Tensor:

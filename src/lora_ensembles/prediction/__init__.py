@@ -1,1 +1,1 @@
-"""What comes out, and how good it is: predictions, metrics, uncertainty and intervals."""
+"""Results and how good they are: predictions, metrics, uncertainty and intervals."""

@@ -48,7 +48,7 @@ class CompletionScores:
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens the answers have together."""
+        """The number of tokens of all answers together."""
         return int(self.counted.sum())
 
     @cached_property
@@ -58,7 +58,7 @@ class CompletionScores:
         return mean.clamp_max(0.0).float().masked_fill(~self.counted, 0.0)
 
     def member(self, index: int) -> CompletionScores:
-        """Those of one member alone (M = 1).
+        """The scores of one member alone (M = 1).
 
         Raises:
             ConfigError: no such member.
@@ -68,7 +68,7 @@ class CompletionScores:
         return CompletionScores(self.member_log_probs[index : index + 1], self.counted, self.ids)
 
     def take(self, rows: Tensor) -> CompletionScores:
-        """Those of some of the examples, in the order of `rows`, an int64 tensor of row numbers that may repeat."""
+        """The scores of some of the examples, in the order of `rows`, an int64 tensor of row numbers that may repeat."""
         taken = copy.copy(self)
         vars(
             taken
@@ -83,7 +83,7 @@ class CompletionScores:
 
 @dataclass(frozen=True)
 class CompletionMetrics:
-    """How well given answers are foreseen; lower is better.
+    """Metrics of how well given answers are foreseen; lower is better.
 
     Attributes:
         num_members, num_examples, num_tokens: of what was measured; an answer's end-of-sequence token counts.

@@ -40,7 +40,7 @@ MEDIAN_SAMPLES = 400  # a median's error is 0.06 of the deviation, which the noi
 
 @dataclass(frozen=True)
 class _Bins:
-    """What a sample's ECE depends on: N answers in K bins.
+    """The quantities that a sample's ECE depends on: N answers in K bins.
 
     Attributes:
         index: (N,) the bin of each answer, 0 to K - 1.

@@ -1,4 +1,4 @@
-"""How good and how calibrated a prediction is: torchmetrics where it has the metric, a formula where it has not.
+"""Metrics of how good and how calibrated a prediction is: torchmetrics where it has the metric, a formula where it has not.
 
 A metric is a function of one whole `Prediction` (M members, N examples, C options), which is scored as the mean of its members'
 probabilities. It sees all N examples at once: a mean over batches would weigh the examples of a short last batch more, and the bins of a
@@ -328,7 +328,7 @@ class MemberSpread:
 
 
 def single_member(metric: Callable[[Prediction], float], prediction: Prediction) -> MemberSpread:
-    """What the metric is for one member alone: the members' own metrics, never the metric of their mean.
+    """The metric of one member alone: the members' own metrics, never the metric of their mean.
 
     Raises:
         DataError: the prediction is unlabelled and the metric needs targets.

@@ -1,4 +1,4 @@
-"""What a model or an ensemble says about a list of examples, and the protocol of everything that can say it.
+"""Predictions of a model or an ensemble about a list of examples, and the protocol of everything that can say it.
 
 Shapes: M members, N examples, C options (the largest number of options in the list; shorter rows end in absent options).
 """

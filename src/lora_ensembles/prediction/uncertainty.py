@@ -1,4 +1,4 @@
-"""How unsure an ensemble is, and why: unsure members (expected entropy) or members that contradict each other (mutual information).
+"""Uncertainty of an ensemble and its parts: unsure members (expected entropy) or members that contradict each other (mutual information).
 
 Every function but `split_entropy` takes a `Prediction` of M members, N examples and C options and returns an (N,) float32 tensor.
 Entropies are in nats. Sums are done in float64, because mutual information is a small difference of two entropies. An absent option

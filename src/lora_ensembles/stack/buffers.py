@@ -215,7 +215,7 @@ class AdapterStack:
         first_row: int = 0,
         row_numbers: Tensor | None = None,
     ) -> AbstractContextManager[None]:
-        """While a forward pass over `rows` rows of `tokens` tokens in all, those of `members`, runs."""
+        """Context in which a forward pass over `rows` rows of `tokens` tokens in all, those of `members`, runs."""
         if self._detached:  # the plain base would answer for every member
             raise AdapterError(
                 "this ensemble was unloaded: the base has its own layers back; make or load the ensemble again"
@@ -231,16 +231,16 @@ class AdapterStack:
         )
 
     def remembered(self) -> AbstractContextManager[None]:
-        """While a part of the pass that runs now runs once more, later."""
+        """Context in which a part of the pass that runs now runs once more, later."""
         return self.context.remembered()
 
     def dropout(self, probability: Tensor, keys: Sequence[int]) -> AbstractContextManager[None]:
-        """While features of the adapters' inputs are dropped, with a probability (M,) and a random stream for each member."""
+        """Context in which features of the adapters' inputs are dropped, with a probability (M,) and a random stream for each member."""
         return self.context.dropping(probability, keys)
 
     @contextmanager
     def repeated(self, member: int, copies: int) -> Iterator[None]:
-        """While every layer computes with one member in the place of `copies` members, without a copy of its weights."""
+        """Context in which every layer computes with one member in the place of `copies` members, without a copy of its weights."""
         before = [(layer.lora_a.data, layer.lora_b.data) for layer in self.layers]
         heads = [
             (layer.head_weight.data, None if layer.head_bias is None else layer.head_bias.data)
@@ -267,7 +267,7 @@ class AdapterStack:
 
     @contextmanager
     def learning_rows(self) -> Iterator[None]:
-        """While a pass tells each layer whether it sees rows in front, or all tokens in one axis."""
+        """Context in which a pass tells each layer whether it sees rows in front, or all tokens in one axis."""
 
         def learn(layer: Any, arguments: tuple[Tensor, ...]) -> None:
             layer.by_row = arguments[0].shape[0] == self.context.rows
@@ -290,7 +290,7 @@ class AdapterStack:
 
     @contextmanager
     def random_b(self, members: int) -> Iterator[None]:
-        """While the first members have random B matrices, which make an adapter's update about as large as its input."""
+        """Context in which the first members have random B matrices, which make an adapter's update about as large as its input."""
         kept = self.working_b[:members].clone()
         generator = torch.Generator().manual_seed(0)
         for site, scaling in zip(self.sites, self.scaling, strict=True):
@@ -304,5 +304,5 @@ class AdapterStack:
             self.working_b[:members] = kept
 
     def disabled(self) -> AbstractContextManager[None]:
-        """While the base computes as if there were no adapters."""
+        """Context in which the base computes as if there were no adapters."""
         return self.context.disabled()

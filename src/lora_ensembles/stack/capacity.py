@@ -57,7 +57,7 @@ def fresh_members(
 
 
 def parameters_of(member: MemberWeights) -> int:
-    """How many numbers a member consists of: its adapters and its head."""
+    """The number of parameters of a member: its adapters and its head."""
     parts = [*member.a.values(), *member.b.values(), *member.head.values()]
     return sum(part.numel() for part in parts)
 

@@ -1,4 +1,4 @@
-"""What members say about an example: the settings, which are read without waiting for torch."""
+"""Settings of the members' head, which are read without waiting for torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LabelScore = Literal["sum", "mean"]  # of a label's tokens
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What members say about an example, and where their heads come from.
+    """The settings of a head: what members say about an example, and where their heads come from.
 
     Attributes:
         kind: "causal-lm": the label's tokens, no head of their own. "sequence-classification": a class of each text, or pair of texts.

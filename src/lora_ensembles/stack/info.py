@@ -1,4 +1,4 @@
-"""What an ensemble remembers beside its weights."""
+"""The memory of an ensemble beside its weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .seeds import MemberSeeds
 
 @dataclass
 class EnsembleInfo:
-    """What an ensemble remembers beside its weights; saved in `ensemble.json`.
+    """The memory of an ensemble beside its weights; saved in `ensemble.json`.
 
     `overlong` is what is done with a prompt longer than the window, as in training; `task` how prompts and labels were rendered, and what
     was measured; `head` what the members say about an example; `label_score` how labels of several tokens are compared, as in training.

@@ -1,4 +1,4 @@
-"""Where adapters lie: the adapted layers of a base, and the place of each in a member's flat parameters.
+"""Places of adapters: the adapted layers of a base, and the place of each in a member's flat parameters.
 
 Shapes: M members, D features, R rank, P parameters of one member.
 """

@@ -1,4 +1,4 @@
-"""What `ensemble.json` may say: checked once, when it is read, so that nothing behind it needs to."""
+"""The schema of `ensemble.json`: checked once, when it is read, so that nothing behind it needs to."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ TASK_TYPES = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}
 
 @dataclass(frozen=True)
 class SavedEnsemble:
-    """What `ensemble.json` and the member folders hold."""
+    """The contents of `ensemble.json` and of the member folders."""
 
     base_name: str
     base_revision: str | None
@@ -172,7 +172,7 @@ def write_ensemble(ensemble: StackedModel, path: Path, *, dtype: torch.dtype = t
 
 
 def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedEnsemble:
-    """What `write_ensemble` wrote, or some of its members.
+    """The ensemble that `write_ensemble` wrote, or some of its members.
 
     Raises:
         CheckpointError: the folder or a member is missing, corrupt, or of a newer format.
@@ -215,7 +215,7 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
 
 
 def info_of(saved: SavedEnsemble) -> EnsembleInfo:
-    """What was saved of it."""
+    """The memory that was saved."""
     seeds = [MemberSeeds(*pair) for pair in saved.seeds]
     head = HeadConfig(**saved.head)
     return EnsembleInfo(

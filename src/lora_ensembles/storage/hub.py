@@ -1,4 +1,4 @@
-"""Where an ensemble's folder is: on this machine, or on the Hugging Face hub."""
+"""The folder of an ensemble: on this machine, or on the Hugging Face hub."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ DECAY_PER_STEP = (0.005, 0.025, 0.05)
 
 @dataclass(frozen=True)
 class Arm:
-    """How the members of one arm start and are trained, as far as it differs from the run's adapter and `TrainConfig`.
+    """The start and the training of the members of one arm, as far as it differs from the run's adapter and `TrainConfig`.
 
     Attributes:
         init: PEFT's `init_lora_weights`; None: the adapter's own.

@@ -90,7 +90,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the demo measured: three arms on the same questions, and the trained stack (members 0 to M - 1 plain, M to 2 M - 1 decayed)."""
+    """Measurements of the demo: three arms on the same questions, and the trained stack (members 0 to M - 1 plain, M to 2 M - 1 decayed)."""
 
     task: Task
     few_shot: Arm
@@ -365,7 +365,7 @@ def _answer(example: Example) -> str:
 
 
 def option_texts(example: Example) -> list[str]:
-    """What a reader sees of each option: "(b) the lake", or a label word alone."""
+    """The text that a reader sees of each option: "(b) the lake", or a label word alone."""
     labels = [label.strip() for label in example.labels]
     if not example.options or list(example.options) == labels:
         return labels

@@ -1,4 +1,4 @@
-"""What the studies run: tasks, seeds, arms and sizes, in full or quickly, and the settings that each record depends on."""
+"""The grid of the studies: tasks, seeds, arms and sizes, in full or quickly, and the settings that each record depends on."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def _asked(grid: Grid, kind: str, task: str, seed: int) -> bool:
 
 
 def settings_of(grid: Grid, kind: str, task: str, seed: int) -> dict[str, Any]:
-    """What a record depends on."""
+    """The settings that a record depends on."""
     names = FIELDS[kind] if grid.head == "causal-lm" else (*FIELDS[kind], *_OF_HEADS)
     fields: dict[str, Any] = {name: getattr(grid, name) for name in names}
     chosen = (

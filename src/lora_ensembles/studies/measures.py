@@ -1,4 +1,4 @@
-"""What a record keeps of an arm's predictions: metrics of the ensemble and of each member, in and out of distribution, as plain numbers."""
+"""Measures that a record keeps of an arm's predictions: metrics of the ensemble and of each member, in and out of distribution, as plain numbers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def measured(prediction: Prediction, ood: Prediction | None = None) -> dict[str,
 
 
 def described(prediction: Prediction) -> dict[str, Any]:
-    """What pictures need beside metrics: reliability, confidence of wrong answers, and how the members agree."""
+    """Data for pictures beside metrics: reliability, confidence of wrong answers, and how the members agree."""
     singles = [prediction.member(index) for index in range(prediction.num_members)]
     return {
         "reliability": {"ensemble": _reliability(prediction), "member": _reliability(singles[0])},
@@ -67,7 +67,7 @@ def by_size(
 
 
 def wrong_confidence(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """How many answers are wrong, and how their confidences fall into 50 equal bins of 0 to 1, over all the predictions."""
+    """The number of wrong answers, and how their confidences fall into 50 equal bins of 0 to 1, over all the predictions."""
     counts, total = torch.zeros(CONFIDENCE_BINS, dtype=torch.int64), 0
     for prediction in predictions:
         wrong = prediction.choices != prediction.labelled_targets("wrong_confidence")

@@ -84,7 +84,7 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
 def answers_of(
     ensemble: LoraEnsemble, examples: Sequence[Completion], doubts: Sequence[str] | Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the members of `ensemble` answer together: exact match, NLL (nats an answer), and for each answer its doubts."""
+    """Measures of what the members of `ensemble` answer together: exact match, NLL (nats an answer), and for each answer its doubts."""
     texts = generate_text(
         ensemble,
         [example.prompt for example in examples],

@@ -1,4 +1,4 @@
-"""What every kind of record needs: a task's questions with the model that is asked, and arms measured after chosen epochs."""
+"""The setting of every kind of record: a task's questions with the model that is asked, and arms measured after chosen epochs."""
 
 from __future__ import annotations
 

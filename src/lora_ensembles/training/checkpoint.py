@@ -43,7 +43,7 @@ BEFORE = {"loss": "vocabulary"}
 
 @dataclass
 class Progress:
-    """How far a run is: optimiser steps done, what was measured after each epoch, and the sums of the epoch under way."""
+    """Progress of a run: optimiser steps done, what was measured after each epoch, and the sums of the epoch under way."""
 
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -114,7 +114,7 @@ class RunFolder:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """While the run goes on: an error says from where it can go on, and without a checkpoint leaves nothing in the way.
+        """Context in which the run goes on: an error says from where it can go on, and without a checkpoint leaves nothing in the way.
 
         The folder is closed at the end.
         """

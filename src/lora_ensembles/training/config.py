@@ -36,7 +36,7 @@ CHOICES = {"schedule": SCHEDULES, "overlong": OVERLONG, "loss": LOSSES, "label_s
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How members are trained. Every `PerMember` setting is one number for all, or a sequence with one for each member.
+    """The settings of training. Every `PerMember` setting is one number for all, or a sequence with one for each member.
 
     Args:
         epochs: passes over the training data.

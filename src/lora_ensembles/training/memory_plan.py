@@ -1,4 +1,4 @@
-"""How much memory a training run needs and how long it takes at best, before anything is downloaded or allocated.
+"""Plans of a training run: how much memory it needs and how long it takes at best, before anything is downloaded or allocated.
 
 A step is run on fake tensors, which have a shape, a type and a device but no data: the model's own code, the stacked layers and the
 optimiser say what they allocate, and when they let go of it. What an allocator rounds up and what kernels need for themselves is left out.
@@ -194,7 +194,7 @@ class _Step:
     dtype: torch.dtype
 
     def measure(self, rows: int) -> Plan:
-        """What the step needs with `rows` rows of all members in flight.
+        """The memory that a step needs with `rows` rows of all members in flight.
 
         Raises:
             ConfigError: tensors of more elements than can be addressed.

@@ -83,7 +83,7 @@ class MemberOrders:
 
 
 def split_step(members: int, rows: int, max_rows: int | None) -> list[tuple[slice, slice]]:
-    """How a step of `members` * `rows` rows is split so that at most `max_rows` are in flight: over members, then over rows.
+    """The split of a step of `members` * `rows` rows so that at most `max_rows` are in flight: over members, then over rows.
 
     Example:
         >>> split_step(4, 8, 16)

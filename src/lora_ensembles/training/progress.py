@@ -1,4 +1,4 @@
-"""How far something that takes time has come: a bar on a terminal, a line now and then anywhere else."""
+"""Progress of something that takes time: a bar on a terminal, a line now and then anywhere else."""
 
 from __future__ import annotations
 

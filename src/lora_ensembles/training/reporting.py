@@ -1,4 +1,4 @@
-"""What a training run shows and writes while it goes on: a progress bar, `log.jsonl`, and TensorBoard where it is installed."""
+"""Reports of a training run while it goes on: a progress bar, `log.jsonl`, and TensorBoard where it is installed."""
 
 from __future__ import annotations
 

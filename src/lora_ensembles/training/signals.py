@@ -51,7 +51,7 @@ def raise_interrupted(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def ending_raised() -> Iterator[None]:
-    """While a signal that would end the process at once raises `Interrupted` instead, so that nothing half-written stays."""
+    """Context in which a signal that would end the process at once raises `Interrupted` instead, so that nothing half-written stays."""
     with _handled_by(raise_interrupted):
         yield
 
@@ -71,7 +71,7 @@ class HeldSignal:
 
 @contextmanager
 def signals_held() -> Iterator[HeldSignal]:
-    """While a signal that would end the program is kept for the caller, who ends at the next good moment; a second one ends at once.
+    """Context in which a signal that would end the program is kept for the caller, who ends at the next good moment; a second one ends at once.
 
     Outside the main thread, where Python takes no handlers, nothing is held.
     """

@@ -1,4 +1,4 @@
-"""What the training loop trains: M members' flat parameters, the rows they learn from, and what a pass over these needs.
+"""Trainees, which the training loop trains: M members' flat parameters, the rows they learn from, and what a pass over these needs.
 
 Shapes: M members, B rows of a member, N rows in all, P parameters of a member.
 """
@@ -55,7 +55,7 @@ class Trainee(ABC):
 
     @abstractmethod
     def settings(self, config: TrainConfig) -> dict[str, Any]:
-        """What decides the result; a run goes on only with the settings it had."""
+        """The settings that decide the result; a run goes on only with those it had."""
 
     @abstractmethod
     def validate(
@@ -85,11 +85,11 @@ class Trainee(ABC):
         return
 
     def in_step(self, step: int) -> AbstractContextManager[None]:
-        """While passes of a step run: with dropout, say."""
+        """Context in which passes of a step run: with dropout, say."""
         return nullcontext()
 
     def recomputed(self) -> AbstractContextManager[None]:
-        """While passes keep less and compute it again in the backward pass, where `can_recompute`."""
+        """Context in which passes keep less and compute it again in the backward pass, where `can_recompute`."""
         return nullcontext()
 
     def members(self) -> list[Any]:
@@ -116,7 +116,7 @@ class Trainee(ABC):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run leaves beside the trained members.
+    """The result of a run beside the trained members.
 
     Attributes:
         history: one row per epoch: each member's training loss and accuracy, means over its rows, and, with validation examples, the

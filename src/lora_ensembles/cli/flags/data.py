@@ -1,4 +1,4 @@
-"""Where a verb's questions come from: a named task, or a user's own files with their columns and label words."""
+"""Sources of a verb's questions: a named task, or a user's own files with their columns and label words."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the questions of an ensemble come from, as `ensemble.json` remembers it."""
+    """The source of an ensemble's questions, as `ensemble.json` remembers it."""
 
     task: str | None = None
     data: str | None = None
@@ -110,7 +110,7 @@ class Source:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What is not at its default, for `ensemble.json`."""
+        """The fields that are not at their default, for `ensemble.json`."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, 0)}
 
 

@@ -1,4 +1,4 @@
-"""What a saved ensemble remembers that its data must be read by, taken from `ensemble.json` without waiting for torch."""
+"""The memory of a saved ensemble by which its data must be read, taken from `ensemble.json` without waiting for torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Memory:
 
 
 def remembered(path: Path | None) -> Memory:
-    """What an ensemble remembers; an empty memory without one.
+    """The memory of an ensemble; an empty one without one.
 
     Raises:
         CheckpointError: as `read_description`.

@@ -206,7 +206,7 @@ def _parse_yaml(text: str, path: Path) -> Any:
 
 
 def _value_kind(name: str, hint: Any) -> tuple[Callable[[str], Any], tuple[str, ...] | None, str | None]:
-    """How the text of a flag becomes the value of a field: parser, choices, and what the help calls it."""
+    """The way from the text of a flag to the value of a field: parser, choices, and what the help calls it."""
     if get_origin(hint) is Literal:
         return str, get_args(hint), None
     optional = NoneType in get_args(hint)
@@ -231,7 +231,7 @@ def _or_none(parse: Callable[[str], Any], optional: bool) -> Callable[[str], Any
 
 
 def _preset_values(name: str) -> str:
-    """What a field is where it is not given: the same in every preset, or by preset."""
+    """The value of a field that is not given: the same in every preset, or by preset."""
     kinds = [("default", TrainConfig.preset("default")), ("embedded", TrainConfig.preset("embedded"))]
     values = {preset_name: getattr(config, name) for preset_name, config in kinds}
     paper = {getattr(TrainConfig.preset("paper", task=task), name) for task in PAPER_BATCH_SIZES}
@@ -249,7 +249,7 @@ def _as_text(value: object) -> str:
 
 
 def _field_meanings() -> dict[str, str]:
-    """What each field of `TrainConfig` is, from its docstring; the name alone where docstrings were stripped (python -OO)."""
+    """A description of each field of `TrainConfig`, from its docstring; the name alone where docstrings were stripped (python -OO)."""
     arguments = (TrainConfig.__doc__ or "").partition("Args:")[2].partition("Raises:")[0]
     meanings = dict.fromkeys(TRAIN_FIELDS, "")
     for names, meaning in re.findall(r"^ {8}(\w[\w, ]*): (.*(?:\n {9,}.*)*)", arguments, flags=re.MULTILINE):

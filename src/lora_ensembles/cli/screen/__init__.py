@@ -1,1 +1,1 @@
-"""What is printed and written, and where."""
+"""Output: what is printed and written, and where."""

@@ -1,4 +1,4 @@
-"""What a verb says before it works: how a file was read, how many rows of each class, and what looks like a mistake in it."""
+"""The first lines of a verb, before it works: how a file was read, how many rows of each class, and what looks like a mistake in it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENOUGH_INDICES = 10  # so many answers, none of them 0, look counted from 1
 
 
 def say_read(files: Sequence[WholeFile], *, classes: Sequence[str] | None) -> None:
-    """How each file was read, and what looks like a mistake in it."""
+    """Lines that say how each file was read, and what looks like a mistake in it."""
     for file in files:
         say(_reading(file, classes))
         for remark in _remarks(file, classes):
@@ -30,7 +30,7 @@ def say_read(files: Sequence[WholeFile], *, classes: Sequence[str] | None) -> No
 
 
 def say_parts(task: Task | CompletionTask) -> None:
-    """What looks like a mistake in the way rows lie in training and validation."""
+    """Remarks on what looks like a mistake in the way rows lie in training and validation."""
     for remark in _part_remarks(task):
         say(f"note: {remark}")
 

@@ -1,4 +1,4 @@
-"""Where a verb's output goes: checked before anything slow happens, and never over what it was made from."""
+"""Destinations of a verb's output: checked before anything slow happens, and never over what it was made from."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ _QUOTED = r"""(?<!\w)'[^']*'(?!\w)|(?<!\w)"[^"]*"(?!\w)"""
 
 @contextmanager
 def in_words_of(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """While errors of the library are said in the flags of a verb."""
+    """Context in which errors of the library are said in the flags of a verb."""
     try:
         yield
     except LoraEnsemblesError as error:
@@ -110,7 +110,7 @@ def in_flags(message: str, parser: argparse.ArgumentParser) -> str:
 
 
 def unknown_flag(parser: argparse.ArgumentParser, name: str) -> str:
-    """What to say of a flag that a verb does not have."""
+    """The error for a flag that a verb does not have."""
     verb, flags = parser.prog.split()[-1], flags_of(parser)
     if name in NOT_THERE:
         return f"{verb}: unknown flag {name!r}; {NOT_THERE[name]}"

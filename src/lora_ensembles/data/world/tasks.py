@@ -23,7 +23,7 @@ EMBEDDED_OPEN_TASK = "world-words"
 
 @dataclass(frozen=True)
 class TaskShape:
-    """What sets one embedded task apart from another."""
+    """The traits that set one embedded task apart from another."""
 
     kinds: tuple[str, ...]
     train: int

@@ -1,4 +1,4 @@
-"""How probable the members find given answers, token by token.
+"""Log-probabilities of given answers, token by token.
 
 Shapes: M members, N examples, K answer tokens of a row, n answer tokens of a batch, V vocabulary.
 """

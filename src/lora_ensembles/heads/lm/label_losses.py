@@ -159,7 +159,7 @@ class LabelTable:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a set of labels is read: the beginnings of labels that stand behind a prompt, and the fields (5, S) of `ScoredTokens` for one
+    """A plan to read a set of labels: the beginnings of labels that stand behind a prompt, and the fields (5, S) of `ScoredTokens` for one
     example, rows counted from its first and positions from the prompt's last token."""
 
     beginnings: tuple[tuple[int, ...], ...]

@@ -44,7 +44,7 @@ class BaseStates:
 
     @classmethod
     def of(cls, ensemble: StackedModel, table: TokenTable, *, rows: int) -> BaseStates:
-        """Those of a table; `rows` rows are in flight."""
+        """The states of a table; `rows` rows are in flight."""
         live, kept = cls(ensemble, None), None
         if ensemble.stack.by_batch:
             return live  # other rows beside them would change these
@@ -184,7 +184,7 @@ def in_chunks(
     terms: Callable[..., Terms],
     chunks: Iterable[tuple[Tensor, ...]],
 ) -> Terms:
-    """What `terms` makes of logits, one chunk after the other, joined along the first axis.
+    """The results of `terms` on logits, one chunk after the other, joined along the first axis.
 
     A chunk is hidden states (..., n, H), which the head makes logits of, and the tensors that `terms` takes beside them. Logits live
     for one chunk at a time: the backward pass makes them again.

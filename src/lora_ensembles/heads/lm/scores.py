@@ -27,7 +27,7 @@ WORTH_SHARING = 1.3  # times fewer tokens to read, from which on a shared prefix
 
 
 class Passes(Protocol):
-    """What reads rows with all members, so many rows of a member at a time."""
+    """Passes that read rows with all members, so many rows of a member at a time."""
 
     @property
     def rows(self) -> int: ...
@@ -144,7 +144,7 @@ def label_log_probs(sums: Tensor, lengths: Tensor, label_score: LabelScore) -> T
 
 @dataclass(frozen=True)
 class _Batches:
-    """How rows become logits: by what, padded with what, how many at once, and where."""
+    """The way from rows to logits: by what, padded with what, how many at once, and where."""
 
     answer_logits: AnswerLogits
     pad_id: int
@@ -182,7 +182,7 @@ def _score_shared(
 
 
 def _common_prefix(encoded: Sequence[EncodedExample]) -> int:
-    """How many tokens all prompts begin with; at least the last one of each is its own."""
+    """The number of tokens that all prompts begin with; at least the last one of each is its own."""
     first, last = (choose(example.prompt_ids for example in encoded) for choose in (min, max))
     same = next(
         (n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first)

@@ -56,7 +56,7 @@ class TaskHead(Head):
         return log_probs(table.per_example(self.scores(model, table, max_rows=max_rows)))
 
     def scores(self, model: StackedModel, table: TextTable, *, max_rows: int | None) -> Tensor:
-        """What every member's head says of each text: (M, W, K), float32."""
+        """The scores of every member's head for each text: (M, W, K), float32."""
         members, token = model.num_members, model.token_read
         states = states_above_trunk(model, table)
 
@@ -120,7 +120,7 @@ class TaskHead(Head):
 
 
 def states_above_trunk(model: StackedModel, table: TextTable) -> Callable[[Texts], Tensor | None]:
-    """What gives the hidden states (B, T, H) that enter the lowest adapted layer for texts of a table; None where no layer is below it.
+    """A function that gives the hidden states (B, T, H) that enter the lowest adapted layer for texts of a table; None where no layer is below it.
 
     Where the model keeps them, `kept_states`, the trunk reads each text of a table once, however often the table is scored.
     """

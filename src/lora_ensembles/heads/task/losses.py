@@ -93,7 +93,7 @@ class TextRows:
         return self.table.fingerprint()
 
     def base_log_probs(self, rows: int) -> Tensor:
-        """What the base itself says of every example (N, C), `rows` texts at a time."""
+        """The base's own log-probabilities of every example (N, C), `rows` texts at a time."""
         token, padded = self.ensemble.token_read, not self.ensemble.padding_is_read
         with self.ensemble.base_only() as base:
             scores = score_texts(

@@ -1,4 +1,4 @@
-"""How good the members of a reward model find texts, and how far they disagree.
+"""Rewards of texts by the members of a reward model, and how far they disagree.
 
 Shapes: M members, N texts.
 """

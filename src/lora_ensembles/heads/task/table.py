@@ -110,7 +110,7 @@ class TextTable:
         )
 
     def rows_in_flight(self, members: int, *, max_rows: int | None) -> int:
-        """How many rows (members * texts) a pass that scores texts of this table holds; `memory.scoring_rows`."""
+        """The number of rows (members * texts) in a pass that scores texts of this table; `memory.scoring_rows`."""
         length = self.text_lengths.float().mean().item()
         return scoring_rows(members, tokens_a_row=length, device=torch.device(self.device), max_rows=max_rows)
 

@@ -1,4 +1,4 @@
-"""What each of the paper's claims C1 to C11 compares: its contrasts, taken from records."""
+"""Contrasts of each of the paper's claims C1 to C11: its contrasts, taken from records."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is measured beside the paper's comparisons, one kind a file."""
+"""Kinds of records, one per file."""

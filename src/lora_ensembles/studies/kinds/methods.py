@@ -43,7 +43,7 @@ DROPOUT = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """What all methods of a record share."""
+    """The shared parts of all methods of a record."""
 
     grid: Grid
     bench: Bench
@@ -58,7 +58,7 @@ class _Place:
         return "process" if self.bench.model[0].device.type == "cpu" else "wall"
 
     def timed(self, work: Callable[[], T]) -> tuple[T, float]:
-        """What `work` returns, and the seconds it took, with nothing kept of what the base made of these questions before."""
+        """The result of `work`, and the seconds it took, with nothing kept of what the base made of these questions before."""
         self.bench.kept_states.clear()
         now = time.process_time if self.clock == "process" else time.perf_counter
         begin = now()

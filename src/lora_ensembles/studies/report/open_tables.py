@@ -33,7 +33,7 @@ def methods(records: Records) -> Table:
 
 
 def costs(records: Records) -> Table:
-    """What each method trained, and how long training and answering took, in seconds and in multiples of the single member's.
+    """Parameters that each method trained, and how long training and answering took, in seconds and in multiples of the single member's.
 
     Raises:
         DataError: there is no record of the kind.
@@ -98,7 +98,7 @@ def strength(records: Records) -> Table:
 
 
 def correlation(records: Records) -> Table:
-    """How the gain in each metric goes with the correlation of the members.
+    """The association of the gain in each metric with the correlation of the members.
 
     Raises:
         DataError: there is no record of a sweep.

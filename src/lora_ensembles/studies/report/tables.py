@@ -101,7 +101,7 @@ def paper_table_1() -> Table:
 
 
 def table_2(records: Records) -> Table:
-    """How many questions each task has here, beside the paper's."""
+    """The number of questions of each task here, beside the paper's."""
     rows = []
     for name, found in by_task(records, "sweep").items():
         result, settings = found[0]["result"], found[0]["settings"]
@@ -205,7 +205,7 @@ def methods_by_task(records: Records, metric: str) -> Table:
 
 
 def costs(records: Records) -> Table:
-    """What each method trains and how often it asks the base, in multiples that hold for every base; numbers where records hold them."""
+    """Parameters that each method trains and how often it asks the base, in multiples that hold for every base; numbers where records hold them."""
     sweep = next(iter(by_task(records, "sweep").values()))[0]
     members = int(sweep["settings"]["members"])
     adapter, head = _trained(records, "sweep"), _trained(records, "last_layer")
@@ -242,7 +242,7 @@ def costs(records: Records) -> Table:
 
 
 def seconds(records: Records) -> Table | None:
-    """How long the records of each kind took, where they say so."""
+    """Seconds that the records of each kind took, where they say so."""
     rows = []
     for kind, found in records.items():
         times = spread(record["result"].get("seconds") for record in found)
@@ -259,7 +259,7 @@ def seconds(records: Records) -> Table | None:
 
 
 def diversity(records: Records) -> Table:
-    """How alike each arm's members are, and what its ensemble gains, the mean over tasks; ± over seeds of that mean."""
+    """The correlation of each arm's members, and what its ensemble gains, the mean over tasks; ± over seeds of that mean."""
     sweeps = [record for found in by_task(records, "sweep").values() for record in found]
     rows = []
     for arm in sweeps[0]["result"]["arms"]:

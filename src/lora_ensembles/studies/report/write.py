@@ -28,7 +28,7 @@ DECIDED = ("supported", "contradicted")
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: the page, the same in Markdown, the figures; and each figure or table that was left out, with the reason."""
+    """The files that were written: the page, the same in Markdown, the figures; and each figure or table that was left out, with the reason."""
 
     html: Path
     markdown: Path
@@ -129,7 +129,7 @@ def parts_table(claims: Sequence[Claim]) -> Table:
 
 
 def provenance(records: Records) -> Table:
-    """Where the records come from: versions, device, commit, and every setting, with all the values that occur."""
+    """The provenance of the records: versions, device, commit, and every setting, with all the values that occur."""
     every = [record for found in records.values() for record in found]
     rows: dict[str, list[str]] = {}
     for record in every:
@@ -151,7 +151,7 @@ def provenance(records: Records) -> Table:
 
 
 def counts(records: Records) -> Table:
-    """How many records of each kind there are, of which tasks and seeds."""
+    """The number of records of each kind, of which tasks and seeds."""
     rows = []
     for kind, found in records.items():
         names = dict.fromkeys(str(record["settings"].get("task", "-")) for record in found)
@@ -286,7 +286,7 @@ def _diversity_chapter(
 
 
 def _open_chapter(records: Records, drawn: Mapping[str, list[Block]], left_out: dict[str, str]) -> Chapter:
-    """What the paper leaves open: each figure, and its numbers."""
+    """The chapter on what the paper leaves open: each figure, and its numbers."""
     found: dict[str, tuple[tuple[str, str, Callable[[Records], Table]], ...]] = {
         "methods": (
             ("Methods: metrics", OPEN, open_tables.methods),

@@ -1,4 +1,4 @@
-"""How often members give the same answer."""
+"""Agreement: how often members give the same answer."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def gains(record: Record, prefix: str, metric: str) -> list[tuple[float, float]]
 
 
 def association(records: Records, metric: str) -> Association | None:
-    """How the gain in a metric goes with the members' correlation: rho within each (task, seed) over its arms, so that easy and hard tasks
+    """The association of the gain in a metric with the members' correlation: rho within each (task, seed) over its arms, so that easy and hard tasks
     do not stand in for it. None where no setting has three arms whose values differ.
 
     Raises:

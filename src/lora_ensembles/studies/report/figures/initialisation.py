@@ -1,4 +1,4 @@
-"""How A and B start, against what the ensemble gains from it."""
+"""Initialisations of A and B, against what the ensemble gains from each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the figures of the studies share: sizes for a printed column, colours, lines with bands, and the note of a smaller grid.
+"""Shared style of the studies' figures: sizes for a printed column, colours, lines with bands, and the note of a smaller grid.
 
 A single member is a solid line and an ensemble a dashed one, everywhere. Colours are Okabe and Ito's.
 """

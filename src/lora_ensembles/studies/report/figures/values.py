@@ -92,7 +92,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 
 def epochs_of(record: Record, arm: str) -> dict[int, Mapping[str, Any]]:
-    """What was measured of an arm by epoch; empty if the record has no such arm."""
+    """Measures of an arm by epoch; empty if the record has no such arm."""
     return {
         int(epoch): row
         for epoch, row in sorted(_arm(record, arm).get("epochs", {}).items(), key=lambda item: int(item[0]))
@@ -100,7 +100,7 @@ def epochs_of(record: Record, arm: str) -> dict[int, Mapping[str, Any]]:
 
 
 def last_row(record: Record, arm: str) -> Mapping[str, Any] | None:
-    """What was measured of an arm at the end; None if the record has no such arm."""
+    """Measures of an arm at the end; None if the record has no such arm."""
     epochs = epochs_of(record, arm)
     return epochs[max(epochs)] if epochs else None
 
