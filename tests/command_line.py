@@ -20,7 +20,9 @@ from lora_ensembles.embedded.pretrain import Recipe, build_model, build_tokenize
 
 @functools.cache
 def base_folder() -> str:
-    """A folder with an untrained base of the embedded one's kind, small enough to train in a second, that reads any text."""
+    """A folder with an untrained base of the embedded one's kind, small enough to train in a second, that
+    reads any text.
+    """
     folder = tempfile.mkdtemp(prefix="tiny-base-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     tokenizer = build_tokenizer(build_world())

@@ -6,7 +6,8 @@ import os
 import random
 from pathlib import Path
 
-# Before any Hugging Face library is imported: a test that reaches for a hub fails at once instead of waiting for a time-out.
+# Before any Hugging Face library is imported: a test that reaches for a hub fails at once instead of waiting
+# for a time-out.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy

@@ -33,7 +33,9 @@ def random_prediction(
 
 
 def member_probs(prediction: Prediction) -> list[list[list[float]]]:
-    """[member][example][option] probabilities as plain Python floats, for loops that share no code with the library."""
+    """[member][example][option] probabilities as plain Python floats, for loops that share no code with the
+    library.
+    """
     return [
         [[math.exp(value) for value in row] for row in member]
         for member in prediction.member_log_probs.double().tolist()

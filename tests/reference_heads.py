@@ -1,4 +1,6 @@
-"""Members with heads of their own as PEFT and transformers make, score and train them: text by text, without padding."""
+"""Members with heads of their own as PEFT and transformers make, score and train them: text by text, without
+padding.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from tiny_heads import build, build_ensemble, examples_for, tokenizer
 
 
 def peft_member(ensemble: LoraEnsemble, base: PreTrainedModel, seeds: MemberSeeds) -> PeftModel:
-    """The member with these seeds as PEFT and transformers make it: adapters after the init seed, then a head of the base's own drawing."""
+    """The member with these seeds as PEFT and transformers make it: adapters after the init seed, then a head
+    of the base's own drawing.
+    """
     torch.manual_seed(seeds.init)
     model = get_peft_model(base, copy.deepcopy(ensemble.adapter)).eval()
     if ensemble.info.head.init == "fresh":
@@ -44,7 +48,8 @@ def scores_of(
     *,
     before: Callable[[int], None] = lambda option: None,
 ) -> Tensor:
-    """The scores of one example's classes or options, in the way that transformers documents: no padding, no folding of ours.
+    """The scores of one example's classes or options, in the way that transformers documents: no padding, no
+    folding of ours.
 
     `before` is told the number of the option whose text comes next.
     """
@@ -98,7 +103,9 @@ def train_by_peft(
     width = 1 if kind == "sequence-classification" else max(len(example.options) for example in examples)
 
     def drop(step: int, place: int, option: int) -> None:
-        """Drop the features that the member's own stream names for a question's place in its batch and an option."""
+        """Drop the features that the member's own stream names for a question's place in its batch and an
+        option.
+        """
         if recipe.dropout:
             layers = [module for module in model.modules() if hasattr(module, "lora_dropout")]
             for index, layer in enumerate(layers):
@@ -160,8 +167,8 @@ def assert_same_head(found: MemberWeights, expected: MemberWeights, *, steps: in
     assert found.head
     assert found.head.keys() == expected.head.keys()
     for name, tensor in expected.head.items():
-        # Where a unit of DistilBERT's first head layer is on for every option, its bias shifts all scores alike: the gradient is rounding,
-        # of which Adam makes whole steps.
+        # Where a unit of DistilBERT's first head layer is on for every option, its bias shifts all scores
+        # alike: the gradient is rounding, of which Adam makes whole steps.
         unlearnt = name == "pre_classifier.bias" and expected.head["classifier.weight"].shape[0] == 1
         torch.testing.assert_close(
             found.head[name], tensor, atol=steps * Recipe.learning_rate if unlearnt else 1e-5, rtol=1e-4

@@ -1,4 +1,6 @@
-"""One member trained by PEFT and torch.optim alone, in plain lines: what a stack is held against, and how equal the two must be."""
+"""One member trained by PEFT and torch.optim alone, in plain lines: what a stack is held against, and how
+equal the two must be.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,9 @@ def train_by_peft(
 
 
 def _loss(model: PeftModel, batch: Sequence[EncodedExample], kl_weight: float) -> Tensor:
-    """Mean over the batch of the summed loss of each answer's tokens: an attention mask, full logits, the base asked live."""
+    """Mean over the batch of the summed loss of each answer's tokens: an attention mask, full logits, the
+    base asked live.
+    """
     answers = [example.label_ids[example.target or 0] for example in batch]
     ids, mask = pad([[*example.prompt_ids, *answer] for example, answer in zip(batch, answers, strict=True)])
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
@@ -110,7 +114,9 @@ def _loss(model: PeftModel, batch: Sequence[EncodedExample], kl_weight: float) -
 
 
 def _label_loss(model: PeftModel, example: EncodedExample, recipe: Recipe) -> Tensor:
-    """-log p of the right label among the example's own, plus the divergence from the base over them; one label in a pass."""
+    """-log p of the right label among the example's own, plus the divergence from the base over them; one
+    label in a pass.
+    """
 
     def distribution() -> Tensor:
         scores = []
@@ -131,7 +137,9 @@ def _label_loss(model: PeftModel, example: EncodedExample, recipe: Recipe) -> Te
 
 
 def _letters_loss(model: PeftModel, batch: Sequence[EncodedExample]) -> Tensor:
-    """The mean of -log p of the right label over labels of one token each: the prompts in one pass, where each has dropout of its own."""
+    """The mean of -log p of the right label over labels of one token each: the prompts in one pass, where
+    each has dropout of its own.
+    """
     ids, mask = pad([example.prompt_ids for example in batch])
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     losses = []
@@ -186,10 +194,12 @@ def config_of(recipe: Recipe) -> TrainConfig:
 
 
 def assert_same_weights(found: MemberWeights, expected: MemberWeights) -> None:
-    """Within 1e-5, for weights of size 0.01 to 0.5 after up to 30 steps: fp32, the same numbers summed in another order.
+    """Within 1e-5, for weights of size 0.01 to 0.5 after up to 30 steps: fp32, the same numbers summed in
+    another order.
 
-    Adam divides a gradient by its own size, so where a gradient is as small as rounding itself (1e-8 beside a typical 1e-3) the step keeps
-    few right digits. Such an element of thousands may be off by a part of one step; one in 500 may be, by less than one learning rate.
+    Adam divides a gradient by its own size, so where a gradient is as small as rounding itself (1e-8 beside a
+    typical 1e-3) the step keeps few right digits. Such an element of thousands may be off by a part of one
+    step; one in 500 may be, by less than one learning rate.
     """
     assert found.a.keys() == expected.a.keys()
     for matrices, others in ((found.a, expected.a), (found.b, expected.b)):

@@ -1,7 +1,8 @@
 """Records of made-up predictions in the shape of a study's, for tests of figures, tables and the report.
 
-What is measured of the predictions is measured by the studies' own functions, so that the shape is that of real records. How sure the
-made-up members are of themselves grows over the epochs, more slowly in a regularised arm, so that arms differ in a picture.
+What is measured of the predictions is measured by the studies' own functions, so that the shape is that of
+real records. How sure the made-up members are of themselves grows over the epochs, more slowly in a
+regularised arm, so that arms differ in a picture.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ ENVIRONMENT = {
 def made_up(
     key: int, *, members: int, sharpness: float, knowledge: float, questions: int = 80, options: int = 4
 ) -> Prediction:
-    """Members that lean towards the right option by `knowledge`, each with errors of its own, at a given sharpness."""
+    """Members that lean towards the right option by `knowledge`, each with errors of its own, at a given
+    sharpness.
+    """
     generator = torch.Generator().manual_seed(key)
     shared = torch.randn(1, questions, options, generator=generator)
     own = torch.randn(members, questions, options, generator=generator)

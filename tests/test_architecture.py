@@ -1,6 +1,8 @@
-"""The shape of the code: imports point one way, nothing heavy at import, no pickle, short files and functions.
+"""The shape of the code: imports point one way, nothing heavy at import, no pickle, short files and
+functions.
 
-The sources are read as text, never imported, so a rule is checked even where a module could not be imported here.
+The sources are read as text, never imported, so a rule is checked even where a module could not be imported
+here.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "lora_ensembles"
 
-# From the ground up: a room imports from rooms before it. A folder of the package is one room, with the folders in it; a file beside the
-# folders is a room of its own. Imports in functions and those that only a type checker reads count like all others.
+# From the ground up: a room imports from rooms before it. A folder of the package is one room, with the
+# folders in it; a file beside the folders is a room of its own. Imports in functions and those that only a
+# type checker reads count like all others.
 ROOMS = (
     "errors",
     "checks",
@@ -83,7 +86,9 @@ def place(path: Path, node: ast.AST) -> str:
 
 
 def nodes_run_at_import(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node that runs when the module is imported: not the bodies of functions, not what only a type checker reads."""
+    """Every node that runs when the module is imported: not the bodies of functions, not what only a type
+    checker reads.
+    """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
@@ -107,7 +112,9 @@ def imported_names(path: Path, source: Path, nodes: Iterable[ast.AST]) -> Iterat
 
 
 def module_of(path: Path, source: Path) -> str:
-    """The dotted name of a file within the package; that of the folder for its `__init__`, "__init__" for the package's own."""
+    """The dotted name of a file within the package; that of the folder for its `__init__`, "__init__" for the
+    package's own.
+    """
     parts = path.relative_to(source / PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
@@ -135,7 +142,9 @@ def import_graph(source: Path) -> dict[str, dict[str, str]]:
 
 
 def without_doors(graph: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """The graph without the files that do nothing but name what is behind them: a folder's `__init__` and the files in the folder."""
+    """The graph without the files that do nothing but name what is behind them: a folder's `__init__` and the
+    files in the folder.
+    """
     inside = {module: f"{module}." for module in graph}
     return {
         module: {

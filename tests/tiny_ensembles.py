@@ -136,7 +136,8 @@ def largest_file(size: int) -> Iterator[None]:
 
 @contextmanager
 def no_memory_left(*, beyond: int = 0) -> Iterator[list[int]]:
-    """While a model's pass over more than `beyond` rows asks torch's allocator for more than any computer has: a real failure everywhere.
+    """While a model's pass over more than `beyond` rows asks torch's allocator for more than any computer
+    has: a real failure everywhere.
 
     Yields the numbers of rows of the passes that failed, as they fail.
     """
@@ -155,7 +156,9 @@ def no_memory_left(*, beyond: int = 0) -> Iterator[list[int]]:
 
 
 def check_recomputed(ensemble: LoraEnsemble, loss_of: Callable[[], Tensor]) -> None:
-    """Activations that are computed twice give the gradients of `loss_of`, under dropout, and take less memory."""
+    """Activations that are computed twice give the gradients of `loss_of`, under dropout, and take less
+    memory.
+    """
     found = []
     for recompute in (False, True):
         kept: dict[int, int] = {}

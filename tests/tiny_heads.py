@@ -1,6 +1,8 @@
-"""Tiny random classifiers, multiple-choice and reward models, a tokenizer of pairs, and examples for them, all built in code.
+"""Tiny random classifiers, multiple-choice and reward models, a tokenizer of pairs, and examples for them,
+all built in code.
 
-Sizes and weights as in `tiny_models`: hidden size 32, 2 layers, weights large enough that answers differ clearly.
+Sizes and weights as in `tiny_models`: hidden size 32, 2 layers, weights large enough that answers differ
+clearly.
 """
 
 from __future__ import annotations

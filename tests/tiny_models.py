@@ -1,7 +1,8 @@
-"""Tiny random models of many architectures, a word-level tokenizer and a few labelled examples, all built in code.
+"""Tiny random models of many architectures, a word-level tokenizer and a few labelled examples, all built in
+code.
 
-Weights are large enough that the answers to different prompts differ clearly, and small enough that fp32 sums of some dozen numbers stay
-exact to about 1e-6: hidden size 32, 2 layers, fewer than 60 words.
+Weights are large enough that the answers to different prompts differ clearly, and small enough that fp32 sums
+of some dozen numbers stay exact to about 1e-6: hidden size 32, 2 layers, fewer than 60 words.
 """
 
 from __future__ import annotations
@@ -252,7 +253,9 @@ def build_ensemble(
     seed: int = 0,
     adapter: LoraConfig | None = None,
 ) -> LoraEnsemble:
-    """An ensemble on a fresh base; with `random_b` its members' B are not PEFT's zeros, so that every member differs from the base."""
+    """An ensemble on a fresh base; with `random_b` its members' B are not PEFT's zeros, so that every member
+    differs from the base.
+    """
     ensemble = LoraEnsemble(
         build(name), tokenizer(), num_members=members, adapter=adapter or adapter_config(name), seed=seed
     )

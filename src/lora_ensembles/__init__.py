@@ -1,4 +1,6 @@
-"""LoRA ensembles: fine-tune a language model into an ensemble of adapters on one frozen base, and know what it does not know."""
+"""LoRA ensembles: fine-tune a language model into an ensemble of adapters on one frozen base, and know what
+it does not know.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ def _homes() -> dict[str, str]:
     return {alias.name: node.module or "" for node in imports for alias in node.names}
 
 
-# A name is loaded when it is first used: torch and transformers take seconds, which `lora-ensembles --help` or an error in a flag should
-# not wait for.
+# A name is loaded when it is first used: torch and transformers take seconds, which `lora-ensembles --help`
+# or an error in a flag should not wait for.
 _HOME_OF = _homes()
 __all__ = sorted(_HOME_OF)  # noqa: PLE0605
 

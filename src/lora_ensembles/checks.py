@@ -48,7 +48,8 @@ def number_between(
     most: float = math.inf,
     below: float = math.inf,
 ) -> float:
-    """A finite number inside its range: `above` < or `least` <= number, number <= `most` and number < `below`.
+    """A finite number inside its range: `above` < or `least` <= number, number <= `most` and number <
+    `below`.
 
     Raises:
         ConfigError: as it says, with the range.

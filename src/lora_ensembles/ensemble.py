@@ -36,24 +36,30 @@ if TYPE_CHECKING:
 
 
 class LoraEnsemble(StackedModel):
-    """M LoRA adapters on one frozen base, computed together, each with a head of its own where the base is no causal language model.
+    """M LoRA adapters on one frozen base, computed together, each with a head of its own where the base is no
+    causal language model.
 
-    The base's target layers are replaced by stacked ones, in place; its weights are never changed, and `unload` gives it back as it was.
-    The base stays in evaluation mode also in training, so its own dropout (GPT-2 has some) is off. `Differs:` from a PEFT training script,
-    where `model.train()` turns it on, by one random stream for all members.
+    The base's target layers are replaced by stacked ones, in place; its weights are never changed, and
+    `unload` gives it back as it was. The base stays in evaluation mode also in training, so its own dropout
+    (GPT-2 has some) is off. `Differs:` from a PEFT training script, where `model.train()` turns it on, by one
+    random stream for all members.
 
     Args:
-        base: any Hugging Face causal language model, sequence classifier or multiple-choice model, not wrapped by PEFT.
+        base: any Hugging Face causal language model, sequence classifier or multiple-choice model, not
+            wrapped by PEFT.
         tokenizer: its tokenizer.
         num_members: number of members, at least 1.
-        adapter: a `peft.LoraConfig`; the paper's by default (rank 8, alpha 32, query and value projections). `modules_to_save` names the
-            modules of the members' heads, by default the linear layers beside the base's body.
+        adapter: a `peft.LoraConfig`; the paper's by default (rank 8, alpha 32, query and value projections).
+            `modules_to_save` names the modules of the members' heads, by default the linear layers beside the
+            base's body.
         seed: seed of the ensemble; member m's streams depend on (seed, m) alone.
-        vary: what differs between members: initial weights ("init"), order of the data ("order"), both by default.
+        vary: what differs between members: initial weights ("init"), order of the data ("order"), both by
+            default.
         head: a `HeadConfig` or the kind of one; by default what the base's class says.
 
     Raises:
-        ConfigError: `num_members` is not a positive number, or `vary` names something else; or the base is not made for the `head`.
+        ConfigError: `num_members` is not a positive number, or `vary` names something else; or the base is
+            not made for the `head`.
         AdapterError: the adapter cannot be stacked on this base.
 
     Example:
@@ -150,11 +156,13 @@ class LoraEnsemble(StackedModel):
         check_base: bool = True,
         head: HeadConfig | HeadKind | None = None,
     ) -> LoraEnsemble:
-        """PEFT adapters trained anywhere as one ensemble: equal target modules; ranks and scalings may differ. `head` as for a new one.
+        """PEFT adapters trained anywhere as one ensemble: equal target modules; ranks and scalings may
+        differ. `head` as for a new one.
 
         Raises:
             CheckpointError: a folder holds no readable adapter.
-            AdapterError: the adapters do not fit each other or the base, or name another base (`check_base=False` lets the name pass).
+            AdapterError: the adapters do not fit each other or the base, or name another base
+                (`check_base=False` lets the name pass).
         """
         check_parts(base, tokenizer)
         head = with_named_classes(resolve_head(base, head), base)
@@ -173,13 +181,15 @@ class LoraEnsemble(StackedModel):
         members: Sequence[int] | None = None,
         check_base: bool = True,
     ) -> LoraEnsemble:
-        """The ensemble that `save_pretrained` wrote, or some of its members, from a folder, or from "owner/name" of the Hugging Face hub.
+        """The ensemble that `save_pretrained` wrote, or some of its members, from a folder, or from
+        "owner/name" of the Hugging Face hub.
 
         The base is loaded by its recorded name, in the dtype it was saved with, unless given.
 
         Raises:
             CheckpointError: the folder or a member in it is missing, corrupt, or of a newer format.
-            AdapterError: the base given is not the one the members were trained on (`check_base=False` lets it pass).
+            AdapterError: the base given is not the one the members were trained on (`check_base=False` lets
+                it pass).
             DataError: no base is given, and the recorded one cannot be loaded.
         """
         saved = folder.read_ensemble(Path(path), members=members)
@@ -206,9 +216,11 @@ class LoraEnsemble(StackedModel):
         return folder.push_to_hub(self, repo_id, private=private, token=token)
 
     def read(self, source: object) -> list[Any]:
-        """New rows as the ensemble was trained to read them, with its own columns and classes; answers may be missing.
+        """New rows as the ensemble was trained to read them, with its own columns and classes; answers may be
+        missing.
 
-        `source` is a file, 'hub:owner/name:split', texts, rows as dictionaries, a datasets.Dataset or a DataFrame.
+        `source` is a file, 'hub:owner/name:split', texts, rows as dictionaries, a datasets.Dataset or a
+        DataFrame.
 
         Raises:
             DataError: anything in it that cannot be used.
@@ -249,7 +261,8 @@ class LoraEnsemble(StackedModel):
         info.seeds, info.next_index = info.seeds + seeds, new.stop
 
     def load_members(self, paths: Sequence[str | Path] | str | Path, *, check_base: bool = True) -> None:
-        """Add members from their folders, this library's or PEFT's own, to the ensemble as it runs; ranks and scalings may differ.
+        """Add members from their folders, this library's or PEFT's own, to the ensemble as it runs; ranks and
+        scalings may differ.
 
         Raises:
             CheckpointError, AdapterError: as `from_adapters`; the ensemble is then as before.
@@ -295,13 +308,17 @@ class LoraEnsemble(StackedModel):
         self.keep_members([index for index in range(self.num_members) if index not in set(indices)])
 
     def unload(self) -> PreTrainedModel:
-        """The base with its own layers back in place, frozen and in evaluation mode; the ensemble cannot be used afterwards."""
+        """The base with its own layers back in place, frozen and in evaluation mode; the ensemble cannot be
+        used afterwards.
+        """
         self.stack.detach(self.base)
         forget(self.base)  # what was tried was the base with its adapted layers left whole
         return self.base
 
     def as_causal_lm(self) -> PreTrainedModel:
-        """The ensemble as a Hugging Face causal language model, for `generate` and whatever else takes one; see `generation.causal_lm`."""
+        """The ensemble as a Hugging Face causal language model, for `generate` and whatever else takes one;
+        see `generation.causal_lm`.
+        """
         return as_causal_lm(self)
 
     def member(self, index: int) -> PreTrainedModel:
@@ -315,13 +332,15 @@ class LoraEnsemble(StackedModel):
 
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
-        """log p of each label, class or option for each member (M, N, C), float32, normalised over an example's own.
+        """log p of each label, class or option for each member (M, N, C), float32, normalised over an
+        example's own.
 
-        At most `max_rows` rows (members * texts) are in flight, fewer where memory runs out; without adapters' dropout, also in the
-        middle of training.
+        At most `max_rows` rows (members * texts) are in flight, fewer where memory runs out; without
+        adapters' dropout, also in the middle of training.
 
         Raises:
-            DataError: a prompt or text is longer than the base's window, unless `info.overlong` is "left"; or a label cannot be used.
+            DataError: a prompt or text is longer than the base's window, unless `info.overlong` is "left"; or
+                a label cannot be used.
             ConfigError: memory does not hold a single row.
         """
         return self.head.member_log_probs(self, examples, max_rows=max_rows)

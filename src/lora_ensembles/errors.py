@@ -1,7 +1,7 @@
 """The errors of the library: each says what was given, what is needed and what to do.
 
-All share one base class, and each is also a `ValueError` (the call can be corrected) or a `RuntimeError` (the run failed). All can be
-pickled: an error is its message and nothing else.
+All share one base class, and each is also a `ValueError` (the call can be corrected) or a `RuntimeError` (the
+run failed). All can be pickled: an error is its message and nothing else.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Difference:
-    """The share by which the library's numbers are off; where it is large, beside that by which PEFT's own differ."""
+    """The share by which the library's numbers are off; where it is large, beside that by which PEFT's own
+    differ.
+    """
 
     share: float
     own: float | None = None
@@ -93,7 +95,8 @@ def close(found: Tensor, expected: Callable[[int], Tensor]) -> Difference:
 
     Args:
         found: what the library computed.
-        expected: what PEFT computes from so many copies of a row in a batch: the same but for rounding and ties.
+        expected: what PEFT computes from so many copies of a row in a batch: the same but for rounding and
+            ties.
 
     Raises:
         Differs: it is more than rounding.

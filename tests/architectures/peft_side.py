@@ -84,7 +84,9 @@ def flat(model: PeftModel, weights: MemberWeights | None = None) -> Tensor:
 
 
 def logits_of(model: nn.Module, ids: Sequence[int], *, copies: int = 1) -> Tensor:
-    """Logits (T, V) of one row without padding and cache; several `copies` of it with padding behind change rounding alone."""
+    """Logits (T, V) of one row without padding and cache; several `copies` of it with padding behind change
+    rounding alone.
+    """
     behind = [0] * min(2, copies - 1)
     rows = torch.tensor([[*ids, *behind]] * copies)
     logits: Tensor = model(input_ids=rows, use_cache=False).logits[0, : len(ids)]

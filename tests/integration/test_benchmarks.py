@@ -1,4 +1,6 @@
-"""Every benchmark runs on a minimal shape and says what it promises; its check of equal results sees a difference; its limits are right."""
+"""Every benchmark runs on a minimal shape and says what it promises; its check of equal results sees a
+difference; its limits are right.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def run(*command: str) -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def every_family(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The last line of `bench.py --quick` and the record it writes; rows of one window may not hold, and then it ends with 1."""
+    """The last line of `bench.py --quick` and the record it writes; rows of one window may not hold, and then
+    it ends with 1.
+    """
     record = tmp_path_factory.mktemp("bench") / "cpu.json"
     command = [sys.executable, "benchmarks/bench.py", "--quick", "--windows", "1", "--out", str(record)]
     output = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout
@@ -197,7 +201,8 @@ def test_members_take_16_bytes_a_parameter_and_more_in_a_low_precision() -> None
 
 
 def test_limits_are_those_of_llama_8b() -> None:
-    # By hand from the shape: q and o 4096^2, k and v 4096 * 1024, three of 4096 * 14336, 32 layers; head 4096 * 128256.
+    # By hand from the shape: q and o 4096^2, k and v 4096 * 1024, three of 4096 * 14336, 32 layers; head 4096
+    # * 128256.
     from limits import KNOWN, body, decode_seconds, head, lora_parameters, training_flops
     from workloads import SHAPES
 

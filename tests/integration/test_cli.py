@@ -1,4 +1,6 @@
-"""The verbs at work: train, evaluate, predict and tasks, on a base of the embedded one's kind that trains in a second."""
+"""The verbs at work: train, evaluate, predict and tasks, on a base of the embedded one's kind that trains in
+a second.
+"""
 
 from __future__ import annotations
 

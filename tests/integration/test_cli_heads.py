@@ -1,4 +1,6 @@
-"""Heads on the command line: a multiple choice, a classification of a csv file, and a reward model, trained, measured and asked."""
+"""Heads on the command line: a multiple choice, a classification of a csv file, and a reward model, trained,
+measured and asked.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Label words of several tokens on the command line: a csv file of texts and labels, learnt and answered by the embedded base."""
+"""Label words of several tokens on the command line: a csv file of texts and labels, learnt and answered by
+the embedded base.
+"""
 
 from __future__ import annotations
 

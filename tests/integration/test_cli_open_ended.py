@@ -1,4 +1,6 @@
-"""Open answers on the command line: a file is known by its columns, trained on, remembered, measured again; and what is refused."""
+"""Open answers on the command line: a file is known by its columns, trained on, remembered, measured again;
+and what is refused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Where predict, generate and train may write: never over what they read, never late, and devices and links stay what they are."""
+"""Where predict, generate and train may write: never over what they read, never late, and devices and links
+stay what they are.
+"""
 
 from __future__ import annotations
 

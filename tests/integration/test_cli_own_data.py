@@ -1,4 +1,6 @@
-"""A user's own file from the command line alone: texts and their classes without a flag, what is said of it, and what joins back to it."""
+"""A user's own file from the command line alone: texts and their classes without a flag, what is said of it,
+and what joins back to it.
+"""
 
 from __future__ import annotations
 

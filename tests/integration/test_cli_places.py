@@ -1,4 +1,6 @@
-"""An ensemble called from another folder than the one where it was trained: base and data with relative names."""
+"""An ensemble called from another folder than the one where it was trained: base and data with relative
+names.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ ROWS = [
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a base, a file of questions and a run, all named as one types them there; the tests begin elsewhere."""
+    """A folder with a base, a file of questions and a run, all named as one types them there; the tests begin
+    elsewhere.
+    """
     (tmp_path / "project").mkdir()
     (tmp_path / "elsewhere").mkdir()
     shutil.copytree(base_folder(), tmp_path / "project" / "tinybase")

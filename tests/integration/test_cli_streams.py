@@ -1,4 +1,6 @@
-"""The command line with streams that are closed, full or interrupted: one line, an exit code, and never a traceback."""
+"""The command line with streams that are closed, full or interrupted: one line, an exit code, and never a
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +132,8 @@ def test_ctrl_c_at_any_moment_of_the_first_second_shows_no_traceback():
     """Sent as soon as Python runs the program's own code, and at moments while its modules are imported."""
     for delay in (0.0, 0.01, 0.03, 0.06, 0.1):
         code = "import sys; print('up', flush=True); from lora_ensembles.cli import main; sys.exit(main(['tasks']))"
-        # The import of the package's front is the one thing before `main`; it is made first, then the signal comes.
+        # The import of the package's front is the one thing before `main`; it is made first, then the signal
+        # comes.
         code = code.replace(
             "print('up', flush=True); from lora_ensembles.cli import main",
             "from lora_ensembles.cli import main; print('up', flush=True)",

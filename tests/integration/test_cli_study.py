@@ -1,4 +1,6 @@
-"""`lora-ensembles study` and `plan`: from nothing to claims on a tiny grid, continued after a break, and mistakes."""
+"""`lora-ensembles study` and `plan`: from nothing to claims on a tiny grid, continued after a break, and
+mistakes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Mistakes on the command line in the command line's own words: flags, values, the config file, and what other programs call a thing."""
+"""Mistakes on the command line in the command line's own words: flags, values, the config file, and what
+other programs call a thing.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,9 @@ def test_demo_numbers_are_those_of_its_saved_ensembles(demo, compared):
 
 
 def test_both_arms_of_the_demo_are_what_they_would_be_alone(compared):
-    """The plain and the decayed ensemble in one stack of four equal two ensembles of two, trained one after the other from equal seeds."""
+    """The plain and the decayed ensemble in one stack of four equal two ensembles of two, trained one after
+    the other from equal seeds.
+    """
     for arm, decay in ((compared.plain, TINY.plain_decay_b), (compared.decayed, TINY.decay_b)):
         alone = LoraEnsemble(*load_base(base_folder()), num_members=2, seed=1)
         config = TrainConfig(

@@ -51,7 +51,8 @@ def test_flat_loop_gives_the_weights_and_predictions_of_the_stacked_loop(beta, m
             for name in ours
         ]
         difference = torch.cat([(ours - other.data).abs().flatten() for ours, other in pairs])
-        # Where a gradient is of rounding size Adam divides it by its own size, so a few elements differ by a part of a step.
+        # Where a gradient is of rounding size Adam divides it by its own size, so a few elements differ by a
+        # part of a step.
         assert (difference > 1e-5).float().mean() < 1 / 500
         assert difference.max() < flat.RATE / 2
         log_probs = flat.label_log_probs(model, flat.encode(task.validation[:20]))

@@ -1,4 +1,5 @@
-"""Files and flags changed at random: every call ends with exit code 0 or 2 and at most one line of error, and no input is changed.
+"""Files and flags changed at random: every call ends with exit code 0 or 2 and at most one line of error, and
+no input is changed.
 
 A few examples of each kind in every run of the tests, the same each time; `make fuzz` takes many more.
 """

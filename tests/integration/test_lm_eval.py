@@ -1,4 +1,5 @@
-"""An ensemble in lm-evaluation-harness: the scores are those of the members, and what the harness is asked for is what it gets.
+"""An ensemble in lm-evaluation-harness: the scores are those of the members, and what the harness is asked
+for is what it gets.
 
 Everything runs on a tiny base in a folder and on a few questions written here, without a network.
 """
@@ -200,7 +201,8 @@ def test_rolling_log_likelihood_counts_every_token_once_over_windows(saved: Path
     )  # with the token that the tokenizer puts in front, which the harness scores as well
     assert len(ids) > 2 * window
     assert len(ids) % window != 0
-    # Windows of 8 tokens, the first behind the prefix token; the last is moved back so that it is full, and scores only what is left.
+    # Windows of 8 tokens, the first behind the prefix token; the last is moved back so that it is full, and
+    # scores only what is left.
     expected = 0.0
     for begin in range(0, len(ids), window):
         end = min(begin + window, len(ids))

@@ -1,4 +1,6 @@
-"""The number of operators of a stacked layer stays within its limits and does not depend on the number of members."""
+"""The number of operators of a stacked layer stays within its limits and does not depend on the number of
+members.
+"""
 
 from __future__ import annotations
 

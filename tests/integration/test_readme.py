@@ -45,7 +45,9 @@ def test_readme_link_leads_somewhere(link):
 
 
 def test_readme_python_example_is_the_call_the_library_takes():
-    """The block names a 7B model of the hub; the same lines run here with the embedded base and world in place of it."""
+    """The block names a 7B model of the hub; the same lines run here with the embedded base and world in
+    place of it.
+    """
     block = next(
         block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "LoraEnsemble(" in block
     )

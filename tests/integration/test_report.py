@@ -20,7 +20,8 @@ from study_records import study_records
 
 pytest.importorskip("matplotlib")
 
-# Runs before anything else on the page: what fails to load and what is written as an error ends up in the page's own text.
+# Runs before anything else on the page: what fails to load and what is written as an error ends up in the
+# page's own text.
 PROBE = """<script>
 const failed = [];
 console.error = (...words) => failed.push("console: " + words.join(" "));

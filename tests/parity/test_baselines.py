@@ -1,4 +1,5 @@
-"""Each baseline against a slow one by torch and PEFT alone: one model a member, full logits, an attention mask, torch.optim.AdamW.
+"""Each baseline against a slow one by torch and PEFT alone: one model a member, full logits, an attention
+mask, torch.optim.AdamW.
 
 Tolerance 1e-5 on log-probabilities of size 1 to 5: fp32 sums of some dozen terms in another order.
 """
@@ -142,7 +143,9 @@ def label_log_probs(logits: Logits, examples: Sequence[Example]) -> Tensor:
 
 
 def assert_close_parameters(found: Tensor, expected: Tensor, start: Tensor) -> None:
-    """Equal but for Adam's division of gradients as small as rounding: one element in 500 may be off by part of a step; and both moved."""
+    """Equal but for Adam's division of gradients as small as rounding: one element in 500 may be off by part
+    of a step; and both moved.
+    """
     assert float((expected - start).abs().max()) > 1e-3
     torch.testing.assert_close(found, expected, atol=max(RATES), rtol=0)
     off = (~torch.isclose(found, expected, atol=1e-5, rtol=1e-5)).sum().item()

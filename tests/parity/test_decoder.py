@@ -1,4 +1,6 @@
-"""Running less of a decoder gives what running all of it gives: the last layer at the answers only, on every architecture."""
+"""Running less of a decoder gives what running all of it gives: the last layer at the answers only, on every
+architecture.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Adapter dropout: a member's own random stream, whatever its neighbours, the padding and the split of a batch are."""
+"""Adapter dropout: a member's own random stream, whatever its neighbours, the padding and the split of a
+batch are.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ def test_dropout_drops_its_share_and_keeps_the_expected_input() -> None:
     count = 8 * 20 * 100
     found = factors([0.1, 0.5, 0.0], keys=[11, 12, 13], shape=shape)
     for m, p in enumerate([0.1, 0.5, 0.0]):
-        # A factor is 1 / (1 - p) with probability 1 - p: mean 1, variance p / (1 - p). Five standard deviations of the mean.
+        # A factor is 1 / (1 - p) with probability 1 - p: mean 1, variance p / (1 - p). Five standard
+        # deviations of the mean.
         bound = 5 * (p / (1 - p) / count) ** 0.5 + 1e-6
         assert float(found[m].mean()) == pytest.approx(1.0, abs=bound)
         assert set(found[m].unique().tolist()) <= {0.0, float(1 / (1 - torch.tensor(p)))}
@@ -95,7 +98,8 @@ def test_logits_under_dropout_do_not_depend_on_padding(name: str) -> None:
 def test_splitting_a_batch_gives_the_same_masks(name: str, max_rows: int) -> None:
     whole = trained(build_ensemble(name, members=2)).stack
     split = trained(build_ensemble(name, members=2), replace(CONFIG, max_rows=max_rows)).stack
-    # One learning rate is what a single differing mask changes at the least; fp32 sums in another order stay far below.
+    # One learning rate is what a single differing mask changes at the least; fp32 sums in another order stay
+    # far below.
     assert float((whole.b - split.b).abs().max()) < 1e-4
 
 

@@ -1,6 +1,7 @@
 """The stacked forward pass against PEFT's, one PEFT model a member, on every architecture.
 
-Tolerance 1e-5 on logits of size 1 to 5: fp32 sums of some dozen terms, in another order (a batched product in place of a plain one).
+Tolerance 1e-5 on logits of size 1 to 5: fp32 sums of some dozen terms, in another order (a batched product in
+place of a plain one).
 """
 
 from __future__ import annotations
@@ -191,7 +192,8 @@ def test_ranks_and_alphas_by_pattern_scale_as_in_peft(use_rslora: bool, tmp_path
 
 
 def test_routed_experts_cannot_be_targets() -> None:
-    # In transformers 5 the experts of a layer are one bare parameter, which PEFT reaches by target_parameters only.
+    # In transformers 5 the experts of a layer are one bare parameter, which PEFT reaches by target_parameters
+    # only.
     config = LoraConfig(target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj"])
     with pytest.raises(
         AdapterError, match=r"target_parameters=.*do not see one row per token of every member"

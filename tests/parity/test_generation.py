@@ -1,4 +1,6 @@
-"""The ensemble in Hugging Face's `generate` against a slow reference: M PEFT models, probabilities averaged at every step, no cache."""
+"""The ensemble in Hugging Face's `generate` against a slow reference: M PEFT models, probabilities averaged
+at every step, no cache.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ PROMPTS = random_rows([5, 11, 8], seed=3)  # of different lengths, some beyond t
 
 
 class SlowEnsemble(PreTrainedModel, GenerationMixin):
-    """M PEFT models asked one after another about the whole text so far; the log of the mean of their probabilities."""
+    """M PEFT models asked one after another about the whole text so far; the log of the mean of their
+    probabilities.
+    """
 
     def __init__(self, models: list[PeftModel]):
         super().__init__(PretrainedConfig(vocab_size=len(tokenizer()), bos_token_id=1, eos_token_id=2))

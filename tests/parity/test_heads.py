@@ -1,4 +1,5 @@
-"""Members with heads of their own against PEFT: the same scores, and the same weights after training with torch.optim.AdamW.
+"""Members with heads of their own against PEFT: the same scores, and the same weights after training with
+torch.optim.AdamW.
 
 `assert_same_weights` says how equal weights have to be, and why.
 """

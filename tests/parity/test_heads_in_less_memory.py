@@ -1,4 +1,6 @@
-"""Members with heads of their own, when memory runs out: smaller parts, then activations that are computed twice, with the same result."""
+"""Members with heads of their own, when memory runs out: smaller parts, then activations that are computed
+twice, with the same result.
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,9 @@ LENGTHS = (14, 9, 6)
 
 
 def change_by_padding(name: str, kind: str) -> float:
-    """The largest change of a score, in shares of the largest score, between a text beside a longer one and by itself."""
+    """The largest change of a score, in shares of the largest score, between a text beside a longer one and
+    by itself.
+    """
     model, score = build(name, kind), {}
     ids = torch.arange(4, 4 + max(LENGTHS)).repeat(len(LENGTHS), 1)
     mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()

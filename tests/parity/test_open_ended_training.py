@@ -1,4 +1,5 @@
-"""Training on open answers of several tokens: against PEFT with torch.optim.AdamW, and against itself with less memory.
+"""Training on open answers of several tokens: against PEFT with torch.optim.AdamW, and against itself with
+less memory.
 
 `reference_training.assert_same_weights` says how equal weights have to be, and why.
 """

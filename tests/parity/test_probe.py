@@ -1,4 +1,6 @@
-"""A few tokens tried when an ensemble is made: what does not hold is refused by name, or read in the slower way."""
+"""A few tokens tried when an ensemble is made: what does not hold is refused by name, or read in the slower
+way.
+"""
 
 from __future__ import annotations
 

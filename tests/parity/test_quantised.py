@@ -1,4 +1,6 @@
-"""Adapters on bitsandbytes 4-bit and 8-bit layers: stacked = PEFT on the same quantised base, and the base stays as it is."""
+"""Adapters on bitsandbytes 4-bit and 8-bit layers: stacked = PEFT on the same quantised base, and the base
+stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,8 @@ def test_stacked_forward_on_a_quantised_base_equals_peft(kind: str) -> None:
         for name in weights.a:
             parameters[f"base_model.model.{name}.lora_A.default.weight"].data.copy_(weights.a[name])
             parameters[f"base_model.model.{name}.lora_B.default.weight"].data.copy_(weights.b[name])
-        # The 8-bit kernel rounds its input per row, and every row is the same in both; only the order of sums differs.
+        # The 8-bit kernel rounds its input per row, and every row is the same in both; only the order of sums
+        # differs.
         torch.testing.assert_close(stacked[index], reference(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
 
 

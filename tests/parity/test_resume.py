@@ -23,7 +23,8 @@ from tiny_heads import examples_for
 from tiny_models import build_ensemble, letter_examples, open_examples
 
 TESTS = Path(__file__).resolve().parents[1]
-# All that a step depends on beside weights and moments: the order of the epoch, the schedule, dropout, the base's states, the clip.
+# All that a step depends on beside weights and moments: the order of the epoch, the schedule, dropout, the
+# base's states, the clip.
 CONFIG = TrainConfig(
     epochs=14,
     batch_size=4,
@@ -82,7 +83,9 @@ def log(out: Path) -> list[dict[str, object]]:
 
 
 def kill_in_the_middle(out: Path, kind: str) -> int:
-    """Start a run in a process of its own and kill it as soon as it has a checkpoint; returns the checkpoint's step."""
+    """Start a run in a process of its own and kill it as soon as it has a checkpoint; returns the
+    checkpoint's step.
+    """
     state = out / "training" / "checkpoint" / "state.json"
     arguments = [sys.executable, "-c", CHILD, str(TESTS / "parity"), str(out), kind]
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])

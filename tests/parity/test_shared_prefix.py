@@ -25,7 +25,8 @@ from tiny_models import (
     tokenizer,
 )
 
-# fp32 sums of some dozen terms in another order, in attention too: with keys that are there already it takes another kernel.
+# fp32 sums of some dozen terms in another order, in attention too: with keys that are there already it takes
+# another kernel.
 TOLERANCE = dict(atol=1e-5, rtol=1e-5)
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 

@@ -1,4 +1,6 @@
-"""The last layer at the one token that a head reads gives what the whole pass gives, on every architecture with a head."""
+"""The last layer at the one token that a head reads gives what the whole pass gives, on every architecture
+with a head.
+"""
 
 from __future__ import annotations
 

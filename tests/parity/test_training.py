@@ -191,7 +191,8 @@ def test_in_bf16_the_masters_stay_fp32_and_the_loss_stays_close() -> None:
 
 
 def test_a_step_below_the_resolution_of_bf16_is_not_lost() -> None:
-    # One bf16 step beside a weight of 0.1 is about 5e-4; twenty steps of 1e-5 must still move the master by about 2e-4.
+    # One bf16 step beside a weight of 0.1 is about 5e-4; twenty steps of 1e-5 must still move the master by
+    # about 2e-4.
     half = LoraEnsemble(
         build("llama", dtype=torch.bfloat16), tokenizer(), num_members=1, adapter=adapter_config()
     )

@@ -1,4 +1,5 @@
-"""Training over the label set: against PEFT with torch.optim.AdamW, label by label, and against itself with less memory.
+"""Training over the label set: against PEFT with torch.optim.AdamW, label by label, and against itself with
+less memory.
 
 `reference_training.assert_same_weights` says how equal weights have to be, and why.
 """
@@ -50,7 +51,9 @@ RECIPES = {
 
 
 def mixed_examples() -> list[Example]:
-    """Examples with two to four labels of one to three tokens; some share their first tokens, one is the beginning of another."""
+    """Examples with two to four labels of one to three tokens; some share their first tokens, one is the
+    beginning of another.
+    """
     labels = (
         (" yes", " no", " not at all", " maybe so"),
         (" not", " not at all", " no"),

@@ -1,4 +1,6 @@
-"""The layers below the first adapted one run once for all members, or once for all epochs, with the result of running them each time."""
+"""The layers below the first adapted one run once for all members, or once for all epochs, with the result of
+running them each time.
+"""
 
 from __future__ import annotations
 

@@ -53,7 +53,9 @@ def test_initialisation_that_rewrites_the_base_or_needs_data_is_refused_by_name(
 
 @pytest.mark.parametrize("option", ["loftq_config", "eva_config", "corda_config", "arrow_config"])
 def test_any_other_option_that_changes_the_arithmetic_is_refused(option: str) -> None:
-    """Every field that is not known to be harmless is refused, so that an option of a later PEFT is not ignored without a word."""
+    """Every field that is not known to be harmless is refused, so that an option of a later PEFT is not
+    ignored without a word.
+    """
     config = LoraConfig(r=2, target_modules=["q_proj"])
     assert hasattr(config, option)
     setattr(config, option, LoftQConfig(loftq_bits=4))

@@ -81,7 +81,8 @@ def test_decay_pulls_to_the_base_on_the_side_that_it_is_set_for() -> None:
     strong = dict(learning_rate=1e-4, epochs=20)
     inputs = made(config=replace(CONFIG, **strong, weight_decay_a=3000.0, weight_decay_b=0.0))
     start = made()
-    # 60 steps of a factor 1 - 1e-4 * 3000 leave 0.7^60 = 5e-10 of the start, and what Adam adds: at most 1e-4 / 0.3 in balance
+    # 60 steps of a factor 1 - 1e-4 * 3000 leave 0.7^60 = 5e-10 of the start, and what Adam adds: at most 1e-4
+    # / 0.3 in balance
     assert float(inputs.inputs.abs().max()) < 1e-3
     assert float((inputs.outputs - start.outputs).abs().max()) < 60 * 1e-4 + 1e-6
 
@@ -131,7 +132,8 @@ def test_small_changes_of_an_offset_are_not_lost_in_bf16() -> None:
     layer.register_forward_pre_hook(lambda _layer, arguments: seen.append(arguments[0].float()))
     with torch.no_grad():
         stacked(torch.rand(1, 1, 4096).bfloat16().expand(2, -1, -1))
-    # Rounding of a product is off by at most 2^-9 of it, either way: over 4096 products by 2^-9 / 64 / 2 or so of their sum.
+    # Rounding of a product is off by at most 2^-9 of it, either way: over 4096 products by 2^-9 / 64 / 2 or
+    # so of their sum.
     assert float(seen[0][1].sum() / seen[0][0].sum()) == pytest.approx((1 + after) / (1 + before), abs=2e-4)
 
 

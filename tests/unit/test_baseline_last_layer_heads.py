@@ -1,4 +1,6 @@
-"""A last-layer ensemble of heads against transformers: the same scores, and the same weights after training with torch.optim.AdamW."""
+"""A last-layer ensemble of heads against transformers: the same scores, and the same weights after training
+with torch.optim.AdamW.
+"""
 
 from __future__ import annotations
 

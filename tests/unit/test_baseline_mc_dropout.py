@@ -1,4 +1,6 @@
-"""MC dropout: passes that are a function of the seed and the question alone, and an ensemble that is left as it was."""
+"""MC dropout: passes that are a function of the seed and the question alone, and an ensemble that is left as
+it was.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,8 @@ def test_a_question_gets_the_same_whatever_the_batch_its_neighbours_and_their_or
 
 
 def test_questions_of_equal_length_get_different_masks() -> None:
-    # If rows shared a mask, the effect of a tiny change of dropout would be shared too: compare the masks that the first layer draws.
+    # If rows shared a mask, the effect of a tiny change of dropout would be shared too: compare the masks
+    # that the first layer draws.
     ensemble = build_ensemble(members=1, random_b=True)
     layer, seen = ensemble.stack.layers[0], []
     draw = layer._dropout_factors

@@ -1,4 +1,6 @@
-"""Baselines train by the loop of LoRA ensembles: they resume, keep snapshots, are validated, and go on with fewer rows."""
+"""Baselines train by the loop of LoRA ensembles: they resume, keep snapshots, are validated, and go on with
+fewer rows.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Temperature scaling: the right temperature, nothing but the temperature, and never scored on what it was fitted on."""
+"""Temperature scaling: the right temperature, nothing but the temperature, and never scored on what it was
+fitted on.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class Told:
 
 
 def drawn(count: int, *, sharpness: float, seed: int = 0) -> tuple[list[Example], Tensor]:
-    """Examples whose answers are drawn from softmax(z), and the log-probabilities (1, N, 4) of softmax(sharpness * z)."""
+    """Examples whose answers are drawn from softmax(z), and the log-probabilities (1, N, 4) of
+    softmax(sharpness * z).
+    """
     generator = torch.Generator().manual_seed(seed)
     z = 1.5 * torch.randn(count, 4, generator=generator)
     answers = torch.multinomial(z.softmax(-1), 1, generator=generator)[:, 0].tolist()
@@ -66,8 +70,8 @@ def nll_by_hand(prediction: Prediction, temperature: float) -> float:
 def test_the_temperature_that_made_a_predictor_too_sure_is_found(sharpness: float) -> None:
     examples, log_probs = drawn(20_000, sharpness=sharpness)
     found = TemperatureScaled.fit(Told(examples, log_probs), examples).temperature
-    # The NLL per example has curvature Var_p(z) in b = 1 / T at its minimum, here about 1 for z of deviation 1.5: log T has deviation
-    # 1 / sqrt(20000) = 0.7 %. Five of these.
+    # The NLL per example has curvature Var_p(z) in b = 1 / T at its minimum, here about 1 for z of deviation
+    # 1.5: log T has deviation 1 / sqrt(20000) = 0.7 %. Five of these.
     assert found == pytest.approx(sharpness, rel=0.035)
 
 

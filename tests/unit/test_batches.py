@@ -1,4 +1,6 @@
-"""The table of training rows: which tokens, positions and answers a batch holds, whose order it is in, and how a step is split."""
+"""The table of training rows: which tokens, positions and answers a batch holds, whose order it is in, and
+how a step is split.
+"""
 
 from __future__ import annotations
 
@@ -165,8 +167,9 @@ def test_members_read_their_long_rows_in_the_same_steps_so_that_a_step_holds_lit
             int(lengths.max()) * lengths.numel() for lengths in steps
         )
 
-    # Lengths are uniform on 5 to 199. The longest of 32 rows is near 193 and their mean 102: 47 % padding. A window of all 25 batches has a
-    # 25th of the range in a batch, and the members' quantiles differ by about as much again.
+    # Lengths are uniform on 5 to 199. The longest of 32 rows is near 193 and their mean 102: 47 % padding. A
+    # window of all 25 batches has a 25th of the range in a batch, and the members' quantiles differ by about
+    # as much again.
     assert padding(None) > 0.4
     assert padding(25) < 0.15
 

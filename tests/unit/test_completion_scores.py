@@ -22,7 +22,8 @@ from tiny_ensembles import no_memory_left
 from tiny_models import build, build_ensemble, open_examples, tokenizer
 
 MEMBERS = 3
-# fp32 logits of size 1 to 5, summed in another order (a batched product, other padding), and sums of up to ten of their logarithms
+# fp32 logits of size 1 to 5, summed in another order (a batched product, other padding), and sums of up to
+# ten of their logarithms
 TOLERANCE = dict(atol=1e-5, rtol=1e-5)
 
 

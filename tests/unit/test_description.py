@@ -1,4 +1,6 @@
-"""`ensemble.json` and members' files that were changed by hand, damaged, or made to mislead: each is named, with the place in it."""
+"""`ensemble.json` and members' files that were changed by hand, damaged, or made to mislead: each is named,
+with the place in it.
+"""
 
 from __future__ import annotations
 
@@ -154,7 +156,9 @@ def test_member_that_comes_twice_is_refused_in_every_spelling(saved: Path, name:
 
 
 def test_ensemble_and_member_behind_links_inside_are_read(saved: Path) -> None:
-    """As in the cache of the hub, whose files are links to others elsewhere; and an ensemble in a linked folder."""
+    """As in the cache of the hub, whose files are links to others elsewhere; and an ensemble in a linked
+    folder.
+    """
     weights = saved / "member_000" / "adapter_model.safetensors"
     weights.rename(saved.parent / "blob")
     weights.symlink_to(saved.parent / "blob")

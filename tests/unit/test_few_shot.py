@@ -1,4 +1,6 @@
-"""The few-shot base: what stands in front of a question, how draws differ, and that the score is that of the whole text."""
+"""The few-shot base: what stands in front of a question, how draws differ, and that the score is that of the
+whole text.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What can be passed as examples and prompts: what can be read as such works, anything else is refused with the way to convert it."""
+"""What can be passed as examples and prompts: what can be read as such works, anything else is refused with
+the way to convert it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The way in and out: the hub, members that AutoPeft opens, dtypes, class names, arrays, and what `repr` says."""
+"""The way in and out: the hub, members that AutoPeft opens, dtypes, class names, arrays, and what `repr`
+says.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,9 @@ from random_predictions import random_prediction
 
 
 def drawn(count: int, *, truth: float, seed: int, sharp: float = 1.5) -> Prediction:
-    """Two members' predictions, and answers drawn from their mean at another temperature; at 1 they are calibrated."""
+    """Two members' predictions, and answers drawn from their mean at another temperature; at 1 they are
+    calibrated.
+    """
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randn(count, 4, generator=generator)
     log_probs = (sharp * shared + 0.5 * torch.randn(2, count, 4, generator=generator)).log_softmax(-1)
@@ -44,7 +46,8 @@ def test_intervals_of_ece_hold_the_populations_in_the_share_they_claim(size: int
     value = 0.0 if truth == 1 else ece(drawn(200_000, truth=truth, seed=1))
     samples = [drawn(size, truth=truth, seed=2 + seed) for seed in range(60)]
     intervals = [bootstrap_interval(ece, sample, samples=300) for sample in samples]
-    # Four standard errors of a share of 60 at 0.95: sqrt(0.95 * 0.05 / 60) = 0.028. A percentile bootstrap has 0.0 and 0.1 on 100 examples.
+    # Four standard errors of a share of 60 at 0.95: sqrt(0.95 * 0.05 / 60) = 0.028. A percentile bootstrap
+    # has 0.0 and 0.1 on 100 examples.
     assert share_covered(intervals, value) >= 0.95 - 4 * 0.0281
     # They are no wider than they have to be: most tell a population ECE of 0.15 from the calibrated one.
     if (size, truth) == (500, 0.7):
@@ -66,7 +69,8 @@ def test_the_interval_of_a_calibrated_ece_begins_at_zero_and_that_of_a_sure_liar
     assert not calibrated.excludes_zero
     sure = Prediction(torch.tensor([0.98, 0.02]).log().expand(1, 50, 2), (torch.arange(50) % 2).long())
     interval = bootstrap_interval(ece, sure)
-    # All confidences are 0.98, so the population's ECE is |accuracy - 0.98|, and accuracy 0.5 has an exact 95 % interval of 0.36 to 0.64.
+    # All confidences are 0.98, so the population's ECE is |accuracy - 0.98|, and accuracy 0.5 has an exact 95
+    # % interval of 0.36 to 0.64.
     assert interval.low == pytest.approx(0.98 - 0.64, abs=0.02)
     assert interval.high == pytest.approx(0.98 - 0.36, abs=0.02)
 
@@ -75,7 +79,8 @@ def test_answers_that_are_all_right_may_still_be_less_sure_than_they_should() ->
     sure = Prediction(torch.tensor([0.99, 0.01]).log().expand(1, 100, 2), torch.zeros(100, dtype=torch.int64))
     interval = bootstrap_interval(ece, sure)
     assert interval.estimate == pytest.approx(0.01, abs=1e-6)
-    # With accuracy p a sample's ECE is below 0.01 only if exactly 99 are right, in 100 p^99 (1 - p) of samples: 2.5 % at the highest ECE.
+    # With accuracy p a sample's ECE is below 0.01 only if exactly 99 are right, in 100 p^99 (1 - p) of
+    # samples: 2.5 % at the highest ECE.
     low, high = 0.9, 0.99
     for _ in range(50):
         middle = (low + high) / 2
@@ -105,7 +110,8 @@ def test_the_interval_of_accuracy_has_the_shares_that_a_test_does_not_tell_from_
 
 
 def test_a_difference_of_accuracies_counts_one_answer_more_on_either_side() -> None:
-    # Of 50 answers the first alone has 6 right, the second alone 1: (7 - 2) / 52 -+ 1.96 sqrt((9/52 - (5/52)^2) / 52).
+    # Of 50 answers the first alone has 6 right, the second alone 1: (7 - 2) / 52 -+ 1.96 sqrt((9/52 -
+    # (5/52)^2) / 52).
     targets = torch.zeros(50, dtype=torch.int64)
     right, wrong = torch.tensor([0.8, 0.2]), torch.tensor([0.3, 0.7])
     first = torch.stack([right] * 49 + [wrong])
@@ -124,7 +130,8 @@ def test_intervals_of_a_mean_are_near_students_and_lean_where_the_data_do() -> N
     losses = -prediction.log_probs.gather(1, prediction.targets[:, None]).double()
     half = t_quantile(0.95, 199) * losses.std().item() / 200**0.5
     interval = bootstrap_interval(nll, prediction, samples=4000)
-    # Skewness s moves both ends of a BCa interval of a mean by (2 z^2 + 1) s / (6 sqrt(N)) standard errors (Efron 1987, to first order).
+    # Skewness s moves both ends of a BCa interval of a mean by (2 z^2 + 1) s / (6 sqrt(N)) standard errors
+    # (Efron 1987, to first order).
     skewness = ((losses - losses.mean()) / losses.std()).pow(3).mean().item()
     shift = (2 * 1.96**2 + 1) * skewness / (6 * 200**0.5) * losses.std().item() / 200**0.5
     assert skewness > 0.5
@@ -192,7 +199,8 @@ def test_wider_level_gives_a_wider_interval_around_the_estimate():
 
 
 def test_paired_difference_sees_what_separate_intervals_hide():
-    # The second is the first with every log-probability of the target a little lower: always worse, by little.
+    # The second is the first with every log-probability of the target a little lower: always worse, by
+    # little.
     first = random_prediction(20, examples=100)
     colder = Prediction((first.member_log_probs * 1.1).log_softmax(-1), first.targets, first.ids)
     separate = bootstrap_interval(nll, first, samples=200), bootstrap_interval(nll, colder, samples=200)

@@ -1,4 +1,6 @@
-"""The loss over the label set: its table of rows, who may ask for it, what is kept of the choice, and what is said of labels."""
+"""The loss over the label set: its table of rows, who may ask for it, what is kept of the choice, and what is
+said of labels.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ def test_labels_of_several_tokens_have_a_row_each_without_their_last_token() -> 
 
 
 def test_a_row_serves_all_labels_that_it_begins_with() -> None:
-    # 5 needs the prompt, (5, 6) needs 5, and both stand in the row that (5, 6, 7) needs; (5, 6, 8) needs the same row.
+    # 5 needs the prompt, (5, 6) needs 5, and both stand in the row that (5, 6, 7) needs; (5, 6, 8) needs the
+    # same row.
     assert rows_of((5,), (5, 6), (5, 6, 7), (5, 6, 8)) == [[1, 9, 5, 6]]
 
 

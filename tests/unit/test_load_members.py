@@ -1,4 +1,6 @@
-"""Saved members added to an ensemble as it runs: the same as opened together, whatever their ranks, and quick."""
+"""Saved members added to an ensemble as it runs: the same as opened together, whatever their ranks, and
+quick.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,8 @@ def test_members_of_other_layers_and_folders_without_an_adapter_are_refused_and_
 
 
 def test_an_adapter_of_the_size_of_a_13b_models_loads_in_a_fifth_of_a_second(tmp_path: Path) -> None:
-    # Rank 8 on the query and value projections of 40 layers 5120 wide: 6.6M weights, 26 MB. The same layers, on a base with nothing else.
+    # Rank 8 on the query and value projections of 40 layers 5120 wide: 6.6M weights, 26 MB. The same layers,
+    # on a base with nothing else.
     config = LlamaConfig(
         vocab_size=len(tokenizer()),
         hidden_size=1280,

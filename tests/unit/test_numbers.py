@@ -1,4 +1,6 @@
-"""Numbers that cannot work are refused by the name of their field, before anything is built; numpy's numbers work like Python's."""
+"""Numbers that cannot work are refused by the name of their field, before anything is built; numpy's numbers
+work like Python's.
+"""
 
 from __future__ import annotations
 

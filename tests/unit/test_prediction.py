@@ -42,7 +42,8 @@ def test_ensemble_probabilities_are_the_mean_of_member_probabilities(seed):
 
 
 def test_mistake_averaging_logits_gives_another_distribution_than_ours():
-    # Member 1 is sure of a, member 2 nearly sure of b. Averaged logits say 99.8 % a; the mean of the probabilities says half.
+    # Member 1 is sure of a, member 2 nearly sure of b. Averaged logits say 99.8 % a; the mean of the
+    # probabilities says half.
     logits = torch.tensor([[[20.0, 0.0]], [[0.0, 7.0]]])
     prediction = Prediction(logits.log_softmax(-1))
     averaged_logits = logits.mean(dim=0).softmax(-1)[0, 0].item()

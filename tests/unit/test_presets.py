@@ -9,7 +9,8 @@ from lora_ensembles.errors import ConfigError
 from lora_ensembles.stack.adapters import default_adapter_config
 from lora_ensembles.training.config import PRESETS, TrainConfig
 
-# Sec. 5.1 of arXiv:2310.00035: batch size 32 for cqa, 16 for obqa, arce and arcc, 8 for mmlu; 20 epochs, step size 5e-5, decay 0.01.
+# Sec. 5.1 of arXiv:2310.00035: batch size 32 for cqa, 16 for obqa, arce and arcc, 8 for mmlu; 20 epochs, step
+# size 5e-5, decay 0.01.
 BATCH_SIZES = {"cqa": 32, "obqa": 16, "arce": 16, "arcc": 16, "mmlu-ss": 8, "mmlu-stem": 8}
 
 

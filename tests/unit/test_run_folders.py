@@ -1,4 +1,6 @@
-"""The folder of a run: one process at a time, replaced only when asked and only what is ours, left by signals ready to go on."""
+"""The folder of a run: one process at a time, replaced only when asked and only what is ours, left by signals
+ready to go on.
+"""
 
 from __future__ import annotations
 

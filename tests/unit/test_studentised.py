@@ -1,4 +1,6 @@
-"""The bootstrap-t: its standard errors against formulas, its ends against draws one by one, and where it gives way."""
+"""The bootstrap-t: its standard errors against formulas, its ends against draws one by one, and where it
+gives way.
+"""
 
 from __future__ import annotations
 

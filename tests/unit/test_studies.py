@@ -189,7 +189,9 @@ def test_a_grid_names_every_cell_once_and_full_holds_the_papers_numbers() -> Non
 def arm(
     nll: float, ece: float, accuracy: float, *, gain: float = 0.0, epochs: tuple[int, ...] = (1, 2, 3, 10)
 ) -> dict[str, Any]:
-    """An arm whose NLL rises by `nll` an epoch and whose ensemble is better than its members by `gain` in everything."""
+    """An arm whose NLL rises by `nll` an epoch and whose ensemble is better than its members by `gain` in
+    everything.
+    """
     rows = {}
     for epoch in epochs:
         member = dict.fromkeys(METRICS, 0.0) | {
@@ -366,7 +368,8 @@ def test_without_an_effect_a_verdict_is_wrong_in_one_study_of_twenty(tasks: int,
             for seed in range(seeds)
         }
         wrong += judge_contrast(Contrast("x", differences, 1)).verdict != "inconclusive"
-    # Means of normal effects and normal seeds are normal, so the error rate is 5 %; four standard errors of a share of 1,500.
+    # Means of normal effects and normal seeds are normal, so the error rate is 5 %; four standard errors of a
+    # share of 1,500.
     assert wrong / studies == pytest.approx(0.05, abs=4 * (0.05 * 0.95 / studies) ** 0.5)
 
 

@@ -77,7 +77,9 @@ def text_of(figure: Any) -> list[str]:
 
 
 def written_on(figure: Any) -> list[Text]:
-    """Every text of a figure but the numbers of ticks outside their axes, which matplotlib keeps and does not draw."""
+    """Every text of a figure but the numbers of ticks outside their axes, which matplotlib keeps and does not
+    draw.
+    """
     found = list(figure.texts)
     for axes in figure.axes:
         found += [axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title, *axes.texts]

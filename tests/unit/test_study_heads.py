@@ -1,4 +1,6 @@
-"""A study of members with heads of their own: an encoder built in code, from the choice of the decay to the claims."""
+"""A study of members with heads of their own: an encoder built in code, from the choice of the decay to the
+claims.
+"""
 
 from __future__ import annotations
 

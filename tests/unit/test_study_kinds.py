@@ -1,4 +1,6 @@
-"""The kinds of records about what the paper leaves open: methods side by side, initialisation, rank, strength."""
+"""The kinds of records about what the paper leaves open: methods side by side, initialisation, rank,
+strength.
+"""
 
 from __future__ import annotations
 

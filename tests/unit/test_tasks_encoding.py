@@ -58,7 +58,9 @@ def byte_level(template: str = "<s> $A", vocab_size: int = 400) -> PreTrainedTok
 
 @functools.cache
 def metaspace(template: str = "<s> $A") -> PreTrainedTokenizerFast:
-    """As SentencePiece: a space is put in front of every text, so that a line alone begins with another token than inside a text."""
+    """As SentencePiece: a space is put in front of every text, so that a line alone begins with another token
+    than inside a text.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace()
@@ -140,7 +142,9 @@ def test_label_of_several_tokens_keeps_them_all() -> None:
 
 
 def test_line_that_merges_with_the_line_before_is_read_from_the_full_text() -> None:
-    """Here the last line alone begins with "A", and inside a text with "\\nA": the shortcut must not be taken on trust."""
+    """Here the last line alone begins with "A", and inside a text with "\\nA": the shortcut must not be taken
+    on trust.
+    """
     tokenizer = merging()
     example = Example("merge", "Q: a star?\nA", ("b", "c"), 0)
 

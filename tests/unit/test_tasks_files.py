@@ -61,7 +61,9 @@ def test_answer_is_an_index_from_zero_a_letter_or_the_text(tmp_path: Path, answe
 
 
 def test_label_text_and_letter_swapped_is_caught_not_guessed(tmp_path: Path) -> None:
-    """Options that are letters themselves: answer "a" is the second option by its text and the first by its letter."""
+    """Options that are letters themselves: answer "a" is the second option by its text and the first by its
+    letter.
+    """
     path = jsonl(tmp_path / "f.jsonl", changed(options=["b", "a"], answer="a"))
 
     with pytest.raises(

@@ -1,4 +1,6 @@
-"""Formats, delimiters, headers and characters of files, what is said of any other, and one reading of all answers."""
+"""Formats, delimiters, headers and characters of files, what is said of any other, and one reading of all
+answers.
+"""
 
 from __future__ import annotations
 
@@ -230,7 +232,9 @@ def test_a_number_among_answers_by_text_is_no_index(tmp_path: Path) -> None:
 
 
 def test_a_slip_in_one_row_does_not_decide_between_two_readings(tmp_path: Path) -> None:
-    """Options 1 to 4 and answers 1 to 3 read as texts and as indices; the 0 of one row of forty must not make them all indices."""
+    """Options 1 to 4 and answers 1 to 3 read as texts and as indices; the 0 of one row of forty must not make
+    them all indices.
+    """
     answers = ["1", "2", "3"] * 13 + ["0"]
 
     with pytest.raises(DataError, match=r"line 1: answer '1' can mean different options"):

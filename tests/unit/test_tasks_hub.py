@@ -1,4 +1,6 @@
-"""The paper's six tasks: sizes and questions of the real data where it is there, and the shape of errors where it is not."""
+"""The paper's six tasks: sizes and questions of the real data where it is there, and the shape of errors
+where it is not.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ import pytest
 from lora_ensembles.data import LETTERS, Example, Task, render_label_prompt, render_prompt
 from lora_ensembles.errors import DataError
 
-# Each sample as the paper prints it, up to where the letter of the answer stands; the page's line breaks inside a question are undone.
+# Each sample as the paper prints it, up to where the letter of the answer stands; the page's line breaks
+# inside a question are undone.
 SAMPLES = {
     "C.1": """Q: The sanctions against the school were a punishing blow, and they seemed to what the efforts the school had made to change?
 Answer Choices:

@@ -1,6 +1,7 @@
 """BatchEnsemble: members that scale the inputs and outputs of shared, frozen layers.
 
-Shapes: M members, B rows of a member, T tokens, K answer positions, D features, N examples, C options, P parameters of a member.
+Shapes: M members, B rows of a member, T tokens, K answer positions, D features, N examples, C options, P
+parameters of a member.
 """
 
 from __future__ import annotations
@@ -46,12 +47,14 @@ ALL = slice(None)
 
 
 class RankOneLinear(nn.Module):
-    """A frozen linear layer whose weight each member multiplies by a matrix of rank one: row (m, b) gets (W o s_m r_m^T) x + bias.
+    """A frozen linear layer whose weight each member multiplies by a matrix of rank one: row (m, b) gets (W o
+    s_m r_m^T) x + bias.
 
-    Computed as s_m o W (r_m o x), so W is read once for all members. r_m = 1 + `input_offsets[m]` (M, D_in) and
-    s_m = 1 + `output_offsets[m]` (M, D_out) are fp32, and only the products are cast to the base's dtype. Between 1 and 2 bf16 has steps
-    of 0.8 %: a factor cast to it would lose what a step of training adds, where products of many different x keep it on average.
-    Source: Wen et al. 2020 (arXiv:2002.06715), Eq. 1 and 2.
+    Computed as s_m o W (r_m o x), so W is read once for all members. r_m = 1 + `input_offsets[m]` (M, D_in)
+    and s_m = 1 + `output_offsets[m]` (M, D_out) are fp32, and only the products are cast to the base's dtype.
+    Between 1 and 2 bf16 has steps of 0.8 %: a factor cast to it would lose what a step of training adds,
+    where products of many different x keep it on average. Source: Wen et al. 2020 (arXiv:2002.06715), Eq. 1
+    and 2.
     """
 
     def __init__(self, base_layer: nn.Module, *, name: str, context: ForwardContext):
@@ -87,26 +90,31 @@ class RankOneLinear(nn.Module):
 
 
 class BatchEnsemble:
-    """A `Predictor` of M members, each a rank-one multiplicative change of the same target layers: W_m = W o (s_m r_m^T).
+    """A `Predictor` of M members, each a rank-one multiplicative change of the same target layers: W_m = W o
+    (s_m r_m^T).
 
-    r_m and s_m alone are trained, D_in + D_out numbers a layer and member (those of a LoRA of rank 1); the shared weight
-    stays the base's. `Differs:` from Wen et al. 2020, who train the shared weight too, and from Arteaga et al. 2024 (arXiv:2409.02976),
-    who train a LoRA of it that all members share: a part that is shared makes each member's result depend on its neighbours, and members
-    here are to differ from those of a LoRA ensemble in the form of the change alone.
+    r_m and s_m alone are trained, D_in + D_out numbers a layer and member (those of a LoRA of rank 1); the
+    shared weight stays the base's. `Differs:` from Wen et al. 2020, who train the shared weight too, and from
+    Arteaga et al. 2024 (arXiv:2409.02976), who train a LoRA of it that all members share: a part that is
+    shared makes each member's result depend on its neighbours, and members here are to differ from those of a
+    LoRA ensemble in the form of the change alone.
 
-    Initialisation: r = 1 + u, s = 1 + v with u, v ~ N(0, sigma^2). The random signs of Wen et al., who train from scratch, would destroy
-    what the base knows. With sigma an entry of W is off by about sqrt(2) sigma of itself; 0.05 is the largest value that cost the
-    embedded base less than 0.01 nats (docs/baselines.md has the curve). sigma = 0 starts all members at the base, so that only data order
-    tells them apart. u and v are what is trained, so decay pulls towards the base, as it does with LoRA: `weight_decay_a` acts on u (the
-    input side, as A), `weight_decay_b` on v (the output side, as B).
+    Initialisation: r = 1 + u, s = 1 + v with u, v ~ N(0, sigma^2). The random signs of Wen et al., who train
+    from scratch, would destroy what the base knows. With sigma an entry of W is off by about sqrt(2) sigma of
+    itself; 0.05 is the largest value that cost the embedded base less than 0.01 nats (docs/baselines.md has
+    the curve). sigma = 0 starts all members at the base, so that only data order tells them apart. u and v
+    are what is trained, so decay pulls towards the base, as it does with LoRA: `weight_decay_a` acts on u
+    (the input side, as A), `weight_decay_b` on v (the output side, as B).
 
-    The base's target layers are replaced in place; its weights are never changed, and `unload` gives it back as it was.
+    The base's target layers are replaced in place; its weights are never changed, and `unload` gives it back
+    as it was.
 
     Args:
         base: any Hugging Face causal language model, not wrapped by PEFT, carrying no other ensemble.
         tokenizer: its tokenizer.
         num_members: number of members.
-        adapter: a `peft.LoraConfig` that says which layers; its rank, alpha and the like mean nothing here. The paper's by default.
+        adapter: a `peft.LoraConfig` that says which layers; its rank, alpha and the like mean nothing here.
+            The paper's by default.
         sigma: size of the initial offsets.
         seed, vary: as of `LoraEnsemble`: member m sees its data in the order that member m there does.
 
@@ -185,10 +193,11 @@ class BatchEnsemble:
         overwrite: bool = False,
         progress: bool = False,
     ) -> TrainResult:
-        """Train every member's r and s on `examples`, each in an order of its own, by Eq. 3 (and 4) of arXiv:2310.00035.
+        """Train every member's r and s on `examples`, each in an order of its own, by Eq. 3 (and 4) of
+        arXiv:2310.00035.
 
-        `validation`, `out`, `resume` and `overwrite` are those of `train`; with `out`, the last checkpoint is the result, and `resume`
-        brings a finished run back.
+        `validation`, `out`, `resume` and `overwrite` are those of `train`; with `out`, the last checkpoint is
+        the result, and `resume` brings a finished run back.
 
         Raises:
             ConfigError: a setting is not supported here (dropout), or not one for each member.
@@ -223,7 +232,8 @@ class BatchEnsemble:
 
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
-        """log p of each label for each member (M, N, C), float32; at most `max_rows` rows (members * examples) are in flight.
+        """log p of each label for each member (M, N, C), float32; at most `max_rows` rows (members *
+        examples) are in flight.
 
         Raises:
             DataError: a prompt or a label cannot be used.

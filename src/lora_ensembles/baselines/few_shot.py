@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FewShot:
-    """A `Predictor` without any training: `shots` demonstrations, drawn without replacement, stand in front of every question.
+    """A `Predictor` without any training: `shots` demonstrations, drawn without replacement, stand in front
+    of every question.
 
-    Each of the `draws` sets of demonstrations counts as one member, so a metric averaged over members is the paper's average over 10
-    draws (Sec. 5.1 of arXiv:2310.00035). `shots=0` asks the bare question, once. The demonstrations of a draw are read once, and their
-    keys and values stand before every question. `label_score` says how labels of several tokens count: see `TrainConfig`.
+    Each of the `draws` sets of demonstrations counts as one member, so a metric averaged over members is the
+    paper's average over 10 draws (Sec. 5.1 of arXiv:2310.00035). `shots=0` asks the bare question, once. The
+    demonstrations of a draw are read once, and their keys and values stand before every question.
+    `label_score` says how labels of several tokens count: see `TrainConfig`.
 
     Example:
         >>> from lora_ensembles.embedded import load_base
@@ -67,7 +69,9 @@ class FewShot:
 
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
-        """log p of each label for each draw (draws, N, C), float32, normalised over an example's labels; see `Predictor`."""
+        """log p of each label for each draw (draws, N, C), float32, normalised over an example's labels; see
+        `Predictor`.
+        """
         self.base.eval()
         return scored_in_parts(
             lambda rows: torch.cat([self._score(prefix, examples, rows) for prefix in self.prompts()]),
@@ -96,7 +100,8 @@ class FewShot:
 
 
 def render_demonstration(example: Example) -> str:
-    r"""An answered question as a demonstration: prompt, label, the bracket that closes a letter, and a line break.
+    r"""An answered question as a demonstration: prompt, label, the bracket that closes a letter, and a line
+    break.
 
     Example:
         >>> render_demonstration(Example("1", "Q: ...\nA: (", labels=("a", "b"), target=1))

@@ -1,7 +1,8 @@
-"""Last-layer ensemble: the base is frozen, and each member has label-token rows of the output head of its own.
+"""Last-layer ensemble: the base is frozen, and each member has label-token rows of the output head of its
+own.
 
-Shapes: M members, B rows of a member, K answer tokens of a row, n answer tokens in all, L label tokens, H hidden size, V vocabulary,
-N examples, C options.
+Shapes: M members, B rows of a member, K answer tokens of a row, n answer tokens in all, L label tokens, H
+hidden size, V vocabulary, N examples, C options.
 """
 
 from __future__ import annotations
@@ -35,19 +36,23 @@ if TYPE_CHECKING:
 
 
 class LastLayerEnsemble:
-    """A `Predictor` of M members that differ in the rows of the output head that spell labels, and share everything else.
+    """A `Predictor` of M members that differ in the rows of the output head that spell labels, and share
+    everything else.
 
-    Each member's rows start from the pre-trained ones and see the training data in an order of their own. Nothing below the head changes,
-    so the base runs once over the training data, and a step is one batched product. The loss is Eq. 3 of arXiv:2310.00035, over the full
-    vocabulary, and exact: the logits of all other tokens are frozen too, so that of them only their logsumexp is kept, one number an
-    answer token. What a model does behind its head (soft caps, scales) is done by its own `forward`. Arithmetic is in the head's dtype, on
-    fp32 masters. A bias of the head stays as it is. Before `fit` every member is the base.
+    Each member's rows start from the pre-trained ones and see the training data in an order of their own.
+    Nothing below the head changes, so the base runs once over the training data, and a step is one batched
+    product. The loss is Eq. 3 of arXiv:2310.00035, over the full vocabulary, and exact: the logits of all
+    other tokens are frozen too, so that of them only their logsumexp is kept, one number an answer token.
+    What a model does behind its head (soft caps, scales) is done by its own `forward`. Arithmetic is in the
+    head's dtype, on fp32 masters. A bias of the head stays as it is. Before `fit` every member is the base.
 
-    Settings are those of `TrainConfig`; `weight_decay_b` is the decay of the rows, towards 0, and `weight_decay_a` has nothing to act on.
-    Source: Sec. 5.1 of arXiv:2310.00035, read as in the first sentence.
+    Settings are those of `TrainConfig`; `weight_decay_b` is the decay of the rows, towards 0, and
+    `weight_decay_a` has nothing to act on. Source: Sec. 5.1 of arXiv:2310.00035, read as in the first
+    sentence.
 
     Args:
-        base: any Hugging Face causal language model; it is never changed. If it carries a `LoraEnsemble`, use this inside `base_only()`.
+        base: any Hugging Face causal language model; it is never changed. If it carries a `LoraEnsemble`, use
+            this inside `base_only()`.
         tokenizer: its tokenizer.
         num_members: number of members.
         seed: member m sees its data in the order that member m of `LoraEnsemble(seed=seed)` does.
@@ -108,10 +113,11 @@ class LastLayerEnsemble:
         overwrite: bool = False,
         progress: bool = False,
     ) -> TrainResult:
-        """Train every member's rows for the label tokens of `examples`, from the pre-trained ones on, whatever was fitted before.
+        """Train every member's rows for the label tokens of `examples`, from the pre-trained ones on,
+        whatever was fitted before.
 
-        `validation`, `out`, `resume` and `overwrite` are those of `train`; with `out`, the last checkpoint is the result, and `resume`
-        brings a finished run back.
+        `validation`, `out`, `resume` and `overwrite` are those of `train`; with `out`, the last checkpoint is
+        the result, and `resume` brings a finished run back.
 
         Raises:
             ConfigError: a setting is not supported here (dropout), or not one for each member.
@@ -150,7 +156,8 @@ class LastLayerEnsemble:
 
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
-        """log p of each label for each member (M, N, C), float32. Labels that were not in the training data keep the base's rows.
+        """log p of each label for each member (M, N, C), float32. Labels that were not in the training data
+        keep the base's rows.
 
         Raises:
             DataError: a prompt or a label cannot be used.
@@ -168,7 +175,9 @@ class LastLayerEnsemble:
         )
 
     def label_logits(self, states: Tensor, rows: Tensor, label_ids: Tensor) -> Tensor:
-        """Logits (M, n, L) of the label tokens from last hidden states (M, n, H) and head rows (M, L, H), both in the head's dtype."""
+        """Logits (M, n, L) of the label tokens from last hidden states (M, n, H) and head rows (M, L, H),
+        both in the head's dtype.
+        """
         bias = getattr(self.base.get_output_embeddings(), "bias", None)
         raw = torch.bmm(states, rows.transpose(1, 2))
         if bias is not None:
@@ -188,7 +197,8 @@ class LastLayerEnsemble:
 
     @torch.no_grad()
     def _check_columns(self, labels: Tensor, states: Tensor, frozen: _Frozen) -> None:
-        # Only columns of the labels are computed from here on, so they must not depend on the others, nor on where they stand.
+        # Only columns of the labels are computed from here on, so they must not depend on the others, nor on
+        # where they stand.
         weight = _weight(self.base)
         few = states[:16].to(weight.dtype)
         found = self.label_logits(few[None], weight[labels][None], labels)[0].float()
@@ -204,7 +214,9 @@ class LastLayerEnsemble:
 
 @dataclass(frozen=True)
 class _Frozen:
-    """Frozen quantities at each answer token: logsumexp (n,) and maximum (n,) over other tokens, the labels' base logits (n, L)."""
+    """Frozen quantities at each answer token: logsumexp (n,) and maximum (n,) over other tokens, the labels'
+    base logits (n, L).
+    """
 
     others: Tensor
     largest_other: Tensor
@@ -300,10 +312,12 @@ class _HeadRowsTrainee(BaselineTrainee):
 
 
 def _divergence(logits: Tensor, total: Tensor, base_logits: Tensor, others: Tensor) -> Tensor:
-    """D_KL(fine-tuned || base) over the full vocabulary (M, n), from label logits (M, n, L) and the logsumexp of all logits (M, n).
+    """D_KL(fine-tuned || base) over the full vocabulary (M, n), from label logits (M, n, L) and the logsumexp
+    of all logits (M, n).
 
-    With z = base's logits at every other token, log p - log p_base is there the same number, base's logsumexp less ours; so
-    sum_v p_v (log p_v - log p_base_v) = sum_labels p_l (z_l - z_base_l) - logsumexp(z) + logsumexp(z_base).
+    With z = base's logits at every other token, log p - log p_base is there the same number, base's logsumexp
+    less ours; so sum_v p_v (log p_v - log p_base_v) = sum_labels p_l (z_l - z_base_l) - logsumexp(z) +
+    logsumexp(z_base).
     """
     base_total = torch.logaddexp(base_logits.logsumexp(dim=-1), others)
     shares = (logits - total[..., None]).exp()
@@ -322,7 +336,9 @@ def _weight(base: PreTrainedModel) -> Tensor:
 
 
 def _behind_head(base: PreTrainedModel, raw: Tensor) -> Tensor:
-    """Logits that the model makes of outputs (..., n, L) of its head: its `forward` runs on one token, and they take the place of the head's."""
+    """Logits that the model makes of outputs (..., n, L) of its head: its `forward` runs on one token, and
+    they take the place of the head's.
+    """
 
     head: Any = base.get_output_embeddings()
     token = torch.zeros(1, 1, dtype=torch.int64, device=raw.device)

@@ -1,6 +1,8 @@
-"""Last-layer ensemble of classifiers, choices and rewards: the base is frozen, and each member has a head of its own.
+"""Last-layer ensemble of classifiers, choices and rewards: the base is frozen, and each member has a head of
+its own.
 
-Shapes: M members, B rows of a member, W texts of a table, N examples, C classes or options, H features, K scores of a text.
+Shapes: M members, B rows of a member, W texts of a table, N examples, C classes or options, H features, K
+scores of a text.
 """
 
 from __future__ import annotations
@@ -42,11 +44,12 @@ if TYPE_CHECKING:
 
 
 class LastLayerHeads:
-    """A `Predictor` of M members that differ in the head behind a frozen base: `LastLayerEnsemble` for what is no causal language model.
+    """A `Predictor` of M members that differ in the head behind a frozen base: `LastLayerEnsemble` for what
+    is no causal language model.
 
-    The base runs once over the training texts; what enters the head is kept, one vector a text, and a step is the head alone. Heads begin
-    as those of `LoraEnsemble(seed=seed)` do, and see the data in the same orders. Settings are those of `TrainConfig`;
-    `weight_decay_head` is the only decay that has something to act on.
+    The base runs once over the training texts; what enters the head is kept, one vector a text, and a step is
+    the head alone. Heads begin as those of `LoraEnsemble(seed=seed)` do, and see the data in the same orders.
+    Settings are those of `TrainConfig`; `weight_decay_head` is the only decay that has something to act on.
 
     Args:
         base: a sequence classifier or multiple-choice model; it is never changed.
@@ -56,7 +59,8 @@ class LastLayerHeads:
         head: a `HeadConfig` or the kind of one; by default what the base's class says.
 
     Raises:
-        ConfigError: `num_members` is not a positive number; or the base is a causal language model, or not made for the head.
+        ConfigError: `num_members` is not a positive number; or the base is a causal language model, or not
+            made for the head.
         AdapterError: a head of other layers than linear ones.
 
     Example:
@@ -113,7 +117,9 @@ class LastLayerHeads:
 
     @functools.cached_property
     def padding_is_read(self) -> bool:
-        """Whether the base reads the padding behind a text, so that texts of one length only are read together."""
+        """Whether the base reads the padding behind a text, so that texts of one length only are read
+        together.
+        """
         return padding_is_read(self.base)
 
     def fit(
@@ -129,12 +135,12 @@ class LastLayerHeads:
     ) -> TrainResult:
         """Train every member's head, from where it is.
 
-        `validation`, `out`, `resume` and `overwrite` are those of `train`; with `out`, the last checkpoint is the result, and `resume`
-        brings a finished run back.
+        `validation`, `out`, `resume` and `overwrite` are those of `train`; with `out`, the last checkpoint is
+        the result, and `resume` brings a finished run back.
 
         Raises:
-            ConfigError: a setting is not supported here (dropout), or not one for each member; or a KL weight, and
-                heads that were drawn anew.
+            ConfigError: a setting is not supported here (dropout), or not one for each member; or a KL
+                weight, and heads that were drawn anew.
             DataError: an example cannot be encoded or has no answer.
             AdapterError: the model's head cannot be run apart from its body.
             TrainingError: a loss is not finite.
@@ -200,7 +206,9 @@ class LastLayerHeads:
 
     @torch.no_grad()
     def _features_of(self, table: TextTable, *, rows: int) -> Tensor:
-        """Features that enter the head, one for each text (W, H), after a trial that the head gives the model's own scores of it."""
+        """Features that enter the head, one for each text (W, H), after a trial that the head gives the
+        model's own scores of it.
+        """
         few = table.texts(torch.arange(min(4, len(table.text_lengths))))
         expected, found = text_scores(self.base, few), self._own_scores(self._features(few))
         share = (
@@ -220,13 +228,17 @@ class LastLayerHeads:
 
     @torch.no_grad()
     def _features(self, texts: Texts) -> Tensor:
-        """Features that enter the first layer of the head: (B, H); of a decoder, which scores every token, at the last one."""
+        """Features that enter the first layer of the head: (B, H); of a decoder, which scores every token, at
+        the last one.
+        """
         states = read_at(self._layer(0), lambda: text_scores(self.base, texts), side="before")
         rows = torch.arange(len(states), device=states.device)
         return states if states.dim() == 2 else states[rows, last_tokens(self.base, texts.ids)]
 
     def _head_alone(self, features: Tensor) -> Tensor:
-        """The scores (n, K) of what enters the head (n, H): the model runs on one token, and the features take its place."""
+        """The scores (n, K) of what enters the head (n, H): the model runs on one token, and the features
+        take its place.
+        """
         token = torch.zeros(1, 1, dtype=torch.int64, device=features.device)
         one = Texts(token, torch.ones_like(token), None, torch.zeros(1, dtype=torch.int64))
         with changed(self._layer(0), before=lambda _: features):

@@ -1,6 +1,7 @@
 """MC dropout: one adapter, asked several times, each time with other features of its input dropped.
 
-Shapes: P passes, B rows, T tokens, K answer positions, V vocabulary, N examples, C options, R rank, D features.
+Shapes: P passes, B rows, T tokens, K answer positions, V vocabulary, N examples, C options, R rank, D
+features.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from .single_member import check_member
 
 
 class MCDropout:
-    """A `Predictor` whose M members are M passes of one trained member with dropout on the adapter's input left on at test time.
+    """A `Predictor` whose M members are M passes of one trained member with dropout on the adapter's input
+    left on at test time.
 
-    All passes run in one stacked forward: each layer sees the member's A and B as if there were one for every pass and row, through views
-    of stride 0, and drops features by the stack's own hash. A pass's mask is a function of (seed, pass, prompt, layer, token, feature):
-    what a question gets depends neither on its neighbours nor on their number, order or padding, and the options of one question are
-    compared under the same mask. Train the member with the same dropout (`TrainConfig.dropout`). Source: Gal & Ghahramani 2016
-    (arXiv:1506.02142), for LoRA as in Sec. 5.3 of arXiv:2310.00035. `Differs:` from dropout by a shared generator only in where the
-    random bits come from.
+    All passes run in one stacked forward: each layer sees the member's A and B as if there were one for every
+    pass and row, through views of stride 0, and drops features by the stack's own hash. A pass's mask is a
+    function of (seed, pass, prompt, layer, token, feature): what a question gets depends neither on its
+    neighbours nor on their number, order or padding, and the options of one question are compared under the
+    same mask. Train the member with the same dropout (`TrainConfig.dropout`). Source: Gal & Ghahramani 2016
+    (arXiv:1506.02142), for LoRA as in Sec. 5.3 of arXiv:2310.00035. `Differs:` from dropout by a shared
+    generator only in where the random bits come from.
 
     Args:
         ensemble: holds the member; it may have others, which are not asked.
@@ -77,7 +80,8 @@ class MCDropout:
 
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
-        """log p of each label in each pass (P, N, C), float32; at most `max_rows` rows (passes * examples) are in flight.
+        """log p of each label in each pass (P, N, C), float32; at most `max_rows` rows (passes * examples)
+        are in flight.
 
         Raises:
             ConfigError: the member was dropped since, or memory ran out.

@@ -20,13 +20,16 @@ from ..prediction.prediction import Predictor
 
 @dataclass(frozen=True)
 class SingleMember:
-    """A `Predictor` that is one member of another: the paper's "LoRA (M = 1)", an MC-dropout pass, a few-shot draw.
+    """A `Predictor` that is one member of another: the paper's "LoRA (M = 1)", an MC-dropout pass, a few-shot
+    draw.
 
-    A member of a `LoraEnsemble` is computed alone, at the cost of one model; of any other predictor all members are computed and one is
-    kept. The paper's M = 1 numbers are the mean over members of each one's own metrics (`evaluate_members`), not those of one of them.
+    A member of a `LoraEnsemble` is computed alone, at the cost of one model; of any other predictor all
+    members are computed and one is kept. The paper's M = 1 numbers are the mean over members of each one's
+    own metrics (`evaluate_members`), not those of one of them.
 
     Raises:
-        ConfigError: a `LoraEnsemble` has no such member; of other predictors this is known only once they predict.
+        ConfigError: a `LoraEnsemble` has no such member; of other predictors this is known only once they
+            predict.
 
     Example:
         >>> from lora_ensembles import LoraEnsemble, load_base

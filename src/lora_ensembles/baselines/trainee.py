@@ -1,6 +1,7 @@
 """The training of members that are no adapters, by the one loop.
 
-Shapes: M members, B rows of a member, N examples, P parameters of a member, n answer tokens in all, H hidden size.
+Shapes: M members, B rows of a member, N examples, P parameters of a member, n answer tokens in all, H hidden
+size.
 """
 
 from __future__ import annotations
@@ -114,7 +115,9 @@ def training_rows(
 
 @torch.no_grad()
 def answer_states(base: PreTrainedModel, table: TokenTable, *, rows: int | None) -> Tensor:
-    """The base's last hidden states (n, H) at every answer token of a table, in the base's dtype; `rows` rows are in flight."""
+    """The base's last hidden states (n, H) at every answer token of a table, in the base's dtype; `rows` rows
+    are in flight.
+    """
     kept: Tensor | None = None
     by_length = (table.prompt_lengths + table.answer_lengths).argsort()
     for indices in by_length.split(rows or SCORING_ROWS):

@@ -1,4 +1,5 @@
-"""Temperature scaling: one number, fitted on held-out examples, that makes a predictor more or less sure of itself.
+"""Temperature scaling: one number, fitted on held-out examples, that makes a predictor more or less sure of
+itself.
 
 Shapes: N examples, C options.
 """
@@ -35,15 +36,18 @@ HALVINGS = 60  # of an interval of log T that is 9.2 wide: down to 1e-17, past t
 
 @dataclass(frozen=True)
 class TemperatureScaled:
-    """A `Predictor` with M = 1: the mean p of another predictor's members as p^(1/T), normalised over the options. Made by `fit`.
+    """A `Predictor` with M = 1: the mean p of another predictor's members as p^(1/T), normalised over the
+    options. Made by `fit`.
 
-    The ensemble's averaged distribution is scaled, not each member. Averaging over members already softens: members that are calibrated
-    one by one average to an ensemble that is not sure enough (Rahaman & Thiery 2021, arXiv:2007.08792), and the NLL of what is reported is
-    what T should minimise. The price: one distribution is left, so mutual information and disagreement are those of the wrapped predictor.
-    No option's rank changes, so accuracy does not. Source: Guo et al. 2017 (arXiv:1706.04599), on task probabilities in place of logits,
-    which is the same up to the normaliser.
+    The ensemble's averaged distribution is scaled, not each member. Averaging over members already softens:
+    members that are calibrated one by one average to an ensemble that is not sure enough (Rahaman & Thiery
+    2021, arXiv:2007.08792), and the NLL of what is reported is what T should minimise. The price: one
+    distribution is left, so mutual information and disagreement are those of the wrapped predictor. No
+    option's rank changes, so accuracy does not. Source: Guo et al. 2017 (arXiv:1706.04599), on task
+    probabilities in place of logits, which is the same up to the normaliser.
 
-    What was fitted on cannot be scored: these examples are remembered, and a prediction of any of them is refused.
+    What was fitted on cannot be scored: these examples are remembered, and a prediction of any of them is
+    refused.
 
     Attributes:
         predictor: what is scaled.
@@ -77,13 +81,15 @@ class TemperatureScaled:
         trained_on: Sequence[Example] = (),
         max_rows: int | None = None,
     ) -> TemperatureScaled:
-        """The predictor with the temperature of least NLL on `held_out`, which has to be neither trained on nor scored later.
+        """The predictor with the temperature of least NLL on `held_out`, which has to be neither trained on
+        nor scored later.
 
         Args:
             predictor: an ensemble, a single member, another baseline.
             held_out: labelled examples.
-            trained_on: what the predictor was trained on, if it was; fitting on any of it is refused, since there the predictor is far
-                surer of the right answer than anywhere else, and T would make it surer still.
+            trained_on: what the predictor was trained on, if it was; fitting on any of it is refused, since
+                there the predictor is far surer of the right answer than anywhere else, and T would make it
+                surer still.
             max_rows: as in `predict`.
 
         A temperature that ends at one of `BOUNDS` is logged as a warning, and `at_bound` is true.
@@ -113,7 +119,9 @@ class TemperatureScaled:
 
     @property
     def at_bound(self) -> bool:
-        """True if the temperature is one of `BOUNDS`: NLL falls beyond it, so the fitting set did not decide it."""
+        """True if the temperature is one of `BOUNDS`: NLL falls beyond it, so the fitting set did not decide
+        it.
+        """
         return self.temperature in BOUNDS
 
     @property
@@ -139,11 +147,13 @@ class TemperatureScaled:
 def held_out_split(
     examples: Sequence[Example], *, share: float = 0.2, seed: int = 0, trained_on: Sequence[Example] = ()
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """A part to fit a temperature on, and the rest to score, both in the order given: no question is on both sides.
+    """A part to fit a temperature on, and the rest to score, both in the order given: no question is on both
+    sides.
 
-    The paper's data hold questions twice: some of obqa's, arce's and mmlu's validation questions are in their training part, some of
-    mmlu's come twice in its validation part. What was trained on is left to the scored part, where it belongs; equal questions go to one
-    side together. About `share` of all examples are held out, at least one.
+    The paper's data hold questions twice: some of obqa's, arce's and mmlu's validation questions are in their
+    training part, some of mmlu's come twice in its validation part. What was trained on is left to the scored
+    part, where it belongs; equal questions go to one side together. About `share` of all examples are held
+    out, at least one.
 
     Raises:
         ConfigError: a share outside (0, 1).
@@ -201,7 +211,8 @@ def _groups(examples: Sequence[Example]) -> list[list[int]]:
 
 
 def scaled_log_probs(prediction: Prediction, temperature: float) -> Tensor:
-    """log of p^(1/T) normalised over the options (N, C), float32, -inf at absent options; p is the mean over members.
+    """log of p^(1/T) normalised over the options (N, C), float32, -inf at absent options; p is the mean over
+    members.
 
     Example:
         >>> import torch
@@ -215,8 +226,9 @@ def scaled_log_probs(prediction: Prediction, temperature: float) -> Tensor:
 def best_temperature(prediction: Prediction) -> float:
     """The temperature of least NLL within `BOUNDS`, to the last digits, and the same on every call.
 
-    With b = 1 / T the NLL mean(logsumexp(b log p) - b log p_target) is convex in b, so its slope, mean(E_b[log p] - log p_target), rises
-    and is zero once at most; log b is halved until it is found. At b = 0 (T = inf) every option is equally probable.
+    With b = 1 / T the NLL mean(logsumexp(b log p) - b log p_target) is convex in b, so its slope,
+    mean(E_b[log p] - log p_target), rises and is zero once at most; log b is halved until it is found. At b =
+    0 (T = inf) every option is equally probable.
 
     Where every example's options are equally probable, no temperature changes anything, and it is 1.
 
@@ -256,7 +268,9 @@ def best_temperature(prediction: Prediction) -> float:
 
 
 def _is_uniform(prediction: Prediction) -> bool:
-    """True if all present options of each example are equally probable, to what float32 resolves of a log-probability."""
+    """True if all present options of each example are equally probable, to what float32 resolves of a
+    log-probability.
+    """
     highest = prediction.log_probs.amax(dim=-1)
     lowest = prediction.log_probs.masked_fill(~prediction.present, math.inf).amin(dim=-1)
     return bool((highest - lowest <= UNIFORM).all())
@@ -267,10 +281,11 @@ def _fingerprints(examples: Iterable[Example]) -> dict[str, str]:
 
 
 def _marks(example: Example) -> list[str]:
-    """Keys by which two examples are the same: their prompt; their question and its options in any order; or their id and question.
+    """Keys by which two examples are the same: their prompt; their question and its options in any order; or
+    their id and question.
 
-    Not the id alone: files of different tasks all have a row "1". A second text belongs to the first, and both texts of a preference to
-    its prompt.
+    Not the id alone: files of different tasks all have a row "1". A second text belongs to the first, and
+    both texts of a preference to its prompt.
     """
     more = (
         *(example.options if example.labels == PREFERENCE else ()),

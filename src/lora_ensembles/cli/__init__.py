@@ -1,6 +1,8 @@
-"""The command line: one thin module a verb, each a few calls of the library that a Python program could make as well.
+"""The command line: one thin module a verb, each a few calls of the library that a Python program could make
+as well.
 
-Nothing is imported here before `main` runs: whoever presses Ctrl-C at once gets a line, and no traceback of half an import.
+Nothing is imported here before `main` runs: whoever presses Ctrl-C at once gets a line, and no traceback of
+half an import.
 """
 
 from __future__ import annotations

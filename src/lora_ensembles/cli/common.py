@@ -1,4 +1,6 @@
-"""Shared parts of the verbs: the parser, groups of flags, and how base, data and results are asked for and shown."""
+"""Shared parts of the verbs: the parser, groups of flags, and how base, data and results are asked for and
+shown.
+"""
 
 from __future__ import annotations
 
@@ -261,7 +263,8 @@ def load_ensemble(args: Arguments) -> LoraEnsemble:
 
 
 def read_standard_input() -> TextIO:
-    """Standard input as UTF-8 without translated line ends: as files are read, whatever the terminal's own encoding is.
+    """Standard input as UTF-8 without translated line ends: as files are read, whatever the terminal's own
+    encoding is.
 
     Raises:
         ConfigError: it is closed.
@@ -329,7 +332,9 @@ def metrics_table(
 
 
 def show_table(table: Table) -> None:
-    """A table on standard output, in signs that it can show: an escape in place of one would shift the columns."""
+    """A table on standard output, in signs that it can show: an escape in place of one would shift the
+    columns.
+    """
     try:
         "±".encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -339,7 +344,9 @@ def show_table(table: Table) -> None:
 
 
 def some(examples: Sequence[Any], limit: int | None) -> Sequence[Any]:
-    """At most `limit` examples: where they have classes, a sample with each in its share; else the first ones."""
+    """At most `limit` examples: where they have classes, a sample with each in its share; else the first
+    ones.
+    """
     from ..data.splits import sample
 
     return sample(examples, limit, seed=0)

@@ -1,4 +1,6 @@
-"""Train ensembles without and with decay of B, compare them with the base and with single members, and write a report."""
+"""Train ensembles without and with decay of B, compare them with the base and with single members, and write
+a report.
+"""
 
 from __future__ import annotations
 

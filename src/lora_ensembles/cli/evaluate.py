@@ -1,4 +1,6 @@
-"""Measure a saved ensemble beside its single members, by default on the rows that it remembers from its training."""
+"""Measure a saved ensemble beside its single members, by default on the rows that it remembers from its
+training.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ EXAMPLES = """examples:
 
 
 class Measured(NamedTuple):
-    """Name of the out-of-distribution set, if any; the ensemble's metrics, the single members', and the ensemble's intervals."""
+    """Name of the out-of-distribution set, if any; the ensemble's metrics, the single members', and the
+    ensemble's intervals.
+    """
 
     ood: str | None
     metrics: Metrics | CompletionMetrics
@@ -192,7 +196,9 @@ def _refuse_lost_files(ensemble: Path, source: Source) -> None:
 
 
 def _rows(args: Arguments, memory: Memory) -> tuple[str, tuple[Any, ...], Sequence[Any], Source]:
-    """The rows' name, those to train on, those to measure on, and the source that says where a paired set would be."""
+    """The rows' name, those to train on, those to measure on, and the source that says where a paired set
+    would be.
+    """
     if args.task and args.file:
         raise ConfigError("give --task NAME or --file FILE, not both")
     data = str(args.data) if args.data else memory.source.data

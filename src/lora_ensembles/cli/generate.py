@@ -67,7 +67,8 @@ FIELDS: dict[str, tuple[Callable[[str], Any] | None, str]] = {
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 BEAMS_ONLY = ("length_penalty", "early_stopping")
 
-# Shades of mutual information in nats, each from its bound on, as 256-colour backgrounds that also differ in lightness.
+# Shades of mutual information in nats, each from its bound on, as 256-colour backgrounds that also differ in
+# lightness.
 SHADES = ((0.02, 230), (0.1, 222), (0.3, 214), (0.6, 203))
 BLACK_ON, RESET = "\x1b[38;5;16;48;5;{}m", "\x1b[0m"
 
@@ -239,7 +240,9 @@ def _in_words(text: GeneratedText) -> str:
 
 
 def shaded(text: str, mutual_information: float) -> str:
-    """The text on a background for its mutual information (nats), none below the first bound; line ends stay plain."""
+    """The text on a background for its mutual information (nats), none below the first bound; line ends stay
+    plain.
+    """
     shade = next((colour for bound, colour in reversed(SHADES) if mutual_information >= bound), None)
     words = text.rstrip("\n")
     return (

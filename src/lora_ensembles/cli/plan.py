@@ -1,4 +1,6 @@
-"""Say how much memory a training run needs, how to split it where that is too much, and how long it takes at best."""
+"""Say how much memory a training run needs, how to split it where that is too much, and how long it takes at
+best.
+"""
 
 from __future__ import annotations
 

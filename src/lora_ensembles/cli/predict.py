@@ -1,4 +1,6 @@
-"""Answer the questions of a file: probabilities, the members' votes, and how uncertain the ensemble is, one row a question."""
+"""Answer the questions of a file: probabilities, the members' votes, and how uncertain the ensemble is, one
+row a question.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Asked:
-    """The rows of a file that can be answered, each with its number, the questions that they hold, and the rows that cannot.
+    """The rows of a file that can be answered, each with its number, the questions that they hold, and the
+    rows that cannot.
 
     `examples` is None for texts that a reward model scores as they are.
     """
@@ -209,7 +212,9 @@ def _answered(
 
 
 def _records(args: Arguments, ensemble: LoraEnsemble, asked: Asked, places: range) -> list[dict[str, Any]]:
-    """The records of some rows; with --skip-bad-rows, a row that cannot be encoded gets an error, and the others are asked without it."""
+    """The records of some rows; with --skip-bad-rows, a row that cannot be encoded gets an error, and the
+    others are asked without it.
+    """
     from ..prediction.prediction import predict
     from ..prediction.rows import prediction_records
 

@@ -47,7 +47,8 @@ exit codes: 0 done, 2 a mistake in the call or its data (one line on standard er
 def run(argv: list[str]) -> int:
     """Run one verb; returns the exit code. Errors that are not the user's own keep their traceback.
 
-    A file, folder, stream or disk that the system refuses is the user's, wherever it was met; so is text that is no Unicode.
+    A file, folder, stream or disk that the system refuses is the user's, wherever it was met; so is text that
+    is no Unicode.
     """
     as_json, label, code = "--json" in argv, "error: ", MISTAKE
     try:

@@ -1,4 +1,6 @@
-"""Build the report of a folder of records: one HTML page, the same in Markdown, and every figure as PNG and SVG."""
+"""Build the report of a folder of records: one HTML page, the same in Markdown, and every figure as PNG and
+SVG.
+"""
 
 from __future__ import annotations
 

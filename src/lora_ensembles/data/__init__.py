@@ -1,4 +1,6 @@
-"""Questions with a closed set of answers, and prompts with an open one: what they are, where they come from, and how they become tokens."""
+"""Questions with a closed set of answers, and prompts with an open one: what they are, where they come from,
+and how they become tokens.
+"""
 
 from __future__ import annotations
 

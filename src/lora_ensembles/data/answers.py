@@ -1,4 +1,6 @@
-"""Which option the answers of a file mean: one reading for all of its rows, since a guess row by row swaps labels without a word."""
+"""Which option the answers of a file mean: one reading for all of its rows, since a guess row by row swaps
+labels without a word.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from .formats import Row
 from .prompts import LETTERS
 
 AnswerForm = Literal["auto", "index", "number", "letter", "text", "label"]
-# The readings that "auto" tries, the plainest first; a number counted from 1 is taken for one only where that is said.
+# The readings that "auto" tries, the plainest first; a number counted from 1 is taken for one only where that
+# is said.
 TRIED: tuple[AnswerForm, ...] = ("text", "label", "letter", "index")
 SAID = {
     "text": "the option's text",
@@ -29,7 +32,9 @@ SET_FORM = "set answer_form in the column mapping"
 
 @dataclass(frozen=True)
 class Asked:
-    """A row with an answer: the answer, the options, their labels where a column has some, and whether options are label words."""
+    """A row with an answer: the answer, the options, their labels where a column has some, and whether
+    options are label words.
+    """
 
     row: Row
     value: object
@@ -79,16 +84,20 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answers:
-    """The form in which all answers were read, None where there was none to read; and for each the option, or what is wrong with it."""
+    """The form in which all answers were read, None where there was none to read; and for each the option, or
+    what is wrong with it.
+    """
 
     form: AnswerForm | None
     targets: tuple[int | DataError, ...]
 
 
 def read_answers(asked: Sequence[Asked], *, form: AnswerForm) -> Answers:
-    """The options that the answers mean, all of them read in the given form, or for "auto" in the one form that fits most of them.
+    """The options that the answers mean, all of them read in the given form, or for "auto" in the one form
+    that fits most of them.
 
-    Where several forms fit nearly as many and do not agree, the rows on which they differ are wrong: nothing says which one is meant.
+    Where several forms fit nearly as many and do not agree, the rows on which they differ are wrong: nothing
+    says which one is meant.
     """
     if not asked:
         return Answers(None, ())

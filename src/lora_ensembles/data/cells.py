@@ -14,7 +14,8 @@ MISSING = object()
 def find_value(values: Mapping[str, object], column: str) -> object:
     """The value of a row in a column, or `MISSING`; a dot reaches into an object.
 
-    A name that is there as it is written wins; else the one column that differs by case of letters alone is meant.
+    A name that is there as it is written wins; else the one column that differs by case of letters alone is
+    meant.
 
     Example:
         >>> find_value({"Text": "A bore.", "choices": {"label": ["A"]}}, "text")
@@ -45,7 +46,9 @@ def column_value(row: Row, column: str) -> object:
 
 
 def unknown_column(column: str, values: Iterable[str]) -> str:
-    """The message for a column that is not there; says so where the header looks as if other signs part its columns."""
+    """The message for a column that is not there; says so where the header looks as if other signs part its
+    columns.
+    """
     names = list(values)
     parted = next((sign for sign in ";\t|" if any(sign in name for name in names)), None)
     hint = (

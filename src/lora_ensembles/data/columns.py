@@ -26,17 +26,21 @@ from .prompts import LETTERS, render_label_prompt, render_prompt
 
 @dataclass(frozen=True)
 class ColumnMapping:
-    """Which column of a file is what, in any case of letters; a dot reaches into an object, as in "choices.text".
+    """Which column of a file is what, in any case of letters; a dot reaches into an object, as in
+    "choices.text".
 
     Attributes:
         question: the column of the question's text.
-        options: one column that holds a list, or several columns in order, of which the last may be empty. Not read with label words.
+        options: one column that holds a list, or several columns in order, of which the last may be empty.
+            Not read with label words.
         answer: the column of the right answer.
         pair: the column of a second text, where texts are classified in pairs.
         id: the column that names a row. None: the column "id" where there is one, else file and line.
-        option_labels: a column with a list of the options' names ("A", "B" or "1", "2"), where the answer is one of them.
-        answer_form: how to read the answers: "index" (from 0), "number" (from 1), "letter", the option's "text", its "label", or "auto":
-            the one of them, "number" apart, that fits the whole file, and an error where two fit it and disagree.
+        option_labels: a column with a list of the options' names ("A", "B" or "1", "2"), where the answer is
+            one of them.
+        answer_form: how to read the answers: "index" (from 0), "number" (from 1), "letter", the option's
+            "text", its "label", or "auto": the one of them, "number" apart, that fits the whole file, and an
+            error where two fit it and disagree.
         repeated_options: "error", or "keep" for published data in which some options come twice.
 
     Raises:
@@ -92,10 +96,12 @@ def detect_columns(
     labelled: bool,
     given: ColumnMapping | Mapping[str, Any] | None = None,
 ) -> ColumnMapping:
-    """The known layout that a file's first row has, with the fields that are `given` in place of the layout's own; or the given mapping.
+    """The known layout that a file's first row has, with the fields that are `given` in place of the layout's
+    own; or the given mapping.
 
     Raises:
-        DataError: no layout fits; the column that the nearest one lacks is named, with the nearest column that is there.
+        DataError: no layout fits; the column that the nearest one lacks is named, with the nearest column
+            that is there.
     """
     if isinstance(given, ColumnMapping):
         return given
@@ -116,7 +122,9 @@ def detect_columns(
 
 
 def text_columns(row: Row, given: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The columns of a text and of its class: those that are given, else the first of the usual ones that a row has, or None."""
+    """The columns of a text and of its class: those that are given, else the first of the usual ones that a
+    row has, or None.
+    """
     return (
         given.get("question") or _first_there(row, TEXT_COLUMNS),
         given.get("answer") or _first_there(row, CLASS_COLUMNS),
@@ -138,12 +146,14 @@ def _detect_texts(row: Row, *, labelled: bool, given: Mapping[str, Any]) -> Colu
 
 
 def row_to_question(row: Row, columns: ColumnMapping, *, labels: Sequence[str] | None = None) -> Example:
-    """The example that a row describes, without its answer: lettered options, or label words where `labels` gives them.
+    """The example that a row describes, without its answer: lettered options, or label words where `labels`
+    gives them.
 
     White space around questions, options and labels is dropped.
 
     Raises:
-        DataError: a row that could not be parsed, or a column that is missing or holds something else than it should.
+        DataError: a row that could not be parsed, or a column that is missing or holds something else than it
+            should.
     """
     if row.problem is not None:
         raise row.error(row.problem)
@@ -168,7 +178,8 @@ def row_to_question(row: Row, columns: ColumnMapping, *, labels: Sequence[str] |
 def asked_of(
     row: Row, columns: ColumnMapping, options: tuple[str, ...], *, words: bool, labelled: bool = True
 ) -> Asked | None:
-    """The answer of a row, to be read together with the other rows of its file; None where it may lack an answer and does.
+    """The answer of a row, to be read together with the other rows of its file; None where it may lack an
+    answer and does.
 
     Raises:
         DataError: it lacks one and may not, or its option labels do not fit its options.

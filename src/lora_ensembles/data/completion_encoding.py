@@ -30,17 +30,20 @@ def encode_prompts(
     max_length: int | None = None,
     overlong: Literal["error", "left"] = "error",
 ) -> list[Ids]:
-    """Token ids of prompts to be answered, in order, with what the tokenizer or its chat template puts in front; nothing behind them.
+    """Token ids of prompts to be answered, in order, with what the tokenizer or its chat template puts in
+    front; nothing behind them.
 
     A chat is rendered by the tokenizer's own template with its generation prompt.
 
     Args:
         max_length: room for the prompt, in tokens; None: no limit.
-        overlong: "error", or "left" to cut tokens from the prompt's beginning, after the token that stands in front.
+        overlong: "error", or "left" to cut tokens from the prompt's beginning, after the token that stands in
+            front.
 
     Raises:
         ConfigError: a window below 1 or an unknown `overlong`.
-        DataError: an empty prompt, one that is too long, or chat messages that the tokenizer has no template for.
+        DataError: an empty prompt, one that is too long, or chat messages that the tokenizer has no template
+            for.
 
     Example:
         >>> from lora_ensembles.embedded import load_base
@@ -67,22 +70,24 @@ def encode_completions(
     max_length: int | None = None,
     overlong: Literal["error", "left"] = "error",
 ) -> list[EncodedExample]:
-    """Token ids of prompts and completions, in order; a completion is the only label, and ends with the end-of-sequence token.
+    """Token ids of prompts and completions, in order; a completion is the only label, and ends with the
+    end-of-sequence token.
 
-    A completion's tokens are those that come after the prompt's own when both are read together. A chat is rendered by the tokenizer's
-    own template, and what it writes behind the end-of-sequence token of the answer is cut off. Where neither the text nor the template
-    ends the answer with that token, it is put there: a model that never saw an end does not stop.
+    A completion's tokens are those that come after the prompt's own when both are read together. A chat is
+    rendered by the tokenizer's own template, and what it writes behind the end-of-sequence token of the
+    answer is cut off. Where neither the text nor the template ends the answer with that token, it is put
+    there: a model that never saw an end does not stop.
 
     Args:
         max_length: the model's window in tokens, for prompt and completion together; None: no limit.
-        overlong: "error", or "left" to cut tokens from the prompt's beginning, after the token that stands in front. The completion is
-            never cut.
+        overlong: "error", or "left" to cut tokens from the prompt's beginning, after the token that stands in
+            front. The completion is never cut.
 
     Raises:
         ConfigError: a window below 1 or an unknown `overlong`.
-        DataError: a completion that is not known, that the tokenizer merges with the prompt or cannot spell; a tokenizer without an
-            end-of-sequence token; a chat without a template, or one that renders a prompt differently once the answer follows; a prompt
-            that is too long.
+        DataError: a completion that is not known, that the tokenizer merges with the prompt or cannot spell;
+            a tokenizer without an end-of-sequence token; a chat without a template, or one that renders a
+            prompt differently once the answer follows; a prompt that is too long.
 
     Example:
         >>> from lora_ensembles.embedded import load_base

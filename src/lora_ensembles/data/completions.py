@@ -17,7 +17,8 @@ from .splits import VALIDATION_SHARE, split_rows
 
 @dataclass(frozen=True)
 class Message:
-    """A message of one side of a chat; `role` is "system", "user", "assistant", or another that the chat template knows.
+    """A message of one side of a chat; `role` is "system", "user", "assistant", or another that the chat
+    template knows.
 
     Example:
         >>> Message("user", "Where do otters live?").role
@@ -38,8 +39,8 @@ class Completion:
     Attributes:
         id: names the example in results and in errors.
         prompt: what the model reads: a text, taken as it is, or the messages of a chat before the answer.
-        completion: the answer: a text that follows the prompt as it is, with its leading space where it has one, or what the assistant
-            says next. None where it is not known.
+        completion: the answer: a text that follows the prompt as it is, with its leading space where it has
+            one, or what the assistant says next. None where it is not known.
 
     Raises:
         DataError: an empty prompt or an empty completion.
@@ -77,7 +78,8 @@ class CompletionTask:
 
 
 def is_open_ended(values: Mapping[str, object], *, labelled: bool = True) -> bool:
-    """Whether a row's columns are those of an open answer: `messages`, or `prompt` with `completion` (`labelled=False`: `prompt` alone).
+    """Whether a row's columns are those of an open answer: `messages`, or `prompt` with `completion`
+    (`labelled=False`: `prompt` alone).
 
     Example:
         >>> is_open_ended({"prompt": "2 + 2 =", "completion": " 4"}), is_open_ended({"question": "2 + 2?", "options": ["3", "4"]})
@@ -88,7 +90,8 @@ def is_open_ended(values: Mapping[str, object], *, labelled: bool = True) -> boo
 
 
 def holds_completions(path: str | Path) -> bool:
-    """Whether the first row of a file or hub dataset has the columns of an open answer; False where there is no row.
+    """Whether the first row of a file or hub dataset has the columns of an open answer; False where there is
+    no row.
 
     Raises:
         DataError: the file cannot be read.
@@ -100,8 +103,9 @@ def holds_completions(path: str | Path) -> bool:
 def load_completions(path: str | Path, *, labelled: bool = True) -> tuple[Completion, ...]:
     """The prompts and completions of a file, or of 'hub:owner/name:split' (or 'hub:owner/name:config:split').
 
-    The columns are `prompt` and `completion`, two texts that are taken as they are; or `messages`, a list of {"role", "content"} whose
-    last one, by the assistant, is the completion (a JSON list in a .csv cell). A column `id` names the rows.
+    The columns are `prompt` and `completion`, two texts that are taken as they are; or `messages`, a list of
+    {"role", "content"} whose last one, by the assistant, is the completion (a JSON list in a .csv cell). A
+    column `id` names the rows.
 
     Args:
         path: the file, or the name of a hub dataset.
@@ -127,7 +131,8 @@ def read_completions(
     format: Literal["jsonl", "json", "csv", "tsv"] = "jsonl",
     labelled: bool = True,
 ) -> tuple[Completion, ...]:
-    """The completions of an open text stream, such as `sys.stdin`; `name` stands for the file in errors and ids.
+    """The completions of an open text stream, such as `sys.stdin`; `name` stands for the file in errors and
+    ids.
 
     Raises:
         ConfigError: another format.
@@ -150,7 +155,8 @@ def completions_from_files(
     seed: int = 0,
     name: str | None = None,
 ) -> CompletionTask:
-    """A task of open answers from a file to train on and, where there is one, a file to judge by; else a share as in `task_from_files`.
+    """A task of open answers from a file to train on and, where there is one, a file to judge by; else a
+    share as in `task_from_files`.
 
     Raises:
         ConfigError: a share that is not between 0 and 1.

@@ -1,4 +1,6 @@
-"""From text to token ids: where the prompt ends, and which tokens each label is, in that place, to this tokenizer."""
+"""From text to token ids: where the prompt ends, and which tokens each label is, in that place, to this
+tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,10 @@ class EncodedExample:
     """An example as token ids.
 
     Attributes:
-        prompt_ids: the prompt's tokens, after the token that the tokenizer puts in front of a text, if it does; nothing behind them.
-        label_ids: for each label its tokens, at least one, in the place after the prompt. A label's log-probability is their sum.
+        prompt_ids: the prompt's tokens, after the token that the tokenizer puts in front of a text, if it
+            does; nothing behind them.
+        label_ids: for each label its tokens, at least one, in the place after the prompt. A label's
+            log-probability is their sum.
         target: index of the right label, or None.
     """
 
@@ -40,19 +44,22 @@ def encode_examples(
 ) -> list[EncodedExample]:
     """Token ids of prompts and labels, in the order of the examples.
 
-    A label's tokens are those of prompt + label that come after the prompt's own, never those of the label alone: many tokenizers spell a
-    word differently at the beginning of a text. One label may be the beginning of another (" no", " not sure"): Eq. 1 of arXiv:2310.00035
-    divides by the sum over the set, but such labels are no disjoint events, and the shorter one is favoured.
+    A label's tokens are those of prompt + label that come after the prompt's own, never those of the label
+    alone: many tokenizers spell a word differently at the beginning of a text. One label may be the beginning
+    of another (" no", " not sure"): Eq. 1 of arXiv:2310.00035 divides by the sum over the set, but such
+    labels are no disjoint events, and the shorter one is favoured.
 
     Args:
         max_length: the model's window in tokens, for prompt and longest label together. None: no limit.
-        overlong: "error", or "left" to cut tokens from the prompt's beginning, after the token that the tokenizer puts in front.
-        single_token: whether each label must be one token, as last-layer ensembles and the paper's letters are.
+        overlong: "error", or "left" to cut tokens from the prompt's beginning, after the token that the
+            tokenizer puts in front.
+        single_token: whether each label must be one token, as last-layer ensembles and the paper's letters
+            are.
 
     Raises:
         ConfigError: a window below 1 or an unknown `overlong`.
-        DataError: a label that the tokenizer merges with the prompt, cannot spell, spells like another label, or spells in several tokens
-            where one was promised; a prompt that is too long; an empty prompt.
+        DataError: a label that the tokenizer merges with the prompt, cannot spell, spells like another label,
+            or spells in several tokens where one was promised; a prompt that is too long; an empty prompt.
     """
     check_window(max_length, overlong)
     if not examples:
@@ -103,7 +110,9 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:
 
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase, text: str, ids: Ids) -> Ids:
-    """The tokens that the tokenizer puts in front of a text; what it puts behind would stand between prompt and label, and is left out."""
+    """The tokens that the tokenizer puts in front of a text; what it puts behind would stand between prompt
+    and label, and is left out.
+    """
     full = tuple(tokenizer(text, truncation=False, verbose=False)["input_ids"])
     for start in range(len(full) - len(ids) + 1):
         if full[start : start + len(ids)] == ids:
@@ -117,7 +126,9 @@ def leading_ids(tokenizer: PreTrainedTokenizerBase, text: str, ids: Ids) -> Ids:
 def _label_ids(
     examples: Sequence[Example], prompts: list[Ids], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[Ids, ...]]:
-    """The tokens of each example's labels: from the table of prompt endings where that is safe, else from the full text."""
+    """The tokens of each example's labels: from the table of prompt endings where that is safe, else from the
+    full text.
+    """
     table = _table(examples, prompts, tokenizer)
     found: dict[tuple[int, str], Ids] = {}
     slow: list[tuple[int, str]] = []
@@ -140,11 +151,13 @@ def _label_ids(
 def _table(
     examples: Sequence[Example], prompts: list[Ids], tokenizer: PreTrainedTokenizerBase
 ) -> dict[tuple[str, str], tuple[Ids, Ids | None]]:
-    """For each (last line of a prompt, label): the tokens that such a prompt must end in, and the label's tokens.
+    """For each (last line of a prompt, label): the tokens that such a prompt must end in, and the label's
+    tokens.
 
-    A corpus repeats its last lines, so that one full text stands for thousands. Each entry is held against the full text of the first
-    example that has it, and is None where they disagree. The first token of the line is left out of what must agree: some tokenizers
-    spell the beginning of a text as if a space stood before it.
+    A corpus repeats its last lines, so that one full text stands for thousands. Each entry is held against
+    the full text of the first example that has it, and is None where they disagree. The first token of the
+    line is left out of what must agree: some tokenizers spell the beginning of a text as if a space stood
+    before it.
     """
     first: dict[tuple[str, str], int] = {}
     for index, example in enumerate(examples):
@@ -169,7 +182,9 @@ def _tail(prompt: str) -> str:
 
 
 def continuations(tokenizer: PreTrainedTokenizerBase, texts: list[tuple[str, str, Ids]]) -> list[Ids | None]:
-    """For each (text, label, ids of the text): the tokens of text + label after these, or None where it does not begin with them."""
+    """For each (text, label, ids of the text): the tokens of text + label after these, or None where it does
+    not begin with them.
+    """
     joined = tokenise(tokenizer, [text + label for text, label, _ in texts])
     clean = [
         whole[: len(ids)] == ids and len(whole) > len(ids)
@@ -218,7 +233,9 @@ def _check_labels(
 
 @dataclass(frozen=True)
 class Window:
-    """Room for a prompt: tokens of the window, or None; what to do where it is too small; tokens kept for the answer; what fills it."""
+    """Room for a prompt: tokens of the window, or None; what to do where it is too small; tokens kept for the
+    answer; what fills it.
+    """
 
     max_length: int | None
     overlong: str
@@ -227,7 +244,8 @@ class Window:
 
 
 def fit(where: str, before: Ids, prompt: Ids, window: Window) -> Ids:
-    """Leading tokens and prompt within the window; what is cut is the prompt's beginning, so that its end stays before the answer.
+    """Leading tokens and prompt within the window; what is cut is the prompt's beginning, so that its end
+    stays before the answer.
 
     Raises:
         DataError: no token of a prompt, or more than the window holds.

@@ -15,11 +15,13 @@ class Example:
     Attributes:
         id: names the example in predictions and in errors.
         prompt: everything that the model reads before the label.
-        labels: the C texts of which one follows the prompt: bare letters, or words such as " yes", with their leading space.
+        labels: the C texts of which one follows the prompt: bare letters, or words such as " yes", with their
+            leading space.
         target: index into `labels` of the right one; None where it is not known.
-        question, options: what was asked and what each label stands for: for display with a causal language model; what is scored where
-            members have heads of their own.
-        pair: the second text of a classification of pairs, such as a hypothesis beside its premise; not read by causal models.
+        question, options: what was asked and what each label stands for: for display with a causal language
+            model; what is scored where members have heads of their own.
+        pair: the second text of a classification of pairs, such as a hypothesis beside its premise; not read
+            by causal models.
 
     Raises:
         DataError: fewer than two labels, an empty or repeated label, or a target that is no index into them.

@@ -25,15 +25,19 @@ def load_file(
     labels: Sequence[str] | None = None,
     labelled: bool = True,
 ) -> tuple[Example, ...]:
-    """The examples of a .jsonl, .json, .csv, .tsv or .parquet file, or of 'hub:owner/name:split' (or 'hub:owner/name:config:split').
+    """The examples of a .jsonl, .json, .csv, .tsv or .parquet file, or of 'hub:owner/name:split' (or
+    'hub:owner/name:config:split').
 
     All answers of a file are read in one way: as texts of options, letters or indices.
 
     Args:
         path: the file, or the name of a hub dataset.
-        columns: which column is what. None: found from the first row, among question/options/answer and the schemas of the paper's data.
-        labels: label words for a classification, such as ["yes", "no"]; no options are listed in the prompt then.
-        labelled: whether every row must have an answer. False: rows without one, or with one that does not fit, get the target None.
+        columns: which column is what. None: found from the first row, among question/options/answer and the
+            schemas of the paper's data.
+        labels: label words for a classification, such as ["yes", "no"]; no options are listed in the prompt
+            then.
+        labelled: whether every row must have an answer. False: rows without one, or with one that does not
+            fit, get the target None.
 
     Raises:
         DataError: anything in the file that cannot be used, with the file and the line.
@@ -59,7 +63,8 @@ def read_examples(
     labels: Sequence[str] | None = None,
     labelled: bool = True,
 ) -> tuple[Example, ...]:
-    """The examples of an open text stream, such as `sys.stdin`; `name` stands for the file in errors and ids. Else as `load_file`.
+    """The examples of an open text stream, such as `sys.stdin`; `name` stands for the file in errors and ids.
+    Else as `load_file`.
 
     Raises:
         ConfigError: another format.
@@ -92,8 +97,9 @@ def task_from_files(
 ) -> Task:
     """A task from a file to train on and, where there is one, a file to judge by.
 
-    Without a validation file, `validation_share` of the training file's rows (at least one) are drawn for it by `seed`: of a classification
-    with every class in its share, else a function of the number of rows alone. Both parts keep the file's order.
+    Without a validation file, `validation_share` of the training file's rows (at least one) are drawn for it
+    by `seed`: of a classification with every class in its share, else a function of the number of rows alone.
+    Both parts keep the file's order.
 
     Raises:
         ConfigError: a share that is not between 0 and 1.
@@ -109,11 +115,12 @@ def task_from_files(
 def found_classes(
     path: str | Path, *, columns: ColumnMapping | Mapping[str, Any] | None = None, skip_bad_rows: bool = False
 ) -> tuple[ColumnMapping, tuple[str, ...]]:
-    """The columns by which a file of texts and their classes is read, and the classes that occur in it: by number where all are numbers, else by name.
+    """The columns by which a file of texts and their classes is read, and the classes that occur in it: by
+    number where all are numbers, else by name.
 
-    The columns are as in `load_file` with label words: text and label, sentence and label, or question and answer; or some of the fields
-    of a mapping, with the others found. An answer means the class of that name, never an index. With `skip_bad_rows`, rows that cannot be
-    used have no class.
+    The columns are as in `load_file` with label words: text and label, sentence and label, or question and
+    answer; or some of the fields of a mapping, with the others found. An answer means the class of that name,
+    never an index. With `skip_bad_rows`, rows that cannot be used have no class.
 
     Raises:
         DataError: a file that cannot be read, or with fewer than two classes.

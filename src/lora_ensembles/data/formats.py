@@ -1,4 +1,6 @@
-"""Rows out of .jsonl, .json, .csv, .tsv and .parquet files, each with its place, for errors that can be followed."""
+"""Rows out of .jsonl, .json, .csv, .tsv and .parquet files, each with its place, for errors that can be
+followed.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ WAYS_OUT = {
 
 @dataclass(frozen=True)
 class Row:
-    """One row: the place it came from ("train.csv, line 3"), an id where its columns have none, and the columns.
+    """One row: the place it came from ("train.csv, line 3"), an id where its columns have none, and the
+    columns.
 
     `problem` says why it could not be parsed, and the columns are empty then; None for a row that could.
     """
@@ -99,7 +102,8 @@ def parsed(text: str, *, name: str, format: str) -> Iterator[Row]:
 
 
 def delimiter_of(text: str) -> str:
-    """The delimiter of a .csv text's columns: a comma where its header has one, else the first of `DELIMITERS` that it has.
+    """The delimiter of a .csv text's columns: a comma where its header has one, else the first of
+    `DELIMITERS` that it has.
 
     Example:
         >>> delimiter_of("text;label\\nA bore, in all.;bad\\n")
@@ -217,7 +221,8 @@ def _csv_records(text: str, name: str, delimiter: str) -> list[tuple[int, list[s
     """The records that are not empty, each with the line on which it begins: quoted cells may span lines."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     records: list[tuple[int, list[str]]] = []
-    # The limit of 131,072 characters is one of the process, so it is put back; no cell is longer than the text.
+    # The limit of 131,072 characters is one of the process, so it is put back; no cell is longer than the
+    # text.
     with _LIMIT_OF_CSV:
         limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
         try:

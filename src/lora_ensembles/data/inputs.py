@@ -1,4 +1,6 @@
-"""Examples or prompts as a caller passes them, read as the library's own records, or refused with the way to convert it."""
+"""Examples or prompts as a caller passes them, read as the library's own records, or refused with the way to
+convert it.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,13 @@ WAYS_OUT = "pass a list of Example (load_file makes them of a file), of texts, o
 def as_examples(
     given: object, info: EnsembleInfo | None = None, *, name: str = "examples", labelled: bool = False
 ) -> list[Any]:
-    """Examples of whatever can be read as such: examples, one of them, texts, rows as dictionaries, a datasets.Dataset, a DataFrame.
+    """Examples of whatever can be read as such: examples, one of them, texts, rows as dictionaries, a
+    datasets.Dataset, a DataFrame.
 
     Args:
         given: what the caller passed.
-        info: of the ensemble that reads them; its columns and classes, from training, say what a text or a row is.
+        info: of the ensemble that reads them; its columns and classes, from training, say what a text or a
+            row is.
         name: what errors call it.
         labelled: whether every row must have an answer.
 
@@ -67,7 +71,8 @@ def as_examples(
 
 
 def read_new(source: object, info: EnsembleInfo) -> list[Any]:
-    """New rows as the ensemble was trained to read them: of a file, a hub dataset, or what `as_examples` takes; answers may be missing.
+    """New rows as the ensemble was trained to read them: of a file, a hub dataset, or what `as_examples`
+    takes; answers may be missing.
 
     Raises:
         DataError: as `load_file` and `as_examples`.
@@ -93,7 +98,9 @@ def known_to(predictor: object) -> EnsembleInfo | None:
 
 
 def remember_labels(info: EnsembleInfo, examples: Sequence[Any]) -> None:
-    """Keep the label words of a classification, where nothing is known of its source, so that new texts can be read as these were."""
+    """Keep the label words of a classification, where nothing is known of its source, so that new texts can
+    be read as these were.
+    """
     words = classes_of(examples)
     source = info.task.get("source") or {}
     if (

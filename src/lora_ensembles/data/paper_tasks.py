@@ -1,6 +1,8 @@
-"""The paper's six tasks and their out-of-distribution sets, with its splits, filters and subjects; embedded tasks by the same door.
+"""The paper's six tasks and their out-of-distribution sets, with its splits, filters and subjects; embedded
+tasks by the same door.
 
-Differs: the paper's table gives commonsense_qa 8741 training questions. The data has 9741, and no filter gives 8741: taken as a slip.
+Differs: the paper's table gives commonsense_qa 8741 training questions. The data has 9741, and no filter
+gives 8741: taken as a slip.
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ def _all(_: Row) -> bool:
 
 
 def _four_answers(row: Row) -> bool:
-    """Drops three questions of ARC-Easy whose answer is E, as the paper's sizes show; questions of 3 and 5 options stay."""
+    """Drops three questions of ARC-Easy whose answer is E, as the paper's sizes show; questions of 3 and 5
+    options stay.
+    """
     return column_value(row, "answerKey") in ("A", "B", "C", "D", "1", "2", "3", "4")
 
 
@@ -134,9 +138,10 @@ def load_task(name: str, *, data: str | Path | None = None) -> Task:
     """One of the paper's six tasks, or an embedded one.
 
     Args:
-        name: cqa, obqa, arce, arcc, mmlu-ss or mmlu-stem; or an embedded task, such as world-cqa, which needs neither network nor files.
-        data: a folder with the datasets as .jsonl files in the hub's schemas (commonsense_qa/train.jsonl, ai2_arc/ARC-Easy/test.jsonl,
-            mmlu/dev.jsonl, ...). None: the hub.
+        name: cqa, obqa, arce, arcc, mmlu-ss or mmlu-stem; or an embedded task, such as world-cqa, which needs
+            neither network nor files.
+        data: a folder with the datasets as .jsonl files in the hub's schemas (commonsense_qa/train.jsonl,
+            ai2_arc/ARC-Easy/test.jsonl, mmlu/dev.jsonl, ...). None: the hub.
 
     Raises:
         DataError: an unknown name, with the nearest known one; or data that cannot be read.
@@ -154,9 +159,11 @@ def load_task(name: str, *, data: str | Path | None = None) -> Task:
 
 
 def load_ood(name: str, *, data: str | Path | None = None) -> tuple[Example, ...]:
-    """The examples of an out-of-distribution set: the name that `OOD_PAIRS` gives for a task, or any task, whose validation part it is.
+    """The examples of an out-of-distribution set: the name that `OOD_PAIRS` gives for a task, or any task,
+    whose validation part it is.
 
-    "mmlu" is the test split of all 57 subjects; "mmlu-not-ss" and "mmlu-not-stem" are that of the other categories.
+    "mmlu" is the test split of all 57 subjects; "mmlu-not-ss" and "mmlu-not-stem" are that of the other
+    categories.
 
     Raises:
         DataError: an unknown name, with the nearest known one; or data that cannot be read.

@@ -43,7 +43,8 @@ def preference(id: str, prompt: str, chosen: str, rejected: str) -> Example:
 
 
 def holds_preferences(path: str | Path) -> bool:
-    """Whether the first row of a file or hub dataset has the columns `chosen` and `rejected`; False where there is no row.
+    """Whether the first row of a file or hub dataset has the columns `chosen` and `rejected`; False where
+    there is no row.
 
     Raises:
         DataError: the file cannot be read.
@@ -73,11 +74,13 @@ def load_preferences(
 ) -> tuple[Example, ...]:
     """The pairs of a file, or of 'hub:owner/name:split' (or 'hub:owner/name:config:split').
 
-    The columns are those that TRL reads: `chosen` and `rejected`, with `prompt` in front of both or without it; texts, taken as they are,
-    or lists of chat messages {"role", "content"}, which the tokenizer's template renders. A column `id` names the rows.
+    The columns are those that TRL reads: `chosen` and `rejected`, with `prompt` in front of both or without
+    it; texts, taken as they are, or lists of chat messages {"role", "content"}, which the tokenizer's
+    template renders. A column `id` names the rows.
 
     Raises:
-        DataError: anything in the file that cannot be used, with the file and the line; or chats without a tokenizer.
+        DataError: anything in the file that cannot be used, with the file and the line; or chats without a
+            tokenizer.
 
     Example:
         >>> import pathlib, tempfile
@@ -100,7 +103,8 @@ def preferences_from_files(
     validation_share: float = VALIDATION_SHARE,
     seed: int = 0,
 ) -> Task:
-    """A task of pairs from a file to train on and, where there is one, a file to judge by; else a share as in `task_from_files`.
+    """A task of pairs from a file to train on and, where there is one, a file to judge by; else a share as in
+    `task_from_files`.
 
     Raises:
         ConfigError: a share that is not between 0 and 1.
@@ -175,7 +179,9 @@ def _rendered(
     chosen: tuple[Message, ...],
     rejected: tuple[Message, ...],
 ) -> tuple[str, str, str]:
-    """Prompt and answers of a chat as the template writes them; what both have in common stands in the prompt."""
+    """Prompt and answers of a chat as the template writes them; what both have in common stands in the
+    prompt.
+    """
     good, bad = (*prompt, *chosen), (*prompt, *rejected)
     if good[:-1] != bad[:-1] or good[-1].role != "assistant" or bad[-1].role != "assistant":
         raise row.error("chosen and rejected must differ in their last message alone, the assistant's")

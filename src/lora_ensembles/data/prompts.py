@@ -1,4 +1,6 @@
-"""The prompt of Appendix C of arXiv:2310.00035: question, lettered options, and an opened bracket that the answer's letter closes."""
+"""The prompt of Appendix C of arXiv:2310.00035: question, lettered options, and an opened bracket that the
+answer's letter closes.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,11 @@ def render_prompt(question: str, options: Sequence[str]) -> str:
 
 
 def render_label_prompt(question: str) -> str:
-    r"""The text that a model reads before it answers in words: no options are listed, and the label follows after a space.
+    r"""The text that a model reads before it answers in words: no options are listed, and the label follows
+    after a space.
 
-    The prompt ends without that space, because most tokenizers begin a word with it: " yes" is one token, "yes" after a space is not.
+    The prompt ends without that space, because most tokenizers begin a word with it: " yes" is one token,
+    "yes" after a space is not.
 
     Example:
         >>> print(render_label_prompt("Is the sun a star?") + " yes")

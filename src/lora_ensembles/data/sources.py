@@ -30,7 +30,8 @@ def stream_rows(stream: TextIO, *, name: str, format: str, keep_bad: bool = Fals
 
 
 def named_rows(name: str | Path, *, keep_bad: bool = False) -> Iterator[Row]:
-    """The rows of a file, or of 'hub:owner/name:split'; with `keep_bad`, those that cannot be parsed too, as rows with a `problem`.
+    """The rows of a file, or of 'hub:owner/name:split'; with `keep_bad`, those that cannot be parsed too, as
+    rows with a `problem`.
 
     Raises:
         DataError: as `file_rows` and `hub_rows`.
@@ -42,10 +43,12 @@ def named_rows(name: str | Path, *, keep_bad: bool = False) -> Iterator[Row]:
 
 
 def file_rows(path: str | Path, *, keep_bad: bool = False) -> Iterator[Row]:
-    """The rows of a .jsonl, .json, .csv, .tsv or .parquet file; text is UTF-8 with or without a byte-order mark.
+    """The rows of a .jsonl, .json, .csv, .tsv or .parquet file; text is UTF-8 with or without a byte-order
+    mark.
 
     Raises:
-        DataError: a wrong suffix, a file that cannot be read or is not UTF-8, or a line that cannot be parsed.
+        DataError: a wrong suffix, a file that cannot be read or is not UTF-8, or a line that cannot be
+            parsed.
     """
     format = Path(path).suffix.lower().removeprefix(".")
     if format not in SUFFIXES:

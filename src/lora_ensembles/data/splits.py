@@ -15,7 +15,8 @@ VALIDATION_SHARE = 0.2  # of a file's rows, where no second file is given
 
 
 def classes_of(examples: Sequence[object]) -> tuple[str, ...] | None:
-    """The classes that all examples choose among; None where they are questions with options of their own, or no questions.
+    """The classes that all examples choose among; None where they are questions with options of their own, or
+    no questions.
 
     Example:
         >>> review = Example(id="1", prompt="Q: A bore.\\nA:", labels=(" good", " bad"), target=1, options=("good", "bad"))
@@ -52,7 +53,9 @@ def split_rows(
 
 
 def sample(rows: Sequence[Kind], count: int | None, *, seed: int) -> tuple[Kind, ...]:
-    """At most `count` rows, in their order: of a classification a sample with the shares of its classes, else the first ones."""
+    """At most `count` rows, in their order: of a classification a sample with the shares of its classes, else
+    the first ones.
+    """
     if count is None or count >= len(rows):
         return tuple(rows)
     if classes_of(rows) is None:
@@ -61,7 +64,8 @@ def sample(rows: Sequence[Kind], count: int | None, *, seed: int) -> tuple[Kind,
 
 
 def stratified_draw(strata: Sequence[Hashable], count: int, *, seed: int, keep: int = 0) -> set[int]:
-    """`count` places, each stratum with its share of them to within one, by the largest remainder; at least `keep` of it are left.
+    """`count` places, each stratum with its share of them to within one, by the largest remainder; at least
+    `keep` of it are left.
 
     Where that leaves fewer than `count`, a stratum is drawn from to its last place.
 

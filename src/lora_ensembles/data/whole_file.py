@@ -1,4 +1,6 @@
-"""A whole file of questions: its rows as examples, their answers read in one way, and the rows that cannot be used beside them."""
+"""A whole file of questions: its rows as examples, their answers read in one way, and the rows that cannot be
+used beside them.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class WholeFile:
 
     Attributes:
         name: the file.
-        columns: which column is what; `answer_form` is the form in which all answers were read, or "auto" where there were none.
+        columns: which column is what; `answer_form` is the form in which all answers were read, or "auto"
+            where there were none.
         examples: the rows that can be used, in the order of the file.
         rows, numbers: the row behind each example, and its number, counted from 0.
         bad: the rows that cannot be used.
@@ -68,10 +71,11 @@ def read_whole(
     Args:
         rows: its rows; with `skip_bad_rows`, those that could not be parsed too.
         name: what errors call it.
-        columns: which column is what: a mapping, or some of its fields, and the others are found from the first row that was parsed.
+        columns: which column is what: a mapping, or some of its fields, and the others are found from the
+            first row that was parsed.
         labels: label words of a classification.
-        labelled: whether every row must have an answer. False: a row without one, or with one that is not among the options, has the
-            target None.
+        labelled: whether every row must have an answer. False: a row without one, or with one that is not
+            among the options, has the target None.
         skip_bad_rows: put rows that cannot be used aside instead of refusing the file.
 
     Raises:

@@ -1,1 +1,3 @@
-"""Files and folders of ensembles and runs: whole-or-nothing writes, layout, schema, locks and where a result comes from."""
+"""Files and folders of ensembles and runs: whole-or-nothing writes, layout, schema, locks and where a result
+comes from.
+"""

@@ -25,7 +25,8 @@ def status(path: Path) -> os.stat_result | None:
     """The status of `path`, links followed; None where nothing is.
 
     Raises:
-        CheckpointError: nothing can ever be there: a name that is too long, a circle of links, a folder that may not be searched.
+        CheckpointError: nothing can ever be there: a name that is too long, a circle of links, a folder that
+            may not be searched.
     """
     try:
         return os.stat(path)
@@ -36,7 +37,9 @@ def status(path: Path) -> os.stat_result | None:
 
 
 def is_missing(path: Path) -> bool:
-    """Whether nothing has this name; False where that cannot be found out, or where a link is that leads nowhere."""
+    """Whether nothing has this name; False where that cannot be found out, or where a link is that leads
+    nowhere.
+    """
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -47,7 +50,8 @@ def is_missing(path: Path) -> bool:
 
 
 def check_readable(path: Path) -> None:
-    """Make sure that a path is a file and can be read: some libraries call a file missing that they may not open.
+    """Make sure that a path is a file and can be read: some libraries call a file missing that they may not
+    open.
 
     Raises:
         CheckpointError: it cannot, with the system's reason.
@@ -63,12 +67,14 @@ def check_readable(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Make sure that a file or folder can be made at `path`, by making one beside it and removing it; no folder is made for it.
+    """Make sure that a file or folder can be made at `path`, by making one beside it and removing it; no
+    folder is made for it.
 
     What is there already stays as it is. A full disk is not always seen.
 
     Raises:
-        CheckpointError: a read-only or protected place, a file where a folder is needed, or a name that is too long.
+        CheckpointError: a read-only or protected place, a file where a folder is needed, or a name that is
+            too long.
     """
     status(path)
     path = Path(os.path.realpath(path))
@@ -88,7 +94,8 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def written_aside(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its name once everything in it is written; on any error it is removed again.
+    """A temporary folder beside `path` that takes its name once everything in it is written; on any error it
+    is removed again.
 
     With `replace`, an existing `path` stays readable until the new one is complete.
 
@@ -123,10 +130,12 @@ def written_aside(path: Path, *, replace: bool = False) -> Iterator[Path]:
 def file_written_aside(path: Path, *, replace: bool = False) -> Iterator[TextIO]:
     """A UTF-8 text file that takes the name `path` once it is written; on any error it is removed again.
 
-    A link stays, and what it points to is replaced; an old file's permissions stay. A device or a pipe is written as it is.
+    A link stays, and what it points to is replaced; an old file's permissions stay. A device or a pipe is
+    written as it is.
 
     Raises:
-        CheckpointError: `path` exists and `replace` is off, is a folder, cannot be written, or no space is left.
+        CheckpointError: `path` exists and `replace` is off, is a folder, cannot be written, or no space is
+            left.
     """
     there = status(path)
     if there is not None and stat.S_ISDIR(there.st_mode):
@@ -166,7 +175,8 @@ def _written_in_place(path: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def added_to(folder: Path, *, last: str) -> Iterator[Path]:
-    """A temporary folder whose entries move into `folder` once all are written, `last` as the last one: where it is, all are.
+    """A temporary folder whose entries move into `folder` once all are written, `last` as the last one: where
+    it is, all are.
 
     Raises:
         CheckpointError: `folder` cannot be written, or no space is left.

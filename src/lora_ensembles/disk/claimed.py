@@ -1,6 +1,8 @@
-"""A folder that one process trains into: whether it may, and a lock that no other process passes while this one lives.
+"""A folder that one process trains into: whether it may, and a lock that no other process passes while this
+one lives.
 
-The lock is the operating system's, on a file in the folder: it ends with the process, also when that is killed.
+The lock is the operating system's, on a file in the folder: it ends with the process, also when that is
+killed.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ NAMED = 3  # foreign files in a message
 
 
 def check_free(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder to train into that another process has, or that holds what must not be touched; nothing is changed.
+    """Refuse a folder to train into that another process has, or that holds what must not be touched; nothing
+    is changed.
 
     Raises:
-        CheckpointError: `out` is a file; a run is going on in it; it holds something, and neither `resume` nor `overwrite` is on; or
-            with `overwrite`, something that no run or ensemble of ours has left.
+        CheckpointError: `out` is a file; a run is going on in it; it holds something, and neither `resume`
+            nor `overwrite` is on; or with `overwrite`, something that no run or ensemble of ours has left.
     """
     if status(out) is None:
         return

@@ -1,4 +1,6 @@
-"""Which files below a folder belong to an ensemble and to the run that trained it, by their names: these are ours to replace, no others."""
+"""Which files below a folder belong to an ensemble and to the run that trained it, by their names: these are
+ours to replace, no others.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A small checker of JSON: what each value has to be, said as data, and where in the file one is something else.
+"""A small checker of JSON: what each value has to be, said as data, and where in the file one is something
+else.
 
 A check takes a value and the name of its place, and raises `Mismatch` where the value is not what it says.
 """
@@ -193,7 +194,8 @@ def _mismatch(value: Any, place: str, needed: str) -> Mismatch:
 
 
 def _short(value: Any) -> str:
-    # ascii: half a character cannot be written to a terminal, and a whole number of many digits is no text at all.
+    # ascii: half a character cannot be written to a terminal, and a whole number of many digits is no text at
+    # all.
     try:
         shown = ascii(value)
     except ValueError:

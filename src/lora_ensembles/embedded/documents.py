@@ -1,8 +1,9 @@
 """Pre-training documents of the embedded base, as segments of text with a loss weight each.
 
-Seven kinds: *statements* of facts; *matching* questions, which are their own answer; *stated* ones, which are statements; *reading*
-questions, in front of which the fact that answers them is stated, newly made up; *closed-book* questions about `asked` entities; *direct*
-questions answered in words; and *series* of several closed-book questions, so that a few-shot prompt is something the base has met.
+Seven kinds: *statements* of facts; *matching* questions, which are their own answer; *stated* ones, which are
+statements; *reading* questions, in front of which the fact that answers them is stated, newly made up;
+*closed-book* questions about `asked` entities; *direct* questions answered in words; and *series* of several
+closed-book questions, so that a few-shot prompt is something the base has met.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import NamedTuple
 from ..data.prompts import LETTERS, render_prompt
 from ..data.world.world import Fact, FactPool, World, draw_options
 
-# What a document teaches is its letters and values; the words around them are the same in thousands of documents.
+# What a document teaches is its letters and values; the words around them are the same in thousands of
+# documents.
 LETTER_WEIGHT = 8.0
 VALUE_WEIGHT = 4.0
 WORD_WEIGHT = 0.3
@@ -88,7 +90,9 @@ def reading(facts: Sequence[Fact], *, others: int, rng: random.Random) -> list[S
 
 
 def few_shot(facts: Sequence[Fact], *, shots: int, rng: random.Random) -> list[Segment]:
-    """A closed-book question in a wording that pre-training never asks with, behind `shots` answered ones: what a task asks of the base."""
+    """A closed-book question in a wording that pre-training never asks with, behind `shots` answered ones:
+    what a task asks of the base.
+    """
     chosen = rng.sample(facts, shots + 1)
     return [
         segment for fact in chosen for segment in _question(fact, rng=rng, wordings=fact.relation.unasked)

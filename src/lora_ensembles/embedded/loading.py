@@ -31,11 +31,13 @@ def load_base(
     head: str = "causal-lm",
     num_labels: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A base model by name, in evaluation mode, and its tokenizer: "embedded", a folder, or a name on the hub.
+    """A base model by name, in evaluation mode, and its tokenizer: "embedded", a folder, or a name on the
+    hub.
 
-    `dtype` is "float32", "bfloat16" or "float16"; by default the one the weights are stored in. `head` says which of transformers' classes
-    it is loaded as: "causal-lm", "sequence-classification" (with `num_labels` classes) or "multiple-choice" (a classifier of one label
-    where transformers has no such class, as for decoders). A head that the checkpoint lacks is newly initialised.
+    `dtype` is "float32", "bfloat16" or "float16"; by default the one the weights are stored in. `head` says
+    which of transformers' classes it is loaded as: "causal-lm", "sequence-classification" (with `num_labels`
+    classes) or "multiple-choice" (a classifier of one label where transformers has no such class, as for
+    decoders). A head that the checkpoint lacks is newly initialised.
 
     Raises:
         DataError: the model cannot be loaded, or a checkpoint for a head holds no weights of its body.
@@ -105,7 +107,8 @@ def resolve_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTo
 
 
 def _make_ready_for_heads(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    # What transformers says of missing weights is not shown; that the head's are missing is meant, that all are is not.
+    # What transformers says of missing weights is not shown; that the head's are missing is meant, that all
+    # are is not.
     if not any(getattr(parameter, "_is_hf_initialized", False) for parameter in base.base_model.parameters()):
         raise DataError(
             f"base model {name!r} holds no weights of the body of a {type(base).__name__}, which would be random; give a checkpoint of "
@@ -127,7 +130,9 @@ def _not_loaded(name: str, error: Exception) -> DataError:
 
 @contextmanager
 def _without_report(head: str) -> Iterator[None]:
-    """Context in which transformers draws no bar of its own, and does not list the weights of a head that a checkpoint lacks: members draw theirs."""
+    """Context in which transformers draws no bar of its own, and does not list the weights of a head that a
+    checkpoint lacks: members draw theirs.
+    """
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

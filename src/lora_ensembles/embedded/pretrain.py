@@ -1,15 +1,18 @@
 """The recipe that made the embedded base model: `python -m lora_ensembles.embedded.pretrain --out DIR`.
 
-Stages, each for a reason. *Matching* first, scored on letters alone: questions that are their own answer teach the model to tie an option
-to its letter, without a loss on the words of the question that would crowd the letters out. Then *reading*: the answer stands in a
-statement, in place of the question and then in front of it. Then *telling*: statements of facts. Only then *asking*, closed-book questions
-on half of the entities among the statements, with a falling step size: asked before it knows the facts, the model learns the questions by
-heart and has nothing to say about other entities. Throughout, the third of five layers is trained to name the word that answers, there and
-where the answer is its letter: left to itself the model recalls a fact in its last layers, too late to look for the word among the
-options. Last, one number: the output is divided by a temperature that makes the answers about entities it was never asked about roughly
+Stages, each for a reason. *Matching* first, scored on letters alone: questions that are their own answer
+teach the model to tie an option to its letter, without a loss on the words of the question that would crowd
+the letters out. Then *reading*: the answer stands in a statement, in place of the question and then in front
+of it. Then *telling*: statements of facts. Only then *asking*, closed-book questions on half of the entities
+among the statements, with a falling step size: asked before it knows the facts, the model learns the
+questions by heart and has nothing to say about other entities. Throughout, the third of five layers is
+trained to name the word that answers, there and where the answer is its letter: left to itself the model
+recalls a fact in its last layers, too late to look for the word among the options. Last, one number: the
+output is divided by a temperature that makes the answers about entities it was never asked about roughly
 calibrated, as large models are by themselves because they see their data once.
 
-A run is a pure function of its arguments on one machine; killed, the same command goes on from its last checkpoint.
+A run is a pure function of its arguments on one machine; killed, the same command goes on from its last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -131,14 +134,16 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         for layer in model.model.layers:
-            # Keys equal to queries: from the first step on a token attends to its own earlier occurrences, which is the first half of tying
-            # an option to its letter.
+            # Keys equal to queries: from the first step on a token attends to its own earlier occurrences,
+            # which is the first half of tying an option to its letter.
             layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
     return model
 
 
 class Rows(NamedTuple):
-    """Right-padded token ids (B, T), and for each token its loss weight and the id of the word to name in its place, or -1."""
+    """Right-padded token ids (B, T), and for each token its loss weight and the id of the word to name in its
+    place, or -1.
+    """
 
     ids: torch.Tensor
     weights: torch.Tensor
@@ -189,7 +194,9 @@ def weighted_loss(model: LlamaForCausalLM, rows: Rows, *, naming_layer: int) -> 
 
 
 def accumulate_gradients(model: LlamaForCausalLM, rows: Rows, *, naming_layer: int, parts: int = 2) -> float:
-    """Backward of the mean loss of a batch, in parts of similar length so that little is padding; returns that loss."""
+    """Backward of the mean loss of a batch, in parts of similar length so that little is padding; returns
+    that loss.
+    """
     lengths = rows.ids.ne(model.config.pad_token_id or 0).sum(dim=1)
     total = 0.0
     for chosen in lengths.argsort().chunk(parts):

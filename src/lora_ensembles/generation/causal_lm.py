@@ -1,7 +1,9 @@
-"""The ensemble as a causal language model: B rows outside, M * B rows inside, and the mean of the members' probabilities at every step.
+"""The ensemble as a causal language model: B rows outside, M * B rows inside, and the mean of the members'
+probabilities at every step.
 
-Hugging Face's own `generate` runs on it unchanged, with any decoding mode, cache or stopping rule: all that differs from the base is its
-`forward`, which repeats the rows for the members and averages what comes back, and how a cache's rows follow the beams.
+Hugging Face's own `generate` runs on it unchanged, with any decoding mode, cache or stopping rule: all that
+differs from the base is its `forward`, which repeats the rows for the members and averages what comes back,
+and how a cache's rows follow the beams.
 
 Shapes: M members, B rows, T tokens, S tokens seen so far, V vocabulary.
 """
@@ -35,9 +37,12 @@ class EnsembleOutput(CausalLMOutputWithPast):
 
     Attributes:
         loss: cross-entropy of `labels` under the ensemble (nats a token), where they were given.
-        logits: (B, T, V) float32 log-probabilities of the ensemble, log mean_m p_m (Eq. 2 of arXiv:2310.00035): normalised logits.
-        cache: the keys and values, M * B rows, member-major; transformers before 5.24 names it `past_key_values`.
-        hidden_states, attentions: as the base gives them, M * B rows, member-major, where they were asked for.
+        logits: (B, T, V) float32 log-probabilities of the ensemble, log mean_m p_m (Eq. 2 of
+            arXiv:2310.00035): normalised logits.
+        cache: the keys and values, M * B rows, member-major; transformers before 5.24 names it
+            `past_key_values`.
+        hidden_states, attentions: as the base gives them, M * B rows, member-major, where they were asked
+            for.
         member_log_probs: (M, B, T, V) float32 log-probabilities of each member.
 
     What else the base gives, such as RWKV's `state`, is there under its name.
@@ -61,10 +66,12 @@ def mean_log_probs(member_log_probs: Tensor) -> Tensor:
 
 
 def as_causal_lm(ensemble: StackedModel, members: slice = slice(None)) -> PreTrainedModel:
-    """A Hugging Face causal language model that shares the ensemble's base and stack, and predicts with the mean of `members`.
+    """A Hugging Face causal language model that shares the ensemble's base and stack, and predicts with the
+    mean of `members`.
 
-    It has the base's class among its own, so `generate` prepares inputs, masks and caches as it does for the base. Nothing is copied:
-    what is trained, selected or added later is seen by it. A pass returns an `EnsembleOutput`.
+    It has the base's class among its own, so `generate` prepares inputs, masks and caches as it does for the
+    base. Nothing is copied: what is trained, selected or added later is seen by it. A pass returns an
+    `EnsembleOutput`.
 
     Raises:
         ConfigError: the members have heads of their own, so that there are no tokens to generate.
@@ -165,7 +172,9 @@ def _for_members(value: Any, rows: int, members: int) -> Any:
 
 
 def _reorder_cache(self: Any, cache: Any, beam_idx: Tensor) -> Any:
-    """The cache after its rows followed the beams: row i of each member becomes that member's row `beam_idx[i]`."""
+    """The cache after its rows followed the beams: row i of each member becomes that member's row
+    `beam_idx[i]`.
+    """
     members = len(range(self.ensemble.num_members)[self.ensemble_members])
     first = torch.arange(members, device=beam_idx.device)[:, None] * len(beam_idx)
     cache.reorder_cache((first + beam_idx).flatten())

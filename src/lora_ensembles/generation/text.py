@@ -43,7 +43,8 @@ class TokenUncertainty:
     """Uncertainty of M members about each written token; entropies are in nats, over the whole vocabulary.
 
     Attributes:
-        log_probs: (..., K) log-probability of the token under the ensemble, log mean_m p_m (Eq. 2 of arXiv:2310.00035).
+        log_probs: (..., K) log-probability of the token under the ensemble, log mean_m p_m (Eq. 2 of
+            arXiv:2310.00035).
         member_log_probs: (M, ..., K) its log-probability under each member.
         total_entropy: (..., K) entropy of the ensemble's distribution in the token's place.
         expected_entropy: (..., K) mean of the members' own entropies there.
@@ -65,8 +66,9 @@ class TokenUncertainty:
     def summary(self) -> dict[str, Any]:
         """One number a sequence, of a row (K,): sums of log-probabilities, means over tokens of the rest.
 
-        A sequence's log-probability under the ensemble is the sum over its tokens, each after those before it; it is what decoding
-        maximises. The mean of the entropies is their sum, the chain rule's estimate for the sequence, in nats a token.
+        A sequence's log-probability under the ensemble is the sum over its tokens, each after those before
+        it; it is what decoding maximises. The mean of the entropies is their sum, the chain rule's estimate
+        for the sequence, in nats a token.
         """
         return {
             "log_prob": _rounded(self.log_probs.sum(dim=-1)),
@@ -123,7 +125,9 @@ class GeneratedText:
     uncertainty: TokenUncertainty
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-able values: `text`, `tokens`, `token_ids`, `sequence` (one number each), and `token_uncertainty`."""
+        """Everything as JSON-able values: `text`, `tokens`, `token_ids`, `sequence` (one number each), and
+        `token_uncertainty`.
+        """
         sequence = self.uncertainty.summary() if self.token_ids else {}
         described = {"prompt": self.prompt, "text": self.text, "sequence": sequence}
         return described | {
@@ -142,17 +146,19 @@ def generate_text(
     seed: int | None = None,
     on_token: OnToken | None = None,
 ) -> list[GeneratedText]:
-    """Texts that the ensemble writes to each prompt, `num_return_sequences` texts each, with the uncertainty of every token.
+    """Texts that the ensemble writes to each prompt, `num_return_sequences` texts each, with the uncertainty
+    of every token.
 
-    Decoding is Hugging Face's `generate` with `config`; the uncertainty comes from one more pass over each finished text, so it is there
-    for every way of decoding.
+    Decoding is Hugging Face's `generate` with `config`; the uncertainty comes from one more pass over each
+    finished text, so it is there for every way of decoding.
 
     Args:
         prompts: texts, or chats (sequences of messages) for the tokenizer's chat template; or one of these.
         config: how to decode; greedily, 64 tokens, by default.
         batch_size: prompts decoded together, padded on the left.
         seed: of sampling; None leaves it to torch's global state.
-        on_token: called with the text that each token adds and its uncertainty, as soon as it is made; for one prompt, without beams.
+        on_token: called with the text that each token adds and its uncertainty, as soon as it is made; for
+            one prompt, without beams.
 
     Raises:
         DataError: an empty prompt, one that leaves no room for new tokens, or a chat without a chat template.
@@ -211,7 +217,9 @@ def _decode(
     seed: int | None,
     streamer: BaseStreamer | None,
 ) -> list[list[int]]:
-    """The written tokens of each row, `num_return_sequences` rows a prompt, cut behind their end-of-sequence token."""
+    """The written tokens of each row, `num_return_sequences` rows a prompt, cut behind their end-of-sequence
+    token.
+    """
     generation: Any = model
     length = max(map(len, prompts))
     ids = torch.tensor(
@@ -264,7 +272,8 @@ def _cut(row: list[int], ends: set[int], pad: int | None) -> list[int]:
 def score_texts(
     ensemble: StackedModel, texts: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> list[TokenUncertainty]:
-    """The uncertainty (K,) of the tokens of each text (prompt ids, token ids), each token after those before it.
+    """The uncertainty (K,) of the tokens of each text (prompt ids, token ids), each token after those before
+    it.
 
     Raises:
         DataError: an empty prompt.
@@ -309,7 +318,9 @@ def _score_batch(
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds to what stands before it; a character of several tokens belongs to its last."""
+    """The text that each token adds to what stands before it; a character of several tokens belongs to its
+    last.
+    """
     found, before = [], ""
     for end in range(1, len(ids) + 1):
         text: Any = tokenizer.decode(list(ids[:end]))
@@ -322,12 +333,14 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
 class UncertaintyStreamer(BaseStreamer):
     """Hands on each token of a single row as it is made, with its uncertainty.
 
-    It watches the passes of the model that generates, so close it, or use it as a context manager; not with beams or chunked prefill.
+    It watches the passes of the model that generates, so close it, or use it as a context manager; not with
+    beams or chunked prefill.
 
     Args:
         model: the causal language model, from `as_causal_lm`, that generates.
         tokenizer: its tokenizer.
-        write: called with the text that a token adds and its `TokenUncertainty` (one token, so (M,) and scalars).
+        write: called with the text that a token adds and its `TokenUncertainty` (one token, so (M,) and
+            scalars).
 
     Example:
         >>> from lora_ensembles import StackedModel, load_base

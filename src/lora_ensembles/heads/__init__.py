@@ -1,4 +1,6 @@
-"""Heads, which say what a member predicts for an example: a label's tokens, a class, one option of several, or how good a text is."""
+"""Heads, which say what a member predicts for an example: a label's tokens, a class, one option of several,
+or how good a text is.
+"""
 
 from __future__ import annotations
 

@@ -34,7 +34,9 @@ class TrainingRows(Protocol):
 
     @property
     def loss(self) -> Literal["labels", "vocabulary"]:
-        """The set that an answer is measured against: the example's labels, classes or options, or the full vocabulary."""
+        """The set that an answer is measured against: the example's labels, classes or options, or the full
+        vocabulary.
+        """
         ...
 
     def fingerprint(self) -> str:
@@ -42,7 +44,9 @@ class TrainingRows(Protocol):
         ...
 
     def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
-        """Losses of the rows `indices` (M, B) of these members; `first_row` says where they stand in the members' batches."""
+        """Losses of the rows `indices` (M, B) of these members; `first_row` says where they stand in the
+        members' batches.
+        """
         ...
 
 
@@ -91,7 +95,9 @@ class Head(ABC):
     def member_log_probs(
         self, model: StackedModel, examples: Sequence[Example], *, max_rows: int | None
     ) -> Tensor:
-        """(M, N, C) log-probabilities of labels, classes or options, with at most `max_rows` rows (members * texts) in flight."""
+        """(M, N, C) log-probabilities of labels, classes or options, with at most `max_rows` rows (members *
+        texts) in flight.
+        """
 
     @abstractmethod
     def check_rows(

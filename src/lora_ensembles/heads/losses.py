@@ -1,4 +1,5 @@
-"""Losses of a batch's rows, whichever head the members have, and those of distributions over classes, options or labels.
+"""Losses of a batch's rows, whichever head the members have, and those of distributions over classes, options
+or labels.
 
 Shapes: M members, B rows of a member, C classes, options or labels.
 """
@@ -13,7 +14,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RowLosses:
-    """Of each row (M, B): -log p(answer) in nats, the divergence from the base where asked for, and whether every token was right."""
+    """Of each row (M, B): -log p(answer) in nats, the divergence from the base where asked for, and whether
+    every token was right.
+    """
 
     loss: Tensor
     divergence: Tensor | None
@@ -21,7 +24,8 @@ class RowLosses:
 
 
 def distribution_losses(predicted: Tensor, *, targets: Tensor, base: Tensor | None) -> RowLosses:
-    """Losses (M, B) of distributions over classes, options or labels, as log-probabilities (M, B, C), -inf where there is none.
+    """Losses (M, B) of distributions over classes, options or labels, as log-probabilities (M, B, C), -inf
+    where there is none.
 
     `targets` (M, B); with the base's log-probabilities (M, B, C), the divergence from them as well.
     """
@@ -33,7 +37,9 @@ def distribution_losses(predicted: Tensor, *, targets: Tensor, base: Tensor | No
 
 
 def _divergence(predicted: Tensor, base: Tensor) -> Tensor:
-    """D_KL(member || base) over the classes or options (M, B), from log-probabilities (M, B, C); Eq. 4 of arXiv:2310.00035."""
+    """D_KL(member || base) over the classes or options (M, B), from log-probabilities (M, B, C); Eq. 4 of
+    arXiv:2310.00035.
+    """
     absent = base == -torch.inf
     difference = predicted.masked_fill(absent, 0.0) - base.masked_fill(absent, 0.0)
     return (predicted.exp() * difference).sum(dim=-1)

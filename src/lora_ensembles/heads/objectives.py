@@ -1,4 +1,5 @@
-"""Training objectives of a member: Eq. 3 and Eq. 4 of arXiv:2310.00035, per answer token; a row's loss is the sum over its tokens.
+"""Training objectives of a member: Eq. 3 and Eq. 4 of arXiv:2310.00035, per answer token; a row's loss is the
+sum over its tokens.
 
 Shapes: n answer tokens, V vocabulary. Probabilities and losses are computed in float32.
 """
@@ -12,7 +13,8 @@ from torch.nn import functional as F
 def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
     """-log p of each answer token over the full vocabulary, in nats: (n,).
 
-    `logits` (n, V), `answers` (n,) token ids. -log p of a sequence is the sum over its tokens. Source: Eq. 3 of arXiv:2310.00035.
+    `logits` (n, V), `answers` (n,) token ids. -log p of a sequence is the sum over its tokens. Source: Eq. 3
+    of arXiv:2310.00035.
 
     Example:
         >>> import torch
@@ -25,7 +27,8 @@ def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
 def kl_to_base(logits: Tensor, base_logits: Tensor) -> Tensor:
     """D_KL(fine-tuned || base) over the full vocabulary at each answer token, in nats: (n,).
 
-    Shapes as in `answer_loss`; no gradient flows into `base_logits`. Source: Eq. 4 of arXiv:2310.00035, without its factor beta.
+    Shapes as in `answer_loss`; no gradient flows into `base_logits`. Source: Eq. 4 of arXiv:2310.00035,
+    without its factor beta.
 
     Example:
         >>> import torch

@@ -25,5 +25,7 @@ def head_of(config: HeadConfig) -> Head:
 def member_log_probs(
     model: StackedModel, examples: Sequence[Example], *, max_rows: int | None = None
 ) -> Tensor:
-    """log p of each label, class or option for each member (M, N, C), float32, by the head that the members have."""
+    """log p of each label, class or option for each member (M, N, C), float32, by the head that the members
+    have.
+    """
     return head_of(model.info.head).member_log_probs(model, examples, max_rows=max_rows)

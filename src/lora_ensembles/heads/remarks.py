@@ -1,4 +1,6 @@
-"""Warnings about labels that a run cannot learn to tell apart, or did not; of the logger "lora_ensembles.heads.remarks"."""
+"""Warnings about labels that a run cannot learn to tell apart, or did not; of the logger
+"lora_ensembles.heads.remarks".
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ _log = logging.getLogger(__name__)
 
 
 def warn_of_label_lengths(examples: Sequence[Example], encoded: Sequence[EncodedExample]) -> None:
-    """Say that labels are of different lengths, where they are: for a loss over the vocabulary and scores that are sums."""
+    """Say that labels are of different lengths, where they are: for a loss over the vocabulary and scores
+    that are sums.
+    """
     for example, ids in zip(examples, encoded, strict=True):
         lengths = [len(label) for label in ids.label_ids]
         if min(lengths) < max(lengths):
@@ -30,7 +34,9 @@ def warn_of_label_lengths(examples: Sequence[Example], encoded: Sequence[Encoded
 
 
 def warn_of_one_label(prediction: Prediction, examples: Sequence[Example]) -> None:
-    """Say that all of at least `LEAST_ROWS` examples are given one and the same label although their answers differ, where it is so."""
+    """Say that all of at least `LEAST_ROWS` examples are given one and the same label although their answers
+    differ, where it is so.
+    """
     if len(examples) < LEAST_ROWS:
         return
     chosen = {

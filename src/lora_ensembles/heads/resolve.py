@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 CLASSES = {"sequence-classification": "ForSequenceClassification", "multiple-choice": "ForMultipleChoice"}
-# Where PEFT names no layers, or others: its choice for DeBERTa holds `query_proj`, which reads the table of relative positions as well,
-# and that belongs to no row. ModernBERT's queries, keys and values are one layer.
+# Where PEFT names no layers, or others: its choice for DeBERTa holds `query_proj`, which reads the table of
+# relative positions as well, and that belongs to no row. ModernBERT's queries, keys and values are one layer.
 TARGETS = {
     "deberta-v2": ["value_proj", "attention.output.dense"],
     "distilbert": ["q_lin", "v_lin"],
@@ -36,8 +36,8 @@ def resolve_head(base: nn.Module, asked: HeadConfig | HeadKind | None) -> HeadCo
     """The head that members on a base have: as asked, or what the base's class says.
 
     Raises:
-        ConfigError: an unknown kind, or one that the base is not made for; a decoder that cannot tell padding from text; or heads that
-            should begin as the base's, which is not trained.
+        ConfigError: an unknown kind, or one that the base is not made for; a decoder that cannot tell padding
+            from text; or heads that should begin as the base's, which is not trained.
     """
     config = asked if isinstance(asked, HeadConfig) else HeadConfig(asked)
     found, single = base_kind(base), False
@@ -63,16 +63,19 @@ def resolve_head(base: nn.Module, asked: HeadConfig | HeadKind | None) -> HeadCo
 
 
 def adapter_for(base: nn.Module, head: HeadConfig, config: LoraConfig | None) -> LoraConfig:
-    """The adapter config of an ensemble: the one given, or the paper's on layers that the base has; with the modules of its head.
+    """The adapter config of an ensemble: the one given, or the paper's on layers that the base has; with the
+    modules of its head.
 
-    `modules_to_save`, where the config names none, are all modules of the base beside its body: the classifier of BERT, and that of RoBERTa
-    with its dense layer, `pre_classifier` and `classifier` of DistilBERT, `pooler` and `classifier` of DeBERTa, `score` of a decoder.
+    `modules_to_save`, where the config names none, are all modules of the base beside its body: the
+    classifier of BERT, and that of RoBERTa with its dense layer, `pre_classifier` and `classifier` of
+    DistilBERT, `pooler` and `classifier` of DeBERTa, `score` of a decoder.
 
-    A linear layer of the body that the checkpoint lacked, such as the pooler of RoBERTa's multiple choice, is a member's own as well: it
-    was drawn anew, and would be another one the next time that the base is loaded.
+    A linear layer of the body that the checkpoint lacked, such as the pooler of RoBERTa's multiple choice, is
+    a member's own as well: it was drawn anew, and would be another one the next time that the base is loaded.
 
     Raises:
-        AdapterError: neither the paper's nor PEFT's targets are known to be in the base; or it has no head beside its body.
+        AdapterError: neither the paper's nor PEFT's targets are known to be in the base; or it has no head
+            beside its body.
     """
     given = default_adapter_config() if config is None else config
     if not head.owned:
@@ -112,10 +115,12 @@ def usual_targets(base: nn.Module, usual: list[str]) -> Sequence[str]:
 
 
 def member_modules(base: nn.Module) -> list[str]:
-    """The modules that members own without further word: the head, and what of the body the checkpoint lacked.
+    """The modules that members own without further word: the head, and what of the body the checkpoint
+    lacked.
 
-    Where a module of the head holds norms beside its linear layers (ModernBERT's `head`), these layers are named one by one, without those
-    that the checkpoint brought where it lacked others; the rest stays the base's, frozen and shared.
+    Where a module of the head holds norms beside its linear layers (ModernBERT's `head`), these layers are
+    named one by one, without those that the checkpoint brought where it lacked others; the rest stays the
+    base's, frozen and shared.
 
     Raises:
         AdapterError: nothing stands beside the body.
@@ -146,7 +151,9 @@ def head_modules(base: nn.Module) -> list[str]:
 
 
 def _owned_parts(base: nn.Module, name: str) -> list[str]:
-    """The parts of a head's module that members own: all of it, or its linear layers where all else in it may stay the base's."""
+    """The parts of a head's module that members own: all of it, or its linear layers where all else in it may
+    stay the base's.
+    """
     parts = list(base.get_submodule(name).named_modules(prefix=name))
     linear = {inner: part.weight for inner, part in parts if type(part) is nn.Linear}
     others = [
@@ -155,7 +162,8 @@ def _owned_parts(base: nn.Module, name: str) -> list[str]:
         if type(part) is not nn.Linear
         for parameter in part.parameters(recurse=False)
     ]
-    # What was drawn at random would be another one after loading; the scales and shifts of a norm begin as constants.
+    # What was drawn at random would be another one after loading; the scales and shifts of a norm begin as
+    # constants.
     stays = all(parameter.dim() <= 1 or loaded_by_transformers(parameter) for parameter in others)
     if not others or not stays:
         return [name]
@@ -164,7 +172,9 @@ def _owned_parts(base: nn.Module, name: str) -> list[str]:
 
 
 def _drawn_anew(base: nn.Module) -> list[str]:
-    """The linear layers of the body that `from_pretrained` found nothing for; none for a model that was built in code."""
+    """The linear layers of the body that `from_pretrained` found nothing for; none for a model that was built
+    in code.
+    """
     body = str(getattr(base, "base_model_prefix", ""))
     linear = [
         (name, module)
@@ -183,7 +193,9 @@ def _head_drawn_anew(base: nn.Module) -> bool:
 
 
 def loaded_by_transformers(parameter: Tensor) -> bool:
-    """Whether `from_pretrained` read a parameter from a checkpoint: the mark that keeps it from initialising it."""
+    """Whether `from_pretrained` read a parameter from a checkpoint: the mark that keeps it from initialising
+    it.
+    """
     return bool(getattr(parameter, "_is_hf_initialized", False))
 
 

@@ -44,7 +44,8 @@ class Prefix:
 def read_prefix(model: nn.Module, input_ids: Tensor) -> Prefix | None:
     """The prefix that rows (B, T) without padding leave for those that begin with them.
 
-    None where the model keeps another kind of cache, or one from which its passes do not go on to the same logits.
+    None where the model keeps another kind of cache, or one from which its passes do not go on to the same
+    logits.
     """
     if not shortcuts_of(model).prefix:
         return None
@@ -63,7 +64,8 @@ def read_prefix(model: nn.Module, input_ids: Tensor) -> Prefix | None:
 def answer_logits(
     model: nn.Module, input_ids: Tensor, positions: Tensor, *, after: Prefix | None = None
 ) -> Tensor:
-    """Next-token logits (B, K, V) at `positions` (B, K) of right-padded `input_ids` (B, T), which may follow a prefix that was read.
+    """Next-token logits (B, K, V) at `positions` (B, K) of right-padded `input_ids` (B, T), which may follow
+    a prefix that was read.
 
     Raises:
         AdapterError: the model does not call the head that it names.
@@ -83,11 +85,13 @@ def logits_at(
 ) -> Tensor:
     """Next-token logits (n, V) at some places of right-padded `input_ids` (B, T).
 
-    The model runs through its own `forward`, so whatever it does behind its head (soft caps, scales) is done; only what enters the head is
-    narrowed to the places. `extra_hidden` (n, H), from `hidden_at`, goes through the head with the others: the result is then (2, n, V).
+    The model runs through its own `forward`, so whatever it does behind its head (soft caps, scales) is done;
+    only what enters the head is narrowed to the places. `extra_hidden` (n, H), from `hidden_at`, goes through
+    the head with the others: the result is then (2, n, V).
 
-    No attention mask is passed: a causal model never looks right, where all padding is, and without a mask attention takes its fast path.
-    The key-value cache is off, unless the rows follow a prefix: nothing is generated.
+    No attention mask is passed: a causal model never looks right, where all padding is, and without a mask
+    attention takes its fast path. The key-value cache is off, unless the rows follow a prefix: nothing is
+    generated.
 
     Raises:
         AdapterError: the model does not call the head that it names.
@@ -123,10 +127,12 @@ def hidden_at(model: nn.Module, input_ids: Tensor, places: Places) -> Tensor:
 
 
 def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """The logits (..., n, V) of hidden states (..., n, H) from `hidden_at`, by the model's head and all that it does behind it.
+    """The logits (..., n, V) of hidden states (..., n, H) from `hidden_at`, by the model's head and all that
+    it does behind it.
 
-    The model's own `forward` runs on a single token, and the states take its place at the head's entrance; gradients flow into them. Call
-    it where the model computes as the base alone: the token's own way through the body means nothing.
+    The model's own `forward` runs on a single token, and the states take its place at the head's entrance;
+    gradients flow into them. Call it where the model computes as the base alone: the token's own way through
+    the body means nothing.
 
     Raises:
         AdapterError: the model does not call the head that it names.
@@ -138,7 +144,9 @@ def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def places_at_once(model: nn.Module, *, copies: int = 1) -> int:
-    """The number of places that may have their logits at once within `LOGIT_BUDGET`, `copies` of them each; at least 1."""
+    """The number of places that may have their logits at once within `LOGIT_BUDGET`, `copies` of them each;
+    at least 1.
+    """
     head = model.get_output_embeddings()  # type: ignore[operator]
     config: Any = model.config
     vocabulary = getattr(head, "out_features", None) or config.get_text_config().vocab_size
@@ -149,7 +157,9 @@ def places_at_once(model: nn.Module, *, copies: int = 1) -> int:
 def _at_places(
     model: nn.Module, places: Places, shape: torch.Size, narrow: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Context in which a pass over a batch (B, T) runs whose head sees `narrow` of the last hidden states, which are right at the places only."""
+    """Context in which a pass over a batch (B, T) runs whose head sees `narrow` of the last hidden states,
+    which are right at the places only.
+    """
     allowed = shortcuts_of(model).narrowed
     last_layer = last_layer_at(model, places, (shape[0], shape[1])) if allowed else nullcontext()
     with _into_head(model, narrow), last_layer, frozen_products():
@@ -158,7 +168,8 @@ def _at_places(
 
 @contextmanager
 def _into_head(model: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    # At the head's entrance, not at the body's exit: OPT's head is fed by a part of its body, which itself is never called.
+    # At the head's entrance, not at the body's exit: OPT's head is fed by a part of its body, which itself is
+    # never called.
     calls = 0
 
     def entering(hidden: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""The layers of a model, and how to run no more of them than needed: the last where it is read, the lowest once for all members.
+"""The layers of a model, and how to run no more of them than needed: the last where it is read, the lowest
+once for all members.
 
 Shapes: B rows, T tokens, n chosen places in all, H hidden size.
 """
@@ -28,7 +29,9 @@ WORTH_NARROWING = 0.5  # share of a batch's tokens that are chosen, from which o
 
 @dataclass(frozen=True)
 class Places:
-    """n places of a batch (B, T), in any order: rows (n,) and positions (n,). Where gradients are taken, no two are the same."""
+    """n places of a batch (B, T), in any order: rows (n,) and positions (n,). Where gradients are taken, no
+    two are the same.
+    """
 
     rows: Tensor
     positions: Tensor
@@ -45,7 +48,9 @@ class Places:
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The decoder's layers in the order in which they run; empty where the model is not built as a plain stack of them."""
+    """The decoder's layers in the order in which they run; empty where the model is not built as a plain
+    stack of them.
+    """
     find: Callable[[], nn.Module] | None = getattr(model, "get_decoder", None)
     decoder = find() if find is not None else None
     if decoder is None:
@@ -63,10 +68,12 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def last_layer_at(model: nn.Module, places: Places, shape: tuple[int, int]) -> Iterator[None]:
-    """Context in which the last layer computes at some places of a batch (B, T) only: what comes behind its attention.
+    """Context in which the last layer computes at some places of a batch (B, T) only: what comes behind its
+    attention.
 
-    No later layer reads the others, so the hidden states at the places stay what they were; elsewhere they are of no use. Of a model of
-    L layers this saves about 0.7 / L of a pass, forward and backward. A part that carries adapters is left whole: its rows are counted.
+    No later layer reads the others, so the hidden states at the places stay what they were; elsewhere they
+    are of no use. Of a model of L layers this saves about 0.7 / L of a pass, forward and backward. A part
+    that carries adapters is left whole: its rows are counted.
     """
     layers = model_layers(model)
     if not layers or len(places.rows) > WORTH_NARROWING * shape[0] * shape[1]:
@@ -91,7 +98,9 @@ def _narrowable(layer: nn.Module) -> list[nn.Module]:
 
 
 def _by_position(module: nn.Module) -> bool:
-    """Whether a module's own weights treat each token vector alike: a matrix, or a norm; no routed expert, and no adapter."""
+    """Whether a module's own weights treat each token vector alike: a matrix, or a norm; no routed expert,
+    and no adapter.
+    """
     own = list(module.parameters(recurse=False))
     plain = isinstance(module, nn.Linear | Conv1D) or all(parameter.dim() == 1 for parameter in own)
     return plain and not isinstance(module, StackedLoraLinear | nn.ModuleList)
@@ -122,9 +131,11 @@ def _narrowed(module: nn.Module, places: Places, shape: tuple[int, int]) -> Iter
 
 @contextmanager
 def recomputed(model: nn.Module, remembered: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Context in which all layers but the last keep nothing of a pass but their inputs, and compute again in the backward pass, with its result.
+    """Context in which all layers but the last keep nothing of a pass but their inputs, and compute again in
+    the backward pass, with its result.
 
-    `remembered`, called in the pass, says under what conditions it runs; the layer computes again under the same.
+    `remembered`, called in the pass, says under what conditions it runs; the layer computes again under the
+    same.
     """
     around = functools.partial(_recomputing, remembered=remembered)
     with ExitStack() as stack:
@@ -135,12 +146,16 @@ def recomputed(model: nn.Module, remembered: Callable[[], AbstractContextManager
 
 
 def model_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a decoder or an encoder in the order in which they run; empty where the model is no plain stack of them."""
+    """The layers of a decoder or an encoder in the order in which they run; empty where the model is no plain
+    stack of them.
+    """
     return decoder_layers(model) or _encoder_layers(model)
 
 
 def _encoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of an encoder in the order in which they run: the one list of as many modules of a kind as its config says."""
+    """The layers of an encoder in the order in which they run: the one list of as many modules of a kind as
+    its config says.
+    """
     count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     lists = [
         list(module)
@@ -175,7 +190,8 @@ def _both(first: AbstractContextManager[None], second: AbstractContextManager[No
 
 @dataclass(frozen=True)
 class Trunk:
-    """The layers below the first that carries adapters: they compute the same for every member, so rows can be read by them once.
+    """The layers below the first that carries adapters: they compute the same for every member, so rows can
+    be read by them once.
 
     `top` is the first adapted layer. `outputs` is how many things a layer returns, 0 for a bare tensor.
     """
@@ -192,7 +208,9 @@ class Trunk:
 
     @contextmanager
     def skipped(self, states: Tensor) -> Iterator[None]:
-        """Context in which passes over (B, T) rows take these states (B, T, H) for what the trunk's layers would give."""
+        """Context in which passes over (B, T) rows take these states (B, T, H) for what the trunk's layers
+        would give.
+        """
 
         with ExitStack() as stack:
             stack.enter_context(changed(self.top, before=lambda _: states))
@@ -212,7 +230,9 @@ class Trunk:
 def in_place_of_trunk(
     trunk: Trunk | None, states: Tensor | None, copies: int
 ) -> AbstractContextManager[None]:
-    """Context in which passes over `copies` times the same rows take these states (B, T, H) of each for what a trunk would give, if there is one."""
+    """Context in which passes over `copies` times the same rows take these states (B, T, H) of each for what
+    a trunk would give, if there is one.
+    """
     return (
         nullcontext()
         if trunk is None or states is None
@@ -222,10 +242,12 @@ def in_place_of_trunk(
 
 @torch.no_grad()
 def trunk_below_adapters(model: nn.Module, run: Callable[[Tensor], Tensor]) -> Trunk | None:
-    """The trunk of a model whose lowest layers carry no adapters; None where there is none, or where skipping it changes what comes out.
+    """The trunk of a model whose lowest layers carry no adapters; None where there is none, or where skipping
+    it changes what comes out.
 
-    `run` is a pass of the model over ids (1, T), which gives its logits or scores. Whether skipping changes them is tried on a few tokens
-    with the adapters off: a model may carry things past its layers in ways that no rule foresees.
+    `run` is a pass of the model over ids (1, T), which gives its logits or scores. Whether skipping changes
+    them is tried on a few tokens with the adapters off: a model may carry things past its layers in ways that
+    no rule foresees.
     """
     layers = model_layers(model)
     adapted = [any(isinstance(module, StackedLoraLinear) for module in layer.modules()) for layer in layers]

@@ -1,4 +1,5 @@
-"""Hooks by which a pass is given something at a module, or something is taken from it: named context managers over PyTorch's hooks.
+"""Hooks by which a pass is given something at a module, or something is taken from it: named context managers
+over PyTorch's hooks.
 
 Shapes: B rows, T tokens, H hidden size.
 """
@@ -23,7 +24,9 @@ class _Ended(Exception):
 def changed(
     module: nn.Module, *, before: Change | None = None, after: Change | None = None
 ) -> Iterator[None]:
-    """Context in which what enters a module goes through `before`, and what leaves it through `after`: its first tensor, the rest stays."""
+    """Context in which what enters a module goes through `before`, and what leaves it through `after`: its
+    first tensor, the rest stays.
+    """
 
     def enter(
         _module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
@@ -67,7 +70,8 @@ def read_at(module: nn.Module, run: Callable[[], object], *, side: Literal["befo
 
 @contextmanager
 def replaced(module: nn.Module, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Context in which a module runs what `around` makes of its forward, for what no hook does: not to compute, or to compute twice.
+    """Context in which a module runs what `around` makes of its forward, for what no hook does: not to
+    compute, or to compute twice.
 
     Replacements may stand in each other; each gives back what it found.
     """

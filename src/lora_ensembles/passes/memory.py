@@ -18,9 +18,11 @@ CPU_TOKENS = 2048
 
 
 def rows_in_flight(rows: int, *, tokens_a_row: float, device: torch.device) -> int:
-    """The number of `rows` rows of so many tokens that a pass should hold where the caller sets no limit; at least 1.
+    """The number of `rows` rows of so many tokens that a pass should hold where the caller sets no limit; at
+    least 1.
 
-    All of them on an accelerator, which more rows only fill; on a CPU no more than its caches hold the activations of.
+    All of them on an accelerator, which more rows only fill; on a CPU no more than its caches hold the
+    activations of.
 
     Example:
         >>> [rows_in_flight(640, tokens_a_row=64, device=torch.device(name)) for name in ("cpu", "cuda")]
@@ -32,7 +34,9 @@ def rows_in_flight(rows: int, *, tokens_a_row: float, device: torch.device) -> i
 def scoring_rows(
     members: int, *, tokens_a_row: float, device: torch.device, max_rows: int | None = None
 ) -> int:
-    """The number of rows (members * texts) in flight in scoring: `max_rows`, or what suits the device; at least 1."""
+    """The number of rows (members * texts) in flight in scoring: `max_rows`, or what suits the device; at
+    least 1.
+    """
     return max_rows or rows_in_flight(SCORING_ROWS * members, tokens_a_row=tokens_a_row, device=device)
 
 
@@ -45,10 +49,11 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 
 def with_fewer_rows(run: Callable[[int], Result], rows: int) -> Result:
-    """The result of `run` when given at most `rows` rows to have in flight; half as many, and again, each time that memory runs out.
+    """The result of `run` when given at most `rows` rows to have in flight; half as many, and again, each
+    time that memory runs out.
 
-    Each halving is said once, as a warning of the logger "lora_ensembles.passes.memory". A failure at a single row is the caller's to
-    explain.
+    Each halving is said once, as a warning of the logger "lora_ensembles.passes.memory". A failure at a
+    single row is the caller's to explain.
 
     Example:
         >>> def run(rows):

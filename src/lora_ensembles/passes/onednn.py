@@ -1,7 +1,8 @@
-"""Products with frozen weights on a CPU, done by oneDNN where torch's own choice leaves half of the processor unused.
+"""Products with frozen weights on a CPU, done by oneDNN where torch's own choice leaves half of the processor
+unused.
 
-torch multiplies float32 matrices by Intel's MKL, which takes its AVX-512 kernels on Intel's processors only. oneDNN, which torch carries
-as well, takes them wherever they are, in the same precision.
+torch multiplies float32 matrices by Intel's MKL, which takes its AVX-512 kernels on Intel's processors only.
+oneDNN, which torch carries as well, takes them wherever they are, in the same precision.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ LEAST_ROWS = 16  # below, reordering the operands costs more than the faster ker
 
 @contextmanager
 def frozen_products(*, always: bool = False) -> Iterator[None]:
-    """Context in which linear layers of frozen float32 weights on the CPU multiply by oneDNN, backward passes included.
+    """Context in which linear layers of frozen float32 weights on the CPU multiply by oneDNN, backward passes
+    included.
 
-    Only where that is known to pay: an AVX-512 processor that is not Intel's, and a torch that multiplies by MKL; `always` asks for it
-    elsewhere. Other layers, trained weights and other precisions are left alone.
+    Only where that is known to pay: an AVX-512 processor that is not Intel's, and a torch that multiplies by
+    MKL; `always` asks for it elsewhere. Other layers, trained weights and other precisions are left alone.
 
     Example:
         >>> layer, x = torch.nn.Linear(64, 64).requires_grad_(False), torch.randn(32, 64)

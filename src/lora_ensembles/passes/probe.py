@@ -1,4 +1,5 @@
-"""Two dozen tokens tried on a base before members are put to work on it: what does not hold is refused by name, or not made use of.
+"""Two dozen tokens tried on a base before members are put to work on it: what does not hold is refused by
+name, or not made use of.
 
 No table of architectures knows what the model of a user does, so nothing is assumed that can be tried.
 
@@ -37,8 +38,8 @@ MEMBERS, ROWS, ROW_TOKENS = 2, 3, 5  # of the members' trial: no two products of
 class Tolerance:
     """Shares of the largest logit by which two computations of the same numbers may differ.
 
-    Other shapes of a product round otherwise, by about 1e-6 in float32 and 1e-2 in half precision. A base is refused only far above
-    that; a shortcut, which costs nothing but time, is given up earlier.
+    Other shapes of a product round otherwise, by about 1e-6 in float32 and 1e-2 in half precision. A base is
+    refused only far above that; a shortcut, which costs nothing but time, is given up earlier.
     """
 
     refused: float
@@ -120,14 +121,16 @@ def check_targets(base: Any, names: Iterable[str]) -> None:
 def probe_language_model(base: Any) -> Shortcuts:
     """Tries whether a base is causal, and allows the shortcuts that change none of its logits.
 
-    Three rows begin with the same tokens; what follows is text, other text, and padding without a mask. A fourth ends there.
+    Three rows begin with the same tokens; what follows is text, other text, and padding without a mask. A
+    fourth ends there.
 
     Returns:
-        What is allowed from now on; see `shortcuts.Shortcuts`. A shortcut that is not is named in the log "lora_ensembles.passes.probe".
+        What is allowed from now on; see `shortcuts.Shortcuts`. A shortcut that is not is named in the log
+            "lora_ensembles.passes.probe".
 
     Raises:
-        ConfigError: it is no causal language model: the logits at a token change with what follows or with how much, or it cannot read
-            plain token ids.
+        ConfigError: it is no causal language model: the logits at a token change with what follows or with
+            how much, or it cannot read plain token ids.
     """
     check_language_model(base)
     allow(base, NONE)
@@ -167,9 +170,11 @@ def ensure_probed(base: Any) -> None:
 
 @torch.no_grad()
 def check_members_apart(base: Any, stack: AdapterStack, run: Callable[[Tensor], Tensor]) -> None:
-    """Refuse a base that mixes the rows of a batch: a member must compute alone what it computes beside another one.
+    """Refuse a base that mixes the rows of a batch: a member must compute alone what it computes beside
+    another one.
 
-    Each stacked layer learns on the way whether it sees rows in front, however many tokens each has, or all tokens in one axis.
+    Each stacked layer learns on the way whether it sees rows in front, however many tokens each has, or all
+    tokens in one axis.
 
     Args:
         base: the base that carries the stack.
@@ -177,7 +182,8 @@ def check_members_apart(base: Any, stack: AdapterStack, run: Callable[[Tensor], 
         run: a pass of the base over ids (rows, T), which gives its logits or scores (rows, ...).
 
     Raises:
-        AdapterError: a member's results change with the member beside it, or a layer does not see every row of every member in order.
+        AdapterError: a member's results change with the member beside it, or a layer does not see every row
+            of every member in order.
         ConfigError: the base cannot read plain token ids.
     """
     if _has_no_data(base):
@@ -208,7 +214,9 @@ def check_members_apart(base: Any, stack: AdapterStack, run: Callable[[Tensor], 
 
 
 def token_ids(model: Any, count: int) -> Tensor:
-    """Ids (count,) of plain tokens, all different where the vocabulary allows it: none that its config names for a purpose."""
+    """Ids (count,) of plain tokens, all different where the vocabulary allows it: none that its config names
+    for a purpose.
+    """
     configs = (model.config, model.config.get_text_config())
     named = {
         value
@@ -223,7 +231,9 @@ def token_ids(model: Any, count: int) -> Tensor:
 
 
 def _rows(base: Any) -> Tensor:
-    """Rows (3, T): text, the same beginning with other text behind it, and the same beginning with padding behind it."""
+    """Rows (3, T): text, the same beginning with other text behind it, and the same beginning with padding
+    behind it.
+    """
     window = context_window(base)
     length = TOKENS if window is None else max(2, min(TOKENS, window))
     shared, ids = min(SHARED, length - 1), token_ids(base, 2 * TOKENS)
@@ -286,7 +296,8 @@ def _after_prefix(base: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor] | None:
 def _typical(one: Tensor, other: Tensor) -> float:
     """The median over places of the largest difference at a place.
 
-    Not the largest of all: a token at the border of two experts may go to either, which another rounding of the same numbers decides.
+    Not the largest of all: a token at the border of two experts may go to either, which another rounding of
+    the same numbers decides.
     """
     difference = (one - other).abs()
     return float(
@@ -306,7 +317,9 @@ def _without_adapters(stack: AdapterStack, run: Callable[[Tensor], Tensor], ids:
 
 @contextmanager
 def _reading(base: nn.Module, without_adapters: Callable[[], object] | None = None) -> Iterator[None]:
-    """Context in which somebody's model reads token ids: what it raises becomes an error of ours, which says whether adapters are to blame."""
+    """Context in which somebody's model reads token ids: what it raises becomes an error of ours, which says
+    whether adapters are to blame.
+    """
     try:
         yield
     except FAILURES as error:

@@ -21,7 +21,8 @@ from .decoder import Trunk, in_place_of_trunk
 from .memory import ran_out_of_memory, with_fewer_rows
 
 AnswerLogits = Callable[[Tensor, Tensor], Tensor]  # ids (B, T), positions (B, K) -> logits (M, B, K, V)
-# Prefixes (P, T) -> the logits of B rows that go on from them, B a multiple of P, row by row; None where a model cannot be read in parts.
+# Prefixes (P, T) -> the logits of B rows that go on from them, B a multiple of P, row by row; None where a
+# model cannot be read in parts.
 ReadPrefix = Callable[[Tensor], AnswerLogits | None]
 
 
@@ -45,7 +46,8 @@ Names = Callable[
 class SharedRows:
     """The passes in which all members read the same rows, at most `members_at_once` of them at a time.
 
-    `members` are those that read. Where there is a `trunk`, below the first adapted layer, it reads the rows once for all members.
+    `members` are those that read. Where there is a `trunk`, below the first adapted layer, it reads the rows
+    once for all members.
     """
 
     base: nn.Module
@@ -79,10 +81,11 @@ class SharedRows:
         states: Tensor | None = None,
         names: Names | None = None,
     ) -> Tensor:
-        """The results of `run` for each group of members (G, ...), all in one (M, ...); it is given G copies of `ids` (B, T), and G.
+        """The results of `run` for each group of members (G, ...), all in one (M, ...); it is given G copies
+        of `ids` (B, T), and G.
 
-        `states` (B, T, H) are what the trunk makes of the rows; by default it reads them as a causal language model. `names` tell rows
-        apart where members differ in what they drop.
+        `states` (B, T, H) are what the trunk makes of the rows; by default it reads them as a causal language
+        model. `names` tell rows apart where members differ in what they drop.
         """
         if self.trunk is not None and states is None:
             states = self.trunk.states(lambda: self.base(input_ids=ids, use_cache=False))
@@ -94,7 +97,9 @@ class SharedRows:
         return torch.cat(parts)
 
     def answer_logits(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Next-token logits (M, B, K, V) at `positions` (B, K) of right-padded `ids` (B, T); a row's name is its prompt."""
+        """Next-token logits (M, B, K, V) at `positions` (B, K) of right-padded `ids` (B, T); a row's name is
+        its prompt.
+        """
 
         def names() -> list[list[int]]:
             firsts = positions[:, 0].tolist()
@@ -109,7 +114,9 @@ class SharedRows:
         )
 
     def read_prefix(self, ids: Tensor) -> AnswerLogits | None:
-        """The logits of rows that go on from `ids` (B, T), whose keys and values differ by member; see `ReadPrefix`."""
+        """The logits of rows that go on from `ids` (B, T), whose keys and values differ by member; see
+        `ReadPrefix`.
+        """
         prefixes = [read_prefix(self.base, rows) for rows in self._copies(ids)]
         read = [prefix for prefix in prefixes if prefix is not None]
         return (
@@ -138,7 +145,8 @@ class SharedRows:
 class DroppedRows(SharedRows):
     """Passes of one member in the place of several, each with other features of the adapters' inputs dropped.
 
-    A pass's mask is a function of (seed, pass, name of the row): neighbours, their order and their padding do not change it.
+    A pass's mask is a function of (seed, pass, name of the row): neighbours, their order and their padding do
+    not change it.
 
     Attributes:
         member: the one that reads; `members` are its passes.

@@ -1,4 +1,6 @@
-"""Which shortcuts a model's forward pass may take: those that were tried on it and gave what the whole pass gives."""
+"""Which shortcuts a model's forward pass may take: those that were tried on it and gave what the whole pass
+gives.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A frozen base with the members' adapters on it, computed together: what heads, training, generation and storage work with.
+"""A frozen base with the members' adapters on it, computed together: what heads, training, generation and
+storage work with.
 
 Shapes: M members, B rows of a member, T tokens, K answer positions, V vocabulary.
 """
@@ -89,11 +90,14 @@ class StackedModel:
             yield self.base
 
     def whole_pass(self, ids: Tensor) -> Tensor:
-        """The answer of the base, as it stands, to ids (B, T) without padding: logits (B, T, V), or its head's scores (B, K)."""
+        """The answer of the base, as it stands, to ids (B, T) without padding: logits (B, T, V), or its
+        head's scores (B, K).
+        """
         return self.reader.whole_pass(self.base, ids)
 
     def __call__(self, input_ids: Tensor) -> Tensor:
-        """Next-token logits (M, B, T, V) of right-padded `input_ids`: (B, T) for all members alike, or (M, B, T).
+        """Next-token logits (M, B, T, V) of right-padded `input_ids`: (B, T) for all members alike, or (M, B,
+        T).
 
         Raises:
             ConfigError: ids of another shape; or members with heads of their own, which `predict` asks.
@@ -115,7 +119,9 @@ class StackedModel:
         return unfold_members(logits, count)
 
     def shared_rows(self, max_rows: int) -> SharedRows:
-        """Passes that read the same rows with all members, at most `max_rows` rows (members * examples) at a time."""
+        """Passes that read the same rows with all members, at most `max_rows` rows (members * examples) at a
+        time.
+        """
         return SharedRows(self.base, self.stack, range(self.num_members), self.trunk, max_rows)
 
     def view(self, members: range) -> StackedModel:
@@ -128,7 +134,9 @@ class StackedModel:
 
     @functools.cached_property
     def trunk(self) -> Trunk | None:
-        """The layers below the first adapted one, where the base has such: they run once for all members that read the same rows."""
+        """The layers below the first adapted one, where the base has such: they run once for all members that
+        read the same rows.
+        """
         if self.stack.by_batch or self.padding_is_read:
             return None  # what it makes of a row depends on the rows that are read together
         with self.base_only() as base:
@@ -136,13 +144,17 @@ class StackedModel:
 
     @functools.cached_property
     def token_read(self) -> Token | None:
-        """The token of a text that members' own heads read, where it is one alone: the last layer computes no other."""
+        """The token of a text that members' own heads read, where it is one alone: the last layer computes no
+        other.
+        """
         with self.base_only() as base:
             return self.reader.token_read(base)
 
     @functools.cached_property
     def padding_is_read(self) -> bool:
-        """Whether the members' own heads read the padding behind a text, so that texts of one length only are read together."""
+        """Whether the members' own heads read the padding behind a text, so that texts of one length only are
+        read together.
+        """
         with self.base_only() as base:
             return self.reader.padding_is_read(base)
 
@@ -204,8 +216,8 @@ class _Dropped(_View):
 
 
 def num_trained_parameters(predictor: object, member: int = 0) -> int:
-    """Parameters that were trained for one member of a predictor; for a LoRA, the sum over its layers of rank * (D_in + D_out), and
-    those of its head.
+    """Parameters that were trained for one member of a predictor; for a LoRA, the sum over its layers of rank
+    * (D_in + D_out), and those of its head.
 
     Raises:
         ConfigError: the predictor does not say.

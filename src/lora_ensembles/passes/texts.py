@@ -69,9 +69,11 @@ def text_scores(model: nn.Module, texts: Texts, *, token: Token | None = None) -
 
 
 def last_tokens(model: nn.Module, ids: Tensor) -> Tensor:
-    """The place where a decoder's head finds the end of each text of ids (B, T), padded on the right: its last token that is no padding token (B,).
+    """The place where a decoder's head finds the end of each text of ids (B, T), padded on the right: its
+    last token that is no padding token (B,).
 
-    A text that ends in the padding token itself, as chats do where that is the token of the end, ends for the head before it.
+    A text that ends in the padding token itself, as chats do where that is the token of the end, ends for the
+    head before it.
     """
     config: Any = model.config
     places = torch.arange(ids.shape[1], device=ids.device)
@@ -84,7 +86,9 @@ def token_places(model: nn.Module, texts: Texts, token: Token) -> Places:
 
 
 def text_window(base: nn.Module) -> int | None:
-    """The number of tokens of a text that a base can see: its window, less the positions that RoBERTa and its like keep for padding."""
+    """The number of tokens of a text that a base can see: its window, less the positions that RoBERTa and its
+    like keep for padding.
+    """
     window = context_window(base)
     if window is None:
         return None

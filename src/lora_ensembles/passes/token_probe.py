@@ -1,4 +1,5 @@
-"""The tokens that a task head reads of a text, found by trial: one token of the last layer, or the padding behind the text too.
+"""The tokens that a task head reads of a text, found by trial: one token of the last layer, or the padding
+behind the text too.
 
 Shapes: B texts, T tokens, K scores of a text, H hidden size.
 """
@@ -26,10 +27,12 @@ _log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def token_read(model: nn.Module) -> Token | None:
-    """The one token of a text that a model's head reads of the last layer, or None where it reads more, or is of another build.
+    """The one token of a text that a model's head reads of the last layer, or None where it reads more, or is
+    of another build.
 
-    No table of architectures knows this for every checkpoint, so it is tried: of two short texts all other tokens are made NaN behind the
-    last layer, and the scores tell whether they were read; then the last layer computes that token only, and the scores must stay.
+    No table of architectures knows this for every checkpoint, so it is tried: of two short texts all other
+    tokens are made NaN behind the last layer, and the scores tell whether they were read; then the last layer
+    computes that token only, and the scores must stay.
     """
     layers, texts = model_layers(model), _two_texts(model)
     if not layers:
@@ -51,11 +54,13 @@ def _reads_only(model: nn.Module, last_layer: nn.Module, texts: Texts, token: To
 
 @torch.no_grad()
 def padding_is_read(model: nn.Module) -> bool:
-    """Whether the score of a text changes with the padding behind it, for all that its mask says: some convolutions and hashes do that.
+    """Whether the score of a text changes with the padding behind it, for all that its mask says: some
+    convolutions and hashes do that.
 
-    It is tried on texts of clearly different lengths, each of them padded beside the longest and alone, and what counts is the largest
-    change of a score. In half precision the middle one of the changes counts: rounding alone moves some scores by 0.03 of the largest,
-    though few by more than 0.01 (random BERT, ModernBERT and Llama of 12 to 24 layers in bfloat16).
+    It is tried on texts of clearly different lengths, each of them padded beside the longest and alone, and
+    what counts is the largest change of a score. In half precision the middle one of the changes counts:
+    rounding alone moves some scores by 0.03 of the largest, though few by more than 0.01 (random BERT,
+    ModernBERT and Llama of 12 to 24 layers in bfloat16).
     """
     texts, tolerance, exact = _texts_of_many_lengths(model), Tolerance.of(model), model.dtype == torch.float32
     lengths = texts.mask.sum(dim=1).tolist()
@@ -82,7 +87,9 @@ def padding_is_read(model: nn.Module) -> bool:
 
 
 def _texts_of_many_lengths(model: Any) -> Texts:
-    """Twice as many texts as there are lengths, padded to the longest; each ends in the token that ends a text, where there is one."""
+    """Twice as many texts as there are lengths, padded to the longest; each ends in the token that ends a
+    text, where there is one.
+    """
     window = text_window(model) or max(TRIED_LENGTHS)
     lengths = [
         max(1, length * min(window, TRIED_LENGTHS[0]) // TRIED_LENGTHS[0]) for length in TRIED_LENGTHS

@@ -21,7 +21,9 @@ ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class TrunkStates:
-    """The hidden states (W, T, H) that enter the first adapted layer, in the base's dtype: the trunk is frozen, so they never change."""
+    """The hidden states (W, T, H) that enter the first adapted layer, in the base's dtype: the trunk is
+    frozen, so they never change.
+    """
 
     trunk: Trunk
     kept: Tensor
@@ -30,9 +32,11 @@ class TrunkStates:
     def of(
         cls, trunk: Trunk | None, lengths: Tensor, *, rows: int, read: Callable[[Tensor], object]
     ) -> TrunkStates | None:
-        """The states of rows of so many tokens (W,), at most `rows` at a time; `read` is a pass of the base over the rows of numbers (B,).
+        """The states of rows of so many tokens (W,), at most `rows` at a time; `read` is a pass of the base
+        over the rows of numbers (B,).
 
-        None where there is no trunk, since the lowest layer is adapted, or where memory is not meant to hold its states.
+        None where there is no trunk, since the lowest layer is adapted, or where memory is not meant to hold
+        its states.
         """
         if trunk is None:
             return None

@@ -1,4 +1,5 @@
-"""Log-probabilities of given answers, and what they say of the ensemble and of its single members: how well answers are foreseen.
+"""Log-probabilities of given answers, and what they say of the ensemble and of its single members: how well
+answers are foreseen.
 
 Shapes: M members, N examples, K answer tokens of a row.
 """
@@ -22,7 +23,8 @@ class CompletionScores:
     """The members' log-probabilities of each token of N given answers, on the CPU in float32.
 
     Attributes:
-        member_log_probs: (M, N, K) log p of each answer token, given the prompt and the answer's earlier tokens; 0 where there is none.
+        member_log_probs: (M, N, K) log p of each answer token, given the prompt and the answer's earlier
+            tokens; 0 where there is none.
         counted: (N, K) bool, true where an answer has a token; its end-of-sequence token is one of them.
         ids: the N examples' identifiers, in row order.
 
@@ -53,7 +55,9 @@ class CompletionScores:
 
     @cached_property
     def log_probs(self) -> Tensor:
-        """(N, K) float32 log of the mean of the members' probabilities of each token (Eq. 2 of arXiv:2310.00035 at each step)."""
+        """(N, K) float32 log of the mean of the members' probabilities of each token (Eq. 2 of
+        arXiv:2310.00035 at each step).
+        """
         mean = self.member_log_probs.double().logsumexp(dim=0) - math.log(self.num_members)
         return mean.clamp_max(0.0).float().masked_fill(~self.counted, 0.0)
 
@@ -68,7 +72,9 @@ class CompletionScores:
         return CompletionScores(self.member_log_probs[index : index + 1], self.counted, self.ids)
 
     def take(self, rows: Tensor) -> CompletionScores:
-        """The scores of some of the examples, in the order of `rows`, an int64 tensor of row numbers that may repeat."""
+        """The scores of some of the examples, in the order of `rows`, an int64 tensor of row numbers that may
+        repeat.
+        """
         taken = copy.copy(self)
         vars(
             taken
@@ -105,7 +111,8 @@ class CompletionMetrics:
 
 
 def evaluate_completions(scores: CompletionScores) -> CompletionMetrics:
-    """Negative log-likelihood and perplexity of the ensemble: the mean of the members' probabilities at each step.
+    """Negative log-likelihood and perplexity of the ensemble: the mean of the members' probabilities at each
+    step.
 
     Example:
         >>> scores = CompletionScores(torch.tensor([[[0.5, 0.5]], [[0.5, 0.5]]]).log(), torch.tensor([[True, True]]))

@@ -1,13 +1,16 @@
-"""Intervals of the expected calibration error. A bootstrap cannot give them: ECE is biased upwards, and resampling adds the bias again.
+"""Intervals of the expected calibration error. A bootstrap cannot give them: ECE is biased upwards, and
+resampling adds the bias again.
 
-The population's ECE is that of the bins of `metrics.ece` as N goes to infinity, sum_b |E[(right - confidence) in b]|. A sample's is larger
-by about what chance puts into every bin, 0.09 on 100 calibrated answers. So an interval is found the other way round: a population value is
-kept where a sample drawn from a population with that value has an ECE like the measured one (Neyman's construction, with nuisance
-parameters at their estimates: Chuang & Lai 2000). The candidate populations have the sample's confidences, and in each bin a gap between
-accuracy and confidence of the shape that the sample shows, shrunken by empirical Bayes and scaled to the value that is tried.
+The population's ECE is that of the bins of `metrics.ece` as N goes to infinity, sum_b |E[(right - confidence)
+in b]|. A sample's is larger by about what chance puts into every bin, 0.09 on 100 calibrated answers. So an
+interval is found the other way round: a population value is kept where a sample drawn from a population with
+that value has an ECE like the measured one (Neyman's construction, with nuisance parameters at their
+estimates: Chuang & Lai 2000). The candidate populations have the sample's confidences, and in each bin a gap
+between accuracy and confidence of the shape that the sample shows, shrunken by empirical Bayes and scaled to
+the value that is tried.
 
-Where the population is calibrated the interval begins at 0 in 97.5 % of samples at a level of 95 %: a value below 0 is not there to be
-missed, so the other tail cannot err.
+Where the population is calibrated the interval begins at 0 in 97.5 % of samples at a level of 95 %: a value
+below 0 is not there to be missed, so the other tail cannot err.
 
 Shapes: N examples, S simulated samples, K bins that hold an example, G gaps that are tried.
 """
@@ -87,13 +90,17 @@ class _Bins:
 
     @cached_property
     def variance(self) -> Tensor:
-        """(K,) sampling variance of a gap; a bin's accuracy counts as if two more answers had been as the confidence says."""
+        """(K,) sampling variance of a gap; a bin's accuracy counts as if two more answers had been as the
+        confidence says.
+        """
         accuracy = (self.sums(self.right) + 2 * self.confident) / (self.counts + 2)
         return (accuracy * (1 - accuracy)).clamp_min(1e-3) / self.counts
 
     @cached_property
     def shape(self) -> Tensor:
-        """(K,) the gaps shrunken to their weighted mean: gaps ~ N(mean, tau^2) over bins, tau by DerSimonian & Laird's moments."""
+        """(K,) the gaps shrunken to their weighted mean: gaps ~ N(mean, tau^2) over bins, tau by DerSimonian
+        & Laird's moments.
+        """
         weights = 1 / self.variance
         mean = (weights * self.gaps).sum() / weights.sum()
         excess = (weights * (self.gaps - mean).square()).sum() - (len(weights) - 1)
@@ -107,7 +114,9 @@ class _Bins:
 
     @cached_property
     def debiased(self) -> float:
-        """The population ECE of which a sample's is as often above as below the measured one; its noise is what the bias comes from."""
+        """The population ECE of which a sample's is as often above as below the measured one; its noise is
+        what the bias comes from.
+        """
         counts = _drawn_counts(self, MEDIAN_SAMPLES, 0)
 
         def above(value: float) -> bool:
@@ -123,7 +132,8 @@ class _Bins:
         return float((self.counts * torch.maximum(self.confident, 1 - self.confident)).sum() / self.size)
 
     def gaps_at(self, values: Tensor, *, sign: float = 1.0) -> Tensor:
-        """(G, K) gaps of the estimated shape, or of the opposite one, with which the population's ECE is each of the `values` (G,).
+        """(G, K) gaps of the estimated shape, or of the opposite one, with which the population's ECE is each
+        of the `values` (G,).
 
         Accuracies stay within 0 to 1: a bin that is at its end leaves the rest to the others.
         """
@@ -142,9 +152,11 @@ class _Bins:
 
 
 def ece_range(prediction: Prediction, *, samples: int, level: float, seed: int) -> tuple[float, float]:
-    """The population ECEs that the measured one does not speak against: of each side at most (1 - level) / 2 of samples are as far off.
+    """The population ECEs that the measured one does not speak against: of each side at most (1 - level) / 2
+    of samples are as far off.
 
-    Where the sample does not speak against calibration it does not say either on which side of it the population is, and both are tried.
+    Where the sample does not speak against calibration it does not say either on which side of it the
+    population is, and both are tried.
 
     Raises:
         DataError: the prediction is unlabelled.
@@ -200,12 +212,14 @@ def _simulated(bins: _Bins, counts: Tensor, gaps: Tensor, seed: int) -> Tensor:
 def ece_difference_range(
     first: Prediction, second: Prediction, *, samples: int, level: float, seed: int
 ) -> tuple[float, float]:
-    """The differences of two population ECEs that the two measured ones, of the same examples, do not speak against.
+    """The differences of two population ECEs that the two measured ones, of the same examples, do not speak
+    against.
 
-    Pairs of population values are kept whose distance from the measured pair is at most that of the best pair and `PLUG_IN` times the
-    chi-square quantile of one degree of freedom. The distance is Mahalanobis', with means, deviations and correlation of simulated samples
-    at that pair. Where the two go together so closely that the grid of pairs has hardly one within that distance, the interval is that of
-    the simulated errors of the difference at the best pair, which is always part of it.
+    Pairs of population values are kept whose distance from the measured pair is at most that of the best pair
+    and `PLUG_IN` times the chi-square quantile of one degree of freedom. The distance is Mahalanobis', with
+    means, deviations and correlation of simulated samples at that pair. Where the two go together so closely
+    that the grid of pairs has hardly one within that distance, the interval is that of the simulated errors
+    of the difference at the best pair, which is always part of it.
 
     Raises:
         DataError: a prediction is unlabelled.
@@ -248,10 +262,11 @@ def _along(bins: _Bins, weights: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]
 def _joint_noise(
     bins: tuple[_Bins, _Bins], agree: Tensor, samples: int, seed: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Of each prediction, in samples of the same examples and answers: each bin's share over the measured one (S, K), and the noise of its
-    sum of right answers over N (S, K).
+    """Of each prediction, in samples of the same examples and answers: each bin's share over the measured one
+    (S, K), and the noise of its sum of right answers over N (S, K).
 
-    Where both choose the same option they are right together, with the mean of both probabilities; where not, at most one of them is.
+    Where both choose the same option they are right together, with the mean of both probabilities; where not,
+    at most one of them is.
     """
     generator = torch.Generator().manual_seed(seed)
     size = bins[0].size

@@ -27,10 +27,12 @@ def evaluate(
 
     Args:
         result: what `predict` or `score_completions` returned.
-        ood: a prediction of out-of-distribution examples by the same predictor, for `ood_auroc`; of questions only.
+        ood: a prediction of out-of-distribution examples by the same predictor, for `ood_auroc`; of questions
+            only.
 
     Returns:
-        `Metrics` (accuracy, NLL, ECE, Brier, ...) of a `Prediction`; `CompletionMetrics` (NLL, perplexity) of `CompletionScores`.
+        `Metrics` (accuracy, NLL, ECE, Brier, ...) of a `Prediction`; `CompletionMetrics` (NLL, perplexity) of
+            `CompletionScores`.
 
     Raises:
         DataError: the prediction is unlabelled.

@@ -1,10 +1,12 @@
-"""Intervals over examples: how far a metric, or a difference of two, could be from its value in the population the examples come from.
+"""Intervals over examples: how far a metric, or a difference of two, could be from its value in the
+population the examples come from.
 
-Accuracy, a share of N answers, has Wilson's interval, and differences of it Bonett & Price's, which are right where few answers are wrong
-too. The calibration error, which is biased upwards, has one that is found by trying population values (`ece_intervals`). Means over
-examples (NLL, Brier, of open answers too) and the coverage area have the bootstrap-t (`studentised`), every other metric the
-bias-corrected and accelerated bootstrap (BCa; Efron 1987).
-`benchmarks/interval_coverage.py` simulates how often each holds the population value; docs/statistics.md has its numbers.
+Accuracy, a share of N answers, has Wilson's interval, and differences of it Bonett & Price's, which are right
+where few answers are wrong too. The calibration error, which is biased upwards, has one that is found by
+trying population values (`ece_intervals`). Means over examples (NLL, Brier, of open answers too) and the
+coverage area have the bootstrap-t (`studentised`), every other metric the bias-corrected and accelerated
+bootstrap (BCa; Efron 1987). `benchmarks/interval_coverage.py` simulates how often each holds the population
+value; docs/statistics.md has its numbers.
 """
 
 from __future__ import annotations
@@ -61,10 +63,11 @@ class Resampled(Protocol):
 
 @dataclass(frozen=True)
 class Interval:
-    """A measured value and an interval around the population's: it holds that in a share `level` of samples, 0.95 say.
+    """A measured value and an interval around the population's: it holds that in a share `level` of samples,
+    0.95 say.
 
-    The estimate of a biased metric can lie outside: an ECE of 0.09 measured on 100 calibrated answers has an interval that begins at 0,
-    and one that is lower than chance alone makes it has the interval 0 to 0.
+    The estimate of a biased metric can lie outside: an ECE of 0.09 measured on 100 calibrated answers has an
+    interval that begins at 0, and one that is lower than chance alone makes it has the interval 0 to 0.
     """
 
     estimate: float
@@ -96,14 +99,16 @@ def bootstrap_interval(
 ) -> Interval:
     """The metric with its interval over examples; members are kept as they are.
 
-    Each of the `samples` draws takes N examples with replacement. The same seed gives the same interval. What it covers is the choice
-    of the examples; that of the training runs is `evaluate_members`' spread. The functions of `metrics` and `completion_metrics` have
-    intervals of their own kind, see the module; a function that wraps one has not, so pass them as they are.
+    Each of the `samples` draws takes N examples with replacement. The same seed gives the same interval. What
+    it covers is the choice of the examples; that of the training runs is `evaluate_members`' spread. The
+    functions of `metrics` and `completion_metrics` have intervals of their own kind, see the module; a
+    function that wraps one has not, so pass them as they are.
 
     Args:
         metric: of a prediction, or of a prediction and `ood`.
         prediction: N examples.
-        ood: a second set of examples, which is drawn on its own; then the metric takes both, as `metrics.ood_auroc` does.
+        ood: a second set of examples, which is drawn on its own; then the metric takes both, as
+            `metrics.ood_auroc` does.
         samples: draws of the bootstrap.
         level: the share of samples in which the interval holds the population's value.
         seed: of the draws.
@@ -146,11 +151,13 @@ def paired_difference(
 ) -> Interval:
     """metric(first) - metric(second) with its paired interval: every draw takes the same examples for both.
 
-    Pairing removes what both share (hard examples are hard for both), so it sees differences that two separate intervals hide. Two
-    predictions that say the same of every example have the interval 0 to 0, however few the examples are.
+    Pairing removes what both share (hard examples are hard for both), so it sees differences that two
+    separate intervals hide. Two predictions that say the same of every example have the interval 0 to 0,
+    however few the examples are.
 
     Raises:
-        ConfigError: the two are not about the same examples in the same order, fewer than 2 samples, or a level outside 0 to 1.
+        ConfigError: the two are not about the same examples in the same order, fewer than 2 samples, or a
+            level outside 0 to 1.
         DataError: the metric has no value for the examples, or for most of the draws.
 
     Example:
@@ -184,10 +191,12 @@ def paired_difference(
 
 
 def wilson(share: float, count: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a share of `count` independent answers: all shares that a test of this level does not tell from it.
+    """Wilson's interval of a share of `count` independent answers: all shares that a test of this level does
+    not tell from it.
 
-    With z the normal quantile, (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n) (Wilson 1927). It stays within 0 to 1
-    and does not shrink to a point where all answers are right, as a bootstrap of them would.
+    With z the normal quantile, (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n) (Wilson
+    1927). It stays within 0 to 1 and does not shrink to a point where all answers are right, as a bootstrap
+    of them would.
 
     Example:
         >>> [round(end, 3) for end in wilson(1.0, 100)]
@@ -200,8 +209,9 @@ def wilson(share: float, count: int, *, level: float = 0.95) -> tuple[float, flo
 
 
 def _accuracy_difference(first: Prediction, second: Prediction, level: float) -> tuple[float, float]:
-    """Bonett & Price's interval of a difference of paired shares (2012): Wald's, with one answer more that only the first has right, and
-    one that only the second has. Few answers differ between two good predictors, and a bootstrap of few is too narrow."""
+    """Bonett & Price's interval of a difference of paired shares (2012): Wald's, with one answer more that
+    only the first has right, and one that only the second has. Few answers differ between two good
+    predictors, and a bootstrap of few is too narrow."""
     if torch.equal(first.choices, second.choices):
         return 0.0, 0.0
     right = [one.choices == one.labelled_targets("accuracy") for one in (first, second)]
@@ -217,8 +227,8 @@ def _accuracy_difference(first: Prediction, second: Prediction, level: float) ->
 def t_quantile(level: float, degrees: int) -> float:
     """The t with P(|T| <= t) = level of Student's distribution with so many degrees of freedom.
 
-    With t = sqrt(degrees) tan(x), P is the integral of cos^(degrees - 1) from 0 to x over that from 0 to pi/2 (Abramowitz & Stegun,
-    26.7.3 and 26.7.4); x is halved until it is found.
+    With t = sqrt(degrees) tan(x), P is the integral of cos^(degrees - 1) from 0 to x over that from 0 to pi/2
+    (Abramowitz & Stegun, 26.7.3 and 26.7.4); x is halved until it is found.
 
     Example:
         >>> round(t_quantile(0.95, 5), 3)
@@ -293,9 +303,10 @@ def _bca(
 ) -> tuple[float, float]:
     """The ends of the BCa interval; each set is drawn on its own.
 
-    An end is the quantile Phi(z0 + (z0 + z) / (1 - a (z0 + z))) of the draws, with z0 from the share of draws below the estimate and the
-    acceleration a from the skewness of the jackknife. z is sqrt(N / (N - 1)) times Student's quantile in place of the normal one, since the
-    draws of N examples are narrower than samples are by about as much (Hesterberg 2015, arXiv:1411.5279).
+    An end is the quantile Phi(z0 + (z0 + z) / (1 - a (z0 + z))) of the draws, with z0 from the share of draws
+    below the estimate and the acceleration a from the skewness of the jackknife. z is sqrt(N / (N - 1)) times
+    Student's quantile in place of the normal one, since the draws of N examples are narrower than samples are
+    by about as much (Hesterberg 2015, arXiv:1411.5279).
     """
     draws = _drawn(metric, sets, samples, seed)
     below = ((draws < estimate).double().mean() + 0.5 * (draws == estimate).double().mean()).item()
@@ -312,7 +323,9 @@ def _bca(
 
 
 def _drawn(metric: Callable[..., float], sets: tuple[Any, ...], samples: int, seed: int) -> Tensor:
-    """The metric of each draw (S,); draws in which it has no value (no wrong answer, for an AUROC of errors) are left out."""
+    """The metric of each draw (S,); draws in which it has no value (no wrong answer, for an AUROC of errors)
+    are left out.
+    """
     resamples = (_resamples(one.num_examples, samples, seed + place) for place, one in enumerate(sets))
     values = torch.tensor(
         [_value(metric, sets, rows) for rows in zip(*resamples, strict=True)], dtype=torch.float64

@@ -1,8 +1,10 @@
-"""Metrics of how good and how calibrated a prediction is: torchmetrics where it has the metric, a formula where it has not.
+"""Metrics of how good and how calibrated a prediction is: torchmetrics where it has the metric, a formula
+where it has not.
 
-A metric is a function of one whole `Prediction` (M members, N examples, C options), which is scored as the mean of its members'
-probabilities. It sees all N examples at once: a mean over batches would weigh the examples of a short last batch more, and the bins of a
-calibration error would differ between batches. Logarithms are natural; absent options have probability exactly 0.
+A metric is a function of one whole `Prediction` (M members, N examples, C options), which is scored as the
+mean of its members' probabilities. It sees all N examples at once: a mean over batches would weigh the
+examples of a short last batch more, and the bins of a calibration error would differ between batches.
+Logarithms are natural; absent options have probability exactly 0.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ NUM_BINS = 15
 
 
 def accuracy(prediction: Prediction) -> float:
-    """The share of examples whose most probable option is the target, 0 to 1; on a tie the first option counts.
+    """The share of examples whose most probable option is the target, 0 to 1; on a tie the first option
+    counts.
 
     Raises:
         DataError: the prediction is unlabelled.
@@ -52,11 +55,12 @@ def accuracy(prediction: Prediction) -> float:
 
 
 def nll(prediction: Prediction) -> float:
-    """The mean negative log-likelihood of the targets in nats, -1/N sum_n log(mean_m p_m(target_n)); 0 or more, always finite.
+    """The mean negative log-likelihood of the targets in nats, -1/N sum_n log(mean_m p_m(target_n)); 0 or
+    more, always finite.
 
-    It is taken from log-probabilities: a target whose probability underflows (below 1e-45 in float32) still has a finite logarithm,
-    where log(0) would turn the mean into inf. No probability is floored or smoothed. A target of log-probability -inf is an absent
-    option, which `Prediction` refuses.
+    It is taken from log-probabilities: a target whose probability underflows (below 1e-45 in float32) still
+    has a finite logarithm, where log(0) would turn the mean into inf. No probability is floored or smoothed.
+    A target of log-probability -inf is an absent option, which `Prediction` refuses.
 
     Raises:
         DataError: the prediction is unlabelled.
@@ -82,7 +86,8 @@ def nll_of_each(prediction: Prediction) -> Tensor:
 def ece(prediction: Prediction) -> float:
     """The expected calibration error of the top label, sum_b n_b / N |accuracy_b - confidence_b|, 0 to 1.
 
-    torchmetrics' definition (l1 norm): 15 equal-width bins [0, 1/15), ..., [14/15, 1) and one more for a confidence of exactly 1.
+    torchmetrics' definition (l1 norm): 15 equal-width bins [0, 1/15), ..., [14/15, 1) and one more for a
+    confidence of exactly 1.
 
     Raises:
         DataError: the prediction is unlabelled.
@@ -101,7 +106,8 @@ def ece(prediction: Prediction) -> float:
 def brier(prediction: Prediction) -> float:
     """The mean over examples of the squared error summed over options, sum_c (p_c - [c = target])^2: 0 to 2.
 
-    torchmetrics has no multiclass Brier score. `Differs:` from the binary convention, which keeps one option only and ranges to 1.
+    torchmetrics has no multiclass Brier score. `Differs:` from the binary convention, which keeps one option
+    only and ranges to 1.
 
     Raises:
         DataError: the prediction is unlabelled.
@@ -115,7 +121,8 @@ def brier(prediction: Prediction) -> float:
 
 
 def brier_of_each(prediction: Prediction) -> Tensor:
-    """The squared error of each example's probabilities, summed over options (N,), float64: `brier` is their mean.
+    """The squared error of each example's probabilities, summed over options (N,), float64: `brier` is their
+    mean.
 
     Raises:
         DataError: the prediction is unlabelled.
@@ -126,11 +133,13 @@ def brier_of_each(prediction: Prediction) -> Tensor:
 
 
 def ood_auroc(prediction: Prediction, ood: Prediction) -> float:
-    """The area under the ROC curve for telling out-of-distribution examples (1) from in-distribution ones (0); 0.5 is chance.
+    """The area under the ROC curve for telling out-of-distribution examples (1) from in-distribution ones
+    (0); 0.5 is chance.
 
-    The score of an example is -(its largest option probability); equal scores count half. No targets are needed.
-    `Differs:` in the last digits only. The score is taken as 1 - p, the sum of the other options' probabilities: near 1 the p themselves
-    are all equal once rounded to float32, and torchmetrics squashes scores outside 0 to 1 through a sigmoid.
+    The score of an example is -(its largest option probability); equal scores count half. No targets are
+    needed. `Differs:` in the last digits only. The score is taken as 1 - p, the sum of the other options'
+    probabilities: near 1 the p themselves are all equal once rounded to float32, and torchmetrics squashes
+    scores outside 0 to 1 through a sigmoid.
 
     Args:
         prediction: in-distribution examples, usually the validation set.
@@ -163,7 +172,8 @@ def ood_auroc(prediction: Prediction, ood: Prediction) -> float:
 def accuracy_coverage(prediction: Prediction) -> AccuracyCoverage:
     """The accuracy on the k most confident examples for k = 1 to N, in float64.
 
-    Confidence is the largest option probability, as precise as in `ood_auroc`; equal confidences are treated as `accuracy_by_doubt` does.
+    Confidence is the largest option probability, as precise as in `ood_auroc`; equal confidences are treated
+    as `accuracy_by_doubt` does.
 
     Raises:
         DataError: the prediction is unlabelled.
@@ -180,7 +190,8 @@ def accuracy_coverage(prediction: Prediction) -> AccuracyCoverage:
 
 
 def coverage_area(prediction: Prediction) -> float:
-    """The area under the accuracy-coverage curve: the mean accuracy over all coverages, 0 to 1, higher is better.
+    """The area under the accuracy-coverage curve: the mean accuracy over all coverages, 0 to 1, higher is
+    better.
 
     Raises:
         DataError: the prediction is unlabelled.
@@ -194,7 +205,8 @@ def coverage_area(prediction: Prediction) -> float:
 
 
 class ReliabilityBins(NamedTuple):
-    """Confidence against accuracy in equal-width bins of the top label's probability; empty bins are left out.
+    """Confidence against accuracy in equal-width bins of the top label's probability; empty bins are left
+    out.
 
     Attributes:
         confidences: (bins,) mean confidence in the bin.
@@ -208,7 +220,8 @@ class ReliabilityBins(NamedTuple):
 
 
 def reliability_bins(prediction: Prediction, *, bins: int = NUM_BINS) -> ReliabilityBins:
-    """The points of a reliability diagram, with the bins of `ece`: sum |accuracy - confidence| * count / N is the ECE.
+    """The points of a reliability diagram, with the bins of `ece`: sum |accuracy - confidence| * count / N is
+    the ECE.
 
     Like there, a confidence of exactly 1 has a bin of its own after the last.
 
@@ -240,7 +253,8 @@ def reliability_bins(prediction: Prediction, *, bins: int = NUM_BINS) -> Reliabi
 class Metrics:
     """Every metric of one prediction; `ood_auroc` is None without out-of-distribution examples.
 
-    `total_entropy`, `expected_entropy`, `mutual_information` (nats) and `disagreement` (0 to 1) are means over the examples.
+    `total_entropy`, `expected_entropy`, `mutual_information` (nats) and `disagreement` (0 to 1) are means
+    over the examples.
     """
 
     num_members: int
@@ -371,7 +385,7 @@ def evaluate_members(prediction: Prediction, *, ood: Prediction | None = None) -
 
 
 def doubt_of_each(prediction: Prediction) -> Tensor:
-    """(N,) float64 1 - (largest probability), 0 to 1, as the sum of the other options' probabilities: 1 - p of a float32 p above
-    1 - 3e-8 would be 0 for all, and fine-tuned members are that sure."""
+    """(N,) float64 1 - (largest probability), 0 to 1, as the sum of the other options' probabilities: 1 - p
+    of a float32 p above 1 - 3e-8 would be 0 for all, and fine-tuned members are that sure."""
     others_nc = prediction.log_probs.double().exp().scatter(1, prediction.choices[:, None], 0.0)
     return others_nc.sum(dim=-1).clamp_max(1.0)

@@ -1,7 +1,9 @@
-"""Figures of predictions. Needs the extra `plots`; matplotlib is imported when a figure is drawn and not before.
+"""Figures of predictions. Needs the extra `plots`; matplotlib is imported when a figure is drawn and not
+before.
 
-Every figure takes named arms. A single member (M = 1) is a solid line and an ensemble is dashed, as in Fig. 1a of arXiv:2310.00035, so that
-the two stay apart in print; arms also differ by marker where there are markers.
+Every figure takes named arms. A single member (M = 1) is a solid line and an ensemble is dashed, as in Fig.
+1a of arXiv:2310.00035, so that the two stay apart in print; arms also differ by marker where there are
+markers.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
     from .prediction import Prediction
 
-# Okabe and Ito's palette, told apart by colour-blind readers; its yellow is left out, too pale for a line on white.
+# Okabe and Ito's palette, told apart by colour-blind readers; its yellow is left out, too pale for a line on
+# white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 # A KDE bandwidth below this shows single answers and not a density.
@@ -30,7 +33,8 @@ _MIN_BANDWIDTH = 0.01
 
 
 def reliability_diagram(predictions: Mapping[str, Prediction]) -> Figure:
-    """Accuracy against confidence in 15 equal-width bins for each arm; on the diagonal a model is calibrated, below it overconfident.
+    """Accuracy against confidence in 15 equal-width bins for each arm; on the diagonal a model is calibrated,
+    below it overconfident.
 
     A marker's area grows with its bin's share of the examples; the legend gives each arm's ECE.
 
@@ -80,7 +84,8 @@ def reliability_diagram(predictions: Mapping[str, Prediction]) -> Figure:
 
 
 def wrong_confidence_density(predictions: Mapping[str, Prediction]) -> Figure:
-    """The density of the confidence of each arm's wrong answers, as in Fig. 1a of arXiv:2310.00035: overconfidence piles up near 1.
+    """The density of the confidence of each arm's wrong answers, as in Fig. 1a of arXiv:2310.00035:
+    overconfidence piles up near 1.
 
     An arm without wrong answers has no line, and the legend says so.
 
@@ -115,7 +120,8 @@ def wrong_confidence_density(predictions: Mapping[str, Prediction]) -> Figure:
 
 
 def accuracy_coverage_plot(predictions: Mapping[str, Prediction]) -> Figure:
-    """Accuracy on the most confident share of the examples, against that share, for each arm; the legend gives the area.
+    """Accuracy on the most confident share of the examples, against that share, for each arm; the legend
+    gives the area.
 
     Raises:
         ConfigError: no arms, or more than seven.
@@ -151,11 +157,13 @@ def accuracy_coverage_plot(predictions: Mapping[str, Prediction]) -> Figure:
 
 
 def selective_panels(points: Mapping[str, Sequence[float]], curves: Mapping[str, Tensor]) -> Figure:
-    """Left: the AUROC of each score of doubt, a point a seed and a bar at their mean. Right: accuracy against coverage, an arm a line.
+    """Left: the AUROC of each score of doubt, a point a seed and a bar at their mean. Right: accuracy against
+    coverage, an arm a line.
 
     Args:
         points: by the name of a score.
-        curves: (N,) accuracies on the k least doubtful of N answers, by the name of an arm; an ensemble's name begins with "ensemble".
+        curves: (N,) accuracies on the k least doubtful of N answers, by the name of an arm; an ensemble's
+            name begins with "ensemble".
 
     Raises:
         ConfigError: no arms, or more than seven.
@@ -208,9 +216,10 @@ def density_on_unit_interval(
 ) -> Tensor:
     """The Gaussian kernel density of probabilities, at the points of `grid`, in float64.
 
-    Values are reflected at 0 and 1, so that no mass leaks out of the interval: without it the peak at 1 of an overconfident model halves.
-    The bandwidth is Silverman's rule, 0.9 min(std, IQR / 1.34) n^(-1/5), at least `least_bandwidth`: for values that were counted in bins
-    give the bins' width, below which the kernels would show the bins.
+    Values are reflected at 0 and 1, so that no mass leaks out of the interval: without it the peak at 1 of an
+    overconfident model halves. The bandwidth is Silverman's rule, 0.9 min(std, IQR / 1.34) n^(-1/5), at least
+    `least_bandwidth`: for values that were counted in bins give the bins' width, below which the kernels
+    would show the bins.
 
     Raises:
         DataError: no values.
@@ -225,7 +234,8 @@ def density_on_unit_interval(
         raise DataError("no values to estimate a density from; give at least one")
     values, grid = values.double(), grid.double()
     lower, upper = values.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64)).tolist()
-    # A middle half of equal values has IQR 0 although the rest is spread: then the standard deviation alone sets the width.
+    # A middle half of equal values has IQR 0 although the rest is spread: then the standard deviation alone
+    # sets the width.
     spreads = [spread for spread in (values.std(correction=0).item(), (upper - lower) / 1.34) if spread > 0]
     bandwidth = max(0.9 * min(spreads, default=0.0) * len(values) ** -0.2, least_bandwidth)
     steps = (grid[:, None] - torch.cat([values, -values, 2 - values])) / bandwidth
@@ -238,7 +248,8 @@ def density_on_unit_interval(
 def new_figure(
     size: tuple[float, float], *, rows: int = 1, columns: int = 1, dpi: int = 150, sharex: bool = False
 ) -> Figure:
-    """An empty figure of `size` (width, height) in inches with rows * columns axes, in reading order in its `axes`.
+    """An empty figure of `size` (width, height) in inches with rows * columns axes, in reading order in its
+    `axes`.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

@@ -1,6 +1,8 @@
-"""Predictions of a model or an ensemble about a list of examples, and the protocol of everything that can say it.
+"""Predictions of a model or an ensemble about a list of examples, and the protocol of everything that can say
+it.
 
-Shapes: M members, N examples, C options (the largest number of options in the list; shorter rows end in absent options).
+Shapes: M members, N examples, C options (the largest number of options in the list; shorter rows end in
+absent options).
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from ..errors import ConfigError, DataError
 if TYPE_CHECKING:
     from ..data import Example
 
-# Log-softmax in float32 normalises to about 1e-6; a softmax done in bfloat16 (1e-2) or a logit given as a log-probability is far outside.
+# Log-softmax in float32 normalises to about 1e-6; a softmax done in bfloat16 (1e-2) or a logit given as a
+# log-probability is far outside.
 _ROW_SUM_TOLERANCE = 1e-4
 
 
@@ -30,14 +33,14 @@ class Prediction:
     """The members' task distributions for N examples, kept on the CPU in float32.
 
     Attributes:
-        member_log_probs: (M, N, C) natural log-probabilities over the options, -inf exactly where an option is absent. Each row's
-            probabilities sum to 1.
+        member_log_probs: (M, N, C) natural log-probabilities over the options, -inf exactly where an option
+            is absent. Each row's probabilities sum to 1.
         targets: (N,) int64 index of the right option, or None when the examples are unlabelled.
         ids: the N examples' identifiers, in row order; empty means "0", "1", ...
 
     Raises:
-        ConfigError: a tensor of the wrong shape or type, rows that are not log-probabilities (logits, for instance), or members that
-            disagree about which options are absent.
+        ConfigError: a tensor of the wrong shape or type, rows that are not log-probabilities (logits, for
+            instance), or members that disagree about which options are absent.
         DataError: a target that is not one of its row's options.
 
     Example:
@@ -93,10 +96,12 @@ class Prediction:
 
     @cached_property
     def log_probs(self) -> Tensor:
-        """(N, C) float32 log of the mean of the members' probabilities, logsumexp_m log p_m - log M (Eq. 2 of arXiv:2310.00035).
+        """(N, C) float32 log of the mean of the members' probabilities, logsumexp_m log p_m - log M (Eq. 2 of
+        arXiv:2310.00035).
 
-        Never the mean of logits or of log-probabilities. Summed in float64 because log p of a near-certain option, -1e-9 say, is lost
-        against log M in float32. Clamped at 0: a probability of 1.0000001 would make torchmetrics take all rows for logits.
+        Never the mean of logits or of log-probabilities. Summed in float64 because log p of a near-certain
+        option, -1e-9 say, is lost against log M in float32. Clamped at 0: a probability of 1.0000001 would
+        make torchmetrics take all rows for logits.
         """
         mean = self.member_log_probs.double().logsumexp(dim=0) - math.log(self.num_members)
         return mean.clamp_max(0.0).float()
@@ -135,7 +140,8 @@ class Prediction:
         """The prediction of the ensemble of these members alone.
 
         Raises:
-            ConfigError: no members, a member that does not exist, or a member named twice (it would count double in the mean).
+            ConfigError: no members, a member that does not exist, or a member named twice (it would count
+                double in the mean).
         """
         known = range(self.num_members)
         if not members or len(set(members)) != len(members) or any(m not in known for m in members):
@@ -145,10 +151,13 @@ class Prediction:
         return Prediction(self.member_log_probs[list(members)], self.targets, self.ids)
 
     def take(self, rows: Tensor) -> Prediction:
-        """The prediction for some of the examples, in the order of `rows`, an int64 tensor of row numbers that may repeat."""
+        """The prediction for some of the examples, in the order of `rows`, an int64 tensor of row numbers
+        that may repeat.
+        """
         taken = copy.copy(self)
-        # Filled in past the constructor, with the mean of the rows taken along: a bootstrap does this a thousand times, and the checks
-        # and the mean of rows that were checked and averaged before would be most of its time.
+        # Filled in past the constructor, with the mean of the rows taken along: a bootstrap does this a
+        # thousand times, and the checks and the mean of rows that were checked and averaged before would be
+        # most of its time.
         vars(taken).update(
             member_log_probs=self.member_log_probs[:, rows],
             targets=None if self.targets is None else self.targets[rows],
@@ -175,14 +184,17 @@ class Predictor(Protocol):
     """Anything that predicts: an ensemble, a baseline, or a wrapper around either."""
 
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
-        """(M, N, C) log-probabilities over each example's options, -inf at absent options; at most `max_rows` rows in one forward."""
+        """(M, N, C) log-probabilities over each example's options, -inf at absent options; at most `max_rows`
+        rows in one forward.
+        """
         ...
 
 
 def predict(predictor: Predictor, examples: Sequence[Example], *, max_rows: int | None = None) -> Prediction:
     """The `Prediction` of a predictor for labelled or unlabelled examples.
 
-    Targets are kept only if every example has one; a mixture of labelled and unlabelled examples is an unlabelled prediction.
+    Targets are kept only if every example has one; a mixture of labelled and unlabelled examples is an
+    unlabelled prediction.
 
     Args:
         predictor: an ensemble, a baseline or a wrapper.

@@ -23,12 +23,14 @@ _UNCERTAINTIES = {
 def prediction_records(prediction: Prediction, examples: Sequence[Example]) -> Iterator[dict[str, object]]:
     """One JSON-able dictionary an example, in order.
 
-    Keys: `id`; `prediction`, the most probable label; `answer`, the text of that option, or None; `confidence`, its probability; `probs`,
-    label to probability, absent options left out; `target`, the right label or None; `votes`, each member's label; and `total_entropy`,
-    `expected_entropy`, `mutual_information` (nats) and `disagreement` (0 to 1). Labels are shown without the spaces around them.
+    Keys: `id`; `prediction`, the most probable label; `answer`, the text of that option, or None;
+    `confidence`, its probability; `probs`, label to probability, absent options left out; `target`, the right
+    label or None; `votes`, each member's label; and `total_entropy`, `expected_entropy`, `mutual_information`
+    (nats) and `disagreement` (0 to 1). Labels are shown without the spaces around them.
 
     Raises:
-        ConfigError: `examples` are not those of the prediction, in its order. Raised by the call, before the first record.
+        ConfigError: `examples` are not those of the prediction, in its order. Raised by the call, before the
+            first record.
 
     Example:
         >>> import torch

@@ -1,6 +1,8 @@
-"""Whether a score of doubt finds the wrong answers: AUROC against correctness, and accuracy on what the score lets through.
+"""Whether a score of doubt finds the wrong answers: AUROC against correctness, and accuracy on what the score
+lets through.
 
-Shapes: N answers. A score is any number that is higher where an answer is less to be trusted; only its order counts.
+Shapes: N answers. A score is any number that is higher where an answer is less to be trusted; only its order
+counts.
 """
 
 from __future__ import annotations
@@ -27,15 +29,18 @@ class AccuracyCoverage(NamedTuple):
 
     @property
     def area(self) -> float:
-        """The mean accuracy over all coverages, 0 to 1; one minus it is the area under the risk-coverage curve (AURC)."""
+        """The mean accuracy over all coverages, 0 to 1; one minus it is the area under the risk-coverage
+        curve (AURC).
+        """
         return self.accuracies.mean().item()
 
 
 def accuracy_by_doubt(doubt: Tensor, correct: Tensor) -> AccuracyCoverage:
-    """The accuracy on the k least doubtful answers for k = 1 to N, in float64; `doubt` (N,) numbers, `correct` (N,) bool.
+    """The accuracy on the k least doubtful answers for k = 1 to N, in float64; `doubt` (N,) numbers,
+    `correct` (N,) bool.
 
-    Answers of equal doubt have no order among themselves: each counts as the mean correctness of all of them, so the curve does not
-    depend on the order of the answers.
+    Answers of equal doubt have no order among themselves: each counts as the mean correctness of all of them,
+    so the curve does not depend on the order of the answers.
 
     Example:
         >>> accuracy_by_doubt(torch.tensor([0.1, 0.4, 0.9]), torch.tensor([True, True, False])).accuracies
@@ -53,10 +58,12 @@ def accuracy_by_doubt(doubt: Tensor, correct: Tensor) -> AccuracyCoverage:
 
 
 def error_auroc(doubt: Tensor, correct: Tensor) -> float:
-    """The area under the ROC curve for telling wrong answers from right ones by their doubt, 0 to 1; 0.5 is chance.
+    """The area under the ROC curve for telling wrong answers from right ones by their doubt, 0 to 1; 0.5 is
+    chance.
 
-    The probability that a wrong answer is more doubtful than a right one, equal doubts counting half. The score's rank stands for the
-    score: torchmetrics squashes scores outside 0 to 1 through a sigmoid, which would make large ones equal.
+    The probability that a wrong answer is more doubtful than a right one, equal doubts counting half. The
+    score's rank stands for the score: torchmetrics squashes scores outside 0 to 1 through a sigmoid, which
+    would make large ones equal.
 
     Raises:
         DataError: all answers are right, or all wrong, so there is nothing to tell apart.

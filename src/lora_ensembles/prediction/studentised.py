@@ -1,8 +1,10 @@
-"""The bootstrap-t interval: draws of a metric, each divided by its own standard error (Efron 1982; Hall 1988).
+"""The bootstrap-t interval: draws of a metric, each divided by its own standard error (Efron 1982; Hall
+1988).
 
-A sum that a few wrong answers decide is skewed, and its standard error grows with it; a draw that holds none of them has both too small.
-Dividing each draw's deviation by the draw's own standard error takes that out, which the quantiles of the draws alone cannot. It needs the
-standard errors in closed form, so it is for means, ratios of sums and the coverage area.
+A sum that a few wrong answers decide is skewed, and its standard error grows with it; a draw that holds none
+of them has both too small. Dividing each draw's deviation by the draw's own standard error takes that out,
+which the quantiles of the draws alone cannot. It needs the standard errors in closed form, so it is for
+means, ratios of sums and the coverage area.
 
 Shapes: N examples, S draws.
 """
@@ -23,16 +25,20 @@ Estimator = Callable[[Tensor], tuple[Tensor, Tensor]]  # rows (S, N) -> estimate
 
 @dataclass(frozen=True)
 class Studentised:
-    """A metric of N examples as an estimator with a standard error, on a scale from which `back` leads to the metric's own."""
+    """A metric of N examples as an estimator with a standard error, on a scale from which `back` leads to the
+    metric's own.
+    """
 
     size: int
     estimator: Estimator
     back: Callable[[float], float] = float
 
     def ends(self, *, samples: int, level: float, seed: int) -> tuple[float, float] | None:
-        """The ends of the interval, or None where the standard errors say nothing: of one example, or of most draws.
+        """The ends of the interval, or None where the standard errors say nothing: of one example, or of most
+        draws.
 
-        With estimate v, standard error s and the quantiles q of (v* - v) / s* over the draws, v - q_high s to v - q_low s.
+        With estimate v, standard error s and the quantiles q of (v* - v) / s* over the draws, v - q_high s to
+        v - q_low s.
         """
         estimate, error = (float(one) for one in self.estimator(torch.arange(self.size)[None]))
         if not math.isfinite(estimate) or not math.isfinite(error):
@@ -60,7 +66,8 @@ def ratio(
 ) -> Studentised:
     """The sum of `values` (N,) over that of `counts` (N,); their mean without counts.
 
-    The standard error is that of the linearised residuals (v_n - R c_n) / mean(c), with N - 1 degrees of freedom.
+    The standard error is that of the linearised residuals (v_n - R c_n) / mean(c), with N - 1 degrees of
+    freedom.
     """
     values, size = values.double(), len(values)
     counts = torch.ones_like(values) if counts is None else counts.double()
@@ -75,10 +82,12 @@ def ratio(
 
 
 def coverage_area_of(doubt: Tensor, correct: Tensor) -> Studentised | None:
-    """The area under the accuracy-coverage curve of answers (N,), on the scale of log-odds, which keeps it within 0 to 1.
+    """The area under the accuracy-coverage curve of answers (N,), on the scale of log-odds, which keeps it
+    within 0 to 1.
 
-    The standard error is the jackknife's, in closed form: without the answer of rank k, the accuracies before it stay, and each behind it
-    loses one answer. None where answers of equal doubt differ in being right, since a draw's order among them is not decided.
+    The standard error is the jackknife's, in closed form: without the answer of rank k, the accuracies before
+    it stay, and each behind it loses one answer. None where answers of equal doubt differ in being right,
+    since a draw's order among them is not decided.
     """
     ranked, order = doubt.sort()
     right = correct[order].double()
@@ -93,7 +102,9 @@ def coverage_area_of(doubt: Tensor, correct: Tensor) -> Studentised | None:
 
 
 def _area_and_error(right: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of the accuracies of the first 1 to N answers (S,), and its jackknife standard error; `right` (S, N) by rank."""
+    """The mean of the accuracies of the first 1 to N answers (S,), and its jackknife standard error; `right`
+    (S, N) by rank.
+    """
     size = right.shape[-1]
     ranks = torch.arange(1, size + 1, dtype=torch.float64)
     sums = right.cumsum(-1)

@@ -1,8 +1,9 @@
-"""Uncertainty of an ensemble and its parts: unsure members (expected entropy) or members that contradict each other (mutual information).
+"""Uncertainty of an ensemble and its parts: unsure members (expected entropy) or members that contradict each
+other (mutual information).
 
-Every function but `split_entropy` takes a `Prediction` of M members, N examples and C options and returns an (N,) float32 tensor.
-Entropies are in nats. Sums are done in float64, because mutual information is a small difference of two entropies. An absent option
-contributes exactly 0.
+Every function but `split_entropy` takes a `Prediction` of M members, N examples and C options and returns an
+(N,) float32 tensor. Entropies are in nats. Sums are done in float64, because mutual information is a small
+difference of two entropies. An absent option contributes exactly 0.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 
 
 def split_entropy(member_log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Total entropy, expected entropy and mutual information (...,), in nats and float64, of members' distributions (M, ..., C).
+    """Total entropy, expected entropy and mutual information (...,), in nats and float64, of members'
+    distributions (M, ..., C).
 
-    Mutual information, total minus expected, is clamped at 0: where members agree, the difference of two rounded numbers can be -1e-16.
+    Mutual information, total minus expected, is clamped at 0: where members agree, the difference of two
+    rounded numbers can be -1e-16.
 
     Example:
         >>> total, expected, mutual = split_entropy(torch.tensor([[[0.5, 0.5]], [[0.5, 0.5]]]).log())
@@ -29,7 +32,8 @@ def split_entropy(member_log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (0.693, 0.0)
     """
     log_probs = member_log_probs.double()
-    # Not a Prediction's own mean: that is rounded to float32, and the rounding would show in a difference of entropies.
+    # Not a Prediction's own mean: that is rounded to float32, and the rounding would show in a difference of
+    # entropies.
     total = _entropy(log_probs.logsumexp(dim=0) - math.log(log_probs.shape[0]))
     expected = _entropy(log_probs).mean(dim=0)
     return total, expected, (total - expected).clamp_min(0.0)
@@ -48,7 +52,8 @@ def total_entropy(prediction: Prediction) -> Tensor:
 
 
 def expected_entropy(prediction: Prediction) -> Tensor:
-    """(N,) mean of the members' own entropies, mean_m H[p_m], in nats; 0 to log C: the part no further member takes away.
+    """(N,) mean of the members' own entropies, mean_m H[p_m], in nats; 0 to log C: the part no further member
+    takes away.
 
     Example:
         >>> from lora_ensembles.prediction.prediction import Prediction
@@ -60,7 +65,8 @@ def expected_entropy(prediction: Prediction) -> Tensor:
 
 
 def mutual_information(prediction: Prediction) -> Tensor:
-    """(N,) mutual information of the answer and the member, H[mean_m p_m] - mean_m H[p_m], in nats; 0 to log min(M, C).
+    """(N,) mutual information of the answer and the member, H[mean_m p_m] - mean_m H[p_m], in nats; 0 to log
+    min(M, C).
 
     It is never negative by Jensen's inequality, since entropy is concave, and 0 for a single member.
 
@@ -76,7 +82,8 @@ def mutual_information(prediction: Prediction) -> Tensor:
 def disagreement(prediction: Prediction) -> Tensor:
     """(N,) share of the pairs of members that choose different options; 0 to 1, and 0 for a single member.
 
-    2 / (M (M - 1)) sum_{i<j} [choice_i != choice_j] = 1 - sum_c n_c (n_c - 1) / (M (M - 1)), with n_c the votes for option c.
+    2 / (M (M - 1)) sum_{i<j} [choice_i != choice_j] = 1 - sum_c n_c (n_c - 1) / (M (M - 1)), with n_c the
+    votes for option c.
 
     Example:
         >>> from lora_ensembles.prediction.prediction import Prediction
@@ -93,7 +100,8 @@ def disagreement(prediction: Prediction) -> Tensor:
 
 
 def variation_ratio(prediction: Prediction) -> Tensor:
-    """(N,) share of the members that do not choose the option with the most votes, 1 - max_c n_c / M; 0 to 1 - 1 / min(M, C).
+    """(N,) share of the members that do not choose the option with the most votes, 1 - max_c n_c / M; 0 to 1
+    - 1 / min(M, C).
 
     Example:
         >>> from lora_ensembles.prediction.prediction import Prediction
@@ -105,7 +113,8 @@ def variation_ratio(prediction: Prediction) -> Tensor:
 
 
 def _entropy(log_probs: Tensor) -> Tensor:
-    # entr(p) = -p log p is 0 at p = 0, where p * log p would be 0 * -inf = NaN; entr of 1 + 1e-7 is -1e-7, hence the clamp.
+    # entr(p) = -p log p is 0 at p = 0, where p * log p would be 0 * -inf = NaN; entr of 1 + 1e-7 is -1e-7,
+    # hence the clamp.
     entropy: Tensor = torch.special.entr(log_probs.exp()).sum(dim=-1).clamp_min(0.0)
     return entropy
 

@@ -1,4 +1,6 @@
-"""The options in an `adapter_config.json`: values of the types that PEFT's options have, which PEFT itself does not check."""
+"""The options in an `adapter_config.json`: values of the types that PEFT's options have, which PEFT itself
+does not check.
+"""
 
 from __future__ import annotations
 

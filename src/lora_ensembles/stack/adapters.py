@@ -1,6 +1,8 @@
-"""PEFT on one side, stacked adapters on the other: initial weights by PEFT, member folders that PEFT opens, options that cannot be stacked.
+"""PEFT on one side, stacked adapters on the other: initial weights by PEFT, member folders that PEFT opens,
+options that cannot be stacked.
 
-On disk a member is a plain PEFT adapter folder and nothing else (`adapter_config.json`, `adapter_model.safetensors`).
+On disk a member is a plain PEFT adapter folder and nothing else (`adapter_config.json`,
+`adapter_model.safetensors`).
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ INIT_REASON = "it rewrites the base weights or needs data, so the members cannot
 
 
 def default_adapter_config() -> LoraConfig:
-    """The paper's adapter: rank 8, alpha 32 (scaling 4, as PEFT computes it), on the query and value projections.
+    """The paper's adapter: rank 8, alpha 32 (scaling 4, as PEFT computes it), on the query and value
+    projections.
 
     Source: Sec. 5.1 of arXiv:2310.00035; `lora_alpha` is read as PEFT's, since the paper uses PEFT.
     """
@@ -119,9 +122,10 @@ def initial_weights(
 ) -> MemberWeights:
     """The weights with which PEFT itself starts an adapter after `torch.manual_seed(seed)`.
 
-    The base is wrapped by PEFT for the purpose and unwrapped again; its weights and the global random state are left as they were. With
-    `head_init`, the member has a head as well, the modules that PEFT finds for `modules_to_save`: drawn by the base's own initialisation
-    ("fresh"), from a stream of the seed that the adapter does not share; or a copy of the base's ("base"), as PEFT has it.
+    The base is wrapped by PEFT for the purpose and unwrapped again; its weights and the global random state
+    are left as they were. With `head_init`, the member has a head as well, the modules that PEFT finds for
+    `modules_to_save`: drawn by the base's own initialisation ("fresh"), from a stream of the seed that the
+    adapter does not share; or a copy of the base's ("base"), as PEFT has it.
 
     Raises:
         AdapterError: PEFT finds no target, or a target is of a kind that cannot be stacked.
@@ -161,7 +165,9 @@ def initial_weights(
 
 
 def initial_head(base: Any, originals: dict[str, nn.Module], *, seed: int | None) -> dict[str, torch.Tensor]:
-    """The parameters of a head by name: drawn anew after a seed, in fp32 whatever the base's dtype, or without one the base's own."""
+    """The parameters of a head by name: drawn anew after a seed, in fp32 whatever the base's dtype, or
+    without one the base's own.
+    """
     head: dict[str, torch.Tensor] = {}
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
@@ -192,8 +198,9 @@ def _check_head(name: str, module: nn.Module) -> None:
 def keep_differentiable(base: nn.Module) -> None:
     """Stop bitsandbytes from repacking a 4-bit base for its CPU inference kernel, and undo where it has.
 
-    On CPUs with AVX512-BF16 a layer in evaluation mode is repacked at its first input without gradient, for good; from then on its result
-    carries no gradient. A frozen base is always in evaluation mode here, so the layers below it would silently stop learning.
+    On CPUs with AVX512-BF16 a layer in evaluation mode is repacked at its first input without gradient, for
+    good; from then on its result carries no gradient. A frozen base is always in evaluation mode here, so the
+    layers below it would silently stop learning.
     """
     for module in base.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
@@ -265,7 +272,8 @@ def write_adapter(
 
 
 def _state_ranks(config: LoraConfig, weights: MemberWeights) -> None:
-    # Adapters trained elsewhere have ranks and scalings of their own, and an ensemble one config: say what this member's are.
+    # Adapters trained elsewhere have ranks and scalings of their own, and an ensemble one config: say what
+    # this member's are.
     ranks = {name: matrix.shape[0] for name, matrix in weights.a.items()}
     said = all(
         _pattern_value(config.rank_pattern, name, config.r) == rank
@@ -293,7 +301,8 @@ def _whole(value: float) -> float:
 
 
 def read_adapter_config(folder: Path, *, head: bool = False) -> LoraConfig:
-    """The `LoraConfig` of an adapter folder, checked to be stackable; `head` says whether members may own heads.
+    """The `LoraConfig` of an adapter folder, checked to be stackable; `head` says whether members may own
+    heads.
 
     Raises:
         CheckpointError: the folder holds no readable adapter.
@@ -306,7 +315,8 @@ def read_adapter_config(folder: Path, *, head: bool = False) -> LoraConfig:
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
-        # RuntimeError: PEFT leaves out what it does not know and tries again, for an option within an option without end.
+        # RuntimeError: PEFT leaves out what it does not know and tries again, for an option within an option
+        # without end.
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     if getattr(config, "init_lora_weights", True) == "eva":
         config.init_lora_weights = (

@@ -23,11 +23,13 @@ NOT_REACHED = "a pass over text runs through none of the target modules; choose 
 
 
 class AdapterStack:
-    """The adapters of all members, as two flat buffers (M, P_a) and (M, P_b) of which every layer holds views; `heads` beside them.
+    """The adapters of all members, as two flat buffers (M, P_a) and (M, P_b) of which every layer holds
+    views; `heads` beside them.
 
-    `a` and `b` are fp32 masters. Where the base computes in another dtype, `refresh` casts them once a step into working copies, which
-    are the leaves of autograd; in fp32 master and working copy are the same memory. Per member: 16 bytes a parameter in training (weight,
-    gradient, two moments), and the working copy.
+    `a` and `b` are fp32 masters. Where the base computes in another dtype, `refresh` casts them once a step
+    into working copies, which are the leaves of autograd; in fp32 master and working copy are the same
+    memory. Per member: 16 bytes a parameter in training (weight, gradient, two moments), and the working
+    copy.
     """
 
     def __init__(self, base: nn.Module, members: Sequence[MemberWeights], *, dtype: torch.dtype):
@@ -57,12 +59,16 @@ class AdapterStack:
 
     @property
     def by_batch(self) -> bool:
-        """Whether what the base makes of a row depends on the member's other rows in a pass, as 8-bit layers with a threshold do."""
+        """Whether what the base makes of a row depends on the member's other rows in a pass, as 8-bit layers
+        with a threshold do.
+        """
         return bool(self._apart)
 
     @property
     def buffers(self) -> tuple[Tensor, ...]:
-        """All that is trained, flat and fp32: A (M, P_a), B (M, P_b) and, where members have heads, these (M, P_head)."""
+        """All that is trained, flat and fp32: A (M, P_a), B (M, P_b) and, where members have heads, these (M,
+        P_head).
+        """
         return (self.a, self.b, self.heads.flat) if self.heads.sites else (self.a, self.b)
 
     def set_members(self, members: Sequence[MemberWeights]) -> None:
@@ -81,7 +87,8 @@ class AdapterStack:
         self._bind()
 
     def add_members(self, members: Sequence[MemberWeights]) -> None:
-        """Put members behind those that are there, whose weights stay where they are unless one of the new has a larger rank.
+        """Put members behind those that are there, whose weights stay where they are unless one of the new
+        has a larger rank.
 
         Raises:
             AdapterError: they adapt other layers, or layers of another size.
@@ -147,7 +154,8 @@ class AdapterStack:
         return tuple(torch.zeros_like(buffer) for buffer in self.buffers)
 
     def add_gradients(self, loss: Tensor, totals: tuple[Tensor, ...]) -> None:
-        """Add the gradients of `loss` to flat fp32 ones: parts of a split step are summed in fp32, whatever the base computes in.
+        """Add the gradients of `loss` to flat fp32 ones: parts of a split step are summed in fp32, whatever
+        the base computes in.
 
         Raises:
             AdapterError: the loss depends on no parameter.
@@ -172,7 +180,9 @@ class AdapterStack:
         self._reached.clear()
 
     def unreached(self) -> list[list[slice]]:
-        """The columns of each buffer that no pass reached since the step began: a vision tower's, where there are no images."""
+        """The columns of each buffer that no pass reached since the step began: a vision tower's, where there
+        are no images.
+        """
         places = [
             (buffer, slice(start, start + count))
             for site in self.sites
@@ -215,7 +225,9 @@ class AdapterStack:
         first_row: int = 0,
         row_numbers: Tensor | None = None,
     ) -> AbstractContextManager[None]:
-        """Context in which a forward pass over `rows` rows of `tokens` tokens in all, those of `members`, runs."""
+        """Context in which a forward pass over `rows` rows of `tokens` tokens in all, those of `members`,
+        runs.
+        """
         if self._detached:  # the plain base would answer for every member
             raise AdapterError(
                 "this ensemble was unloaded: the base has its own layers back; make or load the ensemble again"
@@ -235,12 +247,16 @@ class AdapterStack:
         return self.context.remembered()
 
     def dropout(self, probability: Tensor, keys: Sequence[int]) -> AbstractContextManager[None]:
-        """Context in which features of the adapters' inputs are dropped, with a probability (M,) and a random stream for each member."""
+        """Context in which features of the adapters' inputs are dropped, with a probability (M,) and a random
+        stream for each member.
+        """
         return self.context.dropping(probability, keys)
 
     @contextmanager
     def repeated(self, member: int, copies: int) -> Iterator[None]:
-        """Context in which every layer computes with one member in the place of `copies` members, without a copy of its weights."""
+        """Context in which every layer computes with one member in the place of `copies` members, without a
+        copy of its weights.
+        """
         before = [(layer.lora_a.data, layer.lora_b.data) for layer in self.layers]
         heads = [
             (layer.head_weight.data, None if layer.head_bias is None else layer.head_bias.data)
@@ -290,7 +306,9 @@ class AdapterStack:
 
     @contextmanager
     def random_b(self, members: int) -> Iterator[None]:
-        """Context in which the first members have random B matrices, which make an adapter's update about as large as its input."""
+        """Context in which the first members have random B matrices, which make an adapter's update about as
+        large as its input.
+        """
         kept = self.working_b[:members].clone()
         generator = torch.Generator().manual_seed(0)
         for site, scaling in zip(self.sites, self.scaling, strict=True):

@@ -38,10 +38,12 @@ def fresh_members(
     vary: Sequence[str],
     head_init: HeadInit | None,
 ) -> tuple[list[MemberSeeds], list[MemberWeights]]:
-    """The seeds and the initial weights of untrained members; refused after the first where memory cannot hold all.
+    """The seeds and the initial weights of untrained members; refused after the first where memory cannot
+    hold all.
 
     Raises:
-        ConfigError: a number of the adapter out of its range, a rank beyond every layer's sides, or more members than fit.
+        ConfigError: a number of the adapter out of its range, a rank beyond every layer's sides, or more
+            members than fit.
         AdapterError: the adapter cannot be stacked on this base.
     """
     first = member_seeds(seed, indices[0], vary=vary)

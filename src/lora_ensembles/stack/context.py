@@ -1,4 +1,5 @@
-"""The context that the stacked layers of one ensemble share during a forward pass; nothing outside of this room writes to it.
+"""The context that the stacked layers of one ensemble share during a forward pass; nothing outside of this
+room writes to it.
 
 Shapes: M members, B rows of a member.
 """
@@ -43,12 +44,16 @@ class ForwardContext:
         first_row: int = 0,
         row_numbers: Tensor | None = None,
     ) -> AbstractContextManager[None]:
-        """Context in which a forward pass over `rows` rows of `tokens` tokens in all runs, those of `groups` members."""
+        """Context in which a forward pass over `rows` rows of `tokens` tokens in all runs, those of `groups`
+        members.
+        """
         return _Running(self, (rows, tokens, members, first_row, groups, row_numbers))
 
     @contextmanager
     def dropping(self, probability: Tensor, keys: Sequence[int]) -> Iterator[None]:
-        """Context in which features of the adapters' inputs are dropped, with a probability (M,) and a random stream for each member."""
+        """Context in which features of the adapters' inputs are dropped, with a probability (M,) and a random
+        stream for each member.
+        """
         self.dropout, self.dropout_keys = probability, keys
         try:
             yield
@@ -81,7 +86,9 @@ class ForwardContext:
 
 
 class _Running:
-    """Context in which a context describes a pass. A class, because torch.compile of torch 2.6 looks into no generator."""
+    """Context in which a context describes a pass. A class, because torch.compile of torch 2.6 looks into no
+    generator.
+    """
 
     def __init__(self, context: ForwardContext, described: tuple[Any, ...]):
         self.context, self.described = context, described

@@ -1,4 +1,5 @@
-"""Dropout whose masks a member does not share: each factor is a hash of the member's key and a place, not a draw.
+"""Dropout whose masks a member does not share: each factor is a hash of the member's key and a place, not a
+draw.
 
 Shapes: M members, B rows of a member, T tokens, D features.
 """
@@ -23,7 +24,8 @@ def stream_key(*parts: int | str) -> int:
 
 
 def _mix(x: Tensor) -> Tensor:
-    # An integer hash (two rounds of xor-shift and multiply) on values below 2**32; the factor is below 2**31, so int64 never overflows.
+    # An integer hash (two rounds of xor-shift and multiply) on values below 2**32; the factor is below 2**31,
+    # so int64 never overflows.
     for _ in range(2):
         x = ((x >> 16) ^ x) * 0x45D9F3B & 0xFFFFFFFF
     return (x >> 16) ^ x
@@ -39,8 +41,9 @@ def dropout_factors(
 ) -> Tensor:
     """Dropout factors (M, B * T, D): 0 with `probability` (M,), else 1 / (1 - probability).
 
-    Each factor is a hash of (member's key, row, token, feature), not a draw from a shared generator, so a member's mask depends neither on
-    its neighbours nor on padding nor on how a batch is split. Rows count from `first_row`, or are those of `row_numbers` (M, B).
+    Each factor is a hash of (member's key, row, token, feature), not a draw from a shared generator, so a
+    member's mask depends neither on its neighbours nor on padding nor on how a batch is split. Rows count
+    from `first_row`, or are those of `row_numbers` (M, B).
     """
     rows, tokens, features = shape
     device = keys.device

@@ -18,11 +18,13 @@ class HeadConfig:
     """The settings of a head: what members say about an example, and where their heads come from.
 
     Attributes:
-        kind: "causal-lm": the label's tokens, no head of their own. "sequence-classification": a class of each text, or pair of texts.
-            "multiple-choice": each (question, option) pair gets one score, with a softmax over the options. "reward": each text gets one
-            score, learnt from chosen and rejected texts. None: what the base's class is; a classifier with one label is a reward model.
-        init: where members' heads begin: "fresh" draws each by the base's own initialisation from the member's init seed; "base" copies
-            the base's head, for a classifier that is trained already, and makes `kl_weight` mean something.
+        kind: "causal-lm": the label's tokens, no head of their own. "sequence-classification": a class of
+            each text, or pair of texts. "multiple-choice": each (question, option) pair gets one score, with
+            a softmax over the options. "reward": each text gets one score, learnt from chosen and rejected
+            texts. None: what the base's class is; a classifier with one label is a reward model.
+        init: where members' heads begin: "fresh" draws each by the base's own initialisation from the
+            member's init seed; "base" copies the base's head, for a classifier that is trained already, and
+            makes `kl_weight` mean something.
         max_length: most tokens of a text, or pair of texts; None: the base's window.
         classes: names of the classes, in the order of the scores; taken from the training examples.
 

@@ -1,4 +1,5 @@
-"""Heads of M members as stacked layers: each linear layer that a member owns has one weight matrix and one bias for every member.
+"""Heads of M members as stacked layers: each linear layer that a member owns has one weight matrix and one
+bias for every member.
 
 Shapes: M members, B rows of a member, T tokens, D features, P parameters of one member's head.
 """
@@ -18,7 +19,9 @@ from .sites import MemberWeights, grown, replace_module
 
 @dataclass(frozen=True)
 class HeadSite:
-    """One parameter of a head: its name in the base, its shape, and where it lies in a member's flat parameters."""
+    """One parameter of a head: its name in the base, its shape, and where it lies in a member's flat
+    parameters.
+    """
 
     name: str
     shape: torch.Size
@@ -32,8 +35,9 @@ class HeadSite:
 class StackedLinear(nn.Module):
     """A linear layer that every member has for itself: row (m, b) gets W_m x + bias_m.
 
-    Shapes: input (M * B, ..., D_in), output (M * B, ..., D_out); `head_weight` (M, D_out, D_in), `head_bias` (M, D_out) or None. One
-    batched product serves all members. With the stack off, the layer is the base's own. The bias of a single output is not trained.
+    Shapes: input (M * B, ..., D_in), output (M * B, ..., D_out); `head_weight` (M, D_out, D_in), `head_bias`
+    (M, D_out) or None. One batched product serves all members. With the stack off, the layer is the base's
+    own. The bias of a single output is not trained.
     """
 
     def __init__(self, base_layer: nn.Linear, *, name: str, context: ForwardContext):
@@ -63,7 +67,8 @@ class StackedLinear(nn.Module):
         if context.members != ALL_MEMBERS:
             weight, bias = weight[context.members], None if bias is None else bias[context.members]  # type: ignore[assignment]
         if bias is not None and weight.shape[1] == 1:
-            # Of one score an option the loss sees differences alone: this bias has no gradient but rounding, which Adam would magnify.
+            # Of one score an option the loss sees differences alone: this bias has no gradient but rounding,
+            # which Adam would magnify.
             bias = bias.detach()  # type: ignore[assignment]
         grouped = x.reshape(weight.shape[0], -1, x.shape[-1]).to(weight.dtype)
         transposed = weight.transpose(1, 2)
@@ -76,9 +81,11 @@ class StackedLinear(nn.Module):
 
 
 class HeadStack:
-    """The heads of all members as one flat fp32 buffer (M, P) of which every stacked layer holds views; empty where members have none.
+    """The heads of all members as one flat fp32 buffer (M, P) of which every stacked layer holds views; empty
+    where members have none.
 
-    As the adapters' buffers are, it is a master: where the base computes in another dtype, `refresh` casts it into a working copy.
+    As the adapters' buffers are, it is a master: where the base computes in another dtype, `refresh` casts it
+    into a working copy.
     """
 
     def __init__(

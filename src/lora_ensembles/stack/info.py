@@ -13,8 +13,9 @@ from .seeds import MemberSeeds
 class EnsembleInfo:
     """The memory of an ensemble beside its weights; saved in `ensemble.json`.
 
-    `overlong` is what is done with a prompt longer than the window, as in training; `task` how prompts and labels were rendered, and what
-    was measured; `head` what the members say about an example; `label_score` how labels of several tokens are compared, as in training.
+    `overlong` is what is done with a prompt longer than the window, as in training; `task` how prompts and
+    labels were rendered, and what was measured; `head` what the members say about an example; `label_score`
+    how labels of several tokens are compared, as in training.
     """
 
     seed: int = 0

@@ -16,15 +16,17 @@ from torch import Tensor, nn
 def chooses_by_batch(module: nn.Module) -> bool:
     """Whether a layer chooses what it computes in 16 bits over all rows that it sees.
 
-    bitsandbytes' 8-bit layers do where they have a threshold (6 by default in transformers): a feature is an outlier for every row where
-    it is one in any. Source: Dettmers et al. 2022 (arXiv:2208.07339), Sec. 3.
+    bitsandbytes' 8-bit layers do where they have a threshold (6 by default in transformers): a feature is an
+    outlier for every row where it is one in any. Source: Dettmers et al. 2022 (arXiv:2208.07339), Sec. 3.
     """
     state: Any = getattr(module, "state", None)
     return type(module).__name__ == "Linear8bitLt" and float(getattr(state, "threshold", 0.0) or 0.0) > 0
 
 
 def per_member(forward: Callable[[Tensor], Tensor], groups: Callable[[], int]) -> Callable[[Tensor], Tensor]:
-    """A layer's `forward` that is called once for each of `groups()` members, whose rows (M * B, ..., D) are member-major."""
+    """A layer's `forward` that is called once for each of `groups()` members, whose rows (M * B, ..., D) are
+    member-major.
+    """
 
     @functools.wraps(forward)
     def run(x: Tensor) -> Tensor:

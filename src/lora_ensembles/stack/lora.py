@@ -1,7 +1,7 @@
 """LoRA adapters of M members as one layer: members are a leading axis of the weights and of the batch.
 
-A batch holds M groups of B rows, member-major: row m * B + b belongs to member m. Folding that axis into the batch and back happens here
-and nowhere else.
+A batch holds M groups of B rows, member-major: row m * B + b belongs to member m. Folding that axis into the
+batch and back happens here and nowhere else.
 
 Shapes: M members, B rows of a member, T tokens, D features, R rank, P parameters of one member.
 """
@@ -64,9 +64,10 @@ def rows_of_members(input_ids: Tensor, members: int) -> Tensor:
 class StackedLoraLinear(nn.Module):
     """A frozen linear layer plus one low-rank update per member: row (m, b) gets W x + s_m B_m A_m x.
 
-    Shapes: input (M * B, ..., D_in), output (M * B, ..., D_out); `lora_a` (M, R, D_in), `lora_b` (M, D_out, R), `scaling` (M,).
-    Two batched products serve all members, so the number of operator calls does not depend on M. The arithmetic is done in the dtype of
-    `lora_a`, which is the base's. Source: Hu et al. 2021 (arXiv:2106.09685), Eq. 3; dropout acts on the update's input as in PEFT.
+    Shapes: input (M * B, ..., D_in), output (M * B, ..., D_out); `lora_a` (M, R, D_in), `lora_b` (M, D_out,
+    R), `scaling` (M,). Two batched products serve all members, so the number of operator calls does not
+    depend on M. The arithmetic is done in the dtype of `lora_a`, which is the base's. Source: Hu et al. 2021
+    (arXiv:2106.09685), Eq. 3; dropout acts on the update's input as in PEFT.
     """
 
     def __init__(self, base_layer: nn.Module, *, name: str, index: int, context: ForwardContext):
@@ -144,7 +145,9 @@ class StackedLoraLinear(nn.Module):
         )
 
     def _weights(self) -> tuple[Tensor, Tensor, float | None]:
-        """A (M, D_in, R), B (M, R, D_out) and their common scaling, of the members whose rows the batch holds."""
+        """A (M, D_in, R), B (M, R, D_out) and their common scaling, of the members whose rows the batch
+        holds.
+        """
         # Decoding passes here for every layer and token: views that need no gradient are made once.
         a, b = (
             (self.lora_a.transpose(1, 2), self.lora_b.transpose(1, 2))

@@ -23,7 +23,8 @@ class MemberSeeds:
 
 
 def member_seeds(seed: int, index: int, *, vary: Sequence[str] = ("init", "order")) -> MemberSeeds:
-    """The seeds of member `index`, a function of (seed, index) alone, so an ensemble can grow by members later.
+    """The seeds of member `index`, a function of (seed, index) alone, so an ensemble can grow by members
+    later.
 
     A source that is not in `vary` has member 0's seed in every member (Fig. 7 of arXiv:2310.00035).
 

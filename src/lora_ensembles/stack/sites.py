@@ -18,7 +18,9 @@ from ..errors import AdapterError
 
 @dataclass(frozen=True)
 class AdapterSite:
-    """One adapted layer: its name in the base model, its sizes, and where it lies in a member's flat parameters."""
+    """One adapted layer: its name in the base model, its sizes, and where it lies in a member's flat
+    parameters.
+    """
 
     name: str
     in_features: int
@@ -40,9 +42,11 @@ class AdapterSite:
 
 @dataclass(frozen=True)
 class MemberWeights:
-    """One member: per adapted layer its A (R, D_in), B (D_out, R) and scaling; R may differ from member to member.
+    """One member: per adapted layer its A (R, D_in), B (D_out, R) and scaling; R may differ from member to
+    member.
 
-    `head` holds the parameters of the member's own head by their names in the base; empty for a causal language model.
+    `head` holds the parameters of the member's own head by their names in the base; empty for a causal
+    language model.
     """
 
     a: dict[str, Tensor]
@@ -52,12 +56,15 @@ class MemberWeights:
 
 
 def adapter_sites(modules: Mapping[str, nn.Module], members: Sequence[MemberWeights]) -> list[AdapterSite]:
-    """The layers that the members adapt, of all that a base has by name, at the largest rank that a member has there.
+    """The layers that the members adapt, of all that a base has by name, at the largest rank that a member
+    has there.
 
     Raises:
-        AdapterError: members that adapt different layers, or layers that the base does not have, or has in another size.
+        AdapterError: members that adapt different layers, or layers that the base does not have, or has in
+            another size.
     """
-    # In the base's order, not that of the weights: a layer's place names its random stream, which must be the same after loading.
+    # In the base's order, not that of the weights: a layer's place names its random stream, which must be the
+    # same after loading.
     places = {name: place for place, name in enumerate(modules)}
     names = sorted(members[0].a, key=lambda name: places.get(name, -1))
     sites: list[AdapterSite] = []
@@ -97,7 +104,9 @@ def _features(name: str, layer: Any) -> tuple[int, int]:
 
 
 def grown(flat: Tensor, count: int) -> Tensor:
-    """(M + count, P) with the rows of `flat` (M, P), and zeros; within its memory where there is room, as there is after it grew once."""
+    """(M + count, P) with the rows of `flat` (M, P), and zeros; within its memory where there is room, as
+    there is after it grew once.
+    """
     rows, width = flat.shape[0] + count, flat.shape[1]
     if flat.untyped_storage().nbytes() < rows * width * flat.element_size():
         roomy = flat.new_empty(

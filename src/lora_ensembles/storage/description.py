@@ -110,8 +110,8 @@ def read_description(path: Path) -> dict[str, Any]:
     """The content of an ensemble's `ensemble.json`, checked.
 
     Raises:
-        CheckpointError: no such folder or file; one that cannot be read, is of another version or holds something else; members that
-            lie outside the folder, or come twice.
+        CheckpointError: no such folder or file; one that cannot be read, is of another version or holds
+            something else; members that lie outside the folder, or come twice.
     """
     path = ensemble_folder(path)
     file = path / ENSEMBLE_FILE
@@ -136,7 +136,9 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def _check_folders(names: list[str], path: Path) -> None:
-    """Members lie inside the ensemble's folder, each in one of its own: a file from elsewhere must not name others' files."""
+    """Members lie inside the ensemble's folder, each in one of its own: a file from elsewhere must not name
+    others' files.
+    """
     file, inside = path / ENSEMBLE_FILE, os.path.realpath(path)
     seen: dict[str, int] = {}
     for index, name in enumerate(names):

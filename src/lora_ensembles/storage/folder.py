@@ -1,4 +1,6 @@
-"""An ensemble on disk and on the hub: `ensemble.json`, a model card, and one plain PEFT adapter folder a member."""
+"""An ensemble on disk and on the hub: `ensemble.json`, a model card, and one plain PEFT adapter folder a
+member.
+"""
 
 from __future__ import annotations
 
@@ -72,12 +74,13 @@ class SavedEnsemble:
 
 
 def fingerprint(base: nn.Module, *, apart_from: Collection[str] = ()) -> str:
-    """Two short hashes that tell one base from another, the same in every precision that rounds to bf16: "1b2c...-9f8e...".
+    """Two short hashes that tell one base from another, the same in every precision that rounds to bf16:
+    "1b2c...-9f8e...".
 
     `apart_from` names parameters that the members own, which a base may have in any state.
 
-    They cover names, shapes and first values of parameters: the first of those that quantisation leaves alone (one axis, and the
-    embedding), the second of all others. A base loaded in 4 or 8 bits has the first only.
+    They cover names, shapes and first values of parameters: the first of those that quantisation leaves alone
+    (one axis, and the embedding), the second of all others. A base loaded in 4 or 8 bits has the first only.
     """
     embedding = base.get_input_embeddings().weight  # type: ignore[operator]
     kept, rounded = hashlib.sha256(), hashlib.sha256()
@@ -105,7 +108,9 @@ def member_folder(index: int) -> str:
 def write_members(
     ensemble: StackedModel, folder: Path, *, home: Path | None, dtype: torch.dtype = torch.float32
 ) -> None:
-    """`ensemble.json`, `README.md` and the member folders, into an existing folder that will stand at `home`; None: anywhere."""
+    """`ensemble.json`, `README.md` and the member folders, into an existing folder that will stand at `home`;
+    None: anywhere.
+    """
     config = copy.deepcopy(ensemble.adapter)
     config.base_model_name_or_path = base_name(ensemble.base)
     config.task_type = config.task_type or TASK_TYPES.get(base_kind(ensemble.base))
@@ -116,7 +121,8 @@ def write_members(
 
 
 def update_info(ensemble: StackedModel, path: Path) -> None:
-    """Rewrite `ensemble.json` and `README.md` of a saved ensemble after its `info` changed; its members stay untouched.
+    """Rewrite `ensemble.json` and `README.md` of a saved ensemble after its `info` changed; its members stay
+    untouched.
 
     Raises:
         CheckpointError: `path` holds no ensemble, or one of another number of members, or cannot be written.
@@ -132,7 +138,9 @@ def update_info(ensemble: StackedModel, path: Path) -> None:
 
 
 def _descriptions(ensemble: StackedModel, home: Path | None) -> dict[str, str]:
-    """The text of the files that describe an ensemble, by name; `ensemble.json` last, since a folder that has it is complete."""
+    """The text of the files that describe an ensemble, by name; `ensemble.json` last, since a folder that has
+    it is complete.
+    """
     base, info = ensemble.base, ensemble.info
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -295,7 +303,8 @@ def check_fingerprint(base: nn.Module, saved: SavedEnsemble) -> None:
 def read_members(
     paths: Sequence[str | Path] | str | Path, base: nn.Module, *, check_base: bool, head: bool = False
 ) -> tuple[LoraConfig, list[MemberWeights]]:
-    """Adapters trained elsewhere: the first one's config, and the weights of all; `head` says whether they may hold heads.
+    """Adapters trained elsewhere: the first one's config, and the weights of all; `head` says whether they
+    may hold heads.
 
     Raises:
         ConfigError: no path is given, or one twice.

@@ -12,7 +12,8 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def ensemble_folder(name: str | Path, *, revision: str | None = None) -> Path:
-    """The folder of an ensemble: the one of this name here, else a copy of the repository "owner/name" of the hub.
+    """The folder of an ensemble: the one of this name here, else a copy of the repository "owner/name" of the
+    hub.
 
     Raises:
         CheckpointError: neither is there; or the hub cannot be reached and no copy is kept here.

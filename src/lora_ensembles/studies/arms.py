@@ -1,7 +1,8 @@
-"""The arms of the comparisons: how the members of each start and are trained, and many arms in one stacked run.
+"""The arms of the comparisons: how the members of each start and are trained, and many arms in one stacked
+run.
 
-A member does not know its neighbours, so the members of every arm of a sweep are trained side by side in one pass, with the weights each
-would have had alone.
+A member does not know its neighbours, so the members of every arm of a sweep are trained side by side in one
+pass, with the weights each would have had alone.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ DECAY_PER_STEP = (0.005, 0.025, 0.05)
 
 @dataclass(frozen=True)
 class Arm:
-    """The start and the training of the members of one arm, as far as it differs from the run's adapter and `TrainConfig`.
+    """The start and the training of the members of one arm, as far as it differs from the run's adapter and
+    `TrainConfig`.
 
     Attributes:
         init: PEFT's `init_lora_weights`; None: the adapter's own.
@@ -67,7 +69,8 @@ class Arm:
 def regulariser_arms(
     learning_rate: float, *, decays: Sequence[float] = DECAY_PER_STEP, kl: Sequence[float] = KL_WEIGHTS
 ) -> list[Arm]:
-    """No regulariser, KL to the base, and decay of B, each strength an arm; early stopping is a snapshot of the first.
+    """No regulariser, KL to the base, and decay of B, each strength an arm; early stopping is a snapshot of
+    the first.
 
     Example:
         >>> [arm.name for arm in regulariser_arms(2e-3)][-1]
@@ -78,7 +81,9 @@ def regulariser_arms(
 
 
 def decay_arms(learning_rate: float, share: float) -> list[Arm]:
-    """Decay of A alone, of B alone and of both, by the same share of the weights a step (Fig. 8 of arXiv:2310.00035)."""
+    """Decay of A alone, of B alone and of both, by the same share of the weights a step (Fig. 8 of
+    arXiv:2310.00035).
+    """
     strong = share / learning_rate
     return [
         Arm("decay of A", weight_decay_a=strong),
@@ -88,7 +93,9 @@ def decay_arms(learning_rate: float, share: float) -> list[Arm]:
 
 
 def randomness_arms(learning_rate: float, share: float) -> list[Arm]:
-    """Members that differ by initial weights, by data order, or by both, with and without decay of B (Fig. 7 of arXiv:2310.00035)."""
+    """Members that differ by initial weights, by data order, or by both, with and without decay of B (Fig. 7
+    of arXiv:2310.00035).
+    """
     sources = {"init": ("init",), "order": ("order",), "init and order": ("init", "order")}
     return [
         Arm(f"{name}{suffix}", weight_decay_b=decay, vary=vary)
@@ -99,7 +106,9 @@ def randomness_arms(learning_rate: float, share: float) -> list[Arm]:
 
 @dataclass(frozen=True)
 class ArmsRun:
-    """Arms that were trained in one stack: members m * M to (m + 1) * M - 1 are those of arm m; `initial` holds their weights before."""
+    """Arms that were trained in one stack: members m * M to (m + 1) * M - 1 are those of arm m; `initial`
+    holds their weights before.
+    """
 
     ensemble: LoraEnsemble
     arms: tuple[Arm, ...]
@@ -149,9 +158,11 @@ def stacked_members(
     adapter: LoraConfig | None = None,
     head: HeadConfig | None = None,
 ) -> LoraEnsemble:
-    """The untrained members of every arm as one ensemble; smaller ranks are padded with zeros, which change nothing and stay zero.
+    """The untrained members of every arm as one ensemble; smaller ranks are padded with zeros, which change
+    nothing and stay zero.
 
-    A zero column of B gives no gradient to A's row, and that row none to the column; so decay, moments and clip do not see them either.
+    A zero column of B gives no gradient to A's row, and that row none to the column; so decay, moments and
+    clip do not see them either.
     """
     base, tokenizer = model
     own = resolve_head(base, head)

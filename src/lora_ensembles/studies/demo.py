@@ -1,7 +1,8 @@
-"""The whole method on the embedded base in a few minutes: few-shot, single members, ensemble, ensemble with decay, one report.
+"""The whole method on the embedded base in a few minutes: few-shot, single members, ensemble, ensemble with
+decay, one report.
 
-Members without and with decay of B are trained as one stacked run of 2 M members. Member m has the same seeds in both arms, so that
-they differ by the decay alone.
+Members without and with decay of B are trained as one stacked run of 2 M members. Member m has the same seeds
+in both arms, so that they differ by the decay alone.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Measurements of the demo: three arms on the same questions, and the trained stack (members 0 to M - 1 plain, M to 2 M - 1 decayed)."""
+    """Measurements of the demo: three arms on the same questions, and the trained stack (members 0 to M - 1
+    plain, M to 2 M - 1 decayed).
+    """
 
     task: Task
     few_shot: Arm
@@ -100,7 +103,9 @@ class Comparison:
     train_accuracy: list[float]  # of each of the 2 M members in the last epoch
 
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """accuracy, nll, ece, brier and ood_auroc by row: few_shot (a mean over draws), single (over members), ensemble, ensemble_decay."""
+        """accuracy, nll, ece, brier and ood_auroc by row: few_shot (a mean over draws), single (over
+        members), ensemble, ensemble_decay.
+        """
         few_shot = self.few_shot.single()
         del few_shot["std"]
         pooled = {"ensemble": self.plain.ensemble(), "ensemble_decay": self.decayed.ensemble()}
@@ -231,7 +236,9 @@ def compare(
 
 
 def twice(ensemble: LoraEnsemble) -> LoraEnsemble:
-    """The ensemble with every member in it twice, first all of them and then all again, weights and seeds alike."""
+    """The ensemble with every member in it twice, first all of them and then all again, weights and seeds
+    alike.
+    """
     weights = [ensemble.stack.member(index) for index in range(ensemble.num_members)]
     ensemble.stack.set_members(weights * 2)
     ensemble.info.seeds = ensemble.info.seeds * 2
@@ -342,7 +349,9 @@ def _reading(made: dict[str, Any]) -> str:
 
 
 def _unsure(compared: Comparison, number: int) -> list[str]:
-    """The questions on which members disagree most (largest mutual information), with each member's probabilities."""
+    """The questions on which members disagree most (largest mutual information), with each member's
+    probabilities.
+    """
     information = mutual_information(compared.plain.known)
     parts = [
         paragraph(
@@ -373,7 +382,9 @@ def option_texts(example: Example) -> list[str]:
 
 
 def vote_table(prediction: Prediction, row: int, example: Example) -> Table:
-    """Each member's probabilities of one question's options and below them the ensemble's; the most probable of each is brought out."""
+    """Each member's probabilities of one question's options and below them the ensemble's; the most probable
+    of each is brought out.
+    """
     texts = option_texts(example)
     probs: Sequence[Sequence[float]] = [
         *prediction.member_log_probs[:, row].exp().tolist(),

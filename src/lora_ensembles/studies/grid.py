@@ -1,4 +1,6 @@
-"""The grid of the studies: tasks, seeds, arms and sizes, in full or quickly, and the settings that each record depends on."""
+"""The grid of the studies: tasks, seeds, arms and sizes, in full or quickly, and the settings that each
+record depends on.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,10 @@ from ..heads import HeadKind
 from ..training.config import PAPER_BATCH_SIZES, TrainConfig
 from .arms import DECAY_PER_STEP, KL_WEIGHTS
 
-# A step of AdamW and its decay balance where an element of B is 1 / lambda at most, so lambda says how far an update may grow beside the
-# base's weights, which are drawn as 1 / sqrt(width). The embedded base is 128 wide and LLaMA-13B is 5,120: the paper's lambda of 1e2, 5e2
-# and 1e3 over sqrt(40) is 16, 80 and 160, which at a learning rate of 2e-3 takes these shares of B a step.
+# A step of AdamW and its decay balance where an element of B is 1 / lambda at most, so lambda says how far an
+# update may grow beside the base's weights, which are drawn as 1 / sqrt(width). The embedded base is 128 wide
+# and LLaMA-13B is 5,120: the paper's lambda of 1e2, 5e2 and 1e3 over sqrt(40) is 16, 80 and 160, which at a
+# learning rate of 2e-3 takes these shares of B a step.
 EMBEDDED_DECAY_PER_STEP = (0.032, 0.16, 0.32)
 EMBEDDED = ("world-cqa", "world-obqa", "world-arce", "world-arcc", "world-mmlu-ss", "world-mmlu-stem")
 
@@ -25,21 +28,25 @@ class Grid:
 
     Attributes:
         decay: share of B that one step takes away in the arms that have one strength.
-        snapshots: epochs after which members are measured; the first three are early stopping, the last is the end.
+        snapshots: epochs after which members are measured; the first three are early stopping, the last is
+            the end.
         pool: members of the ensemble-size study.
         few_tasks: tasks of the kinds that need a run of their own on many members, `randomness` and `pool`.
         open_tasks: tasks of the kinds that are about what the paper leaves open, `OPEN_KINDS`.
         limit: most training, validation and out-of-distribution questions; None: all.
         open_seeds: how many of the seeds `OPEN_KINDS` have; None: all.
-        held_out: share of the training questions on which a temperature is fitted, and what it scales is not trained.
+        held_out: share of the training questions on which a temperature is fitted, and what it scales is not
+            trained.
         batch_ensemble_rate: step size of BatchEnsemble, whose parameters are factors and no weights.
-        ranks, wide_kl, wide_decays: what the kinds `rank` and `strength` go through; the decays are shares of B a step.
-        head: what members say about an example; `max_length` is that of its texts, where members have heads of their own:
-            longer ones lose their beginning.
+        ranks, wide_kl, wide_decays: what the kinds `rank` and `strength` go through; the decays are shares of
+            B a step.
+        head: what members say about an example; `max_length` is that of its texts, where members have heads
+            of their own: longer ones lose their beginning.
         layers: the base's layers that carry adapters; none named: all.
-        choose: shares of B a step of which one is chosen by what it makes of a held-out part of the training questions, and takes the place
-            of `decays` and `decay`; none: those are as given.
-        length_window: that of `TrainConfig`; texts for heads differ more in length than prompts that hold all options.
+        choose: shares of B a step of which one is chosen by what it makes of a held-out part of the training
+            questions, and takes the place of `decays` and `decay`; none: those are as given.
+        length_window: that of `TrainConfig`; texts for heads differ more in length than prompts that hold all
+            options.
     """
 
     name: str
@@ -85,7 +92,8 @@ class Grid:
         )
 
     def on(self, tasks: Sequence[str]) -> Grid:
-        """The grid on these tasks alone; where none of its few or open tasks is among them, the first takes their place.
+        """The grid on these tasks alone; where none of its few or open tasks is among them, the first takes
+        their place.
 
         Example:
             >>> small = FULL.on(["world-obqa", "world-arcc"])
@@ -114,8 +122,8 @@ PAPER = Grid(
     wide_decays=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2),
     batch_ensemble_rate=1.25e-4,
 )
-# For public encoders of some 20M parameters on a CPU. Their heads are drawn anew: there is no distribution of the base to stay close to.
-# The strength of decay is chosen.
+# For public encoders of some 20M parameters on a CPU. Their heads are drawn anew: there is no distribution of
+# the base to stay close to. The strength of decay is chosen.
 ENCODER = dataclasses.replace(
     PAPER,
     name="encoder",
@@ -151,7 +159,8 @@ QUICK = Grid(
 
 
 def quick(grid: Grid) -> Grid:
-    """A grid of another base, as small as `QUICK`; its strengths stay its own: what a share of B does depends on the learning rate.
+    """A grid of another base, as small as `QUICK`; its strengths stay its own: what a share of B does depends
+    on the learning rate.
 
     Example:
         >>> quick(PAPER).decays, quick(PAPER).decay, quick(PAPER).wide_decays
@@ -183,7 +192,8 @@ KINDS = (
 CHOICE = "choice"  # the kind that the others of a grid with `choose` depend on
 _SHARED = ("base", "members", "learning_rate", "batch_size", "snapshots", "limit")
 _FIRST = (*_SHARED, "kl", "decays", "decay", "pool", "subsets", "shots", "draws")
-# The fields of the grid that a kind's records are keyed by: with one more, the records that there are would be those of another grid.
+# The fields of the grid that a kind's records are keyed by: with one more, the records that there are would
+# be those of another grid.
 FIELDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("sweep", "randomness", "pool", "few_shot", "last_layer"), _FIRST),
     "methods": (*_SHARED, "decay", "shots", "draws", "held_out", "batch_ensemble_rate"),

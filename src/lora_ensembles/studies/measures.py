@@ -1,4 +1,6 @@
-"""Measures that a record keeps of an arm's predictions: metrics of the ensemble and of each member, in and out of distribution, as plain numbers."""
+"""Measures that a record keeps of an arm's predictions: metrics of the ensemble and of each member, in and
+out of distribution, as plain numbers.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ CONFIDENCE_BINS = 50
 
 
 def measured(prediction: Prediction, ood: Prediction | None = None) -> dict[str, Any]:
-    """Metrics of the ensemble (`ensemble`), and of each member alone (`members`); `ood` holds the same of the other distribution."""
+    """Metrics of the ensemble (`ensemble`), and of each member alone (`members`); `ood` holds the same of the
+    other distribution.
+    """
     row: dict[str, Any] = {"ensemble": _metrics(evaluate(prediction, ood=ood)), "members": []}
     for index in range(prediction.num_members):
         row["members"].append(
@@ -55,7 +59,9 @@ def described(prediction: Prediction) -> dict[str, Any]:
 def by_size(
     prediction: Prediction, sizes: Sequence[int], *, subsets: int, seed: int
 ) -> dict[str, list[dict[str, float | None]]]:
-    """For each size, the ensemble's metrics for `subsets` random choices of that many members; every member once for size 1."""
+    """For each size, the ensemble's metrics for `subsets` random choices of that many members; every member
+    once for size 1.
+    """
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for size in sizes:
@@ -67,7 +73,9 @@ def by_size(
 
 
 def wrong_confidence(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """The number of wrong answers, and how their confidences fall into 50 equal bins of 0 to 1, over all the predictions."""
+    """The number of wrong answers, and how their confidences fall into 50 equal bins of 0 to 1, over all the
+    predictions.
+    """
     counts, total = torch.zeros(CONFIDENCE_BINS, dtype=torch.int64), 0
     for prediction in predictions:
         wrong = prediction.choices != prediction.labelled_targets("wrong_confidence")

@@ -1,8 +1,9 @@
 """Open answers: does the ensemble write more right ones, and does its uncertainty find the wrong ones?
 
-`python -m lora_ensembles.studies.open_ended --out results/open-ended`: for each seed, M members are trained to answer the questions of
-"world-words" in words. The ensemble and each member alone then write, greedily, an answer to every validation question. An answer is
-right if it is that of the data, word for word. Each score of doubt is judged by how well it tells wrong answers from right ones.
+`python -m lora_ensembles.studies.open_ended --out results/open-ended`: for each seed, M members are trained
+to answer the questions of "world-words" in words. The ensemble and each member alone then write, greedily, an
+answer to every validation question. An answer is right if it is that of the data, word for word. Each score
+of doubt is judged by how well it tells wrong answers from right ones.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
 def answers_of(
     ensemble: LoraEnsemble, examples: Sequence[Completion], doubts: Sequence[str] | Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Measures of what the members of `ensemble` answer together: exact match, NLL (nats an answer), and for each answer its doubts."""
+    """Measures of what the members of `ensemble` answer together: exact match, NLL (nats an answer), and for
+    each answer its doubts.
+    """
     texts = generate_text(
         ensemble,
         [example.prompt for example in examples],
@@ -117,7 +120,9 @@ def judged(answers: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row an arm and score, with a value for each seed; a single member's value is the mean over the members of the seed."""
+    """One row an arm and score, with a value for each seed; a single member's value is the mean over the
+    members of the seed.
+    """
     results = [record["result"] for record in records]
     rows = []
     for arm, names in (("single member", SINGLE_DOUBTS), ("ensemble", tuple(DOUBTS))):
@@ -160,7 +165,9 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def figure(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """AUROC of every score, a point a seed; and accuracy against coverage, ensemble beside single member, by total entropy."""
+    """AUROC of every score, a point a seed; and accuracy against coverage, ensemble beside single member, by
+    total entropy.
+    """
     rows = summarise(records)
     points = {f"{row['doubt']}, {row['arm']}": row["auroc"] for row in rows}
     curves: dict[str, list[torch.Tensor]] = {"single member": [], "ensemble": []}

@@ -44,8 +44,8 @@ def run_grid(
 ) -> dict[str, list[Mapping[str, Any]]]:
     """Every record of the grid, by kind; what is in `out` already is read, what is not is measured.
 
-    With `tasks` or `seeds`, only the records of these are measured now. With `grid.choose`, the strength of decay is chosen first, from
-    the first seed of every task of the grid.
+    With `tasks` or `seeds`, only the records of these are measured now. With `grid.choose`, the strength of
+    decay is chosen first, from the first seed of every task of the grid.
     """
     found: dict[str, list[Mapping[str, Any]]] = {}
     if grid.choose:

@@ -1,4 +1,6 @@
-"""The setting of every kind of record: a task's questions with the model that is asked, and arms measured after chosen epochs."""
+"""The setting of every kind of record: a task's questions with the model that is asked, and arms measured
+after chosen epochs.
+"""
 
 from __future__ import annotations
 
@@ -50,9 +52,11 @@ class Bench:
         return head_of(resolve_head(self.model[0], self.head)).trained
 
     def held_out(self, *, share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-        """A part of the training questions to choose or fit something on, and the rest; no question of the first is scored anywhere.
+        """A part of the training questions to choose or fit something on, and the rest; no question of the
+        first is scored anywhere.
 
-        Some questions of the paper's tasks are in their training and in their validation part: those stay with the rest.
+        Some questions of the paper's tasks are in their training and in their validation part: those stay
+        with the rest.
         """
         return held_out_split(
             self.task.train, share=share, seed=seed, trained_on=(*self.task.validation, *self.ood)
@@ -73,7 +77,9 @@ class Bench:
         seed: int,
         examples: Sequence[Example] | None = None,
     ) -> ArmsRun:
-        """`members` members of every arm, trained on the task's questions or `examples`; the base carries them until unloaded."""
+        """`members` members of every arm, trained on the task's questions or `examples`; the base carries
+        them until unloaded.
+        """
         shown = self.task.train if examples is None else examples
         run = train_arms(
             self.model, arms, shown, config, members=members, seed=seed, adapter=self.adapter, head=self.head
@@ -104,7 +110,9 @@ def load_bench(grid: Grid, name: str, load_model: Callable[[], tuple[Any, Any]])
 
 
 def measure_run(run: ArmsRun, bench: Bench, *, epochs: Sequence[int]) -> dict[str, Any]:
-    """Every arm of a run after `epochs`, of which the last is described as well; the run's members are left at the last."""
+    """Every arm of a run after `epochs`, of which the last is described as well; the run's members are left
+    at the last.
+    """
     arms: dict[str, Any] = {arm.name: {"epochs": {}} for arm in run.arms}
     for epoch in epochs:
         run.ensemble.stack.set_members(run.trained.snapshots[epoch])

@@ -1,4 +1,6 @@
-"""Records on disk: one small JSON file for each setting that was measured; what exists is never measured again."""
+"""Records on disk: one small JSON file for each setting that was measured; what exists is never measured
+again.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ def cell(
 ) -> dict[str, Any]:
     """The record of `settings`: read where there is one, else measured and written, whole or not at all.
 
-    A record holds `name`, `settings`, `result` and the environment it was made in. A study that is killed therefore goes on where it
-    stopped, and asking twice costs nothing.
+    A record holds `name`, `settings`, `result` and the environment it was made in. A study that is killed
+    therefore goes on where it stopped, and asking twice costs nothing.
 
     Raises:
         CheckpointError: the file is no record of these settings, or cannot be written.

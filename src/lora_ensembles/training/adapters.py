@@ -44,24 +44,30 @@ def train(
 ) -> TrainResult:
     """Train all members on `examples`, each in an order of its own; the ensemble holds the result.
 
-    Examples are questions with options (`Example`) or prompts with an open answer (`Completion`). A member's loss is the mean over its
-    own rows. By `config.loss` a row's is -log p(answer | prompt), summed over the answer's tokens, over the full vocabulary (Eq. 3 of
-    arXiv:2310.00035), plus `kl_weight` times the divergence from the base at each of these tokens (Eq. 4); or -log p of the right label
-    among the example's own, and the divergence over them (`label_losses`). Members with heads of their own (`HeadConfig`) learn classes,
-    options or chosen texts in the same way. Memory stays bounded however long answers are: logits by
-    `answer_positions.LOGIT_BUDGET`, what is kept of the base by `heads.lm.losses.BASE_CACHE_BYTES`, with the same result beyond them.
+    Examples are questions with options (`Example`) or prompts with an open answer (`Completion`). A member's
+    loss is the mean over its own rows. By `config.loss` a row's is -log p(answer | prompt), summed over the
+    answer's tokens, over the full vocabulary (Eq. 3 of arXiv:2310.00035), plus `kl_weight` times the
+    divergence from the base at each of these tokens (Eq. 4); or -log p of the right label among the example's
+    own, and the divergence over them (`label_losses`). Members with heads of their own (`HeadConfig`) learn
+    classes, options or chosen texts in the same way. Memory stays bounded however long answers are: logits by
+    `answer_positions.LOGIT_BUDGET`, what is kept of the base by `heads.lm.losses.BASE_CACHE_BYTES`, with the
+    same result beyond them.
 
-    With `out`, settings, log and checkpoints are written below `out/training`, and the ensemble to `out` at the end; `resume` goes on
-    from the last checkpoint to the weights that an uninterrupted run would have had (same machine, fp32: bit for bit); `overwrite`
-    replaces a run or an ensemble that is there. A signal to end finishes the step under way and saves a checkpoint first; a second one
-    ends at once. With a `validation` split, metrics of the ensemble and of its members are taken after every epoch.
+    With `out`, settings, log and checkpoints are written below `out/training`, and the ensemble to `out` at
+    the end; `resume` goes on from the last checkpoint to the weights that an uninterrupted run would have had
+    (same machine, fp32: bit for bit); `overwrite` replaces a run or an ensemble that is there. A signal to
+    end finishes the step under way and saves a checkpoint first; a second one ends at once. With a
+    `validation` split, metrics of the ensemble and of its members are taken after every epoch.
 
     Raises:
-        ConfigError: a setting does not fit the number of members, or `resume` comes without `out` or with `overwrite`.
-        DataError: an example, of `validation` too, cannot be encoded or has no answer; or questions and open answers are in one list.
-        CheckpointError: `out` exists (without `resume` and `overwrite`), holds a run with other settings or one that is going on, or
-            cannot be written.
-        TrainingError: a loss or gradient is not finite, or memory does not hold a single row; the last checkpoint is kept.
+        ConfigError: a setting does not fit the number of members, or `resume` comes without `out` or with
+            `overwrite`.
+        DataError: an example, of `validation` too, cannot be encoded or has no answer; or questions and open
+            answers are in one list.
+        CheckpointError: `out` exists (without `resume` and `overwrite`), holds a run with other settings or
+            one that is going on, or cannot be written.
+        TrainingError: a loss or gradient is not finite, or memory does not hold a single row; the last
+            checkpoint is kept.
         signals.Interrupted: a signal came; a `KeyboardInterrupt` that says how to go on.
     """
     config = config or TrainConfig()
@@ -181,7 +187,9 @@ class AdapterTrainee(Trainee):
         return read_ensemble(path).weights
 
     def finish(self, out: Path) -> None:
-        """Put the ensemble's files beside `training`; `ensemble.json` comes last, so a folder that has it is complete."""
+        """Put the ensemble's files beside `training`; `ensemble.json` comes last, so a folder that has it is
+        complete.
+        """
         if not (out / ENSEMBLE_FILE).exists():
             with added_to(out, last=ENSEMBLE_FILE) as aside:
                 write_members(self.ensemble, aside, home=out)

@@ -1,4 +1,6 @@
-"""TensorBoard's event files, written at once and in order: what cannot be written fails here, and not in a thread of TensorBoard's own."""
+"""TensorBoard's event files, written at once and in order: what cannot be written fails here, and not in a
+thread of TensorBoard's own.
+"""
 
 from __future__ import annotations
 

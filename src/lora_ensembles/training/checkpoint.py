@@ -1,4 +1,5 @@
-"""A training run on disk: settings, log, and a checkpoint from which it goes on to the same weights, bit for bit.
+"""A training run on disk: settings, log, and a checkpoint from which it goes on to the same weights, bit for
+bit.
 
 training/  config.json  environment.json  log.jsonl
            checkpoint/  state.safetensors (weights and moments)  state.json (step, history)
@@ -43,7 +44,9 @@ BEFORE = {"loss": "vocabulary"}
 
 @dataclass
 class Progress:
-    """Progress of a run: optimiser steps done, what was measured after each epoch, and the sums of the epoch under way."""
+    """Progress of a run: optimiser steps done, what was measured after each epoch, and the sums of the epoch
+    under way.
+    """
 
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -114,7 +117,8 @@ class RunFolder:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Context in which the run goes on: an error says from where it can go on, and without a checkpoint leaves nothing in the way.
+        """Context in which the run goes on: an error says from where it can go on, and without a checkpoint
+        leaves nothing in the way.
 
         The folder is closed at the end.
         """

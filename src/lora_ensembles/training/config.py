@@ -36,38 +36,46 @@ CHOICES = {"schedule": SCHEDULES, "overlong": OVERLONG, "loss": LOSSES, "label_s
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of training. Every `PerMember` setting is one number for all, or a sequence with one for each member.
+    """The settings of training. Every `PerMember` setting is one number for all, or a sequence with one for
+    each member.
 
     Args:
         epochs: passes over the training data.
         batch_size: rows of one member in a step; a step computes members * batch_size rows.
         learning_rate: step size of AdamW.
-        weight_decay_a, weight_decay_b: decoupled decay of the A and the B matrices; B <- B - lr * adam(g) - lr * decay * B (Eq. 5 of
-            arXiv:2310.00035 as read here). learning_rate * decay must stay below 1.
-        weight_decay_head: the same of the members' own heads, biases included; a causal language model's members have none.
-        kl_weight: beta of Eq. 4, the weight of D_KL(fine-tuned || base) at the answer over the full vocabulary, or over classes or options
-            where members have heads of their own, which then begin as the base's.
-        dropout: probability of dropping a feature of the adapters' input; None takes the adapter config's `lora_dropout`.
+        weight_decay_a, weight_decay_b: decoupled decay of the A and the B matrices; B <- B - lr * adam(g) -
+            lr * decay * B (Eq. 5 of arXiv:2310.00035 as read here). learning_rate * decay must stay below 1.
+        weight_decay_head: the same of the members' own heads, biases included; a causal language model's
+            members have none.
+        kl_weight: beta of Eq. 4, the weight of D_KL(fine-tuned || base) at the answer over the full
+            vocabulary, or over classes or options where members have heads of their own, which then begin as
+            the base's.
+        dropout: probability of dropping a feature of the adapters' input; None takes the adapter config's
+            `lora_dropout`.
         schedule: "constant", or "linear" or "cosine" to zero after `warmup_steps` of linear rise.
         warmup_steps: steps of linear rise from 0, before the schedule, as in transformers.
         max_grad_norm: largest gradient norm of a member, over its own parameters; None: no clipping.
-        max_rows: most rows in flight: members * batch rows, and times the texts of an example where members have heads of their own. A step
-            that has more is split over members, then over rows, with the same result. None: no limit. When memory runs out, a run goes on
-            with half of it by itself.
-        length_window: batches of a member that share out their rows by length, so that a step holds little padding; each member keeps a
-            shuffle of its own, and its weights still do not depend on its neighbours. 8 to 50 suit most data. None: the plain shuffle.
+        max_rows: most rows in flight: members * batch rows, and times the texts of an example where members
+            have heads of their own. A step that has more is split over members, then over rows, with the same
+            result. None: no limit. When memory runs out, a run goes on with half of it by itself.
+        length_window: batches of a member that share out their rows by length, so that a step holds little
+            padding; each member keeps a shuffle of its own, and its weights still do not depend on its
+            neighbours. 8 to 50 suit most data. None: the plain shuffle.
         snapshot_epochs: epochs after which every member's weights are kept (early stopping).
         checkpoint_every: steps between checkpoints; None: one at the end of each epoch.
         log_every: steps between rows of the log.
-        overlong: what to do with a prompt longer than the base's window: "error", or "left" to cut its beginning.
-        loss: "vocabulary", -log p(answer | prompt) over the full vocabulary (Eq. 3); "labels", -log p of the right label among an
-            example's own (Eq. 1), for which every label is read and the divergence of `kl_weight` is over them as well; "auto" takes
-            "labels" where all examples have the same labels and one of these has several tokens, as the words of a classification do,
-            else "vocabulary". Open answers have the second only; members with heads of their own have a loss over their classes or
+        overlong: what to do with a prompt longer than the base's window: "error", or "left" to cut its
+            beginning.
+        loss: "vocabulary", -log p(answer | prompt) over the full vocabulary (Eq. 3); "labels", -log p of the
+            right label among an example's own (Eq. 1), for which every label is read and the divergence of
+            `kl_weight` is over them as well; "auto" takes "labels" where all examples have the same labels
+            and one of these has several tokens, as the words of a classification do, else "vocabulary". Open
+            answers have the second only; members with heads of their own have a loss over their classes or
             options. docs/data.md shows what was measured.
-        label_score: how a label of several tokens counts against the others, in training over labels and in every prediction: by the
-            "mean" of its tokens' log-probabilities, which does not favour short labels, or by their "sum" (Eq. 1). The same for
-            labels of one token; not read where there are none.
+        label_score: how a label of several tokens counts against the others, in training over labels and in
+            every prediction: by the "mean" of its tokens' log-probabilities, which does not favour short
+            labels, or by their "sum" (Eq. 1). The same for labels of one token; not read where there are
+            none.
 
     Raises:
         ConfigError: a setting is out of its range.
@@ -101,13 +109,15 @@ class TrainConfig:
 
     @classmethod
     def preset(cls, name: str, *, task: str | None = None) -> TrainConfig:
-        """Settings to start from: the paper's own, a default for other models and data, and one for the embedded base.
+        """Settings to start from: the paper's own, a default for other models and data, and one for the
+        embedded base.
 
-        "paper": AdamW with decay 0.01, constant step size 5e-5, 20 epochs, batch 32 (cqa), 16 (obqa, arce, arcc) or 8 (mmlu), the loss of
-        Eq. 3 and the scores of Eq. 1: Sec. 5.1 of arXiv:2310.00035, for its six tasks only. "default": what works for most models of 0.5B
-        parameters and more on a few thousand examples: 5 epochs at 2e-4 with a linear fall, clipped gradients, and a decay of B of 25, so
-        that a step decays B by the same 0.5 % as the paper's mildest setting (5e-5 * 1e2). "embedded": the embedded base is far smaller
-        than those, and takes a step size of 2e-3.
+        "paper": AdamW with decay 0.01, constant step size 5e-5, 20 epochs, batch 32 (cqa), 16 (obqa, arce,
+        arcc) or 8 (mmlu), the loss of Eq. 3 and the scores of Eq. 1: Sec. 5.1 of arXiv:2310.00035, for its
+        six tasks only. "default": what works for most models of 0.5B parameters and more on a few thousand
+        examples: 5 epochs at 2e-4 with a linear fall, clipped gradients, and a decay of B of 25, so that a
+        step decays B by the same 0.5 % as the paper's mildest setting (5e-5 * 1e2). "embedded": the embedded
+        base is far smaller than those, and takes a step size of 2e-3.
 
         Raises:
             ConfigError: an unknown name, or "paper" for a task that is not the paper's.
@@ -181,7 +191,8 @@ class TrainConfig:
             self.check_decay(name)
 
     def check_decay(self, name: str) -> None:
-        """Refuse a decay that is too large for the learning rate; that of heads is checked where members have them.
+        """Refuse a decay that is too large for the learning rate; that of heads is checked where members have
+        them.
 
         Raises:
             ConfigError: as it says.
@@ -248,7 +259,8 @@ def _pairs(first: PerMember, second: PerMember) -> list[tuple[float, float]]:
 
 
 def schedule_factor(config: TrainConfig, step: int, total: int) -> float:
-    """The multiple of the learning rate at `step` of `total` steps, counted from 0: that of transformers' schedule of the same name.
+    """The multiple of the learning rate at `step` of `total` steps, counted from 0: that of transformers'
+    schedule of the same name.
 
     It is step / warmup_steps during the warm-up, so the first step of a warm-up changes no weight.
 

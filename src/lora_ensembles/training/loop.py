@@ -1,4 +1,5 @@
-"""The training loop: M members, each with its own data order, loss, gradient clip and optimiser state, in one stacked pass a step.
+"""The training loop: M members, each with its own data order, loss, gradient clip and optimiser state, in one
+stacked pass a step.
 
 `examples/flat_loop.py` is the whole method in plain lines; a test holds that both give the same weights.
 
@@ -76,13 +77,16 @@ def run(
     overwrite: bool = False,
     progress: bool = True,
 ) -> TrainResult:
-    """Train all members on the trainee's rows, each in an order of its own; the trainee's buffers hold the result.
+    """Train all members on the trainee's rows, each in an order of its own; the trainee's buffers hold the
+    result.
 
     Raises:
-        ConfigError: a setting does not fit the number of members, or `resume` comes without `out` or with `overwrite`.
-        CheckpointError: `out` exists (without `resume` and `overwrite`), holds a run with other settings or one that is going on, or
-            cannot be written.
-        TrainingError: a loss or gradient is not finite, or memory does not hold a single row; the last checkpoint is kept.
+        ConfigError: a setting does not fit the number of members, or `resume` comes without `out` or with
+            `overwrite`.
+        CheckpointError: `out` exists (without `resume` and `overwrite`), holds a run with other settings or
+            one that is going on, or cannot be written.
+        TrainingError: a loss or gradient is not finite, or memory does not hold a single row; the last
+            checkpoint is kept.
         signals.Interrupted: a signal came; a `KeyboardInterrupt` that says how to go on.
     """
     check_options(out=out, resume=resume, overwrite=overwrite)
@@ -176,7 +180,9 @@ def _epoch_row(run: _Run, step: int, *, validation: Examples, reporter: Reporter
 
 
 def _guarded_step(run: _Run, step: int) -> StepOutcome:
-    """A step in as many parts as memory asks for, which later steps keep; as a last resort with activations that are computed twice."""
+    """A step in as many parts as memory asks for, which later steps keep; as a last resort with activations
+    that are computed twice.
+    """
 
     def in_parts(rows: int) -> StepOutcome:
         run.max_rows = rows
@@ -229,7 +235,9 @@ def _backward(run: _Run, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
 
 
 def _row_losses(run: _Run, indices: Tensor, which: slice, first_row: int, step: int) -> tuple[Tensor, Tensor]:
-    """The loss and the answer accuracy of each row, (M, B): Eq. 3, plus Eq. 4 where a member has a weight for it."""
+    """The loss and the answer accuracy of each row, (M, B): Eq. 3, plus Eq. 4 where a member has a weight for
+    it.
+    """
     trainee = run.trainee
     with trainee.in_step(step), trainee.recomputed() if run.recompute else nullcontext():
         rows = trainee.rows.losses(indices, members=which, first_row=first_row)

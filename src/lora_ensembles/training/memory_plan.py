@@ -1,7 +1,9 @@
-"""Plans of a training run: how much memory it needs and how long it takes at best, before anything is downloaded or allocated.
+"""Plans of a training run: how much memory it needs and how long it takes at best, before anything is
+downloaded or allocated.
 
-A step is run on fake tensors, which have a shape, a type and a device but no data: the model's own code, the stacked layers and the
-optimiser say what they allocate, and when they let go of it. What an allocator rounds up and what kernels need for themselves is left out.
+A step is run on fake tensors, which have a shape, a type and a device but no data: the model's own code, the
+stacked layers and the optimiser say what they allocate, and when they let go of it. What an allocator rounds
+up and what kernels need for themselves is left out.
 
 Shapes: M members, B rows of a member, T tokens, K answer tokens of a row.
 """
@@ -52,7 +54,8 @@ class Plan:
 
     Attributes:
         base: the frozen weights.
-        members: what belongs to the members: fp32 weights, gradients, two moments, and working copies in the base's dtype.
+        members: what belongs to the members: fp32 weights, gradients, two moments, and working copies in the
+            base's dtype.
         activations: the largest amount beside these at any moment of a step.
         rows: rows (members * batch rows) in flight; fewer than a step has where memory is short.
         parts: passes a step is split into, `max_rows` = `rows`.
@@ -76,7 +79,9 @@ class Plan:
         return self.base + self.members + self.activations
 
     def seconds(self, peak_flops: float) -> float:
-        """A step's time on a device that does nothing but these operations at `peak_flops` a second: the limit, not a forecast."""
+        """A step's time on a device that does nothing but these operations at `peak_flops` a second: the
+        limit, not a forecast.
+        """
         return self.flops / peak_flops
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,7 +110,8 @@ def plan_training(
         memory: bytes of the device; where a step does not fit, it is split until it does.
 
     Raises:
-        ConfigError: a number below 1, a prompt beyond the base's window, or an architecture that cannot be built from its config.
+        ConfigError: a number below 1, a prompt beyond the base's window, or an architecture that cannot be
+            built from its config.
         AdapterError: the adapter cannot be stacked on this base.
 
     Example:
@@ -231,7 +237,9 @@ class _Step:
         return Plan(_total(kept), _total(own), peak, rows, 1, flops, parameters)
 
     def _group(self, rows: int) -> int:
-        """The members whose rows are in flight together: all where there are rows for all, as `split_step` does it."""
+        """The members whose rows are in flight together: all where there are rows for all, as `split_step`
+        does it.
+        """
         return next(count for count in range(min(self.members, rows), 0, -1) if rows % count == 0)
 
     def _run(
@@ -328,10 +336,11 @@ def _total(storages: dict[int, int]) -> int:
 
 
 def _step_flops(base: Any, adapter_parameters: int, tokens: int, answers: int, length: int) -> float:
-    """Forward and backward of a step: a frozen weight pays forward and the backward through activations, an adapter its gradient too.
+    """Forward and backward of a step: a frozen weight pays forward and the backward through activations, an
+    adapter its gradient too.
 
-    4 (P tokens + Q answers) + 12 L n d s tokens + 6 P_lora tokens, with P the body's weights in linear layers, Q the head's, L layers of
-    n heads of size d, and s the mean causal length.
+    4 (P tokens + Q answers) + 12 L n d s tokens + 6 P_lora tokens, with P the body's weights in linear
+    layers, Q the head's, L layers of n heads of size d, and s the mean causal length.
     """
     config = base.config.get_text_config()
     head = base.get_output_embeddings().weight.numel()

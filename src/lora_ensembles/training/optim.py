@@ -1,4 +1,5 @@
-"""AdamW over stacked adapters and heads: every hyper-parameter is a vector over members, and members never meet in an operation.
+"""AdamW over stacked adapters and heads: every hyper-parameter is a vector over members, and members never
+meet in an operation.
 
 Shapes: M members, P parameters of one member's A matrices, B matrices or head.
 """
@@ -31,9 +32,9 @@ class AdamState:
 class StackedAdamW:
     """AdamW with decoupled decay, for all members at once.
 
-    B <- B - lr * adam(g) - lr * lambda_B * B and the same for A and for heads: the reading of Eq. 5 of arXiv:2310.00035, whose sign and
-    letters are mixed. `learning_rate` and each of `decays`, one a buffer, are (M, 1). A member's result is that of `torch.optim.AdamW` run
-    on it alone.
+    B <- B - lr * adam(g) - lr * lambda_B * B and the same for A and for heads: the reading of Eq. 5 of
+    arXiv:2310.00035, whose sign and letters are mixed. `learning_rate` and each of `decays`, one a buffer,
+    are (M, 1). A member's result is that of `torch.optim.AdamW` run on it alone.
     """
 
     learning_rate: Tensor
@@ -65,8 +66,8 @@ class StackedAdamW:
 
         Args:
             factor: the schedule's multiple of the learning rate.
-            unreached: of each buffer, the columns without a gradient. They stay as they are, undecayed, with their moments: so does
-                `torch.optim.AdamW` with parameters whose gradient is None.
+            unreached: of each buffer, the columns without a gradient. They stay as they are, undecayed, with
+                their moments: so does `torch.optim.AdamW` with parameters whose gradient is None.
         """
         self.steps += 1
         rate = self.learning_rate * factor
@@ -101,7 +102,8 @@ def gradient_norms(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def clip_per_member(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
-    """Scale each member's gradient in place so that its own norm is at most `max_norm`; returns the norms before, (M,).
+    """Scale each member's gradient in place so that its own norm is at most `max_norm`; returns the norms
+    before, (M,).
 
     A member's result is that of `torch.nn.utils.clip_grad_norm_` on it alone.
 

@@ -16,7 +16,8 @@ from ..stack.dropout import stream_key
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
-    """The order (N,) in which the member with this order seed sees its rows in `epoch`, counted from 0: a shuffle of its own.
+    """The order (N,) in which the member with this order seed sees its rows in `epoch`, counted from 0: a
+    shuffle of its own.
 
     Example:
         >>> epoch_order(7, 0, 5).tolist() == epoch_order(7, 0, 5).tolist() != epoch_order(7, 1, 5).tolist()
@@ -27,12 +28,14 @@ def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
 
 
 def by_length(order: Tensor, lengths: Tensor, *, batch_size: int, window: int, epoch: int) -> Tensor:
-    """An order (N,) in which every `window` batches that follow each other share out their rows by length: little padding, still a shuffle.
+    """An order (N,) in which every `window` batches that follow each other share out their rows by length:
+    little padding, still a shuffle.
 
-    Within each window of the member's own shuffle `order` (N,), rows are sorted by their `lengths` (N,) and cut into batches, and the
-    batches are shuffled. That last shuffle has no seed: it depends on epoch and window alone. So every member has its short batch of a
-    window in the same step as its neighbours, which share their padding with it, and knows nothing of them. The rows of a last, smaller
-    batch stay where they are, or it would always hold the longest.
+    Within each window of the member's own shuffle `order` (N,), rows are sorted by their `lengths` (N,) and
+    cut into batches, and the batches are shuffled. That last shuffle has no seed: it depends on epoch and
+    window alone. So every member has its short batch of a window in the same step as its neighbours, which
+    share their padding with it, and knows nothing of them. The rows of a last, smaller batch stay where they
+    are, or it would always hold the longest.
 
     Example:
         >>> by_length(torch.tensor([3, 0, 2, 1, 4]), torch.tensor([9, 5, 8, 6, 7]), batch_size=2, window=2, epoch=0).tolist()
@@ -67,7 +70,9 @@ class MemberOrders:
         return math.ceil(len(self.lengths) / self.batch_size)
 
     def batch(self, step: int) -> Tensor:
-        """The rows (M, B) of a step, counted from 0 over all epochs; the last batch of an epoch may be smaller."""
+        """The rows (M, B) of a step, counted from 0 over all epochs; the last batch of an epoch may be
+        smaller.
+        """
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, torch.stack([self._order(seed, epoch) for seed in self.seeds])
@@ -83,7 +88,8 @@ class MemberOrders:
 
 
 def split_step(members: int, rows: int, max_rows: int | None) -> list[tuple[slice, slice]]:
-    """The split of a step of `members` * `rows` rows so that at most `max_rows` are in flight: over members, then over rows.
+    """The split of a step of `members` * `rows` rows so that at most `max_rows` are in flight: over members,
+    then over rows.
 
     Example:
         >>> split_step(4, 8, 16)

@@ -1,4 +1,6 @@
-"""Reports of a training run while it goes on: a progress bar, `log.jsonl`, and TensorBoard where it is installed."""
+"""Reports of a training run while it goes on: a progress bar, `log.jsonl`, and TensorBoard where it is
+installed.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class StepOutcome:
-    """Loss (nats), answer accuracy and gradient norm of each member in one step, (M,) each, and how many rows of a member it had."""
+    """Loss (nats), answer accuracy and gradient norm of each member in one step, (M,) each, and how many rows
+    of a member it had.
+    """
 
     loss: Tensor
     accuracy: Tensor
@@ -71,7 +75,9 @@ class Reporter:
             self._count = partial["count"]
 
     def epoch_means(self) -> dict[str, list[float]]:
-        """Each member's mean loss (nats) and answer accuracy over the rows since the last call; a short batch weighs as its rows do."""
+        """Each member's mean loss (nats) and answer accuracy over the rows since the last call; a short batch
+        weighs as its rows do.
+        """
         loss, accuracy = self._sums / max(1, self._count)
         self._sums, self._count = torch.zeros_like(self._sums), 0
         return {"train_loss": _listed(loss), "train_accuracy": _listed(accuracy)}

@@ -21,7 +21,8 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 class Interrupted(KeyboardInterrupt):
     """The program was told to end by a signal; `number` says by which.
 
-    As with every `KeyboardInterrupt`, no `except Exception` catches it, and what is half-written is cleared away on its way up.
+    As with every `KeyboardInterrupt`, no `except Exception` catches it, and what is half-written is cleared
+    away on its way up.
     """
 
     def __init__(self, message: str, number: int):
@@ -51,7 +52,9 @@ def raise_interrupted(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def ending_raised() -> Iterator[None]:
-    """Context in which a signal that would end the process at once raises `Interrupted` instead, so that nothing half-written stays."""
+    """Context in which a signal that would end the process at once raises `Interrupted` instead, so that
+    nothing half-written stays.
+    """
     with _handled_by(raise_interrupted):
         yield
 
@@ -71,7 +74,8 @@ class HeldSignal:
 
 @contextmanager
 def signals_held() -> Iterator[HeldSignal]:
-    """Context in which a signal that would end the program is kept for the caller, who ends at the next good moment; a second one ends at once.
+    """Context in which a signal that would end the program is kept for the caller, who ends at the next good
+    moment; a second one ends at once.
 
     Outside the main thread, where Python takes no handlers, nothing is held.
     """

@@ -1,4 +1,5 @@
-"""Trainees, which the training loop trains: M members' flat parameters, the rows they learn from, and what a pass over these needs.
+"""Trainees, which the training loop trains: M members' flat parameters, the rows they learn from, and what a
+pass over these needs.
 
 Shapes: M members, B rows of a member, N rows in all, P parameters of a member.
 """
@@ -110,7 +111,9 @@ class Trainee(ABC):
         return [{name: buffer[index] for name, buffer in saved.items()} for index in range(self.num_members)]
 
     def finish(self, out: Path) -> None:
-        """Put the result beside the run's own folder in `out`; nothing, where the last checkpoint is the result."""
+        """Put the result beside the run's own folder in `out`; nothing, where the last checkpoint is the
+        result.
+        """
         return
 
 
@@ -119,8 +122,8 @@ class TrainResult:
     """The result of a run beside the trained members.
 
     Attributes:
-        history: one row per epoch: each member's training loss and accuracy, means over its rows, and, with validation examples, the
-            metrics of the ensemble and of its members.
+        history: one row per epoch: each member's training loss and accuracy, means over its rows, and, with
+            validation examples, the metrics of the ensemble and of its members.
         snapshots: every member's weights after the epochs that were asked for; `restore` puts them back.
     """
 

@@ -1,4 +1,6 @@
-"""The validation examples of a run: what cannot be measured is refused before the first epoch, the rest is measured after each."""
+"""The validation examples of a run: what cannot be measured is refused before the first epoch, the rest is
+measured after each.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def validate(
     max_rows: int | None,
     last: bool,
 ) -> dict[str, Any]:
-    """Metrics of the ensemble and of its members; in the `last` epoch with a warning where all rows get one label."""
+    """Metrics of the ensemble and of its members; in the `last` epoch with a warning where all rows get one
+    label.
+    """
     completions = [example for example in examples if isinstance(example, Completion)]
     if completions:
         scores = score_completions(ensemble, completions, max_rows=max_rows)

@@ -1,4 +1,6 @@
-"""Predictors that `evaluate --baseline NAME` measures in place of the ensemble: the paper's baselines, trained here or taken from a saved ensemble."""
+"""Predictors that `evaluate --baseline NAME` measures in place of the ensemble: the paper's baselines,
+trained here or taken from a saved ensemble.
+"""
 
 from __future__ import annotations
 

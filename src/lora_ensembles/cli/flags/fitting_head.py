@@ -19,11 +19,12 @@ ROWS_PER_CLASS = 2
 
 
 def fitting_head(args: Arguments, train: str) -> str:
-    """The kind of head for a file: a class of each text, where it has columns of both and no options; else the label's tokens.
+    """The kind of head for a file: a class of each text, where it has columns of both and no options; else
+    the label's tokens.
 
     Raises:
-        ConfigError: a column of questions of which nothing says what their answers are, or of classes that no two rows share; both ways
-            to go on are shown as commands.
+        ConfigError: a column of questions of which nothing says what their answers are, or of classes that no
+            two rows share; both ways to go on are shown as commands.
         DataError: the file cannot be read.
     """
     from ...data import is_open_ended

@@ -25,7 +25,9 @@ def add_head_flags(
     *,
     default: str | None = "causal-lm",
 ) -> None:
-    """--head, --head-init, --max-length; `what` they are about; without a default, the head follows from the file."""
+    """--head, --head-init, --max-length; `what` they are about; without a default, the head follows from the
+    file.
+    """
     group = parser.add_argument_group("head", what)
     group.add_argument(
         "--head",
@@ -85,7 +87,8 @@ def load_base(
 
 
 def reward_text(row: Row) -> str:
-    """The text of a row that a reward model scores: the column `text`, or `prompt` with `completion` behind it.
+    """The text of a row that a reward model scores: the column `text`, or `prompt` with `completion` behind
+    it.
 
     Raises:
         DataError: a row without a text.

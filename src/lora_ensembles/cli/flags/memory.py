@@ -1,4 +1,6 @@
-"""The memory of a saved ensemble by which its data must be read, taken from `ensemble.json` without waiting for torch."""
+"""The memory of a saved ensemble by which its data must be read, taken from `ensemble.json` without waiting
+for torch.
+"""
 
 from __future__ import annotations
 

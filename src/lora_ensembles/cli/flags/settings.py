@@ -1,4 +1,6 @@
-"""Flags out of the fields of `TrainConfig` and `LoraConfig`, and a --config file that gives any flag its value."""
+"""Flags out of the fields of `TrainConfig` and `LoraConfig`, and a --config file that gives any flag its
+value.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,9 @@ def train_config(args: Arguments, *, default: str, task: str | None) -> TrainCon
 
 
 def preset_config(args: Arguments, *, default: str, task: str | None) -> TrainConfig:
-    """The preset that was asked for; its loss is that of a language model's head, and others have one of their own."""
+    """The preset that was asked for; its loss is that of a language model's head, and others have one of
+    their own.
+    """
     config = TrainConfig.preset(args.preset or default, task=task)
     return config if args.head in (None, "causal-lm") else dataclasses.replace(config, loss="auto")
 
@@ -110,7 +114,8 @@ def adapter_config(args: Arguments, base: nn.Module) -> LoraConfig:
     """The paper's adapter on layers that this base has, with the flags that were given.
 
     Raises:
-        AdapterError: no --target-modules, and neither the paper's nor PEFT's targets are known to be in the base.
+        AdapterError: no --target-modules, and neither the paper's nor PEFT's targets are known to be in the
+            base.
     """
     from ...heads.resolve import usual_targets
     from ...stack.adapters import default_adapter_config
@@ -249,7 +254,9 @@ def _as_text(value: object) -> str:
 
 
 def _field_meanings() -> dict[str, str]:
-    """A description of each field of `TrainConfig`, from its docstring; the name alone where docstrings were stripped (python -OO)."""
+    """A description of each field of `TrainConfig`, from its docstring; the name alone where docstrings were
+    stripped (python -OO).
+    """
     arguments = (TrainConfig.__doc__ or "").partition("Args:")[2].partition("Raises:")[0]
     meanings = dict.fromkeys(TRAIN_FIELDS, "")
     for names, meaning in re.findall(r"^ {8}(\w[\w, ]*): (.*(?:\n {9,}.*)*)", arguments, flags=re.MULTILINE):

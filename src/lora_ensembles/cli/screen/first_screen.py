@@ -1,4 +1,6 @@
-"""The first lines of a verb, before it works: how a file was read, how many rows of each class, and what looks like a mistake in it."""
+"""The first lines of a verb, before it works: how a file was read, how many rows of each class, and what
+looks like a mistake in it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Destinations of a verb's output: checked before anything slow happens, and never over what it was made from."""
+"""Destinations of a verb's output: checked before anything slow happens, and never over what it was made
+from.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ STANDARD = "-"
 
 
 def check_output(args: Arguments, *, formats: Sequence[str], format: str | None = None) -> str:
-    """Refuse an --out that could not be written, or that is a part of what is read; returns the format, by its suffix.
+    """Refuse an --out that could not be written, or that is a part of what is read; returns the format, by
+    its suffix.
 
     Raises:
         ConfigError: a suffix that stands for no format, or the file that is read.

@@ -1,10 +1,13 @@
-"""Messages of other libraries that read like a broken install and are none, kept from the first screen of a verb."""
+"""Messages of other libraries that read like a broken install and are none, kept from the first screen of a
+verb.
+"""
 
 from __future__ import annotations
 
 import logging
 
-# bitsandbytes says this on every import without the package `kernels`, which nothing here needs; peft imports it where it is installed.
+# bitsandbytes says this on every import without the package `kernels`, which nothing here needs; peft imports
+# it where it is installed.
 KERNELS = "bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward from kernels-community"
 
 

@@ -1,4 +1,6 @@
-"""The rows that predict writes: of what each row of the file was, with what it joins back by, and the rows that could not be used."""
+"""The rows that predict writes: of what each row of the file was, with what it joins back by, and the rows
+that could not be used.
+"""
 
 from __future__ import annotations
 
@@ -63,8 +65,8 @@ def write_rows(
 def write_csv(
     records: Sequence[dict[str, Any]], stream: TextIO, *, members: Sequence[int] | None = None
 ) -> None:
-    """One row for each record and one column for each value: prob_LABEL for each label (empty where a row has no such option), and
-    vote_0, vote_1, ... by the index of the member.
+    """One row for each record and one column for each value: prob_LABEL for each label (empty where a row has
+    no such option), and vote_0, vote_1, ... by the index of the member.
 
     Example:
         >>> import sys

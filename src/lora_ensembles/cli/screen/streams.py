@@ -1,4 +1,6 @@
-"""The standard streams in whatever state a program is given them: closed, full, or with a reader who has gone."""
+"""The standard streams in whatever state a program is given them: closed, full, or with a reader who has
+gone.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def report_failure(message: str, *, label: str, as_json: bool) -> None:
 
 
 def system_error(error: OSError) -> str:
-    """The message of a system call that failed: of which file, or that it is standard output which cannot be written."""
+    """The message of a system call that failed: of which file, or that it is standard output which cannot be
+    written.
+    """
     try:
         sys.stdout.flush()
     except OSError as failed:

@@ -1,4 +1,6 @@
-"""The library's errors in the words of the command line: flags for fields, and the file that gave a flag its value."""
+"""The library's errors in the words of the command line: flags for fields, and the file that gave a flag its
+value.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,8 @@ def in_words_of(parser: argparse.ArgumentParser) -> Iterator[None]:
 
 
 def in_flags(message: str, parser: argparse.ArgumentParser) -> str:
-    """An error with flags where the library names fields: `kl_weight=-0.1` becomes `--kl-weight -0.1`; quoted text stays as it is.
+    """An error with flags where the library names fields: `kl_weight=-0.1` becomes `--kl-weight -0.1`; quoted
+    text stays as it is.
 
     A flag that --config gave is followed by its name in that file.
 

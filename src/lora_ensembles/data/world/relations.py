@@ -1,8 +1,9 @@
 """Relations of a person, a creature or an object of the embedded world, and in which words.
 
-Relations come in pairs that share their values (the town someone *lives* in and the town they were *born* in), so a question cannot be
-answered from the kind of its options alone: the wording decides. `asked` wordings are answered in pre-training; `unasked` wordings and
-`stems` appear there only as statements, never as questions, which leaves fine-tuning something to teach.
+Relations come in pairs that share their values (the town someone *lives* in and the town they were *born*
+in), so a question cannot be answered from the kind of its options alone: the wording decides. `asked`
+wordings are answered in pre-training; `unasked` wordings and `stems` appear there only as statements, never
+as questions, which leaves fine-tuning something to teach.
 """
 
 from __future__ import annotations

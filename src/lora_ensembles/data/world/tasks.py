@@ -1,8 +1,9 @@
 """Six tasks over the embedded world that mirror the paper's six in shape.
 
-Every question is about an entity that pre-training never asked about, in wordings that pre-training never asked with; training and
-validation questions are about different entities. What differs is what differs between the paper's tasks: the number of options, the size
-of the training set, how well the facts are known, and the domain.
+Every question is about an entity that pre-training never asked about, in wordings that pre-training never
+asked with; training and validation questions are about different entities. What differs is what differs
+between the paper's tasks: the number of options, the size of the training set, how well the facts are known,
+and the domain.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ OPEN_SHAPE = TaskShape(("person", "creature", "object"), 400, 400, popularity=(0
 
 @functools.cache
 def load_embedded_task(name: str) -> Task:
-    """One of the six embedded tasks; or "world-mmlu", both mmlu-like ones together, for questions out of distribution.
+    """One of the six embedded tasks; or "world-mmlu", both mmlu-like ones together, for questions out of
+    distribution.
 
     Example:
         >>> task = load_embedded_task("world-cqa")
@@ -76,8 +78,8 @@ def load_embedded_task(name: str) -> Task:
 
 @functools.cache
 def load_embedded_completions() -> CompletionTask:
-    """The embedded task with open answers: the less told half of all facts, asked as questions; the answer is what the plainest statement
-    of the fact says after its subject.
+    """The embedded task with open answers: the less told half of all facts, asked as questions; the answer is
+    what the plainest statement of the fact says after its subject.
 
     Example:
         >>> example = load_embedded_completions().train[0]
@@ -113,7 +115,9 @@ def _facts(world: World, shape: TaskShape) -> list[Fact]:
 def _split(
     facts: Sequence[Fact], *, train: int, validation: int, rng: random.Random
 ) -> tuple[list[Fact], list[Fact]]:
-    """Facts for each split, about different entities; where there are fewer facts than questions, a fact is asked about again."""
+    """Facts for each split, about different entities; where there are fewer facts than questions, a fact is
+    asked about again.
+    """
     nouns = sorted({fact.noun for fact in facts})
     rng.shuffle(nouns)
     share = min(0.5, max(0.25, train / (train + validation)))

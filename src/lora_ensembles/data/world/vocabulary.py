@@ -1,7 +1,8 @@
 """The words of the embedded world: who lives in it, and what can be said of them.
 
-Every word is a real English word or name, so that the questions read as questions; every *fact* that `world.py` makes from them is
-drawn at random, so that nothing is known to a model that was not trained on this world.
+Every word is a real English word or name, so that the questions read as questions; every *fact* that
+`world.py` makes from them is drawn at random, so that nothing is known to a model that was not trained on
+this world.
 """
 
 PEOPLE = """

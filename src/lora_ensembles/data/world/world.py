@@ -1,8 +1,10 @@
-"""The embedded world: entities, their facts, and the English sentences and questions that can be made of them.
+"""The embedded world: entities, their facts, and the English sentences and questions that can be made of
+them.
 
-A fact is (entity, relation, value). How often it is told differs from fact to fact by a factor of up to 10, so facts are known to
-different degrees. Entities have one of three roles: `asked` ones are asked about in pre-training, `task` ones only in the embedded tasks,
-`probe` ones only to watch and temper the pre-training. Everything is a pure function of a seed.
+A fact is (entity, relation, value). How often it is told differs from fact to fact by a factor of up to 10,
+so facts are known to different degrees. Entities have one of three roles: `asked` ones are asked about in
+pre-training, `task` ones only in the embedded tasks, `probe` ones only to watch and temper the pre-training.
+Everything is a pure function of a seed.
 """
 
 from __future__ import annotations
@@ -98,8 +100,8 @@ def _facts_about(noun: str, kind: str, *, rng: random.Random) -> list[Fact]:
 def draw_options(fact: Fact, *, count: int, temptation: float, rng: random.Random) -> tuple[list[str], int]:
     """`count` different options for a question about `fact`, and the index of the right one.
 
-    With probability `temptation` one wrong option is the value of the sibling relation (the town she was born in, where the question is
-    the town she lives in); the others are drawn from the relation's values.
+    With probability `temptation` one wrong option is the value of the sibling relation (the town she was born
+    in, where the question is the town she lives in); the others are drawn from the relation's values.
     """
     wrong = [fact.sibling_value] if rng.random() < temptation else []
     rest = [value for value in fact.relation.values if value not in (fact.value, fact.sibling_value)]

@@ -27,13 +27,14 @@ def score_completions(
 ) -> CompletionScores:
     """The members' log-probabilities of every token of the given answers.
 
-    At most `max_rows` rows (members * examples) are in flight, fewer where memory runs out, sorted by length, so that batches hold little
-    padding; the logits of at most `answer_positions.LOGIT_BUDGET` are made at once, however long the answers are. Without adapters'
-    dropout, also in the middle of training.
+    At most `max_rows` rows (members * examples) are in flight, fewer where memory runs out, sorted by length,
+    so that batches hold little padding; the logits of at most `answer_positions.LOGIT_BUDGET` are made at
+    once, however long the answers are. Without adapters' dropout, also in the middle of training.
 
     Raises:
         DataError: no examples; one without a completion, or whose prompt or completion cannot be used.
-        ConfigError: `max_rows` below 1; or memory does not hold a single row; or the members have heads of their own.
+        ConfigError: `max_rows` below 1; or memory does not hold a single row; or the members have heads of
+            their own.
     """
     ensemble.check_causal("scoring open answers")
     if not examples:

@@ -105,7 +105,9 @@ def _over_labels(
     questions: Sequence[Example],
     encoded: Sequence[EncodedExample],
 ) -> bool:
-    """Whether the loss is over the label set: as asked; by default where questions share one set with a label of several tokens."""
+    """Whether the loss is over the label set: as asked; by default where questions share one set with a label
+    of several tokens.
+    """
     if loss != "auto":
         return loss == "labels"
     one_set = len({question.labels for question in questions}) == 1

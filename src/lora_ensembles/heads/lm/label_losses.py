@@ -1,11 +1,13 @@
-"""The loss over the label set, `TrainConfig(loss="labels")`: -log p of the right label among an example's own.
+"""The loss over the label set, `TrainConfig(loss="labels")`: -log p of the right label among an example's
+own.
 
-With s_c the summed log-probability of label c's tokens after the prompt x, or its mean over them (`label_score`), a member's task
-distribution is p_T(c | x) = exp(s_c) / sum_c' exp(s_c') (Eq. 1 of arXiv:2310.00035); a row's loss is -log p_T(y | x), and its divergence
-from the base D_KL(p_T of the member || p_T of the base), Eq. 4 over the labels in place of the vocabulary.
+With s_c the summed log-probability of label c's tokens after the prompt x, or its mean over them
+(`label_score`), a member's task distribution is p_T(c | x) = exp(s_c) / sum_c' exp(s_c') (Eq. 1 of
+arXiv:2310.00035); a row's loss is -log p_T(y | x), and its divergence from the base D_KL(p_T of the member ||
+p_T of the base), Eq. 4 over the labels in place of the vocabulary.
 
-Shapes: M members, N examples, B examples of a member, W rows of all examples, R rows of a member, T tokens, C labels, n places with logits,
-S label tokens, V vocabulary.
+Shapes: M members, N examples, B examples of a member, W rows of all examples, R rows of a member, T tokens, C
+labels, n places with logits, S label tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -37,9 +39,11 @@ from .table import check_answered
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """The S tokens of labels in a table or in a batch, each with the row and the position (S,) whose logits say how probable it is.
+    """The S tokens of labels in a table or in a batch, each with the row and the position (S,) whose logits
+    say how probable it is.
 
-    `labels` (S,) and `steps` (S,) say which label of its example a token belongs to, and which of that label's tokens it is.
+    `labels` (S,) and `steps` (S,) say which label of its example a token belongs to, and which of that
+    label's tokens it is.
     """
 
     rows: Tensor
@@ -51,10 +55,12 @@ class ScoredTokens:
 
 @dataclass(frozen=True)
 class LabelBatch:
-    """Examples of some members: M * R texts, slots (M, R) as in `heads.task.table.Choice`, and the label tokens that they score.
+    """Examples of some members: M * R texts, slots (M, R) as in `heads.task.table.Choice`, and the label
+    tokens that they score.
 
-    `which` (S,) says at which of the n `places` a token's logits are, in rising order; `slots_of_tokens` (S,) where its log-probability
-    goes in (M, B, C, tokens of the longest label); `lengths` (M, B, C) holds the tokens of each label.
+    `which` (S,) says at which of the n `places` a token's logits are, in rising order; `slots_of_tokens` (S,)
+    where its log-probability goes in (M, B, C, tokens of the longest label); `lengths` (M, B, C) holds the
+    tokens of each label.
     """
 
     texts: Texts
@@ -75,12 +81,14 @@ class LabelBatch:
 
 @dataclass(frozen=True)
 class LabelTable:
-    """All training examples with all their labels, on the CPU: rows to read, and the label tokens that each row scores.
+    """All training examples with all their labels, on the CPU: rows to read, and the label tokens that each
+    row scores.
 
-    A row is a prompt and the beginning of a label. It is read once for all labels that it serves: an example whose labels are single
-    tokens has one row, its prompt, and one whose labels are words at most one a label. Where several rows hold the same beginning, the
-    first of them scores what follows it. `lengths` (N, C) are the tokens of each label, 0 where there is none; `counts` (W,) the label
-    tokens of each row, which lie in `tokens` row after row.
+    A row is a prompt and the beginning of a label. It is read once for all labels that it serves: an example
+    whose labels are single tokens has one row, its prompt, and one whose labels are words at most one a
+    label. Where several rows hold the same beginning, the first of them scores what follows it. `lengths` (N,
+    C) are the tokens of each label, 0 where there is none; `counts` (W,) the label tokens of each row, which
+    lie in `tokens` row after row.
     """
 
     rows: TextTable
@@ -159,8 +167,9 @@ class LabelTable:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A plan to read a set of labels: the beginnings of labels that stand behind a prompt, and the fields (5, S) of `ScoredTokens` for one
-    example, rows counted from its first and positions from the prompt's last token."""
+    """A plan to read a set of labels: the beginnings of labels that stand behind a prompt, and the fields (5,
+    S) of `ScoredTokens` for one example, rows counted from its first and positions from the prompt's last
+    token."""
 
     beginnings: tuple[tuple[int, ...], ...]
     tokens: Tensor
@@ -269,7 +278,9 @@ class LabelRows:
 
 
 def _token_log_probs(ensemble: StackedModel, batch: LabelBatch) -> Tensor:
-    """log p of each label token over the full vocabulary (S,), in memory that `answer_positions.LOGIT_BUDGET` bounds."""
+    """log p of each label token over the full vocabulary (S,), in memory that `answer_positions.LOGIT_BUDGET`
+    bounds.
+    """
     base, ids, places = ensemble.base, batch.texts.ids, batch.places
     at_once = places_at_once(base)
     if len(places.rows) <= at_once:

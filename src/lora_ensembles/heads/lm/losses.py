@@ -1,4 +1,5 @@
-"""Loss and accuracy of a batch's rows, and what the base says at the same places, in memory that long answers cannot exceed.
+"""Loss and accuracy of a batch's rows, and what the base says at the same places, in memory that long answers
+cannot exceed.
 
 Shapes: M members, B rows of a member, n answer tokens of a batch, H hidden size, V vocabulary.
 """
@@ -32,11 +33,13 @@ BASE_CACHE_BYTES = 2 * 2**30
 
 @dataclass(frozen=True)
 class BaseStates:
-    """The base's last hidden states at every answer token of a table, kept or computed anew: what Eq. 4 needs of the base.
+    """The base's last hidden states at every answer token of a table, kept or computed anew: what Eq. 4 needs
+    of the base.
 
-    The head is frozen, so logits from these states are the live ones, and H numbers a token are kept in place of V. Only tokens that
-    count are kept, in the base's dtype: (sum of all answers' tokens) * H numbers, `BASE_CACHE_BYTES` at most. Beyond that each step asks
-    the base again, for half of a forward pass more and the same result.
+    The head is frozen, so logits from these states are the live ones, and H numbers a token are kept in place
+    of V. Only tokens that count are kept, in the base's dtype: (sum of all answers' tokens) * H numbers,
+    `BASE_CACHE_BYTES` at most. Beyond that each step asks the base again, for half of a forward pass more and
+    the same result.
     """
 
     ensemble: StackedModel
@@ -134,11 +137,13 @@ def row_losses(
     members: slice = slice(None),
     first_row: int = 0,
 ) -> RowLosses:
-    """Losses of a batch's rows; with `base_states`, the divergence from the base as well (Eq. 3 and 4, summed over a row's tokens).
+    """Losses of a batch's rows; with `base_states`, the divergence from the base as well (Eq. 3 and 4, summed
+    over a row's tokens).
 
-    `trunk_states` spare the layers below the adapters. `members` says which members the batch holds, `first_row` where its rows stand in
-    theirs. Where the logits are more than `answer_positions.LOGIT_BUDGET`, the head and the losses run over chunks of tokens, and again
-    in the backward pass, so that the logits of one chunk are all that there is at a time.
+    `trunk_states` spare the layers below the adapters. `members` says which members the batch holds,
+    `first_row` where its rows stand in theirs. Where the logits are more than
+    `answer_positions.LOGIT_BUDGET`, the head and the losses run over chunks of tokens, and again in the
+    backward pass, so that the logits of one chunk are all that there is at a time.
     """
     tokens = batch.answer_tokens()
     base = None if base_states is None else base_states.at(batch, tokens)
@@ -172,7 +177,9 @@ def row_losses(
 
 
 def _terms(logits: Tensor, answers: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """-log p, divergence from the base, and right or not, of each token (n,), from logits (n, V), or (2, n, V) where the base's follow."""
+    """-log p, divergence from the base, and right or not, of each token (n,), from logits (n, V), or (2, n,
+    V) where the base's follow.
+    """
     if logits.dim() == 2:
         return answer_loss(logits, answers), None, answer_right(logits, answers)
     tuned, base = logits
@@ -186,8 +193,8 @@ def in_chunks(
 ) -> Terms:
     """The results of `terms` on logits, one chunk after the other, joined along the first axis.
 
-    A chunk is hidden states (..., n, H), which the head makes logits of, and the tensors that `terms` takes beside them. Logits live
-    for one chunk at a time: the backward pass makes them again.
+    A chunk is hidden states (..., n, H), which the head makes logits of, and the tensors that `terms` takes
+    beside them. Logits live for one chunk at a time: the backward pass makes them again.
     """
 
     def of_chunk(hidden: Tensor, *beside: Tensor) -> Terms:

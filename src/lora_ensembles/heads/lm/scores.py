@@ -63,7 +63,8 @@ def score_examples(
     overlong: Literal["error", "left"] = "error",
     label_score: LabelScore = "sum",
 ) -> Tensor:
-    """(M, N, C) log-probabilities of the labels; `passes` gives what reads them with so many rows (copies * prompts) in flight.
+    """(M, N, C) log-probabilities of the labels; `passes` gives what reads them with so many rows (copies *
+    prompts) in flight.
 
     At most `max_rows` are, by default what suits the device, and fewer when memory runs out.
 
@@ -100,13 +101,15 @@ def score_labels(
     read_prefix: ReadPrefix | None = None,
     label_score: LabelScore = "sum",
 ) -> Tensor:
-    """log p(label | prompt) normalised over each example's labels (M, N, C), float32; -inf where an example has fewer than C labels.
+    """log p(label | prompt) normalised over each example's labels (M, N, C), float32; -inf where an example
+    has fewer than C labels.
 
-    A label of several tokens counts with the sum of their log-probabilities, or with their mean (`label_score`), which does not favour
-    short labels; see `label_log_probs`. Rows are sorted by length, so that batches hold little padding, the longest first, so that memory
-    that is too small shows at once; the result is in the order given. With `read_prefix`, what rows have in common is read once where that
-    pays: the beginning of all prompts (demonstrations, instructions), or a prompt that several labels follow. Source: Eq. 1 of
-    arXiv:2310.00035.
+    A label of several tokens counts with the sum of their log-probabilities, or with their mean
+    (`label_score`), which does not favour short labels; see `label_log_probs`. Rows are sorted by length, so
+    that batches hold little padding, the longest first, so that memory that is too small shows at once; the
+    result is in the order given. With `read_prefix`, what rows have in common is read once where that pays:
+    the beginning of all prompts (demonstrations, instructions), or a prompt that several labels follow.
+    Source: Eq. 1 of arXiv:2310.00035.
     """
     batches = _Batches(answer_logits, pad_id, rows_per_batch, device)
     single = all(len(label) == 1 for example in encoded for label in example.label_ids)
@@ -125,11 +128,13 @@ def label_lengths(encoded: Sequence[EncodedExample]) -> Tensor:
 
 
 def label_log_probs(sums: Tensor, lengths: Tensor, label_score: LabelScore) -> Tensor:
-    """The task distribution over labels, as log-probabilities (..., C), float32; -inf where `lengths` (..., C) is 0.
+    """The task distribution over labels, as log-probabilities (..., C), float32; -inf where `lengths` (...,
+    C) is 0.
 
-    With s_c the summed log-probability of label c's tokens, `sums` (..., C), and n_c their number: log softmax_c(s_c) for "sum", Eq. 1 of
-    arXiv:2310.00035, and log softmax_c(s_c / n_c) for "mean", whose most probable label is the one that lm-evaluation-harness counts in
-    acc_norm, there by bytes and here by tokens. Labels of one token have the same distribution by both.
+    With s_c the summed log-probability of label c's tokens, `sums` (..., C), and n_c their number: log
+    softmax_c(s_c) for "sum", Eq. 1 of arXiv:2310.00035, and log softmax_c(s_c / n_c) for "mean", whose most
+    probable label is the one that lm-evaluation-harness counts in acc_norm, there by bytes and here by
+    tokens. Labels of one token have the same distribution by both.
 
     Example:
         >>> sums, lengths = torch.tensor([-1.0, -3.0]), torch.tensor([1, 3])
@@ -193,7 +198,8 @@ def _common_prefix(encoded: Sequence[EncodedExample]) -> int:
 def _score_by_prompt(
     encoded: Sequence[EncodedExample], batches: _Batches, read_prefix: ReadPrefix
 ) -> Tensor | None:
-    # Prompts of one length together: nothing is padded before a label, so no model needs to be told where a prompt ended.
+    # Prompts of one length together: nothing is padded before a label, so no model needs to be told where a
+    # prompt ended.
     groups: dict[tuple[int, int], list[int]] = {}
     for n, example in enumerate(encoded):
         groups.setdefault((len(example.prompt_ids), len(example.label_ids)), []).append(n)

@@ -35,7 +35,8 @@ def encode_rows(
     max_length: int | None,
     overlong: Literal["error", "left"],
 ) -> list[EncodedExample]:
-    """Token ids of questions with options, or of open answers, as `encode_examples` and `encode_completions` give them.
+    """Token ids of questions with options, or of open answers, as `encode_examples` and `encode_completions`
+    give them.
 
     Raises:
         DataError: some examples are of one kind and some of the other; else as these two.
@@ -69,10 +70,12 @@ def check_answered(encoded: Sequence[EncodedExample]) -> None:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of some members: ids (M, B, T), positions (M, B, K) of the logits, answers (M, B, K), counted (M, B, K).
+    """Rows of some members: ids (M, B, T), positions (M, B, K) of the logits, answers (M, B, K), counted (M,
+    B, K).
 
-    `rows` (M, B) says which of the table's rows they are, `numbers` (M, B, K) which of all its answer tokens each one is. `ids` are on the
-    table's device, the rest on the CPU: what is counted and cut to size there needs no wait for a device.
+    `rows` (M, B) says which of the table's rows they are, `numbers` (M, B, K) which of all its answer tokens
+    each one is. `ids` are on the table's device, the rest on the CPU: what is counted and cut to size there
+    needs no wait for a device.
     """
 
     rows: Tensor
@@ -98,7 +101,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class AnswerTokens:
-    """The n answer tokens of a batch, member-major: places (n) in the folded batch, answers (n,), numbers (n,) in the table's count."""
+    """The n answer tokens of a batch, member-major: places (n) in the folded batch, answers (n,), numbers
+    (n,) in the table's count.
+    """
 
     places: Places
     answers: Tensor
@@ -119,7 +124,8 @@ class AnswerTokens:
 
 @dataclass(frozen=True)
 class TokenTable:
-    """All training rows, prompt and right answer, right-padded: tokens (N, T), prompt_lengths (N,), answer_lengths (N,), on the CPU.
+    """All training rows, prompt and right answer, right-padded: tokens (N, T), prompt_lengths (N,),
+    answer_lengths (N,), on the CPU.
 
     `device` is where the ids of a batch go.
     """

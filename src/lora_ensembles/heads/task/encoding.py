@@ -1,5 +1,5 @@
-"""From examples to the texts that a head scores: a text or a pair for a classifier, question and option for a choice, prompt and answer
-for a reward.
+"""From examples to the texts that a head scores: a text or a pair for a classifier, question and option for a
+choice, prompt and answer for a reward.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ def encode_texts(
 ) -> TextTable:
     """The table of texts that a head scores, in the order of the examples.
 
-    Text of an example is its `question`, or its `prompt` where there is none, with `pair` as the second text. A multiple choice scores
-    (question, option) as a pair for each option; a reward the prompt with each option behind it, as one text. The tokenizer puts special
-    tokens and token types where the model wants them.
+    Text of an example is its `question`, or its `prompt` where there is none, with `pair` as the second text.
+    A multiple choice scores (question, option) as a pair for each option; a reward the prompt with each
+    option behind it, as one text. The tokenizer puts special tokens and token types where the model wants
+    them.
 
     Raises:
-        DataError: no examples; one without options, with other classes than the head has, or with a text that is too long.
+        DataError: no examples; one without options, with other classes than the head has, or with a text that
+            is too long.
         ConfigError: an unknown `overlong`.
     """
     if not examples:

@@ -1,6 +1,7 @@
 """Trainable task heads, which members own: they score texts.
 
-Shapes: M members, N examples, W texts of all examples, B texts of a pass, C options or classes, K scores of a text.
+Shapes: M members, N examples, W texts of all examples, B texts of a pass, C options or classes, K scores of a
+text.
 """
 
 from __future__ import annotations
@@ -120,9 +121,11 @@ class TaskHead(Head):
 
 
 def states_above_trunk(model: StackedModel, table: TextTable) -> Callable[[Texts], Tensor | None]:
-    """A function that gives the hidden states (B, T, H) that enter the lowest adapted layer for texts of a table; None where no layer is below it.
+    """A function that gives the hidden states (B, T, H) that enter the lowest adapted layer for texts of a
+    table; None where no layer is below it.
 
-    Where the model keeps them, `kept_states`, the trunk reads each text of a table once, however often the table is scored.
+    Where the model keeps them, `kept_states`, the trunk reads each text of a table once, however often the
+    table is scored.
     """
     trunk, base, kept = model.trunk, model.base, model.kept_states
     if trunk is None:

@@ -1,4 +1,5 @@
-"""Losses of the members' own heads: the cross entropy over classes or over an example's options, and what the base says of them.
+"""Losses of the members' own heads: the cross entropy over classes or over an example's options, and what the
+base says of them.
 
 Shapes: M members, B rows of a member, R texts of a member, N examples, C classes or options.
 """
@@ -32,8 +33,8 @@ from .table import Choice, TextTable, passes_of_one_length
 class TextRows:
     """Examples whose texts are scored by heads that members own; a `TrainingRows`.
 
-    Each example's loss is -log p of its class or option, in nats. Over a chosen and a rejected text that is -log sigmoid of the difference
-    of their scores, the loss of Bradley and Terry's model.
+    Each example's loss is -log p of its class or option, in nats. Over a chosen and a rejected text that is
+    -log sigmoid of the difference of their scores, the loss of Bradley and Terry's model.
     """
 
     ensemble: StackedModel
@@ -52,10 +53,12 @@ class TextRows:
         rows: int,
         with_kl: bool,
     ) -> TextRows:
-        """The rows of labelled examples; what is kept of the base is read with the texts of `rows` examples in flight.
+        """The rows of labelled examples; what is kept of the base is read with the texts of `rows` examples
+        in flight.
 
         Raises:
-            DataError: there are none, one is no `Example`, cannot be encoded or has no target; or they have not all the same classes.
+            DataError: there are none, one is no `Example`, cannot be encoded or has no target; or they have
+                not all the same classes.
             ConfigError: a KL weight, and heads that were drawn anew.
         """
         head = ensemble.info.head
@@ -120,7 +123,9 @@ class TextRows:
         )
 
     def _scores(self, numbers: Tensor, rows: Tensor, members: slice) -> Tensor:
-        """Scores (M, R, K) of texts by their numbers (M, R) in one pass; `rows` (M, R) says which rows of its batch a member reads."""
+        """Scores (M, R, K) of texts by their numbers (M, R) in one pass; `rows` (M, R) says which rows of its
+        batch a member reads.
+        """
         ensemble, kept = self.ensemble, self.trunk_states
         texts, token = self.table.texts(numbers.flatten()), ensemble.token_read
         trunk = nullcontext() if kept is None else kept.in_place_of_trunk(texts.numbers, texts.ids.shape[1])
@@ -134,7 +139,9 @@ class TextRows:
             return unfold_members(text_scores(ensemble.base, texts, token=token), len(numbers))
 
     def _scores_by_length(self, batch: Choice, rows: Tensor, members: slice) -> Tensor:
-        """Scores (M, R, K) of a batch on a base that reads padding: texts of one length in a pass, and 0 for what fills up."""
+        """Scores (M, R, K) of a batch on a base that reads padding: texts of one length in a pass, and 0 for
+        what fills up.
+        """
         lengths = self.table.text_lengths[batch.numbers].where(batch.there, 0)
         first, width = range(self.ensemble.num_members)[members].start, lengths.shape[1]
         scores, places = [], []
@@ -166,8 +173,8 @@ def check_examples(
 
 
 def choice_losses(batch: Choice, scores: Tensor, *, targets: Tensor, base: Tensor | None) -> RowLosses:
-    """Losses (M, B) from the scores (M, R, K) of a batch's texts and targets (M, B); with the base's log-probabilities (M, B, C), the
-    divergence from them as well."""
+    """Losses (M, B) from the scores (M, R, K) of a batch's texts and targets (M, B); with the base's
+    log-probabilities (M, B, C), the divergence from them as well."""
     return distribution_losses(log_probs(batch.per_example(scores)), targets=targets, base=base)
 
 

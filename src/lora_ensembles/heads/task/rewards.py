@@ -21,8 +21,9 @@ from .head import task_head_of
 class RewardPrediction:
     """The members' scores of N texts, on the CPU in float32.
 
-    Training on pairs fixes differences of scores only, so each member's scores have an origin of their own. Where members are compared over
-    texts that answer one prompt, or against a set of reference texts, `centred` takes it away.
+    Training on pairs fixes differences of scores only, so each member's scores have an origin of their own.
+    Where members are compared over texts that answer one prompt, or against a set of reference texts,
+    `centred` takes it away.
 
     Attributes:
         member_scores: (M, N); higher is better, without unit.

@@ -1,6 +1,7 @@
 """Scores of all texts of a table, by whatever reads them.
 
-Shapes: M members, N examples, W texts of all examples, B texts of a pass, C options or classes, K scores of a text.
+Shapes: M members, N examples, W texts of all examples, B texts of a pass, C options or classes, K scores of a
+text.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def score_texts(table: TextTable, read: ReadTexts, *, rows: int, padded: bool) -
 
 
 def text_passes(table: TextTable, *, rows: int, padded: bool) -> list[Tensor]:
-    """The numbers of all texts of a table, `rows` of them a pass, the longest first; unless `padded`, those of a pass are of one length."""
+    """The numbers of all texts of a table, `rows` of them a pass, the longest first; unless `padded`, those
+    of a pass are of one length.
+    """
     order = table.text_lengths.argsort(descending=True, stable=True)
     sizes = (
         [len(order)]
@@ -42,8 +45,8 @@ def texts_log_probs(
 ) -> Tensor:
     """log p of each class or option (M, N, C) from `read`, which reads each text `copies` times at once.
 
-    At most `max_rows` rows (copies * texts) are in flight, by default what suits the device, and fewer when memory runs out; unless
-    `padded`, the texts of a pass are of one length.
+    At most `max_rows` rows (copies * texts) are in flight, by default what suits the device, and fewer when
+    memory runs out; unless `padded`, the texts of a pass are of one length.
 
     Raises:
         ConfigError: memory does not hold a single row.

@@ -1,6 +1,7 @@
 """Texts as token ids, and which of them belong to one example.
 
-Shapes: M members, N examples, W texts of all examples, C options or classes, B rows, R texts of a member, T tokens, K scores of a text.
+Shapes: M members, N examples, W texts of all examples, C options or classes, B rows, R texts of a member, T
+tokens, K scores of a text.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from ...passes.texts import Texts, pad_rows
 
 @dataclass(frozen=True)
 class Choice:
-    """Texts of a training step, by their numbers in the table (M, R): `slots` (M, R) says where in (B, C) each one's score goes, and is
-    B * C for a text that only fills up; `present` (M, B, C) which places a score goes to. All on the CPU.
+    """Texts of a training step, by their numbers in the table (M, R): `slots` (M, R) says where in (B, C)
+    each one's score goes, and is B * C for a text that only fills up; `present` (M, B, C) which places a
+    score goes to. All on the CPU.
     """
 
     numbers: Tensor
@@ -47,10 +49,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class TextTable:
-    """The texts of all examples, on the CPU: ids (W, T), types (W, T) or None, lengths (W,); counts (N,) texts of each example.
+    """The texts of all examples, on the CPU: ids (W, T), types (W, T) or None, lengths (W,); counts (N,)
+    texts of each example.
 
-    An example has one text that gets a score for each class (`choices` false), or one text an option, that gets one score. `targets` (N,)
-    is the index of the right class or option, -1 where it is not known.
+    An example has one text that gets a score for each class (`choices` false), or one text an option, that
+    gets one score. `targets` (N,) is the index of the right class or option, -1 where it is not known.
     """
 
     ids: Tensor
@@ -110,7 +113,9 @@ class TextTable:
         )
 
     def rows_in_flight(self, members: int, *, max_rows: int | None) -> int:
-        """The number of rows (members * texts) in a pass that scores texts of this table; `memory.scoring_rows`."""
+        """The number of rows (members * texts) in a pass that scores texts of this table;
+        `memory.scoring_rows`.
+        """
         length = self.text_lengths.float().mean().item()
         return scoring_rows(members, tokens_a_row=length, device=torch.device(self.device), max_rows=max_rows)
 
@@ -135,7 +140,9 @@ class TextTable:
         return Texts(self.ids[numbers, :longest].to(self.device), mask.to(self.device), types, numbers)
 
     def names(self, numbers: Tensor) -> list[list[int]]:
-        """Of each of these texts (B,), the tokens of its example's first text: options of one question have one name."""
+        """Of each of these texts (B,), the tokens of its example's first text: options of one question have
+        one name.
+        """
         firsts = self.first[self.owner[numbers]].tolist()
         return [self.ids[number, : self.text_lengths[number]].tolist() for number in firsts]
 
@@ -144,10 +151,12 @@ class TextTable:
         return Choice(*self.numbers_of(indices), self.choices)
 
     def numbers_of(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Which texts the examples `indices` (M, B) have: numbers (M, R), slots (M, R) and present (M, B, C) as in `Choice`, on the CPU.
+        """Which texts the examples `indices` (M, B) have: numbers (M, R), slots (M, R) and present (M, B, C)
+        as in `Choice`, on the CPU.
 
-        Members whose examples have fewer options in all are filled up, with the table's shortest text, to the number that the others have:
-        the members of a pass have equally many rows. The slot of what fills up is B * C, behind all others.
+        Members whose examples have fewer options in all are filled up, with the table's shortest text, to the
+        number that the others have: the members of a pass have equally many rows. The slot of what fills up
+        is B * C, behind all others.
         """
         rows = indices.shape[1]
         counts, options = self.counts[indices], torch.arange(self.width)
@@ -172,9 +181,11 @@ class TextTable:
 
 
 def passes_of_one_length(lengths: Tensor) -> list[tuple[slice, Tensor]]:
-    """Which texts of M members, of these lengths (M, R), 0 for none, are read together where no padding may be: each in one pass.
+    """Which texts of M members, of these lengths (M, R), 0 for none, are read together where no padding may
+    be: each in one pass.
 
-    A pass is some members next to each other, and which r of its texts each of them reads (m, r), all of one length.
+    A pass is some members next to each other, and which r of its texts each of them reads (m, r), all of one
+    length.
 
     Example:
         >>> [(members, texts.tolist()) for members, texts in passes_of_one_length(torch.tensor([[5, 7, 5], [7, 5, 0]]))]

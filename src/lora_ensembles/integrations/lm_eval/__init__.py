@@ -1,8 +1,10 @@
-"""A LoRA ensemble as a model of EleutherAI's lm-evaluation-harness, and the paper's six data sets as its tasks. Needs the extra `eval`.
+"""A LoRA ensemble as a model of EleutherAI's lm-evaluation-harness, and the paper's six data sets as its
+tasks. Needs the extra `eval`.
 
-Log-likelihood, rolling log-likelihood and generation are the harness's own code, run on `ensemble.as_causal_lm()`. The harness looks its
-models up by name; "lora-ensembles" stands there after `register()`, through the entry point `lm_eval.models` in versions that read it, and
-on the command line with `python -m lora_ensembles.integrations.lm_eval`, which takes the harness's own flags.
+Log-likelihood, rolling log-likelihood and generation are the harness's own code, run on
+`ensemble.as_causal_lm()`. The harness looks its models up by name; "lora-ensembles" stands there after
+`register()`, through the entry point `lm_eval.models` in versions that read it, and on the command line with
+`python -m lora_ensembles.integrations.lm_eval`, which takes the harness's own flags.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ __all__ = ["MODEL_NAME", "TASKS_FOLDER", "register", "write_local_tasks"]
 
 MODEL_NAME = "lora-ensembles"
 
-# Classes on the harness's own, which is an extra: each is made when it is first asked for, by the entry point or by a task file.
+# Classes on the harness's own, which is an extra: each is made when it is first asked for, by the entry point
+# or by a task file.
 _MADE_LATE = {"LoraEnsembleLM": "model", "PaperTask": "paper"}
 
 

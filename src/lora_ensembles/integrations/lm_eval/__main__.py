@@ -2,7 +2,8 @@
 
 Call it as `python -m lora_ensembles.integrations.lm_eval run --model lora-ensembles ...`.
 
-Every flag is the harness's. One word is ours: `local-tasks` writes the task files for local copies of the data sets.
+Every flag is the harness's. One word is ours: `local-tasks` writes the task files for local copies of the
+data sets.
 """
 
 from __future__ import annotations

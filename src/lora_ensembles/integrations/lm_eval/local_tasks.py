@@ -1,7 +1,8 @@
-"""A folder of task files for `--include_path` that read local copies of the data sets: the harness's own tasks, and the paper's six.
+"""A folder of task files for `--include_path` that read local copies of the data sets: the harness's own
+tasks, and the paper's six.
 
-A file for one of the harness's own tasks includes the installed one and changes only where its rows come from, so prompt, splits and scores
-stay the harness's.
+A file for one of the harness's own tasks includes the installed one and changes only where its rows come
+from, so prompt, splits and scores stay the harness's.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def write_local_tasks(data: str | Path, out: str | Path) -> list[str]:
 
     Args:
         data: a folder with the datasets as .jsonl files in the hub's schemas, as `load_task` takes it.
-        out: a folder that does not exist yet. The questions of MMLU are copied into it, a file a subject; all else is read in place.
+        out: a folder that does not exist yet. The questions of MMLU are copied into it, a file a subject; all
+            else is read in place.
 
     Raises:
         DataError: `data` holds none of the data sets.

@@ -17,7 +17,8 @@ from ...storage.folder import read_ensemble
 
 # What says which ensemble, and where and how it is loaded.
 OWN_ARGUMENTS = ("pretrained", "ensemble", "members", "base", "revision", "dtype", "device")
-# What the harness's Hugging Face model takes beside a model that is loaded already; what it would silently ignore then is left out.
+# What the harness's Hugging Face model takes beside a model that is loaded already; what it would silently
+# ignore then is left out.
 PASSED_ON = (
     "batch_size",
     "max_batch_size",
@@ -65,7 +66,8 @@ def load(arguments: Mapping[str, Any]) -> LoraEnsemble:
 
     Raises:
         ConfigError: no folder or two, members that are no indices, an unknown device or dtype.
-        CheckpointError, DataError, AdapterError: the folder or the base cannot be read, or do not fit each other.
+        CheckpointError, DataError, AdapterError: the folder or the base cannot be read, or do not fit each
+            other.
     """
     folders = [arguments[name] for name in ("pretrained", "ensemble") if arguments.get(name)]
     if len(folders) != 1:
@@ -97,7 +99,9 @@ def model_class() -> type[Any]:
         raise MissingExtraError(NEEDS_EXTRA) from error
 
     class LoraEnsembleLM(HFLM):
-        """An ensemble in the harness: its Hugging Face model, given `ensemble.as_causal_lm()` and the ensemble's tokenizer."""
+        """An ensemble in the harness: its Hugging Face model, given `ensemble.as_causal_lm()` and the
+        ensemble's tokenizer.
+        """
 
         @classmethod
         def create_from_arg_string(
@@ -150,7 +154,8 @@ def _device(name: str | None) -> torch.device:
             f"device {name!r}; give one that torch knows, such as cpu, cuda:0 or mps"
         ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        # The harness's command line asks for cuda:0 when nobody asked for anything, and its own models then take the CPU.
+        # The harness's command line asks for cuda:0 when nobody asked for anything, and its own models then
+        # take the CPU.
         _log.warning("no GPU here for device %s; the ensemble runs on the CPU", name)
         return torch.device("cpu")
     return device

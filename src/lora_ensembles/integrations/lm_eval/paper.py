@@ -1,9 +1,10 @@
-"""The paper's six data sets as tasks of the harness, in the paper's prompt: the letter is scored after `A: (`.
+"""The paper's six data sets as tasks of the harness, in the paper's prompt: the letter is scored after `A:
+(`.
 
-`acc`, `nll` (nats), `brier` and `ece` are those of `lora_ensembles.prediction.metrics`, over the letters' probabilities divided by
-their sum. `Differs:` the harness sees one distribution over the vocabulary, so an ensemble's letters are divided by their sum after the
-members' probabilities were averaged; Eq. 1 and 2 of arXiv:2310.00035, and `lora-ensembles evaluate`, divide first. For one member both
-are the same.
+`acc`, `nll` (nats), `brier` and `ece` are those of `lora_ensembles.prediction.metrics`, over the letters'
+probabilities divided by their sum. `Differs:` the harness sees one distribution over the vocabulary, so an
+ensemble's letters are divided by their sum after the members' probabilities were averaged; Eq. 1 and 2 of
+arXiv:2310.00035, and `lora-ensembles evaluate`, divide first. For one member both are the same.
 """
 
 from __future__ import annotations
@@ -87,7 +88,9 @@ def task_class() -> type[Any]:
     from datasets import Dataset
 
     class PaperTask(ConfigurableTask):
-        """A task of the harness whose documents are read by `load_task`: its name is `dataset_name`, its folder `data`."""
+        """A task of the harness whose documents are read by `load_task`: its name is `dataset_name`, its
+        folder `data`.
+        """
 
         def __init__(self, config: dict[str, Any]) -> None:
             super().__init__(config={name: value for name, value in config.items() if name != "class"})

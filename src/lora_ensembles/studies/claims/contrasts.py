@@ -13,9 +13,11 @@ NEAR_CHANCE = 0.1  # an AUROC within 0.5 plus or minus this is "near 0.5"
 
 @dataclass(frozen=True)
 class Contrast:
-    """A part before it is judged: differences that the claim expects to be positive (sign 1), negative (-1), or near zero (0).
+    """A part before it is judged: differences that the claim expects to be positive (sign 1), negative (-1),
+    or near zero (0).
 
-    `chosen_from` says of how many this is the largest or the smallest: its interval has a level of 1 - 0.05 / `chosen_from` (Bonferroni).
+    `chosen_from` says of how many this is the largest or the smallest: its interval has a level of 1 - 0.05 /
+    `chosen_from` (Bonferroni).
     """
 
     name: str
@@ -58,7 +60,9 @@ def _c2(view: View) -> list[Contrast]:
 
 
 def _either_way(view: View) -> list[Contrast]:
-    """The regulariser that raises a single member's accuracy most, and the one that lowers it most: "either way" needs one of each."""
+    """The regulariser that raises a single member's accuracy most, and the one that lowers it most: "either
+    way" needs one of each.
+    """
     plain = view.values("accuracy", arm="none", who="member")
     effects = {
         f"{arm}, epoch {epoch}": minus(view.values("accuracy", arm=arm, who="member", epoch=epoch), plain)

@@ -1,9 +1,11 @@
-"""The paper's claims C1 to C11, judged from records: a contrast, its interval, and a verdict that no hand writes.
+"""The paper's claims C1 to C11, judged from records: a contrast, its interval, and a verdict that no hand
+writes.
 
-A contrast is one difference for each setting, a (task, seed) with its arms averaged; its interval is the 95 % t interval of the tasks'
-means over seeds. Where the claim says "above zero", it is supported if the whole interval is above zero, contradicted if all of it is
-below, and inconclusive otherwise. A claim of several parts is supported if every part is, contradicted if any is,
-and supported in part if every part that could be judged is and others could not be.
+A contrast is one difference for each setting, a (task, seed) with its arms averaged; its interval is the 95 %
+t interval of the tasks' means over seeds. Where the claim says "above zero", it is supported if the whole
+interval is above zero, contradicted if all of it is below, and inconclusive otherwise. A claim of several
+parts is supported if every part is, contradicted if any is, and supported in part if every part that could be
+judged is and others could not be.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ NOT_OF_HEADS = {
 
 @dataclass(frozen=True)
 class Part:
-    """One contrast of a claim: over how many tasks, and settings (task and seed), it was taken; without an interval for too few tasks."""
+    """One contrast of a claim: over how many tasks, and settings (task and seed), it was taken; without an
+    interval for too few tasks.
+    """
 
     name: str
     difference: float | None
@@ -45,7 +49,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim and what the records say of it; `difference` and `interval` are those of the first part that could be judged.
+    """A claim and what the records say of it; `difference` and `interval` are those of the first part that
+    could be judged.
 
     `reason` says why parts could not be.
     """
@@ -66,13 +71,16 @@ class Claim:
 
 
 def interval_of_tasks(means: Sequence[float], *, level: float = 0.95) -> tuple[float, float] | None:
-    """Student's t interval of the mean over tasks, mean +- t(level, n - 1) * s / sqrt(n); None for fewer than `LEAST_TASKS` tasks.
+    """Student's t interval of the mean over tasks, mean +- t(level, n - 1) * s / sqrt(n); None for fewer than
+    `LEAST_TASKS` tasks.
 
-    The task is the unit: seeds of one task share its questions, so they say nothing of how far another task would lie from it.
+    The task is the unit: seeds of one task share its questions, so they say nothing of how far another task
+    would lie from it.
 
     Args:
         means: one number for each task, the mean over its seeds.
-        level: the share of repeated studies, over other tasks, in which the interval holds the expected difference.
+        level: the share of repeated studies, over other tasks, in which the interval holds the expected
+            difference.
 
     Example:
         >>> low, high = interval_of_tasks([1.0, 2.0, 3.0])  # 2 +- 4.303 / sqrt(3)
@@ -89,7 +97,8 @@ def interval_of_tasks(means: Sequence[float], *, level: float = 0.95) -> tuple[f
 def judge_contrast(contrast: Contrast) -> Part:
     """The mean over tasks, its interval, and the verdict; without any setting the part is not applicable.
 
-    Fewer than `LEAST_TASKS` tasks decide nothing. A contrast that was chosen from several has the wider interval that goes with that.
+    Fewer than `LEAST_TASKS` tasks decide nothing. A contrast that was chosen from several has the wider
+    interval that goes with that.
     """
     finite = {setting: value for setting, value in contrast.differences.items() if math.isfinite(value)}
     if not finite:

@@ -46,7 +46,9 @@ class View:
         kind: str = "sweep",
         where: str | None = None,
     ) -> Differences:
-        """A metric of the ensemble, or the mean over its members (`who`), after an epoch; `where="ood"` out of distribution."""
+        """A metric of the ensemble, or the mean over its members (`who`), after an epoch; `where="ood"` out
+        of distribution.
+        """
         found = {}
         for setting, result in self.kinds.get(kind, {}).items():
             row = result["arms"].get(arm, {}).get("epochs", {}).get(str(epoch or self.last))
@@ -120,7 +122,8 @@ class View:
 
 
 def decay_arm(record: Mapping[str, Any]) -> str:
-    """The arm with decay of B that stands for decay where only one strength is shown: the strength of the grid's `decay`.
+    """The arm with decay of B that stands for decay where only one strength is shown: the strength of the
+    grid's `decay`.
 
     Raises:
         DataError: the record has no arm with decay of B.

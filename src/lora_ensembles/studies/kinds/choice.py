@@ -15,7 +15,9 @@ from ..setting import Bench
 
 
 def choice(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
-    """The ensemble's NLL on a held-out part of the training questions, for each strength of decay of B, trained on the rest."""
+    """The ensemble's NLL on a held-out part of the training questions, for each strength of decay of B,
+    trained on the rest.
+    """
     held_out, rest = bench.held_out(share=grid.held_out, seed=seed)
     arms = regulariser_arms(grid.learning_rate, decays=grid.choose, kl=())[1:]
     run = bench.train(arms, grid.config(bench.task.name), members=grid.members, seed=seed, examples=rest)
@@ -29,7 +31,9 @@ def choice(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
 
 
 def with_choice(grid: Grid, found: Sequence[Mapping[str, Any]]) -> Grid:
-    """The grid with the strength of the lowest NLL on held-out questions, the mean over `found`, in the place of its decays."""
+    """The grid with the strength of the lowest NLL on held-out questions, the mean over `found`, in the place
+    of its decays.
+    """
     means = [
         statistics.fmean(values)
         for values in zip(*(record["result"]["nll"] for record in found), strict=True)

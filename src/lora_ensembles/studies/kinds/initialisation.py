@@ -1,8 +1,8 @@
 """Records of the kind `initialisation`: does it matter how A and B start?
 
-Four of PEFT's starts, and one that is smaller, each with own and with equal data orders, all in one stacked run. Left out is what cannot
-be drawn without data or would change the base that the members share: EVA takes A from the activations of training data, PiSSA, OLoRA,
-CorDA and LoftQ rewrite the base's weights.
+Four of PEFT's starts, and one that is smaller, each with own and with equal data orders, all in one stacked
+run. Left out is what cannot be drawn without data or would change the base that the members share: EVA takes
+A from the activations of training data, PiSSA, OLoRA, CorDA and LoftQ rewrite the base's weights.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from ..grid import Grid
 from ..measures import measured
 from ..setting import Bench, measure_run
 
-# Name of a start: PEFT's `init_lora_weights`, and the multiple of the B that it gives. True starts B at 0 and A as a linear layer does;
-# "gaussian" takes a normal A of deviation 1 / r. "orthogonal" starts both away from 0, with B A = 0; False does so too, with B A not 0.
+# Name of a start: PEFT's `init_lora_weights`, and the multiple of the B that it gives. True starts B at 0 and
+# A as a linear layer does; "gaussian" takes a normal A of deviation 1 / r. "orthogonal" starts both away from
+# 0, with B A = 0; False does so too, with B A not 0.
 STARTS: dict[str, tuple[bool | str, float]] = {
     "Kaiming": (True, 1.0),
     "Gaussian": ("gaussian", 1.0),
@@ -27,7 +28,8 @@ REGIMES = {"": ("init", "order"), ", same order": ("init",)}
 
 
 def initialisation_arms() -> list[Arm]:
-    """Every start, with an order of the data in every member of its own and with the same order in all, where only the start differs.
+    """Every start, with an order of the data in every member of its own and with the same order in all, where
+    only the start differs.
 
     Example:
         >>> [arm.name for arm in initialisation_arms()][::5]

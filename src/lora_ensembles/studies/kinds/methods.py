@@ -1,13 +1,16 @@
-"""Records of the kind `methods`: ways to an ensemble side by side, on the same questions, with what each costs.
+"""Records of the kind `methods`: ways to an ensemble side by side, on the same questions, with what each
+costs.
 
-Every method is trained on all training questions but those with a fitted temperature: there a share of them is held out, the members are
-trained on the rest, and the temperature is fitted on what was held out. The same members unscaled are a method too, so that what scaling
-gives and what the missing questions take can be told apart. Nothing is fitted on the questions that are scored. Few-shot prompts and
-BatchEnsemble are methods of causal language models only.
+Every method is trained on all training questions but those with a fitted temperature: there a share of them
+is held out, the members are trained on the rest, and the temperature is fitted on what was held out. The same
+members unscaled are a method too, so that what scaling gives and what the missing questions take can be told
+apart. Nothing is fitted on the questions that are scored. Few-shot prompts and BatchEnsemble are methods of
+causal language models only.
 
-On a CPU seconds are those that the process computed, over all its threads, so that what else runs does not count; elsewhere they are those
-of the clock. Only the ratios of one record compare methods. A single member is trained alone for its time, and so is the one adapter of MC
-dropout; the metrics of both are means over as many of them as an ensemble has.
+On a CPU seconds are those that the process computed, over all its threads, so that what else runs does not
+count; elsewhere they are those of the clock. Only the ratios of one record compare methods. A single member
+is trained alone for its time, and so is the one adapter of MC dropout; the metrics of both are means over as
+many of them as an ensemble has.
 """
 
 from __future__ import annotations
@@ -58,7 +61,9 @@ class _Place:
         return "process" if self.bench.model[0].device.type == "cpu" else "wall"
 
     def timed(self, work: Callable[[], T]) -> tuple[T, float]:
-        """The result of `work`, and the seconds it took, with nothing kept of what the base made of these questions before."""
+        """The result of `work`, and the seconds it took, with nothing kept of what the base made of these
+        questions before.
+        """
         self.bench.kept_states.clear()
         now = time.process_time if self.clock == "process" else time.perf_counter
         begin = now()
@@ -68,7 +73,9 @@ class _Place:
     def trained(
         self, arm: Arm, members: int, examples: Sequence[Example] | None = None
     ) -> tuple[ArmsRun, float]:
-        """An arm's members, and the seconds that their training took; the base carries them until they are unloaded."""
+        """An arm's members, and the seconds that their training took; the base carries them until they are
+        unloaded.
+        """
         return self.timed(
             lambda: self.bench.train([arm], self.config, members=members, seed=self.seed, examples=examples)
         )
@@ -89,7 +96,9 @@ class _Place:
 
 
 def methods(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
-    """Each method's metrics, trained parameters, seconds of training, and seconds for 1000 questions (`methods`)."""
+    """Each method's metrics, trained parameters, seconds of training, and seconds for 1000 questions
+    (`methods`).
+    """
     place = _Place(grid, bench, seed)
     once = dataclasses.replace(place.config, epochs=1)
     warm = bench.train([Arm("warm-up")], once, members=1, seed=seed, examples=bench.task.train[:WARM_UP])

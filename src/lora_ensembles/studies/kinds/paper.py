@@ -1,4 +1,5 @@
-"""The paper's other comparisons: sources of randomness, ensemble sizes, few-shot prompting and last-layer ensembles.
+"""The paper's other comparisons: sources of randomness, ensemble sizes, few-shot prompting and last-layer
+ensembles.
 
 Shapes: M members an arm, N questions.
 """

@@ -1,7 +1,8 @@
 """Records of the kind `rank`: how large do the adapters of an ensemble have to be?
 
-Alpha grows with the rank, so that the scaling alpha / r stays the paper's 4 and a rank is compared with another at the same factor; with
-more columns the update B A still grows faster at the same step size. Members of all ranks are one stacked run: smaller ones are padded.
+Alpha grows with the rank, so that the scaling alpha / r stays the paper's 4 and a rank is compared with
+another at the same factor; with more columns the update B A still grows faster at the same step size. Members
+of all ranks are one stacked run: smaller ones are padded.
 """
 
 from __future__ import annotations

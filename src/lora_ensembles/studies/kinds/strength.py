@@ -1,6 +1,7 @@
 """Records of the kind `strength`: each regulariser from far too weak to far too strong.
 
-The sweep holds the paper's three strengths of each; here they span three decades, and early stopping has a snapshot after every epoch.
+The sweep holds the paper's three strengths of each; here they span three decades, and early stopping has a
+snapshot after every epoch.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from ..setting import Bench, measure_run
 
 
 def strength(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
-    """Single member and ensemble of every strength after the last epoch, and of the arm without a regulariser after each."""
+    """Single member and ensemble of every strength after the last epoch, and of the arm without a regulariser
+    after each.
+    """
     arms, last = (
         regulariser_arms(grid.learning_rate, decays=grid.wide_decays, kl=grid.wide_kl),
         grid.snapshots[-1],

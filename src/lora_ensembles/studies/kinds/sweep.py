@@ -20,7 +20,8 @@ DROPOUT = 0.1
 def sweep(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Every regulariser, decay placed on A, B and both, and dropout; each measured after chosen epochs.
 
-    All arms are one stacked run but dropout's, whose masks would be drawn, at 0, for every member of the stack.
+    All arms are one stacked run but dropout's, whose masks would be drawn, at 0, for every member of the
+    stack.
     """
     arms = regulariser_arms(grid.learning_rate, decays=grid.decays, kl=grid.kl)
     arms += [arm for arm in decay_arms(grid.learning_rate, grid.decay) if arm.name != "decay of B"]
@@ -41,7 +42,9 @@ def sweep(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
 
 
 def _mc_dropout(run: ArmsRun, bench: Bench, *, seed: int) -> dict[str, Any]:
-    """Each member of the dropout arm, asked as many times as an ensemble has members; the mean over members is the baseline's value."""
+    """Each member of the dropout arm, asked as many times as an ensemble has members; the mean over members
+    is the baseline's value.
+    """
     found = []
     for row in range(run.members):
         known, strange = bench.ask(

@@ -1,4 +1,5 @@
-"""Tables about what the paper leaves open: methods and what they cost, initialisation, rank, strength, correlation and gain.
+"""Tables about what the paper leaves open: methods and what they cost, initialisation, rank, strength,
+correlation and gain.
 
 A cell is the mean over the tasks, ± the sample standard deviation over seeds of that mean.
 """
@@ -33,7 +34,8 @@ def methods(records: Records) -> Table:
 
 
 def costs(records: Records) -> Table:
-    """Parameters that each method trained, and how long training and answering took, in seconds and in multiples of the single member's.
+    """Parameters that each method trained, and how long training and answering took, in seconds and in
+    multiples of the single member's.
 
     Raises:
         DataError: there is no record of the kind.
@@ -58,7 +60,9 @@ def costs(records: Records) -> Table:
 
 
 def initialisation(records: Records) -> Table:
-    """Each start: the NLL of an untrained member, single member and ensemble at the end, and how alike the members are."""
+    """Each start: the NLL of an untrained member, single member and ensemble at the end, and how alike the
+    members are.
+    """
     every = _records(records, "initialisation")
     untrained = [
         (
@@ -128,7 +132,9 @@ def _mean(
     *,
     digits: int = 3,
 ) -> str:
-    """The mean over tasks of a number of each record's row, for every seed, and the spread of these over seeds."""
+    """The mean over tasks of a number of each record's row, for every seed, and the spread of these over
+    seeds.
+    """
     seeds: dict[int, list[float]] = {}
     for record in every:
         given = row(record)

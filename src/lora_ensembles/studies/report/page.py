@@ -1,6 +1,8 @@
-"""Results for a reader: tables as text, Markdown and HTML, and one HTML page that holds its pictures and style, so that it opens anywhere.
+"""Results for a reader: tables as text, Markdown and HTML, and one HTML page that holds its pictures and
+style, so that it opens anywhere.
 
-A `Block` (`Table`, `Text`, `Heading`, `Code`, `Picture`, `Beside`) can be both HTML and Markdown; a `Chapter` is a heading and its blocks.
+A `Block` (`Table`, `Text`, `Heading`, `Code`, `Picture`, `Beside`) can be both HTML and Markdown; a `Chapter`
+is a heading and its blocks.
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ MANY = 8  # columns, from which on a table is set in smaller type, so that it st
 
 @dataclass(frozen=True)
 class Table:
-    """A header and rows of text cells; the first column names the row. `chosen` holds the (row, column) of cells to bring out, `prose` the
-    columns of sentences, which may break into lines.
+    """A header and rows of text cells; the first column names the row. `chosen` holds the (row, column) of
+    cells to bring out, `prose` the columns of sentences, which may break into lines.
 
     Example:
         >>> print(Table(("arm", "ECE"), (("single", "0.31"), ("ensemble", "0.12"))))

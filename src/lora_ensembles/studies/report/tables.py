@@ -1,7 +1,8 @@
 """The tables of the studies, each made from records and nothing else.
 
-A cell is the mean over seeds ± their sample standard deviation. Where a record holds them, `trained_parameters` (of one member), `seconds`
-(its making) and `sizes` (`train`, `validation`, `options`) of its result are shown as well.
+A cell is the mean over seeds ± their sample standard deviation. Where a record holds them,
+`trained_parameters` (of one member), `seconds` (its making) and `sizes` (`train`, `validation`, `options`) of
+its result are shown as well.
 """
 
 from __future__ import annotations
@@ -133,8 +134,8 @@ def table_2(records: Records) -> Table:
 
 
 def methods(records: Records) -> dict[str, Method]:
-    """Every method's metrics in every setting: few-shot, single member, ensembles, MC dropout, last layer, and whatever other kind of
-    record holds an ensemble's metrics.
+    """Every method's metrics in every setting: few-shot, single member, ensembles, MC dropout, last layer,
+    and whatever other kind of record holds an ensemble's metrics.
 
     Raises:
         DataError: there is no record of a sweep.
@@ -170,8 +171,8 @@ def methods(records: Records) -> dict[str, Method]:
 
 
 def side_by_side(records: Records) -> Table:
-    """Each method's metrics, the mean over the settings (task and seed) in which every method that has the metric has it; ± over seeds of
-    the mean over tasks."""
+    """Each method's metrics, the mean over the settings (task and seed) in which every method that has the
+    metric has it; ± over seeds of the mean over tasks."""
     found = methods(records)
     columns = []
     for metric in METRICS:
@@ -205,7 +206,9 @@ def methods_by_task(records: Records, metric: str) -> Table:
 
 
 def costs(records: Records) -> Table:
-    """Parameters that each method trains and how often it asks the base, in multiples that hold for every base; numbers where records hold them."""
+    """Parameters that each method trains and how often it asks the base, in multiples that hold for every
+    base; numbers where records hold them.
+    """
     sweep = next(iter(by_task(records, "sweep").values()))[0]
     members = int(sweep["settings"]["members"])
     adapter, head = _trained(records, "sweep"), _trained(records, "last_layer")
@@ -259,7 +262,9 @@ def seconds(records: Records) -> Table | None:
 
 
 def diversity(records: Records) -> Table:
-    """The correlation of each arm's members, and what its ensemble gains, the mean over tasks; ± over seeds of that mean."""
+    """The correlation of each arm's members, and what its ensemble gains, the mean over tasks; ± over seeds
+    of that mean.
+    """
     sweeps = [record for found in by_task(records, "sweep").values() for record in found]
     rows = []
     for arm in sweeps[0]["result"]["arms"]:

@@ -1,6 +1,8 @@
-"""The report of a folder of records: the claims first, then every figure and table beside what the paper shows there, and provenance.
+"""The report of a folder of records: the claims first, then every figure and table beside what the paper
+shows there, and provenance.
 
-Everything on the page comes from the records; the paper's own numbers and findings stand beside them, marked as such.
+Everything on the page comes from the records; the paper's own numbers and findings stand beside them, marked
+as such.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ DECIDED = ("supported", "contradicted")
 
 @dataclass(frozen=True)
 class Written:
-    """The files that were written: the page, the same in Markdown, the figures; and each figure or table that was left out, with the reason."""
+    """The files that were written: the page, the same in Markdown, the figures; and each figure or table that
+    was left out, with the reason.
+    """
 
     html: Path
     markdown: Path
@@ -46,7 +50,8 @@ class Written:
 
 
 def write_report(records: Records, claims: Sequence[Claim], out: Path) -> Written:
-    """Draw every figure there are records for, and write page, Markdown and figures into `out`, over an earlier report.
+    """Draw every figure there are records for, and write page, Markdown and figures into `out`, over an
+    earlier report.
 
     Args:
         records: by kind, as `store.by_kind` reads them.
@@ -129,7 +134,9 @@ def parts_table(claims: Sequence[Claim]) -> Table:
 
 
 def provenance(records: Records) -> Table:
-    """The provenance of the records: versions, device, commit, and every setting, with all the values that occur."""
+    """The provenance of the records: versions, device, commit, and every setting, with all the values that
+    occur.
+    """
     every = [record for found in records.values() for record in found]
     rows: dict[str, list[str]] = {}
     for record in every:

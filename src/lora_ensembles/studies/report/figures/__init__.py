@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure: its file's name, what is drawn, what the paper shows there, and the kinds of records it is drawn from."""
+    """A figure: its file's name, what is drawn, what the paper shows there, and the kinds of records it is
+    drawn from.
+    """
 
     name: str
     title: str

@@ -1,4 +1,6 @@
-"""Does an ensemble gain more where its members agree less? A rank correlation over the arms of each record, with its interval."""
+"""Does an ensemble gain more where its members agree less? A rank correlation over the arms of each record,
+with its interval.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class Association:
 
 
 def gains(record: Record, prefix: str, metric: str) -> list[tuple[float, float]]:
-    """(correlation of the members, what the ensemble gains over them) of the record's arms whose name begins so; up is better."""
+    """(correlation of the members, what the ensemble gains over them) of the record's arms whose name begins
+    so; up is better.
+    """
     points = []
     for name, arm in record["result"]["arms"].items():
         row = last_row(record, name)
@@ -44,8 +48,9 @@ def gains(record: Record, prefix: str, metric: str) -> list[tuple[float, float]]
 
 
 def association(records: Records, metric: str) -> Association | None:
-    """The association of the gain in a metric with the members' correlation: rho within each (task, seed) over its arms, so that easy and hard tasks
-    do not stand in for it. None where no setting has three arms whose values differ.
+    """The association of the gain in a metric with the members' correlation: rho within each (task, seed)
+    over its arms, so that easy and hard tasks do not stand in for it. None where no setting has three arms
+    whose values differ.
 
     Raises:
         DataError: there is no record of a sweep.
@@ -67,8 +72,8 @@ def association(records: Records, metric: str) -> Association | None:
 
 
 def rank_correlation(points: Sequence[tuple[float, float]]) -> float | None:
-    """Spearman's rho: the correlation of the ranks, those of equal values being their mean; None for fewer than three points, or where one
-    side has a single value.
+    """Spearman's rho: the correlation of the ranks, those of equal values being their mean; None for fewer
+    than three points, or where one side has a single value.
 
     Example:
         >>> rank_correlation([(1, 10), (2, 30), (3, 20)])

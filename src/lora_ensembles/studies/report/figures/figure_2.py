@@ -1,4 +1,6 @@
-"""Figure 2: accuracy and calibration of one member, and where the ensemble moves them, for every regulariser and strength."""
+"""Figure 2: accuracy and calibration of one member, and where the ensemble moves them, for every regulariser
+and strength.
+"""
 
 from __future__ import annotations
 

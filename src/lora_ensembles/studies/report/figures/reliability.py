@@ -65,7 +65,8 @@ def draw(records: Records) -> Figure:
 
 
 def pooled(bins: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float], list[float]]:
-    """Mean confidence, accuracy and number of answers in each bin of at least `LEAST` answers, over several records of bins.
+    """Mean confidence, accuracy and number of answers in each bin of at least `LEAST` answers, over several
+    records of bins.
 
     Example:
         >>> one, two = ({"confidences": [0.9], "accuracies": [share], "counts": [10]} for share in (0.0, 1.0))

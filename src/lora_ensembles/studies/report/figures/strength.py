@@ -76,7 +76,9 @@ def draw(records: Records) -> Figure:
 
 
 def by_strength(found: Sequence[Record], prefix: str, metric: str, who: str) -> dict[float, Spread]:
-    """A metric by the strength of the arms whose name begins so, over the seeds; without a name, by epoch without a regulariser."""
+    """A metric by the strength of the arms whose name begins so, over the seeds; without a name, by epoch
+    without a regulariser.
+    """
     if not prefix:
         return {float(epoch): values for epoch, values in over_epochs(found, "none", metric, who).items()}
     arms = {

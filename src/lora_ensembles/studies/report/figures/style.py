@@ -1,4 +1,5 @@
-"""Shared style of the studies' figures: sizes for a printed column, colours, lines with bands, and the note of a smaller grid.
+"""Shared style of the studies' figures: sizes for a printed column, colours, lines with bands, and the note
+of a smaller grid.
 
 A single member is a solid line and an ensemble a dashed one, everywhere. Colours are Okabe and Ito's.
 """
@@ -108,7 +109,9 @@ def band(
     width: float = 1.4,
     std: bool = False,
 ) -> None:
-    """A line through the means, and around it a band from the lowest to the highest value, or one standard deviation wide each way."""
+    """A line through the means, and around it a band from the lowest to the highest value, or one standard
+    deviation wide each way.
+    """
     x = list(curve)
     low = [one.mean - one.std if std else one.low for one in curve.values()]
     high = [one.mean + one.std if std else one.high for one in curve.values()]
@@ -132,7 +135,9 @@ def epoch_panels(
     *,
     where: str = "",
 ) -> None:
-    """One task's row: a metric a panel over the epochs, for each arm (by its colour) the single member and the ensemble."""
+    """One task's row: a metric a panel over the epochs, for each arm (by its colour) the single member and
+    the ensemble.
+    """
     from matplotlib.ticker import MaxNLocator
 
     for one, metric in zip(axes, metrics, strict=True):

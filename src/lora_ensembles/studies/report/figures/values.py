@@ -1,6 +1,8 @@
-"""Values out of records, as figures and tables need them: by task in the paper's order, with a value for each seed.
+"""Values out of records, as figures and tables need them: by task in the paper's order, with a value for each
+seed.
 
-A record is what `store.cell` returns. A single member's value is the mean of the members' own metrics, never the metric of their mean.
+A record is what `store.cell` returns. A single member's value is the mean of the members' own metrics, never
+the metric of their mean.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class Spread:
 
 
 def task_order(name: str) -> tuple[int, str]:
-    """A sorting key: the paper's order, an embedded task at the place of the one it mirrors, others behind by name.
+    """A sorting key: the paper's order, an embedded task at the place of the one it mirrors, others behind by
+    name.
 
     Example:
         >>> sorted(["world-mmlu-ss", "world-arcc", "world-cqa"], key=task_order)
@@ -143,8 +146,9 @@ def seeds_of(records: Records) -> list[int]:
 
 
 def smaller_grid(records: Records) -> str:
-    """In what the records' grid is smaller than the full one, as words; empty if in nothing. On another base than the embedded one, the
-    full grid is the paper's. Records of kinds alone that have few tasks, or open ones, are held against those.
+    """In what the records' grid is smaller than the full one, as words; empty if in nothing. On another base
+    than the embedded one, the full grid is the paper's. Records of kinds alone that have few tasks, or open
+    ones, are held against those.
 
     Example:
         >>> settings = {"task": "world-cqa", "seed": 0, "base": "embedded", "members": 3, "snapshots": [1, 2]}
@@ -204,7 +208,8 @@ def _limits(limits: Sequence[Sequence[int | None]], full: Grid) -> list[str]:
 
 
 def check_one_grid(records: Records) -> None:
-    """Refuse records that must not be averaged: of one kind and task, made with different settings, or twice of one seed.
+    """Refuse records that must not be averaged: of one kind and task, made with different settings, or twice
+    of one seed.
 
     Raises:
         DataError: there are such records.
