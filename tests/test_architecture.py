@@ -8,6 +8,7 @@ here.
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -351,3 +352,29 @@ def test_a_circle_within_a_room_and_folders_that_look_both_ways_are_found(tmp_pa
     with pytest.raises(CycleError):
         TopologicalSorter(without_doors(graph)).prepare()
     assert folders_that_look_both_ways(graph) == [("heads.lm", "heads.task")]
+
+
+NOT_A_NOUN = ("What", "How", "While", "Where", "Those")
+
+
+def test_no_docstring_begins_with_a_question_word() -> None:
+    found = [
+        f"{place(path, node)}: {text.splitlines()[0]}"
+        for path in package_files(REPOSITORY / "src")
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and (text := ast.get_docstring(node)) is not None
+        and text.startswith(NOT_A_NOUN)
+    ]
+    assert found == [], "begin with a noun phrase, or a verb in the third person"
+
+
+def test_every_file_of_the_package_that_architecture_md_names_exists() -> None:
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = text.partition("```")[2].partition("```")[0]
+    files = {path.name for path in package_files(REPOSITORY / "src")}
+    named = re.findall(r"\b(\w+\.py)\b", tree)
+    assert len(named) > 20
+    assert sorted(set(named) - files) == []
+    folders = {path.parent.name for path in package_files(REPOSITORY / "src")}
+    assert sorted(set(re.findall(r"\b(\w+)/", tree)) - folders - {"src"}) == []

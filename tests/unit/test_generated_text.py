@@ -11,13 +11,8 @@ from transformers import GenerationConfig
 
 from lora_ensembles.errors import ConfigError, DataError
 from lora_ensembles.generation import text as generated_text
-from lora_ensembles.generation.text import (
-    TokenUncertainty,
-    generate_text,
-    pieces,
-    score_texts,
-    token_uncertainty,
-)
+from lora_ensembles.generation.text import generate_text, pieces, score_texts
+from lora_ensembles.generation.uncertainty import TokenUncertainty, token_uncertainty
 from tiny_models import WINDOW, build_ensemble, random_rows, tokenizer
 
 EXACTLY = GenerationConfig(max_new_tokens=7, min_new_tokens=7)

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from ..data import Completion
     from ..ensemble import LoraEnsemble
-    from ..generation.text import GeneratedText, TokenUncertainty
+    from ..generation.text import GeneratedText
+    from ..generation.uncertainty import TokenUncertainty
 
 SUMMARY = "write text, with the uncertainty of every token"
 EXAMPLES = """examples:

@@ -77,7 +77,7 @@ def as_causal_lm(ensemble: StackedModel, members: slice = slice(None)) -> PreTra
         ConfigError: the members have heads of their own, so that there are no tokens to generate.
 
     Example:
-        >>> from lora_ensembles import StackedModel, load_base
+        >>> from lora_ensembles import LoraEnsemble, load_base
         >>> base, tokenizer = load_base()
         >>> model = as_causal_lm(LoraEnsemble(base, tokenizer, num_members=3))
         >>> model.generate(**tokenizer("Q: Who is", return_tensors="pt"), max_new_tokens=4).shape

@@ -5,16 +5,13 @@ Shapes: M members, B rows, T prompt tokens, K written tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from transformers import GenerationConfig
-from transformers.generation.streamers import BaseStreamer
 
 from ..data import Prompt, encode_prompts
 from ..data.inputs import as_prompts
@@ -23,87 +20,18 @@ from ..passes.memory import ran_out_of_memory
 from ..passes.shared_prefix import context_window
 from ..passes.stacked_model import StackedModel
 from ..passes.texts import pad_rows
-from ..prediction.uncertainty import split_entropy
-from .causal_lm import as_causal_lm, mean_log_probs
+from .causal_lm import as_causal_lm
 from .decoding import checked
+from .streaming import OnToken, UncertaintyStreamer
+from .uncertainty import TokenUncertainty, token_uncertainty
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-OnToken = Callable[[str, "TokenUncertainty"], None]
-
 DEFAULT_NEW_TOKENS = 64
 LOGITS_AT_ONCE = 2**25  # over members, texts, tokens and vocabulary: half a GB where they are in float64
 ROWS_PER_BATCH = 8  # prompts decoded together where the caller sets no number
-
-
-@dataclass(frozen=True)
-class TokenUncertainty:
-    """Uncertainty of M members about each written token; entropies are in nats, over the whole vocabulary.
-
-    Attributes:
-        log_probs: (..., K) log-probability of the token under the ensemble, log mean_m p_m (Eq. 2 of
-            arXiv:2310.00035).
-        member_log_probs: (M, ..., K) its log-probability under each member.
-        total_entropy: (..., K) entropy of the ensemble's distribution in the token's place.
-        expected_entropy: (..., K) mean of the members' own entropies there.
-        mutual_information: (..., K) the difference of the two: what the members contradict each other about.
-        agreement: (..., K) share of the members whose most probable token it is, 0 to 1.
-    """
-
-    log_probs: Tensor
-    member_log_probs: Tensor
-    total_entropy: Tensor
-    expected_entropy: Tensor
-    mutual_information: Tensor
-    agreement: Tensor
-
-    def to_dict(self) -> dict[str, Any]:
-        """The tensors as nested lists, rounded to six digits behind the point."""
-        return {name: _rounded(value) for name, value in vars(self).items()}
-
-    def summary(self) -> dict[str, Any]:
-        """One number a sequence, of a row (K,): sums of log-probabilities, means over tokens of the rest.
-
-        A sequence's log-probability under the ensemble is the sum over its tokens, each after those before
-        it; it is what decoding maximises. The mean of the entropies is their sum, the chain rule's estimate
-        for the sequence, in nats a token.
-        """
-        return {
-            "log_prob": _rounded(self.log_probs.sum(dim=-1)),
-            "member_log_probs": _rounded(self.member_log_probs.sum(dim=-1)),
-            **{
-                name: _rounded(getattr(self, name).mean(dim=-1))
-                for name in ("total_entropy", "expected_entropy", "mutual_information")
-            },
-            "largest_mutual_information": _rounded(self.mutual_information.amax(dim=-1)),
-            "agreement": _rounded(self.agreement.mean(dim=-1)),
-        }
-
-
-def token_uncertainty(member_log_probs: Tensor, tokens: Tensor) -> TokenUncertainty:
-    """The uncertainty of `tokens` (..., K) under members' next-token log-probabilities (M, ..., K, V).
-
-    Example:
-        >>> split = token_uncertainty(torch.tensor([[[0.9, 0.1]], [[0.5, 0.5]]]).log(), torch.tensor([0]))
-        >>> split.log_probs.exp()
-        tensor([0.7000])
-        >>> split.agreement
-        tensor([1.])
-    """
-    chosen = tokens.expand(member_log_probs.shape[:-1])[..., None]
-    of_members = member_log_probs.gather(-1, chosen)[..., 0]
-    total, expected, mutual = split_entropy(member_log_probs)
-    own = member_log_probs.argmax(dim=-1) == chosen[..., 0]
-    return TokenUncertainty(
-        mean_log_probs(of_members),
-        of_members,
-        total.float(),
-        expected.float(),
-        mutual.float(),
-        own.float().mean(dim=0),
-    )
 
 
 @dataclass(frozen=True)
@@ -165,7 +93,7 @@ def generate_text(
         ConfigError: settings that do not fit each other, or memory that ran out.
 
     Example:
-        >>> from lora_ensembles import StackedModel, load_base
+        >>> from lora_ensembles import LoraEnsemble, load_base
         >>> ensemble = LoraEnsemble(*load_base(), num_members=2)
         >>> text = generate_text(ensemble, ["Q: Who is"], GenerationConfig(max_new_tokens=3, min_new_tokens=3))[0]
         >>> len(text.tokens), text.uncertainty.member_log_probs.shape
@@ -215,7 +143,7 @@ def _decode(
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
     seed: int | None,
-    streamer: BaseStreamer | None,
+    streamer: UncertaintyStreamer | None,
 ) -> list[list[int]]:
     """The written tokens of each row, `num_return_sequences` rows a prompt, cut behind their end-of-sequence
     token.
@@ -328,75 +256,3 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
         found.append(whole[len(before) :])
         before = whole
     return found
-
-
-class UncertaintyStreamer(BaseStreamer):
-    """Hands on each token of a single row as it is made, with its uncertainty.
-
-    It watches the passes of the model that generates, so close it, or use it as a context manager; not with
-    beams or chunked prefill.
-
-    Args:
-        model: the causal language model, from `as_causal_lm`, that generates.
-        tokenizer: its tokenizer.
-        write: called with the text that a token adds and its `TokenUncertainty` (one token, so (M,) and
-            scalars).
-
-    Example:
-        >>> from lora_ensembles import StackedModel, load_base
-        >>> base, tokenizer = load_base()
-        >>> model, heard = LoraEnsemble(base, tokenizer, num_members=2).as_causal_lm(), []
-        >>> with UncertaintyStreamer(model, tokenizer, lambda text, split: heard.append(text)) as streamer:
-        ...     _ = model.generate(torch.tensor([[1, 5, 7]]), max_new_tokens=4, min_new_tokens=4, streamer=streamer)
-        >>> len(heard)
-        4
-    """
-
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, write: OnToken):
-        self._tokenizer: Any = tokenizer
-        self._write = write
-        self._passes: deque[Tensor] = deque()
-        self._ids: list[int] | None = None  # None: the prompt has not come yet
-        self._shown = ""
-        self._handle = model.register_forward_hook(
-            lambda _model, _given, output: self._passes.append(output.member_log_probs[:, 0])
-        )
-
-    def __enter__(self) -> UncertaintyStreamer:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop watching the model."""
-        self._handle.remove()
-        self._passes.clear()
-
-    def put(self, value: Tensor) -> None:
-        """Take the prompt, at first, and then the tokens that one pass gave."""
-        if self._ids is None:
-            self._ids = []
-            return
-        tokens = value.flatten()
-        member_log_probs = self._passes.popleft()[
-            :, : len(tokens)
-        ]  # a pass over guessed tokens has a place for each, and some were wrong
-        split = token_uncertainty(member_log_probs, tokens.to(member_log_probs.device))
-        for place, token in enumerate(tokens.tolist()):
-            self._ids.append(token)
-            text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-            text = self._shown if text.endswith("�") else text
-            self._write(
-                text[len(self._shown) :],
-                TokenUncertainty(**{name: tensor[..., place] for name, tensor in vars(split).items()}),
-            )
-            self._shown = text
-
-    def end(self) -> None:
-        """The text is finished."""
-        self._ids, self._shown = None, ""
-
-
-def _rounded(values: Tensor) -> Any:
-    return torch.round(values.double(), decimals=6).tolist()

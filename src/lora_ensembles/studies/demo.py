@@ -1,5 +1,4 @@
-"""The whole method on the embedded base in a few minutes: few-shot, single members, ensemble, ensemble with
-decay, one report.
+"""The whole method on the embedded base in a few minutes: few-shot, members, ensembles, one report.
 
 Members without and with decay of B are trained as one stacked run of 2 M members. Member m has the same seeds
 in both arms, so that they differ by the decay alone.
@@ -236,9 +235,7 @@ def compare(
 
 
 def twice(ensemble: LoraEnsemble) -> LoraEnsemble:
-    """The ensemble with every member in it twice, first all of them and then all again, weights and seeds
-    alike.
-    """
+    """The ensemble with every member in it twice: first all, then all again, weights and seeds alike."""
     weights = [ensemble.stack.member(index) for index in range(ensemble.num_members)]
     ensemble.stack.set_members(weights * 2)
     ensemble.info.seeds = ensemble.info.seeds * 2
@@ -382,9 +379,7 @@ def option_texts(example: Example) -> list[str]:
 
 
 def vote_table(prediction: Prediction, row: int, example: Example) -> Table:
-    """Each member's probabilities of one question's options and below them the ensemble's; the most probable
-    of each is brought out.
-    """
+    """The members' and the ensemble's probabilities of one question's options; each most probable one is marked."""
     texts = option_texts(example)
     probs: Sequence[Sequence[float]] = [
         *prediction.member_log_probs[:, row].exp().tolist(),

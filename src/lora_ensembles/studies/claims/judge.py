@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ...errors import DataError
-from ...prediction.intervals import t_quantile
+from ...prediction.shares import t_quantile
 from .contrasts import CLAIMS, Contrast
 from .views import Records, View
 
