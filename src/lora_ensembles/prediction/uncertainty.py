@@ -1,5 +1,5 @@
-"""Uncertainty of an ensemble and its parts: unsure members (expected entropy) or members that contradict each
-other (mutual information).
+"""Predictive uncertainty of an ensemble and its parts: aleatoric (members are unsure alike: expected entropy)
+and epistemic (members contradict each other: mutual information).
 
 Every function but `split_entropy` takes a `Prediction` of M members, N examples and C options and returns an
 (N,) float32 tensor. Entropies are in nats. Sums are done in float64, because mutual information is a small
@@ -40,7 +40,7 @@ def split_entropy(member_log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def total_entropy(prediction: Prediction) -> Tensor:
-    """(N,) entropy of the ensemble's distribution, H[mean_m p_m], in nats; 0 to log C.
+    """(N,) predictive entropy, that of the ensemble's distribution, H[mean_m p_m], in nats; 0 to log C.
 
     Example:
         >>> from lora_ensembles.prediction.prediction import Prediction
@@ -52,8 +52,10 @@ def total_entropy(prediction: Prediction) -> Tensor:
 
 
 def expected_entropy(prediction: Prediction) -> Tensor:
-    """(N,) mean of the members' own entropies, mean_m H[p_m], in nats; 0 to log C: the part no further member
-    takes away.
+    """(N,) aleatoric uncertainty: the mean of the members' own entropies, mean_m H[p_m], in nats; 0 to log C.
+
+    It is the part of the predictive entropy that no further member takes away. Source: Depeweg et al. 2018
+    (arXiv:1710.07283), Eq. 8.
 
     Example:
         >>> from lora_ensembles.prediction.prediction import Prediction
@@ -65,10 +67,10 @@ def expected_entropy(prediction: Prediction) -> Tensor:
 
 
 def mutual_information(prediction: Prediction) -> Tensor:
-    """(N,) mutual information of the answer and the member, H[mean_m p_m] - mean_m H[p_m], in nats; 0 to log
-    min(M, C).
+    """(N,) epistemic uncertainty: the mutual information of the answer and the member (BALD), in nats; 0 to
+    log min(M, C).
 
-    It is never negative by Jensen's inequality, since entropy is concave, and 0 for a single member.
+    H[mean_m p_m] - mean_m H[p_m] (Houlsby et al. 2011, arXiv:1112.5745). It is never negative by Jensen's inequality, since entropy is concave, and 0 for a single member.
 
     Example:
         >>> from lora_ensembles.prediction.prediction import Prediction
