@@ -70,7 +70,8 @@ def mutual_information(prediction: Prediction) -> Tensor:
     """(N,) epistemic uncertainty: the mutual information of the answer and the member (BALD), in nats; 0 to
     log min(M, C).
 
-    H[mean_m p_m] - mean_m H[p_m] (Houlsby et al. 2011, arXiv:1112.5745). It is never negative by Jensen's inequality, since entropy is concave, and 0 for a single member.
+    H[mean_m p_m] - mean_m H[p_m] (Houlsby et al. 2011, arXiv:1112.5745). It is never negative by Jensen's
+    inequality, since entropy is concave, and 0 for a single member.
 
     Example:
         >>> from lora_ensembles.prediction.prediction import Prediction
