@@ -168,7 +168,7 @@ def measure(settings: dict[str, Any], data: Path | None) -> dict[str, Any]:
     both = settings["loss"] == "vocabulary" and max(lengths) > 1
     result = {}
     for score in ("sum", "mean") if both else (settings["label_score"],):
-        ensemble.info.label_score = score
+        ensemble.info = dataclasses.replace(ensemble.info, label_score=score)
         log_probs = predict(ensemble, task.validation).member_log_probs
         result[score] = [
             [[round(value, 5) for value in row] for row in member] for member in log_probs.tolist()

@@ -5,6 +5,7 @@ Shapes: M members, B rows of a member, T tokens, K answer positions, V vocabular
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,7 @@ class LoraEnsemble(StackedModel):
         config, init = adapter_for(base, own, adapter), said.init
         new = range(count)
         seeds, weights = fresh_members(base, config, seed=seed, indices=new, vary=vary, head_init=init)
-        info = EnsembleInfo(whole_seed(seed), tuple(vary), count, seeds, head=own)
+        info = EnsembleInfo(whole_seed(seed), tuple(vary), count, tuple(seeds), head=own)
         self._attach(base, tokenizer, config, weights, info)
         warn_of_copies(vary, count)
 
@@ -168,7 +169,7 @@ class LoraEnsemble(StackedModel):
         head = with_named_classes(resolve_head(base, head), base)
         config, weights = folder.read_members(paths, base, check_base=check_base, head=head_of(head).trained)
         seeds = [member_seeds(seed, index) for index in range(len(weights))]
-        info = EnsembleInfo(seed=seed, next_index=len(weights), seeds=seeds, head=head)
+        info = EnsembleInfo(seed=seed, next_index=len(weights), seeds=tuple(seeds), head=head)
         return cls.from_weights(base, tokenizer, adapter=config, weights=weights, info=info)
 
     @classmethod
@@ -258,7 +259,7 @@ class LoraEnsemble(StackedModel):
         finally:
             self.stack = AdapterStack(self.base, grown, dtype=self.base.dtype)
         self._try_base()
-        info.seeds, info.next_index = info.seeds + seeds, new.stop
+        self.info = dataclasses.replace(info, seeds=(*info.seeds, *seeds), next_index=new.stop)
 
     def load_members(self, paths: Sequence[str | Path] | str | Path, *, check_base: bool = True) -> None:
         """Add members from their folders, this library's or PEFT's own, to the ensemble as it runs; ranks and
@@ -270,10 +271,9 @@ class LoraEnsemble(StackedModel):
         _, weights = folder.read_members(paths, self.base, check_base=check_base, head=self.head.trained)
         self.stack.add_members(weights)
         info = self.info
-        info.seeds = info.seeds + [
-            member_seeds(info.seed, info.next_index + n, vary=info.vary) for n in range(len(weights))
-        ]
-        info.next_index += len(weights)
+        new = range(info.next_index, info.next_index + len(weights))
+        seeds = [member_seeds(info.seed, index, vary=info.vary) for index in new]
+        self.info = dataclasses.replace(info, seeds=(*info.seeds, *seeds), next_index=new.stop)
 
     def to(self, device: torch.device | str) -> LoraEnsemble:
         """The ensemble itself, with its base and members moved to a device."""
@@ -296,7 +296,8 @@ class LoraEnsemble(StackedModel):
         if not indices:
             raise ConfigError("no members would be left; an ensemble keeps at least 1")
         self.stack.set_members([self.stack.member(index) for index in indices])
-        self.info.seeds = [self.info.seeds[index] for index in indices]
+        seeds = tuple(self.info.seeds[index] for index in indices)
+        self.info = dataclasses.replace(self.info, seeds=seeds)
 
     def drop_members(self, indices: Sequence[int]) -> None:
         """Drop the members of these indices; at least one member stays.

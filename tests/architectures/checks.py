@@ -5,6 +5,7 @@ Shapes: M members, N examples, T tokens, V vocabulary, C labels or classes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -145,7 +146,7 @@ def forward(case: Case, where: str) -> Difference:
 def labels(case: Case, where: str, examples: Callable[[], Any]) -> Difference:
     """`predict` of labels: letters, or labels of several tokens."""
     ensemble = case.ensemble(where)
-    ensemble.info.label_score = "sum"
+    ensemble.info = dataclasses.replace(ensemble.info, label_score="sum")
     models = members_of(case, ensemble)
     found = predict(ensemble, examples()).member_log_probs
     rows = encoded(examples())

@@ -5,6 +5,7 @@ a second.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import subprocess
@@ -274,7 +275,7 @@ def test_predict_names_what_it_cannot_use(capsys, trained, questions, monkeypatc
 
 def test_an_ensemble_that_does_not_say_its_data_is_evaluated_on_what_is_given(capsys, trained, tmp_path):
     ensemble = LoraEnsemble.from_pretrained(trained)
-    ensemble.info.task = {}
+    ensemble.info = dataclasses.replace(ensemble.info, task={})
     ensemble.save_pretrained(tmp_path / "bare")
     refused = call(capsys, "evaluate", tmp_path / "bare")
     assert refused.code == 2

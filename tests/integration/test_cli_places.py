@@ -4,6 +4,7 @@ names.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -34,7 +35,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path / "project")
     Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
     made = LoraEnsemble(*load_base("tinybase"), num_members=2, adapter=adapter())
-    made.info.task = {"name": "rows", "source": {"train": "rows.jsonl"}}
+    made.info = dataclasses.replace(made.info, task={"name": "rows", "source": {"train": "rows.jsonl"}})
     made.save_pretrained("runs/rows")
     monkeypatch.chdir(tmp_path / "elsewhere")
     return tmp_path / "project"

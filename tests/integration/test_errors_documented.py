@@ -240,7 +240,7 @@ def _options_of_open_answers(folder: Path) -> object:
 @provokes("predict-open-answers")
 def _predict_open_answers(folder: Path) -> object:
     made = ensemble()
-    made.info.task = {"source": {"train": "data.jsonl", "open_ended": True}}
+    made.info = dataclasses.replace(made.info, task={"source": {"train": "data.jsonl", "open_ended": True}})
     made.save_pretrained(folder / "saved")
     return run_verb(["predict", str(folder / "saved"), "--in", str(write_lines(folder, OPEN))])
 

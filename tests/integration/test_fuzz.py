@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import io
 import json
 import os
@@ -61,7 +62,8 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A saved ensemble and files for it, which no test changes."""
     folder = tmp_path_factory.mktemp("originals")
     made = LoraEnsemble(*load_base(base_folder()), num_members=2, adapter=adapter())
-    made.info.task = {"name": "rows", "source": {"train": "rows.jsonl", "columns": {"question": "question"}}}
+    source = {"train": "rows.jsonl", "columns": {"question": "question"}}
+    made.info = dataclasses.replace(made.info, task={"name": "rows", "source": source})
     made.save_pretrained(folder / "run")
     (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in QUESTIONS))
     (folder / "rows.csv").write_text(CSV)

@@ -4,6 +4,7 @@ with the place in it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -30,7 +31,9 @@ Change = Callable[[dict[str, Any]], object]
 def saved(tmp_path: Path) -> Path:
     """An ensemble of two members that says where its questions came from."""
     made = ensemble(members=2, trained=True)
-    made.info.task = {"name": "mine", "source": {"train": "a.csv", "columns": {"question": "stem"}}}
+    made.info = dataclasses.replace(
+        made.info, task={"name": "mine", "source": {"train": "a.csv", "columns": {"question": "stem"}}}
+    )
     made.save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
 

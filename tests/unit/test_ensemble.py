@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -141,7 +143,7 @@ def test_selected_members_keep_their_answers_in_the_order_asked_for() -> None:
     made.keep_members([3, 1])
 
     assert made.num_members == 2
-    assert made.info.seeds == [seeds[3], seeds[1]]
+    assert made.info.seeds == (seeds[3], seeds[1])
     torch.testing.assert_close(made(IDS), logits[[3, 1]], rtol=0, atol=1e-5)
 
 
@@ -293,7 +295,7 @@ def test_prompt_longer_than_the_window_is_refused_or_cut_from_the_left_by_choice
     with pytest.raises(DataError, match=rf"example 'long': .* the window is {WINDOW}.*overlong='left'"):
         predict(made, [long])
     expected = predict(made, [fitting]).probs
-    made.info.overlong = "left"
+    made.info = dataclasses.replace(made.info, overlong="left")
     torch.testing.assert_close(predict(made, [long]).probs, expected, rtol=0, atol=1e-6)
 
 

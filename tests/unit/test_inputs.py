@@ -4,6 +4,7 @@ the way to convert it.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,10 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def classifier(**fields: Any) -> LoraEnsemble:
     made = heads.build_ensemble("bert", "sequence-classification", members=2, random_b=True)
-    made.info.head = heads.HeadConfig("sequence-classification", classes=tuple(CLASSES))
-    made.info.task = fields
+    made.info = dataclasses.replace(
+        made.info, head=heads.HeadConfig("sequence-classification", classes=tuple(CLASSES))
+    )
+    made.info = dataclasses.replace(made.info, task=fields)
     return made
 
 

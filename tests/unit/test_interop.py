@@ -5,6 +5,7 @@ says.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -302,7 +303,9 @@ def test_result_of_training_says_its_epochs_and_last_losses() -> None:
 
 def test_classifier_says_how_many_classes_it_has_and_mixed_ranks_their_range(tmp_path: Path) -> None:
     own = heads.build_ensemble("bert", "sequence-classification", members=1)
-    own.info.head = heads.HeadConfig("sequence-classification", classes=("a", "b", "c"))
+    own.info = dataclasses.replace(
+        own.info, head=heads.HeadConfig("sequence-classification", classes=("a", "b", "c"))
+    )
     assert "head sequence-classification of 3 classes" in repr(own)
 
     for rank in (2, 4):

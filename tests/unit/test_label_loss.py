@@ -158,7 +158,7 @@ def test_predictions_are_made_by_the_score_of_training_and_loading_keeps_it(tmp_
     torch.testing.assert_close(predict(loaded, phrase_examples()).member_log_probs, by_mean)
     alone = SingleMember(loaded, 1).member_log_probs(phrase_examples())[0]
     torch.testing.assert_close(alone, by_mean[1], atol=1e-5, rtol=1e-5)  # fp32, a batch of another size
-    loaded.info.label_score = "sum"
+    loaded.info = dataclasses.replace(loaded.info, label_score="sum")
     by_sum = predict(loaded, phrase_examples()).member_log_probs
     assert float((by_sum - by_mean).abs().max()) > 0.1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_members_can_be_loaded_alone_and_in_another_order(saved: Path) -> None:
     whole, some = load(saved), load(saved, members=[2, 0])
 
     assert some.num_members == 2
-    assert some.info.seeds == [whole.info.seeds[2], whole.info.seeds[0]]
+    assert some.info.seeds == (whole.info.seeds[2], whole.info.seeds[0])
     assert torch.equal(some(IDS), whole(IDS)[[2, 0]])
 
 
@@ -97,7 +98,9 @@ def test_members_that_are_not_there_or_come_twice_are_refused(saved: Path, membe
 
 def test_what_an_ensemble_knows_of_its_task_and_prompts_is_kept(tmp_path: Path) -> None:
     made = ensemble()
-    made.info.task, made.info.overlong = {"name": "obqa", "metrics": {"accuracy": 0.5}}, "left"
+    made.info = dataclasses.replace(
+        made.info, task={"name": "obqa", "metrics": {"accuracy": 0.5}}, overlong="left"
+    )
     made.save_pretrained(tmp_path / "saved")
 
     assert load(tmp_path / "saved").info == made.info
@@ -444,7 +447,9 @@ def test_adapter_that_cannot_be_stacked_is_refused_by_its_option(tmp_path: Path)
 
 def test_model_card_states_base_members_task_metrics_and_how_to_load(tmp_path: Path) -> None:
     made = ensemble(members=3)
-    made.info.task = {"name": "obqa", "metrics": {"accuracy": 0.85, "nll": 0.5812345, "ood_auroc": None}}
+    made.info = dataclasses.replace(
+        made.info, task={"name": "obqa", "metrics": {"accuracy": 0.85, "nll": 0.5812345, "ood_auroc": None}}
+    )
     made.save_pretrained(tmp_path / "saved")
     card = (tmp_path / "saved" / "README.md").read_text()
 

@@ -216,11 +216,12 @@ def _build(args: Arguments, source: Source, task: Task | CompletionTask, head: H
     ensemble = LoraEnsemble(
         base, tokenizer, num_members=args.members, adapter=adapter, seed=args.seed, vary=args.vary, head=head
     )
-    ensemble.info.task = {
+    remembered = {
         "name": task.name,
         "source": source.to_dict(),
         "dtype": str(base.dtype).removeprefix("torch."),
     }
+    ensemble.info = dataclasses.replace(ensemble.info, task=remembered)
     return ensemble
 
 
@@ -254,7 +255,8 @@ def _record(ensemble: LoraEnsemble, result: TrainResult, out: Path) -> dict[str,
     open_ended = "perplexity" in last["ensemble"]
     metrics = CompletionMetrics(**last["ensemble"]) if open_ended else Metrics(**last["ensemble"])
     spread = {name: MemberSpread(tuple(values)) for name, values in last["members"].items()}
-    ensemble.info.task |= {"metrics": metrics.to_dict(), "single": spread_to_dict(spread)}
+    measured = {"metrics": metrics.to_dict(), "single": spread_to_dict(spread)}
+    ensemble.info = dataclasses.replace(ensemble.info, task={**ensemble.info.task, **measured})
     update_info(ensemble, out)
     show_table(metrics_table(spread, metrics))
     few_rows(metrics.num_examples)

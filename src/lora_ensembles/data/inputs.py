@@ -4,6 +4,7 @@ convert it.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -97,9 +98,9 @@ def known_to(predictor: object) -> EnsembleInfo | None:
     return None
 
 
-def remember_labels(info: EnsembleInfo, examples: Sequence[Any]) -> None:
-    """Keep the label words of a classification, where nothing is known of its source, so that new texts can
-    be read as these were.
+def with_labels(info: EnsembleInfo, examples: Sequence[Any]) -> EnsembleInfo:
+    """The memory with the label words of a classification, where nothing is known of its source, so that new
+    texts can be read as these were.
     """
     words = classes_of(examples)
     source = info.task.get("source") or {}
@@ -108,7 +109,8 @@ def remember_labels(info: EnsembleInfo, examples: Sequence[Any]) -> None:
         and not source
         and all(example.labels == tuple(f" {word}" for word in words) for example in examples)
     ):
-        info.task["source"] = {"labels": list(words)}
+        return dataclasses.replace(info, task={**info.task, "source": {"labels": list(words)}})
+    return info
 
 
 def as_prompts(given: object) -> list[Prompt]:

@@ -114,6 +114,10 @@ class Head(ABC):
             DataError: one cannot be encoded.
         """
 
+    def named(self, examples: Sequence[Example] | Sequence[Completion]) -> HeadConfig:
+        """The settings with what training examples say of the head: the names of its classes, say."""
+        return self.config
+
     @abstractmethod
     def training_rows(
         self,

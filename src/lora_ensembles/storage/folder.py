@@ -224,7 +224,7 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
 
 def info_of(saved: SavedEnsemble) -> EnsembleInfo:
     """The memory that was saved."""
-    seeds = [MemberSeeds(*pair) for pair in saved.seeds]
+    seeds = tuple(MemberSeeds(*pair) for pair in saved.seeds)
     head = HeadConfig(**saved.head)
     return EnsembleInfo(
         saved.seed,

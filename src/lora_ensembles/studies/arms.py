@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..ensemble import EnsembleInfo, LoraEnsemble
-from ..heads import HeadConfig, adapter_for, resolve_head
+from ..heads import HeadConfig, adapter_for, head_of, resolve_head
 from ..stack.adapters import initial_weights
 from ..stack.head_config import HeadInit
 from ..stack.seeds import member_seeds
@@ -167,13 +167,15 @@ def stacked_members(
     base, tokenizer = model
     own = resolve_head(base, head)
     config = adapter_for(base, own, adapter)
-    init = own.init if own.owned else None
+    init = head_of(own).init
     starts = [(arm, member_seeds(seed, index, vary=arm.vary)) for arm in arms for index in range(members)]
     made = {
         _start(arm, seeds.init): _initial(base, arm, adapter=config, seed=seeds.init, head_init=init)
         for arm, seeds in starts
     }
-    info = EnsembleInfo(seed=seed, next_index=len(starts), seeds=[seeds for _, seeds in starts], head=own)
+    info = EnsembleInfo(
+        seed=seed, next_index=len(starts), seeds=tuple(seeds for _, seeds in starts), head=own
+    )
     weights = [made[_start(arm, seeds.init)] for arm, seeds in starts]
     return LoraEnsemble.from_weights(base, tokenizer, adapter=config, weights=weights, info=info)
 

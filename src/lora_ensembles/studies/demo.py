@@ -238,7 +238,7 @@ def twice(ensemble: LoraEnsemble) -> LoraEnsemble:
     """The ensemble with every member in it twice: first all, then all again, weights and seeds alike."""
     weights = [ensemble.stack.member(index) for index in range(ensemble.num_members)]
     ensemble.stack.set_members(weights * 2)
-    ensemble.info.seeds = ensemble.info.seeds * 2
+    ensemble.info = dataclasses.replace(ensemble.info, seeds=ensemble.info.seeds * 2)
     return ensemble
 
 

@@ -5,6 +5,7 @@ Shapes: M members, B rows of a member, N examples, P parameters of a member.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..data import Completion, Example
-from ..data.inputs import as_examples, remember_labels
+from ..data.inputs import as_examples, with_labels
 from ..disk.atomic import added_to
 from ..disk.layout import ENSEMBLE_FILE
 from ..ensemble import LoraEnsemble
@@ -74,10 +75,15 @@ def train(
     check_options(out=out, resume=resume, overwrite=overwrite)
     examples = as_examples(examples, ensemble.info, labelled=True)
     validation = as_examples(validation, ensemble.info, name="validation", labelled=True)
-    remember_labels(ensemble.info, examples)
+    ensemble.info = with_labels(ensemble.info, examples)
     check_validation(ensemble, examples, validation, config)
     trainee = AdapterTrainee(ensemble, examples, config)
-    ensemble.info.overlong, ensemble.info.label_score = config.overlong, config.label_score
+    ensemble.info = dataclasses.replace(
+        ensemble.info,
+        overlong=config.overlong,
+        label_score=config.label_score,
+        head=ensemble.head.named(examples),
+    )
     return run(
         trainee,
         config,

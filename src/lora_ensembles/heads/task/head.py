@@ -20,7 +20,7 @@ from ...passes.shared_prefix import scored_in_parts
 from ...passes.stacked_model import StackedModel
 from ...passes.texts import Texts, text_scores
 from ...passes.trunk_states import TrunkStates
-from ...stack.head_config import LabelScore
+from ...stack.head_config import HeadConfig, LabelScore
 from ...stack.lora import unfold_members
 from ..base import Head
 from ..resolve import base_kind
@@ -89,6 +89,9 @@ class TaskHead(Head):
         head = with_classes(self.config, check_examples(self.kind, examples))
         if questions := check_examples(self.kind, validation):
             encode_texts(questions, model.base, model.tokenizer, head=head, overlong=overlong)
+
+    def named(self, examples: Sequence[Example] | Sequence[Completion]) -> HeadConfig:
+        return with_classes(self.config, check_examples(self.kind, examples))
 
     def training_rows(
         self,

@@ -68,7 +68,6 @@ class TextRows:
         head = with_classes(head, questions)
         table = encode_texts(questions, ensemble.base, ensemble.tokenizer, head=head, overlong=overlong)
         check_labelled(table)
-        ensemble.info.head = head
         at_once = rows * table.width
 
         def read(numbers: Tensor) -> object:
