@@ -84,13 +84,14 @@ class LoraEnsemble(StackedModel):
         check_parts(base, tokenizer)
         count = whole_count(num_members)
         probe.check_plain(base)
-        own = resolve_head(base, head)
-        said = head_of(own)
-        said.check_base(base)
-        config, init = adapter_for(base, own, adapter), said.init
-        new = range(count)
-        seeds, weights = fresh_members(base, config, seed=seed, indices=new, vary=vary, head_init=init)
-        info = EnsembleInfo(whole_seed(seed), tuple(vary), count, tuple(seeds), head=own)
+        resolved = resolve_head(base, head)
+        own = head_of(resolved)
+        own.check_base(base)
+        config = adapter_for(base, resolved, adapter)
+        seeds, weights = fresh_members(
+            base, config, seed=seed, indices=range(count), vary=vary, head_init=own.init
+        )
+        info = EnsembleInfo(whole_seed(seed), tuple(vary), count, tuple(seeds), head=resolved)
         self._attach(base, tokenizer, config, weights, info)
         warn_of_copies(vary, count)
 

@@ -18,13 +18,12 @@ from ..heads.lm.table import TokenTable, encode_rows
 from ..passes.answer_positions import hidden_at
 from ..passes.memory import SCORING_ROWS
 from ..passes.shared_prefix import context_window
-from ..prediction.metrics import evaluate, evaluate_members
-from ..prediction.prediction import Predictor, predict
+from ..prediction.prediction import Predictor
 from ..stack.lora import fold_members
 from ..storage.folder import fingerprint
 from ..training.config import TrainConfig
 from ..training.trainee import Trainee
-from ..training.validation import check_answers
+from ..training.validation import check_answers, validate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,13 +56,7 @@ class BaselineTrainee(Trainee):
     def validate(
         self, examples: Sequence[Example] | Sequence[Completion], *, max_rows: int | None, last: bool
     ) -> dict[str, Any]:
-        questions = [example for example in examples if isinstance(example, Example)]
-        prediction = predict(self.predictor, questions, max_rows=max_rows)
-        spreads = evaluate_members(prediction)
-        return {
-            "ensemble": evaluate(prediction).to_dict(),
-            "members": {name: list(spread.values) for name, spread in spreads.items()},
-        }
+        return validate(self.predictor, examples, max_rows=max_rows, last=last)
 
 
 def check_validation(examples: Sequence[Example]) -> None:

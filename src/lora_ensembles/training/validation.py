@@ -12,9 +12,10 @@ from ..ensemble import LoraEnsemble
 from ..errors import DataError
 from ..heads.lm.completions import score_completions
 from ..heads.remarks import warn_of_one_label
-from ..prediction.completions import CompletionMetrics, evaluate_completion_members, evaluate_completions
-from ..prediction.metrics import Metrics, evaluate, evaluate_members
-from ..prediction.prediction import predict
+from ..passes.stacked_model import StackedModel
+from ..prediction.completions import CompletionScores
+from ..prediction.evaluation import evaluate, evaluate_members
+from ..prediction.prediction import Prediction, Predictor, predict
 from .config import TrainConfig
 
 
@@ -47,27 +48,25 @@ def check_answers(validation: Sequence[Example] | Sequence[Completion]) -> None:
 
 
 def validate(
-    ensemble: LoraEnsemble,
+    predictor: Predictor,
     examples: Sequence[Example] | Sequence[Completion],
     *,
     max_rows: int | None,
     last: bool,
 ) -> dict[str, Any]:
     """Metrics of the ensemble and of its members; in the `last` epoch with a warning where all rows get one
-    label.
+    label. Open answers are a language model's alone.
     """
     completions = [example for example in examples if isinstance(example, Completion)]
-    if completions:
-        scores = score_completions(ensemble, completions, max_rows=max_rows)
-        measured: Metrics | CompletionMetrics = evaluate_completions(scores)
-        spreads = evaluate_completion_members(scores)
+    result: Prediction | CompletionScores
+    if completions and isinstance(predictor, StackedModel):
+        result = score_completions(predictor, completions, max_rows=max_rows)
     else:
         questions = [example for example in examples if isinstance(example, Example)]
-        prediction = predict(ensemble, questions, max_rows=max_rows)
+        result = predict(predictor, questions, max_rows=max_rows)
         if last:
-            warn_of_one_label(prediction, questions)
-        measured, spreads = evaluate(prediction), evaluate_members(prediction)
+            warn_of_one_label(result, questions)
     return {
-        "ensemble": measured.to_dict(),
-        "members": {name: list(spread.values) for name, spread in spreads.items()},
+        "ensemble": evaluate(result).to_dict(),
+        "members": {name: list(spread.values) for name, spread in evaluate_members(result).items()},
     }
