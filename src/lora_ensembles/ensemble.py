@@ -21,6 +21,7 @@ from .errors import ConfigError
 from .generation.causal_lm import as_causal_lm
 from .heads import Head, HeadConfig, HeadKind, adapter_for, head_of, resolve_head
 from .heads.resolve import check_kind, with_named_classes
+from .heads.task.module import as_task_model
 from .passes import probe
 from .passes.shortcuts import forget
 from .passes.stacked_model import StackedModel
@@ -322,6 +323,24 @@ class LoraEnsemble(StackedModel):
         see `generation.causal_lm`.
         """
         return as_causal_lm(self)
+
+    def as_classifier(self) -> PreTrainedModel:
+        """The ensemble as a Hugging Face classifier or multiple-choice model, whose `.logits` (B, K) are the
+        log of the members' mean probabilities, for `pipeline` and whatever else takes one.
+
+        Raises:
+            ConfigError: the members own no such heads.
+        """
+        return as_task_model(self, rewards=False)
+
+    def as_reward_model(self) -> PreTrainedModel:
+        """The ensemble as a Hugging Face sequence classifier of one label, whose `.logits` (B, 1) are the
+        mean of the members' scores, for TRL's trainers and whatever else takes one.
+
+        Raises:
+            ConfigError: the members are no reward models.
+        """
+        return as_task_model(self, rewards=True)
 
     def member(self, index: int) -> PreTrainedModel:
         """One member alone as a Hugging Face causal language model.

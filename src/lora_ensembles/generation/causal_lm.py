@@ -14,9 +14,8 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +23,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..errors import ConfigError
+from ..heads.whole_model import for_members, view_as_model
 from ..passes.compat import CACHE
 from ..passes.stacked_model import StackedModel
-from ..stack.lora import fold_members, unfold_members
+from ..stack.lora import unfold_members
 
 PASSED_ON = (CACHE, "hidden_states", "attentions")
 
@@ -84,50 +84,13 @@ def as_causal_lm(ensemble: StackedModel, members: slice = slice(None)) -> PreTra
         torch.Size([1, 9])
     """
     ensemble.check_causal("generation")
-    base = ensemble.base
-    base_class: Any = type(base)
-    made: Any = object.__new__(_class_on(base_class))
-    made.__dict__ = dict(base.__dict__)
-    for name, value in base.__dict__.items():
-        if "_hooks" in name and isinstance(
-            value, dict
-        ):  # a hook on this model shall not run when the base is called
-            made.__dict__[name] = copy.copy(value)
-    made.__dict__["ensemble"], made.__dict__["ensemble_members"] = ensemble, members
-    made.generation_config = copy.deepcopy(base.generation_config)
+    made = view_as_model(ensemble, _forward, members=members, extra=_decoding)
+    made.generation_config = copy.deepcopy(ensemble.base.generation_config)
     for name in ("pad_token_id", "eos_token_id"):
         if getattr(made.generation_config, name, None) is None:
             setattr(made.generation_config, name, getattr(ensemble.tokenizer, name))
     result: PreTrainedModel = made
     return result
-
-
-@functools.cache
-def _class_on(base_class: type[Any]) -> type[Any]:
-    """The subclass of a base's class whose rows are an ensemble's."""
-    base_forward = base_class.forward
-    names = [
-        name
-        for name, parameter in inspect.signature(base_forward).parameters.items()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ][1:]  # without self
-
-    @functools.wraps(base_forward)  # `generate` reads the names of forward's parameters
-    def forward(self: Any, *args: Any, **kwargs: Any) -> EnsembleOutput | tuple[Any, ...]:
-        # Not Signature.bind, and not `|`: torch.compile of torch 2.6 cannot look into them.
-        given = {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
-        return _forward(self, functools.partial(base_forward, self), given)
-
-    members = {
-        "forward": forward,
-        "_reorder_cache": _reorder_cache,
-        "_prepare_static_cache": _static_cache_on(base_class),
-        "save_pretrained": _refuse_to_save,
-        "__doc__": f"An ensemble on a {base_class.__name__}.",
-        "__module__": __name__,
-    }
-    # Under the base's name, by which pipelines know what a model can do.
-    return type(base_class.__name__, (base_class,), members)
 
 
 def _forward(model: Any, base_forward: Any, given: dict[str, Any]) -> EnsembleOutput | tuple[Any, ...]:
@@ -141,7 +104,7 @@ def _forward(model: Any, base_forward: Any, given: dict[str, Any]) -> EnsembleOu
         )
     labels, as_tuple = given.pop("labels", None), given.pop("return_dict", None) is False
     members = len(range(ensemble.num_members)[model.ensemble_members])
-    repeated = {name: _for_members(value, rows.shape[0], members) for name, value in given.items()}
+    repeated = {name: for_members(value, rows.shape[0], members) for name, value in given.items()}
     positions = given.get("position_ids")
     if positions is not None and positions.dim() == 3:  # (3 or 4, B, T), for time, height and width
         repeated["position_ids"] = positions.repeat(1, members, 1)
@@ -160,15 +123,6 @@ def _forward(model: Any, base_forward: Any, given: dict[str, Any]) -> EnsembleOu
         if name not in ("loss", "logits", *PASSED_ON):  # RWKV's state, say, which the next pass needs
             made[name] = value
     return made.to_tuple() if as_tuple else made
-
-
-def _for_members(value: Any, rows: int, members: int) -> Any:
-    """A tensor of B rows repeated for the members, member-major; anything else as it is."""
-    if isinstance(value, Mapping):  # one mask for each kind of attention layer
-        return {name: _for_members(one, rows, members) for name, one in value.items()}
-    if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == rows:
-        return fold_members(value.expand(members, *value.shape))
-    return value
 
 
 def _reorder_cache(self: Any, cache: Any, beam_idx: Tensor) -> Any:
@@ -196,9 +150,6 @@ def _static_cache_on(base_class: type[Any]) -> Any:
     return prepare_for_members
 
 
-@functools.wraps(PreTrainedModel.save_pretrained)
-def _refuse_to_save(self: Any, *_arguments: Any, **_options: Any) -> NoReturn:
-    raise ConfigError(
-        "this model is a view of an ensemble; save that one: model.ensemble.save_pretrained(path). A Trainer would train the members "
-        "jointly, by the loss of their mean: set its save_strategy to 'no', or train each by its own loss with lora_ensembles.train"
-    )
+def _decoding(base_class: type[Any]) -> dict[str, Any]:
+    """Methods by which caches follow the rows of all members."""
+    return {"_reorder_cache": _reorder_cache, "_prepare_static_cache": _static_cache_on(base_class)}

@@ -379,7 +379,7 @@ def option_texts(example: Example) -> list[str]:
 
 
 def vote_table(prediction: Prediction, row: int, example: Example) -> Table:
-    """The members' and the ensemble's probabilities of one question's options; each most probable one is marked."""
+    """Each member's and the ensemble's probabilities of a question's options; the largest are marked."""
     texts = option_texts(example)
     probs: Sequence[Sequence[float]] = [
         *prediction.member_log_probs[:, row].exp().tolist(),
