@@ -13,7 +13,6 @@ import torch
 
 from lora_ensembles.errors import CheckpointError, DataError
 from lora_ensembles.prediction.prediction import Prediction
-from lora_ensembles.studies import claims
 from lora_ensembles.studies.arms import Arm, decay_arms, randomness_arms, regulariser_arms, train_arms
 from lora_ensembles.studies.claims.contrasts import CLAIMS, Contrast
 from lora_ensembles.studies.claims.judge import LEAST_TASKS, interval_of_tasks, judge, judge_contrast
@@ -375,4 +374,4 @@ def test_without_an_effect_a_verdict_is_wrong_in_one_study_of_twenty(tasks: int,
 
 def test_claims_are_those_of_the_paper_in_order() -> None:
     assert [name for name, _, _ in CLAIMS] == [f"C{number}" for number in range(1, 12)]
-    assert json.dumps([claim.to_dict() for claim in claims.judge(records())])
+    assert json.dumps([claim.to_dict() for claim in judge(records())])

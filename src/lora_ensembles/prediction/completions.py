@@ -29,6 +29,7 @@ class CompletionScores:
         ids: the N examples' identifiers, in row order.
 
     Example:
+        >>> import torch
         >>> scores = CompletionScores(torch.tensor([[[0.5, 0.5]], [[0.25, 1.0]]]).log(), torch.tensor([[True, True]]), ("q1",))
         >>> scores.log_probs.exp()  # the mean of the members' probabilities at each step
         tensor([[0.3750, 0.7500]])
@@ -115,6 +116,7 @@ def evaluate_completions(scores: CompletionScores) -> CompletionMetrics:
     step.
 
     Example:
+        >>> import torch
         >>> scores = CompletionScores(torch.tensor([[[0.5, 0.5]], [[0.5, 0.5]]]).log(), torch.tensor([[True, True]]))
         >>> evaluate_completions(scores).nll, evaluate_completions(scores).perplexity
         (1.3862943649291992, 2.0)
@@ -165,6 +167,7 @@ def evaluate_completion_members(scores: CompletionScores) -> dict[str, MemberSpr
     """`evaluate_completions` of every member on its own, by metric name.
 
     Example:
+        >>> import torch
         >>> scores = CompletionScores(torch.tensor([[[0.5]], [[0.25]]]).log(), torch.tensor([[True]]))
         >>> print(evaluate_completion_members(scores)["perplexity"])
         3.0000 ± 1.4142
