@@ -24,11 +24,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DATA_VARIABLE = "LORA_ENSEMBLES_DATA"
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("needs an accelerator")
-
-
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     """The global generators start every test from the same state; code under test must not depend on them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -378,3 +379,27 @@ def test_every_file_of_the_package_that_architecture_md_names_exists() -> None:
     assert sorted(set(named) - files) == []
     folders = {path.parent.name for path in package_files(REPOSITORY / "src")}
     assert sorted(set(re.findall(r"\b(\w+)/", tree)) - folders - {"src"}) == []
+
+
+def test_every_path_that_docs_name_exists() -> None:
+    """Paths below the repository in backticks or links of the pages that people read."""
+    missing = []
+    for page in (
+        REPOSITORY / "README.md",
+        REPOSITORY / "CONTRIBUTING.md",
+        *(REPOSITORY / "docs").glob("*.md"),
+    ):
+        text = page.read_text(encoding="utf-8")
+        read = "\n".join(line for line in text.splitlines() if "--out" not in line)
+        for named in re.findall(r"\b((?:src|tests|docs|benchmarks|examples|results)/[\w./-]+\.\w+)", read):
+            if not (REPOSITORY / named).exists():
+                missing.append(f"{page.name}: {named}")
+    assert missing == []
+
+
+def test_every_marker_of_the_tests_is_used() -> None:
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    markers = settings["tool"]["pytest"]["ini_options"].get("markers", [])
+    texts = [path.read_text(encoding="utf-8") for path in (REPOSITORY / "tests").rglob("*.py")]
+    names = [marker.partition(":")[0].strip() for marker in markers]
+    assert [name for name in names if not any(f"mark.{name}" in text for text in texts)] == []
