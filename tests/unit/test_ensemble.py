@@ -186,6 +186,20 @@ def test_to_moves_base_and_members_and_gives_the_ensemble_itself() -> None:
     assert made.device == made.stack.a.device == torch.device("cpu")
 
 
+@torch.no_grad()
+def test_a_view_of_some_members_gives_their_logits_alone() -> None:
+    made = ensemble(members=4)
+    made.stack.b.normal_()
+    whole = made(IDS)
+    view = made.view(range(1, 3))
+    assert view.num_members == 2
+    torch.testing.assert_close(view(IDS), whole[1:3])
+    assert not torch.allclose(whole[1:3], whole[:2])
+    dropped = made.repeated(1, passes=2, dropout=0.5, seed=0)
+    with pytest.raises(ConfigError, match="asked by member_log_probs alone"):
+        dropped(IDS)
+
+
 def test_base_called_by_itself_is_refused_because_its_rows_have_no_member() -> None:
     made = ensemble()
 

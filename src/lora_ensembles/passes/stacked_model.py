@@ -64,6 +64,11 @@ class StackedModel:
         return self.stack.num_members
 
     @property
+    def asked(self) -> slice:
+        """The members of the stack that a pass asks."""
+        return slice(None)
+
+    @property
     def device(self) -> torch.device:
         return self.base.device
 
@@ -104,17 +109,15 @@ class StackedModel:
         """
         self.check_causal("calling an ensemble")
         rows = rows_of_members(input_ids, self.num_members)
-        with self.stack.running(rows=rows.shape[0] * rows.shape[1], tokens=rows.numel()), frozen_products():
+        count = rows.shape[0] * rows.shape[1]
+        with self.stack.running(rows=count, tokens=rows.numel(), members=self.asked), frozen_products():
             logits = self.base(input_ids=fold_members(rows), use_cache=False).logits
         return unfold_members(logits, rows.shape[0])
 
-    def answer_logits(self, input_ids: Tensor, positions: Tensor, *, members: slice = slice(None)) -> Tensor:
-        """Next-token logits (M, B, K, V) at `positions` (M, B, K) of right-padded `input_ids` (M, B, T).
-
-        `members` says which members the leading axis holds.
-        """
+    def answer_logits(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """Next-token logits (M, B, K, V) at `positions` (M, B, K) of right-padded `input_ids` (M, B, T)."""
         count, rows = input_ids.shape[:2]
-        with self.stack.running(rows=count * rows, tokens=input_ids.numel(), members=members):
+        with self.stack.running(rows=count * rows, tokens=input_ids.numel(), members=self.asked):
             logits = answer_logits(self.base, fold_members(input_ids), fold_members(positions))
         return unfold_members(logits, count)
 
@@ -179,6 +182,10 @@ class _View(StackedModel):
     def num_members(self) -> int:
         return len(self._members)
 
+    @property
+    def asked(self) -> slice:
+        return slice(self._members.start, self._members.stop)
+
     def shared_rows(self, max_rows: int) -> SharedRows:
         return SharedRows(self.base, self.stack, self._members, self.trunk, max_rows)
 
@@ -201,6 +208,12 @@ class _Dropped(_View):
     def __init__(self, model: StackedModel, member: int, *, passes: int, dropout: float, seed: int):
         super().__init__(model, range(passes))
         self._member, self._dropout, self._seed = member, dropout, seed
+
+    @property
+    def asked(self) -> slice:
+        raise ConfigError(
+            "one member in several passes with dropout is asked by member_log_probs alone, which names its rows"
+        )
 
     def shared_rows(self, max_rows: int) -> SharedRows:
         return DroppedRows(
