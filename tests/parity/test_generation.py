@@ -28,7 +28,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from lora_ensembles import LoraEnsemble, load_base
 from lora_ensembles.errors import ConfigError
-from lora_ensembles.generation.causal_lm import mean_log_probs
+from lora_ensembles.heads.whole_model import mean_log_probs
 from tiny_models import ARCHITECTURES, adapter_config, build, build_ensemble, random_rows, tokenizer
 
 MEMBERS = 3

@@ -189,7 +189,7 @@ class LastLayerHeads:
         def read(texts: Texts) -> Tensor:
             return self.scores(self._features(texts).expand(self.num_members, -1, -1))
 
-        return texts_log_probs(table, read, copies=1, max_rows=max_rows, padded=not self.padding_is_read)
+        return texts_log_probs(table, read, max_rows=max_rows, padded=not self.padding_is_read)
 
     def scores(self, features: Tensor, *, members: slice = slice(None)) -> Tensor:
         """Scores (M, B, K) by the heads of these members of what enters them (M, B, H)."""

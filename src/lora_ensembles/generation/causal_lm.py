@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..errors import ConfigError
-from ..heads.whole_model import for_members, view_as_model
+from ..heads.whole_model import for_members, mean_log_probs, rows_of, view_as_model
 from ..passes.compat import CACHE
 from ..passes.stacked_model import StackedModel
 from ..stack.lora import unfold_members
@@ -49,20 +47,6 @@ class EnsembleOutput(CausalLMOutputWithPast):
     """
 
     member_log_probs: Tensor | None = None
-
-
-def mean_log_probs(member_log_probs: Tensor) -> Tensor:
-    """The log of the members' mean probability: (M, ...) to (...). Source: Eq. 2 of arXiv:2310.00035.
-
-    Example:
-        >>> mean_log_probs(torch.tensor([[0.9, 0.1], [0.3, 0.7]]).log()).exp()
-        tensor([0.6000, 0.4000])
-    """
-    if (
-        member_log_probs.shape[0] == 1
-    ):  # exact: a member alone is not rounded by a detour through its exponentials
-        return member_log_probs[0]
-    return member_log_probs.logsumexp(dim=0) - math.log(member_log_probs.shape[0])
 
 
 def as_causal_lm(ensemble: StackedModel, members: slice = slice(None)) -> PreTrainedModel:
@@ -95,13 +79,7 @@ def as_causal_lm(ensemble: StackedModel, members: slice = slice(None)) -> PreTra
 
 def _forward(model: Any, base_forward: Any, given: dict[str, Any]) -> EnsembleOutput | tuple[Any, ...]:
     ensemble: StackedModel = model.ensemble
-    rows = given.get("input_ids")
-    if rows is None:
-        rows = given.get("inputs_embeds")
-    if rows is None:
-        raise ConfigError(
-            "the ensemble was called without rows; pass input_ids (B, T) or inputs_embeds (B, T, D)"
-        )
+    rows = rows_of(given)
     labels, as_tuple = given.pop("labels", None), given.pop("return_dict", None) is False
     members = len(range(ensemble.num_members)[model.ensemble_members])
     repeated = {name: for_members(value, rows.shape[0], members) for name, value in given.items()}

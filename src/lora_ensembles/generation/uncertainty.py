@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..heads.whole_model import mean_log_probs
 from ..prediction.uncertainty import split_entropy
-from .causal_lm import mean_log_probs
 
 
 @dataclass(frozen=True)

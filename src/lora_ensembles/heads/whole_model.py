@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -20,18 +21,12 @@ from ..stack.lora import fold_members
 
 # The view, the base's own forward, and the arguments of a pass by name -> its outputs.
 Run = Callable[[Any, Callable[..., Any], dict[str, Any]], Any]
-Extra = Callable[
-    [type[Any]], dict[str, Any]
-]  # what a view's class has beside its forward, of the base's class
-
-
-def nothing_more(_base_class: type[Any]) -> dict[str, Any]:
-    """No further attributes of a view's class."""
-    return {}
+# A base's class -> the attributes of a view's class beside its forward.
+Extra = Callable[[type[Any]], dict[str, Any]]
 
 
 def view_as_model(
-    model: StackedModel, run: Run, *, members: slice = slice(None), extra: Extra = nothing_more
+    model: StackedModel, run: Run, *, members: slice = slice(None), extra: Extra | None = None
 ) -> Any:
     """A model of the base's class that shares the base and the stack, and whose forward is `run`.
 
@@ -52,7 +47,7 @@ def view_as_model(
 
 
 @functools.cache
-def _class_on(base_class: type[Any], run: Run, extra: Extra) -> type[Any]:
+def _class_on(base_class: type[Any], run: Run, extra: Extra | None) -> type[Any]:
     """The subclass of a base's class whose rows are an ensemble's."""
     base_forward = base_class.forward
     names = [
@@ -72,10 +67,40 @@ def _class_on(base_class: type[Any], run: Run, extra: Extra) -> type[Any]:
         "save_pretrained": _refuse_to_save,
         "__doc__": f"An ensemble on a {base_class.__name__}.",
         "__module__": __name__,
-        **extra(base_class),
+        **(extra(base_class) if extra else {}),
     }
     # Under the base's name, by which pipelines know what a model can do.
     return type(base_class.__name__, (base_class,), attributes)
+
+
+def mean_log_probs(member_log_probs: Tensor) -> Tensor:
+    """The log of the members' mean probability: (M, ...) to (...). Source: Eq. 2 of arXiv:2310.00035.
+
+    Example:
+        >>> import torch
+        >>> mean_log_probs(torch.tensor([[0.9, 0.1], [0.3, 0.7]]).log()).exp()
+        tensor([0.6000, 0.4000])
+    """
+    if (
+        member_log_probs.shape[0] == 1
+    ):  # exact: a member alone is not rounded by a detour through its exponentials
+        return member_log_probs[0]
+    return member_log_probs.logsumexp(dim=0) - math.log(member_log_probs.shape[0])
+
+
+def rows_of(given: Mapping[str, Any]) -> Tensor:
+    """The rows of a pass, of its arguments by name: `input_ids` (B, ...), or else `inputs_embeds` (B, ..., D).
+
+    Raises:
+        ConfigError: there are none.
+    """
+    for name in ("input_ids", "inputs_embeds"):
+        rows: Tensor | None = given.get(name)
+        if rows is not None:
+            return rows
+    raise ConfigError(
+        "the ensemble was called without rows; pass input_ids (B, T) or inputs_embeds (B, T, D)"
+    )
 
 
 def for_members(value: Any, rows: int, members: int) -> Any:

@@ -37,9 +37,8 @@ def context_window(base: nn.Module) -> int | None:
     return None
 
 
-Names = Callable[
-    [], Sequence[Sequence[int]]
-]  # what tells a pass's B rows from others, in whatever batch they are read
+# A pass's B rows by names that tell them from others, in whatever batch they are read.
+Names = Callable[[], Sequence[Sequence[int]]]
 
 
 @dataclass(frozen=True)

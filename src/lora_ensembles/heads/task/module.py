@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -19,7 +18,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from ...errors import ConfigError
 from ...passes.stacked_model import StackedModel
 from ...stack.lora import unfold_members
-from ..whole_model import for_members, view_as_model
+from ..whole_model import for_members, mean_log_probs, rows_of, view_as_model
 from .head import task_head_of
 
 
@@ -62,27 +61,16 @@ def _forward(
     view: Any, base_forward: Callable[..., Any], given: dict[str, Any]
 ) -> EnsembleScores | tuple[Any, ...]:
     model: StackedModel = view.ensemble
-    rows = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-    if rows is None:
-        raise ConfigError(
-            "the ensemble was called without rows; pass input_ids (B, T) or inputs_embeds (B, T, D)"
-        )
+    rows = rows_of(given)
+    shape = rows.shape if given.get("input_ids") is not None else rows.shape[:-1]  # of tokens
     labels, as_tuple = given.pop("labels", None), given.pop("return_dict", None) is False
-    members, batch = model.num_members, rows.shape[0]
-    repeated = {name: for_members(value, batch, members) for name, value in given.items()}
-    axes = (
-        rows.shape[:-1] if given.get("input_ids") is not None else rows.shape[:-2]
-    )  # (B,) or (B, options) texts
-    texts = members * axes.numel()
-    tokens = members * (rows.numel() if given.get("input_ids") is not None else rows.shape[:-1].numel())
-    with model.stack.running(rows=texts, tokens=tokens):
+    members = model.num_members
+    repeated = {name: for_members(value, rows.shape[0], members) for name, value in given.items()}
+    # A multiple-choice model folds (B, options, T) into B * options texts.
+    with model.stack.running(rows=members * shape[:-1].numel(), tokens=members * shape.numel()):
         member_logits = unfold_members(base_forward(**repeated).logits, members)
-    if member_logits.shape[-1] == 1:
-        logits = member_logits.float().mean(dim=0)
-    else:
-        logits = (
-            member_logits.float().log_softmax(dim=-1).logsumexp(dim=0) - torch.tensor(float(members)).log()
-        )
+    scores = member_logits.float()
+    logits = scores.mean(dim=0) if scores.shape[-1] == 1 else mean_log_probs(scores.log_softmax(dim=-1))
     result = EnsembleScores(loss=_loss(logits, labels), logits=logits, member_logits=member_logits)
     return result.to_tuple() if as_tuple else result
 

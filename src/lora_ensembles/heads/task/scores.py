@@ -40,19 +40,17 @@ def text_passes(table: TextTable, *, rows: int, padded: bool) -> list[Tensor]:
     return [numbers for group in order.split(sizes) for numbers in group.split(rows)]
 
 
-def texts_log_probs(
-    table: TextTable, read: ReadTexts, *, copies: int, max_rows: int | None, padded: bool
-) -> Tensor:
-    """log p of each class or option (M, N, C) from `read`, which reads each text `copies` times at once.
+def texts_log_probs(table: TextTable, read: ReadTexts, *, max_rows: int | None, padded: bool) -> Tensor:
+    """log p of each class or option (M, N, C) from `read`, which reads each text once for all members.
 
-    At most `max_rows` rows (copies * texts) are in flight, by default what suits the device, and fewer when
-    memory runs out; unless `padded`, the texts of a pass are of one length.
+    At most `max_rows` texts are in flight, by default what suits the device, and fewer when memory runs out;
+    unless `padded`, the texts of a pass are of one length.
 
     Raises:
         ConfigError: memory does not hold a single row.
     """
-    rows_in_flight = table.rows_in_flight(copies, max_rows=max_rows)
     scores = scored_in_parts(
-        lambda rows: score_texts(table, read, rows=max(1, rows // copies), padded=padded), rows_in_flight
+        lambda rows: score_texts(table, read, rows=rows, padded=padded),
+        table.rows_in_flight(1, max_rows=max_rows),
     )
     return log_probs(table.per_example(scores))
