@@ -20,7 +20,8 @@ from lora_ensembles import load_base
 from lora_ensembles.errors import LoraEnsemblesError
 from lora_ensembles.heads import HeadKind
 from lora_ensembles.studies.claims.judge import judge
-from lora_ensembles.studies.grid import ENCODER, KINDS
+from lora_ensembles.studies.grid import ENCODER
+from lora_ensembles.studies.kinds import KINDS
 from lora_ensembles.studies.report.write import write_report
 from lora_ensembles.studies.runner import run_grid
 from lora_ensembles.studies.store import by_kind

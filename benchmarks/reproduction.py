@@ -18,7 +18,7 @@ from typing import Any
 from lora_ensembles.errors import DataError
 from lora_ensembles.studies.claims.contrasts import CLAIMS
 from lora_ensembles.studies.claims.judge import LEAST_TASKS, Claim, judge
-from lora_ensembles.studies.grid import KINDS
+from lora_ensembles.studies.kinds import KINDS
 from lora_ensembles.studies.report import open_tables, tables
 from lora_ensembles.studies.report.figures.values import Records, by_task, smaller_grid
 from lora_ensembles.studies.report.page import Table

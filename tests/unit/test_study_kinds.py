@@ -14,7 +14,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from lora_ensembles.baselines import LastLayerEnsemble, TemperatureScaled
-from lora_ensembles.cli.study import KINDS as NAMED
 from lora_ensembles.data import Task
 from lora_ensembles.prediction.prediction import predict
 from lora_ensembles.stack.seeds import member_seeds
@@ -118,10 +117,6 @@ def test_a_new_kind_is_keyed_by_what_it_depends_on() -> None:
     }
     for kind in KINDS:
         assert json.dumps(settings_of(FULL, kind, "world-cqa", 0))
-
-
-def test_the_command_line_names_every_kind() -> None:
-    assert tuple(KINDS) == NAMED
 
 
 def test_open_kinds_have_every_seed_of_open_tasks_in_full_and_one_of_one_in_quick() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..disk.atomic import check_writable
 from ..errors import ConfigError, unknown_name
+from ..studies.kinds import KINDS
 from ..studies.report.page import Table
 from .common import Arguments, add_model_flags, count, load_model, say, words
 
@@ -24,17 +25,6 @@ EXAMPLES = """examples:
   lora-ensembles study sweep --tasks world-cqa --out runs/study        one kind of record of the list above
   lora-ensembles study claims --from runs/study --json                 what the records say of each claim
   lora-ensembles study all --base meta-llama/Llama-2-7b-hf --dtype bfloat16 --data datasets --out runs/llama"""
-KINDS = (
-    "sweep",
-    "randomness",
-    "pool",
-    "few_shot",
-    "last_layer",
-    "methods",
-    "initialisation",
-    "rank",
-    "strength",
-)
 WHAT = ("all", "claims", *KINDS)
 
 

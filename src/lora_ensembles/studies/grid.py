@@ -13,6 +13,7 @@ from ..data import PAPER_TASKS
 from ..heads import HeadKind
 from ..training.config import PAPER_BATCH_SIZES, TrainConfig
 from .arms import DECAY_PER_STEP, KL_WEIGHTS
+from .kinds import KINDS
 
 # A step of AdamW and its decay balance where an element of B is 1 / lambda at most, so lambda says how far an
 # update may grow beside the base's weights, which are drawn as 1 / sqrt(width). The embedded base is 128 wide
@@ -178,17 +179,6 @@ def quick(grid: Grid) -> Grid:
     return dataclasses.replace(grid, name=f"{grid.name}, quick", **sizes, **own)
 
 
-KINDS = (
-    "sweep",
-    "randomness",
-    "pool",
-    "few_shot",
-    "last_layer",
-    "methods",
-    "initialisation",
-    "rank",
-    "strength",
-)
 CHOICE = "choice"  # the kind that the others of a grid with `choose` depend on
 _SHARED = ("base", "members", "learning_rate", "batch_size", "snapshots", "limit")
 _FIRST = (*_SHARED, "kl", "decays", "decay", "pool", "subsets", "shots", "draws")

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .grid import CHOICE, KINDS, Grid, cells, settings_of
+from .grid import CHOICE, Grid, cells, settings_of
+from .kinds import KINDS
 from .kinds.choice import choice, with_choice
 from .kinds.initialisation import initialisation
 from .kinds.methods import methods
