@@ -15,9 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lora_ensembles.data import Example, render_prompt
 from lora_ensembles.ensemble import LoraEnsemble
-from lora_ensembles.heads import TrainingRows
 from lora_ensembles.passes.decoder import recomputed
-from lora_ensembles.training.config import TrainConfig
 
 NAMES = "otter heron badger falcon beaver lynx marten plover".split()
 PLACES = "lake forest moor coast".split()
@@ -177,18 +175,3 @@ def check_recomputed(ensemble: LoraEnsemble, loss_of: Callable[[], Tensor]) -> N
     (expected, whole), (gradients, less) = found
     torch.testing.assert_close(gradients, expected, atol=1e-6 * float(expected.abs().max()), rtol=1e-5)
     assert less < whole
-
-
-def training_rows(
-    ensemble: LoraEnsemble, examples: Sequence[Example], config: TrainConfig, *, with_kl: bool
-) -> TrainingRows:
-    """What the members of an ensemble learn from, as `train` asks for it."""
-    return ensemble.head.training_rows(
-        ensemble,
-        examples,
-        loss=config.loss,
-        label_score=config.label_score,
-        overlong=config.overlong,
-        rows=config.max_rows or config.batch_size * ensemble.num_members,
-        with_kl=with_kl,
-    )

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lora_ensembles import TrainConfig, predict, train
-from tiny_ensembles import check_recomputed, no_memory_left, training_rows
+from lora_ensembles.training.adapters import AdapterTrainee
+from tiny_ensembles import check_recomputed, no_memory_left
 from tiny_heads import ARCHITECTURES, build_ensemble, examples_for
 
 KINDS = ("sequence-classification", "multiple-choice", "reward")
@@ -46,6 +47,6 @@ def test_texts_are_scored_in_parts_that_fit(kind: str) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_activations_computed_twice_give_the_same_gradients_and_take_less_memory(name: str) -> None:
     ensemble = build_ensemble(name, "sequence-classification", members=2, random_b=True)
-    rows = training_rows(ensemble, examples_for("sequence-classification"), CONFIG, with_kl=False)
+    rows = AdapterTrainee(ensemble, examples_for("sequence-classification"), CONFIG).rows
     indices = torch.tensor([[0, 1, 2], [3, 4, 5]])
     check_recomputed(ensemble, lambda: rows.losses(indices, members=slice(None), first_row=0).loss.sum())

@@ -11,9 +11,9 @@ from torch import Tensor
 from lora_ensembles import LastLayerHeads, LoraEnsemble, MCDropout, SingleMember, predict, train
 from lora_ensembles.heads.task.table import passes_of_one_length
 from lora_ensembles.passes.token_probe import padding_is_read
+from lora_ensembles.training.adapters import AdapterTrainee
 from reference_heads import assert_same_head, check_scores, check_training
 from reference_training import Recipe, assert_same_weights, config_of
-from tiny_ensembles import training_rows
 from tiny_heads import ARCHITECTURES, KINDS, PADDING_READERS, build, build_ensemble, examples_for, tokenizer
 
 RECIPE = Recipe(epochs=2, loss="auto")  # 10 examples in batches of 4, 4 and 2: 3 steps an epoch
@@ -129,7 +129,7 @@ def test_validation_and_other_predictors_say_of_a_text_what_they_say_of_it_alone
 
 def passes_of(ensemble: LoraEnsemble, kind: str) -> list[torch.Size]:
     """The rows and tokens of the passes that the losses of a step take."""
-    rows = training_rows(ensemble, examples_for(kind), config_of(RECIPE), with_kl=False)
+    rows = AdapterTrainee(ensemble, examples_for(kind), config_of(RECIPE)).rows
     assert ensemble.padding_is_read
     assert ensemble.token_read is None  # both are tried here, and not counted below
     seen: list[torch.Size] = []

@@ -44,7 +44,7 @@ from lora_ensembles.heads import RewardPrediction
 from lora_ensembles.heads.resolve import adapter_for, member_modules, resolve_head
 from lora_ensembles.heads.task.encoding import encode_texts
 from lora_ensembles.passes.texts import text_window
-from tiny_ensembles import training_rows
+from lora_ensembles.training.adapters import AdapterTrainee
 from tiny_heads import (
     ARCHITECTURES,
     WINDOW,
@@ -403,7 +403,7 @@ def test_the_number_of_operators_of_a_step_does_not_depend_on_the_number_of_memb
     counts = []
     for members in (5, 8):  # with fewer, narrowed products are too small for the kernel that larger ones take
         ensemble = build_ensemble("bert", kind, members=members)
-        rows = training_rows(ensemble, examples_for(kind), CONFIG, with_kl=False)
+        rows = AdapterTrainee(ensemble, examples_for(kind), CONFIG).rows
         for _ in range(2):  # what a first pass in a process tries and keeps is not counted
             with _Counted() as counted:
                 loss = rows.losses(

@@ -28,7 +28,7 @@ from lora_ensembles.errors import CheckpointError, ConfigError, DataError
 from lora_ensembles.heads.lm.label_losses import LabelTable
 from lora_ensembles.heads.remarks import warn_of_one_label
 from lora_ensembles.prediction.prediction import Prediction
-from tiny_ensembles import training_rows
+from lora_ensembles.training.adapters import AdapterTrainee
 from tiny_models import build, build_ensemble, letter_examples, open_examples, phrase_examples, tokenizer
 
 CONFIG = TrainConfig(epochs=1, batch_size=4)
@@ -41,7 +41,7 @@ def rows_of(*labels: tuple[int, ...], prompt: tuple[int, ...] = (1, 9)) -> list[
 
 
 def loss_of(config: TrainConfig, examples: list[Any]) -> str:
-    return training_rows(build_ensemble(), examples, config, with_kl=False).loss
+    return AdapterTrainee(build_ensemble(), examples, config).rows.loss
 
 
 # The table
@@ -62,9 +62,9 @@ def test_a_row_serves_all_labels_that_it_begins_with() -> None:
 
 
 def test_letters_take_no_more_rows_than_the_loss_over_the_vocabulary() -> None:
-    rows = training_rows(
-        build_ensemble(), letter_examples(), dataclasses.replace(CONFIG, loss="labels"), with_kl=False
-    )
+    rows = AdapterTrainee(
+        build_ensemble(), letter_examples(), dataclasses.replace(CONFIG, loss="labels")
+    ).rows
     assert (rows.loss, rows.passes) == ("labels", 1)
 
 

@@ -199,11 +199,7 @@ def _positive(value: float) -> float:
     return max(0.0, value)
 
 
-_MEANS: dict[Any, Callable[[Any], Tensor]] = {
-    nll: nll_of_each,
-    brier: brier_of_each,
-    answer_nll: nll_of_each_answer,
-}
+_MEANS: dict[Any, Callable[[Prediction], Tensor]] = {nll: nll_of_each, brier: brier_of_each}
 _STUDENTISED: dict[Any, Callable[[Any], Studentised | None]] = {
     nll: lambda prediction: ratio(nll_of_each(prediction), back=_positive),
     brier: lambda prediction: ratio(brier_of_each(prediction), back=lambda value: min(2.0, _positive(value))),

@@ -280,7 +280,7 @@ def _write(folder: Path, compared: Comparison, settings: DemoSettings, made: dic
     metrics = compared.metrics()
     one = {
         "few-shot base (one draw)": compared.few_shot.known.member(0),
-        "single member": compared.plain.known.member(0),
+        "single member (member 0)": compared.plain.known.member(0),
     }
     arms = {**one, compared.plain.name: compared.plain.known, compared.decayed.name: compared.decayed.known}
     images = {
@@ -350,11 +350,8 @@ def _unsure(compared: Comparison, number: int) -> list[str]:
     probabilities.
     """
     information = mutual_information(compared.plain.known)
-    parts = [
-        paragraph(
-            "The questions of the largest mutual information: each member is sure, and they do not agree. A member's vote is bold."
-        )
-    ]
+    said = "The questions of the largest epistemic uncertainty (mutual information), about which members "
+    parts = [paragraph(said + "contradict each other most. A member's vote is bold.")]
     for row in information.argsort(descending=True)[:number].tolist():
         example = compared.task.validation[row]
         parts += [
