@@ -260,11 +260,11 @@ def test_a_member_of_the_command_line_opens_in_peft(
         (["--task", "world-cqa", "--max-length", 9], "--max-length: for members with heads of their own"),
         (
             ["--head", "multiple-choice", "--task", "world-cqa", "--head-init", "base"],
-            "head was not in its checkpoint, so it was drawn anew",
+            "head was not in its checkpoint, so it was newly initialised",
         ),
         (
             ["--head", "multiple-choice", "--task", "world-cqa", "--kl-weight", 1],
-            "heads were drawn anew, so the base has no distribution",
+            "heads were newly initialised, so the base has no distribution",
         ),
     ],
 )

@@ -99,7 +99,7 @@ def test_divergence_from_a_trained_head_keeps_members_near_it() -> None:
     near.fit(examples, replace(CONFIG, epochs=20, kl_weight=20.0))
     moved = [(predict(one, examples).probs - start.probs).abs().max() for one in (free, near)]
     assert moved[1] < 0.3 * moved[0]
-    with pytest.raises(ConfigError, match="heads were drawn anew"):
+    with pytest.raises(ConfigError, match="heads were newly initialised"):
         made("bert", "sequence-classification").fit(examples, replace(CONFIG, kl_weight=1.0))
 
 
@@ -139,7 +139,7 @@ def test_the_orders_are_those_of_adapters_with_a_length_window(monkeypatch: pyte
 
 
 def test_a_pooler_that_the_checkpoint_lacks_is_the_members_own(tmp_path: Path) -> None:
-    """Each load draws it anew, and the members' predictions stay the same."""
+    """Each load newly initialises it, and the members' predictions stay the same."""
     body = build("roberta", "multiple-choice").roberta
     body.pooler = None  # as in a checkpoint of a masked language model
     body.save_pretrained(tmp_path)

@@ -158,7 +158,7 @@ def test_a_pooler_that_the_checkpoint_lacks_is_the_members_own(tmp_path: Path) -
     ensemble.save_pretrained(tmp_path / "saved")
     other = RobertaForMultipleChoice.from_pretrained(
         tmp_path / "base"
-    )  # its pooler and its classifier are drawn anew
+    )  # its pooler and its classifier are newly initialised
     assert not torch.equal(
         other.roberta.pooler.dense.weight, ensemble.base.roberta.pooler.dense.base_layer.weight
     )
@@ -182,7 +182,7 @@ def test_of_a_head_with_a_norm_members_own_the_linear_layers_and_share_the_norm(
     assert torch.equal(ensemble.base.head.norm.weight, norm)
     expected = predict(ensemble, class_examples()).member_log_probs
     ensemble.save_pretrained(tmp_path / "saved")
-    other = loaded()  # its head is drawn anew
+    other = loaded()  # its head is newly initialised
     assert not torch.equal(other.head.dense.weight, ensemble.base.head.dense.base_layer.weight)
     again = LoraEnsemble.from_pretrained(tmp_path / "saved", base=other, tokenizer=tokenizer())
     found = predict(again, class_examples()).member_log_probs
@@ -346,7 +346,7 @@ def test_a_decoder_without_a_padding_token_is_refused() -> None:
 
 
 def test_a_divergence_from_a_base_without_a_trained_head_is_refused() -> None:
-    with pytest.raises(ConfigError, match="heads were drawn anew, so the base has no distribution"):
+    with pytest.raises(ConfigError, match="heads were newly initialised, so the base has no distribution"):
         train(build_ensemble(), choice_examples(), dataclasses.replace(CONFIG, kl_weight=0.1), progress=False)
 
 

@@ -140,7 +140,7 @@ class LastLayerHeads:
 
         Raises:
             ConfigError: a setting is not supported here (dropout), or not one for each member; or a KL
-                weight, and heads that were drawn anew.
+                weight, and heads that were newly initialised.
             DataError: an example cannot be encoded or has no answer.
             AdapterError: the model's head cannot be run apart from its body.
             TrainingError: a loss is not finite.

@@ -50,8 +50,8 @@ def resolve_head(base: nn.Module, asked: HeadConfig | HeadKind | None) -> HeadCo
         )
     if config.init == "base" and config.owned and _head_drawn_anew(base):
         raise ConfigError(
-            f"HeadConfig(init='base') on a {type(base).__name__} whose head was not in its checkpoint, so it was drawn anew; leave init at "
-            "'fresh', or load a checkpoint with a trained head"
+            f"HeadConfig(init='base') on a {type(base).__name__} whose head was not in its checkpoint, so it was newly initialised; leave "
+            "init at 'fresh', or load a checkpoint with a trained head"
         )
     whole: Any = base.config
     if config.owned and getattr(whole.get_text_config(), "pad_token_id", None) is None:
@@ -71,7 +71,8 @@ def adapter_for(base: nn.Module, head: HeadConfig, config: LoraConfig | None) ->
     DistilBERT, `pooler` and `classifier` of DeBERTa, `score` of a decoder.
 
     A linear layer of the body that the checkpoint lacked, such as the pooler of RoBERTa's multiple choice, is
-    a member's own as well: it was drawn anew, and would be another one the next time that the base is loaded.
+    a member's own as well: it was newly initialised, and would be another one the next time that the base is
+    loaded.
 
     Raises:
         AdapterError: neither the paper's nor PEFT's targets are known to be in the base; or it has no head

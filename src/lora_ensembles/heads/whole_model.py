@@ -89,7 +89,8 @@ def mean_log_probs(member_log_probs: Tensor) -> Tensor:
 
 
 def rows_of(given: Mapping[str, Any]) -> Tensor:
-    """The rows of a pass, of its arguments by name: `input_ids` (B, ...), or else `inputs_embeds` (B, ..., D).
+    """The rows of a pass, of its arguments by name: `input_ids` (B, ...), or else `inputs_embeds` (B, ...,
+    D).
 
     Raises:
         ConfigError: there are none.

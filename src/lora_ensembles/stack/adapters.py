@@ -165,7 +165,7 @@ def initial_weights(
 
 
 def initial_head(base: Any, originals: dict[str, nn.Module], *, seed: int | None) -> dict[str, torch.Tensor]:
-    """The parameters of a head by name: drawn anew after a seed, in fp32 whatever the base's dtype, or
+    """The parameters of a head by name: newly initialised after a seed, in fp32 whatever the base's dtype, or
     without one the base's own.
     """
     head: dict[str, torch.Tensor] = {}

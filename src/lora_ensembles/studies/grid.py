@@ -123,8 +123,8 @@ PAPER = Grid(
     wide_decays=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2),
     batch_ensemble_rate=1.25e-4,
 )
-# For public encoders of some 20M parameters on a CPU. Their heads are drawn anew: there is no distribution of
-# the base to stay close to. The strength of decay is chosen.
+# For public encoders of some 20M parameters on a CPU. Their heads are newly initialised: there is no
+# distribution of the base to stay close to. The strength of decay is chosen.
 ENCODER = dataclasses.replace(
     PAPER,
     name="encoder",

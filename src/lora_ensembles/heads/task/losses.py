@@ -59,7 +59,7 @@ class TextRows:
         Raises:
             DataError: there are none, one is no `Example`, cannot be encoded or has no target; or they have
                 not all the same classes.
-            ConfigError: a KL weight, and heads that were drawn anew.
+            ConfigError: a KL weight, and heads that were newly initialised.
         """
         head = ensemble.info.head
         if with_kl:
@@ -181,11 +181,11 @@ def refuse_divergence(head: HeadConfig) -> None:
     """Refuse a KL weight where the base says nothing about the answers.
 
     Raises:
-        ConfigError: members' heads were drawn anew.
+        ConfigError: members' heads were newly initialised.
     """
     if head.init != "base":
         raise ConfigError(
-            "kl_weight: members' heads were drawn anew, so the base has no distribution over these answers to stay close to; leave "
+            "kl_weight: members' heads were newly initialised, so the base has no distribution over these answers to stay close to; leave "
             "kl_weight at 0, or train a base that has a trained head with HeadConfig(init='base')"
         )
 
