@@ -241,6 +241,7 @@ def test_config_file_may_be_yaml(tmp_path):
         ("a.json", "{", "is not JSON"),
         ("a.yaml", "a: [", "is not YAML"),
         ("a.yaml", f"epochs: {'9' * 5000}", "is not YAML that can be read"),
+        ("a.yaml", "[" * 20_000, "is not YAML that can be read"),
         ("a.json", "[" * 100_000, "is not JSON"),
     ],
 )

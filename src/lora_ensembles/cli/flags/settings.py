@@ -202,11 +202,8 @@ def _parse_yaml(text: str, path: Path) -> Any:
         raise MissingExtraError(message) from error
     try:
         return yaml.safe_load(text)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # a number of 5,000 digits, or lists in lists without end
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # Beside what YAML calls an error: a number of 5,000 digits, and lists in lists without end.
         raise ConfigError(f"--config {path} is not YAML that can be read: {error}") from error
 
 
