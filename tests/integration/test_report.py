@@ -108,7 +108,6 @@ def test_claims_come_first_and_every_figure_stands_beside_the_papers(report: Pat
         assert f"{drawing.caption} Seeds: 0, 1." in text
         assert f"](figures/{drawing.name}.png)" in text
         assert (report / "figures" / f"{drawing.name}.png").is_file()
-        assert (report / "figures" / f"{drawing.name}.svg").is_file()
 
 
 def test_a_smaller_grid_is_said_at_the_top_and_with_the_provenance(report: Path) -> None:
@@ -193,7 +192,7 @@ def test_the_verb_writes_beside_the_records_or_elsewhere(
     summary = done.summary
     assert Path(summary["report"]) == tmp_path / "elsewhere" / "report.html"
     made = [drawing.name for drawing in DRAWINGS if not set(drawing.needs) & set(kinds)]
-    assert len(summary["figures"]) == 2 * len(made) > 10
+    assert len(summary["figures"]) == len(made) > 5
     assert all(Path(path).is_file() for path in [summary["report"], summary["markdown"], *summary["figures"]])
     assert set(summary["left_out"]) == {drawing.name for drawing in DRAWINGS} - set(made)
     assert list(summary["claims"]) == [f"C{number}" for number in range(1, 12)]
@@ -203,7 +202,6 @@ def test_the_verb_writes_beside_the_records_or_elsewhere(
         "report.html",
         "report.md",
         "figures/figure_2.png",
-        "figures/figure_2.svg",
     ):  # the same records, the same report
         assert (folder / name).read_bytes() == (tmp_path / "elsewhere" / name).read_bytes()
     assert sorted(path.name for path in folder.iterdir()) == sorted(

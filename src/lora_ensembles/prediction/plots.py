@@ -200,15 +200,9 @@ def selective_panels(points: Mapping[str, Sequence[float]], curves: Mapping[str,
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """The figure as `path`.png and `path`.svg, the same bytes on every run."""
-    from matplotlib import rc_context
-
+    """The figure as `path`.png, the same bytes on every run."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.draw_without_rendering()  # arranges its parts, which saving would do again for each format
-    figure.set_layout_engine("none")
-    with rc_context({"svg.hashsalt": path.name}):
-        figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
 
 
 def density_on_unit_interval(

@@ -83,9 +83,7 @@ def write_report(records: Records, claims: Sequence[Claim], out: Path) -> Writte
         file.write(page(TITLE, [chapter.to_section() for chapter in chapters], intro=intro))
     with file_written_aside(out / MARKDOWN_FILE, replace=True) as file:
         file.write("\n".join([f"# {TITLE}\n\n{intro}\n", *(chapter.to_markdown() for chapter in chapters)]))
-    paths = [
-        out / FIGURES / f"{name}.{kind}" for name in drawn if name not in left_out for kind in ("png", "svg")
-    ]
+    paths = [out / FIGURES / f"{name}.png" for name in drawn if name not in left_out]
     return Written(out / HTML_FILE, out / MARKDOWN_FILE, tuple(paths), left_out)
 
 
@@ -208,8 +206,7 @@ def _drawn(drawing: Drawing, records: Records, out: Path, left_out: dict[str, st
         figure = drawing.draw(records)
     except DataError as error:
         left_out[drawing.name] = str(error)
-        for kind in ("png", "svg"):  # of an earlier report, about other records
-            (out / FIGURES / f"{drawing.name}.{kind}").unlink(missing_ok=True)
+        (out / FIGURES / f"{drawing.name}.png").unlink(missing_ok=True)  # of other records
         return [
             Heading(drawing.title),
             Text(f"Left out: {error}."),
