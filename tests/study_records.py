@@ -8,7 +8,6 @@ regularised arm, so that arms differ in a picture.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 from typing import Any
 
@@ -18,25 +17,25 @@ from lora_ensembles.prediction.prediction import Prediction
 from lora_ensembles.studies.arms import decay_arms, randomness_arms, regulariser_arms
 from lora_ensembles.studies.grid import Grid, settings_of
 from lora_ensembles.studies.kinds.initialisation import initialisation_arms
+from lora_ensembles.studies.kinds.methods import MethodsConfig
+from lora_ensembles.studies.kinds.paper import PaperConfig
+from lora_ensembles.studies.kinds.rank import RankConfig
+from lora_ensembles.studies.kinds.strength import StrengthConfig
 from lora_ensembles.studies.measures import by_size, described, measured
 from lora_ensembles.studies.report.figures.methods import KEYS
+from lora_ensembles.studies.shared import Shared
 
 SMALL = Grid(
     "small",
     tasks=("world-cqa", "world-mmlu-stem"),
     seeds=(0, 1),
-    members=3,
-    snapshots=(1, 2, 3, 4),
-    kl=(0.05,),
-    decays=(0.025,),
-    pool=5,
     few_tasks=("world-cqa",),
     open_tasks=("world-cqa",),
-    draws=2,
-    limit=(40, 60, 30),
-    ranks=(1, 8, 64),
-    wide_kl=(0.01, 0.1),
-    wide_decays=(0.01, 0.1),
+    shared=Shared(members=3, snapshots=(1, 2, 3, 4), limit=(40, 60, 30)),
+    paper=PaperConfig(kl=(0.05,), decays=(0.025,), pool=5, draws=2),
+    methods=MethodsConfig(draws=2),
+    rank=RankConfig((1, 8, 64)),
+    strength=StrengthConfig((0.01, 0.1), (0.01, 0.1)),
 )
 WITH_OOD = ("world-cqa", "world-mmlu-ss", "world-mmlu-stem")
 ENVIRONMENT = {
@@ -64,8 +63,10 @@ def made_up(
 
 
 def arm_names(grid: Grid) -> list[str]:
-    arms = regulariser_arms(grid.learning_rate, decays=grid.decays, kl=grid.kl)
-    arms += [arm for arm in decay_arms(grid.learning_rate, grid.decay) if arm.name != "decay of B"]
+    arms = regulariser_arms(grid.shared.learning_rate, decays=grid.paper.decays, kl=grid.paper.kl)
+    arms += [
+        arm for arm in decay_arms(grid.shared.learning_rate, grid.paper.decay) if arm.name != "decay of B"
+    ]
     return [*(arm.name for arm in arms), "dropout"]
 
 
@@ -81,11 +82,15 @@ def calmness(arm: str) -> float:
 
 def _arm(name: str, key: int, grid: Grid, epochs: tuple[int, ...], *, ood: bool) -> dict[str, Any]:
     calm = calmness(name)
-    row: dict[str, Any] = {"epochs": {}, "train_accuracy": [1.0] * grid.members}
+    row: dict[str, Any] = {"epochs": {}, "train_accuracy": [1.0] * grid.shared.members}
     for epoch in epochs:
         sharp, knows = 1 + calm * epoch / 3, 1.2 + 0.2 * min(epoch, 3) - 0.3 * (1 - calm)
-        own = made_up(key, members=grid.members, sharpness=sharp, knowledge=knows)
-        other = made_up(key + 1, members=grid.members, sharpness=0.8 * sharp, knowledge=0.6) if ood else None
+        own = made_up(key, members=grid.shared.members, sharpness=sharp, knowledge=knows)
+        other = (
+            made_up(key + 1, members=grid.shared.members, sharpness=0.8 * sharp, knowledge=0.6)
+            if ood
+            else None
+        )
         row["epochs"][str(epoch)] = measured(own, other)
     return row | described(own)
 
@@ -100,11 +105,13 @@ def _record(kind: str, task: str, seed: int, grid: Grid, result: dict[str, Any])
 
 
 def _sweep(grid: Grid, task: str, key: int) -> dict[str, Any]:
-    arms = {name: _arm(name, key, grid, grid.snapshots, ood=task in WITH_OOD) for name in arm_names(grid)}
+    arms = {
+        name: _arm(name, key, grid, grid.shared.snapshots, ood=task in WITH_OOD) for name in arm_names(grid)
+    }
     other = made_up(key + 9, members=2, sharpness=2, knowledge=0.6) if task in WITH_OOD else None
     passes = [
         measured(made_up(key + 2 + one, members=2, sharpness=2, knowledge=1.6), other)["ensemble"]
-        for one in range(grid.members)
+        for one in range(grid.shared.members)
     ]
     return {"arms": {**arms, "MC dropout": {"passes": passes}}}
 
@@ -115,7 +122,7 @@ def _methods(grid: Grid, key: int) -> dict[str, Any]:
         many = "nsemble" in name
         sharp = 1.0 if name.endswith(("scaled", "decay of B")) else 2.0
         own = measured(
-            made_up(key + place, members=grid.members if many else 1, sharpness=sharp, knowledge=1.4)
+            made_up(key + place, members=grid.shared.members if many else 1, sharpness=sharp, knowledge=1.4)
         )["ensemble"]
         rows[name] = {**own, "ood_auroc": 0.5, "trained_parameters": 1000 * (3 if many else 1)}
         rows[name] |= {"training_seconds": 10.0 + 5 * many, "seconds_per_1000": 2.0 + 3 * many}
@@ -124,19 +131,24 @@ def _methods(grid: Grid, key: int) -> dict[str, Any]:
 
 
 def _open_kinds(grid: Grid, key: int) -> dict[str, dict[str, Any]]:
-    last = grid.snapshots[-1:]
+    last = grid.shared.snapshots[-1:]
     starts = {
         arm.name: _arm(arm.name, key + place, grid, last, ood=False)
         for place, arm in enumerate(initialisation_arms())
     }
     for name, row in starts.items():
         if "order" not in name:
-            row["start"] = measured(made_up(key, members=grid.members, sharpness=1.0, knowledge=0.8))
-    ranks = {f"rank {size}": _arm(f"rank {size}", key + size, grid, last, ood=False) for size in grid.ranks}
+            row["start"] = measured(made_up(key, members=grid.shared.members, sharpness=1.0, knowledge=0.8))
+    ranks = {
+        f"rank {size}": _arm(f"rank {size}", key + size, grid, last, ood=False) for size in grid.rank.ranks
+    }
     for name, row in ranks.items():
         row |= {"rank": int(name.split()[1]), "parameters": 56 * int(name.split()[1])}
     wide = [
-        arm.name for arm in regulariser_arms(grid.learning_rate, decays=grid.wide_decays, kl=grid.wide_kl)
+        arm.name
+        for arm in regulariser_arms(
+            grid.shared.learning_rate, decays=grid.strength.wide_decays, kl=grid.strength.wide_kl
+        )
     ]
     strengths = {
         name: _arm(name, key, grid, tuple(range(1, last[0] + 1)) if name == "none" else last, ood=False)
@@ -161,13 +173,13 @@ def _made(grid: Grid) -> dict[str, list[dict[str, Any]]]:
     for number, task in enumerate(grid.tasks):
         for seed in grid.seeds:
             key = 1000 * number + 100 * seed
-            few = made_up(key + 5, members=grid.draws, sharpness=0.8, knowledge=0.8)
+            few = made_up(key + 5, members=grid.paper.draws, sharpness=0.8, knowledge=0.8)
             few_ood, last_ood = (
                 made_up(key + 8, members=members, sharpness=0.7, knowledge=0.4) if task in WITH_OOD else None
-                for members in (grid.draws, grid.members)
+                for members in (grid.paper.draws, grid.shared.members)
             )
-            arms = [arm.name for arm in randomness_arms(grid.learning_rate, grid.decay)]
-            last = grid.snapshots[-1:]
+            arms = [arm.name for arm in randomness_arms(grid.shared.learning_rate, grid.paper.decay)]
+            last = grid.shared.snapshots[-1:]
             results: dict[str, dict[str, Any]] = {
                 "sweep": _sweep(grid, task, key),
                 "randomness": {"arms": {name: _arm(name, key + 7, grid, last, ood=False) for name in arms}},
@@ -176,14 +188,14 @@ def _made(grid: Grid) -> dict[str, list[dict[str, Any]]]:
                     "wrong_confidence": described(few)["wrong_confidence"],
                 },
                 "last_layer": measured(
-                    made_up(key + 6, members=grid.members, sharpness=0.7, knowledge=0.5), last_ood
+                    made_up(key + 6, members=grid.shared.members, sharpness=0.7, knowledge=0.5), last_ood
                 ),
             }
             if task in grid.few_tasks:
-                sizes = [size for size in (1, 2, 3, 5, 10, 15, 20) if size <= grid.pool]
+                sizes = [size for size in (1, 2, 3, 5, 10, 15, 20) if size <= grid.paper.pool]
                 results["pool"] = {
                     arm: by_size(
-                        made_up(key, members=grid.pool, sharpness=sharp, knowledge=1.5),
+                        made_up(key, members=grid.paper.pool, sharpness=sharp, knowledge=1.5),
                         sizes,
                         subsets=5,
                         seed=seed,
@@ -199,4 +211,4 @@ def _made(grid: Grid) -> dict[str, list[dict[str, Any]]]:
 def wide(grid: Grid = SMALL) -> Grid:
     """The full grid's shape with the small one's cost: six tasks, three seeds, five members, every strength."""
     full = Grid("wide")
-    return dataclasses.replace(full, snapshots=(1, 2, 3, 5, 10, 15), draws=grid.draws)
+    return full.having(shared={"snapshots": (1, 2, 3, 5, 10, 15)}, paper={"draws": grid.paper.draws})

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from lora_ensembles import load_base
+from lora_ensembles.data import Task
 from lora_ensembles.errors import CheckpointError, DataError
 from lora_ensembles.prediction.prediction import Prediction
 from lora_ensembles.studies.arms import Arm, decay_arms, randomness_arms, regulariser_arms, train_arms
@@ -18,6 +20,7 @@ from lora_ensembles.studies.claims.contrasts import CLAIMS, Contrast
 from lora_ensembles.studies.claims.judge import LEAST_TASKS, interval_of_tasks, judge, judge_contrast
 from lora_ensembles.studies.grid import FULL, PAPER, QUICK, cells, settings_of
 from lora_ensembles.studies.measures import by_size, described, measured
+from lora_ensembles.studies.setting import Bench
 from lora_ensembles.studies.store import by_kind, cell, read_record
 from lora_ensembles.training.config import TrainConfig
 from tiny_ensembles import adapter, llama, questions, tokenizer
@@ -174,11 +177,10 @@ def test_a_grid_names_every_cell_once_and_full_holds_the_papers_numbers() -> Non
     found = list(cells(FULL))
     assert len(set(found)) == len(found) == 3 * (6 * 3 + 2 * 2 + 1 * 4)
     assert {json.dumps(settings_of(FULL, *one)) for one in found}.__len__() == len(found)
-    assert FULL.members == 5
-    assert FULL.pool == 20
-    assert PAPER.config("cqa").batch_size == 32
-    assert PAPER.config("cqa").learning_rate == 5e-5
-    assert PAPER.config("mmlu-ss").epochs == 20
+    assert FULL.shared.members == 5
+    assert FULL.paper.pool == 20
+    config = Bench(Task("cqa", (), ()), (), load_base(), PAPER.shared).config
+    assert (config.batch_size, config.learning_rate, config.epochs) == (32, 5e-5, 20)
     assert len(QUICK.seeds) == 3
 
 

@@ -19,34 +19,31 @@ from lora_ensembles.studies import runner
 from lora_ensembles.studies.arms import Arm
 from lora_ensembles.studies.claims.judge import Claim, judge
 from lora_ensembles.studies.grid import ENCODER, Grid, settings_of
-from lora_ensembles.studies.kinds.choice import choice, with_choice
+from lora_ensembles.studies.kinds.choice import ChoiceConfig, choice, chosen
+from lora_ensembles.studies.kinds.methods import MethodsConfig
+from lora_ensembles.studies.kinds.paper import PaperConfig
+from lora_ensembles.studies.kinds.rank import RankConfig
+from lora_ensembles.studies.kinds.strength import StrengthConfig
 from lora_ensembles.studies.report import open_tables, tables
 from lora_ensembles.studies.report.figures import DRAWINGS
 from lora_ensembles.studies.runner import run_grid
 from lora_ensembles.studies.setting import Bench
+from lora_ensembles.studies.shared import Heads, Shared
 
 TINY = Grid(
     "tiny",
-    base="tiny BERT",
     tasks=("words",),
     few_tasks=("words",),
     open_tasks=("words",),
     seeds=(0, 1),
-    members=2,
-    learning_rate=5e-3,
-    batch_size=4,
-    snapshots=(1, 2, 3, 4),
-    kl=(),
-    wide_kl=(),
-    pool=3,
-    limit=(None,) * 3,
-    ranks=(1, 4),
-    wide_decays=(0.1,),
     open_seeds=1,
-    held_out=0.3,
-    head="multiple-choice",
-    layers=(1,),
-    choose=(0.1, 0.6),
+    shared=Shared("tiny BERT", 2, 5e-3, 4, snapshots=(1, 2, 3, 4), limit=(None,) * 3),
+    heads=Heads("multiple-choice", layers=(1,)),
+    paper=PaperConfig(kl=(), pool=3),
+    methods=MethodsConfig(held_out=0.3),
+    rank=RankConfig((1, 4)),
+    strength=StrengthConfig((), (0.1,)),
+    choice=ChoiceConfig((0.1, 0.6), held_out=0.3),
 )
 
 
@@ -72,7 +69,7 @@ def load() -> tuple[Any, Any]:
 
 def a_bench() -> Bench:
     task = Task("words", questions(0) + questions(1), questions(2))
-    return Bench(task, questions(3), load(), tiny_heads.HeadConfig("multiple-choice"), (1,))
+    return Bench(task, questions(3), load(), TINY.shared, TINY.heads)
 
 
 @pytest.fixture(scope="module")
@@ -80,29 +77,30 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     """The folder, the records by kind and the claims of the whole tiny grid."""
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "load_bench", lambda grid, name, load_model: a_bench())
+        patch.setattr(runner, "load_bench", lambda name, *_, **__: a_bench())
         found = run_grid(TINY, folder, load, say=lambda _: None)
     return folder, {kind: list(rows) for kind, rows in found.items()}, judge(found)
 
 
 def test_adapters_are_on_the_layers_that_the_grid_names_and_members_own_their_heads() -> None:
-    run = a_bench().train([Arm("none")], TINY.config("words"), members=2, seed=0)
+    run = a_bench().train([Arm("none")], seed=0)
     assert {site.name.split(".")[3] for site in run.ensemble.stack.sites} == {"1"}
     assert run.ensemble.trunk is not None
     assert set(run.ensemble.stack.member(0).head) == {"classifier.weight", "classifier.bias"}
 
 
 def test_the_chosen_strength_has_the_lowest_nll_on_questions_that_were_held_out_of_training() -> None:
-    found = choice(TINY, a_bench(), seed=0)
-    held_out, rest = a_bench().held_out(share=TINY.held_out, seed=0)
+    found = choice(TINY.choice, a_bench(), seed=0)
+    held_out, rest = a_bench().held_out(share=TINY.choice.held_out, seed=0)
     assert found["sizes"] == {"held_out": len(held_out), "train": len(rest)}
     assert not {one.id for one in held_out} & {one.id for one in rest}
-    for share, nll in zip(TINY.choose, found["nll"], strict=True):
-        arm = Arm("alone", weight_decay_b=share / TINY.learning_rate)
-        alone = a_bench().train([arm], TINY.config("words"), members=2, seed=0, examples=rest)
+    for share, nll in zip(TINY.choice.choose, found["nll"], strict=True):
+        arm = Arm("alone", weight_decay_b=share / TINY.shared.learning_rate)
+        alone = a_bench().train([arm], seed=0, examples=rest)
         assert nll == pytest.approx(evaluate(predict(alone.ensemble, held_out)).nll, abs=1e-4)
-    chosen = with_choice(TINY, [{"result": {"nll": [0.5, 0.9]}}, {"result": {"nll": [0.8, 0.2]}}])
-    assert (chosen.decay, chosen.decays) == (0.6, (0.6,))
+    share = chosen(TINY.choice, [{"result": {"nll": [0.5, 0.9]}}, {"result": {"nll": [0.8, 0.2]}}])
+    decayed = TINY.decayed(share)
+    assert (decayed.paper.decay, decayed.paper.decays, decayed.methods.decay) == (0.6, (0.6,), 0.6)
 
 
 def test_records_say_the_head_the_layers_and_where_the_decay_comes_from(
@@ -125,7 +123,7 @@ def test_records_say_the_head_the_layers_and_where_the_decay_comes_from(
     assert settings["head"] == "multiple-choice"
     assert settings["layers"] == [1]
     assert settings["decays"] == [settings["decay"]]
-    assert settings["decay"] in TINY.choose
+    assert settings["decay"] in TINY.choice.choose
     assert settings["decay_chosen_on"] == "0.3 of the training questions, held out"
     assert {"single member", "ensemble", "MC dropout", "last-layer ensemble"} < set(
         records["methods"][0]["result"]["methods"]

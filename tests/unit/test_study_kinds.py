@@ -4,8 +4,10 @@ strength.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import runpy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,6 @@ from lora_ensembles.stack.seeds import member_seeds
 from lora_ensembles.studies.arms import Arm, stacked_members, train_arms
 from lora_ensembles.studies.grid import (
     CHOICE,
-    FIELDS,
     FULL,
     KINDS,
     OPEN_KINDS,
@@ -30,9 +31,15 @@ from lora_ensembles.studies.grid import (
     cells,
     settings_of,
 )
+from lora_ensembles.studies.kinds.choice import chosen
 from lora_ensembles.studies.kinds.initialisation import STARTS
+from lora_ensembles.studies.kinds.methods import MethodsConfig
+from lora_ensembles.studies.kinds.paper import PaperConfig
+from lora_ensembles.studies.kinds.rank import RankConfig
+from lora_ensembles.studies.kinds.strength import StrengthConfig
 from lora_ensembles.studies.runner import MEASURES
 from lora_ensembles.studies.setting import Bench
+from lora_ensembles.studies.shared import Shared
 from lora_ensembles.studies.store import cell
 from lora_ensembles.training.config import TrainConfig
 from tiny_ensembles import adapter, llama, questions, tokenizer
@@ -43,16 +50,11 @@ TINY = Grid(
     few_tasks=("animals",),
     open_tasks=("animals",),
     seeds=(3,),
-    members=2,
-    learning_rate=1e-2,
-    batch_size=4,
-    snapshots=(1, 2),
-    shots=0,
-    draws=2,
-    limit=(None, None, None),
-    ranks=(1, 4),
-    wide_kl=(0.01, 1.0),
-    wide_decays=(0.1,),
+    shared=Shared(members=2, learning_rate=1e-2, batch_size=4, snapshots=(1, 2), limit=(None,) * 3),
+    paper=PaperConfig(shots=0, draws=2),
+    methods=MethodsConfig(shots=0, draws=2),
+    rank=RankConfig((1, 4)),
+    strength=StrengthConfig((0.01, 1.0), (0.1,)),
 )
 CONFIG = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2, snapshot_epochs=[1, 2])
 
@@ -62,13 +64,14 @@ def bench() -> Bench:
         Task("animals", tuple(questions(16)), tuple(questions(24, start=16))),
         tuple(questions(8, start=40)),
         (llama(), tokenizer()),
+        TINY.shared,
     )
 
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, dict[str, Any]]:
     """The result of every kind on the tiny grid."""
-    return {kind: MEASURES[kind](TINY, bench(), seed=3) for kind in OPEN_KINDS}
+    return {kind: MEASURES[kind](TINY.settings(kind), bench(), seed=3) for kind in OPEN_KINDS}
 
 
 # What records are keyed by
@@ -94,15 +97,44 @@ def test_records_of_the_first_kinds_keep_the_settings_that_they_were_always_keye
         settings = settings_of(FULL, kind, "world-cqa", 0)
         assert settings == {"kind": kind, "task": "world-cqa", "seed": 0} | known
         cell(tmp_path, kind, settings, dict)
-        other = dataclasses.replace(FULL, ranks=(1,), wide_kl=(1.0,), held_out=0.5, few_tasks=("world-obqa",))
+        other = dataclasses.replace(FULL, few_tasks=("world-obqa",), rank=RankConfig((1,))).having(
+            strength={"wide_kl": (1.0,)}, methods={"held_out": 0.5}
+        )
         assert settings_of(other, kind, "world-cqa", 0) == settings
     assert (
         tmp_path / "sweep-052c5e0a45d4.json"
     ).exists()  # the first digits of the SHA-256 of these settings as sorted JSON
 
 
+def test_every_committed_record_is_found_by_its_grid() -> None:
+    repository = Path(__file__).parents[2]
+    results = repository / "results"
+    minilm = runpy.run_path(str(repository / "benchmarks" / "minilm.py"))["GRID"]
+    chosen_on = [json.loads(path.read_text()) for path in (results / "minilm").glob("choice-*.json")]
+    grids = {"embedded": FULL, "minilm": minilm.decayed(chosen(minilm.choice, chosen_on))}
+    for folder, grid in grids.items():
+        wanted = [*cells(grid), *((CHOICE, task, grid.seeds[0]) for task in grid.tasks if grid.choice)]
+        names = {f"{kind}-{task}" for kind, task, _ in wanted}
+        kept = [
+            path
+            for path in sorted((results / folder).glob("*.json"))
+            if path.stem.rpartition("-")[0] in names
+        ]
+        assert len(kept) > 40
+        made: list[Path] = []
+        for kind, task, seed in wanted:
+            with contextlib.suppress(LookupError):  # of a setting that has not been measured
+                cell(results / folder, f"{kind}-{task}", settings_of(grid, kind, task, seed), _refuse)
+                made.append(results)
+        assert len(made) == len(kept)
+
+
+def _refuse() -> dict[str, Any]:
+    raise LookupError("no record")
+
+
 def test_a_new_kind_is_keyed_by_what_it_depends_on() -> None:
-    assert set(FIELDS) == {*KINDS, CHOICE} == set(MEASURES)
+    assert {*KINDS, CHOICE} == set(MEASURES)
     assert settings_of(FULL, "rank", "world-cqa", 1) == {
         "kind": "rank",
         "task": "world-cqa",
@@ -223,7 +255,7 @@ def test_strength_measures_early_stopping_after_every_epoch_and_the_rest_at_the_
     assert list(arms) == ["none", "KL 0.01", "KL 1", "decay of B 0.1"]
     assert [list(arm["epochs"]) for arm in arms.values()] == [["1", "2"], ["2"], ["2"], ["2"]]
     one = bench()
-    config = dataclasses.replace(TINY.config("animals"), snapshot_epochs=[1])
+    config = dataclasses.replace(bench().config, snapshot_epochs=[1])
     run = train_arms(one.model, [Arm("none")], one.task.train, config, members=2, seed=3)
     run.ensemble.stack.set_members(run.trained.snapshots[1])
     known = predict(run.ensemble, one.task.validation)
@@ -316,7 +348,7 @@ def test_the_single_members_metrics_are_the_mean_over_the_ensembles_members(
     measured: dict[str, dict[str, Any]],
 ) -> None:
     one = bench()
-    run = train_arms(one.model, [Arm("none")], one.task.train, TINY.config("animals"), members=2, seed=3)
+    run = train_arms(one.model, [Arm("none")], one.task.train, one.config, members=2, seed=3)
     known = predict(run.ensemble, one.task.validation)
     right = (known.member_choices == known.targets).float().mean().item()
     assert measured["methods"]["methods"]["single member"]["accuracy"] == pytest.approx(right, abs=1e-6)

@@ -104,7 +104,8 @@ def _grid(args: Arguments) -> Grid:
     grid = QUICK if args.quick else FULL
     if args.base != "embedded":
         start = ENCODER if args.head == "multiple-choice" else PAPER
-        grid = dataclasses.replace(start, base=args.base, data=None if args.data is None else str(args.data))
+        grid = start.having(shared={"base": args.base})
+        grid = dataclasses.replace(grid, data=None if args.data is None else str(args.data))
         grid = quick(grid) if args.quick else grid
     elif args.head != "causal-lm":
         raise ConfigError(
@@ -127,7 +128,7 @@ def _grid(args: Arguments) -> Grid:
             raise ConfigError(
                 f"--members {args.members}; an ensemble of at least 2 is needed to compare it with its members"
             )
-        changes["members"] = args.members
+        grid = grid.having(shared={"members": args.members})
     return dataclasses.replace(grid, **changes)
 
 

@@ -1,26 +1,30 @@
-"""The grid of the studies: tasks, seeds, arms and sizes, in full or quickly, and the settings that each
-record depends on.
+"""The grid of the studies: tasks, seeds, the settings that all records share and those of each kind, in full
+or quickly.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..data import PAPER_TASKS
-from ..heads import HeadKind
-from ..training.config import PAPER_BATCH_SIZES, TrainConfig
-from .arms import DECAY_PER_STEP, KL_WEIGHTS
+from .arms import DECAY_PER_STEP
 from .kinds import KINDS
+from .kinds.choice import ChoiceConfig
+from .kinds.initialisation import InitialisationConfig
+from .kinds.methods import MethodsConfig
+from .kinds.paper import EMBEDDED_DECAY_PER_STEP, PaperConfig
+from .kinds.rank import RankConfig
+from .kinds.strength import StrengthConfig
+from .shared import Heads, Shared
 
-# A step of AdamW and its decay balance where an element of B is 1 / lambda at most, so lambda says how far an
-# update may grow beside the base's weights, which are drawn as 1 / sqrt(width). The embedded base is 128 wide
-# and LLaMA-13B is 5,120: the paper's lambda of 1e2, 5e2 and 1e3 over sqrt(40) is 16, 80 and 160, which at a
-# learning rate of 2e-3 takes these shares of B a step.
-EMBEDDED_DECAY_PER_STEP = (0.032, 0.16, 0.32)
 EMBEDDED = ("world-cqa", "world-obqa", "world-arce", "world-arcc", "world-mmlu-ss", "world-mmlu-stem")
+PAPER_KINDS = ("sweep", "randomness", "pool", "few_shot", "last_layer")
+WHOLE_KINDS = ("sweep", "few_shot", "last_layer")  # of every task
+OPEN_KINDS = ("methods", "initialisation", "rank", "strength")
+CHOICE = "choice"  # the kind that the others of a grid with a `choice` depend on
 
 
 @dataclass(frozen=True)
@@ -28,69 +32,65 @@ class Grid:
     """Everything that decides which records there are; `quick` and `full` make the two that have a name.
 
     Attributes:
-        decay: share of B that one step takes away in the arms that have one strength.
-        snapshots: epochs after which members are measured; the first three are early stopping, the last is
-            the end.
-        pool: members of the ensemble-size study.
         few_tasks: tasks of the kinds that need a run of their own on many members, `randomness` and `pool`.
         open_tasks: tasks of the kinds that are about what the paper leaves open, `OPEN_KINDS`.
-        limit: most training, validation and out-of-distribution questions; None: all.
         open_seeds: how many of the seeds `OPEN_KINDS` have; None: all.
-        held_out: share of the training questions on which a temperature is fitted, and what it scales is not
-            trained.
-        batch_ensemble_rate: step size of BatchEnsemble, whose parameters are factors and no weights.
-        ranks, wide_kl, wide_decays: what the kinds `rank` and `strength` go through; the decays are shares of
-            B a step.
-        head: what members say about an example; `max_length` is that of its texts, where members have heads
-            of their own: longer ones lose their beginning.
-        layers: the base's layers that carry adapters; none named: all.
-        choose: shares of B a step of which one is chosen by what it makes of a held-out part of the training
-            questions, and takes the place of `decays` and `decay`; none: those are as given.
-        length_window: that of `TrainConfig`; texts for heads differ more in length than prompts that hold all
-            options.
+        shared: the settings of every record.
+        heads: those of members with heads of their own.
+        choice: how one strength of decay is chosen, which takes the place of those of `paper` and `methods`;
+            None: those are as given.
     """
 
     name: str
-    base: str = "embedded"
     data: str | None = None
     tasks: tuple[str, ...] = EMBEDDED
     seeds: tuple[int, ...] = (0, 1, 2)
-    members: int = 5
-    learning_rate: float = 2e-3
-    batch_size: int = 16
-    snapshots: tuple[int, ...] = (1, 2, 3, 5, 10)
-    kl: tuple[float, ...] = KL_WEIGHTS
-    decays: tuple[float, ...] = EMBEDDED_DECAY_PER_STEP
-    decay: float = EMBEDDED_DECAY_PER_STEP[1]
-    pool: int = 20
     few_tasks: tuple[str, ...] = ("world-cqa", "world-arcc")
     open_tasks: tuple[str, ...] = ("world-arcc",)
-    subsets: int = 5
-    shots: int = 3
-    draws: int = 10
-    limit: tuple[int | None, int | None, int | None] = (200, 400, 250)
     open_seeds: int | None = None
-    held_out: float = 0.2
-    batch_ensemble_rate: float = 5e-3
-    ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    wide_kl: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-    wide_decays: tuple[float, ...] = (0.001, 0.005, 0.02, 0.08, 0.16, 0.32, 0.8)
-    head: HeadKind = "causal-lm"
-    max_length: int | None = None
-    layers: tuple[int, ...] = ()
-    choose: tuple[float, ...] = ()
-    length_window: int | None = None
+    shared: Shared = field(default_factory=Shared)
+    heads: Heads = field(default_factory=Heads)
+    paper: PaperConfig = field(default_factory=PaperConfig)
+    methods: MethodsConfig = field(default_factory=MethodsConfig)
+    rank: RankConfig = field(default_factory=RankConfig)
+    strength: StrengthConfig = field(default_factory=StrengthConfig)
+    choice: ChoiceConfig | None = None
 
-    def config(self, task: str) -> TrainConfig:
-        """The settings that all arms share; the paper's batch size for one of its tasks."""
-        return TrainConfig(
-            epochs=self.snapshots[-1],
-            batch_size=PAPER_BATCH_SIZES.get(task, self.batch_size),
-            learning_rate=self.learning_rate,
-            snapshot_epochs=list(self.snapshots),
-            length_window=self.length_window,
-            overlong="error" if self.max_length is None else "left",
+    def settings(self, kind: str) -> Any:
+        """The settings of a kind, beside the shared ones: the frozen config in its file."""
+        if kind in PAPER_KINDS:
+            return self.paper
+        return InitialisationConfig() if kind == "initialisation" else getattr(self, kind)
+
+    def having(
+        self,
+        *,
+        shared: Mapping[str, Any] | None = None,
+        heads: Mapping[str, Any] | None = None,
+        paper: Mapping[str, Any] | None = None,
+        methods: Mapping[str, Any] | None = None,
+        rank: Mapping[str, Any] | None = None,
+        strength: Mapping[str, Any] | None = None,
+    ) -> Grid:
+        """The grid with some fields of some groups of settings changed.
+
+        Example:
+            >>> FULL.having(shared={"members": 3}).shared.members
+            3
+        """
+        return dataclasses.replace(
+            self,
+            shared=dataclasses.replace(self.shared, **shared or {}),
+            heads=dataclasses.replace(self.heads, **heads or {}),
+            paper=dataclasses.replace(self.paper, **paper or {}),
+            methods=dataclasses.replace(self.methods, **methods or {}),
+            rank=dataclasses.replace(self.rank, **rank or {}),
+            strength=dataclasses.replace(self.strength, **strength or {}),
         )
+
+    def decayed(self, share: float) -> Grid:
+        """The grid with one strength of decay."""
+        return self.having(paper={"decays": (share,), "decay": share}, methods={"decay": share})
 
     def on(self, tasks: Sequence[str]) -> Grid:
         """The grid on these tasks alone; where none of its few or open tasks is among them, the first takes
@@ -111,51 +111,39 @@ class Grid:
 FULL = Grid("full")
 PAPER = Grid(
     "paper",
-    base="",
     tasks=PAPER_TASKS,
-    learning_rate=5e-5,
-    decays=DECAY_PER_STEP,
-    decay=DECAY_PER_STEP[1],
-    snapshots=(1, 2, 3, 5, 10, 20),
     few_tasks=("cqa", "arcc", "mmlu-ss"),
     open_tasks=("cqa", "arcc", "mmlu-ss"),
-    limit=(None,) * 3,
-    wide_decays=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2),
-    batch_ensemble_rate=1.25e-4,
+    shared=Shared(base="", learning_rate=5e-5, snapshots=(1, 2, 3, 5, 10, 20), limit=(None,) * 3),
+    paper=PaperConfig(decays=DECAY_PER_STEP, decay=DECAY_PER_STEP[1]),
+    methods=MethodsConfig(decay=DECAY_PER_STEP[1], batch_ensemble_rate=1.25e-4),
+    strength=StrengthConfig(wide_decays=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2)),
 )
 # For public encoders of some 20M parameters on a CPU. Their heads are newly initialised: there is no
 # distribution of the base to stay close to. The strength of decay is chosen.
 ENCODER = dataclasses.replace(
-    PAPER,
+    PAPER.having(
+        shared={"learning_rate": 4e-3, "snapshots": (1, 2, 3, 6), "limit": (240, 240, 120)},
+        paper={"kl": (), "pool": 10},
+        strength={"wide_kl": ()},
+    ),
     name="encoder",
-    learning_rate=4e-3,
-    snapshots=(1, 2, 3, 6),
-    length_window=8,
-    kl=(),
-    wide_kl=(),
     few_tasks=("arce",),
     open_tasks=("arce",),
-    pool=10,
-    limit=(240, 240, 120),
-    head="multiple-choice",
-    max_length=128,
-    choose=(0.1, 0.3, 0.6, 0.9),
+    heads=Heads("multiple-choice", max_length=128, length_window=8),
+    choice=ChoiceConfig((0.1, 0.3, 0.6, 0.9)),
 )
 QUICK = Grid(
     "quick",
     tasks=("world-cqa", "world-mmlu-stem"),
-    snapshots=(1, 2, 3, 5),
-    kl=(0.05,),
-    decays=EMBEDDED_DECAY_PER_STEP[1:2],
-    pool=10,
     few_tasks=("world-mmlu-stem",),
     open_tasks=("world-mmlu-stem",),
-    draws=4,
-    limit=(120, 120, 100),
     open_seeds=1,
-    ranks=(1, 8, 64),
-    wide_kl=(0.001, 0.03, 1.0),
-    wide_decays=(0.001, 0.16, 0.8),
+    shared=Shared(snapshots=(1, 2, 3, 5), limit=(120, 120, 100)),
+    paper=PaperConfig(kl=(0.05,), decays=EMBEDDED_DECAY_PER_STEP[1:2], pool=10, draws=4),
+    methods=MethodsConfig(draws=4),
+    rank=RankConfig((1, 8, 64)),
+    strength=StrengthConfig((0.001, 0.03, 1.0), (0.001, 0.16, 0.8)),
 )
 
 
@@ -164,37 +152,25 @@ def quick(grid: Grid) -> Grid:
     on the learning rate.
 
     Example:
-        >>> quick(PAPER).decays, quick(PAPER).decay, quick(PAPER).wide_decays
+        >>> small = quick(PAPER)
+        >>> small.paper.decays, small.paper.decay, small.strength.wide_decays
         ((0.025,), 0.025, (0.001, 0.025, 0.2))
     """
-    sizes: dict[str, Any] = {
-        name: getattr(QUICK, name) for name in ("pool", "draws", "limit", "snapshots", "ranks", "open_seeds")
-    }
-    own: dict[str, Any] = {
-        "kl": grid.kl[1:2],
-        "decays": (grid.decay,),
-        "wide_kl": grid.wide_kl[::3],
-        "wide_decays": grid.wide_decays[::3],
-    }
-    return dataclasses.replace(grid, name=f"{grid.name}, quick", **sizes, **own)
-
-
-CHOICE = "choice"  # the kind that the others of a grid with `choose` depend on
-_SHARED = ("base", "members", "learning_rate", "batch_size", "snapshots", "limit")
-_FIRST = (*_SHARED, "kl", "decays", "decay", "pool", "subsets", "shots", "draws")
-# The fields of the grid that a kind's records are keyed by: with one more, the records that there are would
-# be those of another grid.
-FIELDS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("sweep", "randomness", "pool", "few_shot", "last_layer"), _FIRST),
-    "methods": (*_SHARED, "decay", "shots", "draws", "held_out", "batch_ensemble_rate"),
-    "initialisation": _SHARED,
-    "rank": (*_SHARED, "ranks"),
-    "strength": (*_SHARED, "wide_kl", "wide_decays"),
-    CHOICE: (*_SHARED, "choose", "held_out"),
-}
-_OF_HEADS = ("head", "max_length", "layers", "length_window")
-WHOLE_KINDS = ("sweep", "few_shot", "last_layer")  # of every task
-OPEN_KINDS = ("methods", "initialisation", "rank", "strength")
+    paper, strength = grid.paper, grid.strength
+    small = grid.having(
+        shared={"limit": QUICK.shared.limit, "snapshots": QUICK.shared.snapshots},
+        paper={
+            "kl": paper.kl[1:2],
+            "decays": (paper.decay,),
+            "pool": QUICK.paper.pool,
+            "draws": QUICK.paper.draws,
+        },
+        methods={"draws": QUICK.methods.draws},
+        strength={"wide_kl": strength.wide_kl[::3], "wide_decays": strength.wide_decays[::3]},
+    )
+    return dataclasses.replace(
+        small, name=f"{grid.name}, quick", open_seeds=QUICK.open_seeds, rank=QUICK.rank
+    )
 
 
 def cells(grid: Grid, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, str, int]]:
@@ -207,7 +183,7 @@ def cells(grid: Grid, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, str, 
 
 
 def _asked(grid: Grid, kind: str, task: str, seed: int) -> bool:
-    if kind == "few_shot" and grid.head != "causal-lm":
+    if kind == "few_shot" and not grid.heads.of_base:
         return False
     if kind in OPEN_KINDS:
         return task in grid.open_tasks and seed in grid.seeds[: grid.open_seeds]
@@ -215,16 +191,13 @@ def _asked(grid: Grid, kind: str, task: str, seed: int) -> bool:
 
 
 def settings_of(grid: Grid, kind: str, task: str, seed: int) -> dict[str, Any]:
-    """The settings that a record depends on."""
-    names = FIELDS[kind] if grid.head == "causal-lm" else (*FIELDS[kind], *_OF_HEADS)
-    fields: dict[str, Any] = {name: getattr(grid, name) for name in names}
-    chosen = (
-        {"decay_chosen_on": f"{grid.held_out:g} of the training questions, held out"}
-        if grid.choose and "decay" in names
-        else {}
-    )
-    return (
-        {"kind": kind, "task": task, "seed": seed}
-        | {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
-        | chosen
-    )
+    """The settings that a record depends on, which are its key."""
+    own = grid.settings(kind)
+    fields = dataclasses.asdict(grid.shared) | dataclasses.asdict(own)
+    if not grid.heads.of_base:
+        fields |= dataclasses.asdict(grid.heads)
+    if grid.choice and hasattr(own, "decay"):
+        fields["decay_chosen_on"] = f"{grid.choice.held_out:g} of the training questions, held out"
+    return {"kind": kind, "task": task, "seed": seed} | {
+        name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()
+    }

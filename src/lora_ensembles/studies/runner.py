@@ -9,7 +9,7 @@ from typing import Any
 
 from .grid import CHOICE, Grid, cells, settings_of
 from .kinds import KINDS
-from .kinds.choice import choice, with_choice
+from .kinds.choice import choice, chosen
 from .kinds.initialisation import initialisation
 from .kinds.methods import methods
 from .kinds.paper import few_shot, last_layer, pool, randomness
@@ -45,14 +45,14 @@ def run_grid(
 ) -> dict[str, list[Mapping[str, Any]]]:
     """Every record of the grid, by kind; what is in `out` already is read, what is not is measured.
 
-    With `tasks` or `seeds`, only the records of these are measured now. With `grid.choose`, the strength of
+    With `tasks` or `seeds`, only the records of these are measured now. With `grid.choice`, the strength of
     decay is chosen first, from the first seed of every task of the grid.
     """
     found: dict[str, list[Mapping[str, Any]]] = {}
-    if grid.choose:
+    if grid.choice:
         first = [(CHOICE, task, grid.seeds[0]) for task in grid.tasks]
         found[CHOICE] = _records(grid, out, load_model, first, say)
-        grid = with_choice(grid, found[CHOICE])
+        grid = grid.decayed(chosen(grid.choice, found[CHOICE]))
     part = [
         one
         for one in cells(grid, kinds)
@@ -79,7 +79,8 @@ def _records(
         ) -> dict[str, Any]:
             say(f"{number} of {len(wanted)}: {kind}, {task}, seed {seed}")
             begin = time.monotonic()
-            result = MEASURES[kind](grid, load_bench(grid, task, load_model), seed=seed)
+            bench = load_bench(task, grid.shared, grid.heads, load_model, data=grid.data)
+            result = MEASURES[kind](grid.settings(kind), bench, seed=seed)
             return {**result, "seconds": round(time.monotonic() - begin, 1)}
 
         made.append(cell(out, f"{kind}-{task}", settings_of(grid, kind, task, seed), measure))

@@ -14,10 +14,10 @@ from ..data import OOD_PAIRS, Example, Task, load_ood, load_task
 from ..heads import HeadConfig, adapter_for, head_of, resolve_head
 from ..passes.trunk_states import TrunkStates
 from ..prediction.prediction import Prediction, Predictor, predict
-from ..training.config import TrainConfig
+from ..training.config import PAPER_BATCH_SIZES, TrainConfig
 from .arms import Arm, ArmsRun, train_arms
-from .grid import Grid
 from .measures import described, measured
+from .shared import Heads, Shared
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -26,24 +26,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bench:
-    """A task's questions, its out-of-distribution set, and the model that is asked."""
+    """A task's questions, its out-of-distribution set, the model that is asked, and the settings of all
+    records about it.
+    """
 
     task: Task
     ood: tuple[Example, ...]
     model: tuple[PreTrainedModel, PreTrainedTokenizerBase] = field(repr=False)
-    head: HeadConfig | None = None
-    layers: tuple[int, ...] = ()
+    shared: Shared = field(default_factory=Shared)
+    heads: Heads = field(default_factory=Heads)
     kept_states: dict[str, TrunkStates | None] = field(
         default_factory=dict, repr=False
     )  # of the questions, which many runs are asked
+
+    @property
+    def config(self) -> TrainConfig:
+        """The settings of training that all arms share; the paper's batch size for one of its tasks."""
+        shared, heads = self.shared, self.heads
+        return TrainConfig(
+            epochs=shared.snapshots[-1],
+            batch_size=PAPER_BATCH_SIZES.get(self.task.name, shared.batch_size),
+            learning_rate=shared.learning_rate,
+            snapshot_epochs=list(shared.snapshots),
+            length_window=heads.length_window,
+            overlong="error" if heads.max_length is None else "left",
+        )
+
+    @property
+    def head(self) -> HeadConfig | None:
+        """The members' head; None: the base's own."""
+        return None if self.heads.of_base else HeadConfig(self.heads.head, max_length=self.heads.max_length)
 
     @property
     def adapter(self) -> LoraConfig:
         """The members' adapter: the paper's, on some of the base's layers only where the grid says so."""
         base = self.model[0]
         config = adapter_for(base, resolve_head(base, self.head), None)
-        if self.layers:
-            config.layers_to_transform = list(self.layers)
+        if self.heads.layers:
+            config.layers_to_transform = list(self.heads.layers)
         return config
 
     @property
@@ -62,27 +82,33 @@ class Bench:
             self.task.train, share=share, seed=seed, trained_on=(*self.task.validation, *self.ood)
         )
 
-    def last_layer(self, *, members: int, seed: int) -> LastLayerEnsemble | LastLayerHeads:
+    def last_layer(self, *, seed: int) -> LastLayerEnsemble | LastLayerHeads:
         """An untrained ensemble of output heads on the frozen base."""
         if self.owned_heads:
-            return LastLayerHeads(*self.model, num_members=members, seed=seed, head=self.head)
-        return LastLayerEnsemble(*self.model, num_members=members, seed=seed)
+            return LastLayerHeads(*self.model, num_members=self.shared.members, seed=seed, head=self.head)
+        return LastLayerEnsemble(*self.model, num_members=self.shared.members, seed=seed)
 
     def train(
         self,
         arms: Sequence[Arm],
-        config: TrainConfig,
         *,
-        members: int,
         seed: int,
+        config: TrainConfig | None = None,
+        members: int | None = None,
         examples: Sequence[Example] | None = None,
     ) -> ArmsRun:
-        """`members` members of every arm, trained on the task's questions or `examples`; the base carries
-        them until unloaded.
+        """`members` members of every arm (by default those of an ensemble), trained on the task's questions
+        or `examples`; the base carries them until unloaded.
         """
-        shown = self.task.train if examples is None else examples
         run = train_arms(
-            self.model, arms, shown, config, members=members, seed=seed, adapter=self.adapter, head=self.head
+            self.model,
+            arms,
+            self.task.train if examples is None else examples,
+            self.config if config is None else config,
+            members=self.shared.members if members is None else members,
+            seed=seed,
+            adapter=self.adapter,
+            head=self.head,
         )
         run.ensemble.kept_states = self.kept_states
         return run
@@ -92,21 +118,28 @@ class Bench:
         return predict(predictor, self.task.validation), predict(predictor, self.ood) if self.ood else None
 
 
-def load_bench(grid: Grid, name: str, load_model: Callable[[], tuple[Any, Any]]) -> Bench:
-    """A task's part of the grid; its out-of-distribution questions are the same for every seed."""
-    full, (train, validation, strange) = load_task(name, data=grid.data), grid.limit
+def load_bench(
+    name: str,
+    shared: Shared,
+    heads: Heads,
+    load_model: Callable[[], tuple[Any, Any]],
+    *,
+    data: str | None = None,
+) -> Bench:
+    """A task's questions, as many as there may be; its out-of-distribution questions are the same for every
+    seed.
+    """
+    full, (train, validation, strange) = load_task(name, data=data), shared.limit
     ood: tuple[Example, ...] = ()
     if name in OOD_PAIRS:
-        every = load_ood(OOD_PAIRS[name], data=grid.data)
+        every = load_ood(OOD_PAIRS[name], data=data)
         ood = (
             every
             if strange is None or strange >= len(every)
             else tuple(random.Random(0).sample(list(every), strange))
         )
-    head = None if grid.head == "causal-lm" else HeadConfig(grid.head, max_length=grid.max_length)
-    return Bench(
-        Task(name, full.train[:train], full.validation[:validation]), ood, load_model(), head, grid.layers
-    )
+    task = Task(name, full.train[:train], full.validation[:validation])
+    return Bench(task, ood, load_model(), shared, heads)
 
 
 def measure_run(run: ArmsRun, bench: Bench, *, epochs: Sequence[int]) -> dict[str, Any]:

@@ -7,10 +7,10 @@ A from the activations of training data, PiSSA, OLoRA, CorDA and LoftQ rewrite t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from ..arms import Arm
-from ..grid import Grid
 from ..measures import measured
 from ..setting import Bench, measure_run
 
@@ -25,6 +25,11 @@ STARTS: dict[str, tuple[bool | str, float]] = {
     "random B / 10": (False, 0.1),
 }
 REGIMES = {"": ("init", "order"), ", same order": ("init",)}
+
+
+@dataclass(frozen=True)
+class InitialisationConfig:
+    """Nothing beside the settings that all kinds share: the starts are `STARTS`."""
 
 
 def initialisation_arms() -> list[Arm]:
@@ -42,11 +47,11 @@ def initialisation_arms() -> list[Arm]:
     ]
 
 
-def initialisation(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
+def initialisation(config: InitialisationConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Single member and ensemble of every start and order after the last epoch, and untrained (`start`)."""
     arms = initialisation_arms()
-    run = bench.train(arms, grid.config(bench.task.name), members=grid.members, seed=seed)
-    found = measure_run(run, bench, epochs=grid.snapshots[-1:])
+    run = bench.train(arms, seed=seed)
+    found = measure_run(run, bench, epochs=bench.shared.snapshots[-1:])
     run.ensemble.stack.set_members(run.initial)
     known, _ = bench.ask(run.ensemble)
     for index, arm in enumerate(

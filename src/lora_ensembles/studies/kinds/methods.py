@@ -33,9 +33,9 @@ from ...data import Example
 from ...prediction.prediction import Predictor, predict
 from ...training.config import TrainConfig
 from ..arms import Arm, ArmsRun
-from ..grid import Grid
 from ..measures import DIGITS, measured
 from ..setting import Bench
+from .paper import EMBEDDED_DECAY_PER_STEP
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -45,16 +45,39 @@ DROPOUT = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
+class MethodsConfig:
+    """The settings of the methods.
+
+    Attributes:
+        decay: share of B that one step takes away, where members are decayed.
+        shots, draws: demonstrations of a few-shot prompt, and how often they are drawn.
+        held_out: share of the training questions on which a temperature is fitted, and what it scales is not
+            trained.
+        batch_ensemble_rate: step size of BatchEnsemble, whose parameters are factors and no weights.
+    """
+
+    decay: float = EMBEDDED_DECAY_PER_STEP[1]
+    shots: int = 3
+    draws: int = 10
+    held_out: float = 0.2
+    batch_ensemble_rate: float = 5e-3
+
+
+@dataclasses.dataclass(frozen=True)
 class _Place:
     """The shared parts of all methods of a record."""
 
-    grid: Grid
+    config: MethodsConfig
     bench: Bench
     seed: int
 
     @property
-    def config(self) -> TrainConfig:
-        return dataclasses.replace(self.grid.config(self.bench.task.name), snapshot_epochs=())
+    def members(self) -> int:
+        return self.bench.shared.members
+
+    @property
+    def training(self) -> TrainConfig:
+        return dataclasses.replace(self.bench.config, snapshot_epochs=())
 
     @property
     def clock(self) -> str:
@@ -77,7 +100,9 @@ class _Place:
         unloaded.
         """
         return self.timed(
-            lambda: self.bench.train([arm], self.config, members=members, seed=self.seed, examples=examples)
+            lambda: self.bench.train(
+                [arm], config=self.training, members=members, seed=self.seed, examples=examples
+            )
         )
 
     def asked(self, predictor: Predictor, *, parameters: int, training: float, ensemble: bool = True) -> Row:
@@ -95,15 +120,16 @@ class _Place:
         }
 
 
-def methods(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
+def methods(config: MethodsConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Each method's metrics, trained parameters, seconds of training, and seconds for 1000 questions
     (`methods`).
     """
-    place = _Place(grid, bench, seed)
-    once = dataclasses.replace(place.config, epochs=1)
-    warm = bench.train([Arm("warm-up")], once, members=1, seed=seed, examples=bench.task.train[:WARM_UP])
+    place = _Place(config, bench, seed)
+    once = dataclasses.replace(place.training, epochs=1)
+    few = bench.task.train[:WARM_UP]
+    warm = bench.train([Arm("warm-up")], config=once, members=1, seed=seed, examples=few)
     warm.ensemble.unload()
-    held_out, rest = bench.held_out(share=grid.held_out, seed=seed)
+    held_out, rest = bench.held_out(share=config.held_out, seed=seed)
     found = {
         **({} if bench.owned_heads else _few_shot(place)),
         **_adapters(place),
@@ -120,26 +146,26 @@ def methods(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
 
 
 def _few_shot(place: _Place) -> dict[str, Row]:
-    grid = place.grid
+    config = place.config
     draws = FewShot(
-        *place.bench.model, place.bench.task.train, shots=grid.shots, draws=grid.draws, seed=place.seed
+        *place.bench.model, place.bench.task.train, shots=config.shots, draws=config.draws, seed=place.seed
     )
     row = place.asked(draws, parameters=0, training=0.0, ensemble=False)
-    row["seconds_per_1000"] = round(row["seconds_per_1000"] / grid.draws, 3)  # a draw is a model of its own
+    row["seconds_per_1000"] = round(row["seconds_per_1000"] / config.draws, 3)  # a draw is a model of its own
     return {"few-shot base": row}
 
 
 def _adapters(place: _Place) -> dict[str, Row]:
     """A single member, the ensemble, and both with decay of B."""
-    grid = place.grid
+    decay = place.config.decay / place.bench.shared.learning_rate
     found: dict[str, Row] = {}
     for suffix, arm in (
         ("", Arm("none")),
-        (", decay of B", Arm("decay of B", weight_decay_b=grid.decay / grid.learning_rate)),
+        (", decay of B", Arm("decay of B", weight_decay_b=decay)),
     ):
         alone, single_seconds = place.trained(arm, 1)
         alone.ensemble.unload()
-        run, seconds = place.trained(arm, grid.members)
+        run, seconds = place.trained(arm, place.members)
         found |= _pair(place, run, suffix, single_seconds=single_seconds, seconds=seconds)
         run.ensemble.unload()
     return found
@@ -162,7 +188,7 @@ def _scaled(place: _Place, held_out: Sequence[Example], rest: Sequence[Example])
     """Members that were trained on `rest`: as they are, and scaled by a temperature fitted on `held_out`."""
     alone, single_seconds = place.trained(Arm("none"), 1, rest)
     alone.ensemble.unload()
-    run, seconds = place.trained(Arm("none"), place.grid.members, rest)
+    run, seconds = place.trained(Arm("none"), place.members, rest)
     found = _pair(place, run, ", fewer questions", single_seconds=single_seconds, seconds=seconds)
 
     def scaled(predictor: Predictor, parameters: int, training: float) -> Row:
@@ -183,7 +209,7 @@ def _scaled(place: _Place, held_out: Sequence[Example], rest: Sequence[Example])
 
 
 def _mc_dropout(place: _Place) -> dict[str, Row]:
-    arm, members = Arm("dropout", dropout=DROPOUT), place.grid.members
+    arm, members = Arm("dropout", dropout=DROPOUT), place.members
     alone, seconds = place.trained(arm, 1)
     alone.ensemble.unload()
     run, _ = place.trained(arm, members)
@@ -198,22 +224,21 @@ def _mc_dropout(place: _Place) -> dict[str, Row]:
 
 def _others(place: _Place) -> dict[str, Row]:
     """The ensembles that are no adapters."""
-    grid, train = place.grid, place.bench.task.train
-    heads = place.bench.last_layer(members=grid.members, seed=place.seed)
-    _, seconds = place.timed(lambda: heads.fit(train, place.config))
+    config, train = place.training, place.bench.task.train
+    heads = place.bench.last_layer(seed=place.seed)
+    _, seconds = place.timed(lambda: heads.fit(train, config))
     found = {
         "last-layer ensemble": place.asked(
-            heads, parameters=grid.members * heads.num_trained_parameters, training=seconds
+            heads, parameters=place.members * heads.num_trained_parameters, training=seconds
         )
     }
     if place.bench.owned_heads:
         return found
-    factors = BatchEnsemble(*place.bench.model, num_members=grid.members, seed=place.seed)
-    _, seconds = place.timed(
-        lambda: factors.fit(train, dataclasses.replace(place.config, learning_rate=grid.batch_ensemble_rate))
-    )
+    factors = BatchEnsemble(*place.bench.model, num_members=place.members, seed=place.seed)
+    own = dataclasses.replace(config, learning_rate=place.config.batch_ensemble_rate)
+    _, seconds = place.timed(lambda: factors.fit(train, own))
     found["BatchEnsemble"] = place.asked(
-        factors, parameters=grid.members * factors.num_trained_parameters, training=seconds
+        factors, parameters=place.members * factors.num_trained_parameters, training=seconds
     )
     factors.unload()
     return found

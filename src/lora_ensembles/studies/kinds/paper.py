@@ -7,43 +7,70 @@ Shapes: M members an arm, N questions.
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 from ...baselines import FewShot
-from ..arms import Arm, randomness_arms
-from ..grid import Grid
+from ..arms import KL_WEIGHTS, Arm, randomness_arms
 from ..measures import by_size, described, measured
 from ..setting import Bench, measure_run
 
+# A step of AdamW and its decay balance where an element of B is 1 / lambda at most, so lambda says how far an
+# update may grow beside the base's weights, which are drawn as 1 / sqrt(width). The embedded base is 128 wide
+# and LLaMA-13B is 5,120: the paper's lambda of 1e2, 5e2 and 1e3 over sqrt(40) is 16, 80 and 160, which at a
+# learning rate of 2e-3 takes these shares of B a step.
+EMBEDDED_DECAY_PER_STEP = (0.032, 0.16, 0.32)
 
-def randomness(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class PaperConfig:
+    """The settings of the paper's comparisons, the sweep of its regularisers among them.
+
+    Attributes:
+        decays: shares of B that one step takes away.
+        decay: that of the arms that have one strength.
+        pool: members of the ensemble-size study.
+        subsets: of each size, at random.
+        shots, draws: demonstrations of a few-shot prompt, and how often they are drawn.
+    """
+
+    kl: tuple[float, ...] = KL_WEIGHTS
+    decays: tuple[float, ...] = EMBEDDED_DECAY_PER_STEP
+    decay: float = EMBEDDED_DECAY_PER_STEP[1]
+    pool: int = 20
+    subsets: int = 5
+    shots: int = 3
+    draws: int = 10
+
+
+def randomness(config: PaperConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Members that differ by initial weights, by data order or by both, with and without decay of B."""
-    arms = randomness_arms(grid.learning_rate, grid.decay)
-    run = bench.train(arms, grid.config(bench.task.name), members=grid.members, seed=seed)
-    return measure_run(run, bench, epochs=grid.snapshots[-1:])
+    arms = randomness_arms(bench.shared.learning_rate, config.decay)
+    run = bench.train(arms, seed=seed)
+    return measure_run(run, bench, epochs=bench.shared.snapshots[-1:])
 
 
-def pool(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
+def pool(config: PaperConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Ensembles of 1 to the pool's size, each size over random subsets, with and without decay of B."""
-    arms = [Arm("none"), Arm("decay of B", weight_decay_b=grid.decay / grid.learning_rate)]
-    run = bench.train(arms, grid.config(bench.task.name), members=grid.pool, seed=seed)
+    arms = [Arm("none"), Arm("decay of B", weight_decay_b=config.decay / bench.shared.learning_rate)]
+    run = bench.train(arms, members=config.pool, seed=seed)
     known, _ = bench.ask(run.ensemble)
-    sizes = [size for size in (1, 2, 3, 5, 10, 15, 20) if size <= grid.pool]
+    sizes = [size for size in (1, 2, 3, 5, 10, 15, 20) if size <= config.pool]
     return {
-        arm.name: by_size(known.select(run.rows(index)), sizes, subsets=grid.subsets, seed=seed)
+        arm.name: by_size(known.select(run.rows(index)), sizes, subsets=config.subsets, seed=seed)
         for index, arm in enumerate(arms)
     }
 
 
-def few_shot(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
+def few_shot(config: PaperConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
     """The untouched base with demonstrations; every draw is one member of the prediction."""
-    asked = FewShot(*bench.model, bench.task.train, shots=grid.shots, draws=grid.draws, seed=seed)
+    asked = FewShot(*bench.model, bench.task.train, shots=config.shots, draws=config.draws, seed=seed)
     known, strange = bench.ask(asked)
     return {**measured(known, strange), "wrong_confidence": described(known)["wrong_confidence"]}
 
 
-def last_layer(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
+def last_layer(config: PaperConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
     """An ensemble of output heads on the frozen base."""
-    ensemble = bench.last_layer(members=grid.members, seed=seed)
-    ensemble.fit(bench.task.train, dataclasses.replace(grid.config(bench.task.name), snapshot_epochs=()))
+    ensemble = bench.last_layer(seed=seed)
+    ensemble.fit(bench.task.train, dataclasses.replace(bench.config, snapshot_epochs=()))
     return {**measured(*bench.ask(ensemble)), "trained_parameters": ensemble.num_trained_parameters}

@@ -7,19 +7,26 @@ of all ranks are one stacked run: smaller ones are padded.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from ...baselines import num_trained_parameters
 from ..arms import Arm
-from ..grid import Grid
 from ..setting import Bench, measure_run
 
 
-def rank(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RankConfig:
+    """The ranks that are compared."""
+
+    ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+
+
+def rank(config: RankConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Single member and ensemble of every rank after the last epoch, and the parameters of a member of it."""
-    arms = [Arm(f"rank {size}", rank=size) for size in grid.ranks]
-    run = bench.train(arms, grid.config(bench.task.name), members=grid.members, seed=seed)
-    found = measure_run(run, bench, epochs=grid.snapshots[-1:])
+    arms = [Arm(f"rank {size}", rank=size) for size in config.ranks]
+    run = bench.train(arms, seed=seed)
+    found = measure_run(run, bench, epochs=bench.shared.snapshots[-1:])
     for index, arm in enumerate(arms):
         found["arms"][arm.name] |= {
             "rank": arm.rank,

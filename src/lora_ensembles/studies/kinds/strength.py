@@ -7,24 +7,30 @@ snapshot after every epoch.
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 from ..arms import regulariser_arms
-from ..grid import Grid
 from ..measures import measured
 from ..setting import Bench, measure_run
 
 
-def strength(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class StrengthConfig:
+    """The strengths of both regularisers; the decays are shares of B a step."""
+
+    wide_kl: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    wide_decays: tuple[float, ...] = (0.001, 0.005, 0.02, 0.08, 0.16, 0.32, 0.8)
+
+
+def strength(config: StrengthConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Single member and ensemble of every strength after the last epoch, and of the arm without a regulariser
     after each.
     """
-    arms, last = (
-        regulariser_arms(grid.learning_rate, decays=grid.wide_decays, kl=grid.wide_kl),
-        grid.snapshots[-1],
-    )
-    config = dataclasses.replace(grid.config(bench.task.name), snapshot_epochs=list(range(1, last + 1)))
-    run = bench.train(arms, config, members=grid.members, seed=seed)
+    arms = regulariser_arms(bench.shared.learning_rate, decays=config.wide_decays, kl=config.wide_kl)
+    last = bench.shared.snapshots[-1]
+    every_epoch = dataclasses.replace(bench.config, snapshot_epochs=list(range(1, last + 1)))
+    run = bench.train(arms, config=every_epoch, seed=seed)
     plain = {}
     for epoch in range(1, last):
         run.ensemble.stack.set_members([run.trained.snapshots[epoch][row] for row in run.rows(0)])

@@ -10,28 +10,27 @@ from typing import Any
 from ...baselines import MCDropout
 from ...passes.stacked_model import num_trained_parameters
 from ..arms import Arm, ArmsRun, decay_arms, regulariser_arms
-from ..grid import Grid
 from ..measures import measured
 from ..setting import Bench, measure_run
+from .paper import PaperConfig
 
 DROPOUT = 0.1
 
 
-def sweep(grid: Grid, bench: Bench, *, seed: int) -> dict[str, Any]:
+def sweep(config: PaperConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
     """Every regulariser, decay placed on A, B and both, and dropout; each measured after chosen epochs.
 
     All arms are one stacked run but dropout's, whose masks would be drawn, at 0, for every member of the
     stack.
     """
-    arms = regulariser_arms(grid.learning_rate, decays=grid.decays, kl=grid.kl)
-    arms += [arm for arm in decay_arms(grid.learning_rate, grid.decay) if arm.name != "decay of B"]
-    settings: dict[str, Any] = dict(members=grid.members, seed=seed)
-    run = bench.train(arms, grid.config(bench.task.name), **settings)
-    found: dict[str, Any] = measure_run(run, bench, epochs=grid.snapshots)["arms"]
+    arms = regulariser_arms(bench.shared.learning_rate, decays=config.decays, kl=config.kl)
+    arms += [arm for arm in decay_arms(bench.shared.learning_rate, config.decay) if arm.name != "decay of B"]
+    run = bench.train(arms, seed=seed)
+    found: dict[str, Any] = measure_run(run, bench, epochs=bench.shared.snapshots)["arms"]
     parameters = num_trained_parameters(run.ensemble)
     run.ensemble.unload()
-    dropped = bench.train([Arm("dropout", dropout=DROPOUT)], grid.config(bench.task.name), **settings)
-    found |= measure_run(dropped, bench, epochs=grid.snapshots)["arms"]
+    dropped = bench.train([Arm("dropout", dropout=DROPOUT)], seed=seed)
+    found |= measure_run(dropped, bench, epochs=bench.shared.snapshots)["arms"]
     found["MC dropout"] = _mc_dropout(dropped, bench, seed=seed)
     sizes = {
         "train": len(bench.task.train),

@@ -161,7 +161,8 @@ def smaller_grid(records: Records) -> str:
         for one in found
         if kind != CHOICE and "task" in one["settings"]
     ]
-    full = FULL if all(one.get("base", FULL.base) == FULL.base for one in settings) else PAPER
+    own = FULL.shared.base
+    full = FULL if all(one.get("base", own) == own for one in settings) else PAPER
     full = ENCODER if any("head" in one for one in settings) else full
     whole = any(records.get(kind) for kind in WHOLE_KINDS)
     left_open = all(kind in OPEN_KINDS for kind in records if records[kind])
@@ -173,18 +174,18 @@ def smaller_grid(records: Records) -> str:
     pairs: list[tuple[int | None, int, str]] = [
         (len({one["task"] for one in settings}), len(tasks), "tasks"),
         (len(seeds_of(records)), len(full.seeds), "seeds"),
-        (least("members", int), full.members, "members"),
-        (least("snapshots", lambda value: int(value[-1])), full.snapshots[-1], "epochs"),
-        (least("pool", int), full.pool, "members in the pool"),
-        (least("draws", int), full.draws, "few-shot draws"),
-        (least("kl", len), len(full.kl), "KL weights"),
-        (least("decays", len), 1 if full.choose else len(full.decays), "strengths of decay"),
+        (least("members", int), full.shared.members, "members"),
+        (least("snapshots", lambda value: int(value[-1])), full.shared.snapshots[-1], "epochs"),
+        (least("pool", int), full.paper.pool, "members in the pool"),
+        (least("draws", int), full.paper.draws, "few-shot draws"),
+        (least("kl", len), len(full.paper.kl), "KL weights"),
+        (least("decays", len), 1 if full.choice else len(full.paper.decays), "strengths of decay"),
     ]
     if not whole:
         pairs += [
-            (least("ranks", len), len(full.ranks), "ranks"),
-            (least("wide_kl", len), len(full.wide_kl), "KL weights"),
-            (least("wide_decays", len), len(full.wide_decays), "strengths of decay"),
+            (least("ranks", len), len(full.rank.ranks), "ranks"),
+            (least("wide_kl", len), len(full.strength.wide_kl), "KL weights"),
+            (least("wide_decays", len), len(full.strength.wide_decays), "strengths of decay"),
         ]
     if all(found == wanted for found, wanted, _ in pairs[:2]) and records.get(
         "sweep"
@@ -199,7 +200,10 @@ def smaller_grid(records: Records) -> str:
 def _limits(limits: Sequence[Sequence[int | None]], full: Grid) -> list[str]:
     said = []
     for place, words in enumerate(("training", "validation", "OOD")):
-        whole, given = full.limit[place], [number for one in limits if (number := one[place]) is not None]
+        whole, given = (
+            full.shared.limit[place],
+            [number for one in limits if (number := one[place]) is not None],
+        )
         if given and (whole is None or min(given) < whole):
             said.append(f"{min(given)} {words}")
     return (
