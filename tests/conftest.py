@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from pathlib import Path
 
 # Before any Hugging Face library is imported: a test that reaches for a hub fails at once instead of waiting
@@ -19,6 +20,10 @@ if (
 ):  # several processes share the cores; threads of each would wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
     torch.set_num_threads(1)
+
+# A shell that starts the tests in the background ignores SIGINT for them, and for what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA_VARIABLE = "LORA_ENSEMBLES_DATA"

@@ -19,16 +19,14 @@ TINY = dataclasses.replace(
     name="tiny",
     tasks=("world-mmlu-stem",),
     seeds=(0, 1),
-    members=2,
-    snapshots=(1, 2, 3, 4),
-    pool=3,
     few_tasks=("world-mmlu-stem",),
     open_tasks=("world-mmlu-stem",),
-    draws=2,
-    limit=(16, 24, 24),
-    ranks=(1, 2),
-    wide_kl=(0.1,),
-    wide_decays=(0.1,),
+).having(
+    shared={"members": 2, "snapshots": (1, 2, 3, 4), "limit": (8, 16, 12)},
+    paper={"pool": 3, "draws": 2},
+    methods={"draws": 2},
+    rank={"ranks": (1, 2)},
+    strength={"wide_kl": (0.1,), "wide_decays": (0.1,)},
 )
 
 
@@ -132,13 +130,11 @@ def test_plan_prints_memory_and_a_split_that_fits(capsys):
 def test_a_quick_grid_of_another_base_keeps_its_own_strength_of_decay() -> None:
     for start in (grid.PAPER, grid.ENCODER):
         small = grid.quick(start)
-        assert (small.decays, small.limit, small.snapshots) == (
-            (start.decay,),
-            grid.QUICK.limit,
-            grid.QUICK.snapshots,
-        )
-        assert set(small.wide_decays) < set(start.wide_decays)
-        assert small.choose == start.choose
+        assert small.paper.decays == (start.paper.decay,)
+        assert small.shared.limit == grid.QUICK.shared.limit
+        assert small.shared.snapshots == grid.QUICK.shared.snapshots
+        assert set(small.strength.wide_decays) < set(start.strength.wide_decays)
+        assert small.choice == start.choice
 
 
 def test_members_with_heads_of_their_own_are_not_studied_on_the_embedded_decoder(capsys, tmp_path):

@@ -20,14 +20,14 @@ SETTINGS = DemoSettings()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_ensemble_of_five_beats_its_members_on_accuracy_nll_and_ece(seed: int) -> None:
     task = load_task("world-cqa")
     ensemble = LoraEnsemble(*load_base(), num_members=5, seed=seed)
     config = TrainConfig(epochs=8, batch_size=SETTINGS.batch_size, learning_rate=SETTINGS.learning_rate)
     result = train(
         ensemble, task.train[:150], config, progress=False
-    )  # fewer questions than the demo has, to fit three seeds into a test
+    )  # fewer questions than the demo has, to fit two seeds into a test
 
     prediction = predict(ensemble, task.validation)
     whole, members = evaluate(prediction), evaluate_members(prediction)
