@@ -18,8 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minilm import NAME, numbers
-from minilm import load as load_minilm
+from minilm import NAME, load as load_minilm, numbers
 from peft import LoraConfig
 
 from lora_ensembles import (

@@ -162,6 +162,14 @@ class LoraEnsemble(StackedModel):
         """PEFT adapters trained anywhere as one ensemble: equal target modules; ranks and scalings may
         differ. `head` as for a new one.
 
+        Args:
+            base: the frozen model.
+            tokenizer: its tokenizer.
+            paths: folders of PEFT adapters, or one; a member each.
+            seed: of members that are added later.
+            check_base: refuse adapters that name another base.
+            head: the members' head; None: by the class of the base.
+
         Raises:
             CheckpointError: a folder holds no readable adapter.
             AdapterError: the adapters do not fit each other or the base, or name another base
@@ -189,6 +197,13 @@ class LoraEnsemble(StackedModel):
 
         The base is loaded by its recorded name, in the dtype it was saved with, unless given.
 
+        Args:
+            path: a folder, or "owner/name" of the hub.
+            base: a loaded model in place of the recorded one.
+            tokenizer: a loaded tokenizer in place of the recorded one.
+            members: indices of those to load; None: all.
+            check_base: refuse a base that is not the recorded one.
+
         Raises:
             CheckpointError: the folder or a member in it is missing, corrupt, or of a newer format.
             AdapterError: the base given is not the one the members were trained on (`check_base=False` lets
@@ -209,13 +224,23 @@ class LoraEnsemble(StackedModel):
     def save_pretrained(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write `ensemble.json`, a model card, and one PEFT adapter folder a member; whole or not at all.
 
+        Args:
+            path: a folder that is not there or is empty.
+            dtype: of the adapters' weights on disk.
+
         Raises:
             CheckpointError: `path` already holds an ensemble, or there is no space for it.
         """
         folder.write_ensemble(self, Path(path), dtype=dtype)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
-        """Upload the ensemble with its model card to the Hugging Face hub; returns the address of the commit."""
+        """Upload the ensemble with its model card to the Hugging Face hub; returns the address of the commit.
+
+        Args:
+            repo_id: "owner/name".
+            private: create the repository as a private one.
+            token: of the hub; None: the one that is logged in.
+        """
         return folder.push_to_hub(self, repo_id, private=private, token=token)
 
     def read(self, source: object) -> list[Any]:
@@ -266,6 +291,10 @@ class LoraEnsemble(StackedModel):
     def load_members(self, paths: Sequence[str | Path] | str | Path, *, check_base: bool = True) -> None:
         """Add members from their folders, this library's or PEFT's own, to the ensemble as it runs; ranks and
         scalings may differ.
+
+        Args:
+            paths: folders of adapters, or one; a member each.
+            check_base: refuse adapters that name another base.
 
         Raises:
             CheckpointError, AdapterError: as `from_adapters`; the ensemble is then as before.

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file as load_tensors
-from safetensors.torch import save_file as save_tensors
+from safetensors.torch import load_file as load_tensors, save_file as save_tensors
 from transformers import BertForMultipleChoice, GenerationConfig
 
 import tiny_heads as heads

@@ -14,8 +14,7 @@ from lora_ensembles.data import encode_examples
 from lora_ensembles.heads.lm.losses import row_losses
 from lora_ensembles.heads.lm.table import TokenTable
 from lora_ensembles.passes.memory import with_fewer_rows
-from lora_ensembles.training import adapters
-from lora_ensembles.training import loop as training_module
+from lora_ensembles.training import adapters, loop as training_module
 from tiny_ensembles import check_recomputed, no_memory_left
 from tiny_models import ARCHITECTURES, build, build_ensemble, letter_examples, open_examples, tokenizer
 

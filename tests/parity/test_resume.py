@@ -18,8 +18,7 @@ import pytest
 from lora_ensembles import TrainConfig, train
 from lora_ensembles.data import Completion, Example
 from lora_ensembles.errors import CheckpointError
-from tiny_heads import build_ensemble as build_heads
-from tiny_heads import examples_for
+from tiny_heads import build_ensemble as build_heads, examples_for
 from tiny_models import build_ensemble, letter_examples, open_examples
 
 TESTS = Path(__file__).resolve().parents[1]

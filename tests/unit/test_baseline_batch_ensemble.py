@@ -20,8 +20,7 @@ from lora_ensembles import (
 from lora_ensembles.baselines.batch_ensemble import RankOneLinear
 from lora_ensembles.stack.context import ForwardContext
 from tiny_ensembles import adapter, ensemble, llama, no_memory_left, questions, same_state, state, tokenizer
-from tiny_models import adapter_config, build, letter_examples
-from tiny_models import tokenizer as words
+from tiny_models import adapter_config, build, letter_examples, tokenizer as words
 
 CONFIG = TrainConfig(epochs=4, batch_size=4, learning_rate=1e-2)
 TRAIN, ASKED = questions(12), questions(6, start=12)

@@ -27,8 +27,7 @@ from lora_ensembles.heads.task.encoding import encode_texts
 from lora_ensembles.passes.texts import text_scores
 from lora_ensembles.training.orders import MemberOrders, epoch_order
 from tiny_heads import ARCHITECTURES, build, build_ensemble, examples_for, tokenizer
-from tiny_models import build as build_causal
-from tiny_models import tokenizer as words
+from tiny_models import build as build_causal, tokenizer as words
 
 KINDS = ("sequence-classification", "multiple-choice", "reward")
 CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=3e-3, weight_decay_head=0.5)

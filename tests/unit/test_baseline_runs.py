@@ -26,8 +26,7 @@ from lora_ensembles import (
 from lora_ensembles.errors import ConfigError
 from lora_ensembles.training import loop
 from tiny_ensembles import adapter, llama, no_memory_left, questions, tokenizer
-from tiny_heads import build, examples_for
-from tiny_heads import tokenizer as words
+from tiny_heads import build, examples_for, tokenizer as words
 
 CONFIG = TrainConfig(epochs=4, batch_size=4, learning_rate=1e-2, log_every=1)
 

@@ -40,10 +40,11 @@ from lora_ensembles import (
 from lora_ensembles.baselines.single_member import num_trained_parameters
 from lora_ensembles.data import Completion, Example
 from lora_ensembles.errors import AdapterError, ConfigError, DataError
-from lora_ensembles.heads import RewardPrediction
 from lora_ensembles.heads.resolve import adapter_for, member_modules, resolve_head
 from lora_ensembles.heads.task.encoding import encode_texts
 from lora_ensembles.passes.texts import text_window
+from lora_ensembles.prediction.evaluation import evaluate_members
+from lora_ensembles.prediction.rewards import RewardPrediction
 from lora_ensembles.training.adapters import AdapterTrainee
 from tiny_heads import (
     ARCHITECTURES,
@@ -514,8 +515,7 @@ def test_members_without_the_ensembles_head_are_refused(tmp_path: Path) -> None:
 
 
 def test_members_of_a_causal_language_model_own_no_modules() -> None:
-    from tiny_models import build as causal
-    from tiny_models import tokenizer as words
+    from tiny_models import build as causal, tokenizer as words
 
     with pytest.raises(
         AdapterError,
@@ -551,6 +551,19 @@ def test_mean_spread_and_lower_bound_of_rewards_are_those_of_torch() -> None:
     assert RewardPrediction(scores[:1]).std.tolist() == [0.0] * 7
     with pytest.raises(ConfigError, match="k=-1; the lower bound is mean"):
         rewards.lower_bound(-1)
+
+
+def test_rewards_are_evaluated_by_the_spread_and_correlation_of_their_members() -> None:
+    scores = torch.randn(3, 9, dtype=torch.float64)
+    metrics = evaluate(RewardPrediction(scores))
+    pairs = torch.corrcoef(scores)[[0, 0, 1], [1, 2, 2]]
+    assert metrics.correlation == pytest.approx(pairs.mean().item(), abs=1e-6)
+    centred = scores - scores.mean(1, keepdim=True)
+    assert metrics.std == pytest.approx(centred.std(0, unbiased=False).mean().item(), abs=1e-6)
+    assert evaluate(RewardPrediction(scores[:1])).correlation is None
+    assert evaluate(RewardPrediction(torch.ones(2, 4))).correlation is None
+    with pytest.raises(ConfigError, match="no labels to judge a member by"):
+        evaluate_members(RewardPrediction(scores))  # type: ignore[arg-type]
 
 
 def test_training_on_pairs_learns_to_prefer() -> None:

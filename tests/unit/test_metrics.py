@@ -9,14 +9,13 @@ import torch
 from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassCalibrationError
 
 from lora_ensembles.errors import ConfigError, DataError
+from lora_ensembles.prediction.evaluation import evaluate, evaluate_members
 from lora_ensembles.prediction.metrics import (
     accuracy,
     accuracy_coverage,
     brier,
     coverage_area,
     ece,
-    evaluate,
-    evaluate_members,
     nll,
     ood_auroc,
     reliability_bins,

@@ -12,10 +12,9 @@ import pytest
 
 import tiny_heads
 from lora_ensembles.data import Example, Task
-from lora_ensembles.prediction.metrics import evaluate
+from lora_ensembles.prediction.evaluation import evaluate
 from lora_ensembles.prediction.prediction import predict
-from lora_ensembles.studies import grid as grids
-from lora_ensembles.studies import runner
+from lora_ensembles.studies import grid as grids, runner
 from lora_ensembles.studies.arms import Arm
 from lora_ensembles.studies.claims.judge import Claim, judge
 from lora_ensembles.studies.grid import ENCODER, Grid, settings_of

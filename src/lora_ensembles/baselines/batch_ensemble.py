@@ -199,6 +199,18 @@ class BatchEnsemble:
         `validation`, `out`, `resume` and `overwrite` are those of `train`; with `out`, the last checkpoint is
         the result, and `resume` brings a finished run back.
 
+        Args:
+            examples: labelled ones to train on.
+            config: settings of training; None: the defaults of `TrainConfig`.
+            validation: examples whose metrics are taken after every epoch.
+            out: folder of settings, log and checkpoints.
+            resume: go on from the last checkpoint in `out`.
+            overwrite: replace the run in `out`.
+            progress: show a progress bar.
+
+        Returns:
+            The losses, and the members after the epochs of `config.snapshot_epochs`.
+
         Raises:
             ConfigError: a setting is not supported here (dropout), or not one for each member.
             DataError: an example cannot be encoded or has no answer.

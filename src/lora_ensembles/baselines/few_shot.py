@@ -71,6 +71,11 @@ class FewShot:
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
         """log p of each label for each draw (draws, N, C), float32, normalised over an example's labels; see
         `Predictor`.
+
+        Args:
+            examples: N labelled or unlabelled examples.
+            max_rows: the most rows (member and example pairs) in one forward pass; None: a number that suits
+                most machines.
         """
         self.base.eval()
         return scored_in_parts(

@@ -119,6 +119,18 @@ class LastLayerEnsemble:
         `validation`, `out`, `resume` and `overwrite` are those of `train`; with `out`, the last checkpoint is
         the result, and `resume` brings a finished run back.
 
+        Args:
+            examples: labelled ones to train on.
+            config: settings of training; None: the defaults of `TrainConfig`.
+            validation: examples whose metrics are taken after every epoch.
+            out: folder of settings, log and checkpoints.
+            resume: go on from the last checkpoint in `out`.
+            overwrite: replace the run in `out`.
+            progress: show a progress bar.
+
+        Returns:
+            The losses, and the members after the epochs of `config.snapshot_epochs`.
+
         Raises:
             ConfigError: a setting is not supported here (dropout), or not one for each member.
             DataError: an example cannot be encoded or has no answer.
@@ -158,6 +170,11 @@ class LastLayerEnsemble:
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
         """log p of each label for each member (M, N, C), float32. Labels that were not in the training data
         keep the base's rows.
+
+        Args:
+            examples: N labelled or unlabelled examples.
+            max_rows: the most rows (member and example pairs) in one forward pass; None: a number that suits
+                most machines.
 
         Raises:
             DataError: a prompt or a label cannot be used.

@@ -138,6 +138,18 @@ class LastLayerHeads:
         `validation`, `out`, `resume` and `overwrite` are those of `train`; with `out`, the last checkpoint is
         the result, and `resume` brings a finished run back.
 
+        Args:
+            examples: labelled ones to train on.
+            config: settings of training; None: the defaults of `TrainConfig`.
+            validation: examples whose metrics are taken after every epoch.
+            out: folder of settings, log and checkpoints.
+            resume: go on from the last checkpoint in `out`.
+            overwrite: replace the run in `out`.
+            progress: show a progress bar.
+
+        Returns:
+            The losses, and the members after the epochs of `config.snapshot_epochs`.
+
         Raises:
             ConfigError: a setting is not supported here (dropout), or not one for each member; or a KL
                 weight, and heads that were newly initialised.
@@ -178,6 +190,11 @@ class LastLayerHeads:
     @torch.no_grad()
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
         """log p of each class or option for each member (M, N, C), float32.
+
+        Args:
+            examples: N labelled or unlabelled examples.
+            max_rows: the most rows (member and example pairs) in one forward pass; None: a number that suits
+                most machines.
 
         Raises:
             DataError: a text cannot be used.

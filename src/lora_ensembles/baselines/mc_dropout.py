@@ -83,6 +83,11 @@ class MCDropout:
         """log p of each label in each pass (P, N, C), float32; at most `max_rows` rows (passes * examples)
         are in flight.
 
+        Args:
+            examples: N labelled or unlabelled examples.
+            max_rows: the most rows (member and example pairs) in one forward pass; None: a number that suits
+                most machines.
+
         Raises:
             ConfigError: the member was dropped since, or memory ran out.
             DataError: a prompt or a label cannot be used.

@@ -55,6 +55,11 @@ class SingleMember:
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
         """log p of each label (1, N, C), float32; see `Predictor`.
 
+        Args:
+            examples: N labelled or unlabelled examples.
+            max_rows: the most rows (member and example pairs) in one forward pass; None: a number that suits
+                most machines.
+
         Raises:
             ConfigError: there is no such member, or memory ran out.
             DataError: a prompt or a label cannot be used.

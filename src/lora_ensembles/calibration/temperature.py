@@ -132,6 +132,11 @@ class TemperatureScaled:
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
         """log of the scaled mean probabilities (1, N, C), float32; see `Predictor`.
 
+        Args:
+            examples: N labelled or unlabelled examples.
+            max_rows: the most rows (member and example pairs) in one forward pass; None: a number that suits
+                most machines.
+
         Raises:
             DataError: an example is one of those that the temperature was fitted on.
         """

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from ..ensemble import LoraEnsemble
     from ..prediction.completions import CompletionMetrics
-    from ..prediction.metrics import MemberSpread, Metrics
+    from ..prediction.evaluation import Metrics
+    from ..prediction.metrics import MemberSpread
 
 SHOWN = ("accuracy", "nll", "ece", "brier", "ood_auroc")
 SHOWN_OF_COMPLETIONS = ("nll_per_token", "perplexity")  # beside the nll, which is that of a whole answer

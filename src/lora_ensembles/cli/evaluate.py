@@ -43,8 +43,9 @@ from .screen.parts import InParts
 if TYPE_CHECKING:
     from ..ensemble import LoraEnsemble
     from ..prediction.completions import CompletionMetrics
+    from ..prediction.evaluation import Metrics
     from ..prediction.intervals import Interval
-    from ..prediction.metrics import MemberSpread, Metrics
+    from ..prediction.metrics import MemberSpread
     from ..prediction.prediction import Predictor
 
 SUMMARY = "measure a saved ensemble"
@@ -149,6 +150,7 @@ def _measure_questions(
     args: Arguments, predictor: Predictor, name: str, every: Sequence[Any], source: Source
 ) -> Measured:
     from ..prediction import metrics
+    from ..prediction.evaluation import evaluate, evaluate_members
     from ..prediction.intervals import bootstrap_interval
     from ..prediction.prediction import predict
 
@@ -166,8 +168,8 @@ def _measure_questions(
     intervals = _intervals(shown, prediction) if args.intervals else {}
     if args.intervals and ood is not None:
         intervals["ood_auroc"] = bootstrap_interval(metrics.ood_auroc, prediction, ood=ood)
-    spread = metrics.evaluate_members(prediction, ood=ood)
-    return Measured(pair[0] if pair else None, metrics.evaluate(prediction, ood=ood), spread, intervals)
+    spread = evaluate_members(prediction, ood=ood)
+    return Measured(pair[0] if pair else None, evaluate(prediction, ood=ood), spread, intervals)
 
 
 def _measure_completions(

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..data.cells import row_id
-from ..data.formats import FORMATS as TEXT_FORMATS
-from ..data.formats import Row
+from ..data.formats import FORMATS as TEXT_FORMATS, Row
 from ..data.sources import named_rows, stream_rows
 from ..data.whole_file import BadRow
 from ..errors import ConfigError, DataError

@@ -248,7 +248,8 @@ def _train(ensemble: LoraEnsemble, task: Task | CompletionTask, config: Any, arg
 def _record(ensemble: LoraEnsemble, result: TrainResult, out: Path) -> dict[str, Any]:
     """Put the last epoch's metrics into the saved ensemble and show them; returns the single members'."""
     from ..prediction.completions import CompletionMetrics
-    from ..prediction.metrics import MemberSpread, Metrics
+    from ..prediction.evaluation import Metrics
+    from ..prediction.metrics import MemberSpread
     from ..storage.folder import update_info
 
     last = result.history[-1]

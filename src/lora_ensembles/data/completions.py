@@ -111,6 +111,9 @@ def load_completions(path: str | Path, *, labelled: bool = True) -> tuple[Comple
         path: the file, or the name of a hub dataset.
         labelled: whether every row must have a completion. False: rows without one get None.
 
+    Returns:
+        One `Completion` a row, in the file's order.
+
     Raises:
         DataError: anything in the file that cannot be used, with the file and the line.
 
@@ -157,6 +160,16 @@ def completions_from_files(
 ) -> CompletionTask:
     """A task of open answers from a file to train on and, where there is one, a file to judge by; else a
     share as in `task_from_files`.
+
+    Args:
+        train: a file, or 'hub:owner/name:split'.
+        validation: the same; None: a share of the training rows.
+        validation_share: that share, between 0 and 1.
+        seed: of the rows that are drawn for it.
+        name: the task's; None: the file's.
+
+    Returns:
+        The two parts.
 
     Raises:
         ConfigError: a share that is not between 0 and 1.

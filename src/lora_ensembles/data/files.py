@@ -39,6 +39,9 @@ def load_file(
         labelled: whether every row must have an answer. False: rows without one, or with one that does not
             fit, get the target None.
 
+    Returns:
+        One `Example` a row, in the file's order.
+
     Raises:
         DataError: anything in the file that cannot be used, with the file and the line.
 
@@ -100,6 +103,18 @@ def task_from_files(
     Without a validation file, `validation_share` of the training file's rows (at least one) are drawn for it
     by `seed`: of a classification with every class in its share, else a function of the number of rows alone.
     Both parts keep the file's order.
+
+    Args:
+        train: a file, or 'hub:owner/name:split'.
+        validation: the same; None: a share of the training rows.
+        columns: as for `load_file`.
+        labels: as for `load_file`.
+        validation_share: that share, between 0 and 1.
+        seed: of the rows that are drawn for it.
+        name: the task's; None: the file's.
+
+    Returns:
+        The two parts.
 
     Raises:
         ConfigError: a share that is not between 0 and 1.

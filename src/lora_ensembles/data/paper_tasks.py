@@ -143,6 +143,9 @@ def load_task(name: str, *, data: str | Path | None = None) -> Task:
         data: a folder with the datasets as .jsonl files in the hub's schemas (commonsense_qa/train.jsonl,
             ai2_arc/ARC-Easy/test.jsonl, mmlu/dev.jsonl, ...). None: the hub.
 
+    Returns:
+        Its training and its validation part.
+
     Raises:
         DataError: an unknown name, with the nearest known one; or data that cannot be read.
     """
@@ -164,6 +167,13 @@ def load_ood(name: str, *, data: str | Path | None = None) -> tuple[Example, ...
 
     "mmlu" is the test split of all 57 subjects; "mmlu-not-ss" and "mmlu-not-stem" are that of the other
     categories.
+
+    Args:
+        name: "mmlu", "mmlu-not-ss", "mmlu-not-stem", or a task.
+        data: as for `load_task`.
+
+    Returns:
+        The examples, in the data's order.
 
     Raises:
         DataError: an unknown name, with the nearest known one; or data that cannot be read.

@@ -25,6 +25,15 @@ LABELS = ("chosen", "rejected")
 def preference(id: str, prompt: str, chosen: str, rejected: str) -> Example:
     """A pair as an `Example` whose two options are the answers, the chosen one the right one.
 
+    Args:
+        id: the pair's name.
+        prompt: the text in front of both answers; may be empty.
+        chosen: the better answer.
+        rejected: the other.
+
+    Returns:
+        Options 0 (chosen) and 1 (rejected), target 0.
+
     Raises:
         DataError: an empty or the same text on both sides.
 
@@ -78,6 +87,13 @@ def load_preferences(
     it; texts, taken as they are, or lists of chat messages {"role", "content"}, which the tokenizer's
     template renders. A column `id` names the rows.
 
+    Args:
+        path: the file, or the name of a hub dataset.
+        tokenizer: whose chat template renders lists of messages.
+
+    Returns:
+        One `Example` of two options a row, the chosen one the target.
+
     Raises:
         DataError: anything in the file that cannot be used, with the file and the line; or chats without a
             tokenizer.
@@ -105,6 +121,16 @@ def preferences_from_files(
 ) -> Task:
     """A task of pairs from a file to train on and, where there is one, a file to judge by; else a share as in
     `task_from_files`.
+
+    Args:
+        train: a file, or 'hub:owner/name:split'.
+        validation: the same; None: a share of the training rows.
+        tokenizer: as for `load_preferences`.
+        validation_share: that share, between 0 and 1.
+        seed: of the rows that are drawn for it.
+
+    Returns:
+        The two parts.
 
     Raises:
         ConfigError: a share that is not between 0 and 1.

@@ -31,13 +31,21 @@ def load_base(
     head: str = "causal-lm",
     num_labels: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A base model by name, in evaluation mode, and its tokenizer: "embedded", a folder, or a name on the
+    """A base model by name and its tokenizer: "embedded", a folder, or a name on the
     hub.
 
-    `dtype` is "float32", "bfloat16" or "float16"; by default the one the weights are stored in. `head` says
-    which of transformers' classes it is loaded as: "causal-lm", "sequence-classification" (with `num_labels`
-    classes) or "multiple-choice" (a classifier of one label where transformers has no such class, as for
-    decoders). A head that the checkpoint lacks is newly initialised.
+    A head that the checkpoint lacks is newly initialised. Where transformers has no multiple-choice class for a
+    model, as for decoders, that head is a classifier of one label.
+
+    Args:
+        name: "embedded", a folder, or "owner/name" of the hub.
+        revision: branch, tag or commit on the hub; None: its newest.
+        dtype: "float32", "bfloat16" or "float16"; None: as the weights are stored.
+        head: the class of transformers: "causal-lm", "sequence-classification" or "multiple-choice".
+        num_labels: classes of a sequence classifier; 1: a reward model.
+
+    Returns:
+        The model, in evaluation mode, and its tokenizer.
 
     Raises:
         DataError: the model cannot be loaded, or a checkpoint for a head holds no weights of its body.

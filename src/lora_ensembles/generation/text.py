@@ -81,12 +81,16 @@ def generate_text(
     finished text, so it is there for every way of decoding.
 
     Args:
+        ensemble: members whose head is the base's own.
         prompts: texts, or chats (sequences of messages) for the tokenizer's chat template; or one of these.
         config: how to decode; greedily, 64 tokens, by default.
         batch_size: prompts decoded together, padded on the left.
         seed: of sampling; None leaves it to torch's global state.
         on_token: called with the text that each token adds and its uncertainty, as soon as it is made; for
             one prompt, without beams.
+
+    Returns:
+        One `GeneratedText` a text, those of a prompt after one another.
 
     Raises:
         DataError: an empty prompt, one that leaves no room for new tokens, or a chat without a chat template.

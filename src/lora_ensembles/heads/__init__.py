@@ -8,14 +8,13 @@ from ..stack.head_config import HEAD_KINDS, HeadConfig, HeadKind
 from .base import Head, TrainingRows
 from .registry import head_of, member_log_probs
 from .resolve import adapter_for, resolve_head
-from .task.rewards import RewardPrediction, predict_rewards
+from .task.rewards import predict_rewards
 
 __all__ = [
     "HEAD_KINDS",
     "Head",
     "HeadConfig",
     "HeadKind",
-    "RewardPrediction",
     "TrainingRows",
     "adapter_for",
     "head_of",

@@ -67,7 +67,7 @@ class Interval:
     0.95 say.
 
     The estimate of a biased metric can lie outside: an ECE of 0.09 measured on 100 calibrated answers has an
-    interval that begins at 0, and one that is lower than chance alone makes it has the interval 0 to 0.
+    interval that begins at 0, and may lie below the estimate.
     """
 
     estimate: float
@@ -113,6 +113,9 @@ def bootstrap_interval(
         level: the share of samples in which the interval holds the population's value.
         seed: of the draws.
 
+    Returns:
+        The metric of all examples, with its ends.
+
     Raises:
         ConfigError: fewer than 2 samples, or a level outside 0 to 1.
         DataError: the metric has no value for the examples, or for most of the draws.
@@ -154,6 +157,17 @@ def paired_difference(
     Pairing removes what both share (hard examples are hard for both), so it sees differences that two
     separate intervals hide. Two predictions that say the same of every example have the interval 0 to 0,
     however few the examples are.
+
+    Args:
+        metric: of a prediction.
+        first: a prediction of N examples.
+        second: another of the same examples, in the same order.
+        samples: draws of the bootstrap.
+        level: the share of samples in which the interval holds the population's difference.
+        seed: of the draws.
+
+    Returns:
+        The difference of the two metrics, with its ends.
 
     Raises:
         ConfigError: the two are not about the same examples in the same order, fewer than 2 samples, or a

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -24,7 +24,6 @@ from torchmetrics.functional.classification import (
 
 from ..errors import ConfigError
 from .selective import AccuracyCoverage, accuracy_by_doubt
-from .uncertainty import disagreement, expected_entropy, mutual_information, total_entropy
 
 if TYPE_CHECKING:
     from .prediction import Prediction
@@ -36,6 +35,12 @@ NUM_BINS = 15
 def accuracy(prediction: Prediction) -> float:
     """The share of examples whose most probable option is the target, 0 to 1; on a tie the first option
     counts.
+
+    Args:
+        prediction: a labelled prediction of N examples, C options.
+
+    Returns:
+        A number from 0 to 1.
 
     Raises:
         DataError: the prediction is unlabelled.
@@ -61,6 +66,12 @@ def nll(prediction: Prediction) -> float:
     It is taken from log-probabilities: a target whose probability underflows (below 1e-45 in float32) still
     has a finite logarithm, where log(0) would turn the mean into inf. No probability is floored or smoothed.
     A target of log-probability -inf is an absent option, which `Prediction` refuses.
+
+    Args:
+        prediction: a labelled prediction of N examples, C options.
+
+    Returns:
+        Nats, 0 or more.
 
     Raises:
         DataError: the prediction is unlabelled.
@@ -89,6 +100,12 @@ def ece(prediction: Prediction) -> float:
     torchmetrics' definition (l1 norm): 15 equal-width bins [0, 1/15), ..., [14/15, 1) and one more for a
     confidence of exactly 1.
 
+    Args:
+        prediction: a labelled prediction of N examples, C options.
+
+    Returns:
+        A number from 0 to 1; lower is better.
+
     Raises:
         DataError: the prediction is unlabelled.
 
@@ -108,6 +125,12 @@ def brier(prediction: Prediction) -> float:
 
     torchmetrics has no multiclass Brier score. `Differs:` from the binary convention, which keeps one option
     only and ranges to 1.
+
+    Args:
+        prediction: a labelled prediction of N examples, C options.
+
+    Returns:
+        A number from 0 to 2; lower is better.
 
     Raises:
         DataError: the prediction is unlabelled.
@@ -144,6 +167,9 @@ def ood_auroc(prediction: Prediction, ood: Prediction) -> float:
     Args:
         prediction: in-distribution examples, usually the validation set.
         ood: out-of-distribution examples, predicted by the same predictor.
+
+    Returns:
+        A number from 0 to 1; 0.5 is chance.
 
     Raises:
         ConfigError: the two have different numbers of members, so they are not from one predictor.
@@ -192,6 +218,12 @@ def accuracy_coverage(prediction: Prediction) -> AccuracyCoverage:
 def coverage_area(prediction: Prediction) -> float:
     """The area under the accuracy-coverage curve: the mean accuracy over all coverages, 0 to 1, higher is
     better.
+
+    Args:
+        prediction: a labelled prediction of N examples, C options.
+
+    Returns:
+        A number from 0 to 1; higher is better.
 
     Raises:
         DataError: the prediction is unlabelled.
@@ -250,74 +282,6 @@ def reliability_bins(prediction: Prediction, *, bins: int = NUM_BINS) -> Reliabi
 
 
 @dataclass(frozen=True)
-class Metrics:
-    """Every metric of one prediction; `ood_auroc` is None without out-of-distribution examples.
-
-    `total_entropy`, `expected_entropy`, `mutual_information` (nats) and `disagreement` (0 to 1) are means
-    over the examples.
-    """
-
-    num_members: int
-    num_examples: int
-    accuracy: float
-    nll: float
-    ece: float
-    brier: float
-    coverage_area: float
-    total_entropy: float
-    expected_entropy: float
-    mutual_information: float
-    disagreement: float
-    ood_auroc: float | None = None
-
-    def to_dict(self) -> dict[str, int | float | None]:
-        """The fields as a dictionary that `json.dumps` takes."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        values = {
-            name.replace("_", " "): value for name, value in self.to_dict().items() if value is not None
-        }
-        return "\n".join(
-            f"{name:<18} {value:>8.4f}" if isinstance(value, float) else f"{name:<18} {value:>8}"
-            for name, value in values.items()
-        )
-
-
-def evaluate(prediction: Prediction, *, ood: Prediction | None = None) -> Metrics:
-    """Every metric of one labelled prediction, all computed from the same mean of its members' probabilities.
-
-    Args:
-        prediction: labelled, in distribution.
-        ood: the same predictor's prediction on out-of-distribution examples, for `ood_auroc`.
-
-    Raises:
-        DataError: the prediction is unlabelled.
-        ConfigError: `ood` has another number of members.
-
-    Example:
-        >>> from lora_ensembles.prediction.prediction import Prediction
-        >>> metrics = evaluate(Prediction(torch.tensor([[[0.9, 0.1], [0.25, 0.75]]]).log(), torch.tensor([0, 1])))
-        >>> metrics.accuracy, metrics.ood_auroc
-        (1.0, None)
-    """
-    return Metrics(
-        num_members=prediction.num_members,
-        num_examples=prediction.num_examples,
-        accuracy=accuracy(prediction),
-        nll=nll(prediction),
-        ece=ece(prediction),
-        brier=brier(prediction),
-        coverage_area=coverage_area(prediction),
-        total_entropy=total_entropy(prediction).mean().item(),
-        expected_entropy=expected_entropy(prediction).mean().item(),
-        mutual_information=mutual_information(prediction).mean().item(),
-        disagreement=disagreement(prediction).mean().item(),
-        ood_auroc=None if ood is None else ood_auroc(prediction, ood),
-    )
-
-
-@dataclass(frozen=True)
 class MemberSpread:
     """One metric of each member on its own: the values in member order, their mean and their spread."""
 
@@ -354,34 +318,6 @@ def single_member(metric: Callable[[Prediction], float], prediction: Prediction)
         (0.5, 1.0)
     """
     return MemberSpread(tuple(metric(prediction.member(m)) for m in range(prediction.num_members)))
-
-
-def evaluate_members(prediction: Prediction, *, ood: Prediction | None = None) -> dict[str, MemberSpread]:
-    """`evaluate` of every member on its own, by metric name; `ood_auroc` is there only if `ood` is given.
-
-    Raises:
-        DataError: the prediction is unlabelled.
-        ConfigError: `ood` has another number of members.
-
-    Example:
-        >>> from lora_ensembles.prediction.prediction import Prediction
-        >>> members = torch.tensor([[[0.9, 0.1], [0.8, 0.2]], [[0.6, 0.4], [0.3, 0.7]]]).log()
-        >>> print(evaluate_members(Prediction(members, torch.tensor([0, 1])))["accuracy"])
-        0.7500 ± 0.3536
-    """
-    if ood is not None and ood.num_members != prediction.num_members:
-        raise ConfigError(
-            f"{prediction.num_members} members in distribution and {ood.num_members} out of it; pass the same predictor's"
-        )
-    members = [
-        evaluate(prediction.member(m), ood=None if ood is None else ood.member(m))
-        for m in range(prediction.num_members)
-    ]
-    # num_members is 1 by construction, and a lone member has neither mutual information nor disagreement
-    names = ["accuracy", "nll", "ece", "brier", "coverage_area", "total_entropy"] + (
-        [] if ood is None else ["ood_auroc"]
-    )
-    return {name: MemberSpread(tuple(getattr(member, name) for member in members)) for name in names}
 
 
 def doubt_of_each(prediction: Prediction) -> Tensor:

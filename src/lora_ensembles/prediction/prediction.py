@@ -186,6 +186,11 @@ class Predictor(Protocol):
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
         """(M, N, C) log-probabilities over each example's options, -inf at absent options; at most `max_rows`
         rows in one forward.
+
+        Args:
+            examples: N labelled or unlabelled examples.
+            max_rows: the most rows (member and example pairs) in one forward pass; None: a number that suits
+                most machines.
         """
         ...
 
@@ -200,6 +205,9 @@ def predict(predictor: Predictor, examples: Sequence[Example], *, max_rows: int 
         predictor: an ensemble, a baseline or a wrapper.
         examples: N of them, with as many labels each as they have options.
         max_rows: the most rows (member and example pairs) in one forward; None leaves it to the predictor.
+
+    Returns:
+        (M, N, C) member log-probabilities with targets and ids.
 
     Raises:
         DataError: no examples.

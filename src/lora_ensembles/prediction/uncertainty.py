@@ -42,6 +42,12 @@ def split_entropy(member_log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def total_entropy(prediction: Prediction) -> Tensor:
     """(N,) predictive entropy, that of the ensemble's distribution, H[mean_m p_m], in nats; 0 to log C.
 
+    Args:
+        prediction: of N examples; targets are not needed.
+
+    Returns:
+        (N,) float32, in nats.
+
     Example:
         >>> from lora_ensembles.prediction.prediction import Prediction
         >>> sure_but_opposed = Prediction(torch.tensor([[[0.99, 0.01]], [[0.01, 0.99]]]).log())
@@ -56,6 +62,12 @@ def expected_entropy(prediction: Prediction) -> Tensor:
 
     It is the part of the predictive entropy that no further member takes away. Source: Depeweg et al. 2018
     (arXiv:1710.07283), Eq. 8.
+
+    Args:
+        prediction: of N examples; targets are not needed.
+
+    Returns:
+        (N,) float32, in nats.
 
     Example:
         >>> from lora_ensembles.prediction.prediction import Prediction
@@ -73,6 +85,12 @@ def mutual_information(prediction: Prediction) -> Tensor:
     H[mean_m p_m] - mean_m H[p_m] (Houlsby et al. 2011, arXiv:1112.5745). It is never negative by Jensen's
     inequality, since entropy is concave, and 0 for a single member.
 
+    Args:
+        prediction: of N examples; targets are not needed.
+
+    Returns:
+        (N,) float32, in nats.
+
     Example:
         >>> from lora_ensembles.prediction.prediction import Prediction
         >>> sure_but_opposed = Prediction(torch.tensor([[[0.99, 0.01]], [[0.01, 0.99]]]).log())
@@ -87,6 +105,12 @@ def disagreement(prediction: Prediction) -> Tensor:
 
     2 / (M (M - 1)) sum_{i<j} [choice_i != choice_j] = 1 - sum_c n_c (n_c - 1) / (M (M - 1)), with n_c the
     votes for option c.
+
+    Args:
+        prediction: of N examples; targets are not needed.
+
+    Returns:
+        (N,) float32.
 
     Example:
         >>> from lora_ensembles.prediction.prediction import Prediction

@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
-from peft.tuners.lora import layer as peft_layers
+from peft.tuners.lora import LoraLayer, layer as peft_layers
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import ModulesToSaveWrapper, get_pattern_key
 from safetensors import SafetensorError

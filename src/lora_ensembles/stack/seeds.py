@@ -28,6 +28,14 @@ def member_seeds(seed: int, index: int, *, vary: Sequence[str] = ("init", "order
 
     A source that is not in `vary` has member 0's seed in every member (Fig. 7 of arXiv:2310.00035).
 
+    Args:
+        seed: the ensemble's.
+        index: the member's, from 0.
+        vary: what differs between members: "init", "order", or both.
+
+    Returns:
+        The seed of its initial weights and that of its data order.
+
     Raises:
         ConfigError: a seed that is no whole number, or `vary` holds something else than "init" and "order".
 

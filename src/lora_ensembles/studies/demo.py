@@ -24,7 +24,7 @@ from ..disk.provenance import environment
 from ..embedded import load_base
 from ..ensemble import LoraEnsemble
 from ..errors import CheckpointError, ConfigError, MissingExtraError, unknown_name
-from ..prediction.metrics import Metrics, evaluate, evaluate_members
+from ..prediction.evaluation import Metrics, evaluate, evaluate_members
 from ..prediction.plots import reliability_diagram, wrong_confidence_density
 from ..prediction.prediction import Prediction, predict
 from ..prediction.uncertainty import mutual_information

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ..prediction.metrics import Metrics, evaluate, reliability_bins
+from ..prediction.evaluation import Metrics, evaluate
+from ..prediction.metrics import reliability_bins
 from ..prediction.prediction import Prediction
 
 DIGITS = 6

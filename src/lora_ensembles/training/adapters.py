@@ -60,6 +60,19 @@ def train(
     end finishes the step under way and saves a checkpoint first; a second one ends at once. With a
     `validation` split, metrics of the ensemble and of its members are taken after every epoch.
 
+    Args:
+        ensemble: M untrained or trained members, which get the new weights.
+        examples: N rows to train on.
+        config: settings of training; None: the defaults of `TrainConfig`.
+        validation: rows whose metrics are taken after every epoch.
+        out: folder of the run and of the ensemble.
+        resume: go on from the last checkpoint in `out`.
+        overwrite: replace what `out` holds.
+        progress: show a progress bar.
+
+    Returns:
+        Losses and metrics of every epoch, and the members after those of `config.snapshot_epochs`.
+
     Raises:
         ConfigError: a setting does not fit the number of members, or `resume` comes without `out` or with
             `overwrite`.

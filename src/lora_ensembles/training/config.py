@@ -119,6 +119,10 @@ class TrainConfig:
         step decays B by the same 0.5 % as the paper's mildest setting (5e-5 * 1e2). "embedded": the embedded
         base is far smaller than those, and takes a step size of 2e-3.
 
+        Args:
+            name: "paper", "default" or "embedded".
+            task: one of the paper's, for "paper".
+
         Raises:
             ConfigError: an unknown name, or "paper" for a task that is not the paper's.
 

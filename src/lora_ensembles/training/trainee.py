@@ -133,6 +133,10 @@ class TrainResult:
     def restore(self, ensemble: Any, *, epoch: int) -> None:
         """Give the members of the ensemble that was trained the weights they had after an epoch.
 
+        Args:
+            ensemble: the one that was trained.
+            epoch: counted from 1.
+
         Raises:
             ConfigError: there is no snapshot of that epoch.
         """

@@ -31,6 +31,15 @@ def score_completions(
     so that batches hold little padding; the logits of at most `answer_positions.LOGIT_BUDGET` are made at
     once, however long the answers are. Without adapters' dropout, also in the middle of training.
 
+    Args:
+        ensemble: members whose head is the base's own.
+        examples: N prompts with the answers that are scored.
+        max_rows: the most rows (member and example pairs) in one forward pass; None: a number that suits most
+            machines.
+
+    Returns:
+        (M, N, T) log-probabilities of the answers' tokens.
+
     Raises:
         DataError: no examples; one without a completion, or whose prompt or completion cannot be used.
         ConfigError: `max_rows` below 1; or memory does not hold a single row; or the members have heads of

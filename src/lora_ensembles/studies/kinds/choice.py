@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...prediction.metrics import evaluate
+from ...prediction.evaluation import evaluate
 from ...prediction.prediction import predict
 from ..arms import regulariser_arms
 from ..setting import Bench
