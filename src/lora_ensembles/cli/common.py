@@ -162,14 +162,16 @@ def some_text(text: str) -> str:
 def model_name(text: str) -> str:
     """The name of a base."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("an empty name; give 'embedded', a folder, or a name on the hub")
+        raise argparse.ArgumentTypeError(
+            "an empty name; give 'embedded', 'smollm2', a folder, a GGUF file, or a name on the hub"
+        )
     return text
 
 
 def add_model_flags(parser: argparse.ArgumentParser, *, base: str | None) -> None:
     """--base, --dtype, --device."""
     group = parser.add_argument_group("model")
-    meaning = "'embedded', a folder, or a name on the hub"
+    meaning = "'embedded', 'smollm2', a folder, a GGUF file, or a name on the hub"
     group.add_argument(
         "--base",
         type=model_name,

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=model_name,
         required=True,
         metavar="NAME",
-        help="'embedded', a folder, or a name on the hub; only its config is read",
+        help="'embedded', 'smollm2', a folder, a GGUF file, or a name on the hub; only its config is read",
     )
     parser.add_argument(
         "--dtype",
@@ -69,10 +69,10 @@ def run(args: Arguments) -> dict[str, Any]:
     import torch
     from transformers import AutoConfig
 
-    from ..embedded.loading import FOLDER, is_embedded
+    from ..embedded.loading import base_source
     from ..training.memory_plan import plan_training
 
-    source = str(FOLDER) if is_embedded(args.base) else args.base
+    source = base_source(args.base)
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:

@@ -1,14 +1,14 @@
-"""Loading a base model by name: the embedded one, a folder, or a name on the hub."""
+"""Loading a base model by name: the embedded one, smollm2, a GGUF file, a folder, or a name on the hub."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..disk.layout import names_a_folder
 from ..errors import ConfigError, DataError
+from .gguf import SMOLLM2, SMOLLM2_ON_HUB, dequantised, gguf_file
+from .quiet import without_report
 
 if TYPE_CHECKING:  # the embedded tasks are read without waiting for torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,14 +31,13 @@ def load_base(
     head: str = "causal-lm",
     num_labels: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A base model by name and its tokenizer: "embedded", a folder, or a name on the
-    hub.
+    """A base model by name and its tokenizer.
 
     A head that the checkpoint lacks is newly initialised. Where transformers has no multiple-choice class for a
     model, as for decoders, that head is a classifier of one label.
 
     Args:
-        name: "embedded", a folder, or "owner/name" of the hub.
+        name: "embedded", "smollm2", a folder, a GGUF file, or "owner/name" of the hub.
         revision: branch, tag or commit on the hub; None: its newest.
         dtype: "float32", "bfloat16" or "float16"; None: as the weights are stored.
         head: the class of transformers: "causal-lm", "sequence-classification" or "multiple-choice".
@@ -65,8 +64,7 @@ def load_base(
         raise DataError(
             "the ensemble's base was built in code and has no name to load it by; pass base= and tokenizer="
         )
-    embedded = is_embedded(name)
-    source = str(FOLDER) if embedded else name
+    source = base_source(name)
     tokenizer = resolve_tokenizer(name, revision=revision)
     try:
         if (
@@ -77,7 +75,7 @@ def load_base(
             head, num_labels = "sequence-classification", 1
         # A head of another number of classes is not the one that is wanted.
         labels = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
-        with _without_report(head):
+        with without_report(newly_initialised=head != "causal-lm"):
             base = getattr(transformers, AUTO[head]).from_pretrained(
                 source, revision=revision, dtype=dtype or "auto", **labels
             )
@@ -85,14 +83,26 @@ def load_base(
         raise _not_loaded(name, error) from error
     if head != "causal-lm":
         _make_ready_for_heads(base, tokenizer, name)
-    if embedded:
+    if is_embedded(name):
         base.config._name_or_path = base.name_or_path = EMBEDDED_BASE
+    elif gguf_file(name) is not None:
+        base.config._name_or_path = base.name_or_path = name
     return base.eval(), tokenizer
 
 
 def is_embedded(name: str) -> bool:
     """Whether a name is that of the embedded base."""
     return name in ("embedded", EMBEDDED_BASE)
+
+
+def base_source(name: str) -> str:
+    """The folder or the name on the hub that transformers loads."""
+    if is_embedded(name):
+        return str(FOLDER)
+    file = gguf_file(name)
+    if file is not None:
+        return str(dequantised(file))
+    return SMOLLM2_ON_HUB if name == SMOLLM2 else name
 
 
 def resolve_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -103,13 +113,13 @@ def resolve_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTo
     """
     from transformers import AutoTokenizer
 
-    if names_a_folder(name) and not Path(name).is_dir():
+    if names_a_folder(name) and not name.endswith(".gguf") and not Path(name).is_dir():
         raise DataError(
-            f"base model {name!r}: no such folder from {Path.cwd()}; give 'embedded', a folder that save_pretrained wrote, or a name on "
-            "the hub"
+            f"base model {name!r}: no such folder from {Path.cwd()}; give 'embedded', 'smollm2', a folder that save_pretrained wrote, a "
+            "GGUF file, or a name on the hub"
         )
     try:
-        return AutoTokenizer.from_pretrained(str(FOLDER) if is_embedded(name) else name, revision=revision)
+        return AutoTokenizer.from_pretrained(base_source(name), revision=revision)
     except (OSError, ValueError) as error:
         raise _not_loaded(name, error) from error
 
@@ -132,24 +142,6 @@ def _make_ready_for_heads(base: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 def _not_loaded(name: str, error: Exception) -> DataError:
     reason = str(error).splitlines()[0]
     return DataError(
-        f"base model {name!r} cannot be loaded: {reason}; give 'embedded', a folder that save_pretrained wrote, or a name on the hub"
+        f"base model {name!r} cannot be loaded: {reason}; give 'embedded', 'smollm2', a folder that save_pretrained wrote, a "
+        "GGUF file, or a name on the hub"
     )
-
-
-@contextmanager
-def _without_report(head: str) -> Iterator[None]:
-    """Context in which transformers draws no bar of its own, and does not list the weights of a head that a
-    checkpoint lacks: members draw theirs.
-    """
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    if head != "causal-lm":
-        logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
