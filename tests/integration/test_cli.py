@@ -148,7 +148,7 @@ def test_evaluate_on_another_task_and_set(capsys, trained):
 def test_own_csv_with_its_columns_is_remembered(capsys, tmp_path):
     lines = [f"Is {n} above five?,{'yes' if n > 5 else 'no'}\n" for n in range(12)]
     (tmp_path / "mine.csv").write_text("stem,gold\n" + "".join(lines))
-    columns = ["--question", "stem", "--answer", "gold", "--labels", "yes,no"]
+    columns = ["--question-column", "stem", "--answer-column", "gold", "--labels", "yes,no"]
     out = tmp_path / "run"
     done = call(
         capsys,
@@ -260,7 +260,10 @@ def test_predict_reads_csv_from_standard_input(capsys, trained, monkeypatch):
     [
         (["--in", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         (["--in", "-"], "<stdin>: no rows"),
-        (["--in", "questions.jsonl", "--question", "stem"], "questions.jsonl, line 1: unknown column 'stem'"),
+        (
+            ["--in", "questions.jsonl", "--question-column", "stem"],
+            "questions.jsonl, line 1: unknown column 'stem'",
+        ),
         (["--in", "questions.jsonl", "--only", "0,7"], "it holds members 0 to 1"),
         (["--in", "questions.jsonl", "--base", "nowhere"], "base model 'nowhere' cannot be loaded"),
     ],

@@ -123,7 +123,7 @@ def test_a_csv_of_three_classes_is_classified(
     pairs: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = classes_file(tmp_path, pairs=pairs)
-    columns = ["--pair", "second"] if pairs else []
+    columns = ["--pair-column", "second"] if pairs else []
     words = ["--head", "sequence-classification", "--train", path, *columns, "--base", encoder_folder(), *FEW]
     done = call(capsys, "train", *words, "--out", tmp_path / "run", "--learning-rate", "5e-3", "--epochs", 20)
     assert done.code == 0, done.err

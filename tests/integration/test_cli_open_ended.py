@@ -166,8 +166,8 @@ def test_evaluate_on_another_file_goes_by_its_columns(capsys, trained, tmp_path,
             "--labels: for questions with options; .*otters.jsonl has open answers",
         ),
         (
-            ["train", "--options", "a,b", "--answer", "completion"],
-            "--options, --answer: for questions with options",
+            ["train", "--options-column", "a,b", "--answer-column", "completion"],
+            "--options-column, --answer-column: for questions with options",
         ),
         (["train", "--validation", "questions.jsonl"], "questions.jsonl, line 1: unknown column 'prompt'"),
         (

@@ -130,9 +130,9 @@ def test_a_column_flag_is_merged_with_the_columns_of_the_training(
     words = [
         "train",
         tmp_path / "own.csv",
-        "--question",
+        "--question-column",
         "body",
-        "--answer",
+        "--answer-column",
         "queue",
         "--base",
         base_folder(),
@@ -141,9 +141,18 @@ def test_a_column_flag_is_merged_with_the_columns_of_the_training(
     done = call(capsys, *words, "--out", tmp_path / "run")
     assert done.code == 0, done.err
 
-    asked = call(capsys, "predict", tmp_path / "run", "--in", tmp_path / "own.csv", "--id", "ticket_id")
+    asked = call(
+        capsys, "predict", tmp_path / "run", "--in", tmp_path / "own.csv", "--id-column", "ticket_id"
+    )
     measured = call(
-        capsys, "evaluate", tmp_path / "run", "--file", tmp_path / "own.csv", "--id", "ticket_id", "--json"
+        capsys,
+        "evaluate",
+        tmp_path / "run",
+        "--file",
+        tmp_path / "own.csv",
+        "--id-column",
+        "ticket_id",
+        "--json",
     )
 
     assert asked.code == 0, asked.err
@@ -399,7 +408,7 @@ def test_a_base_without_a_classifier_names_the_other_way(
     [
         ["generate", "RUN", "--prompt", "a \udcff"],
         ["train", "f.csv", "--labels", "a,b\udcff"],
-        ["predict", "RUN", "--in", "f.csv", "--question", "\udcff"],
+        ["predict", "RUN", "--in", "f.csv", "--question-column", "\udcff"],
     ],
 )
 def test_a_flag_that_is_not_utf8_is_named(
@@ -443,3 +452,28 @@ def test_a_table_on_a_terminal_of_few_signs_keeps_its_columns(trained: Path) -> 
     assert len({len(line) for line in lines}) == 1
     assert b"kernels" not in done.stderr
     assert b"Loading weights" not in done.stderr
+
+
+def test_answers_by_text_are_remembered_by_evaluate_and_predict(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    own = tmp_path / "own.jsonl"
+    rows = [
+        {"question": f"Who barks, {n}?", "options": ["the dog", "the cat"], "answer": "the dog"}
+        for n in range(8)
+    ]
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    start = ["train", own, "--answer", "text", "--validation", own, "--base", base_folder(), *FEW]
+    done = call(capsys, *start, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    source = json.loads((tmp_path / "run" / "ensemble.json").read_text())["task"]["source"]
+    assert source["answer"] == "text"
+    measured = call(capsys, "evaluate", tmp_path / "run", "--json")
+    assert measured.code == 0, measured.err
+    assert call(capsys, "predict", tmp_path / "run", "--in", own, "--out", tmp_path / "a.jsonl").code == 0
+    answer = json.loads((tmp_path / "a.jsonl").read_text().splitlines()[0])
+    assert set(answer["probs"]) == {"the dog", "the cat"}
+    by_letter = call(capsys, "evaluate", tmp_path / "run", "--answer", "letter", "--json")
+    assert by_letter.summary["ensemble"]["nll"] != pytest.approx(
+        measured.summary["ensemble"]["nll"], abs=1e-3
+    )

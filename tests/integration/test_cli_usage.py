@@ -81,7 +81,10 @@ def test_a_name_the_package_does_not_have_is_an_attribute_error():
         (["train", "--task", "obqa"], "--out DIR is needed"),
         (["train", "--out", "x"], "give --task NAME .* or --train FILE"),
         (["train", "--task", "obqa", "--train", "x.csv", "--out", "x"], "one of the two"),
-        (["train", "--task", "obqa", "--question", "stem", "--out", "x"], "--question: for your own files"),
+        (
+            ["train", "--task", "obqa", "--question-column", "stem", "--out", "x"],
+            "--question-column: for your own files",
+        ),
         (
             ["train", "--task", "obqa", "--epochs", "many", "--out", "x"],
             "argument --epochs: 'many' is no whole number of at least 1",
@@ -174,7 +177,8 @@ def test_version_is_that_of_the_package(capsys):
 def test_every_field_of_the_records_is_a_flag_with_an_explanation(record):
     flags = flags_of(_parsers()[1]["train"])
     for field in dataclasses.fields(record):
-        assert flags[f"--{field.name.replace('_', '-')}"].help
+        name = field.name.replace("_", "-")
+        assert (flags.get(f"--{name}-column") or flags[f"--{name}"]).help
 
 
 @pytest.mark.parametrize(

@@ -278,7 +278,7 @@ def test_weights_with_another_header(originals: Path, data: st.DataObject) -> No
 def test_rows_of_other_bytes(originals: Path, name: str, data: st.DataObject) -> None:
     with copied(originals) as folder:
         (folder / name).write_bytes(changed_bytes(data.draw, (folder / name).read_bytes()))
-        columns = ["--options", "a,b"] if name == "rows.csv" else []
+        columns = ["--options-column", "a,b"] if name == "rows.csv" else []
         out = data.draw(st.sampled_from(["out", "out/a.jsonl", "out/a.csv"]))
         check_call(folder, f"{name}, bytes", "predict", "run", "--in", name, *columns, "--out", out)
 
@@ -313,11 +313,14 @@ def test_config_with_other_values(originals: Path, data: st.DataObject) -> None:
 
 TRAIN_FLAGS = [
     "--members", "--seed", "--vary", "--epochs", "--batch-size", "--learning-rate", "--schedule", "--kl-weight", "--dropout",
-    "--weight-decay-b", "--rank", "--alpha", "--lora-dropout", "--target-modules", "--preset", "--limit", "--labels", "--question",
-    "--options", "--answer", "--answer-form", "--validation", "--task", "--head", "--dtype", "--snapshot-epochs", "--data", "--config",
+    "--weight-decay-b", "--rank", "--alpha", "--lora-dropout", "--target-modules", "--preset", "--limit", "--labels",
+    "--question-column",
+    "--options-column", "--answer-column", "--answer-form", "--validation", "--task", "--head", "--dtype", "--snapshot-epochs",
+    "--data", "--config",
 ]  # fmt: skip
 READ_FLAGS = [
-    "--only", "--max-rows", "--dtype", "--device", "--question", "--options", "--answer", "--id", "--pair", "--labels",
+    "--only", "--max-rows", "--dtype", "--device", "--question-column", "--options-column", "--answer-column", "--id-column",
+    "--pair-column", "--labels",
     "--answer-form", "--format", "--out", "--base", "--in-format",
 ]  # fmt: skip
 WORDS = st.one_of(

@@ -204,14 +204,17 @@ def _rows(args: Arguments, memory: Memory) -> tuple[str, tuple[Any, ...], Sequen
     if args.task and args.file:
         raise ConfigError("give --task NAME or --file FILE, not both")
     data = str(args.data) if args.data else memory.source.data
+    answer = args.answer or memory.source.answer
     if args.file:
         examples, open_ended = _file_rows(args, memory)
-        return Path(args.file).stem, (), examples, Source(data=data, open_ended=open_ended)
+        source = Source(data=data, open_ended=open_ended, answer=answer)
+        return Path(args.file).stem, (), examples, source
     source = source_from_flags(args, train=None, validation=None) if args.task else memory.source
     if source.task is None and source.train is None:
         raise ConfigError(
             f"{args.ensemble} does not say what it was trained on; pass --task NAME or --file FILE"
         )
+    source = dataclasses.replace(source, answer=answer)
     if source.task is not None:
         source = dataclasses.replace(source, data=data)
     loaded = source.load(tokenizer=lambda: _tokenizer(args, memory))
@@ -235,6 +238,7 @@ def _file_rows(args: Arguments, memory: Memory) -> tuple[Sequence[Any], bool]:
         columns=merged_columns(args, memory.source),
         labels=labels,
         skip_bad_rows=args.skip_bad_rows,
+        answer=args.answer or memory.source.rendering,
     )
     say_read([whole], classes=labels)
     return whole.examples, False

@@ -39,7 +39,7 @@ SUMMARY = "answer the questions of a file, with probabilities and uncertainty"
 EXAMPLES = """examples:
   lora-ensembles predict runs/cqa --in questions.jsonl                     to standard output
   lora-ensembles predict runs/cqa --in questions.jsonl --out answers.csv
-  lora-ensembles predict runs/exam --in exam.csv --question stem --options a,b,c,d --out answers.jsonl
+  lora-ensembles predict runs/exam --in exam.csv --question-column stem --options-column a,b,c,d --out answers.jsonl
   cat questions.jsonl | lora-ensembles predict runs/cqa --in - | jq .prediction"""
 
 
@@ -138,6 +138,7 @@ def _refuse_open_answers(args: Arguments, memory: Memory) -> None:
 def _asked(args: Arguments, memory: Memory) -> Asked:
     """The rows of --in, read without what takes time to load unless chats must be rendered."""
     from ..data.preferences import has_pair
+    from ..data.prompts import rendered
     from ..data.whole_file import read_whole
 
     skip = args.skip_bad_rows
@@ -155,7 +156,8 @@ def _asked(args: Arguments, memory: Memory) -> Asked:
             labelled=False,
             skip_bad_rows=skip,
         )
-        return Asked(whole.rows, whole.numbers, whole.examples, whole.bad)
+        examples = rendered(whole.examples, args.answer or memory.source.rendering)
+        return Asked(whole.rows, whole.numbers, examples, whole.bad)
     every = list(rows)
     if not every:
         raise DataError(f"{name}: no rows; at least one text is needed")

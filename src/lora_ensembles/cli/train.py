@@ -41,7 +41,7 @@ EXAMPLES = """examples:
   lora-ensembles train tickets.csv                                      columns text and label; into runs/tickets
   lora-ensembles train --task world-cqa --out runs/cqa
   lora-ensembles train --task obqa --data datasets --base meta-llama/Llama-2-7b-hf --dtype bfloat16 --preset paper --out runs/obqa
-  lora-ensembles train --train exam.csv --question stem --options a,b,c,d --answer correct --base Qwen/Qwen3-0.6B --out runs/exam
+  lora-ensembles train --train exam.csv --question-column stem --options-column a,b,c,d --answer-column correct --out runs/exam
   lora-ensembles train --train reviews.jsonl --labels positive,negative --base Qwen/Qwen3-0.6B --members 8 --out runs/reviews
   lora-ensembles train --train chats.jsonl --base Qwen/Qwen3-0.6B --out runs/chats   open answers: prompt and completion, or messages
   lora-ensembles train --task world-obqa --members 3 --weight-decay-b 0.01,20,50 --epochs 10 --out runs/sweep   one value a member

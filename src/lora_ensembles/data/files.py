@@ -13,6 +13,7 @@ from .cells import column_value
 from .columns import ColumnMapping, detect_columns
 from .examples import Example, Task
 from .formats import Row
+from .prompts import Answer, rendered
 from .sources import named_rows, stream_rows
 from .splits import VALIDATION_SHARE, split_rows
 from .whole_file import read_whole
@@ -24,6 +25,7 @@ def load_file(
     columns: ColumnMapping | None = None,
     labels: Sequence[str] | None = None,
     labelled: bool = True,
+    answer: Answer = "letter",
 ) -> tuple[Example, ...]:
     """The examples of a .jsonl, .json, .csv, .tsv or .parquet file, or of 'hub:owner/name:split' (or
     'hub:owner/name:config:split').
@@ -38,6 +40,7 @@ def load_file(
             then.
         labelled: whether every row must have an answer. False: rows without one, or with one that does not
             fit, get the target None.
+        answer: how questions with options are answered: by the "letter" of an option, or by its "text".
 
     Returns:
         One `Example` a row, in the file's order.
@@ -52,9 +55,8 @@ def load_file(
         >>> load_file(path, labels=["yes", "no"])[0].prompt
         'Q: Is the sun a star?\\nA:'
     """
-    return read_whole(
-        named_rows(path), name=str(path), columns=columns, labels=labels, labelled=labelled
-    ).examples
+    whole = read_whole(named_rows(path), name=str(path), columns=columns, labels=labels, labelled=labelled)
+    return rendered(whole.examples, answer)
 
 
 def read_examples(
@@ -97,6 +99,7 @@ def task_from_files(
     validation_share: float = VALIDATION_SHARE,
     seed: int = 0,
     name: str | None = None,
+    answer: Answer = "letter",
 ) -> Task:
     """A task from a file to train on and, where there is one, a file to judge by.
 
@@ -112,6 +115,7 @@ def task_from_files(
         validation_share: that share, between 0 and 1.
         seed: of the rows that are drawn for it.
         name: the task's; None: the file's.
+        answer: as for `load_file`.
 
     Returns:
         The two parts.
@@ -120,10 +124,11 @@ def task_from_files(
         ConfigError: a share that is not between 0 and 1.
         DataError: as `load_file`; or a single row, which cannot be split.
     """
-    examples = load_file(train, columns=columns, labels=labels)
+    examples = load_file(train, columns=columns, labels=labels, answer=answer)
     name = name if name is not None else Path(train).stem
     if validation is not None:
-        return Task(name, examples, load_file(validation, columns=columns, labels=labels))
+        judged = load_file(validation, columns=columns, labels=labels, answer=answer)
+        return Task(name, examples, judged)
     return Task(name, *split_rows(examples, share=validation_share, seed=seed, name=str(train)))
 
 

@@ -26,6 +26,7 @@ from . import (
 from .completions import rows_to_completions
 from .files import classes_of_rows
 from .formats import SUFFIXES, Row
+from .prompts import Answer, rendered
 from .splits import classes_of
 from .whole_file import read_whole
 
@@ -83,7 +84,9 @@ def read_new(source: object, info: EnsembleInfo) -> list[Any]:
     path = os.fspath(source)
     if (info.task.get("source") or {}).get("open_ended"):
         return list(load_completions(path, labelled=False))
-    return list(load_file(path, columns=_columns(info), labels=_labels(info), labelled=False))
+    return list(
+        load_file(path, columns=_columns(info), labels=_labels(info), labelled=False, answer=_answer(info))
+    )
 
 
 def known_to(predictor: object) -> EnsembleInfo | None:
@@ -226,7 +229,13 @@ def _from_rows(
     labels = None if info is None else _labels(info)
     if labels is None and labelled and info is not None and info.head.kind == "sequence-classification":
         columns, labels = classes_of_rows(rows, name=name, columns=columns)
-    return list(read_whole(rows, name=name, columns=columns, labels=labels, labelled=labelled).examples)
+    whole = read_whole(rows, name=name, columns=columns, labels=labels, labelled=labelled)
+    return list(rendered(whole.examples, "letter" if info is None else _answer(info)))
+
+
+def _answer(info: EnsembleInfo) -> Answer:
+    answer: Answer = (info.task.get("source") or {}).get("answer") or "letter"
+    return answer
 
 
 def _columns(info: EnsembleInfo) -> ColumnMapping | None:

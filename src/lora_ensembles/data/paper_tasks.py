@@ -16,6 +16,7 @@ from .cells import column_value
 from .columns import ARC, COMMONSENSE_QA, MMLU, OPENBOOKQA, ColumnMapping, row_to_example
 from .examples import Example, Task
 from .formats import Row
+from .prompts import Answer, rendered
 from .sources import file_rows, hub_rows
 
 # fmt: off
@@ -134,7 +135,7 @@ def task_repository(name: str) -> str:
     return _RECIPES[name].dataset.repo
 
 
-def load_task(name: str, *, data: str | Path | None = None) -> Task:
+def load_task(name: str, *, data: str | Path | None = None, answer: Answer = "letter") -> Task:
     """One of the paper's six tasks, or an embedded one.
 
     Args:
@@ -142,26 +143,30 @@ def load_task(name: str, *, data: str | Path | None = None) -> Task:
             neither network nor files.
         data: a folder with the datasets as .jsonl files in the hub's schemas (commonsense_qa/train.jsonl,
             ai2_arc/ARC-Easy/test.jsonl, mmlu/dev.jsonl, ...). None: the hub.
+        answer: how questions are answered: by the "letter" of an option, or by its "text".
 
     Returns:
         Its training and its validation part.
 
     Raises:
         DataError: an unknown name, with the nearest known one; or data that cannot be read.
+        ConfigError: an unknown kind of answer.
     """
     if name in _RECIPES:
         recipe = _RECIPES[name]
-        return Task(name, _read(recipe, recipe.train, data), _read(recipe, recipe.validation, data))
+        parts = (_read(recipe, splits, data) for splits in (recipe.train, recipe.validation))
+        return Task(name, *(rendered(part, answer) for part in parts))
     from .world.tasks import EMBEDDED_OPEN_TASK, EMBEDDED_TASKS, load_embedded_task
 
     if name == EMBEDDED_OPEN_TASK:
         raise DataError(f"task {name!r} has open answers; load it by load_embedded_completions()")
     if name not in EMBEDDED_TASKS:
         raise DataError(unknown_name("task", name, task_names()))
-    return load_embedded_task(name)
+    task = load_embedded_task(name)
+    return Task(name, rendered(task.train, answer), rendered(task.validation, answer))
 
 
-def load_ood(name: str, *, data: str | Path | None = None) -> tuple[Example, ...]:
+def load_ood(name: str, *, data: str | Path | None = None, answer: Answer = "letter") -> tuple[Example, ...]:
     """The examples of an out-of-distribution set: the name that `OOD_PAIRS` gives for a task, or any task,
     whose validation part it is.
 
@@ -171,21 +176,23 @@ def load_ood(name: str, *, data: str | Path | None = None) -> tuple[Example, ...
     Args:
         name: "mmlu", "mmlu-not-ss", "mmlu-not-stem", or a task.
         data: as for `load_task`.
+        answer: as for `load_task`.
 
     Returns:
         The examples, in the data's order.
 
     Raises:
         DataError: an unknown name, with the nearest known one; or data that cannot be read.
+        ConfigError: an unknown kind of answer.
     """
     recipe = {**_RECIPES, **_OOD_RECIPES}.get(name)
     if recipe is not None:
-        return _read(recipe, recipe.validation, data)
+        return rendered(_read(recipe, recipe.validation, data), answer)
     from .world.tasks import load_embedded_task
 
     if name not in ood_names():
         raise DataError(unknown_name("out-of-distribution set", name, ood_names()))
-    return load_embedded_task(name).validation
+    return rendered(load_embedded_task(name).validation, answer)
 
 
 def _read(recipe: _Recipe, splits: tuple[str, ...], data: str | Path | None) -> tuple[Example, ...]:

@@ -1,13 +1,17 @@
-"""The prompt of Appendix C of arXiv:2310.00035: question, lettered options, and an opened bracket that the
-answer's letter closes.
+"""The prompts: that of Appendix C of arXiv:2310.00035 (question, lettered options, and an opened bracket that
+the answer's letter closes), and the bare question, which an option's text or a label word answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError, unknown_name
+from .examples import Example
 
+Answer = Literal["letter", "text"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -46,3 +50,44 @@ def render_label_prompt(question: str) -> str:
         A: yes
     """
     return f"Q: {question}\nA:"
+
+
+def rendered(examples: Iterable[Example], answer: Answer) -> tuple[Example, ...]:
+    """The examples with answers of this kind, where their options are lettered; others are as they were.
+
+    With "text" the prompt is the bare question, `Q: ...` and `A:`, and the labels are the options' texts: what
+    a small language model can tell apart, which does not name letters yet. An option that comes twice is one
+    answer.
+
+    Raises:
+        ConfigError: another kind of answer.
+
+    Example:
+        >>> from lora_ensembles.data import load_task
+        >>> letters = load_task("world-cqa").train[0]
+        >>> (text,) = rendered([letters], "text")
+        >>> letters.labels[:2], text.labels[text.target] == " " + letters.options[letters.target]
+        (('a', 'b'), True)
+    """
+    if answer not in get_args(Answer):
+        raise ConfigError(unknown_name("answer", answer, get_args(Answer)))
+    if answer == "letter":
+        return tuple(examples)
+    return tuple(_by_text(example) if _is_lettered(example) else example for example in examples)
+
+
+def _is_lettered(example: Example) -> bool:
+    return bool(example.options) and example.labels == tuple(LETTERS[: len(example.labels)])
+
+
+def _by_text(example: Example) -> Example:
+    options = tuple(dict.fromkeys(example.options))
+    if len(options) < 2:
+        return example
+    return dataclasses.replace(
+        example,
+        prompt=render_label_prompt(example.question),
+        labels=tuple(f" {option}" for option in options),
+        options=options,
+        target=None if example.target is None else options.index(example.options[example.target]),
+    )

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, get_args
 
 from ..data.columns import ColumnMapping
+from ..data.prompts import Answer
 from ..disk.atomic import is_missing
 from ..disk.layout import ENSEMBLE_FILE
 from ..disk.schema import (
@@ -51,6 +52,7 @@ _SOURCE = {
     **dict.fromkeys(("task", "data", "train", "validation"), nullable(text)),
     "columns": nullable(record({}, _COLUMNS)),
     "labels": nullable(list_of(text)),
+    "answer": nullable(one_of(get_args(Answer))),
     "seed": whole(-(2**63)),
     "open_ended": truth,
     "preferences": truth,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ...data.answers import AnswerForm
 from ...data.columns import ColumnMapping
+from ...data.prompts import Answer, rendered
 from ...errors import ConfigError, DataError
 from ..common import NOT_GIVEN, Arguments, say, text_words, whole_text, words
 
@@ -54,6 +55,7 @@ class Source:
     validation: str | None = None
     columns: dict[str, Any] | None = None
     labels: list[str] | None = None
+    answer: Answer | None = None  # the "text" of an option in place of its letter
     seed: int = 0
     open_ended: bool = False  # prompts and completions, not questions with options
     preferences: bool = False  # chosen and rejected texts
@@ -68,7 +70,9 @@ class Source:
             from ...embedded import load_embedded_completions
 
             return Loaded(
-                load_embedded_completions() if self.open_ended else load_task(self.task, data=self.data)
+                load_embedded_completions()
+                if self.open_ended
+                else load_task(self.task, data=self.data, answer=self.rendering)
             )
         assert self.train is not None
         if self.preferences:
@@ -106,8 +110,17 @@ class Source:
 
     def _questions(self, path: str) -> WholeFile:
         return read_questions(
-            path, columns=self.columns, labels=self.labels, skip_bad_rows=self.skip_bad_rows
+            path,
+            columns=self.columns,
+            labels=self.labels,
+            skip_bad_rows=self.skip_bad_rows,
+            answer=self.rendering,
         )
+
+    @property
+    def rendering(self) -> Answer:
+        """The kind of answer to questions with options."""
+        return self.answer or "letter"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are not at their default, for `ensemble.json`."""
@@ -121,12 +134,13 @@ def read_questions(
     labels: Sequence[str] | None,
     labelled: bool = True,
     skip_bad_rows: bool = False,
+    answer: Answer = "letter",
 ) -> WholeFile:
     """The questions of a file, with the columns that are named and those that are found."""
     from ...data.sources import named_rows
     from ...data.whole_file import read_whole
 
-    return read_whole(
+    whole = read_whole(
         named_rows(path, keep_bad=skip_bad_rows),
         name=str(path),
         columns=columns,
@@ -134,6 +148,7 @@ def read_questions(
         labelled=labelled,
         skip_bad_rows=skip_bad_rows,
     )
+    return dataclasses.replace(whole, examples=rendered(whole.examples, answer))
 
 
 def add_column_flags(parser: argparse.ArgumentParser) -> None:
@@ -144,7 +159,7 @@ def add_column_flags(parser: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(ColumnMapping):
         choices = COLUMN_CHOICES.get(field.name)
         group.add_argument(
-            f"--{field.name.replace('_', '-')}",
+            _column_flag(field.name),
             default=NOT_GIVEN,
             type=whole_text,
             choices=choices,
@@ -162,11 +177,34 @@ def add_column_flags(parser: argparse.ArgumentParser) -> None:
         metavar="yes,no",
         help="label words of a classification, in place of options",
     )
+    group.add_argument(
+        "--answer",
+        choices=get_args(Answer),
+        help="how questions with options are answered: by the letter of an option, or by its text "
+        "(default: letter, or as in training)",
+    )
+
+
+def _column_flag(field: str) -> str:
+    """The flag of a field of `ColumnMapping`: one that names a column says so.
+
+    Example:
+        >>> _column_flag("answer"), _column_flag("answer_form")
+        ('--answer-column', '--answer-form')
+    """
+    name = field if field in COLUMN_CHOICES else f"{field}_column"
+    return f"--{name.replace('_', '-')}"
+
+
+def _column_fields() -> dict[str, str]:
+    """The field of `ColumnMapping` behind each flag's name in the arguments."""
+    return {_column_flag(name)[2:].replace("-", "_"): name for name in COLUMNS}
 
 
 def given_columns(args: Arguments) -> dict[str, Any] | None:
     """The fields of the column mapping that were given, or None."""
-    given: dict[str, Any] = args.given(COLUMNS)
+    fields = _column_fields()
+    given: dict[str, Any] = {fields[name]: value for name, value in args.given(tuple(fields)).items()}
     if "," in str(given.get("options", "")):
         given["options"] = words(given["options"])
     return given or None
@@ -188,9 +226,9 @@ def has_open_answers(args: Arguments, file: str | Path) -> bool:
 
     if not holds_completions(file):
         return False
-    given = [*(given_columns(args) or {}), *(["labels"] if args.labels else [])]
+    given = [*map(_column_flag, given_columns(args) or {}), *(["--labels"] if args.labels else [])]
     if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        flags = ", ".join(given)
         raise ConfigError(
             f"{flags}: for questions with options; {file} has open answers (columns prompt and completion, or messages). Leave it out, "
             "or rename these columns"
@@ -214,14 +252,14 @@ def load_pair(
     if asked == "none":
         return None
     if asked is not None:
-        return asked, load_ood(asked, data=source.data)
+        return asked, load_ood(asked, data=source.data, answer=source.rendering)
     paired = OOD_PAIRS.get(name or "")
     if paired is None or (
         source.data is None and not paired.startswith("world-")
     ):  # no download that nobody asked for
         return None
     try:
-        return paired, load_ood(paired, data=source.data)
+        return paired, load_ood(paired, data=source.data, answer=source.rendering)
     except DataError as error:
         say(f"no out-of-distribution AUROC: {error}")
         return None
@@ -245,7 +283,7 @@ def source_from_flags(
             for name, value in (("validation", validation), ("labels", args.labels))
             if value
         ]
-        extra += [f"--{name.replace('_', '-')}" for name in given_columns(args) or {}]
+        extra += map(_column_flag, given_columns(args) or {})
         if extra:
             raise ConfigError(
                 f"{', '.join(extra)}: for your own files (--train); --task {args.task} knows its data"
@@ -255,6 +293,7 @@ def source_from_flags(
         return Source(
             task=args.task,
             data=None if args.data is None else str(args.data),
+            answer=args.answer,
             open_ended=args.task == EMBEDDED_OPEN_TASK,
         )
     assert train is not None
@@ -268,6 +307,7 @@ def source_from_flags(
         validation=None if validation is None else str(validation),
         columns=columns,
         labels=labels,
+        answer=args.answer,
         seed=args.seed,
         stratified=labels is not None and validation is None,
         skip_bad_rows=args.skip_bad_rows,

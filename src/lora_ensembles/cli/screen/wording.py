@@ -41,7 +41,7 @@ HINTS = {
     "--dataset": "--task, or your own file by --train",
     "--train-file": "--train",
     "--validation-file": "--validation",
-    "--text": "--question",
+    "--text": "--question-column",
     "--max-tokens": "--max-new-tokens",
     "--beams": "--num-beams",
 }
