@@ -31,7 +31,7 @@ from workloads import sharing
 
 from lora_ensembles import LoraEnsemble, TrainConfig
 from lora_ensembles.data import EncodedExample
-from lora_ensembles.passes.onednn import frozen_products
+from lora_ensembles.stack.onednn import frozen_products
 from lora_ensembles.stack.sites import MemberWeights
 from lora_ensembles.training.orders import epoch_order
 

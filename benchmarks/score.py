@@ -34,7 +34,7 @@ from workloads import SHAPES, Shape, build, questions, scaled, sharing, tokenize
 from lora_ensembles import FewShot, LoraEnsemble, TrainConfig
 from lora_ensembles.baselines.few_shot import render_demonstration
 from lora_ensembles.data import EncodedExample, Example, encode_examples
-from lora_ensembles.passes.onednn import frozen_products
+from lora_ensembles.stack.onednn import frozen_products
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats: most difference of log-probabilities
 

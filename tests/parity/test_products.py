@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from lora_ensembles.passes.onednn import LEAST_ROWS, frozen_products
+from lora_ensembles.stack.onednn import LEAST_ROWS, frozen_products
 from tiny_models import build, random_rows
 
 # Sums of 48 products of size 1, in another order: 48 roundings of 6e-8 of sums up to 10.

@@ -13,10 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from lora_ensembles import LoraEnsemble, TrainConfig, predict, train
 from lora_ensembles.data import Example, encode_examples
+from lora_ensembles.heads.lm import label_losses
+from lora_ensembles.passes.branches import can_branch
+from lora_ensembles.passes.shortcuts import shortcuts_of
 from lora_ensembles.stack.sites import MemberWeights
+from lora_ensembles.training.adapters import AdapterTrainee
 from reference_training import (
     Recipe,
     assert_different_weights,
@@ -122,6 +127,48 @@ def test_adapters_of_the_top_layer_train_over_labels_as_in_a_model_that_keeps_no
     monkeypatch.setattr("lora_ensembles.passes.trunk_states.TRUNK_CACHE_BYTES", 0)
     live = run(build_ensemble(adapter=top), config_of(REGULARISED))
     assert_same_weights(live[1], kept[1])
+
+
+def trained(
+    name: str, least: float, monkeypatch: pytest.MonkeyPatch, adapter: LoraConfig | None = None
+) -> tuple[int, list[MemberWeights]]:
+    """Rows of an example with most labels, and the members, where one row must save `least` times the tokens."""
+    monkeypatch.setattr(label_losses, "WORTH_SHARING", least)
+    ensemble = build_ensemble(name, members=2, adapter=adapter)
+    trainee = AdapterTrainee(ensemble, mixed_examples(), config_of(REGULARISED))
+    return trainee.rows.passes, run(ensemble, config_of(REGULARISED))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma", "qwen3_moe", "opt", "gptj"])
+def test_labels_in_one_row_train_as_labels_in_a_row_each(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    apart, expected = trained(name, 1e9, monkeypatch)
+    together, members = trained(name, 0.0, monkeypatch)
+    assert (apart, together) == (2, 1)
+    for one, other in zip(members, expected, strict=True):
+        assert_same_weights(one, other)
+
+
+def test_labels_in_one_row_take_the_states_of_a_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    top = replace(adapter_config(), layers_to_transform=[1])
+    _, expected = trained("llama", 1e9, monkeypatch, top)
+    together, members = trained("llama", 0.0, monkeypatch, top)
+    assert together == 1
+    assert_same_weights(members[1], expected[1])
+
+
+@pytest.mark.parametrize("name", ["mpt", "bloom", "falcon_alibi", "mistral"])
+def test_a_model_that_counts_tokens_of_other_labels_reads_a_row_for_each(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # ALiBi counts the keys in between; a sliding window of 6 tokens too.
+    assert not shortcuts_of(build_ensemble(name).base).branches
+    assert trained(name, 0.0, monkeypatch)[0] == 2
+
+
+def test_rows_longer_than_a_window_are_not_shared() -> None:
+    base = build_ensemble("qwen3").base
+    assert can_branch(base, base.config.max_position_embeddings)
+    assert not can_branch(base, base.config.max_position_embeddings + 1)
 
 
 def test_letters_with_dropout_train_over_labels_as_by_peft() -> None:

@@ -77,6 +77,31 @@ def test_logits_are_made_once_for_each_beginning_of_labels() -> None:
     assert len(batch.tokens) == 2 * sum(map(len, labels))
 
 
+def test_labels_in_one_row_stand_behind_their_prompt_and_see_no_other() -> None:
+    labels = ((5, 6, 2), (6, 7), (7,), (5, 8))
+    table = LabelTable.of([EncodedExample((1, 9, 4), labels, 0)] * 2, pad_id=0, branched=True)
+    assert table.rows.ids.tolist() == [[1, 9, 4, 5, 6, 6]] * 2  # (5, 6) and (6,); 7 needs the prompt alone
+    assert table.branches is not None
+    assert table.branches.branch.tolist() == [[0, 0, 0, 1, 1, 2]] * 2
+    assert table.branches.positions.tolist() == [[0, 1, 2, 3, 4, 3]] * 2
+    tokens = table.tokens
+    reads = {
+        (label, step): position
+        for row, position, label, step in zip(
+            *(values.tolist() for values in (tokens.rows, tokens.positions, tokens.labels, tokens.steps)),
+            strict=True,
+        )
+        if row == 0
+    }
+    prompt, after_5, after_56, after_6 = 2, 3, 4, 5
+    assert reads == {
+        **dict.fromkeys([(label, 0) for label in range(4)], prompt),
+        (0, 1): after_5, (0, 2): after_56, (1, 1): after_6, (3, 1): after_5,
+    }  # fmt: skip
+    mask = table.branches.arguments(torch.float32)["attention_mask"][0, 0]
+    assert (mask[5] == 0).tolist() == [True, True, True, False, False, True]
+
+
 def test_data_with_another_label_or_target_is_other_data() -> None:
     one = EncodedExample((1, 9), ((5,), (6,)), 0)
     others = [one, dataclasses.replace(one, label_ids=((5,), (7,))), dataclasses.replace(one, target=1)]

@@ -129,10 +129,11 @@ class Head(ABC):
         overlong: Literal["error", "left"],
         rows: int,
         with_kl: bool,
+        with_dropout: bool,
     ) -> TrainingRows:
         """The rows that members learn from; what is kept of the base is read with `rows` examples in flight.
 
-        `with_kl`: a member has a weight for the divergence from the base.
+        `with_kl`: a member has a weight for the divergence from the base; `with_dropout`: one has dropout.
 
         Raises:
             DataError: there are no examples, or one cannot be encoded or has no target.

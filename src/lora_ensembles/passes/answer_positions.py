@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import AdapterError
+from ..stack.onednn import frozen_products
+from .branches import Branches
 from .compat import CACHE
 from .decoder import Places, last_layer_at
 from .hooks import changed
-from .onednn import frozen_products
 from .shortcuts import shortcuts_of
 
 LOGIT_BUDGET = 2**27
@@ -82,6 +83,7 @@ def logits_at(
     *,
     extra_hidden: Tensor | None = None,
     after: Prefix | None = None,
+    branches: Branches | None = None,
 ) -> Tensor:
     """Next-token logits (n, V) at some places of right-padded `input_ids` (B, T).
 
@@ -90,8 +92,8 @@ def logits_at(
     the head with the others: the result is then (2, n, V).
 
     No attention mask is passed: a causal model never looks right, where all padding is, and without a mask
-    attention takes its fast path. The key-value cache is off, unless the rows follow a prefix: nothing is
-    generated.
+    attention takes its fast path; rows with `branches` have one of their own. The key-value cache is off,
+    unless the rows follow a prefix: nothing is generated.
 
     Raises:
         AdapterError: the model does not call the head that it names.
@@ -101,13 +103,16 @@ def logits_at(
         chosen = places.take(hidden)
         return chosen[None] if extra_hidden is None else torch.stack([chosen, extra_hidden])
 
-    past = {} if after is None else {CACHE: after.repeated(input_ids.shape[0])}
+    more = {} if after is None else {CACHE: after.repeated(input_ids.shape[0])}
+    more |= _arguments(model, branches)
     with _at_places(model, places, input_ids.shape, narrow):
-        logits: Tensor = model(input_ids=input_ids, use_cache=after is not None, **past).logits
+        logits: Tensor = model(input_ids=input_ids, use_cache=after is not None, **more).logits
     return logits[0] if extra_hidden is None else logits
 
 
-def hidden_at(model: nn.Module, input_ids: Tensor, places: Places) -> Tensor:
+def hidden_at(
+    model: nn.Module, input_ids: Tensor, places: Places, *, branches: Branches | None = None
+) -> Tensor:
     """The last hidden states (n, H) at some places of `input_ids` (B, T): what enters the head.
 
     Raises:
@@ -122,8 +127,12 @@ def hidden_at(model: nn.Module, input_ids: Tensor, places: Places) -> Tensor:
         ]  # the head's own answer is thrown away; one position of it costs next to nothing
 
     with _at_places(model, places, input_ids.shape, narrow):
-        model(input_ids=input_ids, use_cache=False)
+        model(input_ids=input_ids, use_cache=False, **_arguments(model, branches))
     return caught[0]
+
+
+def _arguments(model: nn.Module, branches: Branches | None) -> dict[str, Any]:
+    return {} if branches is None else branches.arguments(next(model.parameters()).dtype)
 
 
 def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:

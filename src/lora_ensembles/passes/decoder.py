@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from ..stack.lora import StackedLoraLinear
+from ..stack.onednn import frozen_products
 from .hooks import HIDDEN, changed, read_at, replaced
-from .onednn import frozen_products
 from .shortcuts import FAILURES
 
 MLP_NAMES = ("mlp", "ffn", "intermediate", "output")  # the last two are the halves of BERT's

@@ -20,7 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import AdapterError, ConfigError, LoraEnsemblesError
 from ..stack.int8 import chooses_by_batch
-from .answer_positions import answer_logits, read_prefix
+from .answer_positions import answer_logits, logits_at, read_prefix
+from .branches import Branches
+from .decoder import Places
 from .memory import ran_out_of_memory
 from .shared_prefix import context_window
 from .shortcuts import ALL, FAILURES, NONE, Shortcuts, allow, were_tried
@@ -151,7 +153,7 @@ def probe_language_model(base: Any) -> Shortcuts:
             "(masked language models and prefix models do so; a BERT decoder needs is_decoder=True in its config); a causal language model "
             "is needed"
         )
-    trials = {"narrowed": _narrowed, "prefix": _after_prefix}
+    trials = {"narrowed": _narrowed, "prefix": _after_prefix, "branches": _branches}
     given_up = tolerance.dropped == 0
     allowed = {
         name: not given_up and _holds(base, name, trial, ids, whole, tolerance)
@@ -283,14 +285,32 @@ def _narrowed(base: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 def _after_prefix(base: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor] | None:
     cut = min(SHARED, ids.shape[1] - 1)
-    if any(hasattr(module, "rope_deltas") for module in base.modules()):
-        return None  # it keeps the positions of one call for the next, whatever rows that one has
+    if _keeps_positions(base):
+        return None
     prefix = read_prefix(base, ids[:1, :cut])
     if prefix is None:
         return None
     rest = ids[:2, cut:]  # padding has no logits that anybody reads
     positions = torch.arange(rest.shape[1], device=ids.device).expand(len(rest), -1)
     return positions + cut, answer_logits(base, rest, positions, after=prefix)
+
+
+def _branches(base: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The text behind the other one, with the beginning that they have in common once in front of both."""
+    if _keeps_positions(base):
+        return None
+    length = ids.shape[1]
+    cut = min(SHARED, length - 1)
+    row = torch.cat([ids[1], ids[0, cut:]])[None]
+    branches = Branches.of([cut], [[length - cut] * 2]).rows(torch.tensor([0]), row.shape[1], row.device)
+    second = torch.arange(length, row.shape[1], device=row.device)
+    logits = logits_at(base, row, Places(torch.zeros_like(second), second), branches=branches)
+    return torch.arange(cut, length, device=row.device)[None], logits[None]
+
+
+def _keeps_positions(base: nn.Module) -> bool:
+    """Whether a model keeps the positions of one call for the next, whatever rows that one has."""
+    return any(hasattr(module, "rope_deltas") for module in base.modules())
 
 
 def _typical(one: Tensor, other: Tensor) -> float:

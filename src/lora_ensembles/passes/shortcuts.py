@@ -20,14 +20,16 @@ class Shortcuts:
     Attributes:
         narrowed: the last layer computes at the places that are read only.
         prefix: rows go on from keys and values of their common beginning, which is read once.
+        branches: a row holds a prompt and several continuations of it; see `branches`.
     """
 
     narrowed: bool = False
     prefix: bool = False
+    branches: bool = False
 
 
 NONE = Shortcuts()
-ALL = Shortcuts(narrowed=True, prefix=True)
+ALL = Shortcuts(narrowed=True, prefix=True, branches=True)
 _ALLOWED: WeakKeyDictionary[nn.Module, Shortcuts] = WeakKeyDictionary()
 
 

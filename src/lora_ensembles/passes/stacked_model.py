@@ -19,9 +19,9 @@ from ..errors import ConfigError
 from ..stack.buffers import AdapterStack
 from ..stack.info import EnsembleInfo
 from ..stack.lora import fold_members, rows_of_members, unfold_members
+from ..stack.onednn import frozen_products
 from .answer_positions import answer_logits
 from .decoder import Trunk, trunk_below_adapters
-from .onednn import frozen_products
 from .reader import Reader
 from .shared_prefix import DroppedRows, SharedRows
 from .texts import Token

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..stack.onednn import frozen_products
 from .decoder import Places, last_layer_at
-from .onednn import frozen_products
 from .shared_prefix import context_window
 
 Token = Literal["first", "last"]

@@ -137,6 +137,7 @@ class AdapterTrainee(Trainee):
             overlong=config.overlong,
             rows=config.max_rows or config.batch_size * members,
             with_kl=bool((kl_weight > 0).any()),
+            with_dropout=bool((dropout > 0).any()),
         )
         self.dropout: Tensor | None = dropout.to(ensemble.device) if (dropout > 0).any() else None  # (M,)
         self.order_seeds = [seeds.order for seeds in ensemble.info.seeds]

@@ -76,6 +76,7 @@ class LMHead(Head):
         overlong: Literal["error", "left"],
         rows: int,
         with_kl: bool,
+        with_dropout: bool,
     ) -> TrainingRows:
         encoded = encode_rows(
             examples, model.tokenizer, max_length=context_window(model.base), overlong=overlong
@@ -84,7 +85,14 @@ class LMHead(Head):
         if len(questions) < len(encoded):
             _refuse_labels_of_open_answers(loss)
         elif _over_labels(loss, questions, encoded):
-            return LabelRows.of(model, encoded, rows=rows, with_kl=with_kl, label_score=label_score)
+            return LabelRows.of(
+                model,
+                encoded,
+                rows=rows,
+                with_kl=with_kl,
+                with_dropout=with_dropout,
+                label_score=label_score,
+            )
         elif label_score == "sum":
             warn_of_label_lengths(questions, encoded)
         return AnswerRows.of(model, encoded, rows=rows, with_kl=with_kl)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ...data import EncodedExample
 from ...passes.answer_positions import answer_logits, hidden_at, logits_at, places_at_once
+from ...passes.branches import Branches, can_branch
 from ...passes.decoder import Places
 from ...passes.memory import with_fewer_rows
 from ...passes.stacked_model import StackedModel
@@ -33,7 +34,7 @@ from ...stack.head_config import LabelScore
 from ..losses import RowLosses, distribution_losses
 from ..task.table import TextTable
 from .losses import in_chunks
-from .scores import label_lengths, label_log_probs, score_labels
+from .scores import WORTH_SHARING, label_lengths, label_log_probs, score_labels
 from .table import check_answered
 
 
@@ -71,6 +72,7 @@ class LabelBatch:
     slots_of_tokens: Tensor
     lengths: Tensor
     longest: int
+    branches: Branches | None = None
 
     def sums(self, log_probs: Tensor) -> Tensor:
         """Log-probabilities (S,) of the tokens, summed over each label: (M, B, C); 0 where there is no label."""
@@ -88,19 +90,26 @@ class LabelTable:
     whose labels are single tokens has one row, its prompt, and one whose labels are words at most one a
     label. Where several rows hold the same beginning, the first of them scores what follows it. `lengths` (N,
     C) are the tokens of each label, 0 where there is none; `counts` (W,) the label tokens of each row, which
-    lie in `tokens` row after row.
+    lie in `tokens` row after row. With `branches`, all rows of an example are one: its prompt stands in it
+    once.
     """
 
     rows: TextTable
     tokens: ScoredTokens
     counts: Tensor
     lengths: Tensor
+    branches: Branches | None = None
 
     @classmethod
     def of(
-        cls, encoded: Sequence[EncodedExample], *, pad_id: int, device: torch.device | str = "cpu"
+        cls,
+        encoded: Sequence[EncodedExample],
+        *,
+        pad_id: int,
+        device: torch.device | str = "cpu",
+        branched: bool = False,
     ) -> LabelTable:
-        """The table of labelled examples.
+        """The table of labelled examples, `branched`: with one row for each.
 
         Raises:
             DataError: there are none, or one has no target.
@@ -111,19 +120,34 @@ class LabelTable:
         plans = [_plan(example.label_ids) for example in encoded]
         for example, plan in zip(encoded, plans, strict=True):
             shift = torch.tensor([len(rows), len(example.prompt_ids) - 1, 0, 0, 0])
-            parts.append(plan.tokens + shift[:, None])
-            rows += [example.prompt_ids + beginning for beginning in plan.beginnings]
+            tokens_of_example = plan.in_one_row() if branched else plan.tokens
+            parts.append(tokens_of_example + shift[:, None])
+            if branched:
+                rows.append(sum(plan.beginnings, example.prompt_ids))
+            else:
+                rows += [example.prompt_ids + beginning for beginning in plan.beginnings]
         tokens = ScoredTokens(*torch.cat(parts, dim=1))
         table = TextTable.of(
             rows,
             None,
             pad_id=pad_id,
-            counts=[len(plan.beginnings) for plan in plans],
+            counts=[1 if branched else len(plan.beginnings) for plan in plans],
             targets=[example.target for example in encoded],
             choices=True,
             device=device,
         )
-        return cls(table, tokens, tokens.rows.bincount(minlength=len(rows)), label_lengths(encoded))
+        branches = None
+        if branched:
+            continuations = [[len(beginning) for beginning in plan.beginnings] for plan in plans]
+            branches = Branches.of([len(example.prompt_ids) for example in encoded], continuations)
+        counts = tokens.rows.bincount(minlength=len(rows))
+        return cls(table, tokens, counts, label_lengths(encoded), branches)
+
+    def branches_of(self, texts: Texts) -> Branches | None:
+        """The continuations of some of the rows; None where each row has one."""
+        if self.branches is None:
+            return None
+        return self.branches.rows(texts.numbers, texts.ids.shape[1], texts.ids.device)
 
     def fingerprint(self) -> str:
         """A short hash of prompts, labels and targets, to notice when a run is continued on other data."""
@@ -153,8 +177,9 @@ class LabelTable:
             device, non_blocking=True
         )
         places = torch.stack([rows[first], positions[first]]).to(device, non_blocking=True)
+        texts = self.rows.texts(flat)
         return LabelBatch(
-            self.rows.texts(flat),
+            texts,
             slots.to(device, non_blocking=True),
             Places(*places),
             which,
@@ -162,6 +187,7 @@ class LabelTable:
             goes_to,
             self.lengths[indices].to(device, non_blocking=True),
             longest,
+            self.branches_of(texts),
         )
 
 
@@ -173,6 +199,22 @@ class _Plan:
 
     beginnings: tuple[tuple[int, ...], ...]
     tokens: Tensor
+
+    def in_one_row(self) -> Tensor:
+        """The fields where the beginnings stand behind each other in one row."""
+        lengths = torch.tensor([len(beginning) for beginning in self.beginnings])
+        rows, positions, *others = self.tokens
+        begins = (lengths.cumsum(0) - lengths)[rows]
+        moved = torch.where(
+            positions > 0, positions + begins, positions
+        )  # at 0 stands the prompt's last token
+        fields = torch.stack([torch.zeros_like(rows), moved, *others])
+        return fields[:, moved.argsort(stable=True)]
+
+    def saves(self, prompt: int) -> float:
+        """The tokens of a row for each beginning, behind a prompt of so many, over those of one row for all."""
+        beginnings = sum(map(len, self.beginnings))
+        return (prompt * len(self.beginnings) + beginnings) / (prompt + beginnings)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -214,17 +256,25 @@ class LabelRows:
         *,
         rows: int,
         with_kl: bool,
+        with_dropout: bool,
         label_score: LabelScore,
     ) -> LabelRows:
         """The rows of labelled examples; what is kept of the base is read with `rows` examples in flight.
 
+        The labels of an example share one row where that pays and the base takes it; not with dropout, which
+        drops other features of a prompt for each label that follows it.
+
         Raises:
             DataError: there are none, or one has no target.
         """
-        table = LabelTable.of(encoded, pad_id=ensemble.pad_id, device=ensemble.device)
+        branched = not with_dropout and _branches_pay(ensemble, encoded)
+        table = LabelTable.of(encoded, pad_id=ensemble.pad_id, device=ensemble.device, branched=branched)
 
         def read(numbers: Tensor) -> object:
-            return ensemble.base(input_ids=table.rows.texts(numbers).ids, use_cache=False)
+            texts = table.rows.texts(numbers)
+            branches = table.branches_of(texts)
+            more = {} if branches is None else branches.arguments(ensemble.base.dtype)
+            return ensemble.base(input_ids=texts.ids, use_cache=False, **more)
 
         def base_log_probs(at_once: int) -> Tensor:
             with torch.no_grad(), ensemble.base_only() as base:
@@ -277,6 +327,17 @@ class LabelRows:
         )
 
 
+def _branches_pay(ensemble: StackedModel, encoded: Sequence[EncodedExample]) -> bool:
+    """Whether one row for each example has so many fewer tokens that its mask is worth it."""
+    check_answered(encoded)
+    saved, tokens = [], []
+    for example in encoded:
+        plan, prompt = _plan(example.label_ids), len(example.prompt_ids)
+        saved.append(plan.saves(prompt))
+        tokens.append(prompt + sum(map(len, plan.beginnings)))
+    return sum(saved) / len(saved) >= WORTH_SHARING and can_branch(ensemble.base, max(tokens))
+
+
 def _token_log_probs(ensemble: StackedModel, batch: LabelBatch) -> Tensor:
     """log p of each label token over the full vocabulary (S,), in memory that `answer_positions.LOGIT_BUDGET`
     bounds.
@@ -284,10 +345,11 @@ def _token_log_probs(ensemble: StackedModel, batch: LabelBatch) -> Tensor:
     base, ids, places = ensemble.base, batch.texts.ids, batch.places
     at_once = places_at_once(base)
     if len(places.rows) <= at_once:
-        return _chosen(logits_at(base, ids, places), batch.which, batch.tokens)[0]
+        logits = logits_at(base, ids, places, branches=batch.branches)
+        return _chosen(logits, batch.which, batch.tokens)[0]
     sizes = (batch.which // at_once).bincount().tolist()
     chunks = zip(
-        hidden_at(base, ids, places).split(at_once),
+        hidden_at(base, ids, places, branches=batch.branches).split(at_once),
         (batch.which % at_once).split(sizes),
         batch.tokens.split(sizes),
         strict=True,

@@ -103,6 +103,7 @@ class TaskHead(Head):
         overlong: Literal["error", "left"],
         rows: int,
         with_kl: bool,
+        with_dropout: bool,
     ) -> TextRows:
         if loss == "vocabulary":
             raise ConfigError(
