@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import AdapterError
-from ..stack.onednn import frozen_products
 from .branches import Branches
 from .compat import CACHE
 from .decoder import Places, last_layer_at
-from .hooks import changed
+from .hooks import changed, one_pass
 from .shortcuts import shortcuts_of
 
 LOGIT_BUDGET = 2**27
@@ -53,7 +52,7 @@ def read_prefix(model: nn.Module, input_ids: Tensor) -> Prefix | None:
     rows = torch.arange(input_ids.shape[0], device=input_ids.device)
     last = Places(rows, torch.full_like(rows, input_ids.shape[1] - 1))
     with _at_places(model, last, input_ids.shape, lambda hidden: last.take(hidden)[None, :1]):
-        cache = model(input_ids=input_ids, use_cache=True).get(CACHE)
+        cache = one_pass(model, {"input_ids": input_ids, "use_cache": True}).get(CACHE)
     if not isinstance(cache, DynamicCache) or {type(layer) for layer in cache.layers} - {
         DynamicLayer,
         DynamicSlidingWindowLayer,
@@ -106,7 +105,9 @@ def logits_at(
     more = {} if after is None else {CACHE: after.repeated(input_ids.shape[0])}
     more |= _arguments(model, branches)
     with _at_places(model, places, input_ids.shape, narrow):
-        logits: Tensor = model(input_ids=input_ids, use_cache=after is not None, **more).logits
+        logits: Tensor = one_pass(
+            model, {"input_ids": input_ids, "use_cache": after is not None, **more}
+        ).logits
     return logits[0] if extra_hidden is None else logits
 
 
@@ -127,7 +128,7 @@ def hidden_at(
         ]  # the head's own answer is thrown away; one position of it costs next to nothing
 
     with _at_places(model, places, input_ids.shape, narrow):
-        model(input_ids=input_ids, use_cache=False, **_arguments(model, branches))
+        one_pass(model, {"input_ids": input_ids, "use_cache": False, **_arguments(model, branches)})
     return caught[0]
 
 
@@ -147,8 +148,8 @@ def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
         AdapterError: the model does not call the head that it names.
     """
     token = torch.zeros(1, 1, dtype=torch.int64, device=hidden.device)
-    with _into_head(model, lambda _: hidden.reshape(1, -1, hidden.shape[-1])), frozen_products():
-        logits: Tensor = model(input_ids=token, use_cache=False).logits
+    with _into_head(model, lambda _: hidden.reshape(1, -1, hidden.shape[-1])):
+        logits: Tensor = one_pass(model, {"input_ids": token, "use_cache": False}).logits
     return logits.view(*hidden.shape[:-1], -1)
 
 
@@ -171,7 +172,7 @@ def _at_places(
     """
     allowed = shortcuts_of(model).narrowed
     last_layer = last_layer_at(model, places, (shape[0], shape[1])) if allowed else nullcontext()
-    with _into_head(model, narrow), last_layer, frozen_products():
+    with _into_head(model, narrow), last_layer:
         yield
 
 

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..stack.lora import StackedLoraLinear
 from ..stack.onednn import frozen_products
-from .hooks import HIDDEN, changed, read_at, replaced
+from .hooks import HIDDEN, Arguments, changed, read_at, replaced, rewritten
 from .shortcuts import FAILURES
 
 MLP_NAMES = ("mlp", "ffn", "intermediate", "output")  # the last two are the halves of BERT's
@@ -110,23 +110,19 @@ def _by_position(module: nn.Module) -> bool:
 def _narrowed(module: nn.Module, places: Places, shape: tuple[int, int]) -> Iterator[None]:
     narrowed = False
 
-    def before(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    def before(arguments: tuple[Any, ...], named: dict[str, Any]) -> Arguments:
         nonlocal narrowed
         narrowed = bool(arguments) and isinstance(arguments[0], Tensor) and arguments[0].shape[:2] == shape
-        return tuple(
-            places.take(one) if isinstance(one, Tensor) and one.shape[:2] == shape else one
-            for one in arguments
+        chosen = (
+            places.take(value) if isinstance(value, Tensor) and value.shape[:2] == shape else value
+            for value in arguments
         )
+        return tuple(chosen), named
 
-    def after(_module: nn.Module, _arguments: tuple[Any, ...], result: Tensor) -> Tensor:
-        return places.put(result, shape) if narrowed else result
-
-    handles = module.register_forward_pre_hook(before), module.register_forward_hook(after)
-    try:
+    with rewritten(
+        module, before=before, after=lambda result: places.put(result, shape) if narrowed else result
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -203,8 +199,7 @@ class Trunk:
     @torch.no_grad()
     def states(self, run: Callable[[], object]) -> Tensor:
         """The hidden states (B, T, H) that enter `top` in the pass that `run` begins; it ends there."""
-        with frozen_products():
-            return read_at(self.top, run, side="before")
+        return read_at(self.top, run, side="before")
 
     @contextmanager
     def skipped(self, states: Tensor) -> Iterator[None]:
@@ -260,11 +255,14 @@ def trunk_below_adapters(model: nn.Module, run: Callable[[Tensor], Tensor]) -> T
     first = adapted.index(True)
     ids = torch.arange(1, 9, device=next(model.parameters()).device)[None]
     outputs: list[int] = []
-    handle = layers[0].register_forward_hook(
-        lambda _module, _arguments, result: outputs.append(len(result) if isinstance(result, tuple) else 0)
-    )
+
+    def count(result: Any) -> Any:
+        outputs.append(len(result) if isinstance(result, tuple) else 0)
+        return result
+
     try:
-        expected = run(ids)
+        with rewritten(layers[0], after=count):
+            expected = run(ids)
         trunk = Trunk(layers[:first], layers[first], outputs[0])
         states = trunk.states(lambda: run(ids))
         if states.shape[:2] != ids.shape:
@@ -274,8 +272,6 @@ def trunk_below_adapters(model: nn.Module, run: Callable[[Tensor], Tensor]) -> T
             found = run(ids)
     except FAILURES:
         return None
-    finally:
-        handle.remove()
     share = (
         1e-4 if expected.dtype == torch.float32 else 1e-2
     )  # another product for the same numbers, and no more

@@ -18,6 +18,7 @@ from ..stack.buffers import AdapterStack
 from ..stack.dropout import stream_key
 from .answer_positions import Prefix, answer_logits, read_prefix
 from .decoder import Trunk, in_place_of_trunk
+from .hooks import one_pass
 from .memory import ran_out_of_memory, with_fewer_rows
 
 AnswerLogits = Callable[[Tensor, Tensor], Tensor]  # ids (B, T), positions (B, K) -> logits (M, B, K, V)
@@ -87,7 +88,7 @@ class SharedRows:
         model. `names` tell rows apart where members differ in what they drop.
         """
         if self.trunk is not None and states is None:
-            states = self.trunk.states(lambda: self.base(input_ids=ids, use_cache=False))
+            states = self.trunk.states(lambda: one_pass(self.base, {"input_ids": ids, "use_cache": False}))
         parts = []
         for group in self.groups():
             count = len(group)

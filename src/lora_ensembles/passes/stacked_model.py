@@ -19,9 +19,9 @@ from ..errors import ConfigError
 from ..stack.buffers import AdapterStack
 from ..stack.info import EnsembleInfo
 from ..stack.lora import fold_members, rows_of_members, unfold_members
-from ..stack.onednn import frozen_products
 from .answer_positions import answer_logits
 from .decoder import Trunk, trunk_below_adapters
+from .hooks import one_pass
 from .reader import Reader
 from .shared_prefix import DroppedRows, SharedRows
 from .texts import Token
@@ -110,9 +110,9 @@ class StackedModel:
         self.check_causal("calling an ensemble")
         rows = rows_of_members(input_ids, self.num_members)
         count = rows.shape[0] * rows.shape[1]
-        with self.stack.running(rows=count, tokens=rows.numel(), members=self.asked), frozen_products():
-            logits = self.base(input_ids=fold_members(rows), use_cache=False).logits
-        return unfold_members(logits, rows.shape[0])
+        with self.stack.running(rows=count, tokens=rows.numel(), members=self.asked):
+            output = one_pass(self.base, {"input_ids": fold_members(rows), "use_cache": False})
+        return unfold_members(output.logits, rows.shape[0])
 
     def answer_logits(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """Next-token logits (M, B, K, V) at `positions` (M, B, K) of right-padded `input_ids` (M, B, T)."""

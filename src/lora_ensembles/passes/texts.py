@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..stack.onednn import frozen_products
 from .decoder import Places, last_layer_at
+from .hooks import one_pass
 from .shared_prefix import context_window
 
 Token = Literal["first", "last"]
@@ -53,18 +53,15 @@ def text_scores(model: nn.Module, texts: Texts, *, token: Token | None = None) -
     With the `token` that `token_read` found, the last layer computes that one only.
     """
     named = {"input_ids": texts.ids, "attention_mask": texts.mask, "token_type_ids": texts.types}
-    given = {name: tensor for name, tensor in named.items() if tensor is not None}
+    given: dict[str, Any] = {name: tensor for name, tensor in named.items() if tensor is not None}
     if any(known.__name__.endswith("ForMultipleChoice") for known in type(model).__mro__):
         given = {
             name: tensor[:, None] for name, tensor in given.items()
         }  # questions of one option each: the model folds them
     cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     shape = (texts.ids.shape[0], texts.ids.shape[1])
-    with (
-        nullcontext() if token is None else last_layer_at(model, token_places(model, texts, token), shape),
-        frozen_products(),
-    ):
-        logits: Tensor = model(**given, **cache).logits
+    with nullcontext() if token is None else last_layer_at(model, token_places(model, texts, token), shape):
+        logits: Tensor = one_pass(model, given | cache).logits
     return logits
 
 

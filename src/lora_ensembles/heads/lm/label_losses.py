@@ -26,6 +26,7 @@ from ...data import EncodedExample
 from ...passes.answer_positions import answer_logits, hidden_at, logits_at, places_at_once
 from ...passes.branches import Branches, can_branch
 from ...passes.decoder import Places
+from ...passes.hooks import one_pass
 from ...passes.memory import with_fewer_rows
 from ...passes.stacked_model import StackedModel
 from ...passes.texts import Texts
@@ -274,7 +275,7 @@ class LabelRows:
             texts = table.rows.texts(numbers)
             branches = table.branches_of(texts)
             more = {} if branches is None else branches.arguments(ensemble.base.dtype)
-            return ensemble.base(input_ids=texts.ids, use_cache=False, **more)
+            return one_pass(ensemble.base, {"input_ids": texts.ids, "use_cache": False, **more})
 
         def base_log_probs(at_once: int) -> Tensor:
             with torch.no_grad(), ensemble.base_only() as base:

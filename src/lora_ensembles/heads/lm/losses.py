@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...data import EncodedExample
 from ...passes.answer_positions import head_logits, hidden_at, logits_at, places_at_once
+from ...passes.hooks import one_pass
 from ...passes.memory import with_fewer_rows
 from ...passes.stacked_model import StackedModel
 from ...passes.trunk_states import TrunkStates
@@ -97,7 +98,8 @@ class AnswerRows:
         table = TokenTable.from_encoded(encoded, ensemble.pad_id, device=ensemble.device)
 
         def read(numbers: Tensor) -> object:
-            return ensemble.base(input_ids=table.gather(numbers[None]).ids[0], use_cache=False)
+            ids = table.gather(numbers[None]).ids[0]
+            return one_pass(ensemble.base, {"input_ids": ids, "use_cache": False})
 
         return cls(
             ensemble,
