@@ -30,9 +30,9 @@ from lora_ensembles import (
     evaluate_members,
     load_task,
     predict,
-    preference,
     train,
 )
+from lora_ensembles.data import preference
 from lora_ensembles.errors import LoraEnsemblesError
 from lora_ensembles.prediction.selective import error_auroc
 from lora_ensembles.studies.store import cell

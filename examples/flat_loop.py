@@ -20,8 +20,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_ensembles import load_base, load_task, member_seeds
+from lora_ensembles import load_base, load_task
 from lora_ensembles.data import EncodedExample, Example, encode_examples
+from lora_ensembles.stack.seeds import member_seeds
 from lora_ensembles.training.orders import epoch_order
 
 MEMBERS, EPOCHS, BATCH, RATE = 3, 2, 16, 2e-3

@@ -12,9 +12,7 @@ from .calibration.temperature import TemperatureScaled as TemperatureScaled
 from .data import (
     ColumnMapping as ColumnMapping,
     Completion as Completion,
-    CompletionTask as CompletionTask,
     Example as Example,
-    Message as Message,
     Task as Task,
     completions_from_files as completions_from_files,
     load_completions as load_completions,
@@ -22,7 +20,6 @@ from .data import (
     load_ood as load_ood,
     load_preferences as load_preferences,
     load_task as load_task,
-    preference as preference,
     preferences_from_files as preferences_from_files,
     task_from_files as task_from_files,
     task_names as task_names,
@@ -45,12 +42,10 @@ from .heads import (
 )
 from .heads.lm.completions import score_completions as score_completions
 from .prediction.completions import (
-    CompletionMetrics as CompletionMetrics,
     CompletionScores as CompletionScores,
 )
 from .prediction.evaluation import evaluate as evaluate, evaluate_members as evaluate_members
 from .prediction.intervals import (
-    Interval as Interval,
     bootstrap_interval as bootstrap_interval,
     paired_difference as paired_difference,
 )
@@ -69,7 +64,6 @@ from .prediction.uncertainty import (
     mutual_information as mutual_information,
     total_entropy as total_entropy,
 )
-from .stack.seeds import member_seeds as member_seeds
 from .training.adapters import train as train
 from .training.config import TrainConfig as TrainConfig
 from .training.trainee import TrainResult as TrainResult

@@ -24,7 +24,7 @@ from .heads.resolve import check_kind, with_named_classes
 from .heads.task.module import as_task_model
 from .passes import probe
 from .passes.shortcuts import forget
-from .passes.stacked_model import StackedModel
+from .passes.stacked_model import KeptStates, StackedModel
 from .stack.adapters import keep_differentiable
 from .stack.buffers import AdapterStack
 from .stack.capacity import fresh_members
@@ -103,6 +103,7 @@ class LoraEnsemble(StackedModel):
         config: LoraConfig,
         weights: Sequence[MemberWeights],
         info: EnsembleInfo,
+        kept_states: KeptStates | None = None,
     ) -> None:
         head = head_of(info.head)
         head.check_base(base, weights[0].a)
@@ -118,6 +119,7 @@ class LoraEnsemble(StackedModel):
             info=info,
             reader=head.reader,
             fingerprint=fingerprint,
+            kept_states=kept_states,
         )
         self._try_base()
 
@@ -140,12 +142,13 @@ class LoraEnsemble(StackedModel):
         adapter: LoraConfig,
         weights: Sequence[MemberWeights],
         info: EnsembleInfo,
+        kept_states: KeptStates | None = None,
     ) -> LoraEnsemble:
-        """An ensemble of given member weights."""
+        """An ensemble of given member weights; `kept_states` as for `StackedModel`."""
         check_parts(base, tokenizer)
         probe.check_plain(base)
         ensemble = cls.__new__(cls)
-        ensemble._attach(base, tokenizer, adapter, weights, info)
+        ensemble._attach(base, tokenizer, adapter, weights, info, kept_states)
         return ensemble
 
     @classmethod

@@ -32,13 +32,12 @@ from lora_ensembles import (
     load_preferences,
     predict,
     predict_rewards,
-    preference,
     preferences_from_files,
     score_completions,
     train,
 )
 from lora_ensembles.baselines.single_member import num_trained_parameters
-from lora_ensembles.data import Completion, Example
+from lora_ensembles.data import Completion, Example, preference
 from lora_ensembles.errors import AdapterError, ConfigError, DataError
 from lora_ensembles.heads.resolve import adapter_for, member_modules, resolve_head
 from lora_ensembles.heads.task.encoding import encode_texts

@@ -25,7 +25,7 @@ from .hooks import one_pass
 from .reader import Reader
 from .shared_prefix import DroppedRows, SharedRows
 from .texts import Token
-from .trunk_states import TrunkStates
+from .trunk_states import KeptStates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,6 +42,8 @@ class StackedModel:
         info: how they were made, what their head is and how rows are read.
         reader: what the head asks of the base.
         fingerprint: of the base, by which a saved ensemble knows it again.
+        kept_states: where the states of texts below the adapters are kept, by the texts' fingerprint; several
+            models may share one. None: they are read in each pass.
     """
 
     def __init__(
@@ -54,10 +56,11 @@ class StackedModel:
         info: EnsembleInfo,
         reader: Reader,
         fingerprint: str,
+        kept_states: KeptStates | None = None,
     ):
         self.base, self.tokenizer, self.adapter = base, tokenizer, adapter
         self.stack, self.info, self.fingerprint, self.reader = stack, info, fingerprint, reader
-        self.kept_states: dict[str, TrunkStates | None] | None = None  # a dict keeps those of texts
+        self.kept_states = kept_states
 
     @property
     def num_members(self) -> int:
@@ -174,8 +177,8 @@ class _View(StackedModel):
             info=model.info,
             reader=model.reader,
             fingerprint=model.fingerprint,
+            kept_states=model.kept_states,
         )
-        self.kept_states = model.kept_states
         self._model, self._members = model, members
 
     @property

@@ -60,3 +60,6 @@ class TrunkStates:
     def of_rows(self, numbers: Tensor, length: int) -> Tensor:
         """The states (B, `length`, H) of the rows of numbers (B,)."""
         return self.kept[numbers.to(self.kept.device, non_blocking=True), :length]
+
+
+KeptStates = dict[str, TrunkStates | None]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ensemble import EnsembleInfo, LoraEnsemble
 from ..heads import HeadConfig, adapter_for, head_of, resolve_head
+from ..passes.trunk_states import KeptStates
 from ..stack.adapters import initial_weights
 from ..stack.head_config import HeadInit
 from ..stack.seeds import member_seeds
@@ -140,6 +141,18 @@ def train_arms(
         ConfigError: a setting of an arm cannot work.
     """
     ensemble = stacked_members(model, arms, members=members, seed=seed, adapter=adapter, head=head)
+    return train_members(ensemble, arms, examples, config)
+
+
+def train_members(
+    ensemble: LoraEnsemble, arms: Sequence[Arm], examples: Sequence[Example], config: TrainConfig
+) -> ArmsRun:
+    """Train what `stacked_members` made of the same arms.
+
+    Raises:
+        ConfigError: a setting of an arm cannot work.
+    """
+    members = ensemble.num_members // len(arms)
     initial = tuple(ensemble.stack.member(index) for index in range(ensemble.num_members))
     vectors: dict[str, Any] = {
         name: [arm.setting(name) for arm in arms for _ in range(members)]
@@ -157,6 +170,7 @@ def stacked_members(
     seed: int,
     adapter: LoraConfig | None = None,
     head: HeadConfig | None = None,
+    kept_states: KeptStates | None = None,
 ) -> LoraEnsemble:
     """The untrained members of every arm as one ensemble; smaller ranks are padded with zeros, which change
     nothing and stay zero.
@@ -177,7 +191,9 @@ def stacked_members(
         seed=seed, next_index=len(starts), seeds=tuple(seeds for _, seeds in starts), head=own
     )
     weights = [made[_start(arm, seeds.init)] for arm, seeds in starts]
-    return LoraEnsemble.from_weights(base, tokenizer, adapter=config, weights=weights, info=info)
+    return LoraEnsemble.from_weights(
+        base, tokenizer, adapter=config, weights=weights, info=info, kept_states=kept_states
+    )
 
 
 def _start(arm: Arm, seed: int) -> tuple[object, ...]:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ..baselines import LastLayerEnsemble, LastLayerHeads, held_out_split
 from ..data import OOD_PAIRS, Example, Task, load_ood, load_task
 from ..heads import HeadConfig, adapter_for, head_of, resolve_head
-from ..passes.trunk_states import TrunkStates
+from ..passes.trunk_states import KeptStates
 from ..prediction.prediction import Prediction, Predictor, predict
 from ..training.config import PAPER_BATCH_SIZES, TrainConfig
-from .arms import Arm, ArmsRun, train_arms
+from .arms import Arm, ArmsRun, stacked_members, train_members
 from .measures import described, measured
 from .shared import Heads, Shared
 
@@ -35,9 +35,7 @@ class Bench:
     model: tuple[PreTrainedModel, PreTrainedTokenizerBase] = field(repr=False)
     shared: Shared = field(default_factory=Shared)
     heads: Heads = field(default_factory=Heads)
-    kept_states: dict[str, TrunkStates | None] = field(
-        default_factory=dict, repr=False
-    )  # of the questions, which many runs are asked
+    kept_states: KeptStates = field(default_factory=dict, repr=False)  # many runs are asked the questions
 
     @property
     def config(self) -> TrainConfig:
@@ -100,18 +98,21 @@ class Bench:
         """`members` members of every arm (by default those of an ensemble), trained on the task's questions
         or `examples`; the base carries them until unloaded.
         """
-        run = train_arms(
+        ensemble = stacked_members(
             self.model,
             arms,
-            self.task.train if examples is None else examples,
-            self.config if config is None else config,
             members=self.shared.members if members is None else members,
             seed=seed,
             adapter=self.adapter,
             head=self.head,
+            kept_states=self.kept_states,
         )
-        run.ensemble.kept_states = self.kept_states
-        return run
+        return train_members(
+            ensemble,
+            arms,
+            self.task.train if examples is None else examples,
+            self.config if config is None else config,
+        )
 
     def ask(self, predictor: Predictor) -> tuple[Prediction, Prediction | None]:
         """The predictions in and out of distribution; the latter is None where the task has no such set."""
