@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from command_line import base_folder, call
-from lora_ensembles.studies import grid, runner
+from lora_ensembles.studies import check, grid, runner
 
 TINY = dataclasses.replace(
     grid.QUICK,
@@ -57,6 +57,9 @@ def test_a_study_goes_from_nothing_to_claims_and_costs_nothing_the_second_time(c
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("*-*.json")} == before
     judged = call(capsys, "study", "claims", "--from", out, "--json")
     assert judged.summary["claims"] == claims
+    checked = check.check(out)
+    assert (checked.records, checked.wrong, checked.without) == (14, (), ())
+    assert checked.parts > 14
 
 
 def test_a_killed_study_goes_on_where_it_stopped(capsys, tiny, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from lora_ensembles.studies.kinds.methods import MethodsConfig
 from lora_ensembles.studies.kinds.paper import PaperConfig
 from lora_ensembles.studies.kinds.rank import RankConfig
 from lora_ensembles.studies.kinds.strength import StrengthConfig
+from lora_ensembles.studies.predictions import Sheet
 from lora_ensembles.studies.report import open_tables, tables
 from lora_ensembles.studies.report.figures import DRAWINGS
 from lora_ensembles.studies.runner import run_grid
@@ -89,7 +90,7 @@ def test_adapters_are_on_the_layers_that_the_grid_names_and_members_own_their_he
 
 
 def test_the_chosen_strength_has_the_lowest_nll_on_questions_that_were_held_out_of_training() -> None:
-    found = choice(TINY.choice, a_bench(), seed=0)
+    found = choice(TINY.choice, a_bench(), Sheet(), seed=0)
     held_out, rest = a_bench().held_out(share=TINY.choice.held_out, seed=0)
     assert found["sizes"] == {"held_out": len(held_out), "train": len(rest)}
     assert not {one.id for one in held_out} & {one.id for one in rest}

@@ -37,6 +37,7 @@ from lora_ensembles.studies.kinds.methods import MethodsConfig
 from lora_ensembles.studies.kinds.paper import PaperConfig
 from lora_ensembles.studies.kinds.rank import RankConfig
 from lora_ensembles.studies.kinds.strength import StrengthConfig
+from lora_ensembles.studies.predictions import Sheet
 from lora_ensembles.studies.runner import MEASURES
 from lora_ensembles.studies.setting import Bench
 from lora_ensembles.studies.shared import Shared
@@ -71,7 +72,7 @@ def bench() -> Bench:
 @pytest.fixture(scope="module")
 def measured() -> dict[str, dict[str, Any]]:
     """The result of every kind on the tiny grid."""
-    return {kind: MEASURES[kind](TINY.settings(kind), bench(), seed=3) for kind in OPEN_KINDS}
+    return {kind: MEASURES[kind](TINY.settings(kind), bench(), Sheet(), seed=3) for kind in OPEN_KINDS}
 
 
 # What records are keyed by
@@ -288,7 +289,7 @@ def test_untrained_members_whose_b_is_zero_answer_as_the_base_does(
         "Gaussian",
         "orthogonal",
     ):  # the last starts A and B away from zero, and their product at it
-        assert starts[name]["nll"] == pytest.approx(nll, abs=1e-5)
+        assert starts[name]["nll"] == pytest.approx(nll, rel=5e-4)  # records are in half precision
     assert starts["random B"]["nll"] != pytest.approx(nll, abs=1e-3)
 
 

@@ -162,6 +162,24 @@ def file_written_aside(path: Path, *, replace: bool = False) -> Iterator[TextIO]
             aside.unlink()
 
 
+def bytes_written_aside(path: Path, content: bytes) -> None:
+    """Write a file that takes its name once it is whole, in the place of an old one.
+
+    Raises:
+        CheckpointError: it cannot be written, or no space is left.
+    """
+    aside = path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(content)
+        os.replace(aside, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            aside.unlink()
+
+
 @contextmanager
 def _written_in_place(path: Path) -> Iterator[TextIO]:
     try:

@@ -5,7 +5,8 @@ out of distribution, as plain numbers.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,6 +85,25 @@ def wrong_confidence(predictions: Sequence[Prediction]) -> dict[str, Any]:
         counts += torch.bincount(bins, minlength=CONFIDENCE_BINS)
         total += prediction.num_examples
     return {"counts": counts.tolist(), "of": total}
+
+
+def mean_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of every number of equal rows; of what is missing in one, None.
+
+    Example:
+        >>> mean_row([{"ece": 0.1, "ood": {"ece": None}}, {"ece": 0.3, "ood": {"ece": None}}])
+        {'ece': 0.2, 'ood': {'ece': None}}
+    """
+    means: dict[str, Any] = {}
+    for name, first in rows[0].items():
+        values = [row[name] for row in rows]
+        if isinstance(first, dict):
+            means[name] = mean_row(values)
+        elif isinstance(first, int):
+            means[name] = first
+        else:
+            means[name] = None if None in values else round(statistics.fmean(values), DIGITS)
+    return means
 
 
 def _metrics(metrics: Metrics) -> dict[str, float | None]:

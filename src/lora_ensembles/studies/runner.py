@@ -16,6 +16,7 @@ from .kinds.paper import few_shot, last_layer, pool, randomness
 from .kinds.rank import rank
 from .kinds.strength import strength
 from .kinds.sweep import sweep
+from .predictions import Sheet
 from .setting import load_bench
 from .store import cell
 
@@ -73,15 +74,16 @@ def _records(
 ) -> list[Mapping[str, Any]]:
     made: list[Mapping[str, Any]] = []
     for number, (kind, task, seed) in enumerate(wanted, start=1):
+        sheet = Sheet()
 
         def measure(
-            kind: str = kind, task: str = task, seed: int = seed, number: int = number
+            kind: str = kind, task: str = task, seed: int = seed, number: int = number, sheet: Sheet = sheet
         ) -> dict[str, Any]:
             say(f"{number} of {len(wanted)}: {kind}, {task}, seed {seed}")
             begin = time.monotonic()
             bench = load_bench(task, grid.shared, grid.heads, load_model, data=grid.data)
-            result = MEASURES[kind](grid.settings(kind), bench, seed=seed)
+            result = MEASURES[kind](grid.settings(kind), bench, sheet, seed=seed)
             return {**result, "seconds": round(time.monotonic() - begin, 1)}
 
-        made.append(cell(out, f"{kind}-{task}", settings_of(grid, kind, task, seed), measure))
+        made.append(cell(out, f"{kind}-{task}", settings_of(grid, kind, task, seed), measure, sheet=sheet))
     return made

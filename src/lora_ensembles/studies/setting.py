@@ -16,7 +16,7 @@ from ..passes.trunk_states import KeptStates
 from ..prediction.prediction import Prediction, Predictor, predict
 from ..training.config import PAPER_BATCH_SIZES, TrainConfig
 from .arms import Arm, ArmsRun, stacked_members, train_members
-from .measures import described, measured
+from .predictions import Sheet, name_of
 from .shared import Heads, Shared
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def load_bench(
     return Bench(task, ood, load_model(), shared, heads)
 
 
-def measure_run(run: ArmsRun, bench: Bench, *, epochs: Sequence[int]) -> dict[str, Any]:
+def measure_run(run: ArmsRun, bench: Bench, sheet: Sheet, *, epochs: Sequence[int]) -> dict[str, Any]:
     """Every arm of a run after `epochs`, of which the last is described as well; the run's members are left
     at the last.
     """
@@ -152,11 +152,11 @@ def measure_run(run: ArmsRun, bench: Bench, *, epochs: Sequence[int]) -> dict[st
         run.ensemble.stack.set_members(run.trained.snapshots[epoch])
         known, strange = bench.ask(run.ensemble)
         for index, arm in enumerate(run.arms):
-            rows = run.rows(index)
-            own, other = known.select(rows), None if strange is None else strange.select(rows)
-            arms[arm.name]["epochs"][str(epoch)] = measured(own, other)
+            rows, path = run.rows(index), ("arms", arm.name, "epochs", str(epoch))
+            ood = None if strange is None else strange.select(rows)
+            arms[arm.name]["epochs"][str(epoch)] = sheet.measured(path, known.select(rows), ood)
             if epoch == epochs[-1]:
-                arms[arm.name] |= described(own)
+                arms[arm.name] |= sheet.compute(("arms", arm.name), "described", name_of(path))
     for index, arm in enumerate(run.arms):
         history = run.trained.history[-1]
         arms[arm.name]["train_accuracy"] = [history["train_accuracy"][row] for row in run.rows(index)]

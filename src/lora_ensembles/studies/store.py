@@ -10,17 +10,24 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..disk.atomic import file_written_aside
+from ..disk.atomic import bytes_written_aside, file_written_aside
 from ..disk.provenance import environment
 from ..errors import CheckpointError
+from .predictions import Sheet, digest, predictions_file
 
 
 def cell(
-    folder: Path, name: str, settings: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]
+    folder: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    measure: Callable[[], Mapping[str, Any]],
+    *,
+    sheet: Sheet | None = None,
 ) -> dict[str, Any]:
     """The record of `settings`: read where there is one, else measured and written, whole or not at all.
 
-    A record holds `name`, `settings`, `result` and the environment it was made in. A study that is killed
+    A record holds `name`, `settings`, `result` and the environment it was made in; what `measure` kept on a
+    `sheet` lies beside it, and the record holds its SHA-256. A study that is killed
     therefore goes on where it stopped, and asking twice costs nothing.
 
     Raises:
@@ -43,6 +50,10 @@ def cell(
         "result": dict(measure()),
         "environment": environment(),
     }
+    if sheet is not None and sheet.kept:
+        content = sheet.to_bytes()
+        bytes_written_aside(predictions_file(path), content)
+        record["predictions"] = digest(content)
     with file_written_aside(path) as file:
         file.write(json.dumps(record) + "\n")
     return record

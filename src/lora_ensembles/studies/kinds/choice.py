@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...prediction.evaluation import evaluate
 from ...prediction.prediction import predict
 from ..arms import regulariser_arms
+from ..predictions import Sheet
 from ..setting import Bench
 
 
@@ -23,18 +23,22 @@ class ChoiceConfig:
     held_out: float = 0.2
 
 
-def choice(config: ChoiceConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
+def choice(config: ChoiceConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
     """The ensemble's NLL on a held-out part of the training questions, for each strength of decay of B,
     trained on the rest.
     """
     held_out, rest = bench.held_out(share=config.held_out, seed=seed)
     arms = regulariser_arms(bench.shared.learning_rate, decays=config.choose, kl=())[1:]
     run = bench.train(arms, seed=seed, examples=rest)
-    known = predict(run.ensemble, held_out)
-    nll = [evaluate(known.select(run.rows(index))).nll for index in range(len(arms))]
+    prediction = predict(run.ensemble, held_out)
+    measured = {}
+    for index, arm in enumerate(arms):
+        path = ("arms", arm.name)
+        measured[arm.name] = sheet.measured(path, prediction.select(run.rows(index)))
     return {
         "shares": list(config.choose),
-        "nll": [round(one, 6) for one in nll],
+        "nll": [measured[arm.name]["ensemble"]["nll"] for arm in arms],
+        "arms": measured,
         "sizes": {"held_out": len(held_out), "train": len(rest)},
     }
 

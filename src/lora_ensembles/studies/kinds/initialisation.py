@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..arms import Arm
-from ..measures import measured
+from ..predictions import Sheet
 from ..setting import Bench, measure_run
 
 # Name of a start: PEFT's `init_lora_weights`, and the multiple of the B that it gives. True starts B at 0 and
@@ -47,15 +47,16 @@ def initialisation_arms() -> list[Arm]:
     ]
 
 
-def initialisation(config: InitialisationConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
+def initialisation(config: InitialisationConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
     """Single member and ensemble of every start and order after the last epoch, and untrained (`start`)."""
     arms = initialisation_arms()
     run = bench.train(arms, seed=seed)
-    found = measure_run(run, bench, epochs=bench.shared.snapshots[-1:])
+    found = measure_run(run, bench, sheet, epochs=bench.shared.snapshots[-1:])
     run.ensemble.stack.set_members(run.initial)
     known, _ = bench.ask(run.ensemble)
     for index, arm in enumerate(
         arms[: len(STARTS)]
     ):  # an order of the data changes nothing before the first step
-        found["arms"][arm.name]["start"] = measured(known.select(run.rows(index)))
+        path = ("arms", arm.name, "start")
+        found["arms"][arm.name]["start"] = sheet.measured(path, known.select(run.rows(index)))
     return found

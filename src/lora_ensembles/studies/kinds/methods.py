@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from ...baselines import (
@@ -33,7 +33,8 @@ from ...data import Example
 from ...prediction.prediction import Predictor, predict
 from ...training.config import TrainConfig
 from ..arms import Arm, ArmsRun
-from ..measures import DIGITS, measured
+from ..measures import DIGITS, mean_row
+from ..predictions import Sheet
 from ..setting import Bench
 from .paper import EMBEDDED_DECAY_PER_STEP
 
@@ -69,6 +70,7 @@ class _Place:
 
     config: MethodsConfig
     bench: Bench
+    sheet: Sheet
     seed: int
 
     @property
@@ -105,26 +107,43 @@ class _Place:
             )
         )
 
-    def asked(self, predictor: Predictor, *, parameters: int, training: float, ensemble: bool = True) -> Row:
-        """A method's row; without `ensemble` its metrics are means over the predictor's members."""
-        predict(predictor, self.bench.task.validation[:WARM_UP])
-        known, seconds = self.timed(lambda: predict(predictor, self.bench.task.validation))
-        found = measured(known, predict(predictor, self.bench.ood) if self.bench.ood else None)
-        return {
-            **_metrics(
-                [found] if ensemble else [_member(found, index) for index in range(known.num_members)]
-            ),
-            "trained_parameters": parameters,
-            "training_seconds": round(training, 3),
-            "seconds_per_1000": round(1000 * seconds / known.num_examples, 3),
-        }
+    def row(
+        self,
+        title: str,
+        predictors: Sequence[Predictor],
+        *,
+        parameters: int,
+        training: float,
+        by: str = "mean",
+    ) -> Row:
+        """A method's row, with the mean over several predictors; by "members", its metrics are means over those
+        of one predictor.
+        """
+        names, costs = [], []
+        for number, predictor in enumerate(predictors):
+            predict(predictor, self.bench.task.validation[:WARM_UP])
+            prediction, seconds = self.timed(
+                lambda predictor=predictor: predict(predictor, self.bench.task.validation)  # type: ignore[misc]
+            )
+            names.append(f"{title}/{number}")
+            self.sheet.keep(
+                names[-1], prediction, predict(predictor, self.bench.ood) if self.bench.ood else None
+            )
+            costs.append(
+                {
+                    "trained_parameters": parameters,
+                    "training_seconds": round(training, 3),
+                    "seconds_per_1000": round(1000 * seconds / prediction.num_examples, 3),
+                }
+            )
+        return self.sheet.compute(("methods", title), by, *names) | mean_row(costs)
 
 
-def methods(config: MethodsConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
+def methods(config: MethodsConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
     """Each method's metrics, trained parameters, seconds of training, and seconds for 1000 questions
     (`methods`).
     """
-    place = _Place(config, bench, seed)
+    place = _Place(config, bench, sheet, seed)
     once = dataclasses.replace(place.training, epochs=1)
     few = bench.task.train[:WARM_UP]
     warm = bench.train([Arm("warm-up")], config=once, members=1, seed=seed, examples=few)
@@ -150,9 +169,10 @@ def _few_shot(place: _Place) -> dict[str, Row]:
     draws = FewShot(
         *place.bench.model, place.bench.task.train, shots=config.shots, draws=config.draws, seed=place.seed
     )
-    row = place.asked(draws, parameters=0, training=0.0, ensemble=False)
+    title = "few-shot base"
+    row = place.row(title, [draws], parameters=0, training=0.0, by="members")
     row["seconds_per_1000"] = round(row["seconds_per_1000"] / config.draws, 3)  # a draw is a model of its own
-    return {"few-shot base": row}
+    return {title: row}
 
 
 def _adapters(place: _Place) -> dict[str, Row]:
@@ -176,12 +196,12 @@ def _pair(
 ) -> dict[str, Row]:
     """The single member, as the mean over a run's members, and their ensemble."""
     parameters = num_trained_parameters(run.ensemble)
-    singles = [
-        place.asked(SingleMember(run.ensemble, index), parameters=parameters, training=single_seconds)
-        for index in range(run.members)
-    ]
-    together = place.asked(run.ensemble, parameters=run.members * parameters, training=seconds)
-    return {f"single member{suffix}": mean_row(singles), f"ensemble{suffix}": together}
+    single, whole = f"single member{suffix}", f"ensemble{suffix}"
+    singles = [SingleMember(run.ensemble, index) for index in range(run.members)]
+    return {
+        single: place.row(single, singles, parameters=parameters, training=single_seconds),
+        whole: place.row(whole, [run.ensemble], parameters=run.members * parameters, training=seconds),
+    }
 
 
 def _scaled(place: _Place, held_out: Sequence[Example], rest: Sequence[Example]) -> dict[str, Row]:
@@ -191,19 +211,25 @@ def _scaled(place: _Place, held_out: Sequence[Example], rest: Sequence[Example])
     run, seconds = place.trained(Arm("none"), place.members, rest)
     found = _pair(place, run, ", fewer questions", single_seconds=single_seconds, seconds=seconds)
 
-    def scaled(predictor: Predictor, parameters: int, training: float) -> Row:
-        fitted, more = place.timed(lambda: TemperatureScaled.fit(predictor, held_out, trained_on=rest))
-        row = place.asked(fitted, parameters=parameters + 1, training=training + more)
-        return row | {"temperature": round(fitted.temperature, DIGITS)}
+    def scaled(title: str, predictors: Sequence[Predictor], parameters: int, training: float) -> Row:
+        fitted = [
+            place.timed(
+                lambda predictor=predictor: TemperatureScaled.fit(  # type: ignore[misc]
+                    predictor, held_out, trained_on=rest
+                )
+            )
+            for predictor in predictors
+        ]
+        models = [model for model, _ in fitted]
+        more = statistics.fmean(seconds for _, seconds in fitted)
+        row = place.row(title, models, parameters=parameters + 1, training=training + more)
+        return row | {"temperature": round(statistics.fmean(model.temperature for model in models), DIGITS)}
 
     parameters = num_trained_parameters(run.ensemble)
-    singles = [
-        scaled(SingleMember(run.ensemble, index), parameters, single_seconds) for index in range(run.members)
-    ]
-    found |= {
-        "single member, scaled": mean_row(singles),
-        "ensemble, scaled": scaled(run.ensemble, run.members * parameters, seconds),
-    }
+    singles = [SingleMember(run.ensemble, index) for index in range(run.members)]
+    single, whole = "single member, scaled", "ensemble, scaled"
+    found[single] = scaled(single, singles, parameters, single_seconds)
+    found[whole] = scaled(whole, [run.ensemble], run.members * parameters, seconds)
     run.ensemble.unload()
     return found
 
@@ -217,9 +243,10 @@ def _mc_dropout(place: _Place) -> dict[str, Row]:
         MCDropout(run.ensemble, member=row, passes=members, dropout=DROPOUT, seed=place.seed)
         for row in range(members)
     ]
-    rows = [place.asked(one, parameters=one.num_trained_parameters, training=seconds) for one in models]
+    title, parameters = "MC dropout", models[0].num_trained_parameters
+    row = place.row(title, models, parameters=parameters, training=seconds)
     run.ensemble.unload()
-    return {"MC dropout": mean_row(rows)}
+    return {title: row}
 
 
 def _others(place: _Place) -> dict[str, Row]:
@@ -227,48 +254,14 @@ def _others(place: _Place) -> dict[str, Row]:
     config, train = place.training, place.bench.task.train
     heads = place.bench.last_layer(seed=place.seed)
     _, seconds = place.timed(lambda: heads.fit(train, config))
-    found = {
-        "last-layer ensemble": place.asked(
-            heads, parameters=place.members * heads.num_trained_parameters, training=seconds
-        )
-    }
+    title, parameters = "last-layer ensemble", place.members * heads.num_trained_parameters
+    found = {title: place.row(title, [heads], parameters=parameters, training=seconds)}
     if place.bench.owned_heads:
         return found
     factors = BatchEnsemble(*place.bench.model, num_members=place.members, seed=place.seed)
     own = dataclasses.replace(config, learning_rate=place.config.batch_ensemble_rate)
     _, seconds = place.timed(lambda: factors.fit(train, own))
-    found["BatchEnsemble"] = place.asked(
-        factors, parameters=place.members * factors.num_trained_parameters, training=seconds
-    )
+    title, parameters = "BatchEnsemble", place.members * factors.num_trained_parameters
+    found[title] = place.row(title, [factors], parameters=parameters, training=seconds)
     factors.unload()
     return found
-
-
-def mean_row(rows: Sequence[Mapping[str, Any]]) -> Row:
-    """The mean of every number of equal rows; of what is missing in one, None.
-
-    Example:
-        >>> mean_row([{"ece": 0.1, "ood": {"ece": None}}, {"ece": 0.3, "ood": {"ece": None}}])
-        {'ece': 0.2, 'ood': {'ece': None}}
-    """
-    found: Row = {}
-    for name, first in rows[0].items():
-        values = [row[name] for row in rows]
-        if isinstance(first, dict):
-            found[name] = mean_row(values)
-        elif isinstance(first, int):
-            found[name] = first
-        else:
-            found[name] = None if None in values else round(statistics.fmean(values), DIGITS)
-    return found
-
-
-def _member(found: Mapping[str, Any], index: int) -> Row:
-    """One member of what `measured` gives, as if it were asked alone."""
-    row: Row = {"ensemble": found["members"][index]}
-    return row | ({"ood": _member(found["ood"], index)} if "ood" in found else {})
-
-
-def _metrics(rows: Sequence[Mapping[str, Any]]) -> Row:
-    row = mean_row([one["ensemble"] for one in rows])
-    return row | ({"ood": mean_row([one["ood"]["ensemble"] for one in rows])} if "ood" in rows[0] else {})

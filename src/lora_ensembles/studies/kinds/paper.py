@@ -12,7 +12,7 @@ from typing import Any
 
 from ...baselines import FewShot
 from ..arms import KL_WEIGHTS, Arm, randomness_arms
-from ..measures import by_size, described, measured
+from ..predictions import Sheet
 from ..setting import Bench, measure_run
 
 # A step of AdamW and its decay balance where an element of B is 1 / lambda at most, so lambda says how far an
@@ -43,34 +43,36 @@ class PaperConfig:
     draws: int = 10
 
 
-def randomness(config: PaperConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
+def randomness(config: PaperConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
     """Members that differ by initial weights, by data order or by both, with and without decay of B."""
     arms = randomness_arms(bench.shared.learning_rate, config.decay)
     run = bench.train(arms, seed=seed)
-    return measure_run(run, bench, epochs=bench.shared.snapshots[-1:])
+    return measure_run(run, bench, sheet, epochs=bench.shared.snapshots[-1:])
 
 
-def pool(config: PaperConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
+def pool(config: PaperConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
     """Ensembles of 1 to the pool's size, each size over random subsets, with and without decay of B."""
     arms = [Arm("none"), Arm("decay of B", weight_decay_b=config.decay / bench.shared.learning_rate)]
     run = bench.train(arms, members=config.pool, seed=seed)
     known, _ = bench.ask(run.ensemble)
     sizes = [size for size in (1, 2, 3, 5, 10, 15, 20) if size <= config.pool]
-    return {
-        arm.name: by_size(known.select(run.rows(index)), sizes, subsets=config.subsets, seed=seed)
-        for index, arm in enumerate(arms)
-    }
+    settings = {"sizes": sizes, "subsets": config.subsets, "seed": seed}
+    for index, arm in enumerate(arms):
+        sheet.keep(arm.name, known.select(run.rows(index)))
+    return {arm.name: sheet.compute((arm.name,), "by_size", arm.name, settings=settings) for arm in arms}
 
 
-def few_shot(config: PaperConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
+def few_shot(config: PaperConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
     """The untouched base with demonstrations; every draw is one member of the prediction."""
     asked = FewShot(*bench.model, bench.task.train, shots=config.shots, draws=config.draws, seed=seed)
-    known, strange = bench.ask(asked)
-    return {**measured(known, strange), "wrong_confidence": described(known)["wrong_confidence"]}
+    return sheet.measured((), *bench.ask(asked)) | sheet.compute((), "wrong_confidence", "")
 
 
-def last_layer(config: PaperConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
+def last_layer(config: PaperConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
     """An ensemble of output heads on the frozen base."""
     ensemble = bench.last_layer(seed=seed)
     ensemble.fit(bench.task.train, dataclasses.replace(bench.config, snapshot_epochs=()))
-    return {**measured(*bench.ask(ensemble)), "trained_parameters": ensemble.num_trained_parameters}
+    return {
+        **sheet.measured((), *bench.ask(ensemble)),
+        "trained_parameters": ensemble.num_trained_parameters,
+    }

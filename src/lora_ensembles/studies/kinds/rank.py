@@ -12,6 +12,7 @@ from typing import Any
 
 from ...baselines import num_trained_parameters
 from ..arms import Arm
+from ..predictions import Sheet
 from ..setting import Bench, measure_run
 
 
@@ -22,11 +23,11 @@ class RankConfig:
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
 
 
-def rank(config: RankConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
+def rank(config: RankConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
     """Single member and ensemble of every rank after the last epoch, and the parameters of a member of it."""
     arms = [Arm(f"rank {size}", rank=size) for size in config.ranks]
     run = bench.train(arms, seed=seed)
-    found = measure_run(run, bench, epochs=bench.shared.snapshots[-1:])
+    found = measure_run(run, bench, sheet, epochs=bench.shared.snapshots[-1:])
     for index, arm in enumerate(arms):
         found["arms"][arm.name] |= {
             "rank": arm.rank,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..arms import regulariser_arms
-from ..measures import measured
+from ..predictions import Sheet
 from ..setting import Bench, measure_run
 
 
@@ -23,7 +23,7 @@ class StrengthConfig:
     wide_decays: tuple[float, ...] = (0.001, 0.005, 0.02, 0.08, 0.16, 0.32, 0.8)
 
 
-def strength(config: StrengthConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
+def strength(config: StrengthConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
     """Single member and ensemble of every strength after the last epoch, and of the arm without a regulariser
     after each.
     """
@@ -34,7 +34,7 @@ def strength(config: StrengthConfig, bench: Bench, *, seed: int) -> dict[str, An
     plain = {}
     for epoch in range(1, last):
         run.ensemble.stack.set_members([run.trained.snapshots[epoch][row] for row in run.rows(0)])
-        plain[str(epoch)] = measured(*bench.ask(run.ensemble))
-    found = measure_run(run, bench, epochs=[last])
+        plain[str(epoch)] = sheet.measured(("arms", "none", "epochs", str(epoch)), *bench.ask(run.ensemble))
+    found = measure_run(run, bench, sheet, epochs=[last])
     found["arms"]["none"]["epochs"] = plain | found["arms"]["none"]["epochs"]
     return found

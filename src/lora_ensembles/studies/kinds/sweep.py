@@ -10,14 +10,14 @@ from typing import Any
 from ...baselines import MCDropout
 from ...passes.stacked_model import num_trained_parameters
 from ..arms import Arm, ArmsRun, decay_arms, regulariser_arms
-from ..measures import measured
+from ..predictions import Sheet
 from ..setting import Bench, measure_run
 from .paper import PaperConfig
 
 DROPOUT = 0.1
 
 
-def sweep(config: PaperConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
+def sweep(config: PaperConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
     """Every regulariser, decay placed on A, B and both, and dropout; each measured after chosen epochs.
 
     All arms are one stacked run but dropout's, whose masks would be drawn, at 0, for every member of the
@@ -26,12 +26,12 @@ def sweep(config: PaperConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
     arms = regulariser_arms(bench.shared.learning_rate, decays=config.decays, kl=config.kl)
     arms += [arm for arm in decay_arms(bench.shared.learning_rate, config.decay) if arm.name != "decay of B"]
     run = bench.train(arms, seed=seed)
-    found: dict[str, Any] = measure_run(run, bench, epochs=bench.shared.snapshots)["arms"]
+    found: dict[str, Any] = measure_run(run, bench, sheet, epochs=bench.shared.snapshots)["arms"]
     parameters = num_trained_parameters(run.ensemble)
     run.ensemble.unload()
     dropped = bench.train([Arm("dropout", dropout=DROPOUT)], seed=seed)
-    found |= measure_run(dropped, bench, epochs=bench.shared.snapshots)["arms"]
-    found["MC dropout"] = _mc_dropout(dropped, bench, seed=seed)
+    found |= measure_run(dropped, bench, sheet, epochs=bench.shared.snapshots)["arms"]
+    found["MC dropout"] = _mc_dropout(dropped, bench, sheet, seed=seed)
     sizes = {
         "train": len(bench.task.train),
         "validation": len(bench.task.validation),
@@ -40,14 +40,14 @@ def sweep(config: PaperConfig, bench: Bench, *, seed: int) -> dict[str, Any]:
     return {"arms": found, "sizes": sizes, "trained_parameters": parameters}
 
 
-def _mc_dropout(run: ArmsRun, bench: Bench, *, seed: int) -> dict[str, Any]:
+def _mc_dropout(run: ArmsRun, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
     """Each member of the dropout arm, asked as many times as an ensemble has members; the mean over members
     is the baseline's value.
     """
     found = []
     for row in range(run.members):
-        known, strange = bench.ask(
-            MCDropout(run.ensemble, member=row, passes=run.members, dropout=DROPOUT, seed=seed)
-        )
-        found.append(measured(known, strange)["ensemble"])
+        dropout = MCDropout(run.ensemble, member=row, passes=run.members, dropout=DROPOUT, seed=seed)
+        name = f"MC dropout/{row}"
+        sheet.keep(name, *bench.ask(dropout))
+        found.append(sheet.compute(("arms", "MC dropout", "passes", row), "ensemble", name))
     return {"passes": found}

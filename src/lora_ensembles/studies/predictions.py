@@ -1,0 +1,231 @@
+"""The predictions behind a record: every aggregate in it is computed from member log-probabilities that lie
+beside it, in half precision, so that anyone can compute it again.
+
+Shapes: M members, N questions, C options.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import CheckpointError, ConfigError
+from ..prediction.prediction import Prediction
+from .measures import by_size, described, mean_row, measured
+
+Values = dict[str, Any]
+Place = Sequence[str | int]
+IN, OOD = "in", "ood"
+
+
+@dataclass(frozen=True)
+class Half:
+    """A prediction in half precision, which is 5e-4 of a log-probability.
+
+    Attributes:
+        log_probs: (M, N, C) float16.
+        targets: (N,) or None.
+        ids: of the questions.
+    """
+
+    log_probs: Tensor
+    targets: Tensor | None
+    ids: tuple[str, ...]
+
+    @classmethod
+    def of(cls, prediction: Prediction) -> Half:
+        """The prediction, rounded."""
+        return cls(prediction.member_log_probs.half(), prediction.targets, prediction.ids)
+
+    @property
+    def prediction(self) -> Prediction:
+        """The prediction that aggregates are computed from: normalised again."""
+        return Prediction(self.log_probs.float().log_softmax(-1), self.targets, self.ids)
+
+
+Pair = tuple[Prediction, Prediction | None]
+
+
+def name_of(path: Place) -> str:
+    """The name of the prediction behind a part that was measured."""
+    return "/".join(map(str, path))
+
+
+def _row(pair: Pair) -> Values:
+    """The ensemble's metrics alone, in and out of distribution."""
+    whole = measured(*pair)
+    return whole["ensemble"] | ({"ood": whole["ood"]["ensemble"]} if "ood" in whole else {})
+
+
+def _of_members(pair: Pair) -> Values:
+    own, ood = pair
+    members = [(own.member(m), None if ood is None else ood.member(m)) for m in range(own.num_members)]
+    return mean_row([_row(member) for member in members])
+
+
+@dataclass(frozen=True)
+class Node:
+    """A part of a record that was computed from a prediction.
+
+    Attributes:
+        path: of the part in the record's result: names, and places in lists.
+        by: the name of the computation in `BY`.
+        of: the names of the predictions.
+        settings: of the computation.
+    """
+
+    path: Place
+    by: str
+    of: Sequence[str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+BY: dict[str, Callable[..., Values]] = {
+    "measured": lambda pair: measured(*pair),
+    "described": lambda pair: described(pair[0]),
+    "wrong_confidence": lambda pair: {"wrong_confidence": described(pair[0])["wrong_confidence"]},
+    "ensemble": lambda pair: measured(*pair)["ensemble"],
+    "mean": lambda *pairs: mean_row([_row(pair) for pair in pairs]),
+    "members": _of_members,
+    "by_size": lambda pair, sizes, subsets, seed: by_size(pair[0], sizes, subsets=subsets, seed=seed),
+}
+
+
+@dataclass
+class Sheet:
+    """The predictions of a record in the making: what is computed by it is computed from what it keeps."""
+
+    kept: dict[str, tuple[Half, Half | None]] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+
+    def keep(self, name: str, prediction: Prediction, ood: Prediction | None = None) -> None:
+        """Keep a prediction, and that of the other distribution, under a name; all are of the same questions."""
+        pair = Half.of(prediction), None if ood is None else Half.of(ood)
+        for first, half in zip(next(iter(self.kept.values()), pair), pair, strict=True):
+            if first is not None and half is not None and first.ids != half.ids:
+                raise ConfigError(f"predictions of other questions under {name!r} than those before")
+        self.kept[name] = pair
+
+    def compute(self, path: Place, by: str, *of: str, settings: Mapping[str, Any] | None = None) -> Values:
+        """A part of the record, computed from predictions that are kept."""
+        self.nodes.append(Node(path, by, of, settings or {}))
+        return self.computed(self.nodes[-1])
+
+    def computed(self, node: Node) -> Values:
+        """A node's part of the record, from its predictions."""
+        pairs = [
+            (own.prediction, None if ood is None else ood.prediction)
+            for own, ood in (self.kept[name] for name in node.of)
+        ]
+        return BY[node.by](*pairs, **node.settings)
+
+    def measured(self, path: Place, prediction: Prediction, ood: Prediction | None = None) -> Values:
+        """`measures.measured` of a prediction, which is kept under the name of the path."""
+        name = name_of(path)
+        self.keep(name, prediction, ood)
+        return self.compute(path, "measured", name)
+
+    def to_bytes(self) -> bytes:
+        """The file of the predictions."""
+        tensors: dict[str, Tensor] = {}
+        names: dict[str, Any] = {"nodes": json.dumps([vars(node) for node in self.nodes])}
+        for name, pair in self.kept.items():
+            for place, half in zip((IN, OOD), pair, strict=True):
+                if half is None:
+                    continue
+                tensors[f"{place}|{name}"] = half.log_probs.contiguous()
+                names[f"ids|{place}"] = json.dumps(list(half.ids))
+                if half.targets is not None:
+                    tensors[f"targets|{place}"] = half.targets.to(torch.int16)
+        return save(tensors, metadata=names)
+
+
+def predictions_file(record: Path) -> Path:
+    """The file of the predictions behind a record."""
+    return record.with_suffix(".safetensors")
+
+
+def digest(content: bytes) -> str:
+    """The SHA-256 of a file's content."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_sheet(path: Path) -> Sheet:
+    """The predictions of a file that `Sheet.to_bytes` made.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds something else.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            names, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
+        nodes = [Node(**node) for node in json.loads(names["nodes"])]
+        sheet = Sheet(nodes=nodes)
+        for name in sorted({name.partition("|")[2] for name in tensors if not name.startswith("targets|")}):
+            pair = [_half(tensors, names, place, name) for place in (IN, OOD)]
+            assert pair[0] is not None
+            sheet.kept[name] = pair[0], pair[1]
+    except Exception as error:  # readers of broken files raise what they like
+        raise CheckpointError(
+            f"{path} holds no predictions of a record ({type(error).__name__}); measure it again"
+        ) from error
+    return sheet
+
+
+def _half(tensors: Mapping[str, Tensor], names: Mapping[str, str], place: str, name: str) -> Half | None:
+    log_probs = tensors.get(f"{place}|{name}")
+    if log_probs is None:
+        return None
+    targets = tensors.get(f"targets|{place}")
+    ids = tuple(json.loads(names[f"ids|{place}"]))
+    return Half(log_probs, None if targets is None else targets.long(), ids)
+
+
+def differences(result: Mapping[str, Any], sheet: Sheet) -> list[str]:
+    """The parts of a record's result that are not what its predictions give, each in words."""
+    wrong = []
+    for node in sheet.nodes:
+        part: Any = result
+        for name in node.path:
+            part = _at(part, name)
+        again = sheet.computed(node)
+        wrong += [f"{name_of(node.path)}{place}" for place in _unequal(part, again)]
+    return wrong
+
+
+def _at(part: Any, name: str | int) -> Any:
+    if isinstance(part, Mapping):
+        return part.get(name)
+    return part[name] if isinstance(part, list) and isinstance(name, int) and name < len(part) else None
+
+
+def _unequal(value: Any, expected: Any, place: str = "") -> list[str]:
+    """The places where a value lacks what is expected of it, or holds another number."""
+    if isinstance(expected, Mapping):
+        if not isinstance(value, Mapping):
+            return [place]
+        return [
+            unequal
+            for name, inner in expected.items()
+            for unequal in _unequal(value.get(name), inner, f"{place}/{name}")
+        ]
+    if isinstance(expected, Sequence) and not isinstance(expected, str):
+        if not isinstance(value, Sequence) or len(value) != len(expected):
+            return [place]
+        return [
+            unequal
+            for index, (one, other) in enumerate(zip(value, expected, strict=True))
+            for unequal in _unequal(one, other, f"{place}/{index}")
+        ]
+    if isinstance(expected, float) and isinstance(value, int | float):
+        return [] if abs(value - expected) <= 2e-6 else [f"{place}: {value} for {expected}"]
+    return [] if value == expected else [f"{place}: {value} for {expected}"]
