@@ -9,9 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from ..baselines import LastLayerEnsemble, LastLayerHeads, held_out_split
 from ..data import OOD_PAIRS, Example, Task, load_ood, load_task
-from ..heads import HeadConfig, adapter_for, head_of, resolve_head
+from ..ensemble import LoraEnsemble
+from ..heads import HeadConfig, adapter_for, head_of, member_log_probs, resolve_head
 from ..passes.trunk_states import KeptStates
 from ..prediction.prediction import Prediction, Predictor, predict
 from ..training.config import PAPER_BATCH_SIZES, TrainConfig
@@ -21,6 +25,7 @@ from .shared import Heads, Shared
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -143,18 +148,34 @@ def load_bench(
     return Bench(task, ood, load_model(), shared, heads)
 
 
-def measure_run(run: ArmsRun, bench: Bench, sheet: Sheet, *, epochs: Sequence[int]) -> dict[str, Any]:
-    """Every arm of a run after `epochs`, of which the last is described as well; the run's members are left
-    at the last.
+@dataclass(frozen=True)
+class FirstMembers:
+    """A `Predictor` that is the first members of an ensemble, computed without the others."""
+
+    ensemble: LoraEnsemble
+    count: int
+
+    @torch.no_grad()
+    def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
+        """log p of each label for each of these members (count, N, C); see `Predictor`."""
+        return member_log_probs(self.ensemble.view(range(self.count)), examples, max_rows=max_rows)
+
+
+def measure_run(
+    run: ArmsRun, bench: Bench, sheet: Sheet, *, epochs: Sequence[int], every: int | None = None
+) -> dict[str, Any]:
+    """The first `every` arms of a run (by default all) after `epochs`, and all after the last of them, where
+    they are described as well; the run's members are left at the last.
     """
     arms: dict[str, Any] = {arm.name: {"epochs": {}} for arm in run.arms}
     for epoch in epochs:
         run.ensemble.stack.set_members(run.trained.snapshots[epoch])
-        known, strange = bench.ask(run.ensemble)
-        for index, arm in enumerate(run.arms):
+        shown = run.arms if epoch == epochs[-1] else run.arms[:every]
+        prediction, other = bench.ask(FirstMembers(run.ensemble, len(shown) * run.members))
+        for index, arm in enumerate(shown):
             rows, path = run.rows(index), ("arms", arm.name, "epochs", str(epoch))
-            ood = None if strange is None else strange.select(rows)
-            arms[arm.name]["epochs"][str(epoch)] = sheet.measured(path, known.select(rows), ood)
+            ood = None if other is None else other.select(rows)
+            arms[arm.name]["epochs"][str(epoch)] = sheet.measured(path, prediction.select(rows), ood)
             if epoch == epochs[-1]:
                 arms[arm.name] |= sheet.compute(("arms", arm.name), "described", name_of(path))
     for index, arm in enumerate(run.arms):

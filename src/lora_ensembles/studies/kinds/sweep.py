@@ -18,15 +18,19 @@ DROPOUT = 0.1
 
 
 def sweep(config: PaperConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
-    """Every regulariser, decay placed on A, B and both, and dropout; each measured after chosen epochs.
+    """Every regulariser, decay placed on A, B and both, and dropout: those that figures follow over the epochs
+    measured after each chosen one, the others at the end.
 
     All arms are one stacked run but dropout's, whose masks would be drawn, at 0, for every member of the
     stack.
     """
     arms = regulariser_arms(bench.shared.learning_rate, decays=config.decays, kl=config.kl)
     arms += [arm for arm in decay_arms(bench.shared.learning_rate, config.decay) if arm.name != "decay of B"]
-    run = bench.train(arms, seed=seed)
-    found: dict[str, Any] = measure_run(run, bench, sheet, epochs=bench.shared.snapshots)["arms"]
+    over_epochs = {"none", f"decay of B {config.decay:g}", "decay of A", "decay of A and B"}
+    run = bench.train(sorted(arms, key=lambda arm: arm.name not in over_epochs), seed=seed)
+    every = sum(arm.name in over_epochs for arm in arms)
+    rows = measure_run(run, bench, sheet, epochs=bench.shared.snapshots, every=every)["arms"]
+    found: dict[str, Any] = {arm.name: rows[arm.name] for arm in arms}
     parameters = num_trained_parameters(run.ensemble)
     run.ensemble.unload()
     dropped = bench.train([Arm("dropout", dropout=DROPOUT)], seed=seed)
