@@ -133,7 +133,7 @@ def test_plan_prints_memory_and_a_split_that_fits(capsys):
 def test_a_quick_grid_of_another_base_keeps_its_own_strength_of_decay() -> None:
     for start in (grid.PAPER, grid.ENCODER):
         small = grid.quick(start)
-        assert small.paper.decays == (start.paper.decay,)
+        assert set(small.paper.decays) <= set(start.paper.decays)
         assert small.shared.limit == grid.QUICK.shared.limit
         assert small.shared.snapshots == grid.QUICK.shared.snapshots
         assert set(small.strength.wide_decays) < set(start.strength.wide_decays)

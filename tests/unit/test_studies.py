@@ -377,3 +377,14 @@ def test_without_an_effect_a_verdict_is_wrong_in_one_study_of_twenty(tasks: int,
 def test_claims_are_those_of_the_paper_in_order() -> None:
     assert [name for name, _, _ in CLAIMS] == [f"C{number}" for number in range(1, 12)]
     assert json.dumps([claim.to_dict() for claim in judge(records())])
+
+
+def test_the_papers_grid_has_the_papers_strength_of_decay_on_each_task() -> None:
+    # lambda * learning rate: 1e2 * 5e-5 on four tasks, 1e3 * 5e-5 on the two of MMLU (Fig. 3).
+    for task in ("cqa", "obqa", "arce", "arcc"):
+        assert settings_of(PAPER, "sweep", task, 0)["decay"] == pytest.approx(1e2 * 5e-5)
+    for task in ("mmlu-ss", "mmlu-stem"):
+        for kind in ("sweep", "pool", "methods"):
+            assert settings_of(PAPER, kind, task, 0)["decay"] == pytest.approx(1e3 * 5e-5)
+    assert set(settings_of(PAPER, "rank", "mmlu-ss", 0)) == set(settings_of(FULL, "rank", "world-cqa", 0))
+    assert settings_of(PAPER.decayed(0.3), "sweep", "mmlu-ss", 0)["decay"] == 0.3

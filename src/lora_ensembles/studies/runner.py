@@ -82,7 +82,7 @@ def _records(
             say(f"{number} of {len(wanted)}: {kind}, {task}, seed {seed}")
             begin = time.monotonic()
             bench = load_bench(task, grid.shared, grid.heads, load_model, data=grid.data)
-            result = MEASURES[kind](grid.settings(kind), bench, sheet, seed=seed)
+            result = MEASURES[kind](grid.settings(kind, task), bench, sheet, seed=seed)
             return {**result, "seconds": round(time.monotonic() - begin, 1)}
 
         made.append(cell(out, f"{kind}-{task}", settings_of(grid, kind, task, seed), measure, sheet=sheet))
