@@ -287,8 +287,8 @@ def say(text: str) -> None:
 def spread_to_dict(spread: dict[str, MemberSpread]) -> dict[str, Any]:
     """Single members' metrics: the mean by name, and the standard deviations under "std"."""
     return {
-        **{name: one.mean for name, one in spread.items()},
-        "std": {name: one.std for name, one in spread.items()},
+        **{name: metric.mean for name, metric in spread.items()},
+        "std": {name: metric.std for name, metric in spread.items()},
     }
 
 

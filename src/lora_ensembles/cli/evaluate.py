@@ -133,7 +133,9 @@ def run(args: Arguments) -> dict[str, Any]:
     few_rows(metrics.num_examples)
     measured: dict[str, Any] = metrics.to_dict()
     if intervals:
-        measured["intervals"] = {metric: [one.low, one.high] for metric, one in intervals.items()}
+        measured["intervals"] = {
+            metric: [interval.low, interval.high] for metric, interval in intervals.items()
+        }
     return {
         "ensemble_dir": None if args.ensemble is None else str(args.ensemble),
         "baseline": args.baseline,

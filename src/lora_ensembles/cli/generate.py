@@ -153,10 +153,10 @@ def run(args: Arguments) -> dict[str, Any]:
 
 
 def _config(args: Arguments) -> GenerationConfig:
-    given = args.given(FIELDS)
+    settings = args.given(FIELDS)
     for names, needed in ((SAMPLING_ONLY, "do_sample"), (BEAMS_ONLY, "num_beams")):
-        useless = [f"--{name.replace('_', '-')}" for name in names if name in given]
-        if useless and needed not in given:
+        useless = [f"--{name.replace('_', '-')}" for name in names if name in settings]
+        if useless and needed not in settings:
             raise ConfigError(
                 f"{', '.join(useless)}: without --{needed.replace('_', '-')} it changes nothing; add that, or leave it out"
             )
@@ -167,7 +167,7 @@ def _config(args: Arguments) -> GenerationConfig:
     try:
         return GenerationConfig(
             **{"max_new_tokens": DEFAULT_NEW_TOKENS}
-            | given
+            | settings
             | ({"stop_strings": args.stop} if args.stop else {})
         )
     except ValueError as error:

@@ -114,9 +114,9 @@ def run(args: Arguments) -> dict[str, Any]:
         write_rows(records, stream, format=format, members=members)
     seconds = round(time.monotonic() - begin, 1)
     bad = sum("error" in record for record in records)
-    what = "questions answered" if asked.examples is not None else "texts scored"
+    outcome = "questions answered" if asked.examples is not None else "texts scored"
     left = f", {bad} bad rows with an error instead" if bad else ""
-    say(f"{len(records) - bad} {what} by {ensemble.num_members} members in {seconds} s{left}")
+    say(f"{len(records) - bad} {outcome} by {ensemble.num_members} members in {seconds} s{left}")
     return {
         "questions": len(records) - bad,
         "bad_rows": bad,

@@ -76,11 +76,11 @@ def _measure(args: Arguments) -> dict[str, Any]:
     def load() -> tuple[Any, Any]:
         return load_model(args.base, dtype=args.dtype, device=args.device, head=args.head)
 
-    found = run_grid(grid, args.out, load, kinds=kinds, say=say)
+    measured = run_grid(grid, args.out, load, kinds=kinds, say=say)
     summary: dict[str, Any] = {
         "out": str(args.out),
         "grid": grid.name,
-        "records": {kind: len(rows) for kind, rows in found.items()},
+        "records": {kind: len(rows) for kind, rows in measured.items()},
     }
     if args.what == "all":
         from ..studies.claims.judge import judge

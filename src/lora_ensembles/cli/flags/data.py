@@ -204,10 +204,10 @@ def _column_fields() -> dict[str, str]:
 def given_columns(args: Arguments) -> dict[str, Any] | None:
     """The fields of the column mapping that were given, or None."""
     fields = _column_fields()
-    given: dict[str, Any] = {fields[name]: value for name, value in args.given(tuple(fields)).items()}
-    if "," in str(given.get("options", "")):
-        given["options"] = words(given["options"])
-    return given or None
+    columns: dict[str, Any] = {fields[name]: value for name, value in args.given(tuple(fields)).items()}
+    if "," in str(columns.get("options", "")):
+        columns["options"] = words(columns["options"])
+    return columns or None
 
 
 def merged_columns(args: Arguments, remembered: Source) -> dict[str, Any] | None:
@@ -226,9 +226,9 @@ def has_open_answers(args: Arguments, file: str | Path) -> bool:
 
     if not holds_completions(file):
         return False
-    given = [*map(_column_flag, given_columns(args) or {}), *(["--labels"] if args.labels else [])]
-    if given:
-        flags = ", ".join(given)
+    refused = [*map(_column_flag, given_columns(args) or {}), *(["--labels"] if args.labels else [])]
+    if refused:
+        flags = ", ".join(refused)
         raise ConfigError(
             f"{flags}: for questions with options; {file} has open answers (columns prompt and completion, or messages). Leave it out, "
             "or rename these columns"

@@ -33,20 +33,20 @@ def fitting_head(args: Arguments, train: str) -> str:
 
     rows = list(named_rows(train, keep_bad=args.skip_bad_rows))
     first = next((row for row in rows if row.problem is None), None)
-    given = given_columns(args) or {}
-    if first is None or args.labels or is_open_ended(first.values) or _has_options(first, given):
+    mapping = given_columns(args) or {}
+    if first is None or args.labels or is_open_ended(first.values) or _has_options(first, mapping):
         return "causal-lm"
     if has_pair(first.values):
         raise ConfigError(
             f"{train} holds pairs of chosen and rejected texts; train a reward model on them: {_command(train, '--head reward')}"
         )
-    text, answer = text_columns(first, given)
+    text, answer = text_columns(first, mapping)
     if text is None:
         return "causal-lm"
     if answer is None:  # the classes are looked for once more, and missed by name
         return "causal-lm" if text == "question" else CLASSIFIER
     classes = {str(find_value(row.values, answer)).strip() for row in rows if row.problem is None}
-    if text == "question" and not given:
+    if text == "question" and not mapping:
         raise ConfigError(
             f"{train} has questions ({text!r}) and answers ({answer!r}) without options, which can be read in two ways. "
             + f"A head for the classes of texts: {_command(train, f'--head {CLASSIFIER}')}. {other_way(train, classes)}"
@@ -60,9 +60,9 @@ def fitting_head(args: Arguments, train: str) -> str:
     return CLASSIFIER
 
 
-def _has_options(row: Row, given: dict[str, object]) -> bool:
+def _has_options(row: Row, mapping: dict[str, object]) -> bool:
     columns = {name.partition(".")[0] for layout in LAYOUTS for name in [str(layout.options)]}
-    return "options" in given or any(find_value(row.values, name) is not MISSING for name in columns)
+    return "options" in mapping or any(find_value(row.values, name) is not MISSING for name in columns)
 
 
 def other_way(train: str, classes: Iterable[str] | None) -> str:

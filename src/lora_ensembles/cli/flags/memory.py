@@ -37,10 +37,10 @@ def remembered(path: Path | None) -> Memory:
         return Memory()
     content = read_description(path)
     head = content.get("head", {})
-    known = {one.name for one in dataclasses.fields(Source)}
+    fields = {attribute.name for attribute in dataclasses.fields(Source)}
     source = content["task"].get("source", {})
     return Memory(
-        Source(**{name: value for name, value in source.items() if name in known}),
+        Source(**{name: value for name, value in source.items() if name in fields}),
         head.get("kind", "causal-lm"),
         tuple(head.get("classes", ())),
         content["base"]["name"],

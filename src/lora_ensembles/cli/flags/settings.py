@@ -121,10 +121,10 @@ def adapter_config(args: Arguments, base: nn.Module) -> LoraConfig:
     from ...stack.adapters import default_adapter_config
 
     config = default_adapter_config()
-    given = args.given(ADAPTER_FIELDS)
-    if "target_modules" not in given:
-        given["target_modules"] = usual_targets(base, sorted(config.target_modules or ()))
-    return dataclasses.replace(config, **given)
+    settings = args.given(ADAPTER_FIELDS)
+    if "target_modules" not in settings:
+        settings["target_modules"] = usual_targets(base, sorted(config.target_modules or ()))
+    return dataclasses.replace(config, **settings)
 
 
 def expand_config(parser: Parser, argv: Sequence[str]) -> list[str]:
@@ -216,7 +216,7 @@ def _value_kind(name: str, hint: Any) -> tuple[Callable[[str], Any], tuple[str, 
         return _or_none(_per_member, optional), None, "X[,X...]"
     if name == "snapshot_epochs":
         return numbers, None, "N[,N...]"
-    kind = next(one for one in (*get_args(hint), hint) if one in (int, float))
+    kind = next(part for part in (*get_args(hint), hint) if part in (int, float))
     parse = whole if name == "warmup_steps" else count if kind is int else number
     return _or_none(parse, optional), None, "N" if kind is int else "X"
 

@@ -48,20 +48,20 @@ def few_rows(count: int) -> None:
 def _reading(file: WholeFile, classes: Sequence[str] | None) -> str:
     columns = file.columns
     options = columns.options if isinstance(columns.options, str) else ", ".join(columns.options)
-    what = (
+    layout = (
         f"text in {columns.question!r}"
         if classes
         else f"question in {columns.question!r}, options in {options!r}"
     )
     if columns.pair:
-        what += f", second text in {columns.pair!r}"
+        layout += f", second text in {columns.pair!r}"
     read = SAID.get(columns.answer_form)
     answers = "no answers" if read is None else f"answers in {columns.answer!r}, read as {read}"
     if classes and columns.answer_form == "text":
         answers = f"class in {columns.answer!r}"
     skipped = f"; {len(file.bad)} bad rows left out ({file.bad[0].error})" if file.bad else ""
     counts = _counts(file.examples)
-    return f"{file.name}: {len(file.examples)} rows, {what}, {answers}{counts}{skipped}"
+    return f"{file.name}: {len(file.examples)} rows, {layout}, {answers}{counts}{skipped}"
 
 
 def _counts(examples: Sequence[Example]) -> str:

@@ -40,8 +40,8 @@ def check_output(args: Arguments, *, formats: Sequence[str], format: str | None 
         return format or formats[0]
     suffix = path.suffix.lower().removeprefix(".")
     if format is None and suffix and suffix not in formats:
-        known = " or ".join(f".{name}" for name in formats)
-        raise ConfigError(f"--out {path}: no format has the suffix {path.suffix!r}; name it {known}")
+        suffixes = " or ".join(f".{name}" for name in formats)
+        raise ConfigError(f"--out {path}: no format has the suffix {path.suffix!r}; name it {suffixes}")
     if there is not None and not args.overwrite:
         raise CheckpointError(f"{path} exists already; choose another name, or replace it by --overwrite")
     check_writable(path)
