@@ -102,19 +102,21 @@ def read_answers(asked: Sequence[Asked], *, form: AnswerForm) -> Answers:
     if not asked:
         return Answers(None, ())
     tried: list[AnswerForm] = (
-        [form] if form != "auto" else list(dict.fromkeys(one for row in asked for one in row.forms))
+        [form]
+        if form != "auto"
+        else list(dict.fromkeys(candidate for row in asked for candidate in row.forms))
     )
-    read = {one: [row.places(one) for row in asked] for one in tried}
-    fits = {one: sum(len(places) == 1 for places in rows) for one, rows in read.items()}
-    chosen = max(tried, key=lambda one: fits[one])
-    best = [one for one in tried if fits[one] >= NEARLY_AS_MANY * fits[chosen]]
+    read = {candidate: [row.places(candidate) for row in asked] for candidate in tried}
+    fits = {candidate: sum(len(places) == 1 for places in rows) for candidate, rows in read.items()}
+    chosen = max(tried, key=lambda candidate: fits[candidate])
+    best = [candidate for candidate in tried if fits[candidate] >= NEARLY_AS_MANY * fits[chosen]]
     targets: list[int | DataError] = []
     for number, row in enumerate(asked):
-        meant = {place for one in best for place in read[one][number]}
+        meant = {place for candidate in best for place in read[candidate][number]}
         if len(read[chosen][number]) == 1 and len(meant) == 1:
             targets.append(read[chosen][number][0])
         elif len(meant) > 1:
-            targets.append(_ambiguous(row, {one: read[one][number] for one in best}))
+            targets.append(_ambiguous(row, {candidate: read[candidate][number] for candidate in best}))
         else:
             targets.append(_unread(row, chosen, asked, read, number))
     return Answers(chosen, tuple(targets))

@@ -107,10 +107,10 @@ def detect_columns(
         return given
     given = given or {}
     if labels is not None:
-        return _detect_texts(row, labelled=labelled, given=given)
+        return _detect_texts(row, labelled=labelled, mapping=given)
     missing = {}
-    for known in LAYOUTS:
-        layout = dataclasses.replace(known, **given)
+    for template in LAYOUTS:
+        layout = dataclasses.replace(template, **given)
         wanted = _wanted(layout, labelled=labelled)
         missing[layout] = [column for column in wanted if find_value(row.values, column) is MISSING]
         if not missing[layout]:
@@ -135,10 +135,10 @@ def _first_there(row: Row, names: Sequence[str]) -> str | None:
     return next((name for name in names if find_value(row.values, name) is not MISSING), None)
 
 
-def _detect_texts(row: Row, *, labelled: bool, given: Mapping[str, Any]) -> ColumnMapping:
-    text, answer = text_columns(row, given)
+def _detect_texts(row: Row, *, labelled: bool, mapping: Mapping[str, Any]) -> ColumnMapping:
+    text, answer = text_columns(row, mapping)
     if text is not None and (answer is not None or not labelled):
-        return ColumnMapping(**{**given, "question": text, "answer": answer or "answer"})
+        return ColumnMapping(**{**mapping, "question": text, "answer": answer or "answer"})
     missing, names = ("question", TEXT_COLUMNS) if text is None else ("answer", CLASS_COLUMNS)
     raise row.error(
         f"{unknown_column(missing, row.values)}. Rename it to one of {', '.join(names)}, or say which column is what with a column mapping"

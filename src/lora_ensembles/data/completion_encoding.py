@@ -104,9 +104,9 @@ def encode_completions(
     answers = [answer_text(example, text, tokenizer) for example, text in zip(examples, texts, strict=True)]
     prompt_ids = tokenise(tokenizer, texts)
     parts = _prompt_parts([example.prompt for example in examples], texts, prompt_ids, tokenizer)
-    found = continuations(tokenizer, list(zip(texts, answers, prompt_ids, strict=True)))
+    answer_ids = continuations(tokenizer, list(zip(texts, answers, prompt_ids, strict=True)))
     encoded = []
-    for example, text, answer, ids, part in zip(examples, texts, answers, found, parts, strict=True):
+    for example, text, answer, ids, part in zip(examples, texts, answers, answer_ids, parts, strict=True):
         if ids is None:
             raise no_boundary(example.id, text, answer, tokenizer, kind="completion")
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:

@@ -236,7 +236,7 @@ def _from_messages(row: Row, *, labelled: bool) -> tuple[Prompt, str | None]:
         raise row.error(
             f'column \'messages\' holds {short(value)}; a list of messages {{"role": ..., "content": ...}} is needed'
         )
-    messages = tuple(_message(row, one, number) for number, one in enumerate(value, start=1))
+    messages = tuple(_message(row, message, number) for number, message in enumerate(value, start=1))
     if messages[-1].role == "assistant":
         return messages[:-1], messages[-1].content
     if labelled:

@@ -130,22 +130,24 @@ def _label_ids(
     full text.
     """
     table = _table(examples, prompts, tokenizer)
-    found: dict[tuple[int, str], Ids] = {}
+    tokenised: dict[tuple[int, str], Ids] = {}
     slow: list[tuple[int, str]] = []
     for index, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
         tail = _tail(example.prompt)
         for label in example.labels:
             ending, label_ids = table.get((tail, label), ((), None))
             if label_ids is not None and prompt[len(prompt) - len(ending) :] == ending:
-                found[index, label] = label_ids
+                tokenised[index, label] = label_ids
             else:
                 slow.append((index, label))
     texts = [(examples[index].prompt, label, prompts[index]) for index, label in slow]
     for (index, label), label_ids in zip(slow, continuations(tokenizer, texts), strict=True):
         if label_ids is None:
             raise no_boundary(examples[index].id, examples[index].prompt, label, tokenizer)
-        found[index, label] = label_ids
-    return [tuple(found[index, label] for label in example.labels) for index, example in enumerate(examples)]
+        tokenised[index, label] = label_ids
+    return [
+        tuple(tokenised[index, label] for label in example.labels) for index, example in enumerate(examples)
+    ]
 
 
 def _table(

@@ -160,32 +160,32 @@ def _is_example(item: object) -> bool:
     return isinstance(item, Example | Completion) or (hasattr(item, "labels") and hasattr(item, "target"))
 
 
-def _listed(given: Any, name: str) -> list[Any]:
+def _listed(data: Any, name: str) -> list[Any]:
     """A list of what was passed, one thing alone as a list of one."""
-    if isinstance(given, Task | CompletionTask):
+    if isinstance(data, Task | CompletionTask):
         raise DataError(
-            f"{name} is the task {given.name!r}; pass one of its parts, task.train or task.validation"
+            f"{name} is the task {data.name!r}; pass one of its parts, task.train or task.validation"
         )
-    if isinstance(given, os.PathLike) or (isinstance(given, str) and _names_file(given)):
+    if isinstance(data, os.PathLike) or (isinstance(data, str) and _names_file(data)):
         raise DataError(
-            f"{name} is the name of a file, {str(given)!r}; read it first: ensemble.read({str(given)!r}), or load_file"
+            f"{name} is the name of a file, {str(data)!r}; read it first: ensemble.read({str(data)!r}), or load_file"
         )
-    if isinstance(given, Mapping) and given and all(hasattr(part, "column_names") for part in given.values()):
+    if isinstance(data, Mapping) and data and all(hasattr(part, "column_names") for part in data.values()):
         raise DataError(
-            f"{name} is {_kind(given)} of the splits {', '.join(map(str, given))}; pass one, data[{next(iter(given))!r}]"
+            f"{name} is {_kind(data)} of the splits {', '.join(map(str, data))}; pass one, data[{next(iter(data))!r}]"
         )
-    if isinstance(given, str | Mapping) or _is_example(given):
-        return [given]
-    if hasattr(given, "iloc") and hasattr(given, "columns"):  # pandas, whose missing cells are NaN
+    if isinstance(data, str | Mapping) or _is_example(data):
+        return [data]
+    if hasattr(data, "iloc") and hasattr(data, "columns"):  # pandas, whose missing cells are NaN
         return [
             {column: None if value != value else value for column, value in row.items()}
-            for row in given.to_dict("records")
+            for row in data.to_dict("records")
         ]
-    if hasattr(given, "to_dicts"):  # polars
-        return list(given.to_dicts())
-    if not isinstance(given, Iterable):
-        raise DataError(f"{name} is {_kind(given)}; {WAYS_OUT}")
-    return list(given)
+    if hasattr(data, "to_dicts"):  # polars
+        return list(data.to_dicts())
+    if not isinstance(data, Iterable):
+        raise DataError(f"{name} is {_kind(data)}; {WAYS_OUT}")
+    return list(data)
 
 
 def _names_file(text: str) -> bool:

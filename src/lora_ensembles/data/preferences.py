@@ -189,8 +189,10 @@ def _messages(row: Row, name: str, value: object) -> tuple[Message, ...]:
 
 
 def _checked(row: Row, name: str, value: object) -> Iterator[Message]:
-    for one in value if isinstance(value, list | tuple) and value else [None]:
-        role, content = (one.get("role"), one.get("content")) if isinstance(one, Mapping) else (None, None)
+    for message in value if isinstance(value, list | tuple) and value else [None]:
+        role, content = (
+            (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
+        )
         if not isinstance(role, str) or not isinstance(content, str):
             raise row.error(
                 f'column {name!r} holds {short(value)}; a text, or a list of {{"role": ..., "content": ...}} is needed'

@@ -131,9 +131,9 @@ def either(*inner: Check) -> Check:
     """A value that one of the checks takes; the message is that of the last."""
 
     def checked(value: Any, place: str) -> None:
-        for one in inner[:-1]:
+        for inner_check in inner[:-1]:
             try:
-                return one(value, place)
+                return inner_check(value, place)
             except Mismatch:
                 continue
         return inner[-1](value, place)
@@ -147,8 +147,8 @@ def list_of(inner: Check, *, at_least: int = 0) -> Check:
     def checked(value: Any, place: str) -> None:
         if not isinstance(value, list) or len(value) < at_least:
             raise _mismatch(value, place, f"a list of at least {at_least}" if at_least else "a list")
-        for index, one in enumerate(value):
-            inner(one, f"{place}[{index}]")
+        for index, item in enumerate(value):
+            inner(item, f"{place}[{index}]")
 
     return checked
 
@@ -159,9 +159,9 @@ def object_of(inner: Check, *, names: Check = text) -> Check:
     def checked(value: Any, place: str) -> None:
         if not isinstance(value, dict):
             raise _mismatch(value, place, "an object")
-        for name, one in value.items():
+        for name, item in value.items():
             names(name, f"a name in {place}")
-            inner(one, f"{place}.{name}" if place else name)
+            inner(item, f"{place}.{name}" if place else name)
 
     return checked
 
@@ -182,9 +182,9 @@ def record(
         unknown = [name for name in value if name not in named]
         if unknown and not others:
             raise Mismatch(unknown_name("field", f"{prefix}{unknown[0]}", [prefix + name for name in named]))
-        for name, one in named.items():
+        for name, field_check in named.items():
             if name in value:
-                one(value[name], prefix + name)
+                field_check(value[name], prefix + name)
 
     return checked
 
