@@ -77,13 +77,13 @@ def as_causal_lm(ensemble: StackedModel, members: slice = slice(None)) -> PreTra
     return result
 
 
-def _forward(model: Any, base_forward: Any, given: dict[str, Any]) -> EnsembleOutput | tuple[Any, ...]:
+def _forward(model: Any, base_forward: Any, arguments: dict[str, Any]) -> EnsembleOutput | tuple[Any, ...]:
     ensemble: StackedModel = model.ensemble
-    rows = rows_of(given)
-    labels, as_tuple = given.pop("labels", None), given.pop("return_dict", None) is False
+    rows = rows_of(arguments)
+    labels, as_tuple = arguments.pop("labels", None), arguments.pop("return_dict", None) is False
     members = len(range(ensemble.num_members)[model.ensemble_members])
-    repeated = {name: for_members(value, rows.shape[0], members) for name, value in given.items()}
-    positions = given.get("position_ids")
+    repeated = {name: for_members(value, rows.shape[0], members) for name, value in arguments.items()}
+    positions = arguments.get("position_ids")
     if positions is not None and positions.dim() == 3:  # (3 or 4, B, T), for time, height and width
         repeated["position_ids"] = positions.repeat(1, members, 1)
     count = members * rows.shape[0]
@@ -118,12 +118,12 @@ def _static_cache_on(base_class: type[Any]) -> Any:
 
     @functools.wraps(prepare)
     def prepare_for_members(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(prepare).bind(self, *args, **kwargs)
+        bound = inspect.signature(prepare).bind(self, *args, **kwargs)
         members = len(range(self.ensemble.num_members)[self.ensemble_members])
-        given.arguments["batch_size"] *= (
+        bound.arguments["batch_size"] *= (
             members  # what is sized before the first pass must hold the rows of all members
         )
-        return prepare(*given.args, **given.kwargs)
+        return prepare(*bound.args, **bound.kwargs)
 
     return prepare_for_members
 

@@ -165,7 +165,7 @@ def _decode(
         if seed is not None:
             torch.manual_seed(seed)
         try:
-            found = generation.generate(
+            generated = generation.generate(
                 ids,
                 attention_mask=mask,
                 generation_config=config,
@@ -181,14 +181,14 @@ def _decode(
                 f"memory ran out with {len(prompts)} prompts at once; lower batch_size (--max-rows), num_beams or max_new_tokens"
             ) from error
     ends = _end_ids(model, config)
-    return [_cut(row, ends, ensemble.tokenizer.pad_token_id) for row in found[:, length:].tolist()]
+    return [_cut(row, ends, ensemble.tokenizer.pad_token_id) for row in generated[:, length:].tolist()]
 
 
 def _end_ids(model: PreTrainedModel, config: GenerationConfig) -> set[int]:
-    given: Any = (
+    end_ids: Any = (
         config.eos_token_id if config.eos_token_id is not None else model.generation_config.eos_token_id
     )
-    return set() if given is None else {given} if isinstance(given, int) else set(given)
+    return set() if end_ids is None else {end_ids} if isinstance(end_ids, int) else set(end_ids)
 
 
 def _cut(row: list[int], ends: set[int], pad: int | None) -> list[int]:
@@ -212,18 +212,18 @@ def score_texts(
     """
     if any(not prompt for prompt, _ in texts):
         raise DataError("an empty prompt; the first token needs at least one before it")
-    found: list[TokenUncertainty] = []
+    uncertainties: list[TokenUncertainty] = []
     places = max(
         1, LOGITS_AT_ONCE // (ensemble.num_members * ensemble.base.config.get_text_config().vocab_size)
     )
-    while len(found) < len(texts):
-        batch = [texts[len(found)]]
-        for text in texts[len(found) + 1 :]:
+    while len(uncertainties) < len(texts):
+        batch = [texts[len(uncertainties)]]
+        for text in texts[len(uncertainties) + 1 :]:
             if (len(batch) + 1) * max(len(tokens) for _, tokens in (*batch, text)) > places:
                 break
             batch.append(text)
-        found += _score_batch(ensemble, batch, places)
-    return found
+        uncertainties += _score_batch(ensemble, batch, places)
+    return uncertainties
 
 
 def _score_batch(
@@ -253,10 +253,10 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """The text that each token adds to what stands before it; a character of several tokens belongs to its
     last.
     """
-    found, before = [], ""
+    parts, before = [], ""
     for end in range(1, len(ids) + 1):
         text: Any = tokenizer.decode(list(ids[:end]))
         whole = text if not text.endswith("�") or end == len(ids) else before
-        found.append(whole[len(before) :])
+        parts.append(whole[len(before) :])
         before = whole
-    return found
+    return parts

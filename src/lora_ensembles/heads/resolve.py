@@ -40,11 +40,11 @@ def resolve_head(base: nn.Module, asked: HeadConfig | HeadKind | None) -> HeadCo
             from text; or heads that should begin as the base's, which is not trained.
     """
     config = asked if isinstance(asked, HeadConfig) else HeadConfig(asked)
-    found, single = base_kind(base), False
-    if found == "sequence-classification" and _labels(base) == 1:
-        found, single = "reward", True
-    config = replace(config, kind=config.kind or found)
-    if config.kind != found and not (config.kind == "multiple-choice" and single):
+    own_kind, single = base_kind(base), False
+    if own_kind == "sequence-classification" and _labels(base) == 1:
+        own_kind, single = "reward", True
+    config = replace(config, kind=config.kind or own_kind)
+    if config.kind != own_kind and not (config.kind == "multiple-choice" and single):
         raise ConfigError(
             f"head {config.kind!r} on a {_described(base)}; it needs {NEEDED[str(config.kind)]}"
         )
@@ -78,12 +78,12 @@ def adapter_for(base: nn.Module, head: HeadConfig, config: LoraConfig | None) ->
         AdapterError: neither the paper's nor PEFT's targets are known to be in the base; or it has no head
             beside its body.
     """
-    given = default_adapter_config() if config is None else config
+    adapter = default_adapter_config() if config is None else config
     if not head.owned:
-        return given
-    prepared = copy.deepcopy(given)
+        return adapter
+    prepared = copy.deepcopy(adapter)
     if config is None:
-        prepared.target_modules = list(usual_targets(base, sorted(given.target_modules or ())))
+        prepared.target_modules = list(usual_targets(base, sorted(adapter.target_modules or ())))
     # What PEFT wraps a member in: a classifier, or for a model that it has no class for, a plain model.
     prepared.task_type = "SEQ_CLS" if base_kind(base) == "sequence-classification" else None
     if not prepared.modules_to_save:
@@ -105,9 +105,9 @@ def usual_targets(base: nn.Module, usual: list[str]) -> Sequence[str]:
     if set(usual) <= set(kinds):
         return usual
     model_type = str(getattr(base.config, "model_type", ""))
-    known = PEFT_TARGETS | TARGETS
-    if model_type in known:
-        return known[model_type]
+    by_type = PEFT_TARGETS | TARGETS
+    if model_type in by_type:
+        return by_type[model_type]
     linear = sorted(name for name, module in kinds.items() if isinstance(module, Linear | Conv1D))
     raise AdapterError(
         f"the base ({model_type}) has no layers named {' and '.join(usual)}; pass --target-modules with some of its linear layers: "
@@ -127,8 +127,8 @@ def member_modules(base: nn.Module) -> list[str]:
         AdapterError: nothing stands beside the body.
     """
     heads = head_modules(base)
-    found = [part for name in heads for part in _owned_parts(base, name)]
-    return [*(found or heads), *_drawn_anew(base)]
+    parts = [part for name in heads for part in _owned_parts(base, name)]
+    return [*(parts or heads), *_drawn_anew(base)]
 
 
 def head_modules(base: nn.Module) -> list[str]:
@@ -138,17 +138,17 @@ def head_modules(base: nn.Module) -> list[str]:
         AdapterError: nothing does.
     """
     body = str(getattr(base, "base_model_prefix", ""))
-    found = [
+    heads = [
         name
         for name, child in base.named_children()
         if name != body and any(True for _ in child.parameters())
     ]
-    if not found or body not in dict(base.named_children()):
+    if not heads or body not in dict(base.named_children()):
         raise AdapterError(
             f"{type(base).__name__} has no head beside its body {body!r}; name the modules that members own in "
             "LoraConfig(modules_to_save=[...])"
         )
-    return found
+    return heads
 
 
 def _owned_parts(base: nn.Module, name: str) -> list[str]:
@@ -237,7 +237,7 @@ def base_kind(base: nn.Module) -> HeadKind:
 
 
 def _is(base: nn.Module, kind: HeadKind) -> bool:
-    return any(known.__name__.endswith(CLASSES[kind]) for known in type(base).__mro__)
+    return any(ancestor.__name__.endswith(CLASSES[kind]) for ancestor in type(base).__mro__)
 
 
 def _labels(base: nn.Module) -> int:

@@ -59,8 +59,8 @@ def _class_on(base_class: type[Any], run: Run, extra: Extra | None) -> type[Any]
     @functools.wraps(base_forward)  # `generate` reads the names of forward's parameters
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Not Signature.bind, and not `|`: torch.compile of torch 2.6 cannot look into them.
-        given = {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
-        return run(self, functools.partial(base_forward, self), given)
+        arguments = {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
+        return run(self, functools.partial(base_forward, self), arguments)
 
     attributes = {
         "forward": forward,
@@ -107,7 +107,7 @@ def rows_of(given: Mapping[str, Any]) -> Tensor:
 def for_members(value: Any, rows: int, members: int) -> Any:
     """A tensor of B rows repeated for the members, member-major; anything else as it is."""
     if isinstance(value, Mapping):  # one mask for each kind of attention layer
-        return {name: for_members(one, rows, members) for name, one in value.items()}
+        return {name: for_members(mask, rows, members) for name, mask in value.items()}
     if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == rows:
         return fold_members(value.expand(members, *value.shape)).contiguous()
     return value

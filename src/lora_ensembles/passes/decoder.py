@@ -86,15 +86,15 @@ def last_layer_at(model: nn.Module, places: Places, shape: tuple[int, int]) -> I
 
 
 def _narrowable(layer: nn.Module) -> list[nn.Module]:
-    found = []
+    layers = []
     for name, child in layer.named_children():
         if name in MLP_NAMES:
-            found.append(child)
+            layers.append(child)
         else:
-            found += [
+            layers += [
                 inner for inner_name, inner in child.named_children() if inner_name in ATTENTION_OUTPUTS
             ]
-    return [module for module in found if all(map(_by_position, module.modules()))]
+    return [module for module in layers if all(map(_by_position, module.modules()))]
 
 
 def _by_position(module: nn.Module) -> bool:
@@ -269,12 +269,12 @@ def trunk_below_adapters(model: nn.Module, run: Callable[[Tensor], Tensor]) -> T
             return None  # rows are made longer inside, each batch to a length of its own
         run(ids.flip(1))  # what a layer may have left lying about is now that of other tokens
         with trunk.skipped(states):
-            found = run(ids)
+            logits = run(ids)
     except FAILURES:
         return None
     share = (
         1e-4 if expected.dtype == torch.float32 else 1e-2
     )  # another product for the same numbers, and no more
     return (
-        trunk if torch.allclose(found, expected, rtol=0, atol=share * float(expected.abs().max())) else None
+        trunk if torch.allclose(logits, expected, rtol=0, atol=share * float(expected.abs().max())) else None
     )

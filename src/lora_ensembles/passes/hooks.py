@@ -42,7 +42,7 @@ def rewritten(
     handles = []
     if before is not None:
         handles.append(
-            module.register_forward_pre_hook(lambda _, given, named: before(given, named), with_kwargs=True)
+            module.register_forward_pre_hook(lambda _, args, named: before(args, named), with_kwargs=True)
         )
     if after is not None:
         handles.append(module.register_forward_hook(lambda _module, _given, result: after(result)))
@@ -98,14 +98,14 @@ def replaced(module: nn.Module, around: Callable[[Callable[..., Any]], Callable[
 
     Replacements may stand in each other; each gives back what it found.
     """
-    found = vars(module).get("forward")
+    own_forward = vars(module).get("forward")
     forward: Callable[..., Any] = module.forward
     layer: Any = module
     layer.forward = around(forward)
     try:
         yield
     finally:
-        if found is None:
+        if own_forward is None:
             del layer.forward
         else:
-            layer.forward = found
+            layer.forward = own_forward

@@ -313,13 +313,13 @@ def _keeps_positions(base: nn.Module) -> bool:
     return any(hasattr(module, "rope_deltas") for module in base.modules())
 
 
-def _typical(one: Tensor, other: Tensor) -> float:
+def _typical(left: Tensor, right: Tensor) -> float:
     """The median over places of the largest difference at a place.
 
     Not the largest of all: a token at the border of two experts may go to either, which another rounding of
     the same numbers decides.
     """
-    difference = (one - other).abs()
+    difference = (left - right).abs()
     return float(
         difference.flatten(0, -2).amax(dim=-1).median() if difference.dim() > 1 else difference.median()
     )

@@ -53,15 +53,15 @@ def text_scores(model: nn.Module, texts: Texts, *, token: Token | None = None) -
     With the `token` that `token_read` found, the last layer computes that one only.
     """
     named = {"input_ids": texts.ids, "attention_mask": texts.mask, "token_type_ids": texts.types}
-    given: dict[str, Any] = {name: tensor for name, tensor in named.items() if tensor is not None}
-    if any(known.__name__.endswith("ForMultipleChoice") for known in type(model).__mro__):
-        given = {
-            name: tensor[:, None] for name, tensor in given.items()
+    inputs: dict[str, Any] = {name: tensor for name, tensor in named.items() if tensor is not None}
+    if any(ancestor.__name__.endswith("ForMultipleChoice") for ancestor in type(model).__mro__):
+        inputs = {
+            name: tensor[:, None] for name, tensor in inputs.items()
         }  # questions of one option each: the model folds them
     cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     shape = (texts.ids.shape[0], texts.ids.shape[1])
     with nullcontext() if token is None else last_layer_at(model, token_places(model, texts, token), shape):
-        logits: Tensor = one_pass(model, given | cache).logits
+        logits: Tensor = one_pass(model, inputs | cache).logits
     return logits
 
 

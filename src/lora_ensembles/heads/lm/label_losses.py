@@ -222,9 +222,9 @@ class _Plan:
 def _plan(label_ids: tuple[tuple[int, ...], ...]) -> _Plan:
     read = sorted({label[:-1] for label in label_ids})  # one that another begins with stands right before it
     beginnings = [
-        one
-        for one, after in zip(read, [*read[1:], None], strict=True)
-        if after is None or after[: len(one)] != one
+        beginning
+        for beginning, after in zip(read, [*read[1:], None], strict=True)
+        if after is None or after[: len(beginning)] != beginning
     ]
     row_of: dict[tuple[int, ...], int] = {}
     for row, beginning in enumerate(beginnings):

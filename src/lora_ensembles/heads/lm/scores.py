@@ -190,7 +190,7 @@ def _common_prefix(encoded: Sequence[EncodedExample]) -> int:
     """The number of tokens that all prompts begin with; at least the last one of each is its own."""
     first, last = (choose(example.prompt_ids for example in encoded) for choose in (min, max))
     same = next(
-        (n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first)
+        (n for n, (left, right) in enumerate(zip(first, last, strict=False)) if left != right), len(first)
     )
     return min(same, min(len(example.prompt_ids) for example in encoded) - 1)
 

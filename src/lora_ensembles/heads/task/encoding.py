@@ -138,11 +138,11 @@ def _check(example: Example, base: Any, head: HeadConfig) -> None:
         raise DataError(
             f"{where} has the classes {', '.join(labels)}, and the ensemble {', '.join(head.classes)}; they must be the same"
         )
-    known = [str(base.config.id2label[number]).casefold() for number in range(len(labels))]
-    given = [label.casefold() for label in labels]
-    if head.init == "base" and known != given and sorted(known) == sorted(given):
+    base_classes = [str(base.config.id2label[number]).casefold() for number in range(len(labels))]
+    classes = [label.casefold() for label in labels]
+    if head.init == "base" and base_classes != classes and sorted(base_classes) == sorted(classes):
         raise DataError(
-            f"{where} has the classes {', '.join(labels)}, and the base's head {', '.join(known)}; give them in this order"
+            f"{where} has the classes {', '.join(labels)}, and the base's head {', '.join(base_classes)}; give them in this order"
         )
 
 
@@ -187,10 +187,10 @@ def _call(tokenizer: Any, texts: Sequence[Text], *, limit: int | None) -> list[t
         return []
     first, second = [text for text, _ in texts], [pair for _, pair in texts]
     cut = {"truncation": False} if limit is None else {"truncation": "only_first", "max_length": limit}
-    found = tokenizer(
+    encoded = tokenizer(
         first, *([] if second[0] is None else [second]), return_token_type_ids=True, verbose=False, **cut
     )
-    return list(zip(found["input_ids"], found["token_type_ids"], strict=True))
+    return list(zip(encoded["input_ids"], encoded["token_type_ids"], strict=True))
 
 
 def _cut(tokenizer: Any, text: Text, limit: int, *, id: str) -> tuple[list[int], list[int]]:

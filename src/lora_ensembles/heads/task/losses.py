@@ -76,11 +76,11 @@ class TextRows:
         trunk = with_fewer_rows(
             lambda rows: TrunkStates.of(ensemble.trunk, table.text_lengths, rows=rows, read=read), at_once
         )
-        found = cls(ensemble, table, None, trunk)
+        losses = cls(ensemble, table, None, trunk)
         return (
-            dataclasses.replace(found, base=with_fewer_rows(found.base_log_probs, at_once))
+            dataclasses.replace(losses, base=with_fewer_rows(losses.base_log_probs, at_once))
             if with_kl
-            else found
+            else losses
         )
 
     @property
@@ -150,9 +150,9 @@ class TextRows:
                 self._scores(numbers, own, slice(first + some.start, first + some.stop)).flatten(0, 1)
             )
             places.append((torch.arange(some.start, some.stop)[:, None] * width + texts).flatten())
-        found = torch.cat(scores)
-        flat = found.new_zeros(lengths.numel(), found.shape[1])
-        return unfold_members(flat.index_copy(0, torch.cat(places).to(found.device), found), len(lengths))
+        joined = torch.cat(scores)
+        flat = joined.new_zeros(lengths.numel(), joined.shape[1])
+        return unfold_members(flat.index_copy(0, torch.cat(places).to(joined.device), joined), len(lengths))
 
 
 def check_examples(

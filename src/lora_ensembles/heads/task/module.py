@@ -47,25 +47,25 @@ def as_task_model(model: StackedModel, *, rewards: bool) -> PreTrainedModel:
     Raises:
         ConfigError: the members have heads of another kind.
     """
-    what = "as_reward_model" if rewards else "as_classifier"
-    kind = task_head_of(model, what).kind
+    method = "as_reward_model" if rewards else "as_classifier"
+    kind = task_head_of(model, method).kind
     if (kind == "reward") != rewards:
         raise ConfigError(
-            f"{what} on members with {kind} heads; use {'as_classifier' if rewards else 'as_reward_model'}"
+            f"{method} on members with {kind} heads; use {'as_classifier' if rewards else 'as_reward_model'}"
         )
     made: PreTrainedModel = view_as_model(model, _forward)
     return made
 
 
 def _forward(
-    view: Any, base_forward: Callable[..., Any], given: dict[str, Any]
+    view: Any, base_forward: Callable[..., Any], arguments: dict[str, Any]
 ) -> EnsembleScores | tuple[Any, ...]:
     model: StackedModel = view.ensemble
-    rows = rows_of(given)
-    shape = rows.shape if given.get("input_ids") is not None else rows.shape[:-1]  # of tokens
-    labels, as_tuple = given.pop("labels", None), given.pop("return_dict", None) is False
+    rows = rows_of(arguments)
+    shape = rows.shape if arguments.get("input_ids") is not None else rows.shape[:-1]  # of tokens
+    labels, as_tuple = arguments.pop("labels", None), arguments.pop("return_dict", None) is False
     members = model.num_members
-    repeated = {name: for_members(value, rows.shape[0], members) for name, value in given.items()}
+    repeated = {name: for_members(value, rows.shape[0], members) for name, value in arguments.items()}
     # A multiple-choice model folds (B, options, T) into B * options texts.
     with model.stack.running(rows=members * shape[:-1].numel(), tokens=members * shape.numel()):
         member_logits = unfold_members(base_forward(**repeated).logits, members)
