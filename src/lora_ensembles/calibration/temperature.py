@@ -305,10 +305,10 @@ def _marks(example: Example) -> list[str]:
     return [hashlib.sha256(repr(part).encode()).hexdigest()[:24] for part in parts]
 
 
-def _refuse_known(examples: Sequence[Example], known: Mapping[str, str], why: str, advice: str) -> None:
-    found = [(example.id, known[mark]) for example in examples for mark in _marks(example) if mark in known]
-    if found:
-        count = len(dict.fromkeys(example for example, _ in found))
+def _refuse_known(examples: Sequence[Example], seen: Mapping[str, str], why: str, advice: str) -> None:
+    refused = [(example.id, seen[mark]) for example in examples for mark in _marks(example) if mark in seen]
+    if refused:
+        count = len(dict.fromkeys(example for example, _ in refused))
         raise DataError(
-            f"example {found[0][0]!r} {why} (as {found[0][1]!r}), and {count} of the {len(examples)} given were; {advice}"
+            f"example {refused[0][0]!r} {why} (as {refused[0][1]!r}), and {count} of the {len(examples)} given were; {advice}"
         )

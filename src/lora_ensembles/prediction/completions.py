@@ -173,4 +173,4 @@ def evaluate_completion_members(scores: CompletionScores) -> dict[str, MemberSpr
         3.0000 ± 1.4142
     """
     single = [evaluate_completions(scores.member(m)) for m in range(scores.num_members)]
-    return {name: MemberSpread(tuple(getattr(one, name) for one in single)) for name in METRICS}
+    return {name: MemberSpread(tuple(getattr(metrics, name) for metrics in single)) for name in METRICS}

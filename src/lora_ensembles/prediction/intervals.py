@@ -131,13 +131,13 @@ def bootstrap_interval(
     _check(samples, level)
     sets = (prediction,) if ood is None else (prediction, ood)
     estimate = metric(*sets)
-    known: Any = metric
-    if known is accuracy:
+    untyped_metric: Any = metric
+    if untyped_metric is accuracy:
         return Interval(estimate, *wilson(estimate, prediction.num_examples, level=level), level)
-    if known is ece:
+    if untyped_metric is ece:
         drawn: Any = prediction
         return Interval(estimate, *ece_range(drawn, samples=samples, level=level, seed=seed), level)
-    studentised = _STUDENTISED[known](prediction) if known in _STUDENTISED else None
+    studentised = _STUDENTISED[untyped_metric](prediction) if untyped_metric in _STUDENTISED else None
     if studentised and (ends := studentised.ends(samples=samples, level=level, seed=seed)):
         return Interval(estimate, *ends, level)
     return Interval(estimate, *_bca(metric, sets, estimate, samples, level, seed), level)
@@ -185,15 +185,15 @@ def paired_difference(
     _check(samples, level)
     _check_pair(first, second)
     estimate = metric(first) - metric(second)
-    known: Any = metric
-    if known is ece:
+    untyped_metric: Any = metric
+    if untyped_metric is ece:
         return Interval(
             estimate, *ece_difference_range(first, second, samples=samples, level=level, seed=seed), level
         )
-    if known is accuracy:
+    if untyped_metric is accuracy:
         return Interval(estimate, *accuracy_difference(first, second, level), level)
-    if known in _MEANS:
-        mean = ratio(_MEANS[known](first) - _MEANS[known](second))
+    if untyped_metric in _MEANS:
+        mean = ratio(_MEANS[untyped_metric](first) - _MEANS[untyped_metric](second))
         if ends := mean.ends(samples=samples, level=level, seed=seed):
             return Interval(estimate, *ends, level)
     both = _Pair(first, second)
@@ -260,7 +260,7 @@ def _bca(
     below = ((draws < estimate).double().mean() + 0.5 * (draws == estimate).double().mean()).item()
     bias = NormalDist().inv_cdf(min(max(below, 0.5 / len(draws)), 1 - 0.5 / len(draws)))
     acceleration = _acceleration(metric, sets)
-    count = min(one.num_examples for one in sets)
+    count = min(prediction.num_examples for prediction in sets)
     z = t_quantile(level, max(1, count - 1)) * math.sqrt(count / max(1, count - 1))
     shares = []
     for end in (-z, z):
@@ -274,7 +274,9 @@ def _drawn(metric: Callable[..., float], sets: tuple[Any, ...], samples: int, se
     """The metric of each draw (S,); draws in which it has no value (no wrong answer, for an AUROC of errors)
     are left out.
     """
-    resamples = (_resamples(one.num_examples, samples, seed + place) for place, one in enumerate(sets))
+    resamples = (
+        _resamples(prediction.num_examples, samples, seed + place) for place, prediction in enumerate(sets)
+    )
     values = torch.tensor(
         [_value(metric, sets, rows) for rows in zip(*resamples, strict=True)], dtype=torch.float64
     )
@@ -290,8 +292,8 @@ def _drawn(metric: Callable[..., float], sets: tuple[Any, ...], samples: int, se
 def _acceleration(metric: Callable[..., float], sets: tuple[Any, ...]) -> float:
     """A sixth of the skewness of the influences, from leaving out groups of examples of one set at a time."""
     influences = []
-    for place, one in enumerate(sets):
-        groups = torch.randperm(one.num_examples, generator=torch.Generator().manual_seed(0)).chunk(
+    for place, prediction in enumerate(sets):
+        groups = torch.randperm(prediction.num_examples, generator=torch.Generator().manual_seed(0)).chunk(
             JACKKNIFE_GROUPS
         )
         if len(groups) < 2:
@@ -303,8 +305,8 @@ def _acceleration(metric: Callable[..., float], sets: tuple[Any, ...]) -> float:
                 tuple(
                     torch.cat([*groups[:n], *groups[n + 1 :]])
                     if other == place
-                    else torch.arange(two.num_examples)
-                    for other, two in enumerate(sets)
+                    else torch.arange(whole.num_examples)
+                    for other, whole in enumerate(sets)
                 ),
             )
             for n in range(len(groups))
@@ -319,7 +321,7 @@ def _acceleration(metric: Callable[..., float], sets: tuple[Any, ...]) -> float:
 
 def _value(metric: Callable[..., float], sets: tuple[Any, ...], rows: tuple[Tensor, ...]) -> float:
     try:
-        return metric(*(one.take(chosen) for one, chosen in zip(sets, rows, strict=True)))
+        return metric(*(prediction.take(chosen) for prediction, chosen in zip(sets, rows, strict=True)))
     except DataError:
         return math.nan
 

@@ -261,9 +261,9 @@ def new_figure(
     # A Figure of its own and not pyplot's: nothing stays registered, and no window system is looked for.
     figure = Figure(figsize=size, dpi=dpi, layout="constrained")
     figure.subplots(nrows=rows, ncols=columns, sharex=sharex)
-    for one in figure.axes:
-        one.grid(color="0.9", linewidth=0.6)
-        one.set_axisbelow(True)
+    for axes in figure.axes:
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
     return figure
 
 

@@ -143,8 +143,8 @@ class Prediction:
             ConfigError: no members, a member that does not exist, or a member named twice (it would count
                 double in the mean).
         """
-        known = range(self.num_members)
-        if not members or len(set(members)) != len(members) or any(m not in known for m in members):
+        indices = range(self.num_members)
+        if not members or len(set(members)) != len(members) or any(m not in indices for m in members):
             raise ConfigError(
                 f"cannot select members {list(members)}; name one or more of 0 to {self.num_members - 1}, each once"
             )
@@ -228,8 +228,8 @@ def predict(predictor: Predictor, examples: Sequence[Example], *, max_rows: int 
     if max_rows is not None and max_rows < 1:
         raise ConfigError(f"max_rows is {max_rows}; use at least 1, or None for the predictor's own choice")
     log_probs = predictor.member_log_probs(examples, max_rows=max_rows)
-    given = [example.target for example in examples if example.target is not None]
-    targets = torch.tensor(given) if len(given) == len(examples) else None
+    labelled = [example.target for example in examples if example.target is not None]
+    targets = torch.tensor(labelled) if len(labelled) == len(examples) else None
     prediction = Prediction(log_probs, targets, tuple(example.id for example in examples))
     for row, (example, present) in enumerate(zip(examples, prediction.present.tolist(), strict=True)):
         if present != [option < len(example.labels) for option in range(prediction.num_options)]:
@@ -240,8 +240,8 @@ def predict(predictor: Predictor, examples: Sequence[Example], *, max_rows: int 
     return prediction
 
 
-def _checked_log_probs(given: object) -> Tensor:
-    log_probs = _tensor("member_log_probs", given)
+def _checked_log_probs(values: object) -> Tensor:
+    log_probs = _tensor("member_log_probs", values)
     if log_probs.ndim != 3 or 0 in log_probs.shape or log_probs.shape[2] < 2:
         raise ConfigError(
             f"member_log_probs has shape {tuple(log_probs.shape)}; it must be (members, examples, options), 2 or more options"
@@ -275,22 +275,24 @@ def _checked_log_probs(given: object) -> Tensor:
     return log_probs
 
 
-def _tensor(name: str, given: object) -> Tensor:
+def _tensor(name: str, values: object) -> Tensor:
     """A tensor of a tensor, an array or nested lists."""
-    if isinstance(given, Tensor):
-        return given
-    if given is None or isinstance(given, str | Mapping):
-        raise ConfigError(f"{name} is of type {type(given).__name__}; it is a tensor, or an array of numbers")
+    if isinstance(values, Tensor):
+        return values
+    if values is None or isinstance(values, str | Mapping):
+        raise ConfigError(
+            f"{name} is of type {type(values).__name__}; it is a tensor, or an array of numbers"
+        )
     try:
-        return torch.as_tensor(given)
+        return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"{name} is of type {type(given).__name__} and no array of numbers ({error}); it is a tensor, or an array of numbers"
+            f"{name} is of type {type(values).__name__} and no array of numbers ({error}); it is a tensor, or an array of numbers"
         ) from error
 
 
-def _checked_targets(given: object, present: Tensor, ids: tuple[str, ...]) -> Tensor:
-    targets = _tensor("targets", given)
+def _checked_targets(values: object, present: Tensor, ids: tuple[str, ...]) -> Tensor:
+    targets = _tensor("targets", values)
     num_examples, num_options = present.shape
     if targets.shape != (num_examples,) or targets.is_floating_point() or targets.dtype == torch.bool:
         raise ConfigError(

@@ -37,7 +37,7 @@ def accuracy_difference(first: Prediction, second: Prediction, level: float) -> 
     predictors, and a bootstrap of few is too narrow."""
     if torch.equal(first.choices, second.choices):
         return 0.0, 0.0
-    right = [one.choices == one.labelled_targets("accuracy") for one in (first, second)]
+    right = [prediction.choices == prediction.labelled_targets("accuracy") for prediction in (first, second)]
     size = first.num_examples + 2
     only_first = (int((right[0] & ~right[1]).sum()) + 1) / size
     only_second = (int((right[1] & ~right[0]).sum()) + 1) / size

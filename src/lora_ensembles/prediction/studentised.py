@@ -40,7 +40,7 @@ class Studentised:
         With estimate v, standard error s and the quantiles q of (v* - v) / s* over the draws, v - q_high s to
         v - q_low s.
         """
-        estimate, error = (float(one) for one in self.estimator(torch.arange(self.size)[None]))
+        estimate, error = (float(value) for value in self.estimator(torch.arange(self.size)[None]))
         if not math.isfinite(estimate) or not math.isfinite(error):
             return None
         if error == 0.0:
