@@ -234,11 +234,11 @@ def _read_wrapped(wrapped: nn.Module) -> MemberWeights:
 def _check_layer(name: str, module: LoraLayer) -> None:
     quantised = type(module).__module__.endswith("lora.bnb")
     if not (quantised or type(module) is peft_layers.Linear):
-        what = f"a {_kind_of(module.get_base_layer())}"
+        kind = f"a {_kind_of(module.get_base_layer())}"
         if isinstance(module, peft_layers.ParamWrapper):  # PEFT has it for routers and fused experts
-            what += f", of which PEFT adapts the bare parameter {module.parameter_name!r}"
+            kind += f", of which PEFT adapts the bare parameter {module.parameter_name!r}"
         raise AdapterError(
-            f"target {name!r} is {what}; adapters are stacked on nn.Linear, GPT-2's Conv1D and "
+            f"target {name!r} is {kind}; adapters are stacked on nn.Linear, GPT-2's Conv1D and "
             f"bitsandbytes 4-bit and 8-bit linear layers; leave it out by exclude_modules=[{name.rpartition('.')[2]!r}]"
         )
 
@@ -337,11 +337,11 @@ def read_adapter(folder: Path, config: LoraConfig) -> MemberWeights:
     b: dict[str, torch.Tensor] = {}
     head: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
-        name, found, matrix = key.removeprefix(PREFIX).rpartition(".lora_")
-        if not found and config.modules_to_save:
+        name, separator, matrix = key.removeprefix(PREFIX).rpartition(".lora_")
+        if not separator and config.modules_to_save:
             head[key.removeprefix(PREFIX)] = tensor.float()
             continue
-        if not found or matrix not in ("A.weight", "B.weight"):
+        if not separator or matrix not in ("A.weight", "B.weight"):
             raise CheckpointError(f"{path} holds {key!r}, which is not a weight of a LoRA on a linear layer")
         if tensor.dim() != 2:
             raise CheckpointError(

@@ -84,8 +84,8 @@ def _check_rank(base: nn.Module, config: LoraConfig) -> None:
     probe = copy.deepcopy(config)
     probe.r, probe.rank_pattern = 1, {}
     probe.modules_to_save = None
-    one = initial_weights(base, probe, seed=0)
-    widest = max(max(one.a[name].shape[1], one.b[name].shape[0]) for name in one.a)
+    weights = initial_weights(base, probe, seed=0)
+    widest = max(max(weights.a[name].shape[1], weights.b[name].shape[0]) for name in weights.a)
     for field, rank in (
         ("r", config.r),
         *((f"rank_pattern[{key!r}]", own) for key, own in (config.rank_pattern or {}).items()),

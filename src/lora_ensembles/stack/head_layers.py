@@ -125,10 +125,10 @@ class HeadStack:
         """
         expected = {site.name: site.shape for site in self.sites}
         for weights in members:
-            given = {name: tensor.shape for name, tensor in weights.head.items()}
-            if given != expected:
+            shapes = {name: tensor.shape for name, tensor in weights.head.items()}
+            if shapes != expected:
                 raise AdapterError(
-                    f"a member's head is {_described(given)} and the ensemble's {_described(expected)}; they must be the same"
+                    f"a member's head is {_described(shapes)} and the ensemble's {_described(expected)}; they must be the same"
                 )
 
     def set_members(self, members: Sequence[MemberWeights]) -> None:
@@ -186,13 +186,13 @@ class HeadStack:
 def _linear(modules: dict[str, nn.Module], name: str) -> nn.Linear:
     module = modules.get(name)
     if type(module) is not nn.Linear:
-        what = (
+        reason = (
             "which the base does not have"
             if module is None
             else f"which is a {type(module).__name__} in the base"
         )
         raise AdapterError(
-            f"a member's head has weights for {name!r}, {what}; heads are stacked on nn.Linear layers: is this its base?"
+            f"a member's head has weights for {name!r}, {reason}; heads are stacked on nn.Linear layers: is this its base?"
         )
     return module
 

@@ -162,16 +162,16 @@ class StackedLoraLinear(nn.Module):
         )
 
     def _refuse_rows(self, x: Tensor) -> NoReturn:
-        expected, given = self.context.tokens, f"{x.numel() // x.shape[-1]} token vectors"
+        expected, received = self.context.tokens, f"{x.numel() // x.shape[-1]} token vectors"
         if self.by_row:
-            expected, given = self.context.rows, f"{x.shape[0]} rows"
+            expected, received = self.context.rows, f"{x.shape[0]} rows"
         if self.context.tokens is None:
             raise AdapterError(
                 "the base model of an ensemble was called by itself, so it is not known which rows belong to which member; "
                 "call the ensemble, or the base inside `with ensemble.base_only():`"
             )
         raise AdapterError(
-            f"layer {self.name!r} got {given} where the batch has {expected}: it does not see every row of every "
+            f"layer {self.name!r} got {received} where the batch has {expected}: it does not see every row of every "
             "member in order (a layer inside a routed expert does not), so it cannot be stacked; take it out of target_modules"
         )
 

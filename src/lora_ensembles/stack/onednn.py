@@ -47,13 +47,15 @@ def frozen_products(*, always: bool = False) -> Iterator[None]:
 
 @functools.cache
 def _pays() -> bool:
-    known = (
+    available = (
         torch.backends.mkldnn.is_available()
         and torch.backends.mkl.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
     return (
-        known and torch.backends.cpu.get_cpu_capability() == "AVX512" and "GenuineIntel" not in _processor()
+        available
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and "GenuineIntel" not in _processor()
     )
 
 

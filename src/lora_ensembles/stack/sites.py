@@ -81,10 +81,10 @@ def adapter_sites(modules: Mapping[str, nn.Module], members: Sequence[MemberWeig
         in_features, out_features = _features(name, modules[name])
         rank = max(weights.a[name].shape[0] for weights in members)
         for weights in members:
-            given = (weights.a[name].shape[1], weights.b[name].shape[0])
-            if given != (in_features, out_features):
+            shape = (weights.a[name].shape[1], weights.b[name].shape[0])
+            if shape != (in_features, out_features):
                 raise AdapterError(
-                    f"layer {name!r} of the base maps {in_features} to {out_features} features, the adapter {given[0]} to {given[1]}; "
+                    f"layer {name!r} of the base maps {in_features} to {out_features} features, the adapter {shape[0]} to {shape[1]}; "
                     "it was trained on another base model"
                 )
         sites.append(AdapterSite(name, in_features, out_features, rank, start_a, start_b))

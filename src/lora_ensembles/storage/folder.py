@@ -98,7 +98,7 @@ def fingerprint(base: nn.Module, *, apart_from: Collection[str] = ()) -> str:
 
 
 def _same_base(first: str, second: str) -> bool:
-    return all(one == other for one, other in zip(first.split("-"), second.split("-"), strict=False))
+    return all(left == right for left, right in zip(first.split("-"), second.split("-"), strict=False))
 
 
 def member_folder(index: int) -> str:
@@ -292,11 +292,11 @@ def _path_to_base(base: nn.Module, home: Path) -> str | None:
 
 def check_fingerprint(base: nn.Module, saved: SavedEnsemble) -> None:
     """Refuse a base that the members were not trained on."""
-    given = fingerprint(base, apart_from=saved.weights[0].head)
-    if not _same_base(given, saved.base_fingerprint):
+    actual = fingerprint(base, apart_from=saved.weights[0].head)
+    if not _same_base(actual, saved.base_fingerprint):
         raise AdapterError(
             f"the ensemble was trained on base {saved.base_name!r} (fingerprint {saved.base_fingerprint}), the base given is "
-            f"{base_name(base)!r} ({given}); load the right base, or pass check_base=False if they are meant to differ"
+            f"{base_name(base)!r} ({actual}); load the right base, or pass check_base=False if they are meant to differ"
         )
 
 

@@ -159,9 +159,9 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "log_every", *OPTIONAL_COUNTS):
             if getattr(self, name) is not None or name not in OPTIONAL_COUNTS:
                 self._set(name, whole_number(name, getattr(self, name)))
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ConfigError(unknown_name(name, str(getattr(self, name)), known))
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(unknown_name(name, str(getattr(self, name)), choices))
         self._set("warmup_steps", whole_number("warmup_steps", self.warmup_steps, least=0))
         if self.max_grad_norm is not None:
             norm = real_number("max_grad_norm", self.max_grad_norm)
@@ -223,7 +223,7 @@ class TrainConfig:
             raise ConfigError(
                 f"{name} has {len(value)} values for {members} members; give one number, or one for each member"
             )
-        return torch.tensor([float(one) for one in value])
+        return torch.tensor([float(number) for number in value])
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON-able values."""
@@ -252,14 +252,14 @@ def _plain(name: str, value: Any) -> PerMember | None:
 def _values(value: PerMember | None) -> list[float]:
     if value is None:
         return []
-    return [float(value)] if isinstance(value, int | float) else [float(one) for one in value]
+    return [float(value)] if isinstance(value, int | float) else [float(number) for number in value]
 
 
 def _pairs(first: PerMember, second: PerMember) -> list[tuple[float, float]]:
     left, right = _values(first), _values(second)
     if len(left) == len(right):
         return list(zip(left, right, strict=True))
-    return [(one, other) for one in left for other in right]
+    return [(first_value, second_value) for first_value in left for second_value in right]
 
 
 def schedule_factor(config: TrainConfig, step: int, total: int) -> float:

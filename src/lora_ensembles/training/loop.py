@@ -245,7 +245,7 @@ def _row_losses(run: _Run, indices: Tensor, which: slice, first_row: int, step: 
     return loss, rows.right.float()
 
 
-def _check_finite(run: _Run, values: Tensor, step: int, what: str) -> None:
+def _check_finite(run: _Run, values: Tensor, step: int, quantity: str) -> None:
     wrong = (~values.isfinite()).nonzero().flatten().tolist()
     if not wrong:
         return
@@ -259,5 +259,5 @@ def _check_finite(run: _Run, values: Tensor, step: int, what: str) -> None:
             f"its learning rate {rate:g} is probably too high for this base; lower it, or set max_grad_norm"
         )
     raise TrainingError(
-        f"the {what} of member {wrong[0]} is {values[wrong[0]].item()} at step {step + 1}: {cause}. No update was made"
+        f"the {quantity} of member {wrong[0]} is {values[wrong[0]].item()} at step {step + 1}: {cause}. No update was made"
     )

@@ -230,7 +230,7 @@ class _Step:
             own |= _bytes([moment for state in optimizer.states for moment in (state.first, state.second)])
             peak = _peak(
                 lambda: self._run(base, stack, optimizer, totals, rows=rows, group=group),
-                known={**kept, **own},
+                storages={**kept, **own},
             )
         parameters = (stack.a.shape[1] + stack.b.shape[1]) if self.members else 0
         flops = _step_flops(base, parameters, rows * self.tokens, rows * self.answer_tokens, self.tokens)
@@ -299,9 +299,9 @@ def _adapter_shapes(
 class _Live(TorchDispatchMode):
     """Counts the bytes of the storages that operators make and that are still held, and the most there were."""
 
-    def __init__(self, known: dict[int, int]):
+    def __init__(self, storages: dict[int, int]):
         super().__init__()
-        self.known, self.live, self.peak = dict(known), 0, 0
+        self.storages, self.live, self.peak = dict(storages), 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -309,19 +309,19 @@ class _Live(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 key = storage._cdata
-                if key not in self.known:
-                    self.known[key] = storage.nbytes()
-                    self.live += self.known[key]
+                if key not in self.storages:
+                    self.storages[key] = storage.nbytes()
+                    self.live += self.storages[key]
                     self.peak = max(self.peak, self.live)
                     weakref.finalize(storage, self._free, key)
         return result
 
     def _free(self, key: int) -> None:
-        self.live -= self.known.pop(key, 0)
+        self.live -= self.storages.pop(key, 0)
 
 
-def _peak(run: Callable[[], None], *, known: dict[int, int]) -> int:
-    with _Live(known) as live:
+def _peak(run: Callable[[], None], *, storages: dict[int, int]) -> int:
+    with _Live(storages) as live:
         run()
     return live.peak
 
