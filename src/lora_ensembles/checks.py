@@ -98,9 +98,9 @@ def check_parts(base: object, tokenizer: object) -> None:
             f"base is of type {type(base).__name__}; it is a model of transformers, loaded by from_pretrained"
         )
     if isinstance(tokenizer, str) or not callable(tokenizer) or hasattr(tokenizer, "named_parameters"):
-        given = (
+        description = (
             f"the name {tokenizer!r}" if isinstance(tokenizer, str) else f"of type {type(tokenizer).__name__}"
         )
         raise ConfigError(
-            f"tokenizer is {given}; it is the base's own, loaded by AutoTokenizer.from_pretrained"
+            f"tokenizer is {description}; it is the base's own, loaded by AutoTokenizer.from_pretrained"
         )

@@ -71,10 +71,10 @@ class RankOneLinear(nn.Module):
         context = self.context
         if not context.enabled:
             return self.base_layer(x)
-        given = x.numel() // x.shape[-1]
-        if context.tokens != given:
+        tokens = x.numel() // x.shape[-1]
+        if context.tokens != tokens:
             raise AdapterError(
-                f"layer {self.name!r} got {given} token vectors where the batch has {context.tokens}: either it does not see every row of "
+                f"layer {self.name!r} got {tokens} token vectors where the batch has {context.tokens}: either it does not see every row of "
                 "every member in order (a layer inside a routed expert does not), then take it out of target_modules; or the base was "
                 "called by itself, then call it inside `with ensemble.base_only():`"
             )
@@ -155,7 +155,7 @@ class BatchEnsemble:
         base.requires_grad_(False).eval()
         keep_differentiable(base)
         self.inputs, self.outputs = _initial_offsets(
-            shapes, [one.init for one in self.seeds], sigma, base.device
+            shapes, [seeds.init for seeds in self.seeds], sigma, base.device
         )
         self._context = ForwardContext()
         self.layers = [self._place(name) for name in shapes]
@@ -328,7 +328,7 @@ class _OffsetsTrainee(BaselineTrainee):
 
     def __init__(self, ensemble: BatchEnsemble, rows: _Rows):
         self.predictor, self.base, self.rows, self._ensemble = ensemble, ensemble.base, rows, ensemble
-        self.order_seeds = [one.order for one in ensemble.seeds]
+        self.order_seeds = [seeds.order for seeds in ensemble.seeds]
         self.dtype = ensemble.base.dtype
         self.tokens_a_row = rows.lengths.float().mean().item()
         self._reached: set[int] = set()  # layers that had a gradient in this step

@@ -218,11 +218,11 @@ class LastLayerEnsemble:
         # where they stand.
         weight = _weight(self.base)
         few = states[:16].to(weight.dtype)
-        found = self.label_logits(few[None], weight[labels][None], labels)[0].float()
+        logits = self.label_logits(few[None], weight[labels][None], labels)[0].float()
         tolerance = (
             1e-3 if weight.dtype == torch.float32 else 5e-2
         )  # rounding of one product in fp32, in bf16; anything else is far off
-        if not torch.allclose(found, frozen.label_logits[:16], atol=tolerance, rtol=tolerance):
+        if not torch.allclose(logits, frozen.label_logits[:16], atol=tolerance, rtol=tolerance):
             raise AdapterError(
                 f"{type(self.base).__name__} does something behind its head that differs from token to token, so rows of the head cannot "
                 "be trained alone; use another baseline"
@@ -316,7 +316,7 @@ class _HeadRowsTrainee(BaselineTrainee):
 
     def __init__(self, ensemble: LastLayerEnsemble, rows: _Rows):
         self.predictor, self.base, self.rows, self._rows = ensemble, ensemble.base, rows, rows
-        self.order_seeds = [one.order for one in ensemble.seeds]
+        self.order_seeds = [seeds.order for seeds in ensemble.seeds]
         self.dtype = ensemble.base.dtype
 
     @property

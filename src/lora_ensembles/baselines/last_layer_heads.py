@@ -98,12 +98,12 @@ class LastLayerHeads:
             name: module for name, module in base.named_modules() if name in owned
         }  # drawn in the order of an adapter's
         fresh = self.head.init == "fresh"
-        drawn = [initial_head(base, modules, seed=one.init if fresh else None) for one in self.seeds]
+        drawn = [initial_head(base, modules, seed=seeds.init if fresh else None) for seeds in self.seeds]
         self._context = ForwardContext()
         self.heads = HeadStack(
-            base, [MemberWeights({}, {}, {}, one) for one in drawn], context=self._context, dtype=base.dtype
+            base, [MemberWeights({}, {}, {}, head) for head in drawn], context=self._context, dtype=base.dtype
         )
-        self.heads.set_members([MemberWeights({}, {}, {}, one) for one in drawn])
+        self.heads.set_members([MemberWeights({}, {}, {}, head) for head in drawn])
         self.heads.detach(base)
 
     @property
@@ -227,11 +227,11 @@ class LastLayerHeads:
         model's own scores of it.
         """
         few = table.texts(torch.arange(min(4, len(table.text_lengths))))
-        expected, found = text_scores(self.base, few), self._own_scores(self._features(few))
+        expected, scores = text_scores(self.base, few), self._own_scores(self._features(few))
         share = (
             1e-4 if expected.dtype == torch.float32 else 1e-2
         )  # another product for the same numbers, and no more
-        if not torch.allclose(found, expected, rtol=0, atol=share * float(expected.abs().max())):
+        if not torch.allclose(scores, expected, rtol=0, atol=share * float(expected.abs().max())):
             raise AdapterError(
                 f"the head of a {type(self.base).__name__} cannot be run apart from its body; train adapters with it instead"
             )
@@ -257,9 +257,9 @@ class LastLayerHeads:
         take its place.
         """
         token = torch.zeros(1, 1, dtype=torch.int64, device=features.device)
-        one = Texts(token, torch.ones_like(token), None, torch.zeros(1, dtype=torch.int64))
+        text = Texts(token, torch.ones_like(token), None, torch.zeros(1, dtype=torch.int64))
         with changed(self._layer(0), before=lambda _: features):
-            return read_at(self._layer(-1), lambda: text_scores(self.base, one), side="after")
+            return read_at(self._layer(-1), lambda: text_scores(self.base, text), side="after")
 
     def _layer(self, number: int) -> nn.Module:
         return self.base.get_submodule(self.heads.layers[number].name)
@@ -308,7 +308,7 @@ class _HeadsTrainee(BaselineTrainee):
 
     def __init__(self, ensemble: LastLayerHeads, rows: _Rows):
         self.predictor, self.base, self.rows, self.heads = ensemble, ensemble.base, rows, ensemble.heads
-        self.order_seeds = [one.order for one in ensemble.seeds]
+        self.order_seeds = [seeds.order for seeds in ensemble.seeds]
         self.dtype = ensemble.base.dtype
         self.refresh()
 

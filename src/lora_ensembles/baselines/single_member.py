@@ -65,9 +65,9 @@ class SingleMember:
             DataError: a prompt or a label cannot be used.
         """
         if not isinstance(self.predictor, StackedModel):
-            found = self.predictor.member_log_probs(examples, max_rows=max_rows)
-            check_member(self.index, found.shape[0])
-            return found[self.index : self.index + 1]
+            log_probs = self.predictor.member_log_probs(examples, max_rows=max_rows)
+            check_member(self.index, log_probs.shape[0])
+            return log_probs[self.index : self.index + 1]
         check_member(self.index, self.predictor.num_members)  # members may have been dropped since
         alone = self.predictor.view(range(self.index, self.index + 1))
         return member_log_probs(alone, examples, max_rows=max_rows)

@@ -80,11 +80,11 @@ def check_settings(config: TrainConfig, what: str) -> None:
         ConfigError: dropout or a loss over labels are asked for.
     """
     dropout = config.dropout if isinstance(config.dropout, list | tuple) else [config.dropout or 0.0]
-    given = {
+    unsupported = {
         "dropout": any(dropout),
         "loss": config.loss == "labels",
     }
-    for name, asked in given.items():
+    for name, asked in unsupported.items():
         if asked:
             raise ConfigError(
                 f"{name}={getattr(config, name)!r}: {what} has no such setting; leave it out (dataclasses.replace)"

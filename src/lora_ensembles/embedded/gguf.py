@@ -117,7 +117,7 @@ def _plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _cache() -> Path:
-    given = os.environ.get(_CACHE_VARIABLE)
-    if given:
-        return Path(given)
+    folder = os.environ.get(_CACHE_VARIABLE)
+    if folder:
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora-ensembles"

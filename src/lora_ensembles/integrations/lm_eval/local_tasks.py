@@ -93,7 +93,7 @@ def _write_mmlu(folder: Path, aside: Path, out: Path, installed: Path) -> None:
             rows.setdefault((subject, path.stem), []).append(row)
     for file in sorted(installed.glob(_MMLU_TASKS)):
         subject = file.stem.removeprefix("mmlu_")
-        splits = [split for known, split in rows if known == subject]
+        splits = [split for owner, split in rows if owner == subject]
         for split in splits:
             lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows[subject, split])
             _write_text(aside / "mmlu" / "data" / subject / f"{split}.jsonl", lines)
@@ -137,7 +137,7 @@ def _installed_tasks() -> Path:
     """The folder of the task files that the harness brings; found without importing it."""
     from .model import NEEDS_EXTRA
 
-    found = find_spec("lm_eval")
-    if found is None or not found.submodule_search_locations:
+    spec = find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(NEEDS_EXTRA)
-    return Path(found.submodule_search_locations[0]) / "tasks"
+    return Path(spec.submodule_search_locations[0]) / "tasks"

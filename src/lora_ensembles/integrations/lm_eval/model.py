@@ -48,13 +48,13 @@ def merged_arguments(model_args: Mapping[str, Any], flags: Mapping[str, Any]) ->
         >>> merged_arguments({"pretrained": "runs/obqa"}, {"batch_size": 8, "device": None})
         {'pretrained': 'runs/obqa', 'batch_size': 8}
     """
-    given = {name: value for name, value in flags.items() if value is not None}
-    both = sorted(set(model_args) & set(given))
+    set_flags = {name: value for name, value in flags.items() if value is not None}
+    both = sorted(set(model_args) & set(set_flags))
     if both:
         raise ConfigError(
             f"{both[0]} is in model_args and is also a flag of the harness, which it always sets; use --{both[0]} alone"
         )
-    merged = {**model_args, **given}
+    merged = {**model_args, **set_flags}
     for name in merged:
         if name not in (*OWN_ARGUMENTS, *PASSED_ON):
             raise ConfigError(f"model_args: {unknown_name('argument', name, (*OWN_ARGUMENTS, *PASSED_ON))}")
@@ -131,8 +131,8 @@ def model_class() -> type[Any]:
     return LoraEnsembleLM
 
 
-def _members(given: object) -> list[int] | None:
-    indices = [given] if isinstance(given, int) and not isinstance(given, bool) else given
+def _members(members: object) -> list[int] | None:
+    indices = [members] if isinstance(members, int) and not isinstance(members, bool) else members
     if indices is None:
         return None
     if (
@@ -140,7 +140,7 @@ def _members(given: object) -> list[int] | None:
         or not indices
         or not all(type(index) is int for index in indices)
     ):
-        raise ConfigError(f"members={given!r}; give one index, members=0, or a list of them, members=[0,2]")
+        raise ConfigError(f"members={members!r}; give one index, members=0, or a list of them, members=[0,2]")
     return list(indices)
 
 

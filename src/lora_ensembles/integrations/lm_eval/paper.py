@@ -96,12 +96,12 @@ def task_class() -> type[Any]:
             super().__init__(config={name: value for name, value in config.items() if name != "class"})
 
         def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
-            given = {**(self.config.metadata or {}), **(dataset_kwargs or {})}
+            settings = {**(self.config.metadata or {}), **(dataset_kwargs or {})}
             if self.config.dataset_name not in PAPER_TASKS:
                 raise ConfigError(
                     f"dataset_name {self.config.dataset_name!r}; the paper's are {', '.join(PAPER_TASKS)}"
                 )
-            task = load_task(self.config.dataset_name, data=given.get("data"))
+            task = load_task(self.config.dataset_name, data=settings.get("data"))
             self.dataset = {split: Dataset.from_list(rows) for split, rows in documents(task).items()}
 
     return PaperTask
