@@ -51,7 +51,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(
-            f"{self.prog.removeprefix('lora-ensembles').strip() or 'command line'}: {message}; --help shows what fits"
+            f"{self.prog.removeprefix('lora-ensembles').strip() or 'command line'}: {message}; "
+            "--help shows what fits"
         )
 
     def print_help(self, file: Any = None) -> None:
@@ -223,7 +224,8 @@ def device_named(name: str) -> torch.device:
 
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "--device cuda: torch finds no GPU here; leave it at 'auto', or install a torch build for your GPU"
+            "--device cuda: torch finds no GPU here; leave it at 'auto', or install a torch build "
+            "for your GPU"
         )
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 

@@ -111,7 +111,8 @@ def run(args: Arguments) -> dict[str, Any]:
         )
     elif args.head != "causal-lm":
         raise ConfigError(
-            f"--head {args.head}: it is for a baseline that is trained here, and {args.ensemble} has its own; leave it out"
+            f"--head {args.head}: it is for a baseline that is trained here, and {args.ensemble} "
+            "has its own; leave it out"
         )
     memory = remembered(args.ensemble)
     if args.ensemble is not None and not (args.task or args.file):
@@ -122,7 +123,8 @@ def run(args: Arguments) -> dict[str, Any]:
     if args.baseline is not None:
         if source.open_ended:
             raise ConfigError(
-                f"--baseline {args.baseline}: baselines answer questions with options; the rows here have open answers"
+                f"--baseline {args.baseline}: baselines answer questions with options; "
+                "the rows here have open answers"
             )
         predictor, every = baseline.predictor(
             args, ensemble=ensemble, train=train, validation=tuple(every), task=source.task
@@ -194,8 +196,8 @@ def _refuse_lost_files(ensemble: Path, source: Source) -> None:
     for name in (source.train, source.validation):
         if name is not None and not name.startswith(HUB_PREFIX) and not Path(name).exists():
             raise ConfigError(
-                f"{name}, which {ensemble} was trained on, is not found from {Path.cwd()}; pass --file FILE, or call from the folder where "
-                "it was trained"
+                f"{name}, which {ensemble} was trained on, is not found from {Path.cwd()}; "
+                "pass --file FILE, or call from the folder where it was trained"
             )
 
 

@@ -158,7 +158,8 @@ def _config(args: Arguments) -> GenerationConfig:
         useless = [f"--{name.replace('_', '-')}" for name in names if name in settings]
         if useless and needed not in settings:
             raise ConfigError(
-                f"{', '.join(useless)}: without --{needed.replace('_', '-')} it changes nothing; add that, or leave it out"
+                f"{', '.join(useless)}: without --{needed.replace('_', '-')} it changes nothing; "
+                "add that, or leave it out"
             )
     from transformers import GenerationConfig
 
@@ -183,7 +184,8 @@ def _check(args: Arguments, config: GenerationConfig) -> None:
         raise ConfigError("--chat is for --prompt; in a file, a chat is a row with the column 'messages'")
     if args.source is None and args.out != "-":
         raise ConfigError(
-            "--out is for --in FILE; the text of --prompt goes to standard output, with everything about it by --json"
+            "--out is for --in FILE; the text of --prompt goes to standard output, "
+            "with everything about it by --json"
         )
     check_output(args, formats=("jsonl",))
 
@@ -234,8 +236,9 @@ def _print_texts(texts: Sequence[GeneratedText], *, colour: bool) -> None:
 def _in_words(text: GeneratedText) -> str:
     sums = text.uncertainty.summary()
     return (
-        f"{len(text.token_ids)} tokens: log-probability {sums['log_prob']:.2f}, entropy {sums['total_entropy']:.3f} nats a token, "
-        f"mutual information {sums['mutual_information']:.3f} nats a token (largest {sums['largest_mutual_information']:.3f}), "
+        f"{len(text.token_ids)} tokens: log-probability {sums['log_prob']:.2f}, "
+        f"entropy {sums['total_entropy']:.3f} nats a token, mutual information "
+        f"{sums['mutual_information']:.3f} nats a token (largest {sums['largest_mutual_information']:.3f}), "
         f"agreement {100 * sums['agreement']:.0f} %"
     )
 

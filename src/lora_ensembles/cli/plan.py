@@ -77,7 +77,8 @@ def run(args: Arguments) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"the config of {args.base!r} cannot be read: {str(error).splitlines()[0]}; give a folder or a name on the hub"
+            f"the config of {args.base!r} cannot be read: {str(error).splitlines()[0]}; "
+            "give a folder or a name on the hub"
         ) from error
     plan = plan_training(
         config,

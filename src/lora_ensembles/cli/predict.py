@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="source",
         required=True,
         metavar="FILE",
-        help="a file (.jsonl, .csv, ...), hub:owner/name:split, or '-' for standard input; answers may be missing",
+        help="a file (.jsonl, .csv, ...), hub:owner/name:split, or '-' for standard input; "
+        "answers may be missing",
     )
     data.add_argument(
         "--in-format",
@@ -130,8 +131,8 @@ def run(args: Arguments) -> dict[str, Any]:
 def _refuse_open_answers(args: Arguments, memory: Memory) -> None:
     if memory.source.open_ended:
         raise ConfigError(
-            f"{args.ensemble} was trained on open answers, so there are no options to predict; let it answer by "
-            f"lora-ensembles generate {args.ensemble} --in FILE"
+            f"{args.ensemble} was trained on open answers, so there are no options to predict; "
+            f"let it answer by lora-ensembles generate {args.ensemble} --in FILE"
         )
 
 

@@ -126,7 +126,8 @@ def _grid(args: Arguments) -> Grid:
     if args.members is not None:
         if args.members < 2:
             raise ConfigError(
-                f"--members {args.members}; an ensemble of at least 2 is needed to compare it with its members"
+                f"--members {args.members}; an ensemble of at least 2 is needed to compare "
+                "it with its members"
             )
         grid = grid.having(shared={"members": args.members})
     return dataclasses.replace(grid, **changes)

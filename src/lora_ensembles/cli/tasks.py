@@ -44,7 +44,8 @@ def run(args: Arguments) -> dict[str, Any]:
         summary["named"] = {name: task_repository(name) for name in PAPER_TASKS}
     elif not args.data.is_dir():
         raise DataError(
-            f"--data {args.data} is no folder; give the one that holds commonsense_qa/, openbookqa/, ai2_arc/ and mmlu/"
+            f"--data {args.data} is no folder; give the one that holds commonsense_qa/, openbookqa/, "
+            "ai2_arc/ and mmlu/"
         )
     else:
         summary = _described(PAPER_TASKS, args.data)
@@ -55,7 +56,8 @@ def run(args: Arguments) -> dict[str, Any]:
     print(_table(summary))
     for name, repository in summary.get("named", {}).items():
         say(
-            f"{name:<10} {repository} on the Hugging Face hub: --task {name} reads it over the network, or from files with --data DIR"
+            f"{name:<10} {repository} on the Hugging Face hub: --task {name} reads it over the network, "
+            "or from files with --data DIR"
         )
     return summary
 

@@ -74,7 +74,8 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "file",
         metavar="FILE",
         nargs="?",
-        help="your own file (.jsonl, .csv, ...), or hub:owner/name:split: questions, texts and their classes, or open answers",
+        help="your own file (.jsonl, .csv, ...), or hub:owner/name:split: "
+        "questions, texts and their classes, or open answers",
     )
     data.add_argument("--train", metavar="FILE", help="the same, as a flag")
     data.add_argument(
@@ -166,8 +167,9 @@ def run(args: Arguments) -> dict[str, Any]:
     say_read(loaded.files, classes=source.labels)
     if chosen:
         say(
-            f"texts and their classes: each member gets a head of its own (--head {CLASSIFIER}); with --labels "
-            f"{','.join(source.labels or ())[:60]} the language model itself would choose among these words"
+            f"texts and their classes: each member gets a head of its own (--head {CLASSIFIER}); "
+            f"with --labels {','.join(source.labels or ())[:60]} the language model itself would "
+            "choose among these words"
         )
     if args.validation is not None and train is not None and same_file(train, args.validation):
         say(f"note: --validation {args.validation} is the training file itself")

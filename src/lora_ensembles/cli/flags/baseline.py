@@ -71,7 +71,8 @@ def check(args: Arguments) -> None:
         raise ConfigError(unknown_name("baseline", args.baseline, BASELINES))
     if args.ensemble is not None and args.baseline not in OF_AN_ENSEMBLE:
         raise ConfigError(
-            f"--baseline {args.baseline} asks no trained ensemble; leave {args.ensemble} out, and give --task or --base"
+            f"--baseline {args.baseline} asks no trained ensemble; leave {args.ensemble} out, "
+            "and give --task or --base"
         )
     if args.ensemble is None and args.task is None:
         raise ConfigError(f"--baseline {args.baseline}: give --task NAME, or the folder of an ensemble")
@@ -83,7 +84,8 @@ def check(args: Arguments) -> None:
         )
     if args.head != "multiple-choice":
         raise ConfigError(
-            f"--head {args.head}: --task {args.task} has questions with options; use --head multiple-choice, or leave it out"
+            f"--head {args.head}: --task {args.task} has questions with options; "
+            "use --head multiple-choice, or leave it out"
         )
     if args.baseline in OF_LABEL_TOKENS:
         raise ConfigError(f"--baseline {args.baseline} is one of causal language models; leave --head out")
@@ -124,7 +126,8 @@ def predictor(
         dropout = ensemble.adapter.lora_dropout or (DROPOUT if args.ensemble is None else 0.0)
         if not dropout:
             raise ConfigError(
-                f"{args.ensemble} was trained without dropout; MC dropout needs one trained with --lora-dropout"
+                f"{args.ensemble} was trained without dropout; MC dropout needs one trained "
+                "with --lora-dropout"
             )
         return MCDropout(ensemble, passes=args.size, dropout=dropout, seed=args.seed), validation
     if args.baseline == "single":
@@ -141,7 +144,8 @@ def _tempered(
     wrapped: Predictor = SingleMember(ensemble, 0) if args.baseline == "temperature-single" else ensemble
     scaled = TemperatureScaled.fit(wrapped, held_out, trained_on=train, max_rows=args.max_rows)
     say(
-        f"temperature {scaled.temperature:.3f}, fitted on {len(held_out)} validation questions, which are not scored"
+        f"temperature {scaled.temperature:.3f}, fitted on {len(held_out)} validation questions, "
+        "which are not scored"
     )
     return scaled, tuple(scored)
 

@@ -230,8 +230,8 @@ def has_open_answers(args: Arguments, file: str | Path) -> bool:
     if refused:
         flags = ", ".join(refused)
         raise ConfigError(
-            f"{flags}: for questions with options; {file} has open answers (columns prompt and completion, or messages). Leave it out, "
-            "or rename these columns"
+            f"{flags}: for questions with options; {file} has open answers (columns prompt and completion, "
+            "or messages). Leave it out, or rename these columns"
         )
     return True
 

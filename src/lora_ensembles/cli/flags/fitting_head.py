@@ -38,7 +38,8 @@ def fitting_head(args: Arguments, train: str) -> str:
         return "causal-lm"
     if has_pair(first.values):
         raise ConfigError(
-            f"{train} holds pairs of chosen and rejected texts; train a reward model on them: {_command(train, '--head reward')}"
+            f"{train} holds pairs of chosen and rejected texts; train a reward model on them: "
+            f"{_command(train, '--head reward')}"
         )
     text, answer = text_columns(first, mapping)
     if text is None:
@@ -48,13 +49,16 @@ def fitting_head(args: Arguments, train: str) -> str:
     classes = {str(find_value(row.values, answer)).strip() for row in rows if row.problem is None}
     if text == "question" and not mapping:
         raise ConfigError(
-            f"{train} has questions ({text!r}) and answers ({answer!r}) without options, which can be read in two ways. "
-            + f"A head for the classes of texts: {_command(train, f'--head {CLASSIFIER}')}. {other_way(train, classes)}"
+            f"{train} has questions ({text!r}) and answers ({answer!r}) without options, "
+            "which can be read in two ways. "
+            f"A head for the classes of texts: {_command(train, f'--head {CLASSIFIER}')}. "
+            f"{other_way(train, classes)}"
         )
     if len(classes) > max(ROWS_PER_CLASS, len(rows) / ROWS_PER_CLASS):
         raise ConfigError(
-            f"{train}: column {answer!r} has {len(classes)} different values in {len(rows)} rows ({short(sorted(classes))}), too many to "
-            f"tell whether they are classes. If they are: {_command(train, f'--head {CLASSIFIER}')}. If they are answers to be written, "
+            f"{train}: column {answer!r} has {len(classes)} different values in {len(rows)} rows "
+            f"({short(sorted(classes))}), too many to tell whether they are classes. If they are: "
+            f"{_command(train, f'--head {CLASSIFIER}')}. If they are answers to be written, "
             "call the columns prompt and completion"
         )
     return CLASSIFIER

@@ -33,8 +33,8 @@ def add_head_flags(
         "--head",
         choices=HEAD_KINDS,
         default=default,
-        help="the label's tokens (default, but for a file of texts and their classes), a class of each text, one option of several, or a "
-        "score learnt from chosen and rejected texts",
+        help="the label's tokens (default, but for a file of texts and their classes), a class of each text, "
+        "one option of several, or a score learnt from chosen and rejected texts",
     )
     group.add_argument(
         "--head-init",
@@ -135,7 +135,8 @@ def refuse_pairs_from(source: str) -> None:
     """
     if source == "-":
         raise ConfigError(
-            "--in -: pairs of chosen and rejected texts are read from a file; texts to score can come from standard input"
+            "--in -: pairs of chosen and rejected texts are read from a file; "
+            "texts to score can come from standard input"
         )
 
 

@@ -14,7 +14,9 @@ from .data import Source
 
 @dataclass(frozen=True)
 class Memory:
-    """The source of an ensemble's questions, the kind of its head and its classes, and the name of its base."""
+    """The source of an ensemble's questions, the kind of its head and its classes, and the name of
+    its base.
+    """
 
     source: Source = field(default_factory=Source)
     kind: str = "causal-lm"

@@ -182,7 +182,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     content = _parse_yaml(text, path) if path.suffix.lower() in (".yaml", ".yml") else _parse_json(text, path)
     if not isinstance(content, dict):
         raise ConfigError(
-            f"--config {path} holds a {type(content).__name__}; it needs fields and their values, such as epochs: 5"
+            f"--config {path} holds a {type(content).__name__}; it needs fields and their values, "
+            "such as epochs: 5"
         )
     return content
 
@@ -198,7 +199,10 @@ def _parse_yaml(text: str, path: Path) -> Any:
     try:
         import yaml
     except ImportError as error:
-        message = 'a YAML config needs PyYAML, which is not installed; run: pip install "lora-ensembles[yaml]", or write it as .json'
+        message = (
+            'a YAML config needs PyYAML, which is not installed; run: pip install "lora-ensembles[yaml]", '
+            "or write it as .json"
+        )
         raise MissingExtraError(message) from error
     try:
         return yaml.safe_load(text)
@@ -208,7 +212,9 @@ def _parse_yaml(text: str, path: Path) -> Any:
 
 
 def _value_kind(name: str, hint: Any) -> tuple[Callable[[str], Any], tuple[str, ...] | None, str | None]:
-    """The way from the text of a flag to the value of a field: parser, choices, and what the help calls it."""
+    """The way from the text of a flag to the value of a field: parser, choices, and what the help
+    calls it.
+    """
     if get_origin(hint) is Literal:
         return str, get_args(hint), None
     optional = NoneType in get_args(hint)

@@ -41,7 +41,8 @@ def few_rows(count: int) -> None:
     """A remark where so few rows were measured that the numbers say little."""
     if count < FEW_ROWS:
         say(
-            f"note: {count} rows are few: differences between these numbers may be chance; --intervals of evaluate shows how far"
+            f"note: {count} rows are few: differences between these numbers may be chance; "
+            "--intervals of evaluate shows how far"
         )
 
 
@@ -92,17 +93,26 @@ def _part_remarks(task: Task | CompletionTask) -> Iterable[str]:
     there = {_content(example) for example in task.train}
     both = [example.id for example in task.validation if _content(example) in there]
     if len(both) == len(task.validation) > 0:
-        yield "all validation rows are training rows too, so the measures say how well these were learnt, not how good new answers are"
+        yield (
+            "all validation rows are training rows too, so the measures say how well these were learnt, "
+            "not how good new answers are"
+        )
     elif both:
         count = f"{len(both)} of {len(task.validation)}"
-        yield f"{count} validation rows are in training too, such as {both[0]!r}; the measures look better for it"
+        yield (
+            f"{count} validation rows are in training too, such as {both[0]!r}; "
+            "the measures look better for it"
+        )
     classes = classes_of((*task.train, *task.validation))
     if classes is None:
         return
     learnt = {example.target for example in task.train if isinstance(example, Example)}
     missing = [name for place, name in enumerate(classes) if place not in learnt]
     if missing:
-        yield f"no training row is of the class {', '.join(map(repr, missing[:MOST_SHOWN]))}, so none will be answered with it"
+        yield (
+            f"no training row is of the class {', '.join(map(repr, missing[:MOST_SHOWN]))}, "
+            "so none will be answered with it"
+        )
 
 
 def same_file(train: str, validation: str) -> bool:

@@ -51,7 +51,9 @@ NO_THRESHOLD = (
 NOT_THERE = {
     "--threshold": NO_THRESHOLD,
     "--abstain": NO_THRESHOLD,
-    "--members": "it is the number of members in train; to take some members of a saved ensemble, write --only 0,1",
+    "--members": (
+        "it is the number of members in train; to take some members of a saved ensemble, write --only 0,1"
+    ),
 }
 # What a Python program would do, and a command cannot.
 PHRASES = {
