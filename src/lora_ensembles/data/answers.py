@@ -137,16 +137,17 @@ def _unread(
     """The error for a row whose answer cannot be read in the form that fits most of the file."""
     if row.text == str(len(row.options)) and chosen in ("index", "number") and _counted_from_one(asked):
         return row.row.error(
-            f"answer {short(row.value)} is not among the indices of {len(row.options)} options, which count from 0, and no answer of "
-            "the file is 0: if they count from 1, set answer_form to 'number'"
+            f"answer {short(row.value)} is not among the indices of {len(row.options)} options, which count "
+            "from 0, and no answer of the file is 0: if they count from 1, set answer_form to 'number'"
         )
     other = [form for form in read if form != chosen and len(read[form][number]) == 1]
     first = next((n for n, places in enumerate(read[chosen]) if len(places) == 1), None)
     if not other or first is None:
         return row.unlike(list(read))
     return row.row.error(
-        f"answer {short(row.value)} can be read as {SAID[other[0]]} alone, and {short(asked[first].value)} ({asked[first].row.place}) "
-        f"as {SAID[chosen]}; all answers of a file are read in one way: mend the row, or {SET_FORM}"
+        f"answer {short(row.value)} can be read as {SAID[other[0]]} alone, and {short(asked[first].value)} "
+        f"({asked[first].row.place}) as {SAID[chosen]}; all answers of a file are read in one way: "
+        f"mend the row, or {SET_FORM}"
     )
 
 

@@ -84,7 +84,8 @@ MMLU = ColumnMapping("question", "choices", "answer", answer_form="index", repea
 LAYOUTS = (ColumnMapping(), COMMONSENSE_QA, OPENBOOKQA, MMLU)
 # Where texts are classified: the column of the text and that of its class, the first of each that is there.
 TEXT_COLUMNS = (
-    "question", "text", "sentence", "review", "content", "comment", "message", "body", "tweet", "utterance", "document", "title",
+    "question", "text", "sentence", "review", "content", "comment", "message", "body", "tweet", "utterance",
+    "document", "title",
 )  # fmt: skip
 CLASS_COLUMNS = ("answer", "label", "class", "category", "target", "intent", "sentiment", "topic")
 
@@ -117,7 +118,8 @@ def detect_columns(
             return layout
     nearest = min(missing.values(), key=len)
     raise row.error(
-        f"{unknown_column(nearest[0], row.values)}. Rename it, or say which column is what with a column mapping"
+        f"{unknown_column(nearest[0], row.values)}. Rename it, or say which column is what "
+        "with a column mapping"
     )
 
 
@@ -141,7 +143,8 @@ def _detect_texts(row: Row, *, labelled: bool, mapping: Mapping[str, Any]) -> Co
         return ColumnMapping(**{**mapping, "question": text, "answer": answer or "answer"})
     missing, names = ("question", TEXT_COLUMNS) if text is None else ("answer", CLASS_COLUMNS)
     raise row.error(
-        f"{unknown_column(missing, row.values)}. Rename it to one of {', '.join(names)}, or say which column is what with a column mapping"
+        f"{unknown_column(missing, row.values)}. Rename it to one of {', '.join(names)}, "
+        "or say which column is what with a column mapping"
     )
 
 
@@ -279,7 +282,8 @@ def _option_labels(row: Row, column: str, count: int) -> tuple[str, ...]:
     labels = [str(label).strip() for label in list_cell(row, column)]
     if len(labels) != count:
         raise row.error(
-            f"column {column!r} names {len(labels)} options, and there are {count}; each option needs one name"
+            f"column {column!r} names {len(labels)} options, and there are {count}; "
+            "each option needs one name"
         )
     check_distinct(labels, kind="option label", where=row.place)
     return tuple(labels)

@@ -111,7 +111,8 @@ def encode_completions(
             raise no_boundary(example.id, text, answer, tokenizer, kind="completion")
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
             raise DataError(
-                f"example {example.id!r}: the tokenizer cannot spell the completion {answer[:60]!r}; use other words"
+                f"example {example.id!r}: the tokenizer cannot spell the completion {answer[:60]!r}; "
+                "use other words"
             )
         label = _ended(ids, end, chat=not isinstance(example.prompt, str))
         window = Window(max_length, overlong, len(label), "prompt and completion are")
@@ -123,8 +124,8 @@ def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:
     end = tokenizer.eos_token_id
     if not isinstance(end, int):
         raise DataError(
-            "the tokenizer has no end-of-sequence token, so an answer would have no end; name one of its tokens: "
-            "tokenizer.eos_token = '...', and save the tokenizer with its base"
+            "the tokenizer has no end-of-sequence token, so an answer would have no end; "
+            "name one of its tokens: tokenizer.eos_token = '...', and save the tokenizer with its base"
         )
     return end
 
@@ -155,8 +156,9 @@ def answer_text(example: Completion, text: str, tokenizer: PreTrainedTokenizerBa
     )
     if not whole.startswith(text) or whole == text:
         raise DataError(
-            f"{where}: the chat template renders the prompt differently once the answer follows: it ends in {text[-40:]!r}, and with the "
-            f"answer in {whole[-40:]!r}; use a template whose generation prompt is how it begins an answer, or plain prompt and completion"
+            f"{where}: the chat template renders the prompt differently once the answer follows: "
+            f"it ends in {text[-40:]!r}, and with the answer in {whole[-40:]!r}; use a template whose "
+            "generation prompt is how it begins an answer, or plain prompt and completion"
         )
     return whole[len(text) :]
 
@@ -168,8 +170,8 @@ def _by_template(
 
     if not tokenizer.chat_template:
         raise DataError(
-            f"{where}: chat messages, and the tokenizer has no chat template; set tokenizer.chat_template, use the instruction-tuned "
-            "model's tokenizer, or give prompt and completion as plain texts"
+            f"{where}: chat messages, and the tokenizer has no chat template; set tokenizer.chat_template, "
+            "use the instruction-tuned model's tokenizer, or give prompt and completion as plain texts"
         )
     chat = [{"role": message.role, "content": message.content} for message in messages]
     try:

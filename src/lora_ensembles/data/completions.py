@@ -74,7 +74,10 @@ class CompletionTask:
     validation: tuple[Completion, ...]
 
     def __repr__(self) -> str:
-        return f"CompletionTask({self.name!r}, {len(self.train)} to train on, {len(self.validation)} to judge by)"
+        return (
+            f"CompletionTask({self.name!r}, {len(self.train)} to train on, {len(self.validation)} "
+            "to judge by)"
+        )
 
 
 def is_open_ended(values: Mapping[str, object], *, labelled: bool = True) -> bool:
@@ -82,7 +85,8 @@ def is_open_ended(values: Mapping[str, object], *, labelled: bool = True) -> boo
     (`labelled=False`: `prompt` alone).
 
     Example:
-        >>> is_open_ended({"prompt": "2 + 2 =", "completion": " 4"}), is_open_ended({"question": "2 + 2?", "options": ["3", "4"]})
+        >>> question = {"question": "2 + 2?", "options": ["3", "4"]}
+        >>> is_open_ended({"prompt": "2 + 2 =", "completion": " 4"}), is_open_ended(question)
         (True, False)
     """
     there = {name for name in ("messages", "prompt", "completion") if find_value(values, name) is not MISSING}
@@ -120,7 +124,8 @@ def load_completions(path: str | Path, *, labelled: bool = True) -> tuple[Comple
     Example:
         >>> import pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "animals.jsonl"
-        >>> _ = path.write_text('{"prompt": "Q: Where do otters live?\\\\nA:", "completion": " In rivers."}\\n')
+        >>> row = '{"prompt": "Q: Where do otters live?\\\\nA:", "completion": " In rivers."}'
+        >>> _ = path.write_text(row + "\\n")
         >>> load_completions(path)[0].completion
         ' In rivers.'
     """
@@ -143,7 +148,8 @@ def read_completions(
 
     Example:
         >>> import io
-        >>> line = '{"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}]}'
+        >>> asked, said = '{"role": "user", "content": "Hello"}', '{"role": "assistant", "content": "Hi!"}'
+        >>> line = f'{{"messages": [{asked}, {said}]}}'
         >>> read_completions(io.StringIO(line))[0].completion
         'Hi!'
     """
@@ -234,14 +240,16 @@ def _from_messages(row: Row, *, labelled: bool) -> tuple[Prompt, str | None]:
             ) from None
     if not isinstance(value, list | tuple) or not value:
         raise row.error(
-            f'column \'messages\' holds {short(value)}; a list of messages {{"role": ..., "content": ...}} is needed'
+            f'column \'messages\' holds {short(value)}; a list of messages {{"role": ..., "content": ...}} '
+            "is needed"
         )
     messages = tuple(_message(row, message, number) for number, message in enumerate(value, start=1))
     if messages[-1].role == "assistant":
         return messages[:-1], messages[-1].content
     if labelled:
         raise row.error(
-            f"the last message is by {messages[-1].role!r}; it must be the assistant's, since that is the answer to learn"
+            f"the last message is by {messages[-1].role!r}; it must be the assistant's, "
+            "since that is the answer to learn"
         )
     return messages, None
 

@@ -206,8 +206,8 @@ def no_boundary(
     pieces = tokenizer.convert_ids_to_tokens(list(tokenise(tokenizer, [ending + begin])[0]))
     way_out = ", or choose other labels" if kind == "label" else ""
     return DataError(
-        f"example {id!r}: after the prompt's end {ending!r} the {kind} {begin!r} has no tokens of its own: together they are "
-        f"{pieces}; end the prompt without a space and begin the {kind} with it{way_out}"
+        f"example {id!r}: after the prompt's end {ending!r} the {kind} {begin!r} has no tokens of its own: "
+        f"together they are {pieces}; end the prompt without a space and begin the {kind} with it{way_out}"
     )
 
 
@@ -224,11 +224,13 @@ def _check_labels(
             )
         if ids in seen:
             raise DataError(
-                f"{where}: the labels {seen[ids]!r} and {label!r} are the same tokens ({pieces}); choose other labels"
+                f"{where}: the labels {seen[ids]!r} and {label!r} are the same tokens ({pieces}); "
+                "choose other labels"
             )
         if single_token and len(ids) > 1:
             raise DataError(
-                f"{where}: the label {label!r} is {len(ids)} tokens ({pieces}); one is needed, choose a shorter label"
+                f"{where}: the label {label!r} is {len(ids)} tokens ({pieces}); "
+                "one is needed, choose a shorter label"
             )
         seen[ids] = label
 
@@ -260,11 +262,13 @@ def fit(where: str, before: Ids, prompt: Ids, window: Window) -> Ids:
     where = f"{where}: {window.what} {length} tokens, and the window is {window.max_length}"
     if window.overlong == "error":
         raise DataError(
-            f"{where}; shorten it, use a model with a longer window, or cut its beginning with overlong='left'"
+            f"{where}; shorten it, use a model with a longer window, or cut its beginning "
+            "with overlong='left'"
         )
     keep = window.max_length - window.answer - len(before)
     if keep < 1:
         raise DataError(
-            f"{where}, which leaves no token of the prompt beside the answer; use a longer window or shorter answers"
+            f"{where}, which leaves no token of the prompt beside the answer; "
+            "use a longer window or shorter answers"
         )
     return before + prompt[-keep:]

@@ -50,7 +50,8 @@ class Example:
             )
         if self.target is not None and not 0 <= self.target < len(self.labels):
             raise DataError(
-                f"{where}: target {self.target} is no index into its {len(self.labels)} labels (0 to {len(self.labels) - 1})"
+                f"{where}: target {self.target} is no index into its {len(self.labels)} labels "
+                f"(0 to {len(self.labels) - 1})"
             )
 
 
@@ -87,6 +88,7 @@ def check_distinct(texts: Iterable[str], *, kind: str, where: str) -> None:
     for position, text in enumerate(texts):
         if text in first:
             raise DataError(
-                f"{where}: {kind} {text!r} comes twice, at {first[text]} and {position}; each needs its own text"
+                f"{where}: {kind} {text!r} comes twice, at {first[text]} and {position}; "
+                "each needs its own text"
             )
         first[text] = position

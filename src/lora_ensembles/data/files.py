@@ -170,7 +170,8 @@ def classes_of_rows(
     classes = {str(column_value(row, mapping.answer)).strip() for row in rows if _usable(row, mapping)} - {""}
     if len(classes) < 2:
         raise DataError(
-            f"{name}: column {mapping.answer!r} has {len(classes)} different values; at least 2 classes are needed"
+            f"{name}: column {mapping.answer!r} has {len(classes)} different values; "
+            "at least 2 classes are needed"
         )
     return dataclasses.replace(mapping, answer_form="text"), tuple(
         sorted(classes, key=lambda word: (_as_number(word), word))

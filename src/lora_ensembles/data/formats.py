@@ -72,7 +72,8 @@ def not_utf8(name: str, error: UnicodeDecodeError) -> DataError:
     line = error.object[: error.start].count(b"\n") + 1
     byte = error.object[error.start]
     return DataError(
-        f"{name}, line {line}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8, it may be in Latin-1 or UTF-16 now"
+        f"{name}, line {line}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8, "
+        "it may be in Latin-1 or UTF-16 now"
     )
 
 
@@ -177,7 +178,10 @@ def _object_row(value: object, *, place: str, id: str, escapes: bool) -> Row:
         half = half_character(column) or half_character(json.dumps(cell, ensure_ascii=False))
         if half:
             shown = str(column).encode("ascii", "backslashreplace").decode()
-            problem = f"column '{shown}' holds {half}, half of a character of two (a surrogate pair that was cut); mend the text"
+            problem = (
+                f"column '{shown}' holds {half}, half of a character of two (a surrogate pair that was cut); "
+                "mend the text"
+            )
             return Row(place, id, {}, problem)
     return Row(place, id, value)
 

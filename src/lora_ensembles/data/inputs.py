@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from ..stack.info import EnsembleInfo
 
 WITHIN = ("ensemble", "predictor")  # where a predictor holds what it asks
-WAYS_OUT = "pass a list of Example (load_file makes them of a file), of texts, or of rows such as {'text': ..., 'label': ...}"
+WAYS_OUT = (
+    "pass a list of Example (load_file makes them of a file), of texts, or of rows such "
+    "as {'text': ..., 'label': ...}"
+)
 
 
 def as_examples(
@@ -144,7 +147,8 @@ def _prompt(item: Any, place: int) -> Prompt:
     messages = [item] if _is_message(item) else list(item) if isinstance(item, Sequence) else []
     if not messages or not all(_is_message(message) for message in messages):
         raise DataError(
-            f"prompts[{place}] is {_kind(item)}; a prompt is a text, or a chat: messages such as {{'role': 'user', 'content': ...}}"
+            f"prompts[{place}] is {_kind(item)}; a prompt is a text, or a chat: "
+            "messages such as {'role': 'user', 'content': ...}"
         )
     return tuple(
         message if isinstance(message, Message) else Message(message["role"], message["content"])
@@ -168,11 +172,13 @@ def _listed(data: Any, name: str) -> list[Any]:
         )
     if isinstance(data, os.PathLike) or (isinstance(data, str) and _names_file(data)):
         raise DataError(
-            f"{name} is the name of a file, {str(data)!r}; read it first: ensemble.read({str(data)!r}), or load_file"
+            f"{name} is the name of a file, {str(data)!r}; read it first: "
+            f"ensemble.read({str(data)!r}), or load_file"
         )
     if isinstance(data, Mapping) and data and all(hasattr(part, "column_names") for part in data.values()):
         raise DataError(
-            f"{name} is {_kind(data)} of the splits {', '.join(map(str, data))}; pass one, data[{next(iter(data))!r}]"
+            f"{name} is {_kind(data)} of the splits {', '.join(map(str, data))}; "
+            f"pass one, data[{next(iter(data))!r}]"
         )
     if isinstance(data, str | Mapping) or _is_example(data):
         return [data]
@@ -205,8 +211,8 @@ def _from_texts(texts: Sequence[str], info: EnsembleInfo | None, *, name: str, l
     labels = None if info is None else _labels(info)
     if labels is None:
         raise DataError(
-            f"{name} holds texts, and it is not known what to choose among; pass rows such as {{'question': ..., 'options': [...]}}, "
-            "or a list of Example (load_file makes them of a file)"
+            f"{name} holds texts, and it is not known what to choose among; pass rows such "
+            "as {'question': ..., 'options': [...]}, or a list of Example (load_file makes them of a file)"
         )
     columns = (info and _columns(info)) or ColumnMapping("text", answer="label")
     return _from_rows(

@@ -22,16 +22,18 @@ from .sources import file_rows, hub_rows
 # fmt: off
 SOCIAL_SCIENCES = frozenset(
     (
-        "econometrics", "high_school_geography", "high_school_government_and_politics", "high_school_macroeconomics",
-        "high_school_microeconomics", "high_school_psychology", "human_sexuality", "professional_psychology", "public_relations",
-        "security_studies", "sociology", "us_foreign_policy",
+        "econometrics", "high_school_geography", "high_school_government_and_politics",
+        "high_school_macroeconomics", "high_school_microeconomics", "high_school_psychology",
+        "human_sexuality", "professional_psychology", "public_relations", "security_studies", "sociology",
+        "us_foreign_policy",
     )
 )
 STEM = frozenset(
     (
-        "abstract_algebra", "astronomy", "college_biology", "college_chemistry", "college_computer_science", "college_mathematics",
-        "college_physics", "computer_security", "conceptual_physics", "electrical_engineering", "elementary_mathematics",
-        "high_school_biology", "high_school_chemistry", "high_school_computer_science", "high_school_mathematics", "high_school_physics",
+        "abstract_algebra", "astronomy", "college_biology", "college_chemistry", "college_computer_science",
+        "college_mathematics", "college_physics", "computer_security", "conceptual_physics",
+        "electrical_engineering", "elementary_mathematics", "high_school_biology", "high_school_chemistry",
+        "high_school_computer_science", "high_school_mathematics", "high_school_physics",
         "high_school_statistics", "machine_learning",
     )
 )  # without anatomy: with it the sizes are 430 and 3153, and the paper's are 411 and 3018
@@ -116,7 +118,9 @@ def task_names() -> tuple[str, ...]:
 
 
 def ood_names() -> tuple[str, ...]:
-    """The names that `load_ood` knows: every task, and the sets that are only for out-of-distribution tests."""
+    """The names that `load_ood` knows: every task, and the sets that are only for
+    out-of-distribution tests.
+    """
     return tuple(dict.fromkeys((*task_names(), *_OOD_RECIPES, "world-mmlu")))
 
 
@@ -201,7 +205,8 @@ def _read(recipe: _Recipe, splits: tuple[str, ...], data: str | Path | None) -> 
     examples = tuple(row_to_example(row, dataset.columns) for row in rows if recipe.keep(row))
     if not examples:
         raise DataError(
-            f"{data or dataset.repo}: no questions of {dataset.folder} left in {' + '.join(splits)}; is the copy whole?"
+            f"{data or dataset.repo}: no questions of {dataset.folder} left in {' + '.join(splits)}; "
+            "is the copy whole?"
         )
     return examples
 

@@ -46,7 +46,8 @@ def preference(id: str, prompt: str, chosen: str, rejected: str) -> Example:
             raise DataError(f"example {id!r}: the {name} text is empty; there is nothing to score")
     if chosen == rejected:
         raise DataError(
-            f"example {id!r}: chosen and rejected are the same text {chosen[:60]!r}; there is nothing to prefer"
+            f"example {id!r}: chosen and rejected are the same text {chosen[:60]!r}; "
+            "there is nothing to prefer"
         )
     return Example(id=id, prompt=prompt, labels=LABELS, target=0, question=prompt, options=(chosen, rejected))
 
@@ -146,7 +147,8 @@ def _preference(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Example:
     for name in LABELS:
         if find_value(row.values, name) is MISSING:
             raise row.error(
-                f"{unknown_column(name, row.values)}. Needed are chosen and rejected, and prompt in front of both"
+                f"{unknown_column(name, row.values)}. Needed are chosen and rejected, "
+                "and prompt in front of both"
             )
     id = row_id(row)
     prompt, chosen, rejected = (_parsed(row, name) for name in ("prompt", *LABELS))
@@ -195,7 +197,8 @@ def _checked(row: Row, name: str, value: object) -> Iterator[Message]:
         )
         if not isinstance(role, str) or not isinstance(content, str):
             raise row.error(
-                f'column {name!r} holds {short(value)}; a text, or a list of {{"role": ..., "content": ...}} is needed'
+                f'column {name!r} holds {short(value)}; a text, or a list of {{"role": ..., "content": ...}} '
+                "is needed"
             )
         yield Message(role, content)
 

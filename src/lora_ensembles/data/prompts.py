@@ -31,7 +31,8 @@ def render_prompt(question: str, options: Sequence[str]) -> str:
     """
     if len(options) > len(LETTERS):
         raise DataError(
-            f"{len(options)} options for the question {question[:60]!r}; there are letters for at most {len(LETTERS)}"
+            f"{len(options)} options for the question {question[:60]!r}; "
+            f"there are letters for at most {len(LETTERS)}"
         )
     lines = "".join(f"({letter}) {option}\n" for letter, option in zip(LETTERS, options, strict=False))
     return f"Q: {question}\nAnswer Choices:\n{lines}A: ("
@@ -55,9 +56,9 @@ def render_label_prompt(question: str) -> str:
 def rendered(examples: Iterable[Example], answer: Answer) -> tuple[Example, ...]:
     """The examples with answers of this kind, where their options are lettered; others are as they were.
 
-    With "text" the prompt is the bare question, `Q: ...` and `A:`, and the labels are the options' texts: what
-    a small language model can tell apart, which does not name letters yet. An option that comes twice is one
-    answer.
+    With "text" the prompt is the bare question, `Q: ...` and `A:`, and the labels are the options' texts:
+    what a small language model can tell apart, which does not name letters yet. An option that comes twice is
+    one answer.
 
     Raises:
         ConfigError: another kind of answer.

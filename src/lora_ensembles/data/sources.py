@@ -54,8 +54,9 @@ def file_rows(path: str | Path, *, keep_bad: bool = False) -> Iterator[Row]:
     if format not in SUFFIXES:
         workbook = ", from an Excel workbook as CSV UTF-8" if format in ("xlsx", "xls", "ods") else ""
         raise DataError(
-            f"{path}: cannot tell the format from the suffix {Path(path).suffix!r}; save it as .jsonl (one JSON object a line), "
-            f".json (a list of objects), .csv, .tsv or .parquet{workbook}, or name a hub dataset as '{HUB_PREFIX}owner/name:split'"
+            f"{path}: cannot tell the format from the suffix {Path(path).suffix!r}; "
+            "save it as .jsonl (one JSON object a line), .json (a list of objects), .csv, "
+            f".tsv or .parquet{workbook}, or name a hub dataset as '{HUB_PREFIX}owner/name:split'"
         )
     try:
         content = Path(path).read_bytes()
@@ -85,11 +86,13 @@ def hub_rows(repo: str, *, config: str | None, split: str) -> Iterator[Row]:
     name = f"{repo} ({split})"
     try:
         rows = datasets.load_dataset(repo, config, split=split)
-    except Exception as error:  # the hub client raises its own, requests', and built-in classes; all mean the same to a caller
+    # The hub client raises its own, requests', and built-in classes; all mean the same to a caller.
+    except Exception as error:
         raise DataError(
-            f"{HUB_PREFIX}{repo}: split {split!r}{f' of config {config!r}' if config else ''} cannot be loaded "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}); "
-            "check the name and the network, or read the same rows from files (data=DIR for a task that has a name)"
+            f"{HUB_PREFIX}{repo}: split {split!r}{f' of config {config!r}' if config else ''} "
+            f"cannot be loaded ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}); check the name "
+            "and the network, or read the same rows from files (data=DIR for a task that has a name)"
         ) from error
     for number, values in enumerate(rows, start=1):
         yield Row(f"{name}, row {number}", f"{split}:{number}", values)
@@ -108,6 +111,7 @@ def split_hub_name(name: str) -> tuple[str, str | None, str]:
     parts = name.removeprefix(HUB_PREFIX).split(":")
     if len(parts) not in (2, 3) or not all(parts):
         raise DataError(
-            f"{name!r} is no hub dataset; write '{HUB_PREFIX}owner/name:split' or '{HUB_PREFIX}owner/name:config:split'"
+            f"{name!r} is no hub dataset; write '{HUB_PREFIX}owner/name:split' "
+            f"or '{HUB_PREFIX}owner/name:config:split'"
         )
     return parts[0], parts[1] if len(parts) == 3 else None, parts[-1]

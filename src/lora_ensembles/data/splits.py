@@ -19,7 +19,8 @@ def classes_of(examples: Sequence[object]) -> tuple[str, ...] | None:
     no questions.
 
     Example:
-        >>> review = Example(id="1", prompt="Q: A bore.\\nA:", labels=(" good", " bad"), target=1, options=("good", "bad"))
+        >>> options, labels = ("good", "bad"), (" good", " bad")
+        >>> review = Example(id="1", prompt="Q: A bore.\\nA:", labels=labels, target=1, options=options)
         >>> classes_of([review, review])
         ('good', 'bad')
     """

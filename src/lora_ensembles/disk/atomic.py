@@ -239,7 +239,8 @@ def cannot_write(path: Path, error: OSError | SafetensorError | ValueError) -> C
     )
     if full:
         return CheckpointError(
-            f"no space left to write {path} ({error}); what was there before is unchanged; free some space or choose another disk"
+            f"no space left to write {path} ({error}); what was there before is unchanged; "
+            "free some space or choose another disk"
         )
     reason = getattr(error, "strerror", None) or error
     return CheckpointError(f"{path} cannot be written: {reason}; choose another place")

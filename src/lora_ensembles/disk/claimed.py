@@ -41,14 +41,15 @@ def check_free(out: Path, *, resume: bool, overwrite: bool) -> None:
         return
     if not overwrite:
         raise CheckpointError(
-            f"{out} exists already; choose another folder, go on with the run in it by resume=True, or replace it by "
-            "overwrite=True"
+            f"{out} exists already; choose another folder, go on with the run in it by resume=True, "
+            "or replace it by overwrite=True"
         )
     foreign = foreign_files(out)
     if foreign or not entries & {ENSEMBLE_FILE, RUN_FOLDER}:
         named = ", ".join(foreign[:NAMED]) + (", ..." if len(foreign) > NAMED else "")
         raise CheckpointError(
-            f"{out} holds {named or 'no run and no ensemble'}, so it is not overwritten; choose another folder, or move that away"
+            f"{out} holds {named or 'no run and no ensemble'}, so it is not overwritten; "
+            "choose another folder, or move that away"
         )
 
 
@@ -89,7 +90,8 @@ class FolderLock:
             owner = os.read(handle, 100).decode("ascii", errors="replace").strip()
             os.close(handle)
             raise CheckpointError(
-                f"a run is going on in {self._path.parent} ({owner or 'another process'}); wait for it or stop it, or choose another folder"
+                f"a run is going on in {self._path.parent} ({owner or 'another process'}); "
+                "wait for it or stop it, or choose another folder"
             )
         with suppress(OSError):
             if os.path.samestat(os.fstat(handle), os.stat(self._path)):

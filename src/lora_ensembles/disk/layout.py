@@ -15,8 +15,8 @@ LOCK_FILE = ".lock"
 _MEMBER = r"member_\d+/(adapter_config\.json|adapter_model\.safetensors)"
 _ENSEMBLE = rf"(ensemble\.json|README\.md|{_MEMBER})"
 _RUN = (
-    r"training/(config\.json|environment\.json|log\.jsonl|tensorboard/events\.[^/]+|checkpoint/state\.(json|safetensors)"
-    rf"|snapshots/epoch_\d+/{_ENSEMBLE})"
+    r"training/(config\.json|environment\.json|log\.jsonl|tensorboard/events\.[^/]+"
+    rf"|checkpoint/state\.(json|safetensors)|snapshots/epoch_\d+/{_ENSEMBLE})"
 )
 # What a killed process leaves: folders that had not got their name yet.
 _LEFT = r"(training/)?(snapshots/)?\.(unfinished|(training|checkpoint|epoch_\d+)\.[^/]+)/.+"
