@@ -38,7 +38,8 @@ class UncertaintyStreamer(BaseStreamer):
         >>> base, tokenizer = load_base()
         >>> model, heard = LoraEnsemble(base, tokenizer, num_members=2).as_causal_lm(), []
         >>> with UncertaintyStreamer(model, tokenizer, lambda text, split: heard.append(text)) as streamer:
-        ...     _ = model.generate(torch.tensor([[1, 5, 7]]), max_new_tokens=4, min_new_tokens=4, streamer=streamer)
+        ...     ids = torch.tensor([[1, 5, 7]])
+        ...     _ = model.generate(ids, max_new_tokens=4, min_new_tokens=4, streamer=streamer)
         >>> len(heard)
         4
     """

@@ -99,7 +99,8 @@ def generate_text(
     Example:
         >>> from lora_ensembles import LoraEnsemble, load_base
         >>> ensemble = LoraEnsemble(*load_base(), num_members=2)
-        >>> text = generate_text(ensemble, ["Q: Who is"], GenerationConfig(max_new_tokens=3, min_new_tokens=3))[0]
+        >>> config = GenerationConfig(max_new_tokens=3, min_new_tokens=3)
+        >>> text = generate_text(ensemble, ["Q: Who is"], config)[0]
         >>> len(text.tokens), text.uncertainty.member_log_probs.shape
         (3, torch.Size([2, 3]))
     """
@@ -109,7 +110,8 @@ def generate_text(
     room = None if window is None else window - (config.max_new_tokens or 1)
     if room is not None and room < 1:
         raise ConfigError(
-            f"max_new_tokens is {config.max_new_tokens} and the base's window {window} tokens; ask for fewer new tokens"
+            f"max_new_tokens is {config.max_new_tokens} and the base's window {window} tokens; "
+            "ask for fewer new tokens"
         )
     encoded = encode_prompts(
         as_prompts(prompts), ensemble.tokenizer, max_length=room, overlong=ensemble.info.overlong
@@ -178,7 +180,8 @@ def _decode(
             if not ran_out_of_memory(error):
                 raise
             raise ConfigError(
-                f"memory ran out with {len(prompts)} prompts at once; lower batch_size (--max-rows), num_beams or max_new_tokens"
+                f"memory ran out with {len(prompts)} prompts at once; lower batch_size (--max-rows), "
+                "num_beams or max_new_tokens"
             ) from error
     ends = _end_ids(model, config)
     return [_cut(row, ends, ensemble.tokenizer.pad_token_id) for row in generated[:, length:].tolist()]

@@ -26,8 +26,9 @@ def warn_of_label_lengths(examples: Sequence[Example], encoded: Sequence[Encoded
                 f"{label.strip()!r} {length}" for label, length in zip(example.labels, lengths, strict=True)
             )
             _log.warning(
-                "labels are of different lengths (tokens: %s); a sum of log-probabilities favours short ones, and loss='vocabulary' does "
-                "not weigh labels against each other: use loss='labels', or label_score='mean'",
+                "labels are of different lengths (tokens: %s); a sum of log-probabilities favours "
+                "short ones, and loss='vocabulary' does not weigh labels against each other: "
+                "use loss='labels', or label_score='mean'",
                 counts,
             )
             return
@@ -45,8 +46,9 @@ def warn_of_one_label(prediction: Prediction, examples: Sequence[Example]) -> No
     answers = {example.labels[example.target] for example in examples if example.target is not None}
     if len(chosen) == 1 < len(answers):
         _log.warning(
-            "all %d validation rows are given the label %r, though their answers are of %d kinds: the members have learnt nothing about "
-            "the rows. Train for more epochs or at another learning rate; with label words, by loss='labels' and label_score='mean'",
+            "all %d validation rows are given the label %r, though their answers are of %d kinds: "
+            "the members have learnt nothing about the rows. Train for more epochs or at another learning "
+            "rate; with label words, by loss='labels' and label_score='mean'",
             len(examples),
             next(iter(chosen)).strip(),
             len(answers),

@@ -26,8 +26,12 @@ TARGETS = {
 }
 NEEDED = {
     "causal-lm": "a causal language model (AutoModelForCausalLM)",
-    "sequence-classification": "a sequence classifier of 2 or more classes (AutoModelForSequenceClassification, num_labels=...)",
-    "multiple-choice": "a multiple-choice model (AutoModelForMultipleChoice), or a sequence classifier with num_labels=1",
+    "sequence-classification": (
+        "a sequence classifier of 2 or more classes (AutoModelForSequenceClassification, num_labels=...)"
+    ),
+    "multiple-choice": (
+        "a multiple-choice model (AutoModelForMultipleChoice), or a sequence classifier with num_labels=1"
+    ),
     "reward": "a sequence classifier with num_labels=1 (AutoModelForSequenceClassification)",
 }
 
@@ -50,14 +54,14 @@ def resolve_head(base: nn.Module, asked: HeadConfig | HeadKind | None) -> HeadCo
         )
     if config.init == "base" and config.owned and _head_drawn_anew(base):
         raise ConfigError(
-            f"HeadConfig(init='base') on a {type(base).__name__} whose head was not in its checkpoint, so it was newly initialised; leave "
-            "init at 'fresh', or load a checkpoint with a trained head"
+            f"HeadConfig(init='base') on a {type(base).__name__} whose head was not in its checkpoint, "
+            "so it was newly initialised; leave init at 'fresh', or load a checkpoint with a trained head"
         )
     whole: Any = base.config
     if config.owned and getattr(whole.get_text_config(), "pad_token_id", None) is None:
         raise ConfigError(
-            f"the {type(base).__name__} has no padding token, so it cannot tell where a text ends; set base.config.pad_token_id to the "
-            "tokenizer's"
+            f"the {type(base).__name__} has no padding token, so it cannot tell where a text ends; "
+            "set base.config.pad_token_id to the tokenizer's"
         )
     return config
 
@@ -110,8 +114,8 @@ def usual_targets(base: nn.Module, usual: list[str]) -> Sequence[str]:
         return by_type[model_type]
     linear = sorted(name for name, module in kinds.items() if isinstance(module, Linear | Conv1D))
     raise AdapterError(
-        f"the base ({model_type}) has no layers named {' and '.join(usual)}; pass --target-modules with some of its linear layers: "
-        f"{', '.join(linear)}"
+        f"the base ({model_type}) has no layers named {' and '.join(usual)}; "
+        f"pass --target-modules with some of its linear layers: {', '.join(linear)}"
     )
 
 
@@ -145,8 +149,8 @@ def head_modules(base: nn.Module) -> list[str]:
     ]
     if not heads or body not in dict(base.named_children()):
         raise AdapterError(
-            f"{type(base).__name__} has no head beside its body {body!r}; name the modules that members own in "
-            "LoraConfig(modules_to_save=[...])"
+            f"{type(base).__name__} has no head beside its body {body!r}; "
+            "name the modules that members own in LoraConfig(modules_to_save=[...])"
         )
     return heads
 
@@ -213,12 +217,15 @@ def check_kind(base: nn.Module, kind: str, num_labels: int | None) -> None:
             else f"AutoModelForSequenceClassification (num_labels={num_labels})"
         )
         raise AdapterError(
-            f"the base given is a {_described(base)}, and the members were trained on another kind of model; load the base as {needed}"
+            f"the base given is a {_described(base)}, and the members were trained on another kind of model; "
+            f"load the base as {needed}"
         )
 
 
 def with_named_classes(head: HeadConfig, base: nn.Module) -> HeadConfig:
-    """The head of classifiers with the classes that the base's config names, unless these are only numbered."""
+    """The head of classifiers with the classes that the base's config names, unless these are
+    only numbered.
+    """
     config: Any = base.config
     names = dict(getattr(config, "id2label", None) or {})
     numbered = all(str(name) == f"LABEL_{number}" for number, name in names.items())

@@ -116,6 +116,7 @@ def for_members(value: Any, rows: int, members: int) -> Any:
 @functools.wraps(PreTrainedModel.save_pretrained)
 def _refuse_to_save(self: Any, *_arguments: Any, **_options: Any) -> NoReturn:
     raise ConfigError(
-        "this model is a view of an ensemble; save that one: model.ensemble.save_pretrained(path). A Trainer would train the members "
-        "jointly, by the loss of their mean: set its save_strategy to 'no', or train each by its own loss with lora_ensembles.train"
+        "this model is a view of an ensemble; save that one: model.ensemble.save_pretrained(path). "
+        "A Trainer would train the members jointly, by the loss of their mean: "
+        "set its save_strategy to 'no', or train each by its own loss with lora_ensembles.train"
     )

@@ -23,13 +23,16 @@ from .hooks import changed, one_pass
 from .shortcuts import shortcuts_of
 
 LOGIT_BUDGET = 2**27
-"""Most logits made at once, where the head runs apart from the body: 512 MiB in float32. What a loss makes of them (softmax, gradient)
-comes to a few times as much; a chunk of 1,000 positions of a vocabulary of 128,000 is large enough to fill a device."""
+"""Most logits made at once, where the head runs apart from the body: 512 MiB in float32. What a loss makes of
+them (softmax, gradient) comes to a few times as much; a chunk of 1,000 positions of a vocabulary of 128,000
+is large enough to fill a device."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """The keys and values of rows (B, T) that were read, which other rows go on from; made by `read_prefix`."""
+    """The keys and values of rows (B, T) that were read, which other rows go on from; made
+    by `read_prefix`.
+    """
 
     cache: DynamicCache
     rows: int
@@ -192,6 +195,6 @@ def _into_head(model: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterat
         yield
     if calls != 1:
         raise AdapterError(
-            f"{type(model).__name__} calls its output head {calls} times in a pass, so logits cannot be narrowed to the answers; "
-            "a causal language model whose head is a layer called once is needed"
+            f"{type(model).__name__} calls its output head {calls} times in a pass, so logits cannot be "
+            "narrowed to the answers; a causal language model whose head is a layer called once is needed"
         )

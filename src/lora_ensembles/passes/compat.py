@@ -11,4 +11,5 @@ CACHE = (
     if "cache" in {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
     else "past_key_values"
 )
-"""The name of the key-value cache among a model's arguments and outputs: `past_key_values` before transformers 5.24."""
+"""The name of the key-value cache among a model's arguments and outputs: `past_key_values` before
+transformers 5.24."""

@@ -24,7 +24,8 @@ from .shortcuts import FAILURES
 
 MLP_NAMES = ("mlp", "ffn", "intermediate", "output")  # the last two are the halves of BERT's
 ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "out_lin", "output")
-WORTH_NARROWING = 0.5  # share of a batch's tokens that are chosen, from which on gathering and scattering them gains nothing
+# Share of a batch's tokens that are chosen, from which on gathering and scattering them gains nothing.
+WORTH_NARROWING = 0.5
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ def rewritten(
     before: Callable[[tuple[Any, ...], dict[str, Any]], Arguments] | None = None,
     after: Callable[[Any], Any] | None = None,
 ) -> Iterator[None]:
-    """Context in which a module's arguments, by place and by name, go through `before`, and its result through
-    `after`.
+    """Context in which a module's arguments, by place and by name, go through `before`, and its result
+    through `after`.
     """
     handles = []
     if before is not None:

@@ -63,7 +63,8 @@ def check_plain(base: nn.Module) -> None:
     """
     if hasattr(base, "peft_config"):
         raise AdapterError(
-            "the base is wrapped by PEFT already; pass the plain model (`model.unload()`), or its folders to from_adapters"
+            "the base is wrapped by PEFT already; pass the plain model (`model.unload()`), "
+            "or its folders to from_adapters"
         )
     if any(hasattr(module, "lora_a") and hasattr(module, "context") for module in base.modules()):
         raise AdapterError(
@@ -103,8 +104,8 @@ def check_language_model(base: Any) -> None:
         )
     if chooses_by_batch(head):
         raise ConfigError(
-            f"the language-model head of {name} is an 8-bit layer that chooses its outlier columns over all rows of a pass; load the "
-            "base with BitsAndBytesConfig(llm_int8_skip_modules=['lm_head'])"
+            f"the language-model head of {name} is an 8-bit layer that chooses its outlier columns over all "
+            "rows of a pass; load the base with BitsAndBytesConfig(llm_int8_skip_modules=['lm_head'])"
         )
 
 
@@ -149,9 +150,9 @@ def probe_language_model(base: Any) -> Shortcuts:
     scale = float(whole.abs().max())
     if max(_typical(shared[0], other) for other in (*shared[1:], *alone)) > tolerance.refused * scale:
         raise ConfigError(
-            f"{type(base).__name__} is not causal: what it says at a token changes with the tokens that follow or with their number "
-            "(masked language models and prefix models do so; a BERT decoder needs is_decoder=True in its config); a causal language model "
-            "is needed"
+            f"{type(base).__name__} is not causal: what it says at a token changes with the tokens "
+            "that follow or with their number (masked language models and prefix models do so; "
+            "a BERT decoder needs is_decoder=True in its config); a causal language model is needed"
         )
     trials = {"narrowed": _narrowed, "prefix": _after_prefix, "branches": _branches}
     given_up = tolerance.dropped == 0
@@ -210,8 +211,9 @@ def check_members_apart(base: Any, stack: AdapterStack, run: Callable[[Tensor], 
         alone.abs().max()
     ):
         raise AdapterError(
-            f"{type(base).__name__} mixes the rows of a batch: a member's results change with the members beside it, so members cannot "
-            "be stacked on it (a layer that sees tokens in front of rows does so); train each member by itself in PEFT"
+            f"{type(base).__name__} mixes the rows of a batch: "
+            "a member's results change with the members beside it, so members cannot be stacked on "
+            "it (a layer that sees tokens in front of rows does so); train each member by itself in PEFT"
         )
 
 
@@ -348,11 +350,13 @@ def _reading(base: nn.Module, without_adapters: Callable[[], object] | None = No
         name, said = type(base).__name__, f"{type(error).__name__}: {error}"
         if without_adapters is not None and _works(without_adapters):
             raise AdapterError(
-                f"a pass of {name} fails with adapters on these target modules and works without them ({said}): one of them is no plain "
-                "linear layer; take it out of target_modules, or name it in exclude_modules"
+                f"a pass of {name} fails with adapters on these target modules and works without "
+                f"them ({said}): one of them is no plain linear layer; take it out of target_modules, "
+                "or name it in exclude_modules"
             ) from error
         raise ConfigError(
-            f"{name} cannot read rows of token ids alone ({said}); pass a causal language model or a classifier that needs no other input"
+            f"{name} cannot read rows of token ids alone ({said}); "
+            "pass a causal language model or a classifier that needs no other input"
         ) from error
 
 

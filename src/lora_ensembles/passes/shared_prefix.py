@@ -188,5 +188,6 @@ def scored_in_parts(score: Callable[[int], Tensor], rows: int) -> Tensor:
         if not ran_out_of_memory(error):
             raise
         raise ConfigError(
-            "memory ran out with a single row in flight; free memory, shorten the longest prompt, or load the base in lower precision"
+            "memory ran out with a single row in flight; free memory, shorten the longest prompt, "
+            "or load the base in lower precision"
         ) from error

@@ -83,7 +83,8 @@ class StackedModel:
         """
         if not self.reader.causal:
             raise ConfigError(
-                f"{what} needs a causal language model, and these members have {self.info.head.kind} heads; use predict"
+                f"{what} needs a causal language model, and these members have {self.info.head.kind} heads; "
+                "use predict"
             )
 
     @property
@@ -215,7 +216,8 @@ class _Dropped(_View):
     @property
     def asked(self) -> slice:
         raise ConfigError(
-            "one member in several passes with dropout is asked by member_log_probs alone, which names its rows"
+            "one member in several passes with dropout is asked by member_log_probs alone, "
+            "which names its rows"
         )
 
     def shared_rows(self, max_rows: int) -> SharedRows:
@@ -253,6 +255,7 @@ def num_trained_parameters(predictor: object, member: int = 0) -> int:
     count = getattr(predictor, "num_trained_parameters", None)
     if count is None:
         raise ConfigError(
-            f"{type(predictor).__name__} does not say how many parameters were trained; give it `num_trained_parameters`"
+            f"{type(predictor).__name__} does not say how many parameters were trained; "
+            "give it `num_trained_parameters`"
         )
     return int(count)

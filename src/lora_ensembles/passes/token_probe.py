@@ -79,8 +79,8 @@ def padding_is_read(model: nn.Module) -> bool:
     read = float(off.max() if exact else off.median()) > share * scale
     if read:
         _log.warning(
-            "%s reads padding: texts are scored and trained on with others of their length only, so that no text depends on its "
-            "neighbours; that takes more passes (in training fewer with a length_window)",
+            "%s reads padding: texts are scored and trained on with others of their length only, so that no "
+            "text depends on its neighbours; that takes more passes (in training fewer with a length_window)",
             type(model).__name__,
         )
     return read

@@ -54,7 +54,9 @@ class TrunkStates:
         return cls(trunk, kept)
 
     def in_place_of_trunk(self, numbers: Tensor, length: int) -> AbstractContextManager[None]:
-        """Context in which a pass over the rows of numbers (B,), cut to `length` tokens, takes their states."""
+        """Context in which a pass over the rows of numbers (B,), cut to `length` tokens, takes
+        their states.
+        """
         return self.trunk.skipped(self.of_rows(numbers, length))
 
     def of_rows(self, numbers: Tensor, length: int) -> Tensor:

@@ -125,6 +125,6 @@ def _over_labels(
 def _refuse_labels_of_open_answers(loss: str) -> None:
     if loss == "labels":
         raise ConfigError(
-            "loss='labels': open answers (Completion) have no set of labels to choose from; leave it at 'auto', or train on questions with "
-            "options or labels (Example)"
+            "loss='labels': open answers (Completion) have no set of labels to choose from; "
+            "leave it at 'auto', or train on questions with options or labels (Example)"
         )

@@ -76,7 +76,9 @@ class LabelBatch:
     branches: Branches | None = None
 
     def sums(self, log_probs: Tensor) -> Tensor:
-        """Log-probabilities (S,) of the tokens, summed over each label: (M, B, C); 0 where there is no label."""
+        """Log-probabilities (S,) of the tokens, summed over each label: (M, B, C); 0 where there is
+        no label.
+        """
         padded = log_probs.new_zeros(self.lengths.numel() * self.longest)
         padded = padded.index_copy(0, self.slots_of_tokens, log_probs)
         return padded.view(*self.lengths.shape, self.longest).sum(dim=-1)
@@ -158,7 +160,9 @@ class LabelTable:
         return digest.hexdigest()[:16]
 
     def gather(self, indices: Tensor) -> LabelBatch:
-        """The rows of examples `indices` (M, B), those that fill up a member's included, which score nothing."""
+        """The rows of examples `indices` (M, B), those that fill up a member's included, which
+        score nothing.
+        """
         numbers, slots, _ = self.rows.numbers_of(indices)
         examples = indices.shape[1]
         flat, flat_slots = numbers.flatten(), slots.flatten()
@@ -213,7 +217,9 @@ class _Plan:
         return fields[:, moved.argsort(stable=True)]
 
     def saves(self, prompt: int) -> float:
-        """The tokens of a row for each beginning, behind a prompt of so many, over those of one row for all."""
+        """The tokens of a row for each beginning, behind a prompt of so many, over those of one row
+        for all.
+        """
         beginnings = sum(map(len, self.beginnings))
         return (prompt * len(self.beginnings) + beginnings) / (prompt + beginnings)
 

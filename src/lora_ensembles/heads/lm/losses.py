@@ -29,7 +29,8 @@ from .table import AnswerTokens, Batch, TokenTable
 Terms = TypeVar("Terms", bound=tuple[Tensor | None, ...])
 
 BASE_CACHE_BYTES = 2 * 2**30
-"""Most memory for the base's hidden states, which Eq. 4 needs in every step; where they take more, the base runs again in each step."""
+"""Most memory for the base's hidden states, which Eq. 4 needs in every step; where they take more, the base
+runs again in each step."""
 
 
 @dataclass(frozen=True)

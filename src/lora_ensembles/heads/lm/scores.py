@@ -23,7 +23,9 @@ from ...stack.head_config import LabelScore
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-WORTH_SHARING = 1.3  # times fewer tokens to read, from which on a shared prefix is read once: its rows need a mask, which costs something
+# Times fewer tokens to read, from which on a shared prefix is read once: its rows need a mask, which costs
+# something.
+WORTH_SHARING = 1.3
 
 
 class Passes(Protocol):

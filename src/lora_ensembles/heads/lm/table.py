@@ -45,8 +45,8 @@ def encode_rows(
     completions = [example for example in examples if isinstance(example, Completion)]
     if questions and completions:
         raise DataError(
-            f"{len(questions)} questions with options (Example) and {len(completions)} open answers (Completion) in one list; "
-            "their losses mean different things: train on one kind"
+            f"{len(questions)} questions with options (Example) and {len(completions)} open answers "
+            "(Completion) in one list; their losses mean different things: train on one kind"
         )
     if completions:
         return encode_completions(completions, tokenizer, max_length=max_length, overlong=overlong)

@@ -124,25 +124,27 @@ def _check(example: Example, base: Any, head: HeadConfig) -> None:
     if head.kind != "sequence-classification":
         if len(example.options) != len(example.labels):
             raise DataError(
-                f"{where} has {len(example.options)} options and {len(example.labels)} labels; a {head.kind} head scores the text of each "
-                "option: give one option for each label"
+                f"{where} has {len(example.options)} options and {len(example.labels)} labels; "
+                f"a {head.kind} head scores the text of each option: give one option for each label"
             )
         return
     labels = class_names(example)
     if len(labels) != base.config.num_labels:
         raise DataError(
-            f"{where} has {len(labels)} classes ({', '.join(labels)}), and the base's head {base.config.num_labels}; load it with "
-            f"num_labels={len(labels)}, or correct the labels"
+            f"{where} has {len(labels)} classes ({', '.join(labels)}), and the base's head "
+            f"{base.config.num_labels}; load it with num_labels={len(labels)}, or correct the labels"
         )
     if head.classes and labels != head.classes:
         raise DataError(
-            f"{where} has the classes {', '.join(labels)}, and the ensemble {', '.join(head.classes)}; they must be the same"
+            f"{where} has the classes {', '.join(labels)}, and the ensemble {', '.join(head.classes)}; "
+            "they must be the same"
         )
     base_classes = [str(base.config.id2label[number]).casefold() for number in range(len(labels))]
     classes = [label.casefold() for label in labels]
     if head.init == "base" and base_classes != classes and sorted(base_classes) == sorted(classes):
         raise DataError(
-            f"{where} has the classes {', '.join(labels)}, and the base's head {', '.join(base_classes)}; give them in this order"
+            f"{where} has the classes {', '.join(labels)}, and the base's head {', '.join(base_classes)}; "
+            "give them in this order"
         )
 
 
@@ -159,7 +161,8 @@ def _tokenise(
     window = text_window(base)
     if head.max_length is not None and window is not None and head.max_length > window:
         raise ConfigError(
-            f"max_length={head.max_length}: the base reads {window} tokens at most; give that or less, or leave it out"
+            f"max_length={head.max_length}: the base reads {window} tokens at most; "
+            "give that or less, or leave it out"
         )
     limit = head.max_length or window
     check_window(limit, overlong)
@@ -174,8 +177,8 @@ def _tokenise(
             if limit is not None and len(row) > limit:
                 if overlong == "error":
                     raise DataError(
-                        f"example {ids[place]!r}: its text is {len(row)} tokens, and the window is {limit}; shorten it, or cut its "
-                        "beginning with overlong='left'"
+                        f"example {ids[place]!r}: its text is {len(row)} tokens, and the window is {limit}; "
+                        "shorten it, or cut its beginning with overlong='left'"
                     )
                 row, kinds = _cut(tokenizer, texts[place], limit, id=ids[place])
             rows[place], types[place] = row, kinds
@@ -194,9 +197,12 @@ def _call(tokenizer: Any, texts: Sequence[Text], *, limit: int | None) -> list[t
 
 
 def _cut(tokenizer: Any, text: Text, limit: int, *, id: str) -> tuple[list[int], list[int]]:
-    """The text without its beginning, or of a pair without that of its first text, with all special tokens."""
+    """The text without its beginning, or of a pair without that of its first text, with all
+    special tokens.
+    """
     too_long = DataError(
-        f"example {id!r}: its second text alone fills the window of {limit} tokens; use a longer one, or shorten the text"
+        f"example {id!r}: its second text alone fills the window of {limit} tokens; "
+        "use a longer one, or shorten the text"
     )
     if text[1] is not None and len(_call(tokenizer, [("", text[1])], limit=None)[0][0]) >= limit:
         raise too_long

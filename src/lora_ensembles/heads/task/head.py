@@ -107,8 +107,8 @@ class TaskHead(Head):
     ) -> TextRows:
         if loss == "vocabulary":
             raise ConfigError(
-                f"loss='vocabulary': members with {self.kind} heads give probabilities to classes or options, not to a vocabulary; leave "
-                "it at 'auto'"
+                f"loss='vocabulary': members with {self.kind} heads give probabilities to classes "
+                "or options, not to a vocabulary; leave it at 'auto'"
             )
         return TextRows.of(model, examples, overlong=overlong, rows=rows, with_kl=with_kl)
 

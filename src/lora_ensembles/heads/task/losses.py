@@ -166,7 +166,8 @@ def check_examples(
     questions = [example for example in examples if isinstance(example, Example)]
     if len(questions) < len(examples):
         raise DataError(
-            f"open answers (Completion) for members with {kind} heads; pass examples with classes or options (Example)"
+            f"open answers (Completion) for members with {kind} heads; "
+            "pass examples with classes or options (Example)"
         )
     return questions
 
@@ -185,8 +186,9 @@ def refuse_divergence(head: HeadConfig) -> None:
     """
     if head.init != "base":
         raise ConfigError(
-            "kl_weight: members' heads were newly initialised, so the base has no distribution over these answers to stay close to; leave "
-            "kl_weight at 0, or train a base that has a trained head with HeadConfig(init='base')"
+            "kl_weight: members' heads were newly initialised, so the base has no distribution over these "
+            "answers to stay close to; leave kl_weight at 0, or train a base that has a trained head "
+            "with HeadConfig(init='base')"
         )
 
 

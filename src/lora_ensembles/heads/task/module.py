@@ -80,6 +80,7 @@ def _loss(logits: Tensor, labels: Tensor | None) -> Tensor | None:
         return None
     if logits.shape[-1] == 1:
         raise ConfigError(
-            "labels= for an ensemble of reward models, whose members learn from pairs; use lora_ensembles.train"
+            "labels= for an ensemble of reward models, whose members learn from pairs; "
+            "use lora_ensembles.train"
         )
     return F.nll_loss(logits, labels)

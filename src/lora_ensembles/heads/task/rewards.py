@@ -38,13 +38,15 @@ def predict_rewards(
         >>> from lora_ensembles import LoraEnsemble, load_base
         >>> base, tokenizer = load_base("embedded", head="sequence-classification", num_labels=1)
         >>> ensemble = LoraEnsemble(base, tokenizer, num_members=3)
-        >>> predict_rewards(ensemble, ["The otter lives in Bath.", "The otter lives in a lake."]).member_scores.shape
+        >>> answers = ["The otter lives in Bath.", "The otter lives in a lake."]
+        >>> predict_rewards(ensemble, answers).member_scores.shape
         torch.Size([3, 2])
     """
     head = task_head_of(ensemble, "predict_rewards")
     if head.kind != "reward":
         raise ConfigError(
-            f"predict_rewards on members with {head.kind} heads; it needs a reward model: a sequence classifier of 1 label"
+            f"predict_rewards on members with {head.kind} heads; it needs a reward model: "
+            "a sequence classifier of 1 label"
         )
     if not texts:
         raise DataError("no texts to score; give at least one")

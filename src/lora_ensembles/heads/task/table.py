@@ -188,7 +188,8 @@ def passes_of_one_length(lengths: Tensor) -> list[tuple[slice, Tensor]]:
     length.
 
     Example:
-        >>> [(members, texts.tolist()) for members, texts in passes_of_one_length(torch.tensor([[5, 7, 5], [7, 5, 0]]))]
+        >>> lengths = torch.tensor([[5, 7, 5], [7, 5, 0]])
+        >>> [(members, texts.tolist()) for members, texts in passes_of_one_length(lengths)]
         [(slice(0, 2, None), [[0], [1]]), (slice(0, 1, None), [[2]]), (slice(0, 2, None), [[1], [0]])]
     """
     passes = []
