@@ -35,20 +35,27 @@ from .sites import MemberWeights, replace_module
 PREFIX = "base_model.model."
 STACKABLE_INITS = (True, False, "gaussian", "orthogonal")
 STACKABLE_OPTIONS = frozenset(
-    """task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules exclude_modules
-    lora_alpha lora_dropout fan_in_fan_out use_rslora init_lora_weights layers_to_transform layers_pattern rank_pattern alpha_pattern
-    megatron_core qalora_group_size runtime_config""".split()
+    """task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r
+    target_modules exclude_modules lora_alpha lora_dropout fan_in_fan_out use_rslora init_lora_weights
+    layers_to_transform layers_pattern rank_pattern alpha_pattern megatron_core qalora_group_size
+    runtime_config""".split()
 )
 REASONS = {
-    "use_dora": "DoRA rescales the base weight by a norm that differs from member to member, so the members cannot share one product",
+    "use_dora": "DoRA rescales the base weight by a norm that differs from member to member, "
+    "so the members cannot share one product",
     "bias": "trained biases belong to the base, which the members share",
     "lora_bias": "biases of the B matrices are not stacked",
-    "modules_to_save": "members of a causal language model own adapters only; those of a classifier or a reward model own their heads",
-    "target_parameters": "adapters on bare parameters (such as fused experts) do not see one row per token of every member",
+    "modules_to_save": "members of a causal language model own adapters only; "
+    "those of a classifier or a reward model own their heads",
+    "target_parameters": "adapters on bare parameters (such as fused experts) do not see one row per token "
+    "of every member",
     "layer_replication": "replicated layers change the base",
     "trainable_token_indices": "trained embeddings are not stacked",
 }
-INIT_REASON = "it rewrites the base weights or needs data, so the members cannot share one base; train it in PEFT and use from_adapters"
+INIT_REASON = (
+    "it rewrites the base weights or needs data, so the members cannot share one base; "
+    "train it in PEFT and use from_adapters"
+)
 
 
 def default_adapter_config() -> LoraConfig:
@@ -83,9 +90,8 @@ def check_stackable(config: LoraConfig, *, head: bool = False) -> None:
     plain = LoraConfig()
     for option in dataclasses.fields(LoraConfig):
         value, default = getattr(config, option.name), getattr(plain, option.name)
-        unset = value == default or (
-            not value and default is None
-        )  # PEFT itself writes [] for None, on mixtures of experts
+        # PEFT itself writes [] for None, on mixtures of experts.
+        unset = value == default or (not value and default is None)
         if (
             option.name not in STACKABLE_OPTIONS
             and not unset
@@ -189,8 +195,10 @@ def _check_head(name: str, module: nn.Module) -> None:
     for inner, part in parts.items():
         if list(part.parameters(recurse=False)) and inner not in linear:
             raise AdapterError(
-                f"the head module {name!r} holds {inner!r}, a {type(part).__name__}; members' heads are stacked on nn.Linear layers: "
-                f"name {f'its linear layers {linear}' if linear else 'other modules'} in LoraConfig(modules_to_save=[...])"
+                f"the head module {name!r} holds {inner!r}, a {type(part).__name__}; "
+                "members' heads are stacked on nn.Linear layers: "
+                f"name {f'its linear layers {linear}' if linear else 'other modules'} "
+                "in LoraConfig(modules_to_save=[...])"
             )
 
 
@@ -238,8 +246,8 @@ def _check_layer(name: str, module: LoraLayer) -> None:
         if isinstance(module, peft_layers.ParamWrapper):  # PEFT has it for routers and fused experts
             kind += f", of which PEFT adapts the bare parameter {module.parameter_name!r}"
         raise AdapterError(
-            f"target {name!r} is {kind}; adapters are stacked on nn.Linear, GPT-2's Conv1D and "
-            f"bitsandbytes 4-bit and 8-bit linear layers; leave it out by exclude_modules=[{name.rpartition('.')[2]!r}]"
+            f"target {name!r} is {kind}; adapters are stacked on nn.Linear, GPT-2's Conv1D and bitsandbytes "
+            f"4-bit and 8-bit linear layers; leave it out by exclude_modules=[{name.rpartition('.')[2]!r}]"
         )
 
 
@@ -257,9 +265,8 @@ def write_adapter(
     saved = copy.deepcopy(config)
     saved.inference_mode = True
     if saved.target_modules is not None and not isinstance(saved.target_modules, str):
-        saved.target_modules = sorted(
-            saved.target_modules
-        )  # the same file in every process: the order of a set of strings is not
+        # The same file in every process: the order of a set of strings is not.
+        saved.target_modules = sorted(saved.target_modules)
     _state_ranks(saved, weights)
     saved.save_pretrained(str(folder))
     tensors = {}
@@ -271,8 +278,7 @@ def write_adapter(
 
 
 def _state_ranks(config: LoraConfig, weights: MemberWeights) -> None:
-    # Adapters trained elsewhere have ranks and scalings of their own, and an ensemble one config: say what
-    # this member's are.
+    # Adapters trained elsewhere have ranks and scalings of their own, an ensemble one config: say this one's.
     ranks = {name: matrix.shape[0] for name, matrix in weights.a.items()}
     said = all(
         _pattern_value(config.rank_pattern, name, config.r) == rank
@@ -314,13 +320,11 @@ def read_adapter_config(folder: Path, *, head: bool = False) -> LoraConfig:
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
-        # RuntimeError: PEFT leaves out what it does not know and tries again, for an option within an option
-        # without end.
+        # RuntimeError: PEFT leaves out what it does not know and tries again, without end for nested options.
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     if getattr(config, "init_lora_weights", True) == "eva":
-        config.init_lora_weights = (
-            True  # EVA chooses A from data but leaves the base alone, so what it trained can be read
-        )
+        # EVA chooses A from data but leaves the base alone, so what it trained can be read.
+        config.init_lora_weights = True
     check_stackable(config, head=head)
     return config
 
@@ -345,7 +349,8 @@ def read_adapter(folder: Path, config: LoraConfig) -> MemberWeights:
             raise CheckpointError(f"{path} holds {key!r}, which is not a weight of a LoRA on a linear layer")
         if tensor.dim() != 2:
             raise CheckpointError(
-                f"{path} holds {key!r} of shape {tuple(tensor.shape)}; a LoRA on a linear layer has matrices only"
+                f"{path} holds {key!r} of shape {tuple(tensor.shape)}; "
+                "a LoRA on a linear layer has matrices only"
             )
         (a if matrix == "A.weight" else b)[name] = tensor.float()
     if not a or set(a) != set(b) or any(a[name].shape[0] != b[name].shape[1] for name in a):
@@ -359,7 +364,8 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a member's file, which are finite floating-point numbers."""
     if is_missing(path):
         raise CheckpointError(
-            f"{path.parent} has no {path.name}; adapters saved as pickle are not read: save them as safetensors"
+            f"{path.parent} has no {path.name}; adapters saved as pickle are not read: "
+            "save them as safetensors"
         )
     check_readable(path)
     try:
@@ -372,11 +378,13 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         if not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise CheckpointError(
-                f"{path} holds {name!r} as {kind}; members' weights are floating-point numbers: save the adapter in one of these"
+                f"{path} holds {name!r} as {kind}; members' weights are floating-point numbers: "
+                "save the adapter in one of these"
             )
         if not tensor.float().isfinite().all():
             raise CheckpointError(
-                f"{path} holds {name!r} with values that are not finite; save, train or download this member again"
+                f"{path} holds {name!r} with values that are not finite; "
+                "save, train or download this member again"
             )
     return tensors
 

@@ -72,7 +72,9 @@ class AdapterStack:
         return (self.a, self.b, self.heads.flat) if self.heads.sites else (self.a, self.b)
 
     def set_members(self, members: Sequence[MemberWeights]) -> None:
-        """Replace all members; smaller ranks are padded with zeros, which changes nothing that is computed."""
+        """Replace all members; smaller ranks are padded with zeros, which changes nothing that
+        is computed.
+        """
         self.heads.set_members(members)
         device = next(self.layers[0].base_layer.parameters()).device
         count_a = sum(site.rank * site.in_features for site in self.sites)
@@ -96,7 +98,8 @@ class AdapterStack:
         modules = {layer.name: layer.base_layer for layer in self.layers}
         if any(set(weights.a) != set(modules) for weights in members):
             raise AdapterError(
-                "the members adapt different layers; an ensemble needs the same target modules in every member"
+                "the members adapt different layers; an ensemble needs the same target modules "
+                "in every member"
             )
         self.heads.check(members)
         sites, first = adapter_sites(modules, members), self.num_members
@@ -230,7 +233,8 @@ class AdapterStack:
         """
         if self._detached:  # the plain base would answer for every member
             raise AdapterError(
-                "this ensemble was unloaded: the base has its own layers back; make or load the ensemble again"
+                "this ensemble was unloaded: the base has its own layers back; "
+                "make or load the ensemble again"
             )
         groups = len(range(self.num_members)[members])
         return self.context.running(
@@ -283,7 +287,9 @@ class AdapterStack:
 
     @contextmanager
     def learning_rows(self) -> Iterator[None]:
-        """Context in which a pass tells each layer whether it sees rows in front, or all tokens in one axis."""
+        """Context in which a pass tells each layer whether it sees rows in front, or all tokens in
+        one axis.
+        """
 
         def learn(layer: Any, arguments: tuple[Tensor, ...]) -> None:
             layer.by_row = arguments[0].shape[0] == self.context.rows
@@ -292,8 +298,8 @@ class AdapterStack:
             if not isinstance(result, Tensor):  # some routers are linear layers that return more
                 name = next(stacked.name for stacked in self.layers if stacked.base_layer is layer)
                 raise AdapterError(
-                    f"layer {name!r} is a {type(layer).__name__} that returns a {type(result).__name__} in place of a tensor; "
-                    f"leave it out by exclude_modules=[{name.rpartition('.')[2]!r}]"
+                    f"layer {name!r} is a {type(layer).__name__} that returns a {type(result).__name__} "
+                    f"in place of a tensor; leave it out by exclude_modules=[{name.rpartition('.')[2]!r}]"
                 )
 
         handles = [layer.register_forward_pre_hook(learn) for layer in self.layers]

@@ -92,8 +92,8 @@ def _check_rank(base: nn.Module, config: LoraConfig) -> None:
     ):
         if rank > widest:
             raise ConfigError(
-                f"{field}={rank}; the layers that get adapters have at most {widest} features, and B A can have no higher rank than "
-                "that: take a lower one, 8 in the paper"
+                f"{field}={rank}; the layers that get adapters have at most {widest} features, "
+                "and B A can have no higher rank than that: take a lower one, 8 in the paper"
             )
 
 
@@ -102,7 +102,8 @@ def _check_memory(base: nn.Module, parameters: int, members: int, *, rank: int) 
     memory = memory_of(device)
     if needed > memory:
         raise ConfigError(
-            f"num_members={members} of rank {rank} do not fit into memory: {parameters:,} parameters each at {BYTES_A_PARAMETER} bytes "
-            f"(weight, gradient and two moments) are {needed / GB:,.1f} GB, and {device} has {memory / GB:,.1f} GB; take fewer members, "
-            "a lower rank or fewer target modules. `lora-ensembles plan` says what fits"
+            f"num_members={members} of rank {rank} do not fit into memory: {parameters:,} parameters each "
+            f"at {BYTES_A_PARAMETER} bytes (weight, gradient and two moments) are {needed / GB:,.1f} GB, and "
+            f"{device} has {memory / GB:,.1f} GB; take fewer members, a lower rank or fewer target modules. "
+            "`lora-ensembles plan` says what fits"
         )

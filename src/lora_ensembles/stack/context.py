@@ -96,10 +96,12 @@ class _Running:
     def _swap(self) -> None:
         context, new = self.context, self.described
         self.described = (
-            context.rows, context.tokens, context.members, context.first_row, context.groups, context.row_numbers
+            context.rows, context.tokens, context.members, context.first_row, context.groups,
+            context.row_numbers,
         )  # fmt: skip
         (
-            context.rows, context.tokens, context.members, context.first_row, context.groups, context.row_numbers
+            context.rows, context.tokens, context.members, context.first_row, context.groups,
+            context.row_numbers,
         ) = new  # fmt: skip
 
     def __enter__(self) -> None:

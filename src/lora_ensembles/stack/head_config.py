@@ -48,7 +48,8 @@ class HeadConfig:
             raise ConfigError(unknown_name("head init", str(self.init), get_args(HeadInit)))
         if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 1):
             raise ConfigError(
-                f"max_length={self.max_length!r}; it is a whole number of tokens, or None for the base's window"
+                f"max_length={self.max_length!r}; it is a whole number of tokens, "
+                "or None for the base's window"
             )
 
     @property

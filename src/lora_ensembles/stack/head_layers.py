@@ -60,12 +60,13 @@ class StackedLinear(nn.Module):
         if context.tokens is None or x.shape[0] != context.rows:
             expected = "none" if context.tokens is None else context.rows
             raise AdapterError(
-                f"the members' heads ({self.name!r}) got {x.shape[0]} rows where the batch has {expected}: call the ensemble, or the base "
-                "inside `with ensemble.base_only():`"
+                f"the members' heads ({self.name!r}) got {x.shape[0]} rows where the batch has {expected}: "
+                "call the ensemble, or the base inside `with ensemble.base_only():`"
             )
         weight, bias = self.head_weight, self.head_bias
         if context.members != ALL_MEMBERS:
-            weight, bias = weight[context.members], None if bias is None else bias[context.members]  # type: ignore[assignment]
+            weight = weight[context.members]  # type: ignore[assignment]
+            bias = None if bias is None else bias[context.members]  # type: ignore[assignment]
         if bias is not None and weight.shape[1] == 1:
             # Of one score an option the loss sees differences alone: this bias has no gradient but rounding,
             # which Adam would magnify.
@@ -128,7 +129,8 @@ class HeadStack:
             shapes = {name: tensor.shape for name, tensor in weights.head.items()}
             if shapes != expected:
                 raise AdapterError(
-                    f"a member's head is {_described(shapes)} and the ensemble's {_described(expected)}; they must be the same"
+                    f"a member's head is {_described(shapes)} and the ensemble's {_described(expected)}; "
+                    "they must be the same"
                 )
 
     def set_members(self, members: Sequence[MemberWeights]) -> None:
@@ -192,7 +194,8 @@ def _linear(modules: dict[str, nn.Module], name: str) -> nn.Linear:
             else f"which is a {type(module).__name__} in the base"
         )
         raise AdapterError(
-            f"a member's head has weights for {name!r}, {reason}; heads are stacked on nn.Linear layers: is this its base?"
+            f"a member's head has weights for {name!r}, {reason}; heads are stacked on nn.Linear layers: "
+            "is this its base?"
         )
     return module
 

@@ -41,7 +41,8 @@ def unfold_members(tensor: Tensor, members: int) -> Tensor:
     """
     if tensor.shape[0] % members:
         raise AdapterError(
-            f"batch of {tensor.shape[0]} rows does not split over {members} members; pass members * batch rows, member-major"
+            f"batch of {tensor.shape[0]} rows does not split over {members} members; "
+            "pass members * batch rows, member-major"
         )
     return tensor.view(members, -1, *tensor.shape[1:])
 
@@ -167,12 +168,13 @@ class StackedLoraLinear(nn.Module):
             expected, received = self.context.rows, f"{x.shape[0]} rows"
         if self.context.tokens is None:
             raise AdapterError(
-                "the base model of an ensemble was called by itself, so it is not known which rows belong to which member; "
-                "call the ensemble, or the base inside `with ensemble.base_only():`"
+                "the base model of an ensemble was called by itself, so it is not known which rows belong "
+                "to which member; call the ensemble, or the base inside `with ensemble.base_only():`"
             )
         raise AdapterError(
-            f"layer {self.name!r} got {received} where the batch has {expected}: it does not see every row of every "
-            "member in order (a layer inside a routed expert does not), so it cannot be stacked; take it out of target_modules"
+            f"layer {self.name!r} got {received} where the batch has {expected}: it does not see every row "
+            "of every member in order (a layer inside a routed expert does not), so it cannot be stacked; "
+            "take it out of target_modules"
         )
 
     def _dropout_factors(self, x: Tensor, members: int) -> Tensor:

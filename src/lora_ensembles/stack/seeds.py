@@ -16,7 +16,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MemberSeeds:
-    """The two sources of randomness of a member: PEFT's initial weights, and the order of its training data."""
+    """The two sources of randomness of a member: PEFT's initial weights, and the order of its
+    training data.
+    """
 
     init: int
     order: int
@@ -71,8 +73,8 @@ def warn_of_copies(vary: Sequence[str], members: int) -> None:
     """Say that several members will be the same where nothing varies between them."""
     if not vary and members > 1:
         _log.warning(
-            "vary is empty, so all %d members begin with the same weights and see the data in the same order: they are copies of "
-            "each other, unless a setting of training differs between them",
+            "vary is empty, so all %d members begin with the same weights and see the data in the same "
+            "order: they are copies of each other, unless a setting of training differs between them",
             members,
         )
 

@@ -72,11 +72,13 @@ def adapter_sites(modules: Mapping[str, nn.Module], members: Sequence[MemberWeig
     for name in names:
         if any(set(weights.a) != set(names) for weights in members):
             raise AdapterError(
-                "the members adapt different layers; an ensemble needs the same target modules in every member"
+                "the members adapt different layers; an ensemble needs the same target modules "
+                "in every member"
             )
         if name not in modules:
             raise AdapterError(
-                f"the adapter has weights for layer {name!r}, which the base model does not have; is this its base?"
+                f"the adapter has weights for layer {name!r}, which the base model does not have; "
+                "is this its base?"
             )
         in_features, out_features = _features(name, modules[name])
         rank = max(weights.a[name].shape[0] for weights in members)
@@ -84,8 +86,8 @@ def adapter_sites(modules: Mapping[str, nn.Module], members: Sequence[MemberWeig
             shape = (weights.a[name].shape[1], weights.b[name].shape[0])
             if shape != (in_features, out_features):
                 raise AdapterError(
-                    f"layer {name!r} of the base maps {in_features} to {out_features} features, the adapter {shape[0]} to {shape[1]}; "
-                    "it was trained on another base model"
+                    f"layer {name!r} of the base maps {in_features} to {out_features} features, "
+                    f"the adapter {shape[0]} to {shape[1]}; it was trained on another base model"
                 )
         sites.append(AdapterSite(name, in_features, out_features, rank, start_a, start_b))
         start_a, start_b = start_a + rank * in_features, start_b + rank * out_features
@@ -99,7 +101,8 @@ def _features(name: str, layer: Any) -> tuple[int, int]:
         return operator.index(layer.in_features), operator.index(layer.out_features)
     except (AttributeError, TypeError):
         raise AdapterError(
-            f"the adapter has weights for layer {name!r}, which is a {type(layer).__name__} in this base; is this its base?"
+            f"the adapter has weights for layer {name!r}, which is a {type(layer).__name__} in this base; "
+            "is this its base?"
         ) from None
 
 

@@ -123,13 +123,15 @@ def read_description(path: Path) -> dict[str, Any]:
         )
     if is_missing(file):
         raise CheckpointError(
-            f"{path} holds no {ENSEMBLE_FILE}; PEFT adapters trained elsewhere are read by LoraEnsemble.from_adapters"
+            f"{path} holds no {ENSEMBLE_FILE}; PEFT adapters trained elsewhere are read "
+            "by LoraEnsemble.from_adapters"
         )
     content = read_json(file)
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{file} has format version {str(version)[:SHOWN]}, this library reads {FORMAT_VERSION}; update lora-ensembles"
+            f"{file} has format version {str(version)[:SHOWN]}, this library reads {FORMAT_VERSION}; "
+            "update lora-ensembles"
         )
     check(content, ENSEMBLE, file=file, advice=ADVICE)
     _check_folders([member["folder"] for member in content["members"]], path)

@@ -130,7 +130,8 @@ def update_info(ensemble: StackedModel, path: Path) -> None:
     saved = len(read_description(path)["members"])
     if saved != ensemble.num_members:
         raise CheckpointError(
-            f"{path} holds {saved} members, the ensemble has {ensemble.num_members}; save it to a folder of its own"
+            f"{path} holds {saved} members, the ensemble has {ensemble.num_members}; "
+            "save it to a folder of its own"
         )
     for name, text in _descriptions(ensemble, path).items():
         with file_written_aside(path / name, replace=True) as file:
@@ -196,7 +197,8 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
         or any(index not in range(len(listed)) for index in chosen)
     ):
         raise ConfigError(
-            f"members {chosen} of {path}; it holds members 0 to {len(listed) - 1}: pass some of them, none twice"
+            f"members {chosen} of {path}; it holds members 0 to {len(listed) - 1}: "
+            "pass some of them, none twice"
         )
     folders = [path / listed[index]["folder"] for index in chosen]
     head = content.get("head", {"kind": "causal-lm"})
@@ -257,8 +259,8 @@ def base_source(path: Path, saved: SavedEnsemble) -> str:
         if os.path.isdir(place):
             return place
     raise DataError(
-        f"the base of {path} was the folder {saved.base_name!r}, which is not found ({', '.join(map(os.path.abspath, places))}); "
-        "pass base= and tokenizer="
+        f"the base of {path} was the folder {saved.base_name!r}, which is not found "
+        f"({', '.join(map(os.path.abspath, places))}); pass base= and tokenizer="
     )
 
 
@@ -295,8 +297,9 @@ def check_fingerprint(base: nn.Module, saved: SavedEnsemble) -> None:
     actual = fingerprint(base, apart_from=saved.weights[0].head)
     if not _same_base(actual, saved.base_fingerprint):
         raise AdapterError(
-            f"the ensemble was trained on base {saved.base_name!r} (fingerprint {saved.base_fingerprint}), the base given is "
-            f"{base_name(base)!r} ({actual}); load the right base, or pass check_base=False if they are meant to differ"
+            f"the ensemble was trained on base {saved.base_name!r} (fingerprint {saved.base_fingerprint}), "
+            f"the base given is {base_name(base)!r} ({actual}); load the right base, "
+            "or pass check_base=False if they are meant to differ"
         )
 
 
@@ -314,15 +317,16 @@ def read_members(
     folders = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if not folders or len({path.resolve() for path in folders}) != len(folders):
         raise ConfigError(
-            f"from_adapters got {[str(path) for path in folders]}; pass at least one adapter folder, and none twice"
+            f"from_adapters got {[str(path) for path in folders]}; pass at least one adapter folder, "
+            "and none twice"
         )
     configs = [read_adapter_config(path, head=head) for path in folders]
     for path, config in zip(folders, configs, strict=True):
         named = config.base_model_name_or_path
         if check_base and named and _last_part(named) != _last_part(base_name(base)):
             raise AdapterError(
-                f"{path} was trained on base {named!r}, the base given is {base_name(base)!r}; load that base, or pass check_base=False "
-                "if it is the same model under another name"
+                f"{path} was trained on base {named!r}, the base given is {base_name(base)!r}; "
+                "load that base, or pass check_base=False if it is the same model under another name"
             )
     return configs[0], [read_adapter(path, config) for path, config in zip(folders, configs, strict=True)]
 
@@ -363,7 +367,8 @@ def push_to_hub(ensemble: StackedModel, repo_id: str, *, private: bool, token: s
             )
         except HFValidationError as error:
             raise ConfigError(f"{repo_id!r} is no repository name: {error}") from error
-        except Exception as error:  # its own classes, those of its HTTP client, and built-in ones; all mean the same to a caller
+        # Its own classes, those of its HTTP client, and built-in ones; all mean the same to a caller.
+        except Exception as error:
             raise LoraEnsemblesError(
                 f"upload to {repo_id!r} failed: {error}; is there a network, and a token that may write?"
             ) from error

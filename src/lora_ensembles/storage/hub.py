@@ -33,9 +33,10 @@ def ensemble_folder(name: str | Path, *, revision: str | None = None) -> Path:
         return Path(snapshot_download(text, revision=revision, etag_timeout=10))
     except HFValidationError:
         return path
-    except Exception as error:  # the hub's own classes, those of its HTTP client, and built-in ones; all mean the same to a caller
+    # The hub's own classes, those of its HTTP client, and built-in ones; all mean the same to a caller.
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{text} is no folder here, and no ensemble of the Hugging Face hub that can be downloaded ({reason}); correct the name, or "
-            "look whether there is a network, and a token that may read it"
+            f"{text} is no folder here, and no ensemble of the Hugging Face hub that can be downloaded "
+            f"({reason}); correct the name, or look whether there is a network, and a token that may read it"
         ) from error

@@ -14,7 +14,8 @@ library_name: peft
 ---
 # LoRA ensemble of {members} members on {base}
 
-{members} LoRA adapters on one frozen base, trained from different seeds and data orders; the mean of their probabilities is the prediction
+{members} LoRA adapters on one frozen base, trained from different seeds and data orders; the mean of their \
+probabilities is the prediction
 ([arXiv 2310.00035](https://arxiv.org/abs/2310.00035)). Each `member_*` folder is a plain PEFT adapter.
 
 {task}

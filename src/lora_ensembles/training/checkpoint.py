@@ -134,8 +134,8 @@ class RunFolder:
         if self.saved_step is not None:
             if isinstance(error, LoraEnsemblesError | Interrupted):
                 error.args = (
-                    f"{error}. The checkpoint of step {self.saved_step} is kept in {self.out}: go on from it by resume=True, "
-                    "or replace the run by overwrite=True",
+                    f"{error}. The checkpoint of step {self.saved_step} is kept in {self.out}: "
+                    "go on from it by resume=True, or replace the run by overwrite=True",
                     *error.args[1:],
                 )
         elif (
@@ -230,7 +230,8 @@ class RunFolder:
                 kept = row["step"] <= step
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise CheckpointError(
-                    f"{path}, line {place}: no row of a log ({error}); remove the line, or remove {self.out} and train anew"
+                    f"{path}, line {place}: no row of a log ({error}); remove the line, "
+                    f"or remove {self.out} and train anew"
                 ) from error
             rows += [line.decode("utf-8")] if kept else []
         with file_written_aside(path, replace=True) as file:

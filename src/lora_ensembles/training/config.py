@@ -133,7 +133,8 @@ class TrainConfig:
         if name == "paper":
             if task not in PAPER_BATCH_SIZES:
                 raise ConfigError(
-                    f"the paper has no settings for {task!r}, only for {', '.join(PAPER_BATCH_SIZES)}; use the preset 'default'"
+                    f"the paper has no settings for {task!r}, only for {', '.join(PAPER_BATCH_SIZES)}; "
+                    "use the preset 'default'"
                 )
             return cls(
                 epochs=20,
@@ -173,7 +174,8 @@ class TrainConfig:
         late = [epoch for epoch in listed if epoch not in range(1, self.epochs + 1)]
         if late or listed is not epochs:
             raise ConfigError(
-                f"snapshot_epochs={epochs!r}; it is a list of epochs, and the run has epochs 1 to {self.epochs}"
+                f"snapshot_epochs={epochs!r}; it is a list of epochs, and the run has epochs 1 "
+                f"to {self.epochs}"
             )
         kind = list if isinstance(epochs, list) else tuple
         self._set("snapshot_epochs", kind(int(epoch) for epoch in epochs))
@@ -204,8 +206,8 @@ class TrainConfig:
         for rate, decay in _pairs(self.learning_rate, getattr(self, name)):
             if rate * decay >= 1:
                 raise ConfigError(
-                    f"learning_rate * {name} = {rate} * {decay} = {rate * decay:g}; it must be below 1, or a step of decay "
-                    "turns the weights' sign; lower one of them"
+                    f"learning_rate * {name} = {rate} * {decay} = {rate * decay:g}; "
+                    "it must be below 1, or a step of decay turns the weights' sign; lower one of them"
                 )
 
     def per_member(self, name: str, members: int, *, default: float = 0.0) -> Tensor:
@@ -221,7 +223,8 @@ class TrainConfig:
             return torch.full((members,), default if value is None else float(value))
         if len(value) != members:
             raise ConfigError(
-                f"{name} has {len(value)} values for {members} members; give one number, or one for each member"
+                f"{name} has {len(value)} values for {members} members; "
+                "give one number, or one for each member"
             )
         return torch.tensor([float(number) for number in value])
 

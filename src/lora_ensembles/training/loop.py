@@ -196,8 +196,8 @@ def _guarded_step(run: _Run, step: int) -> StepOutcome:
         if run.recompute or not run.trainee.can_recompute:
             twice = ", its activations computed twice" if run.recompute else ""
             raise TrainingError(
-                f"memory ran out at step {step + 1} with a single row in flight{twice}; free memory, shorten the "
-                "examples, or load the base in lower precision"
+                f"memory ran out at step {step + 1} with a single row in flight{twice}; "
+                "free memory, shorten the examples, or load the base in lower precision"
             ) from error
     run.recompute = True
     return _guarded_step(run, step)
@@ -259,5 +259,6 @@ def _check_finite(run: _Run, values: Tensor, step: int, quantity: str) -> None:
             f"its learning rate {rate:g} is probably too high for this base; lower it, or set max_grad_norm"
         )
     raise TrainingError(
-        f"the {quantity} of member {wrong[0]} is {values[wrong[0]].item()} at step {step + 1}: {cause}. No update was made"
+        f"the {quantity} of member {wrong[0]} is {values[wrong[0]].item()} at step {step + 1}: "
+        f"{cause}. No update was made"
     )

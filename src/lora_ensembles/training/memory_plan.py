@@ -116,7 +116,8 @@ def plan_training(
 
     Example:
         >>> from transformers import LlamaConfig
-        >>> small = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=100)
+        >>> sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+        >>> small = LlamaConfig(**sizes, vocab_size=100)
         >>> plan_training(small, members=4, batch_size=2, tokens=16).adapter_parameters
         4096
     """
@@ -183,8 +184,8 @@ def _check_members(
     parameters = sum(a.numel() + b.numel() for a, b in shapes.values())
     working = 0 if dtype == torch.float32 else dtype.itemsize
     raise ConfigError(
-        f"members={members}; up to {MOST_MEMBERS} are planned, and {members} of {parameters:,} parameters would take "
-        f"{members * parameters * (16 + working) / 1e9:,.0f} GB beside the base"
+        f"members={members}; up to {MOST_MEMBERS} are planned, and {members} of {parameters:,} parameters "
+        f"would take {members * parameters * (16 + working) / 1e9:,.0f} GB beside the base"
     )
 
 
@@ -208,7 +209,8 @@ class _Step:
         widest = max(self.tokens, getattr(self.config.get_text_config(), "vocab_size", 1))
         if rows * self.tokens * widest > MOST_ELEMENTS:
             raise ConfigError(
-                f"{rows} rows of tokens={self.tokens} have tensors of more elements than can be addressed; plan fewer rows or tokens"
+                f"{rows} rows of tokens={self.tokens} have tensors of more elements than can be addressed; "
+                "plan fewer rows or tokens"
             )
         with FakeTensorMode(allow_non_fake_inputs=True):
             base = (
@@ -297,7 +299,9 @@ def _adapter_shapes(
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of the storages that operators make and that are still held, and the most there were."""
+    """Counts the bytes of the storages that operators make and that are still held, and the most
+    there were.
+    """
 
     def __init__(self, storages: dict[int, int]):
         super().__init__()

@@ -38,7 +38,8 @@ def by_length(order: Tensor, lengths: Tensor, *, batch_size: int, window: int, e
     are, or it would always hold the longest.
 
     Example:
-        >>> by_length(torch.tensor([3, 0, 2, 1, 4]), torch.tensor([9, 5, 8, 6, 7]), batch_size=2, window=2, epoch=0).tolist()
+        >>> order, lengths = torch.tensor([3, 0, 2, 1, 4]), torch.tensor([9, 5, 8, 6, 7])
+        >>> by_length(order, lengths, batch_size=2, window=2, epoch=0).tolist()
         [1, 3, 2, 0, 4]
     """
     full = len(order) // batch_size * batch_size

@@ -78,7 +78,9 @@ class Trainee(ABC):
             gradient.zero_()
 
     def unreached(self) -> Sequence[Sequence[slice]]:
-        """The columns of each buffer that no pass of the step reached, which do not decay; none by default."""
+        """The columns of each buffer that no pass of the step reached, which do not decay; none
+        by default.
+        """
         return ()
 
     def refresh(self) -> None:
@@ -90,7 +92,9 @@ class Trainee(ABC):
         return nullcontext()
 
     def recomputed(self) -> AbstractContextManager[None]:
-        """Context in which passes keep less and compute it again in the backward pass, where `can_recompute`."""
+        """Context in which passes keep less and compute it again in the backward pass,
+        where `can_recompute`.
+        """
         return nullcontext()
 
     def members(self) -> list[Any]:
@@ -143,7 +147,8 @@ class TrainResult:
         if epoch not in self.snapshots:
             there = ", ".join(map(str, self.snapshots)) or "none"
             raise ConfigError(
-                f"no snapshot of epoch {epoch} (there: {there}); name the epochs by TrainConfig(snapshot_epochs=[...])"
+                f"no snapshot of epoch {epoch} (there: {there}); "
+                "name the epochs by TrainConfig(snapshot_epochs=[...])"
             )
         ensemble.set_members(self.snapshots[epoch])
 
@@ -155,4 +160,7 @@ class TrainResult:
         kept = (
             f"snapshots of epochs {', '.join(map(str, self.snapshots))}" if self.snapshots else "no snapshots"
         )
-        return f"TrainResult({len(self.history)} epochs, last training loss of members {losses}; {', '.join([*shown, kept])})"
+        return (
+            f"TrainResult({len(self.history)} epochs, last training loss of members {losses}; "
+            f"{', '.join([*shown, kept])})"
+        )
