@@ -91,7 +91,8 @@ def check_parts(base: object, tokenizer: object) -> None:
     """
     if isinstance(base, str):
         raise ConfigError(
-            f"base is the name {base!r}; load it first: base, tokenizer = load_base({base!r}), or AutoModelForCausalLM.from_pretrained"
+            f"base is the name {base!r}; load it first: base, tokenizer = load_base({base!r}), "
+            "or AutoModelForCausalLM.from_pretrained"
         )
     if not hasattr(base, "named_parameters") or not hasattr(base, "config"):
         raise ConfigError(

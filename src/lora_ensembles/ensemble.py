@@ -265,8 +265,9 @@ class LoraEnsemble(StackedModel):
         base = folder.base_name(self.base) or type(self.base).__name__
         classes = f" of {len(head.classes)} classes" if head.classes else ""
         return (
-            f"LoraEnsemble({self.num_members} members on {base!r}, rank {' to '.join(map(str, {ranks[0]: 0, ranks[-1]: 0}))} "
-            f"on {', '.join(targets)}, head {head.kind}{classes}, {self.device})"
+            f"LoraEnsemble({self.num_members} members on {base!r}, "
+            f"rank {' to '.join(map(str, {ranks[0]: 0, ranks[-1]: 0}))} on {', '.join(targets)}, "
+            f"head {head.kind}{classes}, {self.device})"
         )
 
     @property
@@ -275,7 +276,9 @@ class LoraEnsemble(StackedModel):
         return head_of(self.info.head)
 
     def add_members(self, count: int) -> None:
-        """Grow by `count` untrained members, the ones an ensemble of that size would have had from the start."""
+        """Grow by `count` untrained members, the ones an ensemble of that size would have had from
+        the start.
+        """
         count, info = whole_count(count), self.info
         kept = [self.stack.member(index) for index in range(self.num_members)]
         self.stack.detach(self.base)

@@ -74,9 +74,10 @@ class RankOneLinear(nn.Module):
         tokens = x.numel() // x.shape[-1]
         if context.tokens != tokens:
             raise AdapterError(
-                f"layer {self.name!r} got {tokens} token vectors where the batch has {context.tokens}: either it does not see every row of "
-                "every member in order (a layer inside a routed expert does not), then take it out of target_modules; or the base was "
-                "called by itself, then call it inside `with ensemble.base_only():`"
+                f"layer {self.name!r} got {tokens} token vectors where the batch has {context.tokens}: "
+                "either it does not see every row of every member in order "
+                "(a layer inside a routed expert does not), then take it out of target_modules; "
+                "or the base was called by itself, then call it inside `with ensemble.base_only():`"
             )
         before, behind = self.input_offsets[context.members], self.output_offsets[context.members]
         members = before.shape[0]
@@ -290,7 +291,7 @@ class BatchEnsemble:
 
 @dataclass
 class _Rows:
-    """Labelled questions; a `TrainingRows`. `states` (n, H) are the base's, where a member has a KL weight."""
+    """Labelled questions; a `TrainingRows`. `states` (n, H) are the base's, if a member has a KL weight."""
 
     ensemble: BatchEnsemble
     table: TokenTable
@@ -370,7 +371,8 @@ def _target_shapes(base: PreTrainedModel, adapter: LoraConfig) -> dict[str, tupl
     """(D_in, D_out) of each layer that PEFT would adapt, by name, in the base's order."""
     if any(isinstance(module, RankOneLinear) for module in base.modules()):
         raise AdapterError(
-            "the base carries another BatchEnsemble; call `unload()` on that one first, or load the base again"
+            "the base carries another BatchEnsemble; call `unload()` on that one first, "
+            "or load the base again"
         )
     check_plain(base)
     check_language_model(base)

@@ -66,7 +66,8 @@ class LastLayerEnsemble:
         >>> from lora_ensembles.data import load_task
         >>> task = load_task("world-cqa")
         >>> ensemble = LastLayerEnsemble(*load_base(), num_members=3)
-        >>> losses = [row["train_loss"][0] for row in ensemble.fit(task.train[:64], TrainConfig(epochs=2, learning_rate=1e-3)).history]
+        >>> trained = ensemble.fit(task.train[:64], TrainConfig(epochs=2, learning_rate=1e-3))
+        >>> losses = [row["train_loss"][0] for row in trained.history]
         >>> losses[1] < losses[0]
         True
         >>> ensemble.member_log_probs(task.validation[:4]).shape
@@ -224,8 +225,8 @@ class LastLayerEnsemble:
         )  # rounding of one product in fp32, in bf16; anything else is far off
         if not torch.allclose(logits, frozen.label_logits[:16], atol=tolerance, rtol=tolerance):
             raise AdapterError(
-                f"{type(self.base).__name__} does something behind its head that differs from token to token, so rows of the head cannot "
-                "be trained alone; use another baseline"
+                f"{type(self.base).__name__} does something behind its head that differs from token "
+                "to token, so rows of the head cannot be trained alone; use another baseline"
             )
 
 
@@ -346,8 +347,8 @@ def _weight(base: PreTrainedModel) -> Tensor:
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
         raise AdapterError(
-            f"{type(base).__name__} has no output head with a plain weight matrix (it has a {type(head).__name__}), whose rows could be "
-            "trained; load the base without quantising its head"
+            f"{type(base).__name__} has no output head with a plain weight matrix (it has a "
+            f"{type(head).__name__}), whose rows could be trained; load the base without quantising its head"
         )
     return weight
 

@@ -66,9 +66,11 @@ class LastLayerHeads:
     Example:
         >>> from lora_ensembles import load_base
         >>> base, tokenizer = load_base("embedded", head="sequence-classification", num_labels=2)
-        >>> texts = [Example(str(n), text, ("bird", "fish"), n) for n, text in enumerate(["It is a lark", "It is a carp"])]
+        >>> told = ["It is a lark", "It is a carp"]
+        >>> texts = [Example(str(n), text, ("bird", "fish"), n) for n, text in enumerate(told)]
         >>> ensemble = LastLayerHeads(base, tokenizer, num_members=3)
-        >>> losses = [row["train_loss"][0] for row in ensemble.fit(texts, TrainConfig(epochs=20, learning_rate=1e-2)).history]
+        >>> trained = ensemble.fit(texts, TrainConfig(epochs=20, learning_rate=1e-2))
+        >>> losses = [row["train_loss"][0] for row in trained.history]
         >>> losses[-1] < losses[0]
         True
         >>> ensemble.member_log_probs(texts).shape
@@ -88,7 +90,8 @@ class LastLayerHeads:
         self.head = resolve_head(base, head)
         if not head_of(self.head).trained:
             raise ConfigError(
-                "LastLayerHeads needs a classifier or a multiple-choice model; LastLayerEnsemble is for causal language models"
+                "LastLayerHeads needs a classifier or a multiple-choice model; "
+                "LastLayerEnsemble is for causal language models"
             )
         self.base, self.tokenizer = base.eval().requires_grad_(False), tokenizer
         self.seeds = [member_seeds(seed, index) for index in range(count)]
@@ -233,7 +236,8 @@ class LastLayerHeads:
         )  # another product for the same numbers, and no more
         if not torch.allclose(scores, expected, rtol=0, atol=share * float(expected.abs().max())):
             raise AdapterError(
-                f"the head of a {type(self.base).__name__} cannot be run apart from its body; train adapters with it instead"
+                f"the head of a {type(self.base).__name__} cannot be run apart from its body; "
+                "train adapters with it instead"
             )
         passes = text_passes(table, rows=rows, padded=not self.padding_is_read)
         features = torch.cat([self._features(table.texts(numbers)) for numbers in passes])

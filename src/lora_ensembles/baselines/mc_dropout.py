@@ -63,7 +63,8 @@ class MCDropout:
         probability = ensemble.adapter.lora_dropout if dropout is None else dropout
         if not 0 < probability < 1:
             raise ConfigError(
-                f"dropout={probability}; pass the probability that the member was trained with, above 0 and below 1"
+                f"dropout={probability}; pass the probability that the member was trained with, "
+                "above 0 and below 1"
             )
         self.ensemble, self.member, self.passes, self.dropout, self.seed = (
             ensemble,

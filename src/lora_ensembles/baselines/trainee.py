@@ -87,7 +87,8 @@ def check_settings(config: TrainConfig, what: str) -> None:
     for name, asked in unsupported.items():
         if asked:
             raise ConfigError(
-                f"{name}={getattr(config, name)!r}: {what} has no such setting; leave it out (dataclasses.replace)"
+                f"{name}={getattr(config, name)!r}: {what} has no such setting; "
+                "leave it out (dataclasses.replace)"
             )
 
 

@@ -24,13 +24,16 @@ from ..prediction.prediction import Prediction, Predictor, predict
 _log = logging.getLogger(__name__)
 
 BOUNDS = (0.01, 100.0)
-"""Temperatures that are searched. On a fitting set without a single error NLL falls towards 0 with the temperature: then it is the lower
-bound; and where the predictor does worse than chance throughout, the upper one."""
+"""Temperatures that are searched. On a fitting set without a single error NLL falls towards 0 with the
+temperature: then it is the lower bound; and where the predictor does worse than chance throughout, the upper
+one."""
 _AT_BOUND = {
     BOUNDS[0]: ("lowest", "the examples hold no error that a surer predictor would pay for"),
     BOUNDS[1]: ("highest", "the predictor is worse than chance on the examples"),
 }
-UNIFORM = 1e-5  # nats: float32 log-probabilities of equal options differ by some units in the last place, 1e-7 of their size
+# In nats: float32 log-probabilities of equal options differ by some units in the last place, 1e-7 of their
+# size.
+UNIFORM = 1e-5
 HALVINGS = 60  # of an interval of log T that is 9.2 wide: down to 1e-17, past the resolution of float64
 
 
@@ -59,7 +62,8 @@ class TemperatureScaled:
         >>> from lora_ensembles.embedded import load_base
         >>> task = load_task("world-cqa")
         >>> held_out, scored = task.validation[:60], task.validation[60:90]
-        >>> scaled = TemperatureScaled.fit(LoraEnsemble(*load_base(), num_members=2), held_out, trained_on=task.train)
+        >>> ensemble = LoraEnsemble(*load_base(), num_members=2)
+        >>> scaled = TemperatureScaled.fit(ensemble, held_out, trained_on=task.train)
         >>> 0.2 < scaled.temperature < 5, scaled.member_log_probs(scored).shape
         (True, torch.Size([1, 30, 5]))
         >>> scaled.member_log_probs(held_out)
@@ -165,7 +169,8 @@ def held_out_split(
         DataError: there are not two different questions that were not trained on.
 
     Example:
-        >>> examples = [Example(str(n), f"Question {n // 2}:", (" yes", " no"), 0) for n in range(20)]  # each twice
+        >>> prompts = [f"Question {n // 2}:" for n in range(20)]  # each twice
+        >>> examples = [Example(str(n), prompt, (" yes", " no"), 0) for n, prompt in enumerate(prompts)]
         >>> held_out, scored = held_out_split(examples, share=0.4)
         >>> len(held_out), len(scored), {one.prompt for one in held_out} & {one.prompt for one in scored}
         (8, 12, set())
@@ -180,8 +185,8 @@ def held_out_split(
     ]
     if not groups or len(groups) == len(examples) == 1:
         raise DataError(
-            f"{len(examples)} examples, of which {len(groups)} are different and were not trained on; at least one is needed to fit the "
-            "temperature on, and another to score"
+            f"{len(examples)} examples, of which {len(groups)} are different and were not trained on; "
+            "at least one is needed to fit the temperature on, and another to score"
         )
     random.Random(seed).shuffle(groups)
     wanted = max(1, round(share * len(examples)))
@@ -222,7 +227,8 @@ def scaled_log_probs(prediction: Prediction, temperature: float) -> Tensor:
     Example:
         >>> import torch
         >>> prediction = Prediction(torch.tensor([[[0.8, 0.2]]]).log())
-        >>> [round(p, 4) for p in scaled_log_probs(prediction, 0.5).exp()[0].tolist()]  # 0.64 and 0.04, normalised
+        >>> scaled = scaled_log_probs(prediction, 0.5).exp()[0].tolist()
+        >>> [round(p, 4) for p in scaled]  # 0.64 and 0.04, normalised
         [0.9412, 0.0588]
     """
     return (prediction.log_probs.double() / temperature).log_softmax(dim=-1).float()
@@ -242,8 +248,8 @@ def best_temperature(prediction: Prediction) -> float:
 
     Example:
         >>> import torch
-        >>> sure = torch.tensor([[0.9, 0.1]]).log().expand(1, 4, 2)  # says 0.9 and is right three times in four
-        >>> T = best_temperature(Prediction(sure, torch.tensor([0, 0, 0, 1])))
+        >>> sure = torch.tensor([[0.9, 0.1]]).log().expand(1, 4, 2)
+        >>> T = best_temperature(Prediction(sure, torch.tensor([0, 0, 0, 1])))  # right three times in four
         >>> round(0.9 ** (1 / T) / (0.9 ** (1 / T) + 0.1 ** (1 / T)), 6)
         0.75
     """
@@ -310,5 +316,6 @@ def _refuse_known(examples: Sequence[Example], seen: Mapping[str, str], why: str
     if refused:
         count = len(dict.fromkeys(example for example, _ in refused))
         raise DataError(
-            f"example {refused[0][0]!r} {why} (as {refused[0][1]!r}), and {count} of the {len(examples)} given were; {advice}"
+            f"example {refused[0][0]!r} {why} (as {refused[0][1]!r}), and {count} of the {len(examples)} "
+            f"given were; {advice}"
         )

@@ -29,9 +29,8 @@ class Segment(NamedTuple):
 
     text: str
     weight: float  # of each of its tokens in the loss
-    word: str | None = (
-        None  # the word that answers here; a middle layer is trained to name it, also where the text is its letter
-    )
+    # The word that answers here; a middle layer is trained to name it, also where the text is its letter.
+    word: str | None = None
 
 
 def statements(pool: FactPool, *, count: int, rng: random.Random) -> list[Segment]:

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 
 def gguf_file(name: str) -> Path | None:
-    """The GGUF file that a base's name stands for: a path that ends in .gguf, a folder with one such file and no
-    `config.json`, or `smollm2` where its package is installed; else None.
+    """The GGUF file that a base's name stands for: a path that ends in .gguf, a folder with one such file and
+    no `config.json`, or `smollm2` where its package is installed; else None.
 
     Raises:
         DataError: a path that ends in .gguf and is no file.

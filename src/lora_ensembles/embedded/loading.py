@@ -33,8 +33,8 @@ def load_base(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A base model by name and its tokenizer.
 
-    A head that the checkpoint lacks is newly initialised. Where transformers has no multiple-choice class for a
-    model, as for decoders, that head is a classifier of one label.
+    A head that the checkpoint lacks is newly initialised. Where transformers has no multiple-choice class for
+    a model, as for decoders, that head is a classifier of one label.
 
     Args:
         name: "embedded", "smollm2", a folder, a GGUF file, or "owner/name" of the hub.
@@ -115,8 +115,8 @@ def resolve_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTo
 
     if names_a_folder(name) and not name.endswith(".gguf") and not Path(name).is_dir():
         raise DataError(
-            f"base model {name!r}: no such folder from {Path.cwd()}; give 'embedded', 'smollm2', a folder that save_pretrained wrote, a "
-            "GGUF file, or a name on the hub"
+            f"base model {name!r}: no such folder from {Path.cwd()}; give 'embedded', 'smollm2', "
+            "a folder that save_pretrained wrote, a GGUF file, or a name on the hub"
         )
     try:
         return AutoTokenizer.from_pretrained(base_source(name), revision=revision)
@@ -129,8 +129,8 @@ def _make_ready_for_heads(base: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     # are is not.
     if not any(getattr(parameter, "_is_hf_initialized", False) for parameter in base.base_model.parameters()):
         raise DataError(
-            f"base model {name!r} holds no weights of the body of a {type(base).__name__}, which would be random; give a checkpoint of "
-            "this architecture"
+            f"base model {name!r} holds no weights of the body of a {type(base).__name__}, "
+            "which would be random; give a checkpoint of this architecture"
         )
     config = base.config.get_text_config()
     if config.pad_token_id is None:  # a decoder finds a text's end by its padding
@@ -142,6 +142,6 @@ def _make_ready_for_heads(base: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 def _not_loaded(name: str, error: Exception) -> DataError:
     reason = str(error).splitlines()[0]
     return DataError(
-        f"base model {name!r} cannot be loaded: {reason}; give 'embedded', 'smollm2', a folder that save_pretrained wrote, a "
-        "GGUF file, or a name on the hub"
+        f"base model {name!r} cannot be loaded: {reason}; give 'embedded', 'smollm2', "
+        "a folder that save_pretrained wrote, a GGUF file, or a name on the hub"
     )

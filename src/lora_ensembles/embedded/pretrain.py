@@ -45,7 +45,9 @@ SERIES = {"series": 1.0}
 NAMING_WEIGHT = 4.0
 # What every question repeats is one token each: half the work, and easier to learn.
 FRAME = r"Q:|\nAnswer Choices:|\n\([a-z]\)|\nA: \(|\nA:"
-WINDOW = 2048  # tokens; positions are rotary, so the window costs nothing, and real questions are long in this small vocabulary
+# Tokens: positions are rotary, so the window costs nothing, and real questions are long in this small
+# vocabulary.
+WINDOW = 2048
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,15 @@ class Recipe:
     naming_layer: int = 3
     heads: int = 4
     mlp_size: int = 320
-    temperature: float = 2.1  # between the best on closed-book questions in asked wordings (1.89) and on few-shot ones in others (2.79)
+    # Between the best on closed-book questions in asked wordings (1.89) and on few-shot ones in others
+    # (2.79).
+    temperature: float = 2.1
 
 
 def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
-    """A byte-level BPE in which every word of the world is one token and any other text still has a spelling."""
+    """A byte-level BPE in which every word of the world is one token and any other text still has
+    a spelling.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -126,7 +132,8 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
         num_key_value_heads=recipe.heads,
         max_position_embeddings=WINDOW,
         tie_word_embeddings=True,
-        initializer_range=0.06,  # near 1 / sqrt(hidden size); Llama's 0.02 is for wide models and learns slowly here
+        # Near 1 / sqrt(hidden size); Llama's 0.02 is for wide models and learns slowly here.
+        initializer_range=0.06,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

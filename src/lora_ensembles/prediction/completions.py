@@ -30,7 +30,8 @@ class CompletionScores:
 
     Example:
         >>> import torch
-        >>> scores = CompletionScores(torch.tensor([[[0.5, 0.5]], [[0.25, 1.0]]]).log(), torch.tensor([[True, True]]), ("q1",))
+        >>> log_probs = torch.tensor([[[0.5, 0.5]], [[0.25, 1.0]]]).log()
+        >>> scores = CompletionScores(log_probs, torch.tensor([[True, True]]), ("q1",))
         >>> scores.log_probs.exp()  # the mean of the members' probabilities at each step
         tensor([[0.3750, 0.7500]])
     """
@@ -117,7 +118,8 @@ def evaluate_completions(scores: CompletionScores) -> CompletionMetrics:
 
     Example:
         >>> import torch
-        >>> scores = CompletionScores(torch.tensor([[[0.5, 0.5]], [[0.5, 0.5]]]).log(), torch.tensor([[True, True]]))
+        >>> log_probs = torch.tensor([[[0.5, 0.5]], [[0.5, 0.5]]]).log()
+        >>> scores = CompletionScores(log_probs, torch.tensor([[True, True]]))
         >>> evaluate_completions(scores).nll, evaluate_completions(scores).perplexity
         (1.3862943649291992, 2.0)
     """

@@ -81,7 +81,8 @@ def evaluate(result: Result, *, ood: Prediction | None = None) -> Metrics | Comp
 
     Example:
         >>> import torch
-        >>> metrics = evaluate(Prediction(torch.tensor([[[0.9, 0.1], [0.25, 0.75]]]).log(), torch.tensor([0, 1])))
+        >>> log_probs = torch.tensor([[[0.9, 0.1], [0.25, 0.75]]]).log()
+        >>> metrics = evaluate(Prediction(log_probs, torch.tensor([0, 1])))
         >>> metrics.accuracy, metrics.ood_auroc
         (1.0, None)
         >>> scores = CompletionScores(torch.tensor([[[0.5, 0.5]]]).log(), torch.tensor([[True, True]]))
@@ -127,7 +128,8 @@ def evaluate_members(
         )
     if ood is not None and ood.num_members != result.num_members:
         raise ConfigError(
-            f"{result.num_members} members in distribution and {ood.num_members} out of it; pass the same predictor's"
+            f"{result.num_members} members in distribution and {ood.num_members} out of it; "
+            "pass the same predictor's"
         )
     members = [
         _evaluate(result.member(m), None if ood is None else ood.member(m)) for m in range(result.num_members)

@@ -125,7 +125,8 @@ def bootstrap_interval(
         >>> from lora_ensembles.prediction.prediction import Prediction
         >>> prediction = Prediction(torch.tensor([0.7, 0.3]).log().expand(1, 100, 2), torch.arange(100) % 2)
         >>> interval = bootstrap_interval(accuracy, prediction)
-        >>> interval.estimate, 0.35 < interval.low < 0.45, 0.55 < interval.high < 0.65  # 0.5 +- 1.96 sqrt(0.25 / 100)
+        >>> # 0.5 +- 1.96 sqrt(0.25 / 100)
+        >>> interval.estimate, 0.35 < interval.low < 0.45, 0.55 < interval.high < 0.65
         (0.5, True, True)
     """
     _check(samples, level)
@@ -283,8 +284,8 @@ def _drawn(metric: Callable[..., float], sets: tuple[Any, ...], samples: int, se
     values = values[~values.isnan()]
     if len(values) < max(2, samples / 2):
         raise DataError(
-            f"the metric has a value in {len(values)} of {samples} draws of the {sets[0].num_examples} examples; an interval needs most of "
-            "them: measure more examples"
+            f"the metric has a value in {len(values)} of {samples} draws of the {sets[0].num_examples} "
+            "examples; an interval needs most of them: measure more examples"
         )
     return values
 
@@ -335,8 +336,8 @@ def _resamples(num_examples: int, samples: int, seed: int) -> Iterator[torch.Ten
 def _check_pair(first: Prediction, second: Prediction) -> None:
     if first.ids != second.ids:
         raise ConfigError(
-            f"the predictions have different examples ({first.num_examples} and {second.num_examples}, compared by id and order); "
-            "predict the same examples with both"
+            f"the predictions have different examples ({first.num_examples} and {second.num_examples}, "
+            "compared by id and order); predict the same examples with both"
         )
     if (
         first.targets is not None
@@ -355,6 +356,6 @@ def _check(samples: int, level: float) -> None:
         )
     if not 0.0 < level < 1.0:
         raise ConfigError(
-            f"level is {level}; it is the share of samples in which the interval holds the population's value, between 0 and 1 "
-            "(0.95, not 95)"
+            f"level is {level}; it is the share of samples in which the interval holds the population's "
+            "value, between 0 and 1 (0.95, not 95)"
         )

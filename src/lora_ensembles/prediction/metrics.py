@@ -137,7 +137,8 @@ def brier(prediction: Prediction) -> float:
 
     Example:
         >>> from lora_ensembles.prediction.prediction import Prediction
-        >>> round(brier(Prediction(torch.tensor([[[0.75, 0.25]]]).log(), torch.tensor([1]))), 4)  # 0.75^2 + 0.75^2
+        >>> prediction = Prediction(torch.tensor([[[0.75, 0.25]]]).log(), torch.tensor([1]))
+        >>> round(brier(prediction), 4)  # 0.75^2 + 0.75^2
         1.125
     """
     return brier_of_each(prediction).mean().item()
@@ -183,7 +184,8 @@ def ood_auroc(prediction: Prediction, ood: Prediction) -> float:
     """
     if prediction.num_members != ood.num_members:
         raise ConfigError(
-            f"{prediction.num_members} members in distribution and {ood.num_members} out of it; score the predictions of one predictor"
+            f"{prediction.num_members} members in distribution and {ood.num_members} out of it; "
+            "score the predictions of one predictor"
         )
     scores = torch.cat([doubt_of_each(prediction), doubt_of_each(ood)])
     labels = torch.cat(
@@ -230,7 +232,8 @@ def coverage_area(prediction: Prediction) -> float:
 
     Example:
         >>> from lora_ensembles.prediction.prediction import Prediction
-        >>> coverage_area(Prediction(torch.tensor([[[0.9, 0.1], [0.4, 0.6]]]).log(), torch.tensor([0, 0])))  # (1 + 1/2) / 2
+        >>> prediction = Prediction(torch.tensor([[[0.9, 0.1], [0.4, 0.6]]]).log(), torch.tensor([0, 0]))
+        >>> coverage_area(prediction)  # (1 + 1/2) / 2
         0.75
     """
     return accuracy_coverage(prediction).area
@@ -263,7 +266,8 @@ def reliability_bins(prediction: Prediction, *, bins: int = NUM_BINS) -> Reliabi
 
     Example:
         >>> from lora_ensembles.prediction.prediction import Prediction
-        >>> points = reliability_bins(Prediction(torch.tensor([[[0.75, 0.25], [0.75, 0.25]]]).log(), torch.tensor([0, 1])))
+        >>> log_probs = torch.tensor([[[0.75, 0.25], [0.75, 0.25]]]).log()
+        >>> points = reliability_bins(Prediction(log_probs, torch.tensor([0, 1])))
         >>> points.confidences.tolist(), points.accuracies.tolist(), points.counts.tolist()
         ([0.75], [0.5], [2])
     """

@@ -279,5 +279,6 @@ def _line(prediction: Prediction) -> str:
 def _check_arms(predictions: Mapping[str, object]) -> None:
     if not 1 <= len(predictions) <= len(COLOURS):
         raise ConfigError(
-            f"{len(predictions)} arms to draw; give 1 to {len(COLOURS)}, more cannot be told apart in one figure"
+            f"{len(predictions)} arms to draw; give 1 to {len(COLOURS)}, more cannot be told apart "
+            "in one figure"
         )

@@ -146,7 +146,8 @@ class Prediction:
         indices = range(self.num_members)
         if not members or len(set(members)) != len(members) or any(m not in indices for m in members):
             raise ConfigError(
-                f"cannot select members {list(members)}; name one or more of 0 to {self.num_members - 1}, each once"
+                f"cannot select members {list(members)}; name one or more of 0 to {self.num_members - 1}, "
+                "each once"
             )
         return Prediction(self.member_log_probs[list(members)], self.targets, self.ids)
 
@@ -175,7 +176,8 @@ class Prediction:
         """
         if self.targets is None:
             raise DataError(
-                f"{what} needs targets, and these {self.num_examples} examples have none; give every example a target"
+                f"{what} needs targets, and these {self.num_examples} examples have none; "
+                "give every example a target"
             )
         return self.targets
 
@@ -234,8 +236,9 @@ def predict(predictor: Predictor, examples: Sequence[Example], *, max_rows: int 
     for row, (example, present) in enumerate(zip(examples, prediction.present.tolist(), strict=True)):
         if present != [option < len(example.labels) for option in range(prediction.num_options)]:
             raise ConfigError(
-                f"the predictor gives probabilities to {sum(present)} options of example {example.id!r} (row {row}), which has "
-                f"{len(example.labels)} labels; it must give -inf exactly to the options after the last label"
+                f"the predictor gives probabilities to {sum(present)} options of example "
+                f"{example.id!r} (row {row}), which has {len(example.labels)} labels; "
+                "it must give -inf exactly to the options after the last label"
             )
     return prediction
 
@@ -244,16 +247,19 @@ def _checked_log_probs(values: object) -> Tensor:
     log_probs = _tensor("member_log_probs", values)
     if log_probs.ndim != 3 or 0 in log_probs.shape or log_probs.shape[2] < 2:
         raise ConfigError(
-            f"member_log_probs has shape {tuple(log_probs.shape)}; it must be (members, examples, options), 2 or more options"
+            f"member_log_probs has shape {tuple(log_probs.shape)}; it must be (members, examples, options), "
+            "2 or more options"
         )
     if log_probs.dtype not in (torch.float32, torch.float64):
         raise ConfigError(
-            f"member_log_probs is {log_probs.dtype}; cast the logits to float32 before the softmax over the options"
+            f"member_log_probs is {log_probs.dtype}; cast the logits to float32 before the softmax "
+            "over the options"
         )
     log_probs = log_probs.detach().to(device="cpu", dtype=torch.float32)
     if bool((log_probs >= 0).all()) and bool(((log_probs.sum(dim=-1) - 1).abs() <= _ROW_SUM_TOLERANCE).all()):
         raise ConfigError(
-            "member_log_probs holds probabilities; give their logarithms: member_log_probs.log(), or better log_softmax of the logits"
+            "member_log_probs holds probabilities; give their logarithms: "
+            "member_log_probs.log(), or better log_softmax of the logits"
         )
     sums = log_probs.double().exp().sum(dim=-1)
     wrong = ~(
@@ -262,15 +268,15 @@ def _checked_log_probs(values: object) -> Tensor:
     if wrong.any():
         member, row = wrong.nonzero()[0].tolist()
         raise ConfigError(
-            f"the probabilities of member {member}, row {row} sum to {sums[member, row].item():.6g}, not 1; give log-probabilities "
-            "(log_softmax over the options, in float32), not logits"
+            f"the probabilities of member {member}, row {row} sum to {sums[member, row].item():.6g}, not 1; "
+            "give log-probabilities (log_softmax over the options, in float32), not logits"
         )
     absent = log_probs == -math.inf
     if bool((absent != absent[0]).any()):
         row, option = (absent != absent[0]).any(dim=0).nonzero()[0].tolist()
         raise ConfigError(
-            f"option {option} of row {row} has log-probability -inf for some members and not for others; -inf means absent. "
-            "Where a probability is merely tiny, use log_softmax, not the log of a softmax"
+            f"option {option} of row {row} has log-probability -inf for some members and not for others; "
+            "-inf means absent. Where a probability is merely tiny, use log_softmax, not the log of a softmax"
         )
     return log_probs
 
@@ -287,7 +293,8 @@ def _tensor(name: str, values: object) -> Tensor:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"{name} is of type {type(values).__name__} and no array of numbers ({error}); it is a tensor, or an array of numbers"
+            f"{name} is of type {type(values).__name__} and no array of numbers ({error}); "
+            "it is a tensor, or an array of numbers"
         ) from error
 
 
@@ -296,7 +303,8 @@ def _checked_targets(values: object, present: Tensor, ids: tuple[str, ...]) -> T
     num_examples, num_options = present.shape
     if targets.shape != (num_examples,) or targets.is_floating_point() or targets.dtype == torch.bool:
         raise ConfigError(
-            f"targets is {targets.dtype} of shape {tuple(targets.shape)}; it must be integers of shape ({num_examples},)"
+            f"targets is {targets.dtype} of shape {tuple(targets.shape)}; "
+            f"it must be integers of shape ({num_examples},)"
         )
     targets = targets.detach().to(device="cpu", dtype=torch.int64)
     inside = (targets >= 0) & (targets < num_options)
@@ -304,7 +312,8 @@ def _checked_targets(values: object, present: Tensor, ids: tuple[str, ...]) -> T
     if not bool(valid.all()):
         row = int((~valid).nonzero()[0])
         raise DataError(
-            f"the target of example {ids[row]!r} (row {row}) is {int(targets[row])}, which is none of its {int(present[row].sum())} "
-            "options (absent options have log-probability -inf); correct the target or the options"
+            f"the target of example {ids[row]!r} (row {row}) is {int(targets[row])}, which is none "
+            f"of its {int(present[row].sum())} options (absent options have log-probability -inf); "
+            "correct the target or the options"
         )
     return targets

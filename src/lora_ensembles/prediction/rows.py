@@ -44,7 +44,8 @@ def prediction_records(prediction: Prediction, examples: Sequence[Example]) -> I
     """
     if tuple(example.id for example in examples) != prediction.ids:
         raise ConfigError(
-            f"the {len(examples)} examples are not the {prediction.num_examples} of the prediction, in order; pass those it was made for"
+            f"the {len(examples)} examples are not the {prediction.num_examples} of the prediction, "
+            "in order; pass those it was made for"
         )
     return _records(prediction, examples)
 

@@ -74,7 +74,8 @@ def error_auroc(doubt: Tensor, correct: Tensor) -> float:
     """
     if bool(correct.all()) or not bool(correct.any()):
         raise DataError(
-            f"all {len(correct)} answers are {'right' if bool(correct.all()) else 'wrong'}; AUROC needs some of both"
+            f"all {len(correct)} answers are {'right' if bool(correct.all()) else 'wrong'}; "
+            "AUROC needs some of both"
         )
     _, ranks = doubt.unique(sorted=True, return_inverse=True)
     return binary_auroc(ranks.double() / max(1, int(ranks.max())), (~correct).long()).item()

@@ -65,7 +65,8 @@ def write_local_tasks(data: str | Path, out: str | Path) -> list[str]:
     folders = sorted(set(_PAPER_FOLDERS.values()))
     if not any((data / folder).is_dir() for folder in folders):
         raise DataError(
-            f"{data} holds none of {', '.join(folders)} as folders of .jsonl files; name the folder above them"
+            f"{data} holds none of {', '.join(folders)} as folders of .jsonl files; "
+            "name the folder above them"
         )
     with written_aside(out) as aside:
         for name, folder in _HARNESS_TASKS.items():

@@ -1,4 +1,6 @@
-"""The model: which arguments it takes, how the ensemble is loaded from them, and what the harness is given."""
+"""The model: which arguments it takes, how the ensemble is loaded from them, and what the harness
+is given.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,8 @@ def merged_arguments(model_args: Mapping[str, Any], flags: Mapping[str, Any]) ->
     both = sorted(set(model_args) & set(set_flags))
     if both:
         raise ConfigError(
-            f"{both[0]} is in model_args and is also a flag of the harness, which it always sets; use --{both[0]} alone"
+            f"{both[0]} is in model_args and is also a flag of the harness, which it always sets; "
+            f"use --{both[0]} alone"
         )
     merged = {**model_args, **set_flags}
     for name in merged:
@@ -72,7 +75,8 @@ def load(arguments: Mapping[str, Any]) -> LoraEnsemble:
     folders = [arguments[name] for name in ("pretrained", "ensemble") if arguments.get(name)]
     if len(folders) != 1:
         raise ConfigError(
-            f"{len(folders)} folders of an ensemble in model_args; give one, pretrained=DIR (or ensemble=DIR, the same)"
+            f"{len(folders)} folders of an ensemble in model_args; "
+            "give one, pretrained=DIR (or ensemble=DIR, the same)"
         )
     members = _members(arguments.get("members"))
     saved = read_ensemble(Path(folders[0]), members=members)
