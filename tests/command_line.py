@@ -1,4 +1,6 @@
-"""What tests of the command line share: a base in a folder, and a call that returns what a shell would see."""
+"""What tests of the command line share: a base in a folder, and a call that returns what a shell
+would see.
+"""
 
 from __future__ import annotations
 

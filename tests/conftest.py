@@ -39,7 +39,9 @@ def fixed_seed() -> None:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder with the paper's data sets: $LORA_ENSEMBLES_DATA, or shared/datasets beside the repository."""
+    """The folder with the paper's data sets: $LORA_ENSEMBLES_DATA, or shared/datasets beside
+    the repository.
+    """
     given = os.environ.get(DATA_VARIABLE)
     path = Path(given) if given else REPOSITORY.parent / "shared" / "datasets"
     if path.is_dir():

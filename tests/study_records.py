@@ -209,6 +209,8 @@ def _made(grid: Grid) -> dict[str, list[dict[str, Any]]]:
 
 
 def wide(grid: Grid = SMALL) -> Grid:
-    """The full grid's shape with the small one's cost: six tasks, three seeds, five members, every strength."""
+    """The full grid's shape with the small one's cost: six tasks, three seeds, five members,
+    every strength.
+    """
     full = Grid("wide")
     return full.having(shared={"snapshots": (1, 2, 3, 5, 10, 15)}, paper={"draws": grid.paper.draws})

@@ -87,7 +87,8 @@ def parse(path: Path) -> ast.Module:
 
 
 def place(path: Path, node: ast.AST) -> str:
-    return f"{path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path.name}:{getattr(node, 'lineno', 1)}"
+    name = path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path.name
+    return f"{name}:{getattr(node, 'lineno', 1)}"
 
 
 def nodes_run_at_import(node: ast.AST) -> Iterator[ast.AST]:

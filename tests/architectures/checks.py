@@ -34,8 +34,8 @@ OUTPUTS = 1e-4
 WEIGHTS = 5e-3
 """Most that trained weights may differ by, as a share of their way: Adam magnifies rounding."""
 NOISE = 10
-"""How many times PEFT's own difference between two such passes one may be that is beyond these: where a model breaks ties
-of exact zeros (Doge), or has gradients that are zero but for rounding (BLT), those decide.
+"""How many times PEFT's own difference between two such passes one may be that is beyond these: where a model
+breaks ties of exact zeros (Doge), or has gradients that are zero but for rounding (BLT), those decide.
 """
 CLOSE = 1e-3  # nats by which greedy decoding's token may be less probable than the best: the two are equal
 NEW_TOKENS = 6

@@ -28,7 +28,8 @@ REASONS = (
     (r"is not causal", "not causal"),
     (r"transformers' own generate fails", "transformers' own `generate` fails"),
     (r"is an encoder-decoder", "an encoder-decoder"),
-    (r"of which PEFT adapts the bare parameter", f"PEFT adapts bare parameters of routers or fused experts{LEAVE_OUT}"),
+    (r"of which PEFT adapts the bare parameter",
+     f"PEFT adapts bare parameters of routers or fused experts{LEAVE_OUT}"),
     (r"that returns a \w+ in place of a tensor", f"a target is a router that returns more{LEAVE_OUT}"),
     (r"fails with adapters on these", f"a pass fails with adapters on such a target{LEAVE_OUT}"),
     (r"adapters are stacked on nn.Linear", f"a target is no plain linear layer{LEAVE_OUT}"),
@@ -51,7 +52,9 @@ def shortened(reason: str) -> str:
 
 
 def counted(record: dict[str, Any], kind: str) -> dict[str, int]:
-    """How many architectures of a kind were tried, how their checks ended, and how many could not be built."""
+    """How many architectures of a kind were tried, how their checks ended, and how many could not
+    be built.
+    """
     outcomes = record["architectures"].get(kind, {}).values()
     missing = sum("not built" in outcome for outcome in outcomes)
     ended = Counter(check["status"] for outcome in outcomes for check in outcome.get("checks", {}).values())

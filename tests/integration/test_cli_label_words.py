@@ -17,7 +17,9 @@ TICKETS = {
     "billing": "I was charged twice for {}|the invoice for {} is wrong|please refund my payment for {}",
     "bug": "the app crashes when I open {}|{} shows an error and stops|clicking on {} does nothing",
     "account": "I cannot log in to {}|how do I change my password for {}|please delete my profile from {}",
-    "feature": "please add a dark mode to {}|it would be nice to export {}|can you support a larger font in {}",
+    "feature": (
+        "please add a dark mode to {}|it would be nice to export {}|can you support a larger font in {}"
+    ),
 }
 THINGS = "the report,the calendar,the shop,the map,the library,the garden plan,the price list".split(",")
 WORDS = ",".join(TICKETS)

@@ -19,10 +19,14 @@ import pytest
 from command_line import base_folder, call
 
 TOPICS = {
-    "billing": ["The invoice is wrong", "I was charged twice", "Please refund the payment", "The price on my bill changed"],
-    "bug": ["The app crashes", "An error appears on the screen", "The page freezes when I scroll", "It broke after the update"],
-    "account": ["I cannot log in", "My password was rejected", "Please delete my profile", "The user name is taken"],
-    "feature": ["Please add a dark mode", "An export to PDF would help", "Could you support maps", "I wish for more colours"],
+    "billing": ["The invoice is wrong", "I was charged twice", "Please refund the payment",
+                "The price on my bill changed"],
+    "bug": ["The app crashes", "An error appears on the screen", "The page freezes when I scroll",
+            "It broke after the update"],
+    "account": ["I cannot log in", "My password was rejected", "Please delete my profile",
+                "The user name is taken"],
+    "feature": ["Please add a dark mode", "An export to PDF would help", "Could you support maps",
+                "I wish for more colours"],
 }  # fmt: skip
 MANNERS = [
     'She said: "{}", twice.',
@@ -178,7 +182,8 @@ def test_answers_join_back_to_the_rows_bad_ones_included(
 ) -> None:
     new = tmp_path / "new.csv"
     new.write_text(
-        'ref,text,id,row\nA1,"The app,\ncrashes",1,x\nA2,,2,y\nA3,I cannot log in,3,z\nA4,one,too,many,cells\n'
+        'ref,text,id,row\nA1,"The app,\ncrashes",1,x\nA2,,2,y\n'
+        "A3,I cannot log in,3,z\nA4,one,too,many,cells\n"
     )
     refused = call(capsys, "predict", trained / "run", "--in", new, "--out", tmp_path / f"a.{format}")
     assert (refused.code, (tmp_path / f"a.{format}").exists()) == (2, False)
@@ -346,14 +351,15 @@ def test_a_limit_takes_every_class_of_a_sorted_file(
         (
             "question,answer\nIs it on?,yes\nIs it off?,no\n",
             [],
-            "lora-ensembles train f.csv --head sequence-classification. Words that the language model chooses among: "
-            "lora-ensembles train f.csv --labels no,yes",
+            "lora-ensembles train f.csv --head sequence-classification. "
+            "Words that the language model chooses among: lora-ensembles train f.csv --labels no,yes",
         ),
         ("text,label\n" + "".join(f"{n},{n}\n" for n in range(9)), [], "has 9 different values in 9 rows"),
         ("prompt,chosen,rejected\n1 + 1 =,2,3\n", [], "lora-ensembles train f.csv --head reward"),
         ("text,note\nIt works,fine\n", [], "Rename it to one of answer, label, class"),
         ("text;label, if any\nIt works;fine, yes\n", [], "';' stands in the names"),
-        ("text,label\nIt works,fine\n", ["--train", "g.csv"], "FILE f.csv and --train g.csv; give the file once"),
+        ("text,label\nIt works,fine\n", ["--train", "g.csv"],
+         "FILE f.csv and --train g.csv; give the file once"),
         ("text,label\nIt works,fine\nNo,fine\n", [], "column 'label' has 1 different values"),
     ],
 )  # fmt: skip

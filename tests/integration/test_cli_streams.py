@@ -131,7 +131,10 @@ def test_an_ignored_hang_up_stays_ignored():
 def test_ctrl_c_at_any_moment_of_the_first_second_shows_no_traceback():
     """Sent as soon as Python runs the program's own code, and at moments while its modules are imported."""
     for delay in (0.0, 0.01, 0.03, 0.06, 0.1):
-        code = "import sys; print('up', flush=True); from lora_ensembles.cli import main; sys.exit(main(['tasks']))"
+        code = (
+            "import sys; print('up', flush=True); from lora_ensembles.cli import main; "
+            "sys.exit(main(['tasks']))"
+        )
         # The import of the package's front is the one thing before `main`; it is made first, then the signal
         # comes.
         code = code.replace(
@@ -153,7 +156,10 @@ def test_ctrl_c_at_any_moment_of_the_first_second_shows_no_traceback():
 
 
 def test_the_front_of_the_command_line_imports_none_of_its_verbs():
-    code = "import sys, lora_ensembles.cli; print([m for m in sys.modules if m.startswith('lora_ensembles') or m == 'argparse'])"
+    code = (
+        "import sys, lora_ensembles.cli; print([m for m in sys.modules if m.startswith('lora_ensembles') "
+        "or m == 'argparse'])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "['lora_ensembles', 'lora_ensembles.cli']\n"
 
@@ -161,7 +167,8 @@ def test_the_front_of_the_command_line_imports_none_of_its_verbs():
 def test_a_file_opened_later_never_takes_the_place_of_a_closed_stream(tmp_path):
     code = (
         "import os, sys; from lora_ensembles.cli import main; from lora_ensembles.cli.program import VERBS\n"
-        "VERBS['tasks'].run = lambda _: print(os.open('file', os.O_CREAT | os.O_WRONLY)); sys.exit(main(['tasks']))"
+        "VERBS['tasks'].run = lambda _: print(os.open('file', os.O_CREAT | os.O_WRONLY)); "
+        "sys.exit(main(['tasks']))"
     )
     done = subprocess.run(
         ["sh", "-c", f'"{sys.executable}" -c "$0" <&- 2>&-', code],

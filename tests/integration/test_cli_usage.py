@@ -50,7 +50,10 @@ def test_help_of_every_verb_shows_examples_that_parse(capsys, verb):
 @pytest.mark.parametrize("words", [("--help",), ("train", "--help"), ("train", "--tsk", "x"), ("trian",)])
 def test_help_and_mistakes_load_nothing_heavy(words):
     heavy = "torch", "transformers", "peft", "datasets", "torchmetrics", "matplotlib"
-    code = f"import sys; from lora_ensembles.cli import main; main(sys.argv[1:]); print([m for m in {heavy} if m in sys.modules])"
+    code = (
+        "import sys; from lora_ensembles.cli import main; main(sys.argv[1:]); "
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
     done = subprocess.run(shell(*words, code=code), capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 

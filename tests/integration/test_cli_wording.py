@@ -162,7 +162,8 @@ def test_threshold_is_said_not_to_be_there(capsys, flag):
     [
         (
             {"epochs": 0},
-            "argument --epochs: '0' is no whole number of at least 1; --help shows what fits (epochs in run.json)",
+            "argument --epochs: '0' is no whole number of at least 1; "
+            "--help shows what fits (epochs in run.json)",
         ),
         (
             {"kl_weight": [0.1, -1]},
@@ -222,8 +223,9 @@ def test_ensemble_of_the_hub_is_measured_by_its_name(capsys, tmp_path, monkeypat
 
     from command_line import base_folder
 
-    trained = call(capsys, "train", "--task", "world-cqa", "--base", base_folder(), "--members", 1, "--epochs", 1, "--limit", 8,
-                   "--limit-validation", 4, "--no-progress", "--out", "copy")  # fmt: skip
+    trained = call(capsys, "train", "--task", "world-cqa", "--base", base_folder(), "--members", 1,
+                   "--epochs", 1, "--limit", 8, "--limit-validation", 4, "--no-progress",
+                   "--out", "copy")  # fmt: skip
     assert trained.code == 0
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "copy"))
 

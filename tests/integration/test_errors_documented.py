@@ -1,4 +1,6 @@
-"""Every row of docs/errors.md: the real mistake is made, and class and message are those that the table says."""
+"""Every row of docs/errors.md: the real mistake is made, and class and message are those that the
+table says.
+"""
 
 from __future__ import annotations
 
@@ -128,7 +130,13 @@ def load(path: Path, *, base: torch.nn.Module | None = None, check_base: bool = 
 
 
 def made(config: LoraConfig, *, members: int = 2, seed: object = 0) -> LoraEnsemble:
-    return LoraEnsemble(llama(), tokenizer(), num_members=members, adapter=config, seed=seed)  # type: ignore[arg-type]
+    return LoraEnsemble(
+        llama(),
+        tokenizer(),
+        num_members=members,
+        adapter=config,
+        seed=seed,  # type: ignore[arg-type]
+    )
 
 
 def peft_adapter(
@@ -252,7 +260,9 @@ provokes("too-many-members")(lambda folder: made(adapter(), members=10**10))
 provokes("wrong-seed")(lambda folder: made(adapter(), seed="a"))
 provokes("wrong-scaling")(lambda folder: made(adapter(alpha=0)))
 provokes("rank-too-large")(lambda folder: made(adapter(rank=100_000)))
-provokes("no-tokenizer")(lambda folder: LoraEnsemble(llama(), None, adapter=adapter()))  # type: ignore[arg-type]
+provokes("no-tokenizer")(
+    lambda folder: LoraEnsemble(llama(), None, adapter=adapter())  # type: ignore[arg-type]
+)
 provokes("wrong-decoding")(
     lambda folder: generate_text(ensemble(), "otter", GenerationConfig(do_sample=True, top_p=2.0))
 )
@@ -302,7 +312,8 @@ provokes("other-shape")(lambda folder: load(saved(folder), base=llama(hidden=32)
 
 @provokes("base-wrapped")
 def _wrapped(folder: Path) -> object:
-    return LoraEnsemble(get_peft_model(llama(), adapter()), tokenizer(), adapter=adapter())  # type: ignore[arg-type]
+    wrapped = get_peft_model(llama(), adapter())
+    return LoraEnsemble(wrapped, tokenizer(), adapter=adapter())  # type: ignore[arg-type]
 
 
 @provokes("adapter-of-other-base")

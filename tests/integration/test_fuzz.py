@@ -312,20 +312,19 @@ def test_config_with_other_values(originals: Path, data: st.DataObject) -> None:
 
 
 TRAIN_FLAGS = [
-    "--members", "--seed", "--vary", "--epochs", "--batch-size", "--learning-rate", "--schedule", "--kl-weight", "--dropout",
-    "--weight-decay-b", "--rank", "--alpha", "--lora-dropout", "--target-modules", "--preset", "--limit", "--labels",
-    "--question-column",
-    "--options-column", "--answer-column", "--answer-form", "--validation", "--task", "--head", "--dtype", "--snapshot-epochs",
-    "--data", "--config",
+    "--members", "--seed", "--vary", "--epochs", "--batch-size", "--learning-rate", "--schedule",
+    "--kl-weight", "--dropout", "--weight-decay-b", "--rank", "--alpha", "--lora-dropout", "--target-modules",
+    "--preset", "--limit", "--labels", "--question-column", "--options-column", "--answer-column",
+    "--answer-form", "--validation", "--task", "--head", "--dtype", "--snapshot-epochs", "--data", "--config",
 ]  # fmt: skip
 READ_FLAGS = [
-    "--only", "--max-rows", "--dtype", "--device", "--question-column", "--options-column", "--answer-column", "--id-column",
-    "--pair-column", "--labels",
-    "--answer-form", "--format", "--out", "--base", "--in-format",
+    "--only", "--max-rows", "--dtype", "--device", "--question-column", "--options-column", "--answer-column",
+    "--id-column", "--pair-column", "--labels", "--answer-form", "--format", "--out", "--base", "--in-format",
 ]  # fmt: skip
 WORDS = st.one_of(
-    st.sampled_from(["", "0", "-1", "1", "2", "1e400", "nan", "inf", "none", "a,b", "0,1", "question", ".", "rows.jsonl", "run", "out",
-                     "rows.csv", "csv", "text", "é", "\udcff", "--", "-", "x.xlsx", "./gone"]),
+    st.sampled_from(["", "0", "-1", "1", "2", "1e400", "nan", "inf", "none", "a,b", "0,1", "question", ".",
+                     "rows.jsonl", "run", "out", "rows.csv", "csv", "text", "é", "\udcff", "--", "-",
+                     "x.xlsx", "./gone"]),
     st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=5),
 )  # fmt: skip
 

@@ -25,9 +25,11 @@ pytest.importorskip("matplotlib")
 PROBE = """<script>
 const failed = [];
 console.error = (...words) => failed.push("console: " + words.join(" "));
-addEventListener("error", event => failed.push("error: " + (event.message || event.target.outerHTML.slice(0, 80))), true);
+addEventListener("error", event => failed.push("error: " + (event.message || event.target.outerHTML.slice(0, \
+80))), true);
 addEventListener("load", () => {
-  const images = [...document.images].map(one => [one.alt, one.complete ? one.naturalWidth : 0, one.getBoundingClientRect().width]);
+  const images = [...document.images].map(one => [one.alt, one.complete ? one.naturalWidth : 0, \
+one.getBoundingClientRect().width]);
   const wide = [...document.querySelectorAll("img, p, figure, .beside")].filter(
     one => one.getBoundingClientRect().right > document.documentElement.clientWidth + 1).length +
     [...document.querySelectorAll(".scroll")].filter(one => one.scrollWidth > one.clientWidth + 1).length;
@@ -112,7 +114,10 @@ def test_claims_come_first_and_every_figure_stands_beside_the_papers(report: Pat
 
 def test_a_smaller_grid_is_said_at_the_top_and_with_the_provenance(report: Path) -> None:
     text = (report / "report.md").read_text(encoding="utf-8")
-    smaller = "2 of 6 tasks, 2 of 3 seeds, 3 of 5 members, 4 of 10 epochs, 5 of 20 members in the pool, 2 of 10 few-shot draws"
+    smaller = (
+        "2 of 6 tasks, 2 of 3 seeds, 3 of 5 members, 4 of 10 epochs, 5 of 20 members in the pool, "
+        "2 of 10 few-shot draws"
+    )
     assert text.partition("## ")[0].count(smaller) == 1
     assert text.rpartition("## ")[2].count(smaller) == 1
 
@@ -225,7 +230,10 @@ def test_every_picture_is_shown_in_a_browser_and_nothing_errors(report: Path, tm
     page = (report / "report.html").read_text(encoding="utf-8")
     probed = tmp_path / "probed.html"
     probed.write_text(page.replace("<head>", f"<head>{PROBE}", 1), encoding="utf-8")
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --virtual-time-budget=5000 --enable-logging=stderr --window-size=1200,900"
+    flags = (
+        "--headless --no-sandbox --disable-gpu --no-first-run --virtual-time-budget=5000 "
+        "--enable-logging=stderr --window-size=1200,900"
+    )
     command = [
         browser,
         *flags.split(),

@@ -28,8 +28,10 @@ REFUSED: dict[tuple[str, str], dict[str, str]] = {
     ("vision-language", "paligemma"): dict.fromkeys(CHECKS["vision-language"], CAUSAL),
 }
 NAMES = {
-    "causal": "llama gpt2 gemma3_text gpt_neox opt bloom phi3 mixtral gpt_oss qwen3_next deepseek_v3 mamba rwkv "
-    "minimax inkling2_text bart bert bert_(is_decoder)",
+    "causal": (
+        "llama gpt2 gemma3_text gpt_neox opt bloom phi3 mixtral gpt_oss qwen3_next deepseek_v3 mamba rwkv "
+        "minimax inkling2_text bart bert bert_(is_decoder)"
+    ),
     "vision-language": "gemma3 qwen2_vl mllama paligemma llava",
     "classifier": "bert modernbert deberta-v2 llama gpt2 convbert xlnet",
 }

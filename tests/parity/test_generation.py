@@ -227,7 +227,8 @@ def test_a_stop_string_ends_the_text() -> None:
     length = inputs["input_ids"].shape[1]
     whole = words.decode(model.generate(**settings)[0, length:])  # type: ignore[operator]
     stop = whole[len(whole) // 2 :][:4]
-    cut = words.decode(model.generate(**settings, stop_strings=[stop], tokenizer=words)[0, length:])  # type: ignore[operator]
+    stopped = model.generate(**settings, stop_strings=[stop], tokenizer=words)  # type: ignore[operator]
+    cut = words.decode(stopped[0, length:])
     assert len(cut) < len(whole)
     assert stop in cut
 

@@ -1,4 +1,6 @@
-"""Bases that read the padding behind a text: members score and train as PEFT does with every text by itself."""
+"""Bases that read the padding behind a text: members score and train as PEFT does with every text
+by itself.
+"""
 
 from __future__ import annotations
 

@@ -142,7 +142,9 @@ def test_no_gradient_reaches_the_base() -> None:
 
 
 def test_members_rows_are_not_misaligned() -> None:
-    """Rows that differ by member meet that member's adapter: changing one member changes its own logits only."""
+    """Rows that differ by member meet that member's adapter: changing one member changes its own
+    logits only.
+    """
     ensemble = build_ensemble(members=3, random_b=True)
     ids = pad(random_rows([9] * 6))[0].view(3, 2, 9)
     with torch.no_grad():

@@ -195,7 +195,9 @@ def test_a_divergence_weight_of_one_member_leaves_the_others_as_they_are() -> No
 
 
 class Largest(TorchDispatchMode):
-    """Records the most elements of any floating-point tensor that an operator returns, forward and backward."""
+    """Records the most elements of any floating-point tensor that an operator returns, forward
+    and backward.
+    """
 
     elements = 0
 

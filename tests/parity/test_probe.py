@@ -194,7 +194,9 @@ def vision_language(kind: str, text_kind: str, **more: Any) -> PreTrainedModel:
     if kind not in CONFIG_MAPPING:
         pytest.skip(f"this transformers has no {kind}")
     vocabulary = len(tokenizer())
-    names = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim".split()
+    names = (
+        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim"
+    ).split()
     text = {name: SMALL[name] for name in (*names, "max_position_embeddings")} | {"vocab_size": vocabulary}
     text |= {"model_type": text_kind, "pad_token_id": 0} | more.pop("text", {})
     config = CONFIG_MAPPING[kind](text_config=text, **more)

@@ -35,7 +35,8 @@ CONFIG = TrainConfig(
     warmup_steps=4,
     max_grad_norm=1.0,
     snapshot_epochs=(1, 14),
-    checkpoint_every=4,  # not a multiple of the epoch's 3 steps: the sums of an epoch under way are kept as well
+    # Not a multiple of the epoch's 3 steps: the sums of an epoch under way are kept as well.
+    checkpoint_every=4,
     log_every=1,
 )
 STEPS = 3 * CONFIG.epochs

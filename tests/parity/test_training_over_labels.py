@@ -132,7 +132,9 @@ def test_adapters_of_the_top_layer_train_over_labels_as_in_a_model_that_keeps_no
 def trained(
     name: str, least: float, monkeypatch: pytest.MonkeyPatch, adapter: LoraConfig | None = None
 ) -> tuple[int, list[MemberWeights]]:
-    """Rows of an example with most labels, and the members, where one row must save `least` times the tokens."""
+    """Rows of an example with most labels, and the members, where one row must save `least` times
+    the tokens.
+    """
     monkeypatch.setattr(label_losses, "WORTH_SHARING", least)
     ensemble = build_ensemble(name, members=2, adapter=adapter)
     trainee = AdapterTrainee(ensemble, mixed_examples(), config_of(REGULARISED))

@@ -48,7 +48,9 @@ def on_top(name: str = "llama", *, layers: Sequence[int] = (1,)) -> LoraEnsemble
 
 
 def rows_of_first_layer(ensemble: LoraEnsemble, run: Callable[[], Any]) -> tuple[Any, list[int]]:
-    """What a call returns, and how many rows the first layer's attention sees in each pass that reaches it."""
+    """What a call returns, and how many rows the first layer's attention sees in each pass that
+    reaches it.
+    """
     seen: list[int] = []
     attention = next(
         child

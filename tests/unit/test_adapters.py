@@ -73,7 +73,12 @@ def test_adapter_that_is_no_lora_is_refused() -> None:
 
 @pytest.mark.parametrize("init", [True, False, "gaussian", "orthogonal"])
 def test_initial_weights_are_those_of_peft_for_the_same_seed(init: bool | str) -> None:
-    config = LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj"], init_lora_weights=init)  # type: ignore[arg-type]
+    config = LoraConfig(
+        r=2,
+        lora_alpha=6,
+        target_modules=["q_proj"],
+        init_lora_weights=init,  # type: ignore[arg-type]
+    )
     weights = initial_weights(llama(), config, seed=7)
     base = llama()
     torch.manual_seed(7)
@@ -87,7 +92,8 @@ def test_initial_weights_are_those_of_peft_for_the_same_seed(init: bool | str) -
 def test_embedding_as_target_is_refused_by_its_name_and_kind() -> None:
     with pytest.raises(
         AdapterError,
-        match=r"target 'model\.embed_tokens' is a torch\S*\.Embedding; .*leave it out by exclude_modules=\['embed_tokens'\]",
+        match=r"target 'model\.embed_tokens' is a torch\S*\.Embedding; "
+        r".*leave it out by exclude_modules=\['embed_tokens'\]",
     ):
         LoraEnsemble(llama(), tokenizer(), adapter=adapter(targets=["q_proj", "embed_tokens"]))
 

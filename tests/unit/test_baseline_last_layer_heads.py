@@ -34,7 +34,8 @@ CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=3e-3, weight_decay_he
 
 
 def made(name: str, kind: str, *, init: str = "fresh") -> LastLayerHeads:
-    return LastLayerHeads(build(name, kind), tokenizer(), num_members=3, head=HeadConfig(kind, init=init))  # type: ignore[arg-type]
+    head = HeadConfig(kind, init=init)  # type: ignore[arg-type]
+    return LastLayerHeads(build(name, kind), tokenizer(), num_members=3, head=head)
 
 
 @pytest.mark.parametrize("kind", KINDS)

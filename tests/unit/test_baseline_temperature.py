@@ -156,7 +156,8 @@ def test_what_was_fitted_on_cannot_be_scored() -> None:
     scaled.member_log_probs(questions(4, start=8))
     with pytest.raises(
         DataError,
-        match=r"example 'q3' was used to fit the temperature \(as 'q3'\), and 1 of the 3 given were; score other",
+        match=r"example 'q3' was used to fit the temperature \(as 'q3'\), and 1 of the 3 given were; "
+        r"score other",
     ):
         predict(scaled, [*questions(2, start=8), held_out[3]])
 
@@ -208,7 +209,8 @@ def test_fitting_on_what_was_trained_on_is_refused() -> None:
     assert TemperatureScaled.fit(made, held_out, trained_on=train).temperature > 0
     with pytest.raises(
         DataError,
-        match=r"example 'q5' was trained on .* 1 of the 9 given were; fit the temperature on examples that were",
+        match=r"example 'q5' was trained on .* 1 of the 9 given were; "
+        r"fit the temperature on examples that were",
     ):
         TemperatureScaled.fit(made, [*held_out, train[5]], trained_on=train)
 

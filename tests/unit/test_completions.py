@@ -237,7 +237,8 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
 
     with pytest.raises(
         DataError,
-        match=r"no end-of-sequence token, so an answer would have no end; name one of its tokens: tokenizer\.eos",
+        match=r"no end-of-sequence token, so an answer would have no end; name one of its tokens: "
+        r"tokenizer\.eos",
     ):
         encode_completions([Completion("1", "Well?", " Yes.")], made)
 
@@ -259,7 +260,10 @@ def test_a_chat_is_rendered_by_the_tokenizers_own_template_and_ends_with_its_end
     assert (
         made.decode(row.label_ids[0]) == "In rivers.<|im_end|>"
     )  # without the template's line break behind it
-    turns = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi!<|im_end|>\n<|im_start|>user\nWhere do otters live?<|im_end|>\n"
+    turns = (
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi!<|im_end|>\n<|im_start|>user\n"
+        "Where do otters live?<|im_end|>\n"
+    )
     assert made.decode(row.prompt_ids) == f"{turns}<|im_start|>assistant\n"
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}]
     whole = made.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
@@ -289,11 +293,13 @@ def test_an_end_inside_an_answer_is_kept_and_what_stands_behind_the_last_one_cut
             "example '1': chat messages, and the tokenizer has no chat template; set tokenizer.chat_template",
         ),
         (
-            "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %} Answer:{% endif %}",
+            "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %} "
+            "Answer:{% endif %}",
             "renders the prompt diff",
         ),
         (
-            "{% for m in messages %}{% if not loop.last or m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+            "{% for m in messages %}{% if not loop.last or m.role == 'user' %}"
+            "{{ m.content }}{% endif %}{% endfor %}",
             "renders the prompt d",
         ),
         (
@@ -315,7 +321,8 @@ def test_what_is_too_long_loses_the_beginning_of_its_prompt_and_never_its_answer
 
     with pytest.raises(
         DataError,
-        match=rf"example 'long': prompt and completion are {length} tokens, and the window is {length - 2}; shor",
+        match=rf"example 'long': prompt and completion are {length} tokens, and the window is {length - 2}; "
+        r"shor",
     ):
         encode_completions([long], made, max_length=length - 2)
     cut = encode_completions([long], made, max_length=length - 2, overlong="left")[0]
@@ -377,4 +384,8 @@ def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(ConfigError, match="max_length is 0"):
         encode_prompts(["Hello"], tokenizer(), max_length=0)
     with pytest.raises(ConfigError, match="unknown overlong 'right'"):
-        encode_completions([Completion("1", "Well?", " Yes.")], tokenizer(), overlong="right")  # type: ignore[arg-type]
+        encode_completions(
+            [Completion("1", "Well?", " Yes.")],
+            tokenizer(),
+            overlong="right",  # type: ignore[arg-type]
+        )

@@ -1,4 +1,6 @@
-"""The settings of a run: what is refused, how a setting spreads over members, and the learning-rate schedule."""
+"""The settings of a run: what is refused, how a setting spreads over members, and the
+learning-rate schedule.
+"""
 
 from __future__ import annotations
 

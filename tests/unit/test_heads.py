@@ -507,7 +507,8 @@ def test_members_without_the_ensembles_head_are_refused(tmp_path: Path) -> None:
     build_ensemble("bert", "reward", members=1).save_pretrained(tmp_path / "other")
     with pytest.raises(
         AdapterError,
-        match=r"a member's head is classifier.bias \(1,\), classifier.weight \(1, 32\) and the ensemble's .* \(3, 32\)",
+        match=r"a member's head is classifier.bias \(1,\), classifier.weight \(1, 32\) and the ensemble's "
+        r".* \(3, 32\)",
     ):
         ensemble.load_members([tmp_path / "other" / "member_000"])
     assert ensemble.num_members == 1
@@ -518,7 +519,8 @@ def test_members_of_a_causal_language_model_own_no_modules() -> None:
 
     with pytest.raises(
         AdapterError,
-        match=r"modules_to_save=\['lm_head'\]\) cannot be stacked: members of a causal language model own adapters",
+        match=r"modules_to_save=\['lm_head'\]\) cannot be stacked: "
+        r"members of a causal language model own adapters",
     ):
         LoraEnsemble(
             causal("llama"),
@@ -643,8 +645,8 @@ def build_chat_tokenizer() -> object:
 
     made = copy.deepcopy(tokenizer())
     made.chat_template = (
-        "{% for m in messages %}{{ m.role + ' : ' + m.content }}{% if not loop.last %} {% endif %}{% endfor %}"
-        "{% if add_generation_prompt %} assistant :{% endif %}"
+        "{% for m in messages %}{{ m.role + ' : ' + m.content }}{% if not loop.last %} "
+        "{% endif %}{% endfor %}{% if add_generation_prompt %} assistant :{% endif %}"
     )
     return made
 

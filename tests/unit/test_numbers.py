@@ -85,7 +85,10 @@ def test_rank_of_one_layer_beyond_its_sides_is_refused_too() -> None:
 def test_members_that_no_memory_holds_are_refused_with_the_sum(grown: bool) -> None:
     count = 10**10
     each = parameters_of(ensemble(members=1).stack.member(0))
-    needed = f"{each:,} parameters each at 16 bytes .* are {each * count * BYTES_A_PARAMETER / 1e9:,.1f} GB, and cpu has"
+    needed = (
+        f"{each:,} parameters each at 16 bytes .* are {each * count * BYTES_A_PARAMETER / 1e9:,.1f} GB, "
+        "and cpu has"
+    )
 
     with pytest.raises(
         ConfigError, match=rf"^num_members={count} of rank 2 do not fit into memory: {needed}"

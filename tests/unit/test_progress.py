@@ -1,4 +1,6 @@
-"""How far something has come: a line now and then where no terminal can draw a bar, and a bar where one can."""
+"""How far something has come: a line now and then where no terminal can draw a bar, and a bar where
+one can.
+"""
 
 from __future__ import annotations
 

@@ -132,8 +132,8 @@ def test_failed_run_with_a_checkpoint_says_how_to_go_on_or_replace_it(tmp_path: 
     wrong = dataclasses.replace(TOO_FAST, epochs=20, warmup_steps=2, checkpoint_every=1)
     with pytest.raises(
         TrainingError,
-        match=r"No update was made\. The checkpoint of step \d+ is kept in .*out: go on from it by resume=True, "
-        r"or replace the run by overwrite=True$",
+        match=r"No update was made\. The checkpoint of step \d+ is kept in .*out: "
+        r"go on from it by resume=True, or replace the run by overwrite=True$",
     ):
         run(tmp_path / "out", wrong)
 

@@ -101,9 +101,7 @@ def test_one_label_of_two_tokens_makes_every_label_count_with_its_sum() -> None:
     torch.testing.assert_close(among, alone, rtol=0, atol=1e-5)
 
 
-def test_rows_are_scored_longest_first_so_that_batches_hold_little_padding_and_a_lack_of_memory_shows_at_once() -> (
-    None
-):
+def test_rows_are_scored_longest_first_so_that_little_is_padded_and_a_lack_of_memory_shows_at_once() -> None:
     lengths = []
     model = llama()
 

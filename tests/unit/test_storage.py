@@ -292,7 +292,8 @@ def test_weights_in_a_pickle_are_never_read(saved: Path) -> None:
 def test_base_of_other_weights_is_refused_unless_it_is_meant(saved: Path) -> None:
     with pytest.raises(
         AdapterError,
-        match=r"trained on base 'tiny/llama' \(fingerprint [\w-]+\), the base given is 'tiny/other'.*check_base=False",
+        match=r"trained on base 'tiny/llama' \(fingerprint [\w-]+\), the base given "
+        r"is 'tiny/other'.*check_base=False",
     ):
         LoraEnsemble.from_pretrained(saved, base=llama(seed=1, name="tiny/other"), tokenizer=tokenizer())
     LoraEnsemble.from_pretrained(saved, base=llama(seed=1), tokenizer=tokenizer(), check_base=False)
@@ -477,7 +478,8 @@ def test_model_card_names_no_base_that_the_hub_could_not_have(base: str) -> None
 def test_upload_without_a_network_is_an_error_that_says_so() -> None:
     with pytest.raises(
         LoraEnsemblesError,
-        match=r"upload to 'me/ensemble' failed: .*offline mode.*is there a network, and a token that may write",
+        match=r"upload to 'me/ensemble' failed: .*offline mode.*is there a network, "
+        r"and a token that may write",
     ):
         ensemble().push_to_hub("me/ensemble")
 

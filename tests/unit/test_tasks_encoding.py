@@ -170,7 +170,8 @@ def test_prompts_that_end_in_a_line_break_or_have_none_are_encoded() -> None:
 def test_label_merged_with_the_end_of_the_prompt_is_named() -> None:
     with pytest.raises(
         DataError,
-        match=r"example 'sun': after the prompt's end .* label 'a' has no tokens of its own.*'\(a'.*choose other",
+        match=r"example 'sun': after the prompt's end .* label 'a' has no tokens of its "
+        r"own.*'\(a'.*choose other",
     ):
         encode_examples([lettered()], merging())
 
@@ -224,7 +225,8 @@ def test_overlong_prompt_is_refused_with_its_length_and_the_window() -> None:
     assert len(encode_examples([lettered()], tokenizer, max_length=length)) == 1
     with pytest.raises(
         DataError,
-        match=f"'sun': prompt and longest label are {length} tokens, and the window is {length - 1}.*overlong='left'",
+        match=f"'sun': prompt and longest label are {length} tokens, and the window "
+        f"is {length - 1}.*overlong='left'",
     ):
         encode_examples([lettered()], tokenizer, max_length=length - 1)
 

@@ -68,7 +68,8 @@ def test_label_text_and_letter_swapped_is_caught_not_guessed(tmp_path: Path) -> 
 
     with pytest.raises(
         DataError,
-        match=r"line 1: answer 'a' can mean different options \(text -> 'a', letter -> 'b'\); set answer_form",
+        match=r"line 1: answer 'a' can mean different options \(text -> 'a', letter -> 'b'\); "
+        r"set answer_form",
     ):
         load_file(path)
     assert targets(load_file(path, columns=ColumnMapping(answer_form="text"))) == [1]
@@ -185,7 +186,8 @@ def test_text_and_label_columns_are_found_for_a_classification(tmp_path: Path) -
 def test_letters_do_not_answer_label_words(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
-        match=r"answer 'b' is not among the options \['yes', 'no'\]; needed is an index from 0 to 1 or the text",
+        match=r"answer 'b' is not among the options \['yes', 'no'\]; "
+        r"needed is an index from 0 to 1 or the text",
     ):
         load_file(jsonl(tmp_path / "f.jsonl", {"question": "?", "answer": "b"}), labels=["yes", "no"])
 

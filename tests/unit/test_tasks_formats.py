@@ -218,7 +218,8 @@ def test_answers_of_two_kinds_are_refused_with_both_places(tmp_path: Path) -> No
 
     with pytest.raises(
         DataError,
-        match=r"line 3: answer 'b' can be read as letters alone, and 'west' \(.*line 1\) as the option's text; all answers",
+        match=r"line 3: answer 'b' can be read as letters alone, and 'west' \(.*line 1\) as the option's "
+        r"text; all answers",
     ):
         load_file(path)
 

@@ -1,4 +1,6 @@
-"""Prompts and the records they go into, held against the samples that Appendix C of arXiv:2310.00035 prints."""
+"""Prompts and the records they go into, held against the samples that Appendix C of
+arXiv:2310.00035 prints.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from lora_ensembles.errors import DataError
 # Each sample as the paper prints it, up to where the letter of the answer stands; the page's line breaks
 # inside a question are undone.
 SAMPLES = {
-    "C.1": """Q: The sanctions against the school were a punishing blow, and they seemed to what the efforts the school had made to change?
+    "C.1": """Q: The sanctions against the school were a punishing blow, and they seemed to what the efforts \
+the school had made to change?
 Answer Choices:
 (a) ignore
 (b) enforce
@@ -32,14 +35,16 @@ Answer Choices:
 (c) several viral particles on the skin
 (d) carbohydrates being digested in the stomach
 A: (""",
-    "C.4": """Q: George wants to warm his hands quickly by rubbing them. Which skin surface will produce the most heat?
+    "C.4": """Q: George wants to warm his hands quickly by rubbing them. Which skin surface will produce the \
+most heat?
 Answer Choices:
 (a) dry palms
 (b) wet palms
 (c) palms covered with oil
 (d) palms covered with lotion
 A: (""",
-    "C.5": """Q: Which of these statements is true of the Vatican in 2010 at the time of the accusations of child abuse cover-ups?
+    "C.5": """Q: Which of these statements is true of the Vatican in 2010 at the time of the accusations of \
+child abuse cover-ups?
 Answer Choices:
 (a) There was a coordinated media response.
 (b) Consistent messages were communicated.
@@ -47,9 +52,10 @@ Answer Choices:
 (d) The credibility of the Vatican was upheld.
 A: (""",
     "C.6": (
-        "Q: A tank initially contains a salt solution of 3 grams of salt dissolved in 100 liters of water. A salt solution containing 0.02 "
-        "grams of salt per liter of water is sprayed into the tank at a rate of 4 liters per minute. The sprayed solution is continually "
-        "mixed with the salt solution in the tank, and the mixture flows out of the tank at a rate of 4 liters per minute. If the mixing "
+        "Q: A tank initially contains a salt solution of 3 grams of salt dissolved in 100 liters of water. "
+        "A salt solution containing 0.02 grams of salt per liter of water is sprayed into the tank "
+        "at a rate of 4 liters per minute. The sprayed solution is continually mixed with the salt solution "
+        "in the tank, and the mixture flows out of the tank at a rate of 4 liters per minute. If the mixing "
         "is instantaneous, how many grams of salt are in the tank after 100 minutes have elapsed?\n"
         "Answer Choices:\n(a) 2\n(b) 2 - e^{-2}\n(c) 2 + e^{-2}\n(d) 2 + e^{-4}\nA: ("
     ),

@@ -84,7 +84,8 @@ def test_loss_of_a_member_with_an_absurd_learning_rate_names_member_step_and_cau
 
     with pytest.raises(
         TrainingError,
-        match=r"the (loss|gradient) of member 1 is (nan|inf) at step 2: its learning rate 1e\+38 is probably too high.*lower it",
+        match=r"the (loss|gradient) of member 1 is (nan|inf) at step 2: "
+        r"its learning rate 1e\+38 is probably too high.*lower it",
     ):
         run(made, config, out=tmp_path / "out")
 
@@ -98,7 +99,8 @@ def test_base_with_a_poisoned_weight_is_named_as_the_cause_at_the_first_step() -
 
     with pytest.raises(
         TrainingError,
-        match="the loss of member 0 is nan at step 1: before any update, so the base itself gives such values",
+        match="the loss of member 0 is nan at step 1: before any update, so the base itself gives "
+        "such values",
     ):
         run(ensemble(base=base))
 
@@ -129,7 +131,8 @@ def test_a_step_of_which_not_one_row_fits_into_memory_ends_the_run() -> None:
     with (
         pytest.raises(
             TrainingError,
-            match=r"memory ran out at step 1 with a single row in flight, its activations computed twice; free",
+            match=r"memory ran out at step 1 with a single row in flight, its activations computed twice; "
+            r"free",
         ),
         no_memory_left(),
     ):
