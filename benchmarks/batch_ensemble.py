@@ -1,7 +1,9 @@
-"""What BatchEnsemble's start alone costs: `python benchmarks/batch_ensemble.py --out results/batch-ensemble.json`.
+"""What BatchEnsemble's start alone costs:
+`python benchmarks/batch_ensemble.py --out results/batch-ensemble.json`.
 
-Eight untrained members on the embedded base, 200 validation questions of world-obqa, for each deviation of the initial offsets, and for the
-random signs that Wen et al. 2020 (arXiv:2002.06715) take when they train from scratch.
+Eight untrained members on the embedded base, 200 validation questions of world-obqa, for each deviation of
+the initial offsets, and for the random signs that Wen et al. 2020 (arXiv:2002.06715) take when they train
+from scratch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Every measurement that a CPU can make, in one process: `make bench`, or `python benchmarks/bench.py --out results/performance/cpu.json`.
+"""Every measurement that a CPU can make, in one process: `make bench`, or
+`python benchmarks/bench.py --out results/performance/cpu.json`.
 
-Rows with a "must" hold on any CPU of two cores. The rows of large models (T5, T7, E1, E2, D1) run scaled down and say what a CPU says of
-their shape; their targets are for a GPU. The last line is JSON: {"rows": [{"id", "ratios", "must", "at_most", "ok"}, ...]}. The exit
-status is 1 where a row does not hold.
+Rows with a "must" hold on any CPU of two cores. The rows of large models (T5, T7, E1, E2, D1) run scaled down
+and say what a CPU says of their shape; their targets are for a GPU. The last line is JSON: {"rows": [{"id",
+"ratios", "must", "at_most", "ok"}, ...]}. The exit status is 1 where a row does not hold.
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ def operators_shown(row: Row) -> str:
 def memory_shown(row: Row) -> str:
     """The row for a reader."""
     peaks = ", ".join(f"{name} {value:,d} bytes" for name, value in row["peak_bytes"].items())
-    said = f"{row['difference_bytes']:,d} of {row['formula_bytes']:,d} bytes by the formula; base once: {row['base_in_memory_once']}"
+    said = (
+        f"{row['difference_bytes']:,d} of {row['formula_bytes']:,d} bytes by the formula; base once: "
+        f"{row['base_in_memory_once']}"
+    )
     return f"{row['id']}  peaks {peaks}\n  {said}\n  {'ok' if row['ok'] else 'NOT ok'}"
 
 
@@ -122,7 +126,8 @@ def main() -> None:
     seconds = time.monotonic() - begin
     write_record(arguments.out, {"rows": rows, "windows": arguments.windows, "seconds": round(seconds)})
     print(
-        f"\n{table(rows)}\n{seconds:.0f} seconds; a ratio A, A' or B is that arm's time over the library's, C the share of the limit"
+        f"\n{table(rows)}\n{seconds:.0f} seconds; a ratio A, A' or B is that arm's time over the library's, "
+        "C the share of the limit"
     )
     print(json.dumps({"rows": [{name: row[name] for name in KEPT if name in row} for row in rows]}))
     sys.exit(0 if all(row["ok"] for row in rows) else 1)

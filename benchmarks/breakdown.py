@@ -1,8 +1,9 @@
 """Where the time of training the embedded demo goes, part by part, from torch's profiler.
 
-Modules of the base and a few functions of the loop are marked; an operator counts for the innermost mark around it. One of the backward
-pass counts for the mark of the forward operator that it belongs to, by autograd's sequence numbers. The profiler slows small operators
-down, so the parts are shares of a profiled step, given in milliseconds of one that was not profiled.
+Modules of the base and a few functions of the loop are marked; an operator counts for the innermost mark
+around it. One of the backward pass counts for the mark of the forward operator that it belongs to, by
+autograd's sequence numbers. The profiler slows small operators down, so the parts are shares of a profiled
+step, given in milliseconds of one that was not profiled.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ PROFILE = Profile("embedded", 5, (16,), 0, {}, steps=12, kind="demo")
 MARK = "part: "
 BACKWARD = "autograd::engine::evaluate_function"
 STEP = "embedding"  # the mark that begins a pass
-# Parts of the loop outside the base, by where they are; one that is not there (any more) is named in the record.
+# Parts of the loop outside the base, by where they are; one that is not there (any more) is named in the
+# record.
 FUNCTIONS = {
     "lora_ensembles.training.orders.MemberOrders.batch": "data",
     "lora_ensembles.heads.lm.table.TokenTable.gather": "data",
@@ -77,7 +79,9 @@ def _profiled(setting: Setting) -> tuple[dict[str, dict[str, float]], list[str]]
 
 
 def attribute(events: list[Any]) -> dict[str, dict[str, float]]:
-    """Microseconds of each part, forward and backward, from the second pass on; "between parts" is what no mark holds."""
+    """Microseconds of each part, forward and backward, from the second pass on; "between parts" is what no
+    mark holds.
+    """
     marks = sorted(event.time_range.start for event in events if event.name == MARK + STEP)
     begin = marks[1]
     counted = [event for event in events if event.time_range.start >= begin]

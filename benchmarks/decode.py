@@ -4,15 +4,18 @@ Arms, all through the same Hugging Face `generate`, greedily, on the same prompt
 
   ensemble   M stacked members, one text, the mean of their probabilities at every step
   merged     one member, merged into the base: what a single fine-tuned model costs
-  A          M PEFT models one after another, each writing a text of its own (a lower bound: nothing is averaged)
+  A          M PEFT models one after another, each writing a text of its own (a lower bound: nothing is
+             averaged)
   A'         the same with every member merged beforehand: M times `merged`, and M bases in memory
   B          PEFT's `adapter_names`: the rows of all members in one batch, a text each
-  compiled   with a static cache and torch.compile, the ensemble and the merged model; on a GPU, or with --compile
+  compiled   with a static cache and torch.compile, the ensemble and the merged model; on a GPU, or with
+             --compile
   C          the limit: the prompt at the device's FLOP/s, then for each token what must be read or computed
 
-A ratio A, A' or B is that arm's time over the ensemble's, `merged` the ensemble's over that model's, C the share of the limit. A token's
-cost is the time of a whole call, prompt included, divided by the new tokens. With a static cache the ensemble's decoding step is compiled
-once more by a backend that counts graphs and runs them as they are: it must be one.
+A ratio A, A' or B is that arm's time over the ensemble's, `merged` the ensemble's over that model's, C the
+share of the limit. A token's cost is the time of a whole call, prompt included, divided by the new tokens.
+With a static cache the ensemble's decoding step is compiled once more by a backend that counts graphs and
+runs them as they are: it must be one.
 """
 
 from __future__ import annotations
@@ -145,7 +148,8 @@ def arms_of(setting: Setting, new: int, *, compiled: bool) -> dict[str, Callable
 
 
 def count_graphs(setting: Setting, new: int) -> dict[str, int]:
-    """Graphs into which the ensemble's and the merged model's decoding compile with a static cache, without a break.
+    """Graphs into which the ensemble's and the merged model's decoding compile with a static cache, without a
+    break.
 
     0 where there is no way without one: torch 2.6 cannot look into transformers' own Llama.
     """
@@ -175,7 +179,9 @@ def count_graphs(setting: Setting, new: int) -> dict[str, int]:
 
 @torch.no_grad()
 def exactness(setting: Setting, arms: dict[str, Callable[[], Any]], new: int) -> dict[str, Any]:
-    """How far each member's log-probabilities are from PEFT's over the ensemble's text, and whether it writes PEFT's text alone."""
+    """How far each member's log-probabilities are from PEFT's over the ensemble's text, and whether it writes
+    PEFT's text alone.
+    """
     exactly: dict[str, Any] = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
     text, lm = arms["ensemble"](), setting.ensemble.as_causal_lm()
     members = lm(input_ids=text, use_cache=False, logits_to_keep=COMPARED).member_log_probs
@@ -209,7 +215,8 @@ def measure(
     """The row of a profile; `sizes` replaces fields of it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     small = (small or device == "cpu") and name in PROFILES
-    profile = replace({**PROFILES, **SMALL}[name], **(dict(prompt=64, new=16) if small else {}) | sizes)  # type: ignore[arg-type]
+    fields = (dict(prompt=64, new=16) if small else {}) | sizes
+    profile = replace({**PROFILES, **SMALL}[name], **fields)  # type: ignore[arg-type]
     dtype = torch.bfloat16 if device == "cuda" and name in PROFILES else torch.float32
     setting = prepare(profile, small=small, device=device, dtype=dtype)
     arms = arms_of(setting, profile.new, compiled=compiled or (device == "cuda" and name in PROFILES))
@@ -250,19 +257,27 @@ def measure(
 
 def shown(row: dict[str, Any]) -> str:
     """A row for a reader."""
-    sizes = f"M={row['members']}, B={row['rows']}, prompt {row['prompt']}, {row['new']} new tokens, {row['dtype']}"
+    sizes = (
+        f"M={row['members']}, B={row['rows']}, prompt {row['prompt']}, {row['new']} new tokens, "
+        f"{row['dtype']}"
+    )
     shape = row["shape"]
     lines = [
-        f"{row['id']}  {'scaled down: ' if row['scaled'] else ''}{shape['layers']} layers x {shape['hidden']}; {sizes}"
+        (
+            f"{row['id']}  {'scaled down: ' if row['scaled'] else ''}{shape['layers']} layers x "
+            f"{shape['hidden']}; {sizes}"
+        )
     ]
     lines += [f"  {arm:<18} {value:9.3f} ms a token" for arm, value in row["milliseconds_a_token"].items()]
     lines += ratio_lines(row)
     lines.append(
-        f"  graphs with a static cache: ensemble {row['graphs']['ensemble']}, merged {row['graphs']['merged']}"
+        f"  graphs with a static cache: ensemble {row['graphs']['ensemble']}, "
+        f"merged {row['graphs']['merged']}"
     )
     exact = row["exact"]
     lines.append(
-        f"  members' log-probabilities apart from PEFT's: {exact['apart']['A']:.1e} (at most {exact['tolerance']:g})"
+        f"  members' log-probabilities apart from PEFT's: {exact['apart']['A']:.1e} "
+        f"(at most {exact['tolerance']:g})"
     )
     return "\n".join([*lines, f"  {'ok' if row['ok'] else 'NOT ok'}"])
 

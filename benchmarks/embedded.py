@@ -1,10 +1,11 @@
 """How the embedded base behaves: `python benchmarks/embedded.py --out results/embedded/behaviour.json`.
 
-For each of the six embedded tasks: the untouched base, zero-shot and with three demonstrations, and members fine-tuned without
-regularisation (the "embedded" preset): accuracy, NLL, ECE of single members and of their ensemble, and accuracy on the training split.
-The base is of use if it behaves like a large one: its few-shot answers are well above chance and calibrated, fine-tuning lifts accuracy
-clearly, and single members then know their training questions by heart and are overconfident on new ones. The last lines count the
-tasks on which each of these holds.
+For each of the six embedded tasks: the untouched base, zero-shot and with three demonstrations, and members
+fine-tuned without regularisation (the "embedded" preset): accuracy, NLL, ECE of single members and of their
+ensemble, and accuracy on the training split. The base is of use if it behaves like a large one: its few-shot
+answers are well above chance and calibrated, fine-tuning lifts accuracy clearly, and single members then know
+their training questions by heart and are overconfident on new ones. The last lines count the tasks on which
+each of these holds.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""How often intervals hold the population's value: `python benchmarks/interval_coverage.py --out results/coverage.json`; then `--page`.
+"""How often intervals hold the population's value:
+`python benchmarks/interval_coverage.py --out results/coverage.json`; then `--page`.
 
-Samples are drawn from populations that are known: members' logits share a part, and answers are drawn from the members' mean probabilities
-at another temperature (1: calibrated, below 1: the members are too sure, above: not sure enough). A case is a population, a metric and a
-number of examples N; a share of 0.95 is right. Cases that the record holds are not simulated again, so a killed run goes on where it
-stopped. About an hour on one core; `--repeats 100` for a quick look.
+Samples are drawn from populations that are known: members' logits share a part, and answers are drawn from
+the members' mean probabilities at another temperature (1: calibrated, below 1: the members are too sure,
+above: not sure enough). A case is a population, a metric and a number of examples N; a share of 0.95 is
+right. Cases that the record holds are not simulated again, so a killed run goes on where it stopped. About an
+hour on one core; `--repeats 100` for a quick look.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ SIZES = (100, 300, 1221)  # of obqa's and cqa's validation parts, and a small on
 
 @dataclass(frozen=True)
 class World:
-    """A population of questions: C options, M members, how sure and how different members are, and the temperature of the truth."""
+    """A population of questions: C options, M members, how sure and how different members are, and the
+    temperature of the truth.
+    """
 
     name: str
     options: int
@@ -281,7 +285,9 @@ def claims_case(tasks: int, seeds: int) -> Case:
 
 
 def simulate(case: Case, repeats: int) -> dict[str, Any]:
-    """The share of samples whose interval holds the population's value, and of those that miss it on either side."""
+    """The share of samples whose interval holds the population's value, and of those that miss it on either
+    side.
+    """
     value, generator = case.value(), torch.Generator().manual_seed(7)
     intervals = [case.draw(generator, seed) for seed in range(repeats)]
     above, below = sum(one.low > value for one in intervals), sum(one.high < value for one in intervals)
@@ -324,8 +330,9 @@ def page(text: str, record: dict[str, Any]) -> str:
     error = math.sqrt(0.95 * 0.05 / repeats)
     outside = [row for row in rows if not 0.93 <= row["covered"] <= 0.97]
     said = (
-        f"{len(rows)} of {len(list(cases()))} cases so far, {repeats} samples each or more, so that a share has a standard error of "
-        f"{error:.3f}; {len(rows) - len(outside)} lie within 0.93 to 0.97, and the lowest is {min(row['covered'] for row in rows)}. "
+        f"{len(rows)} of {len(list(cases()))} cases so far, {repeats} samples each or more, "
+        f"so that a share has a standard error of {error:.3f}; {len(rows) - len(outside)} "
+        f"lie within 0.93 to 0.97, and the lowest is {min(row['covered'] for row in rows)}. "
         "`benchmarks/interval_coverage.py` makes them, from the seeds in it."
     )
     before, _, rest = text.partition(MARKS[0])

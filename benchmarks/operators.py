@@ -1,8 +1,9 @@
 """Operators that one decoder layer launches: `python benchmarks/operators.py --json`.
 
-Counts the ATen operators that are no views, forward and backward, of a Llama-shaped layer whose query and value projections carry stacked
-adapters, for M = 1 and M = 16, beside the frozen base and M PEFT adapters. A layer's share is the difference between a model of four and of
-two layers, halved. No clock is involved, so the numbers are the same on every machine with the same versions.
+Counts the ATen operators that are no views, forward and backward, of a Llama-shaped layer whose query and
+value projections carry stacked adapters, for M = 1 and M = 16, beside the frozen base and M PEFT adapters. A
+layer's share is the difference between a model of four and of two layers, halved. No clock is involved, so
+the numbers are the same on every machine with the same versions.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def main() -> None:
         for members in (1, 16)
     }
     print(
-        f"operators per layer      forward  backward\nfrozen base              {base['forward']:7g}  {base['backward']:8g}"
+        "operators per layer      forward  backward\n"
+        f"frozen base              {base['forward']:7g}  {base['backward']:8g}"
     )
     for name, row in result.items():
         print(f"stacked, {name:<15} {row['forward']:7g}  {row['backward']:8g}")

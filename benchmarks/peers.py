@@ -1,11 +1,13 @@
 """Members trained one by one, or in a mixed batch, by PEFT: the arms that the stacked engine is held against.
 
   A   Hugging Face's Trainer on a PEFT model, with logging, evaluation and saving switched off
-  A'  the plain PEFT loop of someone who measures: rows tokenised and padded on the right beforehand, so that no mask is needed; no cache;
-      the head at the answers alone; the base's dtype throughout, with fp32 masters where that is not fp32; fused AdamW; on a CPU the
-      library's own way to multiply by frozen weights, which needs no stacking
-  B   PEFT's `adapter_names`: the rows of all members in one batch of one model. PEFT refuses it in training mode, so the model is in
-      evaluation mode with gradients on; it adds to the base's products in place, so these stay torch's own; else as A'
+  A'  the plain PEFT loop of someone who measures: rows tokenised and padded on the right beforehand, so that
+      no mask is needed; no cache; the head at the answers alone; the base's dtype throughout, with fp32
+      masters where that is not fp32; fused AdamW; on a CPU the library's own way to multiply by frozen
+      weights, which needs no stacking
+  B   PEFT's `adapter_names`: the rows of all members in one batch of one model. PEFT refuses it in training
+      mode, so the model is in evaluation mode with gradients on; it adds to the base's products in place, so
+      these stay torch's own; else as A'
 
 All see the rows that a member of the stack sees, in its order, and leave its weights.
 
@@ -40,7 +42,8 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Rows:
-    """The training rows, ready: tokens (N, T) padded on the right, prompt lengths (N,), answers (N,) of one token each.
+    """The training rows, ready: tokens (N, T) padded on the right, prompt lengths (N,), answers (N,) of one
+    token each.
 
     Lengths stay on the CPU: to cut a batch to its longest row must not wait for a device.
     """
@@ -73,7 +76,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class Work:
-    """One window of training, the same for every arm: one epoch over N examples, each member in its own order from its own weights."""
+    """One window of training, the same for every arm: one epoch over N examples, each member in its own order
+    from its own weights.
+    """
 
     base: PreTrainedModel
     adapter: LoraConfig
@@ -142,11 +147,13 @@ def take(model: nn.Module, like: MemberWeights, name: str = "default") -> Member
 
 
 ODD = 500
-"""One weight in so many may be off. Adam divides a gradient by its own size, so where it is as small as rounding the step is chance."""
+"""One weight in so many may be off. Adam divides a gradient by its own size, so where it is as small as
+rounding the step is chance."""
 
 
 def difference(found: MemberWeights, expected: MemberWeights, initial: MemberWeights) -> float:
-    """How far two runs' weights end apart, as a part of the way that training went: |found - expected| / |expected - initial|.
+    """How far two runs' weights end apart, as a part of the way that training went: |found - expected| /
+    |expected - initial|.
 
     The largest differences, of one weight in `ODD`, are left out.
     """
@@ -160,7 +167,9 @@ def difference(found: MemberWeights, expected: MemberWeights, initial: MemberWei
 
 
 class Masters:
-    """Fused AdamW on a model's adapters; where these are not fp32, on fp32 copies, with one cast each way a step."""
+    """Fused AdamW on a model's adapters; where these are not fp32, on fp32 copies, with one cast each way a
+    step.
+    """
 
     def __init__(self, model: nn.Module, config: TrainConfig):
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -171,7 +180,12 @@ class Masters:
             else [parameter.detach().float().requires_grad_() for parameter in self.parameters]
         )
         rate, decay = config.learning_rate, config.weight_decay_a
-        self.optimizer = torch.optim.AdamW(self.masters, lr=rate, weight_decay=decay, fused=True)  # type: ignore[arg-type]
+        self.optimizer = torch.optim.AdamW(
+            self.masters,
+            lr=rate,  # type: ignore[arg-type]
+            weight_decay=decay,  # type: ignore[arg-type]
+            fused=True,
+        )
 
     def step(self) -> None:
         if self.masters is not self.parameters:
@@ -266,7 +280,9 @@ class _Marks(TrainerCallback):
 
 
 class HuggingFaceTrainer:
-    """Arm A: one member after another, by `transformers.Trainer` as a training script has it, on the usual batches with a mask."""
+    """Arm A: one member after another, by `transformers.Trainer` as a training script has it, on the usual
+    batches with a mask.
+    """
 
     def __init__(self, work: Work):
         self.work = work
@@ -281,11 +297,12 @@ class HuggingFaceTrainer:
         work, clock = self.work, StepClock(self.work.base.device)
         put(self.model, work.initial[member])
         with tempfile.TemporaryDirectory() as folder:
+            rows = [self.examples[n] for n in work.orders[member].tolist()]
             trainer = Trainer(
                 self.model,
                 self._arguments(folder),
                 data_collator=_collate,
-                train_dataset=[self.examples[n] for n in work.orders[member].tolist()],  # type: ignore[arg-type]
+                train_dataset=rows,  # type: ignore[arg-type]
                 callbacks=[_Marks(clock)],
             )
             trainer.remove_callback(PrinterCallback)

@@ -1,7 +1,8 @@
-"""Memory plans of four large models on three sizes of GPU: `python benchmarks/plans.py --out results/plans.json`.
+"""Memory plans of four large models on three sizes of GPU:
+`python benchmarks/plans.py --out results/plans.json`.
 
-From the models' shapes alone, written out here, so that no hub is needed: five members, batch size 16, 100 tokens, bf16, the paper's
-adapter.
+From the models' shapes alone, written out here, so that no hub is needed: five members, batch size 16, 100
+tokens, bf16, the paper's adapter.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from lora_ensembles.training.memory_plan import plan_training
 
 def shape(vocabulary: int, hidden: int, mlp: int, layers: int, heads: tuple[int, int]) -> dict[str, int]:
     """The sizes of a Llama-like model; heads of queries, and of keys and values, 128 wide."""
-    names = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim".split()
+    names = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
+        "num_key_value_heads head_dim"
+    ).split()
     return dict(zip(names, (vocabulary, hidden, mlp, layers, *heads, 128), strict=True))
 
 
@@ -41,7 +45,8 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     print(
-        "| model | GPU | base | members | activations | rows in flight | parts | a step at the limit |\n|---|---|---|---|---|---|---|---|"
+        "| model | GPU | base | members | activations | rows in flight | parts | a step at the limit |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
     for name, (kind, shape) in SHAPES.items():
         for memory in MEMORY:

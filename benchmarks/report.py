@@ -1,7 +1,8 @@
-"""Writes docs/performance.md from the records: `python benchmarks/report.py`; with --check it fails where the page is not what they give.
+"""Writes docs/performance.md from the records: `python benchmarks/report.py`; with --check it fails where the
+page is not what they give.
 
-Records: results/performance/cpu.json of `make bench`, breakdown-*.json of `train.py --breakdown`, and any other *.json there, which holds
-rows of `train.py`, `decode.py`, `score.py` or `memory.py` made on a GPU.
+Records: results/performance/cpu.json of `make bench`, breakdown-*.json of `train.py --breakdown`, and any
+other *.json there, which holds rows of `train.py`, `decode.py`, `score.py` or `memory.py` made on a GPU.
 """
 
 from __future__ import annotations
@@ -42,40 +43,52 @@ INTRO = """\
 
 Written by `python benchmarks/report.py` from the records in `results/performance`; do not edit it by hand.
 
-Arms, all in one process on the same tokens, taken in turn, median over windows, without set-up, warm-up and compilation:
+Arms, all in one process on the same tokens, taken in turn, median over windows, without set-up, warm-up and \
+compilation:
 
 - **the library**: M members stacked, one pass for all
-- **A**: M PEFT models one after another, by Hugging Face's `Trainer` in training, by a usual script in scoring and decoding
-- **A'**: the best plain loop without stacking: rows tokenised and padded on the right beforehand, no mask, no cache, the head at the
-  answers alone, no casts, fused AdamW, and on a CPU the library's own products of frozen weights; in decoding, members merged into bases
+- **A**: M PEFT models one after another, by Hugging Face's `Trainer` in training, by a usual script in \
+scoring and decoding
+- **A'**: the best plain loop without stacking: rows tokenised and padded on the right beforehand, no mask, \
+no cache, the head at the
+  answers alone, no casts, fused AdamW, and on a CPU the library's own products of frozen weights; in \
+decoding, members merged into bases
   of their own
 - **B**: PEFT's mixed batch, `adapter_names`
 - **C**: the limit, which is arithmetic: below
 
-A column A, A' or B is that arm's time over the library's, so above 1 the library is faster. C is the share of the limit that the library
-reaches. Members' weights, log-probabilities or texts are compared with the peers' in the same run, and a row does not hold where they
+A column A, A' or B is that arm's time over the library's, so above 1 the library is faster. C is the share \
+of the limit that the library
+reaches. Members' weights, log-probabilities or texts are compared with the peers' in the same run, and a \
+row does not hold where they
 differ.
 
 ## Two regimes
 
-While one member's step does not fill the device, stacking wins by the number of operators it launches: a stacked layer launches as many for
-16 members as for one. Once the products of the base fill the device, all arms do the same arithmetic, and only what is around it can be
+While one member's step does not fill the device, stacking wins by the number of operators it launches: a \
+stacked layer launches as many for
+16 members as for one. Once the products of the base fill the device, all arms do the same arithmetic, and \
+only what is around it can be
 saved. A number of one regime says nothing about the other.
 """
 LIMITS = """\
 ## The limit
 
-P parameters of the body's linears, Q those of the head, f the share of tokens whose logits are needed, s the mean causal length, n heads of
+P parameters of the body's linears, Q those of the head, f the share of tokens whose logits are needed, s \
+the mean causal length, n heads of
 size d, L layers, F the device's FLOP/s, BW its bandwidth.
 
-- training, a token: 4 (P + Q f) + 12 L n d s + 6 P_lora FLOP. The base is frozen: it has a forward pass and gradients of activations, no
+- training, a token: 4 (P + Q f) + 12 L n d s + 6 P_lora FLOP. The base is frozen: it has a forward pass and \
+gradients of activations, no
   gradients of weights
 - scoring, a token: 2 (P + Q f) + 4 L n d s + 2 P_lora FLOP
 - decoding, a step: the longer of what is read, [base + M adapters + M B S keys and values] / BW, and of
   M B (2 (P + Q) + 4 L n d S) / F
-- a member's state in training: 16 bytes a LoRA parameter (fp32 weight, gradient, two moments); beside a bf16 base a working copy of 2 more
+- a member's state in training: 16 bytes a LoRA parameter (fp32 weight, gradient, two moments); beside a \
+bf16 base a working copy of 2 more
 
-F and BW are measured in the same run by a large product and a copy, or known (H200: 788 TFLOP/s in bf16 as measured, 4.8 TB/s by its data
+F and BW are measured in the same run by a large product and a copy, or known (H200: 788 TFLOP/s in bf16 as \
+measured, 4.8 TB/s by its data
 sheet). A small model does not reach the F of a large product even where nothing is wasted.
 """
 
@@ -123,7 +136,10 @@ def environment(record: Row) -> str:
     """Where a record comes from."""
     made = record["environment"]
     versions = ", ".join(f"{name} {made['versions'][name]}" for name in ("torch", "transformers", "peft"))
-    return f"{made['device']}, {made['threads']} threads, {made['platform']}, {versions}, commit {made['commit']}"
+    return (
+        f"{made['device']}, {made['threads']} threads, {made['platform']}, {versions}, "
+        f"commit {made['commit']}"
+    )
 
 
 def cpu_section(record: Row) -> str:
@@ -138,7 +154,9 @@ def cpu_section(record: Row) -> str:
 
 
 def verdicts(rows: Sequence[Row]) -> str:
-    """Where the library wins against its strongest peer, and where not, with the reason that the numbers give."""
+    """Where the library wins against its strongest peer, and where not, with the reason that the numbers
+    give.
+    """
     lines = []
     for row in rows:
         peers = {
@@ -160,7 +178,10 @@ def reason(row: Row, ratio: float) -> str:
     even = "even" if ratio >= 1 - EVEN else "slower"
     if share >= 0.3:
         return f": {even}. At {share:.0%} of the limit the work is arithmetic that every arm has to do."
-    return f": {even}, at {share:.0%} of the limit: the time goes into operators that are too small, or into memory."
+    return (
+        f": {even}, at {share:.0%} of the limit: the time goes into operators that are too small, "
+        "or into memory."
+    )
 
 
 def curves_section(rows: Sequence[Row]) -> str:
@@ -232,7 +253,10 @@ def gpu_section(records: Sequence[Row]) -> str:
         if not found:
             cells.append([name, MEANING[name], *[""] * 5, wanted, "not measured", ""])
     head = ["row", "work", *ARMS, "others", "must", "holds", "device"]
-    command = "`python benchmarks/train.py --profile T1 --json --out results/performance/h200-T1.json`, and so `decode.py` and `score.py`"
+    command = (
+        "`python benchmarks/train.py --profile T1 --json --out results/performance/h200-T1.json`, "
+        "and so `decode.py` and `score.py`"
+    )
     return f"## On a GPU\n\nTargets for one H200. A row is measured by {command}.\n\n{table(head, cells)}"
 
 
@@ -251,8 +275,14 @@ def breakdown_section(records: dict[str, Row]) -> str:
     cells.append(["**whole step**", *(f"{records[name]['milliseconds_a_step']:.1f}" for name in names)])
     made = "\n".join(f"- {name.removeprefix('breakdown-')}: {environment(records[name])}" for name in names)
     first = records[names[0]]
-    what = f"Training the embedded demo, {first['members']} members, {first['batch']} rows each: ms a step, forward + backward."
-    return f"## Parts of a step\n\n{what}\n\n{table(['part', *(name.removeprefix('breakdown-') for name in names)], cells)}\n\n{made}"
+    what = (
+        f"Training the embedded demo, {first['members']} members, {first['batch']} rows each: "
+        "ms a step, forward + backward."
+    )
+    return (
+        f"## Parts of a step\n\n{what}\n\n"
+        f"{table(['part', *(name.removeprefix('breakdown-') for name in names)], cells)}\n\n{made}"
+    )
 
 
 def page() -> str:

@@ -1,8 +1,8 @@
-"""Writes docs/reproduction.md and docs/real-data.md: `python benchmarks/reproduction.py`; with --check it fails where a page is not what
-its sources give.
+"""Writes docs/reproduction.md and docs/real-data.md: `python benchmarks/reproduction.py`; with --check it
+fails where a page is not what its sources give.
 
-Tables come from the records in results/embedded and results/minilm, which the commands on the pages make, and nowhere else; what the paper
-says, and what a person has to add, are sentences in a file beside each page.
+Tables come from the records in results/embedded and results/minilm, which the commands on the pages make, and
+nowhere else; what the paper says, and what a person has to add, are sentences in a file beside each page.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ Make = Callable[[Records], Table]
 
 @dataclass(frozen=True)
 class Source:
-    """What a page is made from: a folder of records below `results`, the commands that make them, and the words it opens with.
+    """What a page is made from: a folder of records below `results`, the commands that make them, and the
+    words it opens with.
 
-    The page is `docs/NAME.md`, and its sentences are in `docs/NAME.toml`. With `each_task` it has a table of every task, and none of what
-    was not asked.
+    The page is `docs/NAME.md`, and its sentences are in `docs/NAME.toml`. With `each_task` it has a table of
+    every task, and none of what was not asked.
     """
 
     name: str
@@ -59,20 +60,28 @@ class Source:
 
 DOCS = REPOSITORY / "docs"
 JUDGED = f"""\
-A contrast is a difference in every setting (task and seed); its interval is the 95 % t interval over tasks, each the mean over its seeds,
-and a wider one where the contrast was chosen from several. A claim is supported if the intervals of all its parts lie where it says,
-contradicted if one lies on the other side, and inconclusive otherwise; with fewer than {LEAST_TASKS} tasks nothing is decided, and there is
+A contrast is a difference in every setting (task and seed); its interval is the 95 % t interval over tasks, \
+each the mean over its seeds,
+and a wider one where the contrast was chosen from several. A claim is supported if the intervals of all its \
+parts lie where it says,
+contradicted if one lies on the other side, and inconclusive otherwise; with fewer than {LEAST_TASKS} tasks \
+nothing is decided, and there is
 no interval. Supported in part is a claim of which other parts could not be judged."""
-WRITTEN = "Written by `python benchmarks/reproduction.py` from the records in `{records}` and the sentences in `docs/{name}.toml`; do not"
+WRITTEN = (
+    "Written by `python benchmarks/reproduction.py` from the records in `{records}` and the sentences "
+    "in `docs/{name}.toml`; do not"
+)
 EMBEDDED = Source(
     "reproduction",
     REPOSITORY / "results" / "embedded",
-    "lora-ensembles study all --out results/embedded\nlora-ensembles report results/embedded\npython benchmarks/reproduction.py",
+    "lora-ensembles study all --out results/embedded\nlora-ensembles report results/embedded\n"
+    "python benchmarks/reproduction.py",
     f"""\
 # Reproduction
 
 {WRITTEN.format(records="results/embedded", name="reproduction")}
-edit it by hand. It holds the claims of arXiv:2310.00035 against what was measured here, and then what that paper leaves open.
+edit it by hand. It holds the claims of arXiv:2310.00035 against what was measured here, and then what that \
+paper leaves open.
 
 {JUDGED}""",
 )
@@ -85,8 +94,10 @@ REAL_DATA = Source(
 # Real data
 
 {WRITTEN.format(records="results/minilm", name="real-data")}
-edit it by hand. Nothing in it is ours but the adapters: the base is all-MiniLM-L6-v2, a public encoder of 22M parameters, and the questions
-are those of the paper's six data sets. Members are multiple-choice models: a text is a question with one of its options.
+edit it by hand. Nothing in it is ours but the adapters: the base is all-MiniLM-L6-v2, a public encoder of \
+22M parameters, and the questions
+are those of the paper's six data sets. Members are multiple-choice models: a text is a question with one of \
+its options.
 
 {JUDGED}""",
     each_task=True,
@@ -233,7 +244,8 @@ def main() -> None:
             source.page.write_text(text, encoding="utf-8")
         elif not source.page.is_file() or source.page.read_text(encoding="utf-8") != text:
             sys.exit(
-                f"{source.page.relative_to(REPOSITORY)} is not what its sources give; run: python benchmarks/reproduction.py"
+                f"{source.page.relative_to(REPOSITORY)} is not what its sources give; run: "
+                "python benchmarks/reproduction.py"
             )
 
 

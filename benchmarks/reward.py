@@ -1,9 +1,11 @@
-"""Does an ensemble of reward models know which pairs it gets wrong? `python benchmarks/reward.py --data DIR --out results/reward`.
+"""Does an ensemble of reward models know which pairs it gets wrong?
+`python benchmarks/reward.py --data DIR --out results/reward`.
 
-Pairs are made from OpenBookQA: of each question the right option is chosen, and one of the others, drawn at random, is rejected. The base
-is all-MiniLM-L6-v2, as in `minilm.py`. A record a seed: accuracy over pairs of the ensemble and of its members, and how well signs of doubt
-find the pairs that the ensemble gets wrong (AUROC, 0.5 is chance): the standard deviation over members of the difference of a pair's two
-scores, that over the size of its mean, and how close the ensemble's probability is to one half. The last line is JSON.
+Pairs are made from OpenBookQA: of each question the right option is chosen, and one of the others, drawn at
+random, is rejected. The base is all-MiniLM-L6-v2, as in `minilm.py`. A record a seed: accuracy over pairs of
+the ensemble and of its members, and how well signs of doubt find the pairs that the ensemble gets wrong
+(AUROC, 0.5 is chance): the standard deviation over members of the difference of a pair's two scores, that
+over the size of its mean, and how close the ensemble's probability is to one half. The last line is JSON.
 """
 
 from __future__ import annotations

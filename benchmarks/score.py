@@ -1,16 +1,18 @@
 """What asking N questions costs: `python benchmarks/score.py --profile E1 --json`.
 
 E1, option scoring: the library's `member_log_probs` on N questions, against
-  A   M PEFT models one after another, as a script has it: rows padded on the left with a mask, the head at the last position
+  A   M PEFT models one after another, as a script has it: rows padded on the left with a mask, the head at
+      the last position
   A'  the same with rows sorted by length and padded on the right, so that no mask is needed, and no cache
   B   PEFT's `adapter_names`: the rows of all members in one batch, else as A'
 each at the fastest of several batch sizes, and C, the least that the arithmetic can take.
 
-E2, few shots: `FewShot` on questions that share their demonstrations, against `unshared`, the same prompts read whole, as A'.
-C counts the demonstrations once.
+E2, few shots: `FewShot` on questions that share their demonstrations, against `unshared`, the same prompts
+read whole, as A'. C counts the demonstrations once.
 
-A ratio is that arm's time over the library's; C is the share of the limit. All arms' log-probabilities are compared in the same run.
-Without a GPU, or with --scaled, the models are small ones of the same architecture, which the output says.
+A ratio is that arm's time over the library's; C is the share of the limit. All arms' log-probabilities are
+compared in the same run. Without a GPU, or with --scaled, the models are small ones of the same architecture,
+which the output says.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats: most difference
 
 @dataclass(frozen=True)
 class Profile:
-    """N questions of `length` tokens, give or take `spread` of it, for M members, or behind `shots` demonstrations of the same length."""
+    """N questions of `length` tokens, give or take `spread` of it, for M members, or behind `shots`
+    demonstrations of the same length.
+    """
 
     shape: str
     members: int
@@ -92,7 +96,9 @@ def prepare(profile: Profile, *, small: bool, device: str, dtype: torch.dtype) -
 def score(
     encoded: Sequence[EncodedExample], answer: Answer, *, rows: int, tuned: bool, device: torch.device
 ) -> Tensor:
-    """log p of each label (M, N, C) by a plain loop: sorted by length and padded on the right, or in order, on the left, with a mask."""
+    """log p of each label (M, N, C) by a plain loop: sorted by length and padded on the right, or in order,
+    on the left, with a mask.
+    """
     order = (
         sorted(range(len(encoded)), key=lambda n: len(encoded[n].prompt_ids))
         if tuned
@@ -119,7 +125,9 @@ def score(
 
 
 def plain_answer(model: Any) -> Answer:
-    """As a script has it: a mask, positions from it, the cache that is on by default, the head at the last position."""
+    """As a script has it: a mask, positions from it, the cache that is on by default, the head at the last
+    position.
+    """
 
     def answer(ids: Tensor, mask: Tensor | None, _last: Tensor) -> Tensor:
         assert mask is not None
@@ -306,9 +314,15 @@ def measure(name: str, *, windows: int = WINDOWS, small: bool = False) -> dict[s
 def shown(row: dict[str, Any]) -> str:
     """A row for a reader."""
     shape, best = row["shape"], row["best_batch"]
-    sizes = f"{row['questions']} questions of {row['length']} tokens, M={row['members']}, {row['shots']} shots, {row['dtype']}"
+    sizes = (
+        f"{row['questions']} questions of {row['length']} tokens, M={row['members']}, {row['shots']} shots, "
+        f"{row['dtype']}"
+    )
     lines = [
-        f"{row['id']}  {'scaled down: ' if row['scaled'] else ''}{shape['layers']} layers x {shape['hidden']}; {sizes}"
+        (
+            f"{row['id']}  {'scaled down: ' if row['scaled'] else ''}{shape['layers']} layers x "
+            f"{shape['hidden']}; {sizes}"
+        )
     ]
     for arm, seconds in row["seconds"].items():
         lines.append(
@@ -317,7 +331,8 @@ def shown(row: dict[str, Any]) -> str:
     lines.append(f"  {row['tokens_a_second']:,.0f} tokens/s of questions")
     lines += ratio_lines(row)
     lines.append(
-        f"  log-probabilities apart: {max(row['exact']['apart'].values()):.1e} nats (at most {row['exact']['tolerance']:g})"
+        f"  log-probabilities apart: {max(row['exact']['apart'].values()):.1e} nats "
+        f"(at most {row['exact']['tolerance']:g})"
     )
     return "\n".join([*lines, f"  {'ok' if row['ok'] else 'NOT ok'}"])
 

@@ -1,12 +1,13 @@
 """What a user waits for before anything is computed: `python benchmarks/startup.py --json`.
 
-  imports   every public name of `lora_ensembles` over the five libraries that it needs, each in an interpreter of its own; `import
-            lora_ensembles` by itself loads none of them
+  imports   every public name of `lora_ensembles` over the five libraries that it needs, each in an
+            interpreter of its own; `import lora_ensembles` by itself loads none of them
   help      `lora-ensembles --help`, in seconds
-  adapter   a member of LLaMA-13B's shape (query and value projections, rank 8, 26 MB in fp32) put into an ensemble as it runs, in
-            seconds; its file was written just before, so it comes from memory
+  adapter   a member of LLaMA-13B's shape (query and value projections, rank 8, 26 MB in fp32) put into an
+            ensemble as it runs, in seconds; its file was written just before, so it comes from memory
 
-The base of the last row has that model's layers, all of one shape with the same weights, which loading an adapter does not read.
+The base of the last row has that model's layers, all of one shape with the same weights, which loading an
+adapter does not read.
 """
 
 from __future__ import annotations
@@ -30,8 +31,12 @@ from workloads import SHAPES, Shape, config_of, tokenizer
 from lora_ensembles import LoraEnsemble
 
 LIBRARIES = ("torch", "transformers", "peft", "datasets", "torchmetrics")
-# transformers loads next to nothing before something is asked of it, and every program that trains asks for these.
-USED = "from transformers import PreTrainedModel, PreTrainedTokenizerBase; from peft import LoraConfig, PeftConfig"
+# transformers loads next to nothing before something is asked of it, and every program that trains asks for
+# these.
+USED = (
+    "from transformers import PreTrainedModel, PreTrainedTokenizerBase; "
+    "from peft import LoraConfig, PeftConfig"
+)
 PACKAGE = "import lora_ensembles as package; [getattr(package, name) for name in package.__all__]"
 AT_MOST = {"imports": 1.05, "help": 1.0, "adapter": 0.2}
 
@@ -54,7 +59,9 @@ def interpreters(windows: int) -> dict[str, float]:
 
 
 def shared_base(shape: Shape) -> PreTrainedModel:
-    """A model whose layers share one tensor for each shape of weight: a large model's structure in a small model's memory."""
+    """A model whose layers share one tensor for each shape of weight: a large model's structure in a small
+    model's memory.
+    """
     with torch.device("meta"):
         base: Any = AutoModelForCausalLM.from_config(config_of(shape))
     made: dict[tuple[int, ...], torch.Tensor] = {}
@@ -67,7 +74,9 @@ def shared_base(shape: Shape) -> PreTrainedModel:
 
 
 def adapter_seconds(name: str, *, windows: int) -> list[float]:
-    """Seconds that each of `windows` members takes to be loaded into an ensemble as it runs, one after another."""
+    """Seconds that each of `windows` members takes to be loaded into an ensemble as it runs, one after
+    another.
+    """
     shape = SHAPES[name]
     base, words = shared_base(shape), tokenizer(shape.vocabulary)
     seconds = []

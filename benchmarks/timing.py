@@ -1,4 +1,6 @@
-"""What the benchmarks share: arms timed in turn within one process, the clock of a training run, and the record of a run."""
+"""What the benchmarks share: arms timed in turn within one process, the clock of a training run, and the
+record of a run.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,12 @@ def interleaved(
     device: torch.device | str = "cpu",
     warm: bool = True,
 ) -> dict[str, float]:
-    """The median seconds of each arm, over windows in which every arm runs once, after one run of each that does not count;
-    with `warm` false all of them count.
+    """The median seconds of each arm, over windows in which every arm runs once, after one run of each that
+    does not count; with `warm` false all of them count.
 
-    Whatever else the machine does meets all arms alike; a ratio of two of these medians means more than either. An arm that returns a
-    float has measured itself, to leave out what is not its work; that number counts.
+    Whatever else the machine does meets all arms alike; a ratio of two of these medians means more than
+    either. An arm that returns a float has measured itself, to leave out what is not its work; that number
+    counts.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for window in range(0 if warm else 1, windows + 1):
@@ -50,7 +53,9 @@ def wait(device: torch.device | str) -> None:
 
 
 class StepClock:
-    """The time of all steps of a run but the first, taken where the base begins a pass: set-up and the first step do not count."""
+    """The time of all steps of a run but the first, taken where the base begins a pass: set-up and the first
+    step do not count.
+    """
 
     def __init__(self, device: torch.device | str):
         self.device = torch.device(device)
@@ -67,14 +72,17 @@ class StepClock:
             self.marks.append(time.perf_counter())
 
     def seconds_a_step(self, steps: int, *, passes: int | None = None) -> float:
-        """The mean over steps 2 to `steps` of a run whose steps make `passes` passes each; the last mark is the run's end.
+        """The mean over steps 2 to `steps` of a run whose steps make `passes` passes each; the last mark is
+        the run's end.
 
-        Without `passes`, as many as all steps can have made: right where a run begins with fewer passes of another kind than it has steps.
+        Without `passes`, as many as all steps can have made: right where a run begins with fewer passes of
+        another kind than it has steps.
         """
         passes = passes or (len(self.marks) - 1) // steps
         if steps < 2 or not passes or len(self.marks) < steps * passes + 1:
             raise ValueError(
-                f"{len(self.marks)} marks of a run of {steps} steps; at least 2 steps are needed, and a mark for each"
+                f"{len(self.marks)} marks of a run of {steps} steps; at least 2 steps are needed, "
+                "and a mark for each"
             )
         first, last = self.marks[-1 - (steps - 1) * passes], self.marks[-1]
         if self.device.type == "cuda":
@@ -87,7 +95,8 @@ class StepClock:
 def clocked(base: nn.Module, device: torch.device | str) -> Iterator[StepClock]:
     """A clock that is marked at every pass of the base, and at the end."""
     clock = StepClock(device)
-    handle = base.get_input_embeddings().register_forward_pre_hook(lambda *_: clock.mark())  # type: ignore[operator]
+    embeddings = base.get_input_embeddings()  # type: ignore[operator]
+    handle = embeddings.register_forward_pre_hook(lambda *_: clock.mark())
     try:
         yield clock
     finally:

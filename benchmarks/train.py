@@ -1,11 +1,13 @@
 """What a training step costs: `python benchmarks/train.py --profile T1 --json`.
 
-Arms, on the same rows in the same orders, taken in turn: the stack, A (Hugging Face's Trainer), A' (the best plain PEFT loop), B (PEFT's
-`adapter_names`), and C, the least that the arithmetic can take. A ratio A, A' or B is that arm's time for all members over the stack's;
-C is the share of the limit that the stack reaches. Set-up, compilation and the first step of every run are left out. Each arm's trained
-weights are compared with the stack's in the same run. T0 to T5 and T7 are the sizes of large models; without a GPU, or with --scaled, they
-run on a small model of the same architecture, which the output says. T5 is training with KL to the base, its states cached against live;
-T7 the curve over M; `tokens` that over tokens in a step. --breakdown says where the time of the embedded demo's steps goes.
+Arms, on the same rows in the same orders, taken in turn: the stack, A (Hugging Face's Trainer), A' (the best
+plain PEFT loop), B (PEFT's `adapter_names`), and C, the least that the arithmetic can take. A ratio A, A' or
+B is that arm's time for all members over the stack's; C is the share of the limit that the stack reaches.
+Set-up, compilation and the first step of every run are left out. Each arm's trained weights are compared with
+the stack's in the same run. T0 to T5 and T7 are the sizes of large models; without a GPU, or with --scaled,
+they run on a small model of the same architecture, which the output says. T5 is training with KL to the base,
+its states cached against live; T7 the curve over M; `tokens` that over tokens in a step. --breakdown says
+where the time of the embedded demo's steps goes.
 """
 
 from __future__ import annotations

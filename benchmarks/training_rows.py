@@ -1,4 +1,5 @@
-"""The rows of `train.py`: the stack beside its peers, KL cached beside live, and the curves over members and over tokens in a step.
+"""The rows of `train.py`: the stack beside its peers, KL cached beside live, and the curves over members and
+over tokens in a step.
 
 Shapes: M members, B rows of a member, S tokens of a row.
 """
@@ -27,15 +28,18 @@ from lora_ensembles.data import Example, encode_examples
 from lora_ensembles.heads.lm import losses as answer_losses
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
-"""Most difference of weights, as a part of the way that training went. fp32 arms differ by the order of sums alone: 1e-6 is usual, and Adam
-makes more of it where a gradient is as small as rounding. In bf16 the arms round at different places, and weights wander apart."""
+"""Most difference of weights, as a part of the way that training went. fp32 arms differ by the order of sums
+alone: 1e-6 is usual, and Adam makes more of it where a gradient is as small as rounding. In bf16 the arms
+round at different places, and weights wander apart."""
 
 MEMBERS = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A window of training: M members, `batch` rows of each in a step (several: a row of the record for each), of `length` tokens."""
+    """A window of training: M members, `batch` rows of each in a step (several: a row of the record for
+    each), of `length` tokens.
+    """
 
     shape: str
     members: int
@@ -50,7 +54,9 @@ class Profile:
 
 @dataclass
 class Setting:
-    """All that a window needs, built once: the plain base, an ensemble around the same weights, and the work."""
+    """All that a window needs, built once: the plain base, an ensemble around the same weights, and
+    the work.
+    """
 
     name: str
     shape: Shape
@@ -95,7 +101,9 @@ def prepare(
     members: int,
     base: PreTrainedModel | None = None,
 ) -> Setting:
-    """The setting of a profile at one batch size and one number of members, on a base that may be there already."""
+    """The setting of a profile at one batch size and one number of members, on a base that may be there
+    already.
+    """
     config = TrainConfig(
         epochs=1, batch_size=batch, learning_rate=1e-3, kl_weight=0.1 if profile.kind == "kl" else 0.0
     )
@@ -230,7 +238,9 @@ def describe(setting: Setting, place: Place, seconds: float) -> dict[str, Any]:
 
 
 def padding(lengths: Tensor, work: Work) -> tuple[int, int]:
-    """Tokens that all members read in a window, and places in batches that are as long as the longest row of any member."""
+    """Tokens that all members read in a window, and places in batches that are as long as the longest row of
+    any member.
+    """
     steps = [
         torch.stack([lengths[work.indices(m, step)] for m in range(len(work.initial))])
         for step in range(work.steps)
@@ -246,7 +256,9 @@ def operators_per_layer(members: int) -> dict[str, float]:
 
 
 def kl_row(name: str, profile: Profile, place: Place) -> dict[str, Any]:
-    """Training with KL to the base: its states cached against asked for in every step, at the same weights."""
+    """Training with KL to the base: its states cached against asked for in every step, at the
+    same weights.
+    """
     setting = prepare(name, profile, place, batch=profile.batch[0], members=profile.members)
     found: dict[str, Any] = {}
 
@@ -269,9 +281,11 @@ def kl_row(name: str, profile: Profile, place: Place) -> dict[str, Any]:
 
 
 def members_row(name: str, profile: Profile, place: Place) -> dict[str, Any]:
-    """The curve over M at fixed rows of a member: `growth` is a step's time over the longer of one member's step and of the computing.
+    """The curve over M at fixed rows of a member: `growth` is a step's time over the longer of one member's
+    step and of the computing.
 
-    The computing is what the frozen base alone takes for the same rows forward and backward, without adapters, measured in turn with them.
+    The computing is what the frozen base alone takes for the same rows forward and backward, without
+    adapters, measured in turn with them.
     """
     counts = [count for count in MEMBERS if count <= profile.members]
     first = prepare(name, profile, place, batch=profile.batch[0], members=counts[0])
@@ -343,13 +357,15 @@ def shown(row: dict[str, Any]) -> str:
         lines.append("  " + "  ".join(f"{key} {value:.4g}" for key, value in _flat(point).items()))
     operators_said = "  ".join(f"{name} {value:g}" for name, value in row["operators_per_layer"].items())
     lines.append(
-        f"  {row['tokens_a_second']:,.0f} tokens/s, {row['padding']:.1%} padding, peak {row['peak_bytes'] / 2**20:,.1f} MiB"
+        f"  {row['tokens_a_second']:,.0f} tokens/s, {row['padding']:.1%} padding, "
+        f"peak {row['peak_bytes'] / 2**20:,.1f} MiB"
     )
     lines.append(f"  operators per layer: {operators_said}")
     lines += ratio_lines(row)
     if "exact" in row:
         lines.append(
-            f"  weights apart: {max(row['exact']['apart'].values()):.1e} (at most {row['exact']['tolerance']:g})"
+            f"  weights apart: {max(row['exact']['apart'].values()):.1e} "
+            f"(at most {row['exact']['tolerance']:g})"
         )
     return "\n".join([*lines, f"  {'ok' if row['ok'] else 'NOT ok'}"])
 
@@ -364,5 +380,8 @@ def _flat(point: dict[str, Any]) -> dict[str, float]:
 
 def _sizes(row: dict[str, Any]) -> str:
     shape = row["shape"]
-    sizes = f"{shape['architecture']}, {shape['layers']} layers x {shape['hidden']}, vocabulary {shape['vocabulary']}, {row['dtype']}"
+    sizes = (
+        f"{shape['architecture']}, {shape['layers']} layers x {shape['hidden']}, "
+        f"vocabulary {shape['vocabulary']}, {row['dtype']}"
+    )
     return f"{sizes}; M={row['members']}, b={row['batch']}, {row['tokens_a_row']:.0f} tokens a row"

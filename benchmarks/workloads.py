@@ -1,4 +1,5 @@
-"""The models and the questions that benchmarks run on: shapes of known models with random weights, made in code, nothing downloaded.
+"""The models and the questions that benchmarks run on: shapes of known models with random weights, made in
+code, nothing downloaded.
 
 Shapes: M members, B rows of a member, S tokens of a row.
 """
@@ -70,7 +71,9 @@ def shape_of(base: PreTrainedModel) -> Shape:
 
 
 def scaled(shape: Shape) -> Shape:
-    """A shape of the same architecture and the same proportions of heads that a CPU takes: heads of 8, 4 layers, 1,024 words at most."""
+    """A shape of the same architecture and the same proportions of heads that a CPU takes: heads of 8, 4
+    layers, 1,024 words at most.
+    """
     hidden = 8 * shape.heads
     wide = round(shape.intermediate / shape.hidden * hidden / 8) * 8
     layers, words = min(4, shape.layers), min(1024, shape.vocabulary)
@@ -89,7 +92,8 @@ def config_of(shape: Shape) -> PreTrainedConfig:
         num_key_value_heads=shape.kv_heads,
         max_position_embeddings=WINDOW,
         tie_word_embeddings=shape.tied,
-        # Far enough from 0 that attention is not uniform: else its gradients are rounding, and arms cannot be compared.
+        # Far enough from 0 that attention is not uniform: else its gradients are rounding, and arms cannot be
+        # compared.
         initializer_range=shape.hidden**-0.5,
         pad_token_id=0,
         bos_token_id=None,
@@ -108,7 +112,9 @@ def build(
 
 
 def sharing(base: PreTrainedModel) -> PreTrainedModel:
-    """Modules of one's own around the same weights: every arm wraps the base in its way, and it lies in memory once."""
+    """Modules of one's own around the same weights: every arm wraps the base in its way, and it lies in
+    memory once.
+    """
     kept = [*base.parameters(), *base.buffers()]
     return copy.deepcopy(base, {id(tensor): tensor for tensor in kept})
 
@@ -123,7 +129,9 @@ def tokenizer(words: int) -> PreTrainedTokenizerFast:
 
 
 def questions(count: int, *, length: int, words: int, spread: float = 0.0, seed: int = 0) -> list[Example]:
-    """Questions of `length` random words, give or take `spread` of it; the answer is the label that the first word's number says."""
+    """Questions of `length` random words, give or take `spread` of it; the answer is the label that the first
+    word's number says.
+    """
     drawn = random.Random(seed)
     made = []
     for number in range(count):
