@@ -298,10 +298,6 @@ class LoraEnsemble(StackedModel):
         """Add members from their folders, this library's or PEFT's own, to the ensemble as it runs; ranks and
         scalings may differ.
 
-        Args:
-            paths: folders of adapters, or one; a member each.
-            check_base: refuse adapters that name another base.
-
         Raises:
             CheckpointError, AdapterError: as `from_adapters`; the ensemble is then as before.
         """

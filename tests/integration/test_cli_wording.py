@@ -48,7 +48,12 @@ def mistake(capsys, *words: str) -> str:
         *((TRAIN, f"--{name.replace('_', '-')}", "0.1,nan", FINITE) for name in PER_MEMBER_FIELDS),
         (TRAIN, "--warmup-steps", "few", WHOLE),
         (TRAIN, "--snapshot-epochs", "1,last", WHOLE),
-        (TRAIN, "--base", "", "an empty name; give 'embedded', a folder, or a name on the hub"),
+        (
+            TRAIN,
+            "--base",
+            "",
+            "an empty name; give 'embedded', 'smollm2', a folder, a GGUF file, or a name on the hub",
+        ),
         (["plan", "--base", "embedded"], "--memory", "nan", FINITE),
         (["plan", "--base", "embedded"], "--memory", "-1", "is no number above 0"),
         (["plan", "--base", "embedded"], "--tflops", "inf", FINITE),
