@@ -21,9 +21,11 @@ if (
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
     torch.set_num_threads(1)
 
-# A shell that starts the tests in the background ignores SIGINT for them, and for what they start.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell that starts the tests in the background ignores SIGINT for them and for what they start, and nohup
+# SIGHUP.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA_VARIABLE = "LORA_ENSEMBLES_DATA"

@@ -15,8 +15,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from lora_ensembles import load_base
 from lora_ensembles.baselines import LastLayerEnsemble, TemperatureScaled
 from lora_ensembles.data import Task
+from lora_ensembles.data.prompts import rendered
 from lora_ensembles.prediction.prediction import predict
 from lora_ensembles.stack.seeds import member_seeds
 from lora_ensembles.studies.arms import Arm, stacked_members, train_arms
@@ -37,10 +39,10 @@ from lora_ensembles.studies.kinds.methods import MethodsConfig
 from lora_ensembles.studies.kinds.paper import PaperConfig
 from lora_ensembles.studies.kinds.rank import RankConfig
 from lora_ensembles.studies.kinds.strength import StrengthConfig
-from lora_ensembles.studies.predictions import Sheet
+from lora_ensembles.studies.predictions import Sheet, differences
 from lora_ensembles.studies.runner import MEASURES
-from lora_ensembles.studies.setting import Bench
-from lora_ensembles.studies.shared import Shared
+from lora_ensembles.studies.setting import Bench, load_bench
+from lora_ensembles.studies.shared import Asking, Shared
 from lora_ensembles.studies.store import cell
 from lora_ensembles.training.config import TrainConfig
 from tiny_ensembles import adapter, llama, questions, tokenizer
@@ -355,3 +357,38 @@ def test_the_single_members_metrics_are_the_mean_over_the_ensembles_members(
     known = predict(run.ensemble, one.task.validation)
     right = (known.member_choices == known.targets).float().mean().item()
     assert measured["methods"]["methods"]["single member"]["accuracy"] == pytest.approx(right, abs=1e-6)
+
+
+# Questions that are answered by text
+
+
+def test_a_grid_that_asks_for_texts_says_so_in_its_key_and_asks_for_them() -> None:
+    asking = Asking("text", "labels", layers=(1,))
+    grid = dataclasses.replace(FULL, asking=asking).having(shared={"limit": (8, 6, 4)})
+    settings = settings_of(grid, "sweep", "world-cqa", 0)
+    assert {name: settings[name] for name in ("answer", "loss", "layers")} == {
+        "answer": "text",
+        "loss": "labels",
+        "layers": [1],
+    }
+    assert not {"answer", "loss"} & set(settings_of(FULL, "sweep", "world-cqa", 0))
+    asked = load_bench("world-cqa", grid, load_base)
+    for example in (*asked.task.train, *asked.task.validation, *asked.ood):
+        assert example.labels == tuple(f" {option}" for option in example.options)
+    assert (len(asked.task.train), len(asked.task.validation), len(asked.ood)) == (8, 6, 4)
+    assert asked.config.loss == "labels"
+    assert asked.adapter.layers_to_transform == [1]
+
+
+@pytest.mark.parametrize("kind", ["sweep", "few_shot", "last_layer"])
+def test_a_kind_is_measured_on_answers_by_text(kind: str) -> None:
+    plain, sheet = bench(), Sheet()
+    asked = dataclasses.replace(
+        plain, task=in_text(plain.task), ood=rendered(plain.ood, "text"), asking=Asking("text", "labels")
+    )
+    result = MEASURES[kind](TINY.settings(kind, "animals"), asked, sheet, seed=3)
+    assert differences(json.loads(json.dumps(result)), sheet) == []
+
+
+def in_text(task: Task) -> Task:
+    return Task(task.name, rendered(task.train, "text"), rendered(task.validation, "text"))

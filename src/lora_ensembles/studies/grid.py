@@ -18,7 +18,7 @@ from .kinds.methods import MethodsConfig
 from .kinds.paper import EMBEDDED_DECAY_PER_STEP, PaperConfig
 from .kinds.rank import RankConfig
 from .kinds.strength import StrengthConfig
-from .shared import Heads, Shared
+from .shared import Asking, Heads, Shared
 
 EMBEDDED = ("world-cqa", "world-obqa", "world-arce", "world-arcc", "world-mmlu-ss", "world-mmlu-stem")
 PAPER_KINDS = ("sweep", "randomness", "pool", "few_shot", "last_layer")
@@ -37,6 +37,7 @@ class Grid:
         open_seeds: how many of the seeds `OPEN_KINDS` have; None: all.
         shared: the settings of every record.
         heads: those of members with heads of their own.
+        asking: how a base without such heads is asked.
         choice: how one strength of decay is chosen, which takes the place of those of `paper` and `methods`;
             None: those are as given.
         task_decay: tasks whose one strength of decay is another than that of `paper` and `methods`.
@@ -51,6 +52,7 @@ class Grid:
     open_seeds: int | None = None
     shared: Shared = field(default_factory=Shared)
     heads: Heads = field(default_factory=Heads)
+    asking: Asking = field(default_factory=Asking)
     paper: PaperConfig = field(default_factory=PaperConfig)
     methods: MethodsConfig = field(default_factory=MethodsConfig)
     rank: RankConfig = field(default_factory=RankConfig)
@@ -206,6 +208,8 @@ def settings_of(grid: Grid, kind: str, task: str, seed: int) -> dict[str, Any]:
     fields = dataclasses.asdict(grid.shared) | dataclasses.asdict(own)
     if not grid.heads.of_base:
         fields |= dataclasses.asdict(grid.heads)
+    if grid.asking != Asking():
+        fields |= dataclasses.asdict(grid.asking)
     if grid.choice and hasattr(own, "decay"):
         fields["decay_chosen_on"] = f"{grid.choice.held_out:g} of the training questions, held out"
     return {"kind": kind, "task": task, "seed": seed} | {

@@ -81,7 +81,7 @@ def _records(
         ) -> dict[str, Any]:
             say(f"{number} of {len(wanted)}: {kind}, {task}, seed {seed}")
             begin = time.monotonic()
-            bench = load_bench(task, grid.shared, grid.heads, load_model, data=grid.data)
+            bench = load_bench(task, grid, load_model)
             result = MEASURES[kind](grid.settings(kind, task), bench, sheet, seed=seed)
             return {**result, "seconds": round(time.monotonic() - begin, 1)}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from ..prediction.prediction import Prediction, Predictor, predict
 from ..training.config import PAPER_BATCH_SIZES, TrainConfig
 from .arms import Arm, ArmsRun, stacked_members, train_members
 from .predictions import Sheet, name_of
-from .shared import Heads, Shared
+from .shared import Asking, Heads, Shared
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -40,6 +40,7 @@ class Bench:
     model: tuple[PreTrainedModel, PreTrainedTokenizerBase] = field(repr=False)
     shared: Shared = field(default_factory=Shared)
     heads: Heads = field(default_factory=Heads)
+    asking: Asking = field(default_factory=Asking)
     kept_states: KeptStates = field(default_factory=dict, repr=False)  # many runs are asked the questions
 
     @property
@@ -47,6 +48,7 @@ class Bench:
         """The settings of training that all arms share; the paper's batch size for one of its tasks."""
         shared, heads = self.shared, self.heads
         return TrainConfig(
+            loss=self.asking.loss,
             epochs=shared.snapshots[-1],
             batch_size=PAPER_BATCH_SIZES.get(self.task.name, shared.batch_size),
             learning_rate=shared.learning_rate,
@@ -65,8 +67,9 @@ class Bench:
         """The members' adapter: the paper's, on some of the base's layers only where the grid says so."""
         base = self.model[0]
         config = adapter_for(base, resolve_head(base, self.head), None)
-        if self.heads.layers:
-            config.layers_to_transform = list(self.heads.layers)
+        layers = self.heads.layers or self.asking.layers
+        if layers:
+            config.layers_to_transform = list(layers)
         return config
 
     @property
@@ -124,28 +127,33 @@ class Bench:
         return predict(predictor, self.task.validation), predict(predictor, self.ood) if self.ood else None
 
 
-def load_bench(
-    name: str,
-    shared: Shared,
-    heads: Heads,
-    load_model: Callable[[], tuple[Any, Any]],
-    *,
-    data: str | None = None,
-) -> Bench:
+class Asked(Protocol):
+    """The parts of a grid that decide how a task is asked."""
+
+    @property
+    def data(self) -> str | None: ...
+    @property
+    def shared(self) -> Shared: ...
+    @property
+    def heads(self) -> Heads: ...
+    @property
+    def asking(self) -> Asking: ...
+
+
+def load_bench(name: str, grid: Asked, load_model: Callable[[], tuple[Any, Any]]) -> Bench:
     """A task's questions, as many as there may be; its out-of-distribution questions are the same for every
     seed.
     """
-    full, (train, validation, strange) = load_task(name, data=data), shared.limit
+    data, answer = grid.data, grid.asking.answer
+    full, (train, validation, most) = load_task(name, data=data, answer=answer), grid.shared.limit
     ood: tuple[Example, ...] = ()
     if name in OOD_PAIRS:
-        every = load_ood(OOD_PAIRS[name], data=data)
+        every = load_ood(OOD_PAIRS[name], data=data, answer=answer)
         ood = (
-            every
-            if strange is None or strange >= len(every)
-            else tuple(random.Random(0).sample(list(every), strange))
+            every if most is None or most >= len(every) else tuple(random.Random(0).sample(list(every), most))
         )
     task = Task(name, full.train[:train], full.validation[:validation])
-    return Bench(task, ood, load_model(), shared, heads)
+    return Bench(task, ood, load_model(), grid.shared, grid.heads, grid.asking)
 
 
 @dataclass(frozen=True)

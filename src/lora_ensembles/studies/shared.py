@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from ..data.prompts import Answer
 from ..heads import HeadKind
 
 
@@ -49,3 +51,19 @@ class Heads:
     def of_base(self) -> bool:
         """Whether members answer with the base's own output layer."""
         return self.head == "causal-lm"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The way in which questions are put to a base that answers with its own output layer, where it is not the
+    paper's.
+
+    Attributes:
+        answer: whether a question is answered by the "letter" of an option or by its "text".
+        loss: that of `TrainConfig`.
+        layers: the base's layers that carry adapters; none named: all.
+    """
+
+    answer: Answer = "letter"
+    loss: Literal["auto", "vocabulary", "labels"] = "auto"
+    layers: tuple[int, ...] = ()

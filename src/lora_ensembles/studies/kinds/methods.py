@@ -251,7 +251,8 @@ def _mc_dropout(place: _Place) -> dict[str, Row]:
 
 def _others(place: _Place) -> dict[str, Row]:
     """The ensembles that are no adapters."""
-    config, train = place.training, place.bench.task.train
+    config = dataclasses.replace(place.training, loss="auto")  # they have no loss over labels
+    train = place.bench.task.train
     heads = place.bench.last_layer(seed=place.seed)
     _, seconds = place.timed(lambda: heads.fit(train, config))
     title, parameters = "last-layer ensemble", place.members * heads.num_trained_parameters

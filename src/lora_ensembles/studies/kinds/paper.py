@@ -71,7 +71,7 @@ def few_shot(config: PaperConfig, bench: Bench, sheet: Sheet, *, seed: int) -> d
 def last_layer(config: PaperConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
     """An ensemble of output heads on the frozen base."""
     ensemble = bench.last_layer(seed=seed)
-    ensemble.fit(bench.task.train, dataclasses.replace(bench.config, snapshot_epochs=()))
+    ensemble.fit(bench.task.train, dataclasses.replace(bench.config, snapshot_epochs=(), loss="auto"))
     return {
         **sheet.measured((), *bench.ask(ensemble)),
         "trained_parameters": ensemble.num_trained_parameters,
