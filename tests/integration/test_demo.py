@@ -75,10 +75,10 @@ def test_both_arms_of_the_demo_are_what_they_would_be_alone(compared):
         train(alone, compared.task.train, config, progress=False)
         expected = predict(alone, compared.task.validation).member_log_probs
         torch.testing.assert_close(
-            arm.known.member_log_probs, expected, atol=1e-4, rtol=0
+            arm.prediction.member_log_probs, expected, atol=1e-4, rtol=0
         )  # fp32, through 4 steps of Adam
     assert (
-        compared.plain.known.member_log_probs - compared.decayed.known.member_log_probs
+        compared.plain.prediction.member_log_probs - compared.decayed.prediction.member_log_probs
     ).abs().max() > 1e-3
 
 

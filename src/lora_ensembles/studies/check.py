@@ -62,7 +62,7 @@ def check(folder: Path) -> Checked:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 where all records are what their predictions give, 1 where not, 2 for a wrong folder."""
+    """The exit code: 0 where records are what their predictions give, 1 where not, 2 for a wrong folder."""
     parser = argparse.ArgumentParser(prog="python -m lora_ensembles.studies.check", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of the records")
     folder = parser.parse_args(arguments).folder
@@ -75,7 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(words)
     if checked.without:
         print(
-            f"{len(checked.without)} records keep no predictions, and are not checked: {checked.without[0]}, ..."
+            f"{len(checked.without)} records keep no predictions, and are not checked: {checked.without[0]}, "
+            "..."
         )
     print(f"{checked.records} records, {checked.parts} parts computed again, {len(checked.wrong)} differ")
     return 1 if checked.wrong else 0

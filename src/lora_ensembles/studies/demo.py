@@ -72,16 +72,16 @@ class Arm:
     """One row of the demo's table: a predictor's answers in and out of distribution."""
 
     name: str
-    known: Prediction
-    strange: Prediction
+    prediction: Prediction
+    ood: Prediction
 
     def ensemble(self) -> Metrics:
         """The metrics of the members' mean."""
-        return evaluate(self.known, ood=self.strange)
+        return evaluate(self.prediction, ood=self.ood)
 
     def single(self) -> dict[str, Any]:
         """The members' own metrics: their means by name, and their standard deviations under "std"."""
-        spread = evaluate_members(self.known, ood=self.strange)
+        spread = evaluate_members(self.prediction, ood=self.ood)
         return {
             **{name: spread[name].mean for name in NAMES},
             "std": {name: spread[name].std for name in NAMES},
@@ -164,7 +164,7 @@ def run_demo(
         _write(folder, compared, settings, made)
     metrics = compared.metrics()
     return DemoResult(
-        metrics, demo_table(metrics, compared.plain.known.num_members), seconds, out / REPORT_FILE
+        metrics, demo_table(metrics, compared.plain.prediction.num_members), seconds, out / REPORT_FILE
     )
 
 
@@ -225,10 +225,10 @@ def compare(
         weight_decay_b=[settings.plain_decay_b] * members + [settings.decay_b] * members,
     )
     history = train(stack, part.train, config, progress=progress).history
-    known, strange = predict(stack, part.validation), predict(stack, ood)
+    prediction, other = predict(stack, part.validation), predict(stack, ood)
     halves = list(range(members)), list(range(members, 2 * members))
     plain, decayed = (
-        Arm(name, known.select(half), strange.select(half))
+        Arm(name, prediction.select(half), other.select(half))
         for name, half in zip(("ensemble", "ensemble, decay of B"), halves, strict=True)
     )
     return Comparison(part, asked, plain, decayed, stack, history[-1]["train_accuracy"])
@@ -259,7 +259,7 @@ def demo_table(metrics: dict[str, dict[str, Any]], members: int) -> Table:
 
 
 def _made(compared: Comparison, settings: DemoSettings, *, seed: int, seconds: float) -> dict[str, Any]:
-    half = compared.plain.known.num_members
+    half = compared.plain.prediction.num_members
     accuracies = compared.train_accuracy[:half], compared.train_accuracy[half:]
     return {
         "task": compared.task.name,
@@ -278,11 +278,11 @@ def _made(compared: Comparison, settings: DemoSettings, *, seed: int, seconds: f
 
 def _write(folder: Path, compared: Comparison, settings: DemoSettings, made: dict[str, Any]) -> None:
     metrics = compared.metrics()
-    one = {
-        "few-shot base (one draw)": compared.few_shot.known.member(0),
-        "single member (member 0)": compared.plain.known.member(0),
+    singles = {
+        "few-shot base (one draw)": compared.few_shot.prediction.member(0),
+        "single member (member 0)": compared.plain.prediction.member(0),
     }
-    arms = {**one, compared.plain.name: compared.plain.known, compared.decayed.name: compared.decayed.known}
+    arms = singles | {arm.name: arm.prediction for arm in (compared.plain, compared.decayed)}
     images = {
         "reliability": png(reliability_diagram(arms)),
         "wrong_confidence": png(wrong_confidence_density(arms)),
@@ -295,7 +295,7 @@ def _write(folder: Path, compared: Comparison, settings: DemoSettings, made: dic
 
 
 def _save_arms(folder: Path, compared: Comparison, metrics: dict[str, dict[str, Any]]) -> None:
-    stack, half = compared.stack, compared.plain.known.num_members
+    stack, half = compared.stack, compared.plain.prediction.num_members
     weights = [stack.stack.member(index) for index in range(stack.num_members)]
     whole = stack.info
     for arm, start in (("ensemble", 0), ("ensemble_decay", half)):
@@ -315,7 +315,7 @@ def _save_arms(folder: Path, compared: Comparison, metrics: dict[str, dict[str, 
 def _report(
     compared: Comparison, images: dict[str, bytes], settings: DemoSettings, made: dict[str, Any]
 ) -> str:
-    half = compared.plain.known.num_members
+    half = compared.plain.prediction.num_members
     captions = (
         (images["reliability"], "Confidence against accuracy; below the diagonal a model is overconfident."),
         (
@@ -349,7 +349,7 @@ def _unsure(compared: Comparison, number: int) -> list[str]:
     """The questions on which members disagree most (largest mutual information), with each member's
     probabilities.
     """
-    information = mutual_information(compared.plain.known)
+    information = mutual_information(compared.plain.prediction)
     said = "The questions of the largest epistemic uncertainty (mutual information), about which members "
     parts = [paragraph(said + "contradict each other most. A member's vote is bold.")]
     for row in information.argsort(descending=True)[:number].tolist():
@@ -357,7 +357,7 @@ def _unsure(compared: Comparison, number: int) -> list[str]:
         parts += [
             subheading(example.question or example.prompt),
             paragraph(f"Mutual information {information[row].item():.2f} nats. {_answer(example)}"),
-            vote_table(compared.plain.known, row, example).to_html(),
+            vote_table(compared.plain.prediction, row, example).to_html(),
         ]
     return parts
 

@@ -112,8 +112,8 @@ class Grid:
             (('world-arcc',), ('world-arcc',))
         """
         few, of_open = (
-            tuple(task for task in known if task in tasks) or tuple(tasks[:1])
-            for known in (self.few_tasks, self.open_tasks)
+            tuple(task for task in names if task in tasks) or tuple(tasks[:1])
+            for names in (self.few_tasks, self.open_tasks)
         )
         return dataclasses.replace(self, tasks=tuple(tasks), few_tasks=few, open_tasks=of_open)
 

@@ -65,13 +65,13 @@ def by_size(
     once for size 1.
     """
     generator = torch.Generator().manual_seed(seed)
-    found = {}
+    metrics = {}
     for size in sizes:
         chosen: list[list[int]] = [[index] for index in range(prediction.num_members)] if size == 1 else []
         while not chosen or (size > 1 and len(chosen) < (1 if size == prediction.num_members else subsets)):
             chosen.append(torch.randperm(prediction.num_members, generator=generator)[:size].tolist())
-        found[str(size)] = [_metrics(evaluate(prediction.select(members))) for members in chosen]
-    return found
+        metrics[str(size)] = [_metrics(evaluate(prediction.select(members))) for members in chosen]
+    return metrics
 
 
 def wrong_confidence(predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -107,8 +107,8 @@ def mean_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _metrics(metrics: Metrics) -> dict[str, float | None]:
-    found = {name: getattr(metrics, name) for name in KEPT}
-    return {name: None if value is None else round(value, DIGITS) for name, value in found.items()}
+    values = {name: getattr(metrics, name) for name in KEPT}
+    return {name: None if value is None else round(value, DIGITS) for name, value in values.items()}
 
 
 def _reliability(prediction: Prediction) -> dict[str, list[float]]:

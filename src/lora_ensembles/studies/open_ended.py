@@ -175,7 +175,9 @@ def figure(records: Sequence[Mapping[str, Any]]) -> Figure:
         for answers in record["result"]["single"]:
             curves["single member"].append(_curve(answers))
         curves["ensemble"].append(_curve(record["result"]["ensemble"]))
-    return selective_panels(points, {name: torch.stack(found).mean(dim=0) for name, found in curves.items()})
+    return selective_panels(
+        points, {name: torch.stack(curves_of_seeds).mean(dim=0) for name, curves_of_seeds in curves.items()}
+    )
 
 
 def _curve(answers: Mapping[str, Any]) -> torch.Tensor:
@@ -193,15 +195,15 @@ def run(
     """
     if members < 2:
         raise ConfigError(f"members={members}; at least 2 are needed to compare an ensemble with its members")
-    found = []
+    records = []
     for seed in seeds:
         settings = settings_of(seed, members=members, epochs=epochs)
-        found.append(cell(out, NAME, settings, functools.partial(measure, settings)))
-        answers = found[-1]["result"]
+        records.append(cell(out, NAME, settings, functools.partial(measure, settings)))
+        answers = records[-1]["result"]
         print(f"seed {seed}: exact match {answers['ensemble']['exact_match']:.3f}", flush=True)
-    (out / f"{NAME}.md").write_text(table(summarise(found)).to_markdown(), encoding="utf-8")
-    save_figure(figure(found), out / NAME)
-    return found
+    (out / f"{NAME}.md").write_text(table(summarise(records)).to_markdown(), encoding="utf-8")
+    save_figure(figure(records), out / NAME)
+    return records
 
 
 def main() -> None:

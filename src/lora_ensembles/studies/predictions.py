@@ -108,7 +108,7 @@ class Sheet:
     nodes: list[Node] = field(default_factory=list)
 
     def keep(self, name: str, prediction: Prediction, ood: Prediction | None = None) -> None:
-        """Keep a prediction, and that of the other distribution, under a name; all are of the same questions."""
+        """Keep a prediction, and that of the other distribution, under a name; all of the same questions."""
         pair = Half.of(prediction), None if ood is None else Half.of(ood)
         for first, half in zip(next(iter(self.kept.values()), pair), pair, strict=True):
             if first is not None and half is not None and first.ids != half.ids:
@@ -167,7 +167,8 @@ def read_sheet(path: Path) -> Sheet:
     """
     try:
         with safe_open(str(path), "pt") as file:
-            names, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
+            names = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dictionary
         nodes = [Node(**node) for node in json.loads(names["nodes"])]
         sheet = Sheet(nodes=nodes)
         for name in sorted({name.partition("|")[2] for name in tensors if not name.startswith("targets|")}):

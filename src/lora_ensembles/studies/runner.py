@@ -49,18 +49,18 @@ def run_grid(
     With `tasks` or `seeds`, only the records of these are measured now. With `grid.choice`, the strength of
     decay is chosen first, from the first seed of every task of the grid.
     """
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    records: dict[str, list[Mapping[str, Any]]] = {}
     if grid.choice:
         first = [(CHOICE, task, grid.seeds[0]) for task in grid.tasks]
-        found[CHOICE] = _records(grid, out, load_model, first, say)
-        grid = grid.decayed(chosen(grid.choice, found[CHOICE]))
+        records[CHOICE] = _records(grid, out, load_model, first, say)
+        grid = grid.decayed(chosen(grid.choice, records[CHOICE]))
     part = [
         one
         for one in cells(grid, kinds)
         if (tasks is None or one[1] in tasks) and (seeds is None or one[2] in seeds)
     ]
     made = _records(grid, out, load_model, part, say)
-    return found | {
+    return records | {
         kind: [one for (name, *_), one in zip(part, made, strict=True) if name == kind] for kind in kinds
     }
 

@@ -67,12 +67,12 @@ def read_record(path: Path, *, settings: Mapping[str, Any] | None = None) -> dic
     """
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = record["settings"], record["result"], record["environment"]
+        parts = record["settings"], record["result"], record["environment"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is no record of a study ({type(error).__name__}); delete it, and it is measured again"
         ) from error
-    if settings is not None and _plain(found[0]) != _plain(settings):
+    if settings is not None and _plain(parts[0]) != _plain(settings):
         raise CheckpointError(f"{path} is a record of other settings; delete it, and these are measured")
     return record
 
@@ -89,19 +89,19 @@ def by_kind(folder: Path) -> dict[str, list[dict[str, Any]]]:
     Raises:
         CheckpointError: no records are there, or a file is none.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
+    kinds: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*-*.json")):
         record = read_record(path)
-        found.setdefault(str(record["settings"].get("kind", record["name"])), []).append(record)
-    if not found:
+        kinds.setdefault(str(record["settings"].get("kind", record["name"])), []).append(record)
+    if not kinds:
         raise CheckpointError(
             f"{folder} holds no records of a study; make them with `lora-ensembles study all --out {folder}`"
         )
-    for kind in found.values():
+    for kind in kinds.values():
         kind.sort(
             key=lambda record: (str(record["settings"].get("task")), int(record["settings"].get("seed", 0)))
         )
-    return found
+    return kinds
 
 
 def _key(settings: Mapping[str, Any]) -> str:

@@ -48,15 +48,17 @@ def _c2(view: View) -> list[Contrast]:
         "decay of B": [(arm, view.last) for arm in view.decays],
     }
     families["early stopping"] = [("none", epoch) for epoch in view.stopped]
-    found = []
+    contrasts = []
     for who in ("member", "ensemble"):
         plain = view.values("ece", arm="none", who=who)
         for name, arms in families.items():
             effect = mean_of(
                 [minus(view.values("ece", arm=arm, who=who, epoch=epoch), plain) for arm, epoch in arms]
             )
-            found.append(Contrast(f"ECE, {name}, {'single member' if who == 'member' else who}", effect, -1))
-    return found + _either_way(view)
+            contrasts.append(
+                Contrast(f"ECE, {name}, {'single member' if who == 'member' else who}", effect, -1)
+            )
+    return contrasts + _either_way(view)
 
 
 def _either_way(view: View) -> list[Contrast]:
@@ -111,13 +113,13 @@ def _c3(view: View) -> list[Contrast]:
 
 
 def _c4(view: View) -> list[Contrast]:
-    found = []
+    contrasts = []
     for metric, sign in SIGNS.items():
         ensemble, dropout = view.values(metric, arm="dropout", who="ensemble"), view.dropout(metric)
-        found.append(
+        contrasts.append(
             Contrast(f"{NAMES[metric]}, ensemble against MC dropout", minus(ensemble, dropout), sign)
         )
-    return found
+    return contrasts
 
 
 def _c5(view: View) -> list[Contrast]:
@@ -148,25 +150,25 @@ def _c7(view: View) -> list[Contrast]:
     if len(sizes) < 3:
         return [Contrast("accuracy", {}, 1)]
     middle = sizes[len(sizes) // 2]
-    found = []
+    contrasts = []
     for metric, sign in SIGNS.items():
         first = minus(view.pool(metric, middle), view.pool(metric, sizes[0]))
         second = minus(view.pool(metric, sizes[-1]), view.pool(metric, middle))
-        found.append(
+        contrasts.append(
             Contrast(
                 f"{NAMES[metric]}, {sizes[-1]} members against 1",
                 minus(view.pool(metric, sizes[-1]), view.pool(metric, sizes[0])),
                 sign,
             )
         )
-        found.append(
+        contrasts.append(
             Contrast(
                 f"{NAMES[metric]}, gain to {middle} over gain from there to {sizes[-1]}",
                 minus(first, second),
                 sign,
             )
         )
-    return found
+    return contrasts
 
 
 def _c8(view: View) -> list[Contrast]:
@@ -207,26 +209,26 @@ def _c10(view: View) -> list[Contrast]:
         "early stopping": ("none", view.epochs[0]),
     }
     strong = view.decays[-1] if view.decays else "decay of B"
-    found = []
+    contrasts = []
     for metric in ("accuracy", "ece"):
         sign = -SIGNS[metric]  # a smaller gain is smaller in the metric's own direction
         for name, (arm, epoch) in strongest.items():
             gain = view.gain(metric, arm=arm, epoch=epoch)
-            found.append(
+            contrasts.append(
                 Contrast(
                     f"{NAMES[metric]} gain, {name} against none",
                     minus(gain, view.gain(metric, arm="none")),
                     sign,
                 )
             )
-            found.append(
+            contrasts.append(
                 Contrast(
                     f"{NAMES[metric]} gain, {name} against decay",
                     minus(gain, view.gain(metric, arm=strong)),
                     sign,
                 )
             )
-    return found
+    return contrasts
 
 
 def _c11(view: View) -> list[Contrast]:
@@ -267,7 +269,8 @@ CLAIMS: tuple[tuple[str, str, Callable[[View], list[Contrast]]], ...] = (
     ("C2", "Regularisers lower ECE; their effect on accuracy goes either way.", _c2),
     (
         "C3",
-        "Without strong decay NLL grows over the epochs, and ensembling alone does not stop it; decay does; both give the best NLL.",
+        "Without strong decay NLL grows over the epochs, and ensembling alone does not stop it; decay does; "
+        "both give the best NLL.",
         _c3,
     ),
     ("C4", "MC dropout gains little over one member; the ensemble of the same size gains much more.", _c4),
@@ -276,14 +279,16 @@ CLAIMS: tuple[tuple[str, str, Callable[[View], list[Contrast]]], ...] = (
     ("C7", "More members help every metric, less and less.", _c7),
     (
         "C8",
-        "Either source of randomness alone works; with decay, data order alone gives more than initialisation alone.",
+        "Either source of randomness alone works; with decay, data order alone gives more than "
+        "initialisation alone.",
         _c8,
     ),
     ("C9", "Decay of B alone is best: of A alone it leaves NLL high, of both it costs accuracy.", _c9),
     ("C10", "Strong KL or early stopping shrinks the ensemble's gain; decay shrinks it least.", _c10),
     (
         "C11",
-        "The few-shot base is calibrated but less accurate; the single member is confidently wrong; the ensemble less so.",
+        "The few-shot base is calibrated but less accurate; the single member is confidently wrong; the "
+        "ensemble less so.",
         _c11,
     ),
 )

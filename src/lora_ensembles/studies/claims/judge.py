@@ -28,7 +28,8 @@ LEAST_TASKS = 3
 normal, which nothing shows."""
 # Why a part cannot be judged where members have heads of their own, by a word of its name.
 NOT_OF_HEADS = {
-    "KL": "members' heads were newly initialised, so the base has no distribution over the answers to stay close to",
+    "KL": "members' heads were newly initialised, so the base has no distribution over the answers to stay "
+    "close to",
     "few-shot": "a base without a head of its own for the answers cannot be asked by few-shot prompts",
 }
 

@@ -18,7 +18,7 @@ class View:
 
     def __init__(self, records: Records):
         self.kinds = {
-            kind: {_setting(record): record["result"] for record in found} for kind, found in records.items()
+            kind: {_setting(record): record["result"] for record in runs} for kind, runs in records.items()
         }
         sweep = next(iter(records["sweep"]))
         first = sweep["result"]["arms"]
@@ -49,14 +49,14 @@ class View:
         """A metric of the ensemble, or the mean over its members (`who`), after an epoch; `where="ood"` out
         of distribution.
         """
-        found = {}
+        values = {}
         for setting, result in self.kinds.get(kind, {}).items():
             row = result["arms"].get(arm, {}).get("epochs", {}).get(str(epoch or self.last))
             row = row.get(where) if row and where else row
             value = _value(row, metric, who) if row else None
             if value is not None:
-                found[setting] = value
-        return found
+                values[setting] = value
+        return values
 
     def gain(
         self,
@@ -81,12 +81,12 @@ class View:
 
     def pool(self, metric: str, size: int, *, arm: str = "none") -> Differences:
         """A metric of ensembles of `size` members, the mean over their subsets."""
-        found = {}
+        values = {}
         for setting, result in self.kinds.get("pool", {}).items():
             subsets = result.get(arm, {}).get(str(size))
             if subsets:
-                found[setting] = statistics.fmean(one[metric] for one in subsets)
-        return found
+                values[setting] = statistics.fmean(one[metric] for one in subsets)
+        return values
 
     def sizes(self) -> list[int]:
         pools = list(self.kinds.get("pool", {}).values())
@@ -94,8 +94,10 @@ class View:
 
     def plain(self, kind: str, metric: str, who: str) -> Differences:
         """A metric of a record that has no arms, such as few_shot."""
-        found = {setting: _value(result, metric, who) for setting, result in self.kinds.get(kind, {}).items()}
-        return {setting: value for setting, value in found.items() if value is not None}
+        values = {
+            setting: _value(result, metric, who) for setting, result in self.kinds.get(kind, {}).items()
+        }
+        return {setting: value for setting, value in values.items() if value is not None}
 
     def dropout(self, metric: str) -> Differences:
         """A metric of MC dropout, the mean over the models that were asked."""
@@ -104,21 +106,21 @@ class View:
             for setting, result in self.kinds["sweep"].items()
         }
         return {
-            setting: statistics.fmean(one[metric] for one in found)
-            for setting, found in passes.items()
-            if found
+            setting: statistics.fmean(one[metric] for one in values)
+            for setting, values in passes.items()
+            if values
         }
 
     def wrong_confidence(self, kind: str, who: str, *, arm: str = "none") -> Differences:
         """The mean confidence of wrong answers."""
-        found = {}
+        values = {}
         for setting, result in self.kinds.get(kind, {}).items():
             counts = (result["arms"][arm] if kind == "sweep" else result)["wrong_confidence"][who]["counts"]
             if sum(counts):
-                found[setting] = sum(
+                values[setting] = sum(
                     (place + 0.5) / len(counts) * count for place, count in enumerate(counts)
                 ) / sum(counts)
-        return found
+        return values
 
 
 def decay_arm(record: Mapping[str, Any]) -> str:

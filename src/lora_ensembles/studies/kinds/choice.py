@@ -43,10 +43,10 @@ def choice(config: ChoiceConfig, bench: Bench, sheet: Sheet, *, seed: int) -> di
     }
 
 
-def chosen(config: ChoiceConfig, found: Sequence[Mapping[str, Any]]) -> float:
+def chosen(config: ChoiceConfig, records: Sequence[Mapping[str, Any]]) -> float:
     """The strength of the lowest NLL on held-out questions, the mean over the records `found`."""
     means = [
         statistics.fmean(values)
-        for values in zip(*(record["result"]["nll"] for record in found), strict=True)
+        for values in zip(*(record["result"]["nll"] for record in records), strict=True)
     ]
     return config.choose[means.index(min(means))]

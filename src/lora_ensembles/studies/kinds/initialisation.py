@@ -51,12 +51,12 @@ def initialisation(config: InitialisationConfig, bench: Bench, sheet: Sheet, *, 
     """Single member and ensemble of every start and order after the last epoch, and untrained (`start`)."""
     arms = initialisation_arms()
     run = bench.train(arms, seed=seed)
-    found = measure_run(run, bench, sheet, epochs=bench.shared.snapshots[-1:])
+    result = measure_run(run, bench, sheet, epochs=bench.shared.snapshots[-1:])
     run.ensemble.stack.set_members(run.initial)
-    known, _ = bench.ask(run.ensemble)
+    prediction, _ = bench.ask(run.ensemble)
     for index, arm in enumerate(
         arms[: len(STARTS)]
     ):  # an order of the data changes nothing before the first step
         path = ("arms", arm.name, "start")
-        found["arms"][arm.name]["start"] = sheet.measured(path, known.select(run.rows(index)))
-    return found
+        result["arms"][arm.name]["start"] = sheet.measured(path, prediction.select(run.rows(index)))
+    return result

@@ -92,8 +92,8 @@ class _Place:
         self.bench.kept_states.clear()
         now = time.process_time if self.clock == "process" else time.perf_counter
         begin = now()
-        found = work()
-        return found, now() - begin
+        result = work()
+        return result, now() - begin
 
     def trained(
         self, arm: Arm, members: int, examples: Sequence[Example] | None = None
@@ -149,7 +149,7 @@ def methods(config: MethodsConfig, bench: Bench, sheet: Sheet, *, seed: int) -> 
     warm = bench.train([Arm("warm-up")], config=once, members=1, seed=seed, examples=few)
     warm.ensemble.unload()
     held_out, rest = bench.held_out(share=config.held_out, seed=seed)
-    found = {
+    rows = {
         **({} if bench.owned_heads else _few_shot(place)),
         **_adapters(place),
         **_scaled(place, held_out, rest),
@@ -161,7 +161,7 @@ def methods(config: MethodsConfig, bench: Bench, sheet: Sheet, *, seed: int) -> 
         "held_out": len(held_out),
         "validation": len(bench.task.validation),
     }
-    return {"methods": found, "sizes": sizes, "clock": place.clock}
+    return {"methods": rows, "sizes": sizes, "clock": place.clock}
 
 
 def _few_shot(place: _Place) -> dict[str, Row]:
@@ -178,7 +178,7 @@ def _few_shot(place: _Place) -> dict[str, Row]:
 def _adapters(place: _Place) -> dict[str, Row]:
     """A single member, the ensemble, and both with decay of B."""
     decay = place.config.decay / place.bench.shared.learning_rate
-    found: dict[str, Row] = {}
+    rows: dict[str, Row] = {}
     for suffix, arm in (
         ("", Arm("none")),
         (", decay of B", Arm("decay of B", weight_decay_b=decay)),
@@ -186,9 +186,9 @@ def _adapters(place: _Place) -> dict[str, Row]:
         alone, single_seconds = place.trained(arm, 1)
         alone.ensemble.unload()
         run, seconds = place.trained(arm, place.members)
-        found |= _pair(place, run, suffix, single_seconds=single_seconds, seconds=seconds)
+        rows |= _pair(place, run, suffix, single_seconds=single_seconds, seconds=seconds)
         run.ensemble.unload()
-    return found
+    return rows
 
 
 def _pair(
@@ -209,7 +209,7 @@ def _scaled(place: _Place, held_out: Sequence[Example], rest: Sequence[Example])
     alone, single_seconds = place.trained(Arm("none"), 1, rest)
     alone.ensemble.unload()
     run, seconds = place.trained(Arm("none"), place.members, rest)
-    found = _pair(place, run, ", fewer questions", single_seconds=single_seconds, seconds=seconds)
+    rows = _pair(place, run, ", fewer questions", single_seconds=single_seconds, seconds=seconds)
 
     def scaled(title: str, predictors: Sequence[Predictor], parameters: int, training: float) -> Row:
         fitted = [
@@ -228,10 +228,10 @@ def _scaled(place: _Place, held_out: Sequence[Example], rest: Sequence[Example])
     parameters = num_trained_parameters(run.ensemble)
     singles = [SingleMember(run.ensemble, index) for index in range(run.members)]
     single, whole = "single member, scaled", "ensemble, scaled"
-    found[single] = scaled(single, singles, parameters, single_seconds)
-    found[whole] = scaled(whole, [run.ensemble], run.members * parameters, seconds)
+    rows[single] = scaled(single, singles, parameters, single_seconds)
+    rows[whole] = scaled(whole, [run.ensemble], run.members * parameters, seconds)
     run.ensemble.unload()
-    return found
+    return rows
 
 
 def _mc_dropout(place: _Place) -> dict[str, Row]:
@@ -256,13 +256,13 @@ def _others(place: _Place) -> dict[str, Row]:
     heads = place.bench.last_layer(seed=place.seed)
     _, seconds = place.timed(lambda: heads.fit(train, config))
     title, parameters = "last-layer ensemble", place.members * heads.num_trained_parameters
-    found = {title: place.row(title, [heads], parameters=parameters, training=seconds)}
+    rows = {title: place.row(title, [heads], parameters=parameters, training=seconds)}
     if place.bench.owned_heads:
-        return found
+        return rows
     factors = BatchEnsemble(*place.bench.model, num_members=place.members, seed=place.seed)
     own = dataclasses.replace(config, learning_rate=place.config.batch_ensemble_rate)
     _, seconds = place.timed(lambda: factors.fit(train, own))
     title, parameters = "BatchEnsemble", place.members * factors.num_trained_parameters
-    found[title] = place.row(title, [factors], parameters=parameters, training=seconds)
+    rows[title] = place.row(title, [factors], parameters=parameters, training=seconds)
     factors.unload()
-    return found
+    return rows

@@ -54,11 +54,11 @@ def pool(config: PaperConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[
     """Ensembles of 1 to the pool's size, each size over random subsets, with and without decay of B."""
     arms = [Arm("none"), Arm("decay of B", weight_decay_b=config.decay / bench.shared.learning_rate)]
     run = bench.train(arms, members=config.pool, seed=seed)
-    known, _ = bench.ask(run.ensemble)
+    prediction, _ = bench.ask(run.ensemble)
     sizes = [size for size in (1, 2, 3, 5, 10, 15, 20) if size <= config.pool]
     settings = {"sizes": sizes, "subsets": config.subsets, "seed": seed}
     for index, arm in enumerate(arms):
-        sheet.keep(arm.name, known.select(run.rows(index)))
+        sheet.keep(arm.name, prediction.select(run.rows(index)))
     return {arm.name: sheet.compute((arm.name,), "by_size", arm.name, settings=settings) for arm in arms}
 
 

@@ -27,10 +27,10 @@ def rank(config: RankConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[s
     """Single member and ensemble of every rank after the last epoch, and the parameters of a member of it."""
     arms = [Arm(f"rank {size}", rank=size) for size in config.ranks]
     run = bench.train(arms, seed=seed)
-    found = measure_run(run, bench, sheet, epochs=bench.shared.snapshots[-1:])
+    result = measure_run(run, bench, sheet, epochs=bench.shared.snapshots[-1:])
     for index, arm in enumerate(arms):
-        found["arms"][arm.name] |= {
+        result["arms"][arm.name] |= {
             "rank": arm.rank,
             "parameters": num_trained_parameters(run.ensemble, run.rows(index)[0]),
         }
-    return found
+    return result

@@ -35,6 +35,6 @@ def strength(config: StrengthConfig, bench: Bench, sheet: Sheet, *, seed: int) -
     for epoch in range(1, last):
         run.ensemble.stack.set_members([run.trained.snapshots[epoch][row] for row in run.rows(0)])
         plain[str(epoch)] = sheet.measured(("arms", "none", "epochs", str(epoch)), *bench.ask(run.ensemble))
-    found = measure_run(run, bench, sheet, epochs=[last])
-    found["arms"]["none"]["epochs"] = plain | found["arms"]["none"]["epochs"]
-    return found
+    result = measure_run(run, bench, sheet, epochs=[last])
+    result["arms"]["none"]["epochs"] = plain | result["arms"]["none"]["epochs"]
+    return result

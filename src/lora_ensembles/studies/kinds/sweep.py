@@ -30,28 +30,28 @@ def sweep(config: PaperConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict
     run = bench.train(sorted(arms, key=lambda arm: arm.name not in over_epochs), seed=seed)
     every = sum(arm.name in over_epochs for arm in arms)
     rows = measure_run(run, bench, sheet, epochs=bench.shared.snapshots, every=every)["arms"]
-    found: dict[str, Any] = {arm.name: rows[arm.name] for arm in arms}
+    results: dict[str, Any] = {arm.name: rows[arm.name] for arm in arms}
     parameters = num_trained_parameters(run.ensemble)
     run.ensemble.unload()
     dropped = bench.train([Arm("dropout", dropout=DROPOUT)], seed=seed)
-    found |= measure_run(dropped, bench, sheet, epochs=bench.shared.snapshots)["arms"]
-    found["MC dropout"] = _mc_dropout(dropped, bench, sheet, seed=seed)
+    results |= measure_run(dropped, bench, sheet, epochs=bench.shared.snapshots)["arms"]
+    results["MC dropout"] = _mc_dropout(dropped, bench, sheet, seed=seed)
     sizes = {
         "train": len(bench.task.train),
         "validation": len(bench.task.validation),
         "options": bench.task.options,
     }
-    return {"arms": found, "sizes": sizes, "trained_parameters": parameters}
+    return {"arms": results, "sizes": sizes, "trained_parameters": parameters}
 
 
 def _mc_dropout(run: ArmsRun, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
     """Each member of the dropout arm, asked as many times as an ensemble has members; the mean over members
     is the baseline's value.
     """
-    found = []
+    passes = []
     for row in range(run.members):
         dropout = MCDropout(run.ensemble, member=row, passes=run.members, dropout=DROPOUT, seed=seed)
         name = f"MC dropout/{row}"
         sheet.keep(name, *bench.ask(dropout))
-        found.append(sheet.compute(("arms", "MC dropout", "passes", row), "ensemble", name))
-    return {"passes": found}
+        passes.append(sheet.compute(("arms", "MC dropout", "passes", row), "ensemble", name))
+    return {"passes": passes}

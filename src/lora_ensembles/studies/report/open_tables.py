@@ -107,7 +107,7 @@ def correlation(records: Records) -> Table:
     Raises:
         DataError: there is no record of a sweep.
     """
-    found = {metric: association(records, metric) for metric in SIGNS}
+    associations = {metric: association(records, metric) for metric in SIGNS}
     rows = [
         (
             f"gain in {NAMES[metric]}",
@@ -115,14 +115,14 @@ def correlation(records: Records) -> Table:
             "-" if one.interval is None else f"{one.interval[0]:+.3f} to {one.interval[1]:+.3f}",
             str(one.settings),
         )
-        for metric, one in found.items()
+        for metric, one in associations.items()
         if one is not None
     ]
     return Table(("", "Spearman's rho", "95 % interval", "settings"), tuple(rows))
 
 
 def _records(records: Records, kind: str) -> list[Record]:
-    return [record for found in by_task(records, kind).values() for record in found]
+    return [record for runs in by_task(records, kind).values() for record in runs]
 
 
 def _mean(
@@ -138,15 +138,15 @@ def _mean(
     seeds: dict[int, list[float]] = {}
     for record in every:
         given = row(record)
-        found = None if given is None else number(given)
-        if found is not None:
-            seeds.setdefault(int(record["settings"]["seed"]), []).append(found)
-    over = spread(statistics.fmean(found) for found in seeds.values())
+        amount = None if given is None else number(given)
+        if amount is not None:
+            seeds.setdefault(int(record["settings"]["seed"]), []).append(amount)
+    over = spread(statistics.fmean(amount) for amount in seeds.values())
     return "-" if over is None else _shown(over, digits)
 
 
-def _shown(found: Spread, digits: int) -> str:
-    return f"{found.mean:.{digits}f} ± {found.std:.{digits}f}"
+def _shown(summary: Spread, digits: int) -> str:
+    return f"{summary.mean:.{digits}f} ± {summary.std:.{digits}f}"
 
 
 def _method(name: str) -> Callable[[Record], Any]:

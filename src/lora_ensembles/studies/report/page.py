@@ -250,7 +250,8 @@ def pictures(images: Sequence[tuple[bytes, str]]) -> str:
         1
     """
     figures = "\n".join(
-        f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
+        f'<figure><img alt="{html.escape(caption)}" '
+        f'src="data:image/png;base64,{base64.b64encode(image).decode()}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         for image, caption in images
     )

@@ -63,10 +63,10 @@ def table_1(records: Records) -> Table:
     Raises:
         DataError: there is no record of a sweep, or of a last layer.
     """
-    found = methods(records)
-    if "last-layer ensemble" not in found:
+    by_method = methods(records)
+    if "last-layer ensemble" not in by_method:
         raise DataError("there is no record of the kind 'last_layer'")
-    pair = [found["ensemble"], found["last-layer ensemble"]]
+    pair = [by_method["ensemble"], by_method["last-layer ensemble"]]
     names = sorted({task for one in pair for task, _ in one}, key=task_order)
     header = [
         f"{METRICS[metric]}, {name}"
@@ -104,8 +104,8 @@ def paper_table_1() -> Table:
 def table_2(records: Records) -> Table:
     """The number of questions of each task here, beside the paper's."""
     rows = []
-    for name, found in by_task(records, "sweep").items():
-        result, settings = found[0]["result"], found[0]["settings"]
+    for name, runs in by_task(records, "sweep").items():
+        result, settings = runs[0]["result"], runs[0]["settings"]
         sizes, limit = result.get("sizes", {}), settings.get("limit", (None,) * 3)
         train = sizes.get("train", "all" if limit[0] is None else f"at most {limit[0]}")
         options = sizes.get("options")
@@ -140,9 +140,9 @@ def methods(records: Records) -> dict[str, Method]:
     Raises:
         DataError: there is no record of a sweep.
     """
-    sweeps = [record for found in by_task(records, "sweep").values() for record in found]
+    sweeps = [record for runs in by_task(records, "sweep").values() for record in runs]
     decay = decay_arm(sweeps[0])
-    found: dict[str, Method] = {
+    by_method: dict[str, Method] = {
         "few-shot base": {
             _setting(record): _metrics(record["result"], MEMBER) for record in records.get("few_shot", ())
         },
@@ -164,43 +164,43 @@ def methods(records: Records) -> dict[str, Method]:
                 for one in others
                 if "ensemble" in one["result"]
             }
-            found[kind.replace("_", " ")] = rows
-    found["ensemble"] = _arm(sweeps, "none", ENSEMBLE)
-    found["ensemble, decay of B"] = _arm(sweeps, decay, ENSEMBLE)
-    return {name: method for name, method in found.items() if method}
+            by_method[kind.replace("_", " ")] = rows
+    by_method["ensemble"] = _arm(sweeps, "none", ENSEMBLE)
+    by_method["ensemble, decay of B"] = _arm(sweeps, decay, ENSEMBLE)
+    return {name: method for name, method in by_method.items() if method}
 
 
 def side_by_side(records: Records) -> Table:
     """Each method's metrics, the mean over the settings (task and seed) in which every method that has the
     metric has it; ± over seeds of the mean over tasks."""
-    found = methods(records)
+    by_method = methods(records)
     columns = []
     for metric in METRICS:
         having = {
             name: settings
-            for name, method in found.items()
+            for name, method in by_method.items()
             if (settings := {setting for setting, row in method.items() if metric in row})
         }
         shared = set.intersection(*having.values()) if having else set()
         columns.append(
             [
                 _cell(_task_mean(method, metric, shared) if name in having else None)
-                for name, method in found.items()
+                for name, method in by_method.items()
             ]
         )
     return Table(
         ("method", *METRICS.values()),
-        tuple((name, *(column[row] for column in columns)) for row, name in enumerate(found)),
+        tuple((name, *(column[row] for column in columns)) for row, name in enumerate(by_method)),
     )
 
 
 def methods_by_task(records: Records, metric: str) -> Table:
     """One metric of each method, a column a task."""
-    found = methods(records)
-    names = sorted({task for method in found.values() for task, _ in method}, key=task_order)
+    by_method = methods(records)
+    names = sorted({task for method in by_method.values() for task, _ in method}, key=task_order)
     rows = [
         (name, *(_cell(_over_seeds(method, task, metric)) for task in names))
-        for name, method in found.items()
+        for name, method in by_method.items()
     ]
     return Table((METRICS[metric], *names), tuple(rows))
 
@@ -247,8 +247,8 @@ def costs(records: Records) -> Table:
 def seconds(records: Records) -> Table | None:
     """Seconds that the records of each kind took, where they say so."""
     rows = []
-    for kind, found in records.items():
-        times = spread(record["result"].get("seconds") for record in found)
+    for kind, runs in records.items():
+        times = spread(record["result"].get("seconds") for record in runs)
         if times:
             rows.append(
                 (
@@ -265,10 +265,10 @@ def diversity(records: Records) -> Table:
     """The correlation of each arm's members, and what its ensemble gains, the mean over tasks; ± over seeds
     of that mean.
     """
-    sweeps = [record for found in by_task(records, "sweep").values() for record in found]
+    sweeps = [record for runs in by_task(records, "sweep").values() for record in runs]
     rows = []
     for arm in sweeps[0]["result"]["arms"]:
-        found: dict[Setting, dict[str, float]] = {}
+        effects: dict[Setting, dict[str, float]] = {}
         for record in sweeps:
             row, own = last_row(record, arm), record["result"]["arms"].get(arm, {})
             if row is None or own.get("correlation") is None:
@@ -279,14 +279,14 @@ def diversity(records: Records) -> Table:
                 name: (value(row, name, ENSEMBLE) or 0.0) - (value(row, name, MEMBER) or 0.0)
                 for name in ("accuracy", "nll", "ece")
             }
-            found[_setting(record)] = {
+            effects[_setting(record)] = {
                 "agreement": statistics.fmean(pairs),
                 "correlation": own["correlation"],
                 **gains,
             }
-        if found:
+        if effects:
             names = ("agreement", "correlation", "accuracy", "nll", "ece")
-            rows.append((arm, *(_cell(_task_mean(found, name, set(found))) for name in names)))
+            rows.append((arm, *(_cell(_task_mean(effects, name, set(effects))) for name in names)))
     header = (
         "arm",
         "agreement",
@@ -327,8 +327,8 @@ def _task_mean(method: Method, metric: str, shared: set[Setting]) -> Spread | No
     )
 
 
-def _cell(found: Spread | None) -> str:
-    return "-" if found is None else str(found)
+def _cell(summary: Spread | None) -> str:
+    return "-" if summary is None else str(summary)
 
 
 def _trained(records: Records, kind: str) -> int | None:

@@ -135,7 +135,7 @@ def provenance(records: Records) -> Table:
     """The provenance of the records: versions, device, commit, and every setting, with all the values that
     occur.
     """
-    every = [record for found in records.values() for record in found]
+    every = [record for runs in records.values() for record in runs]
     rows: dict[str, list[str]] = {}
     for record in every:
         given = record["environment"]
@@ -158,10 +158,10 @@ def provenance(records: Records) -> Table:
 def counts(records: Records) -> Table:
     """The number of records of each kind, of which tasks and seeds."""
     rows = []
-    for kind, found in records.items():
-        names = dict.fromkeys(str(record["settings"].get("task", "-")) for record in found)
-        seeds = ", ".join(map(str, seeds_of({kind: found})))
-        rows.append((kind, str(len(found)), ", ".join(names), seeds))
+    for kind, runs in records.items():
+        names = dict.fromkeys(str(record["settings"].get("task", "-")) for record in runs)
+        seeds = ", ".join(map(str, seeds_of({kind: runs})))
+        rows.append((kind, str(len(runs)), ", ".join(names), seeds))
     return Table(("kind", "records", "tasks", "seeds"), tuple(rows), prose=frozenset({2}))
 
 
@@ -169,7 +169,8 @@ def _intro(records: Records) -> str:
     settings = next(iter(by_task(records, "sweep").values()))[0]["settings"]
     smaller = smaller_grid(records)
     return (
-        f"The comparisons of arXiv:2310.00035 on the base {settings.get('base', 'embedded')}: ensembles of {settings['members']} LoRA "
+        f"The comparisons of arXiv:2310.00035 on the base {settings.get('base', 'embedded')}: ensembles of "
+        f"{settings['members']} LoRA "
         f"adapters, {len(by_task(records, 'sweep'))} tasks, seeds {', '.join(map(str, seeds_of(records)))}. "
         + (f"Made on a smaller grid than the full one: {smaller}." if smaller else "Made on the full grid.")
     )
@@ -177,10 +178,14 @@ def _intro(records: Records) -> str:
 
 def _claims_chapter(claims: Sequence[Claim]) -> Chapter:
     reading = (
-        "Each verdict follows from the records alone. A contrast is a difference in every setting (task and seed); its interval is the "
-        "95 % t interval over tasks, each the mean over its seeds. A claim is supported if the intervals of all its parts lie where it "
-        f"says, contradicted if one lies on the other side, and inconclusive otherwise; with fewer than {LEAST_TASKS} tasks nothing is "
-        "decided, and there is no interval. Supported in part is a claim of which other parts could not be judged. Verdicts that are "
+        "Each verdict follows from the records alone. A contrast is a difference in every setting (task and "
+        "seed); its interval is the "
+        "95 % t interval over tasks, each the mean over its seeds. A claim is supported if the intervals of "
+        "all its parts lie where it "
+        "says, contradicted if one lies on the other side, and inconclusive otherwise; with fewer than "
+        f"{LEAST_TASKS} tasks nothing is "
+        "decided, and there is no interval. Supported in part is a claim of which other parts could not be "
+        "judged. Verdicts that are "
         "decided, either way, are bold."
     )
     unjudged = [Text(f"{claim.id}: {claim.reason}.") for claim in claims if claim.reason]
@@ -216,7 +221,7 @@ def _drawn(drawing: Drawing, records: Records, out: Path, left_out: dict[str, st
     picture = Picture(
         (out / FIGURES / f"{drawing.name}.png").read_bytes(), drawing.title, f"{FIGURES}/{drawing.name}.png"
     )
-    shown = {kind: found for kind, found in records.items() if kind in drawing.needs}
+    shown = {kind: runs for kind, runs in records.items() if kind in drawing.needs}
     seeds = ", ".join(map(str, seeds_of(shown)))
     return [
         Heading(drawing.title),
@@ -226,12 +231,15 @@ def _drawn(drawing: Drawing, records: Records, out: Path, left_out: dict[str, st
 
 
 DIVERSITY = (
-    "Agreement: share of equal answers, mean over pairs. Correlation: of the probabilities of the right option, mean over pairs. Change: "
+    "Agreement: share of equal answers, mean over pairs. Correlation: of the probabilities of the right "
+    "option, mean over pairs. Change: "
     "ensemble minus single member. Means over tasks ± standard deviation over seeds of that mean."
 )
 SIDE_BY_SIDE = (
-    "Means over the tasks and seeds that all methods have, ± standard deviation over seeds of the mean over tasks. Few-shot: mean over "
-    "draws; single member: mean of the members' own metrics; MC dropout: as many passes as the ensemble has members, mean over the members."
+    "Means over the tasks and seeds that all methods have, ± standard deviation over seeds of the mean over "
+    "tasks. Few-shot: mean over "
+    "draws; single member: mean of the members' own metrics; MC dropout: as many passes as the ensemble has "
+    "members, mean over the members."
 )
 
 
@@ -247,7 +255,8 @@ def _tables_chapter(records: Records, left_out: dict[str, str]) -> Chapter:
         Text("In the paper (LLaMA-13B, M = 5):"),
         tables.paper_table_1(),
         Text(
-            "In the paper, last-layer ensembles underfit: they are clearly less accurate than LoRA ensembles on every task."
+            "In the paper, last-layer ensembles underfit: they are clearly less accurate than LoRA ensembles "
+            "on every task."
         ),
         *_table(
             "Table 2: the tasks' sizes",
@@ -291,7 +300,7 @@ def _diversity_chapter(
 
 def _open_chapter(records: Records, drawn: Mapping[str, list[Block]], left_out: dict[str, str]) -> Chapter:
     """The chapter on what the paper leaves open: each figure, and its numbers."""
-    found: dict[str, tuple[tuple[str, str, Callable[[Records], Table]], ...]] = {
+    groups: dict[str, tuple[tuple[str, str, Callable[[Records], Table]], ...]] = {
         "methods": (
             ("Methods: metrics", OPEN, open_tables.methods),
             ("Methods: costs", SECONDS, open_tables.costs),
@@ -301,27 +310,36 @@ def _open_chapter(records: Records, drawn: Mapping[str, list[Block]], left_out: 
         "strength": (("Strength: numbers", OPEN, open_tables.strength),),
     }
     blocks: list[Block] = []
-    for name, several in found.items():
+    for name, several in groups.items():
         blocks += drawn[name]
         for title, reading, table in several if records.get(name) else ():
             blocks += _table(title, reading, functools.partial(table, records), left_out)
     return Chapter("What the paper leaves open", tuple(blocks))
 
 
-OPEN = "Means over the tasks ± standard deviation over seeds of the mean over tasks. Single: mean of the members' own metrics."
+OPEN = (
+    "Means over the tasks ± standard deviation over seeds of the mean over tasks. Single: mean of "
+    "the members' own metrics."
+)
 SECONDS = (
-    "Seconds as they were measured in each record, one method after another: on a CPU those that the process computed, over all its "
-    'threads, elsewhere those of the clock. "Over single" is the ratio within a record. A single member is trained alone. Few-shot: one '
-    'set of demonstrations. Scaled and "fewer questions" train on a part of the questions, and scaled ones fit their temperature on the '
+    "Seconds as they were measured in each record, one method after another: on a CPU those that the process "
+    "computed, over all its "
+    'threads, elsewhere those of the clock. "Over single" is the ratio within a record. A single member is '
+    "trained alone. Few-shot: one "
+    'set of demonstrations. Scaled and "fewer questions" train on a part of the questions, and scaled ones '
+    "fit their temperature on the "
     "rest. Parameters are those of all members together."
 )
 RHO = (
-    "Spearman's rank correlation between the members' correlation and what the ensemble gains over them, over the arms of each task and "
-    "seed, the mean over tasks; its interval is the 95 % t interval over tasks. Below zero, an ensemble gains more where its "
+    "Spearman's rank correlation between the members' correlation and what the ensemble gains over them, "
+    "over the arms of each task and "
+    "seed, the mean over tasks; its interval is the 95 % t interval over tasks. Below zero, an ensemble "
+    "gains more where its "
     "members are less alike."
 )
 COSTS = (
-    "Trained parameters in multiples of one member's. An ensemble's members share one forward pass of the base, in which a question is as "
+    "Trained parameters in multiples of one member's. An ensemble's members share one forward pass of the "
+    "base, in which a question is as "
     "many rows as there are members."
 )
 

@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 TITLE = "Members' agreement"
 NEEDS = ("sweep",)
 CAPTION = (
-    "Share of the validation questions to which two members of the arm without a regulariser give the same answer after the last epoch, "
-    "mean over the seeds; the colours span the values outside the diagonals. Above each panel: the mean over pairs, with the lowest and "
+    "Share of the validation questions to which two members of the arm without a regulariser give the same "
+    "answer after the last epoch, "
+    "mean over the seeds; the colours span the values outside the diagonals. Above each panel: the mean over "
+    "pairs, with the lowest and "
     "the highest seed."
 )
-PAPER = "The paper has no such matrix; it names the members' diversity as what an ensemble lives on, and shows it as gaps in Figure 7."
+PAPER = (
+    "The paper has no such matrix; it names the members' diversity as what an ensemble lives on, "
+    "and shows it as gaps in Figure 7."
+)
 
 
 def draw(records: Records) -> Figure:
@@ -37,12 +42,12 @@ def draw(records: Records) -> Figure:
         -(-len(sweeps) // columns), columns, height=2.2 if columns == 3 else 3.0, sharex=False
     )
     every = [axes for row in grid for axes in row]
-    matrices = {name: mean_matrix(found) for name, found in sweeps.items()}
+    matrices = {name: mean_matrix(runs) for name, runs in sweeps.items()}
     others = [share for matrix in matrices.values() for share in outside_diagonal(matrix)]
     low, high = (min(others), max(others)) if others else (0.0, 1.0)
-    for axes, (name, found) in zip(every, sweeps.items(), strict=False):
+    for axes, (name, runs) in zip(every, sweeps.items(), strict=False):
         image = _panel(axes, matrices[name], low, high)
-        means = [statistics.fmean(pairs) for record in found if (pairs := outside_diagonal(_matrix(record)))]
+        means = [statistics.fmean(pairs) for record in runs if (pairs := outside_diagonal(_matrix(record)))]
         said = f"mean {statistics.fmean(means):.2f} ({min(means):.2f} to {max(means):.2f})" if means else ""
         heading(axes, name, below=said)
     for axes in every[len(sweeps) :]:
@@ -53,9 +58,9 @@ def draw(records: Records) -> Figure:
     return finish(figure, records, [])
 
 
-def mean_matrix(found: list[Record]) -> list[list[float]]:
+def mean_matrix(runs: list[Record]) -> list[list[float]]:
     """The mean of the records' matrices, (members, members)."""
-    matrices = [_matrix(record) for record in found]
+    matrices = [_matrix(record) for record in runs]
     return [
         [statistics.fmean(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)
     ]

@@ -55,13 +55,13 @@ def association(records: Records, metric: str) -> Association | None:
     Raises:
         DataError: there is no record of a sweep.
     """
-    found: dict[tuple[str, int], float] = {}
+    rhos: dict[tuple[str, int], float] = {}
     for task, several in by_task(records, "sweep").items():
         for record in several:
             rho = rank_correlation(gains(record, "", metric))
             if rho is not None:
-                found[task, int(record["settings"]["seed"])] = rho
-    part = judge_contrast(Contrast(metric, found, -1))
+                rhos[task, int(record["settings"]["seed"])] = rho
+    part = judge_contrast(Contrast(metric, rhos, -1))
     if part.difference is None:
         return None
     interval = part.interval and (

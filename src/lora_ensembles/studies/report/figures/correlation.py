@@ -26,12 +26,19 @@ if TYPE_CHECKING:
 TITLE = "Members' correlation against what the ensemble gains"
 NEEDS = ("sweep",)
 CAPTION = (
-    "What the ensemble gains over its members after the last epoch (accuracy: ensemble minus single member; NLL in nats and ECE: single "
-    "member minus ensemble, so that up is better) against the mean correlation, over pairs of members, of the probabilities they give to "
-    "the right option. A point is one arm, task and seed, so that the spread over seeds is that of the points. Above each panel: "
-    "Spearman's rho over the arms of a task and seed, as the mean over tasks, with its 95 % t interval over tasks."
+    "What the ensemble gains over its members after the last epoch (accuracy: ensemble minus single member; "
+    "NLL in nats and ECE: single "
+    "member minus ensemble, so that up is better) against the mean correlation, over pairs of members, of "
+    "the probabilities they give to "
+    "the right option. A point is one arm, task and seed, so that the spread over seeds is that of the "
+    "points. Above each panel: "
+    "Spearman's rho over the arms of a task and seed, as the mean over tasks, with its 95 % t interval over "
+    "tasks."
 )
-PAPER = "The paper has no such figure; it supposes that strong regularisers take away the ensemble's gain because members become alike."
+PAPER = (
+    "The paper has no such figure; it supposes that strong regularisers take away the ensemble's "
+    "gain because members become alike."
+)
 FAMILIES = {
     "none": Key("no regulariser", NONE, "", "o"),
     "KL ": Key("KL", KL, "", "s"),
@@ -48,7 +55,7 @@ def draw(records: Records) -> Figure:
         DataError: records that it needs are missing.
         MissingExtraError: matplotlib is not installed.
     """
-    every = [record for found in by_task(records, "sweep").values() for record in found]
+    every = [record for runs in by_task(records, "sweep").values() for record in runs]
     figure, grid = panels(1, len(SIGNS), height=2.3)
     for axes, metric in zip(grid[0], SIGNS, strict=True):
         axes.axhline(0, color="0.5", linewidth=1)
@@ -56,8 +63,8 @@ def draw(records: Records) -> Figure:
             points = [point for record in every for point in gains(record, prefix, metric)]
             x, y = [one[0] for one in points], [one[1] for one in points]
             axes.plot(x, y, linestyle="", marker=key.marker, color=key.colour, markersize=3, alpha=0.7)
-        found = association(records, metric)
-        heading(axes, f"rho {found}" if found else "")
+        rho = association(records, metric)
+        heading(axes, f"rho {rho}" if rho else "")
         axes.set_xlabel("correlation of members")
         axes.set_ylabel(f"gain in {METRICS[metric][:-2]}", labelpad=2)
     return finish(figure, records, list(FAMILIES.values()), columns=5)

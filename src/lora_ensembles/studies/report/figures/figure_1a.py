@@ -18,13 +18,17 @@ if TYPE_CHECKING:
 TITLE = "Figure 1a: confidence of wrong answers"
 NEEDS = ("sweep", "few_shot")
 CAPTION = (
-    "Density of the confidence (probability of the chosen option) of wrong answers to validation questions, after the last epoch. Answers"
-    " of all seeds were counted in 50 equal bins; the thick line is a Gaussian kernel density of the bins' middles, reflected at 0 and 1,"
-    " with Silverman's bandwidth and at least a bin's width. Thin lines: each seed alone. Few-shot counts every draw, the single member "
+    "Density of the confidence (probability of the chosen option) of wrong answers to validation questions, "
+    "after the last epoch. Answers"
+    " of all seeds were counted in 50 equal bins; the thick line is a Gaussian kernel density of the bins' "
+    "middles, reflected at 0 and 1,"
+    " with Silverman's bandwidth and at least a bin's width. Thin lines: each seed alone. Few-shot counts "
+    "every draw, the single member "
     "every member. Above each panel: the share of wrong answers among all, in the legend's order."
 )
 PAPER = (
-    "On cqa with LLaMA-13B, the few-shot base is calibrated but often wrong; the single fine-tuned member is more accurate and "
+    "On cqa with LLaMA-13B, the few-shot base is calibrated but often wrong; the single fine-tuned member is "
+    "more accurate and "
     "overconfident in its wrong answers; the ensemble with strong decay (dashed) improves accuracy and ECE."
 )
 
@@ -71,8 +75,8 @@ def _panel(axes: Axes, name: str, sweeps: list[Record], few_shots: list[Record])
     )
     grid = torch.linspace(0, 1, 401, dtype=torch.float64)
     shares = []
-    for colour, line, found in lines:
-        counts = [torch.tensor(one["counts"]) for one in found]
+    for colour, line, histograms in lines:
+        counts = [torch.tensor(one["counts"]) for one in histograms]
         for one in counts:
             if one.sum():
                 axes.plot(
@@ -86,7 +90,7 @@ def _panel(axes: Axes, name: str, sweeps: list[Record], few_shots: list[Record])
         whole = torch.stack(counts).sum(dim=0) if counts else torch.zeros(1)
         if whole.sum():
             axes.plot(grid.tolist(), _density(whole, grid), color=colour, linestyle=line, linewidth=1.8)
-            shares.append(f"{int(whole.sum()) / sum(one['of'] for one in found):.0%}")
+            shares.append(f"{int(whole.sum()) / sum(one['of'] for one in histograms):.0%}")
     axes.set_xlim(0, 1)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("density")

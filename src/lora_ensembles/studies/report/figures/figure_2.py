@@ -40,14 +40,19 @@ if TYPE_CHECKING:
 TITLE = "Figure 2: from the single member to the ensemble"
 NEEDS = ("sweep",)
 CAPTION = (
-    "Each arrow leads from the single member (mean of the members' own metrics) to the ensemble of the same members, on the validation "
-    "questions after the last epoch; its ends are means over the seeds, and the dots are the ends for each seed. Towards the lower right "
-    "both metrics improve. Colour: the kind of regulariser; the stronger it is, the more opaque. Early stopping: epochs 1, 2 and 3 of the"
+    "Each arrow leads from the single member (mean of the members' own metrics) to the ensemble of the same "
+    "members, on the validation "
+    "questions after the last epoch; its ends are means over the seeds, and the dots are the ends for each "
+    "seed. Towards the lower right "
+    "both metrics improve. Colour: the kind of regulariser; the stronger it is, the more opaque. Early "
+    "stopping: epochs 1, 2 and 3 of the"
     " arm without a regulariser, 1 the strongest. Cross: the few-shot base, mean over draws and seeds."
 )
 PAPER = (
-    "After 20 epochs of LLaMA-13B on six tasks, most arrows point to the lower right: ensembles of 5 gain in accuracy and ECE with almost"
-    " every regulariser and strength. Regularisers usually lower ECE, and change accuracy in either direction; with strong KL or very "
+    "After 20 epochs of LLaMA-13B on six tasks, most arrows point to the lower right: ensembles of 5 gain in "
+    "accuracy and ECE with almost"
+    " every regulariser and strength. Regularisers usually lower ECE, and change accuracy in either "
+    "direction; with strong KL or very "
     "early stopping the arrows shrink. Few-shot is clearly less accurate."
 )
 STOPS = (1, 2, 3)
@@ -77,9 +82,9 @@ def draw(records: Records) -> Figure:
     columns = 2 if len(sweeps) > 1 else 1
     figure, grid = panels(-(-len(sweeps) // columns), columns, height=2.2, sharex=False)
     every = [axes for row in grid for axes in row]
-    for axes, (name, found) in zip(every, sweeps.items(), strict=False):
-        for arrow in arrows(found[0]):
-            _draw_arrow(axes, found, arrow)
+    for axes, (name, runs) in zip(every, sweeps.items(), strict=False):
+        for arrow in arrows(runs[0]):
+            _draw_arrow(axes, runs, arrow)
         _draw_few_shot(axes, few_shots.get(name, []))
         axes.margins(0.08)
         axes.xaxis.set_major_locator(
@@ -90,7 +95,7 @@ def draw(records: Records) -> Figure:
         axes.set_ylabel(METRICS["ece"])
     for axes in every[len(sweeps) :]:
         axes.remove()
-    drawn = {arrow.colour for found in sweeps.values() for arrow in arrows(found[0])}
+    drawn = {arrow.colour for runs in sweeps.values() for arrow in arrows(runs[0])}
     kinds = {"none": NONE, "KL": KL, "decay of B": DECAY, "early stopping": STOPPED}
     keys = [Key(name, colour, marker=">") for name, colour in kinds.items() if colour in drawn]
     keys += [Key("few-shot base", FEW_SHOT, "", "x")] if few_shots else []
@@ -125,10 +130,10 @@ def arrows(record: Record) -> Iterator[Arrow]:
             yield Arrow(arm, epoch, colour, 0.25 + 0.75 * rank / len(members))
 
 
-def _draw_arrow(axes: Axes, found: Sequence[Record], arrow: Arrow) -> None:
+def _draw_arrow(axes: Axes, runs: Sequence[Record], arrow: Arrow) -> None:
     ends = []
     for who in (MEMBER, ENSEMBLE):
-        rows = [row for record in found if (row := epochs_of(record, arrow.arm).get(arrow.epoch)) is not None]
+        rows = [row for record in runs if (row := epochs_of(record, arrow.arm).get(arrow.epoch)) is not None]
         x, y = _spread(rows, "accuracy", who), _spread(rows, "ece", who)
         axes.scatter(x.values, y.values, s=5, color=arrow.colour, alpha=0.4 * arrow.alpha, linewidths=0)
         ends.append((x.mean, y.mean))
@@ -144,15 +149,15 @@ def _draw_arrow(axes: Axes, found: Sequence[Record], arrow: Arrow) -> None:
     axes.annotate("", xy=ends[1], xytext=ends[0], arrowprops=style)
 
 
-def _draw_few_shot(axes: Axes, found: Sequence[Record]) -> None:
-    if found:
-        rows = [record["result"] for record in found]
+def _draw_few_shot(axes: Axes, runs: Sequence[Record]) -> None:
+    if runs:
+        rows = [record["result"] for record in runs]
         x, y = _spread(rows, "accuracy", MEMBER), _spread(rows, "ece", MEMBER)
         axes.plot([x.mean], [y.mean], "x", color=FEW_SHOT, markersize=6, markeredgewidth=1.6)
         axes.scatter(x.values, y.values, s=5, color=FEW_SHOT, alpha=0.4, linewidths=0)
 
 
 def _spread(rows: Sequence[Record], metric: str, who: str) -> Spread:
-    found = spread(value(row, metric, who) for row in rows)
-    assert found is not None  # accuracy and ECE are in every record
-    return found
+    middle = spread(value(row, metric, who) for row in rows)
+    assert middle is not None  # accuracy and ECE are in every record
+    return middle

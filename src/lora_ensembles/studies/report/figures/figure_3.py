@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 TITLE = "Figure 3: over the epochs, with and without decay of B"
 NEEDS = ("sweep",)
 CAPTION = (
-    "Accuracy (share of right answers), negative log-likelihood (nats) and expected calibration error (15 bins) on the validation "
-    "questions over the epochs, without a regulariser and with decay of B of one strength. Solid: single member (mean of the members' own"
+    "Accuracy (share of right answers), negative log-likelihood (nats) and expected calibration error (15 "
+    "bins) on the validation "
+    "questions over the epochs, without a regulariser and with decay of B of one strength. Solid: single "
+    "member (mean of the members' own"
     " metrics); dashed: ensemble. Lines: mean over the seeds; bands: from the lowest to the highest seed."
 )
 PAPER = (
-    "Over 20 epochs the ensemble of 5 is more accurate and better calibrated than its members, with and without decay. Without decay NLL "
-    "becomes very large on several tasks, most of all on the two mmlu subsets, and ensembling alone does not prevent it; decay does, and "
+    "Over 20 epochs the ensemble of 5 is more accurate and better calibrated than its members, with and "
+    "without decay. Without decay NLL "
+    "becomes very large on several tasks, most of all on the two mmlu subsets, and ensembling alone does not "
+    "prevent it; decay does, and "
     "both together give the lowest NLL. Decay usually costs some accuracy (λ = 1e3 on mmlu, 1e2 elsewhere)."
 )
 METRICS = ("accuracy", "nll", "ece")
@@ -37,8 +41,8 @@ def draw(records: Records) -> Figure:
     decay = decay_arm(next(iter(sweeps.values()))[0])
     arms = {"none": ("no regulariser", NONE), decay: ("decay of B", DECAY)}
     figure, grid = panels(len(sweeps), len(METRICS), height=1.35)
-    for axes, (name, found) in zip(grid, sweeps.items(), strict=True):
-        epoch_panels(axes, found, {arm: colour for arm, (_, colour) in arms.items()}, METRICS)
+    for axes, (name, runs) in zip(grid, sweeps.items(), strict=True):
+        epoch_panels(axes, runs, {arm: colour for arm, (_, colour) in arms.items()}, METRICS)
         heading(axes[0], name)
     for one in grid[-1]:
         one.set_xlabel("epoch")

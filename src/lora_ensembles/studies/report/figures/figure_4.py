@@ -25,13 +25,18 @@ if TYPE_CHECKING:
 TITLE = "Figure 4: MC dropout against the ensemble"
 NEEDS = ("sweep",)
 CAPTION = (
-    "Accuracy, NLL (nats) and ECE on the validation questions after the last epoch. All three rows of a task come from the same members, "
-    "trained with dropout on the input of LoRA: one member asked once with dropout off (mean of the members' own metrics), one member "
-    "asked as often as the ensemble has members with dropout on (MC dropout, mean over the members), and the ensemble. Markers: mean over"
-    " the seeds; whiskers: from the lowest to the highest seed, solid for one member's weights and dashed for the ensemble."
+    "Accuracy, NLL (nats) and ECE on the validation questions after the last epoch. All three rows of a task "
+    "come from the same members, "
+    "trained with dropout on the input of LoRA: one member asked once with dropout off (mean of the members' "
+    "own metrics), one member "
+    "asked as often as the ensemble has members with dropout on (MC dropout, mean over the members), and the "
+    "ensemble. Markers: mean over"
+    " the seeds; whiskers: from the lowest to the highest seed, solid for one member's weights and dashed "
+    "for the ensemble."
 )
 PAPER = (
-    "MC dropout with 5 passes is only slightly better than a single model; the LoRA ensemble of 5 gains much more in accuracy and "
+    "MC dropout with 5 passes is only slightly better than a single model; the LoRA ensemble of 5 gains much "
+    "more in accuracy and "
     "calibration."
 )
 SHOWN = ("accuracy", "nll", "ece")
@@ -49,13 +54,13 @@ def draw(records: Records) -> Figure:
         DataError: records that it needs are missing.
         MissingExtraError: matplotlib is not installed.
     """
-    sweeps = {name: found for name, found in by_task(records, "sweep").items() if passes(found)}
+    sweeps = {name: runs for name, runs in by_task(records, "sweep").items() if passes(runs)}
     if not sweeps:
         raise DataError("no record of a sweep holds MC dropout")
     figure, grid = panels(1, len(SHOWN), height=0.55 * len(sweeps) + 0.4, sharex=False)
     for axes, metric in zip(grid[0], SHOWN, strict=True):
-        for row, found in enumerate(sweeps.values()):
-            for place, (key, values) in enumerate(zip(KEYS, compared(found, metric), strict=True)):
+        for row, runs in enumerate(sweeps.values()):
+            for place, (key, values) in enumerate(zip(KEYS, compared(runs, metric), strict=True)):
                 whisker(axes, row + 0.25 * (place - 1), values, key, vertical=False)
         axes.set_yticks(range(len(sweeps)), list(sweeps) if metric == SHOWN[0] else [""] * len(sweeps))
         axes.set_ylim(len(sweeps) - 0.5, -0.5)
@@ -64,17 +69,17 @@ def draw(records: Records) -> Figure:
     return finish(figure, records, KEYS)
 
 
-def passes(found: Sequence[Record]) -> list[Record]:
+def passes(runs: Sequence[Record]) -> list[Record]:
     """The records that hold MC dropout."""
-    return [record for record in found if record["result"]["arms"].get("MC dropout", {}).get("passes")]
+    return [record for record in runs if record["result"]["arms"].get("MC dropout", {}).get("passes")]
 
 
-def compared(found: Sequence[Record], metric: str) -> list[Spread]:
+def compared(runs: Sequence[Record], metric: str) -> list[Spread]:
     """Single member, MC dropout and ensemble, over the seeds."""
-    found = passes(found)
-    rows = [row for record in found if (row := last_row(record, "dropout")) is not None]
+    runs = passes(runs)
+    rows = [row for record in runs if (row := last_row(record, "dropout")) is not None]
     asked = [
-        spread(one[metric] for one in record["result"]["arms"]["MC dropout"]["passes"]) for record in found
+        spread(one[metric] for one in record["result"]["arms"]["MC dropout"]["passes"]) for record in runs
     ]
     three = (
         spread(value(row, metric, MEMBER) for row in rows),

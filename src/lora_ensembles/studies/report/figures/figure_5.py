@@ -16,14 +16,19 @@ if TYPE_CHECKING:
 TITLE = "Figure 5: out of distribution"
 NEEDS = ("sweep",)
 CAPTION = (
-    "Accuracy, NLL (nats) and ECE on questions of another distribution (named above each row as trained on → asked about) over the "
-    "epochs, and AUROC of telling them from the validation questions by the largest probability (0.5, the grey line, is chance). Solid: "
-    "single member (mean of the members' own metrics); dashed: ensemble. Lines: mean over the seeds; bands: from the lowest to the "
+    "Accuracy, NLL (nats) and ECE on questions of another distribution (named above each row as trained on → "
+    "asked about) over the "
+    "epochs, and AUROC of telling them from the validation questions by the largest probability (0.5, the "
+    "grey line, is chance). Solid: "
+    "single member (mean of the members' own metrics); dashed: ensemble. Lines: mean over the seeds; bands: "
+    "from the lowest to the "
     "highest seed."
 )
 PAPER = (
-    "From cqa to mmlu, ensembling does not undo the forgetting, and improves NLL and ECE out of distribution, with and without a "
-    "regulariser. AUROC is around or below 0.5 in the second and third row, read here as the two mmlu subsets, where accuracy out of "
+    "From cqa to mmlu, ensembling does not undo the forgetting, and improves NLL and ECE out of "
+    "distribution, with and without a "
+    "regulariser. AUROC is around or below 0.5 in the second and third row, read here as the two mmlu "
+    "subsets, where accuracy out of "
     "distribution rises with fine-tuning."
 )
 METRICS = ("accuracy", "nll", "ece", "ood_auroc")
@@ -37,18 +42,18 @@ def draw(records: Records) -> Figure:
         MissingExtraError: matplotlib is not installed.
     """
     sweeps = {
-        name: found
-        for name, found in by_task(records, "sweep").items()
-        if any("ood" in row for record in found for row in epochs_of(record, "none").values())
+        name: runs
+        for name, runs in by_task(records, "sweep").items()
+        if any("ood" in row for record in runs for row in epochs_of(record, "none").values())
     }
     if not sweeps:
         raise DataError("no task of these records has questions out of distribution; world-cqa has")
     decay = decay_arm(next(iter(sweeps.values()))[0])
     arms = {"none": ("no regulariser", NONE), decay: ("decay of B", DECAY)}
     figure, grid = panels(len(sweeps), len(METRICS), height=1.45)
-    for axes, (name, found) in zip(grid, sweeps.items(), strict=True):
+    for axes, (name, runs) in zip(grid, sweeps.items(), strict=True):
         axes[-1].axhline(0.5, color="0.5", linewidth=1)
-        epoch_panels(axes, found, {arm: colour for arm, (_, colour) in arms.items()}, METRICS, where="ood")
+        epoch_panels(axes, runs, {arm: colour for arm, (_, colour) in arms.items()}, METRICS, where="ood")
         heading(axes[0], f"{name} → {OOD_PAIRS.get(name, 'another')}")
     for one in grid[-1]:
         one.set_xlabel("epoch")

@@ -25,12 +25,18 @@ if TYPE_CHECKING:
 TITLE = "Figure 6: more members"
 NEEDS = ("pool",)
 CAPTION = (
-    "Accuracy, NLL (nats) and ECE on the validation questions after the last epoch against the number of members M, without a regulariser"
-    " and with decay of B. Dashed: ensembles of M members drawn at random from one pool, the mean over the random subsets of all seeds; "
-    "bands: one standard deviation over subsets and seeds each way (the whole pool is one subset, so that its band is over seeds alone). "
+    "Accuracy, NLL (nats) and ECE on the validation questions after the last epoch against the number of "
+    "members M, without a regulariser"
+    " and with decay of B. Dashed: ensembles of M members drawn at random from one pool, the mean over the "
+    "random subsets of all seeds; "
+    "bands: one standard deviation over subsets and seeds each way (the whole pool is one subset, so that "
+    "its band is over seeds alone). "
     "Solid: the level of the single member (M = 1, every member of the pool)."
 )
-PAPER = "With a pool of 20 members and 5 random draws for each M, every metric improves with M, and each further member brings less."
+PAPER = (
+    "With a pool of 20 members and 5 random draws for each M, every metric improves with M, and "
+    "each further member brings less."
+)
 SHOWN = ("accuracy", "nll", "ece")
 ARMS = {"none": ("no regulariser", NONE), "decay of B": ("decay of B", DECAY)}
 
@@ -44,15 +50,15 @@ def draw(records: Records) -> Figure:
     """
     pools = by_task(records, "pool")
     figure, grid = panels(len(pools), len(SHOWN), height=1.7)
-    for axes, (name, found) in zip(grid, pools.items(), strict=True):
+    for axes, (name, runs) in zip(grid, pools.items(), strict=True):
         for one, metric in zip(axes, SHOWN, strict=True):
             for arm, (_, colour) in ARMS.items():
-                curve = by_size(found, arm, metric)
+                curve = by_size(runs, arm, metric)
                 if 1 in curve:
                     one.axhline(curve[1].mean, color=colour, linestyle="-", linewidth=0.9)
                 band(one, curve, colour=colour, line="--", std=True)
             one.set_ylabel(METRICS[metric])
-            sizes = {size for arm in ARMS for size in by_size(found, arm, metric)}
+            sizes = {size for arm in ARMS for size in by_size(runs, arm, metric)}
             one.set_xticks(
                 sorted(size for size in sizes if size not in (2, 3) or max(sizes) <= 5)
             )  # else their numbers would overlap
@@ -65,13 +71,13 @@ def draw(records: Records) -> Figure:
     return finish(figure, records, keys, columns=2)
 
 
-def by_size(found: Sequence[Record], arm: str, metric: str) -> dict[int, Spread]:
+def by_size(runs: Sequence[Record], arm: str, metric: str) -> dict[int, Spread]:
     """A metric by the number of members, over the subsets of all seeds."""
-    sizes = sorted({int(size) for record in found for size in record["result"].get(arm, {})})
+    sizes = sorted({int(size) for record in runs for size in record["result"].get(arm, {})})
     curve = {}
     for size in sizes:
         at = spread(
-            one[metric] for record in found for one in record["result"].get(arm, {}).get(str(size), [])
+            one[metric] for record in runs for one in record["result"].get(arm, {}).get(str(size), [])
         )
         if at:
             curve[size] = at

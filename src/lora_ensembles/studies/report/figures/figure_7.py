@@ -26,13 +26,17 @@ if TYPE_CHECKING:
 TITLE = "Figure 7: sources of randomness"
 NEEDS = ("randomness",)
 CAPTION = (
-    "Accuracy, NLL (nats) and ECE on the validation questions after the last epoch, for members that differ by their initial weights "
-    "alone, by the order of their data alone, and by both, without a regulariser and with decay of B. Filled: single member (mean of the "
-    "members' own metrics); open: ensemble; the arrow between them is what the members' diversity gains. Markers: mean over the seeds; "
+    "Accuracy, NLL (nats) and ECE on the validation questions after the last epoch, for members that differ "
+    "by their initial weights "
+    "alone, by the order of their data alone, and by both, without a regulariser and with decay of B. "
+    "Filled: single member (mean of the "
+    "members' own metrics); open: ensemble; the arrow between them is what the members' diversity gains. "
+    "Markers: mean over the seeds; "
     "whiskers: from the lowest to the highest seed, solid for the single member and dashed for the ensemble."
 )
 PAPER = (
-    "On cqa, with 5 trials a setting, ensembles work with either source of randomness alone (the gap between single member and ensemble);"
+    "On cqa, with 5 trials a setting, ensembles work with either source of randomness alone (the gap between "
+    "single member and ensemble);"
     " with a regulariser, data order alone gives more than initialisation alone."
 )
 SHOWN = ("accuracy", "nll", "ece")
@@ -50,9 +54,9 @@ def draw(records: Records) -> Figure:
     """
     tasks = by_task(records, "randomness")
     figure, grid = panels(len(tasks), len(SHOWN), height=1.4)
-    for axes, (name, found) in zip(grid, tasks.items(), strict=True):
+    for axes, (name, runs) in zip(grid, tasks.items(), strict=True):
         for one, metric in zip(axes, SHOWN, strict=True):
-            _panel(one, found, metric)
+            _panel(one, runs, metric)
         heading(axes[0], name)
     for one in grid[-1]:
         one.set_xlabel("members differ by")
@@ -64,10 +68,10 @@ def draw(records: Records) -> Figure:
     return finish(figure, records, keys, columns=2)
 
 
-def _panel(axes: Axes, found: Sequence[Record], metric: str) -> None:
+def _panel(axes: Axes, runs: Sequence[Record], metric: str) -> None:
     for place, source in enumerate(SOURCES):
         for suffix, (_, colour, shift) in ARMS.items():
-            rows = [row for record in found if (row := last_row(record, source + suffix)) is not None]
+            rows = [row for record in runs if (row := last_row(record, source + suffix)) is not None]
             means = {}
             for who, aside in ((MEMBER, -0.07), (ENSEMBLE, 0.07)):
                 values = spread(value(row, metric, who) for row in rows)

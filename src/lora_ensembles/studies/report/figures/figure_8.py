@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 TITLE = "Figure 8: decay of A, of B, of both"
 NEEDS = ("sweep",)
 CAPTION = (
-    "Accuracy, NLL (nats) and ECE on the validation questions over the epochs, with decay of one strength on A alone, on B alone and on "
-    "both, and without. Solid: single member (mean of the members' own metrics); dashed: ensemble. Lines: mean over the seeds; bands: "
+    "Accuracy, NLL (nats) and ECE on the validation questions over the epochs, with decay of one strength on "
+    "A alone, on B alone and on "
+    "both, and without. Solid: single member (mean of the members' own metrics); dashed: ensemble. Lines: "
+    "mean over the seeds; bands: "
     "from the lowest to the highest seed."
 )
 PAPER = (
-    "On cqa (strength 1e2) and the two mmlu subsets (1e3), decay of A alone leaves NLL high, decay of both costs much accuracy, and decay "
+    "On cqa (strength 1e2) and the two mmlu subsets (1e3), decay of A alone leaves NLL high, decay of both "
+    "costs much accuracy, and decay "
     "of B alone is good in both."
 )
 METRICS = ("accuracy", "nll", "ece")
@@ -44,9 +47,9 @@ def draw(records: Records) -> Figure:
         MissingExtraError: matplotlib is not installed.
     """
     sweeps = {
-        name: found
-        for name, found in by_task(records, "sweep").items()
-        if any("decay of A" in record["result"]["arms"] for record in found)
+        name: runs
+        for name, runs in by_task(records, "sweep").items()
+        if any("decay of A" in record["result"]["arms"] for record in runs)
     }
     if not sweeps:
         raise DataError("no record of a sweep holds decay of A")
@@ -58,8 +61,8 @@ def draw(records: Records) -> Figure:
         "decay of A and B": ("decay of A and B", PURPLE),
     }
     figure, grid = panels(len(sweeps), len(METRICS), height=1.35)
-    for axes, (name, found) in zip(grid, sweeps.items(), strict=True):
-        epoch_panels(axes, found, {arm: colour for arm, (_, colour) in arms.items()}, METRICS)
+    for axes, (name, runs) in zip(grid, sweeps.items(), strict=True):
+        epoch_panels(axes, runs, {arm: colour for arm, (_, colour) in arms.items()}, METRICS)
         heading(axes[0], name)
     for one in grid[-1]:
         one.set_xlabel("epoch")

@@ -28,14 +28,19 @@ if TYPE_CHECKING:
 TITLE = "Methods side by side"
 NEEDS = ("methods",)
 CAPTION = (
-    "NLL (nats) and ECE on the validation questions after the last epoch against accuracy, and NLL against the time to answer in multiples "
-    "of the single member's in the same run (on a CPU what was computed, over all threads). Markers: means over the seeds; lines through "
-    "them: from the lowest to the highest seed, solid for one model and dashed for an ensemble. The single member and MC dropout are means "
-    "over as many models as the ensemble has members. Scaled: trained on four fifths of the training questions, with a temperature fitted "
+    "NLL (nats) and ECE on the validation questions after the last epoch against accuracy, and NLL against "
+    "the time to answer in multiples "
+    "of the single member's in the same run (on a CPU what was computed, over all threads). Markers: means "
+    "over the seeds; lines through "
+    "them: from the lowest to the highest seed, solid for one model and dashed for an ensemble. The single "
+    "member and MC dropout are means "
+    "over as many models as the ensemble has members. Scaled: trained on four fifths of the training "
+    "questions, with a temperature fitted "
     "on the other fifth."
 )
 PAPER = (
-    "The paper compares with few-shot, last-layer ensembles and MC dropout; BatchEnsemble it names and leaves open, and it has no "
+    "The paper compares with few-shot, last-layer ensembles and MC dropout; BatchEnsemble it names and "
+    "leaves open, and it has no "
     "temperature scaling and no costs side by side."
 )
 KEYS = {
@@ -62,10 +67,10 @@ def draw(records: Records) -> Figure:
     """
     tasks = by_task(records, "methods")
     figure, grid = panels(len(tasks), len(PANELS), height=1.9, sharex=False)
-    for axes, (name, found) in zip(grid, tasks.items(), strict=True):
+    for axes, (name, runs) in zip(grid, tasks.items(), strict=True):
         for one, (x, y) in zip(axes, PANELS, strict=True):
             for method, key in KEYS.items():
-                across, up = over_seeds(found, method, x), over_seeds(found, method, y)
+                across, up = over_seeds(runs, method, x), over_seeds(runs, method, y)
                 if across and up:
                     _cross(one, across, up, key)
             one.set_ylabel(METRICS[y], labelpad=2)
@@ -77,9 +82,9 @@ def draw(records: Records) -> Figure:
     return finish(figure, {"methods": records["methods"]}, keys, columns=3)
 
 
-def over_seeds(found: Sequence[Record], method: str, metric: str) -> Spread | None:
+def over_seeds(runs: Sequence[Record], method: str, metric: str) -> Spread | None:
     """A metric of a method; "time": seconds to answer a question over the single member's of the same record."""
-    rows = [record["result"]["methods"] for record in found if method in record["result"]["methods"]]
+    rows = [record["result"]["methods"] for record in runs if method in record["result"]["methods"]]
     if metric == "time":
         return spread(
             row[method]["seconds_per_1000"] / row["single member"]["seconds_per_1000"] for row in rows

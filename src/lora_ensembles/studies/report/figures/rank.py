@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 TITLE = "The rank of the adapters"
 NEEDS = ("rank",)
 CAPTION = (
-    "Accuracy, NLL (nats) and ECE on the validation questions after the last epoch, and the mean correlation over pairs of members of the "
-    "probabilities they give to the right option, against the rank r, on a logarithmic axis. Alpha is 4 r, so that the scaling alpha / r is"
-    " the paper's 4 at every rank. Solid: single member (mean of the members' own metrics); dashed: ensemble. Lines: mean over the seeds; "
+    "Accuracy, NLL (nats) and ECE on the validation questions after the last epoch, and the mean correlation "
+    "over pairs of members of the "
+    "probabilities they give to the right option, against the rank r, on a logarithmic axis. Alpha is 4 r, "
+    "so that the scaling alpha / r is"
+    " the paper's 4 at every rank. Solid: single member (mean of the members' own metrics); dashed: "
+    "ensemble. Lines: mean over the seeds; "
     "bands: from the lowest to the highest seed."
 )
 PAPER = "The paper has rank 8 and no other, and leaves open what a rank does to an ensemble."
@@ -44,22 +47,22 @@ def draw(records: Records) -> Figure:
     """
     tasks = by_task(records, "rank")
     figure, grid = panels(len(tasks), len(SHOWN), height=1.6)
-    for axes, (name, found) in zip(grid, tasks.items(), strict=True):
+    for axes, (name, runs) in zip(grid, tasks.items(), strict=True):
         for one, metric in zip(axes, SHOWN, strict=True):
             if metric == "correlation":
-                band(one, by_rank(found, metric, ENSEMBLE), colour=BLACK, line="-", marker="s")
+                band(one, by_rank(runs, metric, ENSEMBLE), colour=BLACK, line="-", marker="s")
             else:
                 for who, line in LINES.items():
                     band(
                         one,
-                        by_rank(found, metric, who),
+                        by_rank(runs, metric, who),
                         colour=VERMILION,
                         line=line,
                         marker="o" if who == MEMBER else "D",
                     )
             one.set_ylabel(METRICS.get(metric, "correlation of members"), labelpad=2)
             one.set_xscale("log", base=2)
-            sizes = list(by_rank(found, metric, ENSEMBLE))
+            sizes = list(by_rank(runs, metric, ENSEMBLE))
             one.set_xticks(sizes, list(map(str, sizes)))
             one.minorticks_off()
         heading(axes[0], name)
@@ -69,11 +72,11 @@ def draw(records: Records) -> Figure:
     return finish(figure, {"rank": records["rank"]}, [*keys, Key("correlation", BLACK, "-", "s")])
 
 
-def by_rank(found: Sequence[Record], metric: str, who: str) -> dict[int, Spread]:
+def by_rank(runs: Sequence[Record], metric: str, who: str) -> dict[int, Spread]:
     """A metric by rank, over the seeds."""
-    ranks = {name: int(arm["rank"]) for record in found for name, arm in record["result"]["arms"].items()}
+    ranks = {name: int(arm["rank"]) for record in runs for name, arm in record["result"]["arms"].items()}
     curve = {
-        size: over_seeds(found, name, metric, who)
+        size: over_seeds(runs, name, metric, who)
         for name, size in sorted(ranks.items(), key=lambda pair: pair[1])
     }
     return {size: values for size, values in curve.items() if values}

@@ -18,10 +18,14 @@ TITLE = "Reliability diagrams"
 NEEDS = ("sweep",)
 LEAST = 10  # answers: the share of right ones among fewer says little
 CAPTION = (
-    "Share of right answers against mean confidence on the validation questions after the last epoch, in the 15 equal-width bins of the "
-    "ECE; on the grey diagonal a model is calibrated, below it overconfident. Points: the answers of all seeds together, larger where a "
-    "bin holds more of them, and bins of fewer than 10 answers are left out. Thin lines: each seed alone. Solid: the first member; "
-    "dashed: ensemble. Above each panel: ECE as the mean over the seeds, of the members (mean of their own) and of the ensemble, without "
+    "Share of right answers against mean confidence on the validation questions after the last epoch, in the "
+    "15 equal-width bins of the "
+    "ECE; on the grey diagonal a model is calibrated, below it overconfident. Points: the answers of all "
+    "seeds together, larger where a "
+    "bin holds more of them, and bins of fewer than 10 answers are left out. Thin lines: each seed alone. "
+    "Solid: the first member; "
+    "dashed: ensemble. Above each panel: ECE as the mean over the seeds, of the members (mean of their own) "
+    "and of the ensemble, without "
     "and with decay of B."
 )
 PAPER = "The paper has no reliability diagrams; their summary, the ECE, is in its Table 1 and Figure 2."
@@ -39,14 +43,14 @@ def draw(records: Records) -> Figure:
     figure, grid = panels(-(-len(sweeps) // columns), columns, height=2.35 if columns == 3 else 3.0)
     every = [axes for row in grid for axes in row]
     decay = decay_arm(next(iter(sweeps.values()))[0])
-    for axes, (name, found) in zip(every, sweeps.items(), strict=False):
+    for axes, (name, runs) in zip(every, sweeps.items(), strict=False):
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
         said = []
         for arm, colour in (("none", NONE), (decay, DECAY)):
-            rows = [record["result"]["arms"][arm] for record in found if arm in record["result"]["arms"]]
+            rows = [record["result"]["arms"][arm] for record in runs if arm in record["result"]["arms"]]
             for who, line in LINES.items():
                 _line(axes, [row["reliability"][who] for row in rows], colour=colour, line=line)
-                errors = spread(value(row, "ece", who) for record in found if (row := last_row(record, arm)))
+                errors = spread(value(row, "ece", who) for record in runs if (row := last_row(record, arm)))
                 said.append("-" if errors is None else f"{errors.mean:.2f}")
         axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02))
         axes.set_box_aspect(1)

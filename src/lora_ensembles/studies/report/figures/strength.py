@@ -25,13 +25,18 @@ if TYPE_CHECKING:
 TITLE = "Regularisers from weak to strong"
 NEEDS = ("strength",)
 CAPTION = (
-    "Accuracy, NLL (nats) and ECE on the validation questions against the strength of each regulariser: weight of the KL divergence from "
-    "the base, and share of B that decay takes away in a step, both after the last epoch on a logarithmic axis; and the epoch at which "
-    "training without a regulariser stops. Solid: single member (mean of the members' own metrics); dashed: ensemble. Lines: mean over the "
-    "seeds; bands: from the lowest to the highest seed. Thin lines beside those of the epochs: without a regulariser after the last epoch."
+    "Accuracy, NLL (nats) and ECE on the validation questions against the strength of each regulariser: "
+    "weight of the KL divergence from "
+    "the base, and share of B that decay takes away in a step, both after the last epoch on a logarithmic "
+    "axis; and the epoch at which "
+    "training without a regulariser stops. Solid: single member (mean of the members' own metrics); dashed: "
+    "ensemble. Lines: mean over the "
+    "seeds; bands: from the lowest to the highest seed. Thin lines beside those of the epochs: without a "
+    "regulariser after the last epoch."
 )
 PAPER = (
-    "The paper has three strengths of each in its Figure 2: KL 0.01 to 0.1, decay of B by 0.005 to 0.05 a step, and stops after 1 to 3 "
+    "The paper has three strengths of each in its Figure 2: KL 0.01 to 0.1, decay of B by 0.005 to 0.05 a "
+    "step, and stops after 1 to 3 "
     "epochs."
 )
 SHOWN = ("accuracy", "nll", "ece")
@@ -54,11 +59,11 @@ def draw(records: Records) -> Figure:
     figure, grid = panels(len(SHOWN), len(families), height=1.6, sharex=False)
     for axes, metric in zip(grid, SHOWN, strict=True):
         for one, (prefix, name) in zip(axes, families.items(), strict=True):
-            for colour, found in zip(COLOURS, tasks.values(), strict=False):
+            for colour, runs in zip(COLOURS, tasks.values(), strict=False):
                 for who, line in LINES.items():
-                    band(one, by_strength(found, prefix, metric, who), colour=colour, line=line)
+                    band(one, by_strength(runs, prefix, metric, who), colour=colour, line=line)
                     plain = spread(
-                        value(row, metric, who) for record in found if (row := last_row(record, "none"))
+                        value(row, metric, who) for record in runs if (row := last_row(record, "none"))
                     )
                     if prefix and plain:
                         one.axhline(plain.mean, color=colour, linestyle=line, linewidth=0.6, alpha=0.7)
@@ -75,21 +80,21 @@ def draw(records: Records) -> Figure:
     return finish(figure, {"strength": records["strength"]}, keys, columns=2)
 
 
-def by_strength(found: Sequence[Record], prefix: str, metric: str, who: str) -> dict[float, Spread]:
+def by_strength(runs: Sequence[Record], prefix: str, metric: str, who: str) -> dict[float, Spread]:
     """A metric by the strength of the arms whose name begins so, over the seeds; without a name, by epoch
     without a regulariser.
     """
     if not prefix:
-        return {float(epoch): values for epoch, values in over_epochs(found, "none", metric, who).items()}
+        return {float(epoch): values for epoch, values in over_epochs(runs, "none", metric, who).items()}
     arms = {
         name: strength(name)
-        for record in found
+        for record in runs
         for name in record["result"]["arms"]
         if name.startswith(prefix)
     }
     curve = {}
     for name, size in sorted(arms.items(), key=lambda pair: pair[1]):
-        values = spread(value(row, metric, who) for record in found if (row := last_row(record, name)))
+        values = spread(value(row, metric, who) for record in runs if (row := last_row(record, name)))
         if values:
             curve[size] = values
     return curve

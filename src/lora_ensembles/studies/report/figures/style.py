@@ -129,7 +129,7 @@ def band(
 
 def epoch_panels(
     axes: Sequence[Axes],
-    found: Sequence[Record],
+    runs: Sequence[Record],
     arms: Mapping[str, str],
     metrics: Sequence[str],
     *,
@@ -148,7 +148,7 @@ def epoch_panels(
                 inside = None if metric == "ood_auroc" else where or None
                 # arms may coincide: the first of several shows at the rims of the others
                 width = 2.4 if len(arms) > 2 and marker == MARKERS[0] else 1.4
-                curve = over_epochs(found, arm, metric, who, where=inside)
+                curve = over_epochs(runs, arm, metric, who, where=inside)
                 band(one, curve, colour=colour, line=line, marker=marker, width=width)
         one.set_ylabel(METRICS[metric], labelpad=2)
 

@@ -71,14 +71,14 @@ def by_task(records: Records, kind: str) -> dict[str, list[Record]]:
     Raises:
         DataError: there are none.
     """
-    found: dict[str, list[Record]] = {}
+    tasks: dict[str, list[Record]] = {}
     for record in records.get(kind, ()):
-        found.setdefault(str(record["settings"]["task"]), []).append(record)
-    if not found:
+        tasks.setdefault(str(record["settings"]["task"]), []).append(record)
+    if not tasks:
         raise DataError(f"there is no record of the kind {kind!r}")
     return {
-        name: sorted(found[name], key=lambda record: int(record["settings"]["seed"]))
-        for name in sorted(found, key=task_order)
+        name: sorted(tasks[name], key=lambda record: int(record["settings"]["seed"]))
+        for name in sorted(tasks, key=task_order)
     }
 
 
@@ -90,8 +90,8 @@ def value(row: Mapping[str, Any], metric: str, who: str) -> float | None:
 
 def spread(values: Iterable[float | None]) -> Spread | None:
     """The values that are there, or None if none is."""
-    found = tuple(one for one in values if one is not None)
-    return Spread(found) if found else None
+    present = tuple(one for one in values if one is not None)
+    return Spread(present) if present else None
 
 
 def epochs_of(record: Record, arm: str) -> dict[int, Mapping[str, Any]]:
@@ -109,13 +109,13 @@ def last_row(record: Record, arm: str) -> Mapping[str, Any] | None:
 
 
 def over_epochs(
-    found: Sequence[Record], arm: str, metric: str, who: str, *, where: str | None = None
+    runs: Sequence[Record], arm: str, metric: str, who: str, *, where: str | None = None
 ) -> dict[int, Spread]:
     """A metric of an arm by epoch, over the seeds; `where="ood"`: on the other distribution."""
-    epochs = sorted({epoch for record in found for epoch in epochs_of(record, arm)})
+    epochs = sorted({epoch for record in runs for epoch in epochs_of(record, arm)})
     curve = {}
     for epoch in epochs:
-        rows = [epochs_of(record, arm).get(epoch) for record in found]
+        rows = [epochs_of(record, arm).get(epoch) for record in runs]
         rows = [row.get(where) if row and where else row for row in rows]
         at = spread(value(row, metric, who) for row in rows if row)
         if at:
@@ -138,8 +138,8 @@ def seeds_of(records: Records) -> list[int]:
     return sorted(
         {
             int(record["settings"]["seed"])
-            for found in records.values()
-            for record in found
+            for runs in records.values()
+            for record in runs
             if "seed" in record["settings"]
         }
     )
@@ -157,8 +157,8 @@ def smaller_grid(records: Records) -> str:
     """
     settings = [
         one["settings"]
-        for kind, found in records.items()
-        for one in found
+        for kind, runs in records.items()
+        for one in runs
         if kind != CHOICE and "task" in one["settings"]
     ]
     own = FULL.shared.base
@@ -187,13 +187,11 @@ def smaller_grid(records: Records) -> str:
             (least("wide_kl", len), len(full.strength.wide_kl), "KL weights"),
             (least("wide_decays", len), len(full.strength.wide_decays), "strengths of decay"),
         ]
-    if all(found == wanted for found, wanted, _ in pairs[:2]) and records.get(
+    if all(held == wanted for held, wanted, _ in pairs[:2]) and records.get(
         "sweep"
     ):  # every task and seed, and not all of them together
         pairs.append((len(records["sweep"]), len(tasks) * len(full.seeds), "sweeps"))
-    said = [
-        f"{found} of {whole} {words}" for found, whole, words in pairs if found is not None and found < whole
-    ]
+    said = [f"{held} of {whole} {words}" for held, whole, words in pairs if held is not None and held < whole]
     return ", ".join(said + _limits([one["limit"] for one in settings if "limit" in one], full))
 
 
@@ -218,10 +216,10 @@ def check_one_grid(records: Records) -> None:
     Raises:
         DataError: there are such records.
     """
-    for kind, found in records.items():
+    for kind, runs in records.items():
         first: dict[str, Mapping[str, Any]] = {}
         seen = set()
-        for record in found:
+        for record in runs:
             settings = record["settings"]
             task, others = (
                 str(settings.get("task")),
@@ -230,16 +228,18 @@ def check_one_grid(records: Records) -> None:
             for name, one in first.setdefault(task, others).items():
                 if others.get(name) != one:
                     raise DataError(
-                        f"the records of the kind {kind!r} and the task {task!r} have different settings ({name}: {one} and "
+                        f"the records of the kind {kind!r} and the task {task!r} have different settings "
+                        f"({name}: {one} and "
                         f"{others.get(name)}); keep the records of one grid in a folder"
                     )
             if (task, settings.get("seed")) in seen:
                 raise DataError(
-                    f"two records of the kind {kind!r}, task {task!r} and seed {settings.get('seed')}; keep one of them"
+                    f"two records of the kind {kind!r}, task {task!r} and seed {settings.get('seed')}; keep "
+                    "one of them"
                 )
             seen.add((task, settings.get("seed")))
 
 
 def _arm(record: Record, arm: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = record["result"]["arms"].get(arm, {})
-    return found
+    row: Mapping[str, Any] = record["result"]["arms"].get(arm, {})
+    return row
