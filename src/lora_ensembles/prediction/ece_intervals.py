@@ -37,8 +37,8 @@ LARGEST = 1e6  # multiple of the estimated gaps, where every accuracy is at an e
 GRID = 41  # values that are tried, and differences; the ends lie between two of them by interpolation
 REACH = 5.0  # deviations on each side that are tried
 PLUG_IN = 1.1
-"""Factor on the excess of a difference, for shapes that are estimates: without it 0.91 to 0.965 of samples are
-covered where 0.95 should be."""
+"""Factor on the excess of a difference, for shapes that are estimates: without it 0.91 to 0.965 of samples
+are covered where 0.95 should be."""
 CALIBRATING = 400  # samples at each pair, whose shares are wanted to a hundredth
 DRAWN_AT_ONCE = 2_000_000  # answers: 16 MB a tensor
 MEDIAN_SAMPLES = 400  # a median's error is 0.06 of the deviation, which the noise of a bin does not show
@@ -130,7 +130,7 @@ class _Bins:
         return 0.0 if above(0.0) else _crossing(above, self.ece)
 
     def _scaled(self, factors: Tensor, sign: float) -> Tensor:
-        """(G, K) gaps of the estimated shape, `factors` (G,) times as large; accuracies stay within 0 to 1."""
+        """(G, K) gaps of the estimated shape, `factors` (G,) times as large; accuracies stay in 0 to 1."""
         direction = self.shape / self.shape.abs().max().clamp_min(1e-12)
         gaps = sign * factors[:, None] * direction
         return torch.minimum(torch.maximum(gaps, -self.confident), 1 - self.confident)
@@ -327,7 +327,7 @@ class _Pairs:
         return mean, std, correlation
 
     def distance(self, eces: Tensor) -> Tensor:
-        """(S, G * G) distances of pairs of measured ECEs (S, 2) from all pairs; infinite where one cannot be."""
+        """(S, G * G) distances of measured ECEs (S, 2) from all pairs; infinite where a pair cannot be."""
         mean, std, correlation = self._moments
         left = (eces[:, None, 0] - mean[:, 0]) / std[:, 0]
         right = (eces[:, None, 1] - mean[:, 1]) / std[:, 1]
