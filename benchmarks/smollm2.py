@@ -1,0 +1,138 @@
+"""SmolLM2-135M-Instruct, fine-tuned on real data: `python benchmarks/smollm2.py trial --data DIR --out results/smollm2`.
+
+`trial` shows where fine-tuning makes the model overconfident, and chooses step size and epochs for what
+follows: single members and their ensemble after every epoch at several step sizes, measured on training
+questions that were held out; no question of a validation part is looked at. Answers are the options' texts,
+adapters are on the top layers, so that the others run once for all. Records that are there are not made again.
+`make smollm2` brings the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lora_ensembles import Example, Prediction, TrainConfig, evaluate, load_base, load_task, predict
+from lora_ensembles.baselines import FewShot
+from lora_ensembles.errors import LoraEnsemblesError
+from lora_ensembles.heads import HeadConfig, adapter_for
+from lora_ensembles.studies.arms import Arm, stacked_members, train_members
+from lora_ensembles.studies.store import cell
+
+TASKS = ("arce", "obqa", "arcc", "cqa")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """The settings of a trial: all step sizes are one stacked run of `members` members each."""
+
+    task: str
+    loss: Literal["labels", "vocabulary"]
+    layers: tuple[int, ...] = (24, 25, 26, 27, 28, 29)
+    members: int = 3
+    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
+    epochs: int = 4
+    train: int = 400
+    held_out: int = 200
+    batch_size: int = 8
+    seed: int = 0
+
+
+def measure(trial: Trial, data: Path) -> dict[str, Any]:
+    """The base without training, and members and ensemble after every epoch at every step size."""
+    held_out, shown = _parts(trial, data)
+    model = load_base("smollm2")
+    bare = predict(FewShot(*model, (), shots=0), held_out)
+    adapter = adapter_for(model[0], HeadConfig("causal-lm"), None)
+    adapter.layers_to_transform = list(trial.layers)
+    arms = [Arm(f"step size {rate:g}") for rate in trial.rates]
+    ensemble = stacked_members(model, arms, members=trial.members, seed=trial.seed, adapter=adapter)
+    config = TrainConfig(
+        epochs=trial.epochs,
+        batch_size=trial.batch_size,
+        learning_rate=[rate for rate in trial.rates for _ in range(trial.members)],
+        loss=trial.loss,
+        snapshot_epochs=list(range(1, trial.epochs + 1)),
+    )
+    run = train_members(ensemble, arms, shown, config)
+    epochs: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
+    for epoch in range(1, trial.epochs + 1):
+        run.trained.restore(ensemble, epoch=epoch)
+        whole, history = predict(ensemble, held_out), run.trained.history[epoch - 1]
+        for index, arm in enumerate(arms):
+            rows = run.rows(index)
+            shares = [history["train_accuracy"][row] for row in rows] if "train_accuracy" in history else []
+            epochs[arm.name].append(
+                _row(whole.select(rows)) | ({"train_accuracy": statistics.fmean(shares)} if shares else {})
+            )
+    sizes = {"train": len(shown), "held_out": len(held_out)}
+    return {"base": _metrics(bare), "epochs": epochs, "sizes": sizes}
+
+
+def _parts(trial: Trial, data: Path) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Held-out training questions, and those that members are trained on."""
+    task = load_task(trial.task, data=data, answer="text")
+    drawn = random.Random(trial.seed).sample(list(task.train), trial.held_out + trial.train)
+    return drawn[: trial.held_out], drawn[trial.held_out :]
+
+
+def _metrics(prediction: Prediction) -> dict[str, float]:
+    metrics = evaluate(prediction)
+    return {name: round(getattr(metrics, name), 6) for name in ("accuracy", "nll", "ece", "brier")}
+
+
+def _row(prediction: Prediction) -> dict[str, Any]:
+    singles = [_metrics(prediction.member(member)) for member in range(prediction.num_members)]
+    mean = {name: round(statistics.fmean(row[name] for row in singles), 6) for name in singles[0]}
+    return {"single": mean, "ensemble": _metrics(prediction)}
+
+
+def trials(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The records of all tasks and losses that were asked for."""
+    summary = {}
+    for task in arguments.tasks:
+        for loss in arguments.losses:
+            trial = Trial(task, loss)
+            settings = {"kind": "trial", **json.loads(json.dumps(dataclasses.asdict(trial)))}
+            begin = time.monotonic()
+
+            def made(trial: Trial = trial, begin: float = begin) -> dict[str, Any]:
+                result = measure(trial, arguments.data)
+                return {**result, "seconds": round(time.monotonic() - begin, 1)}
+
+            record = cell(arguments.out, f"trial-{task}-{loss}", settings, made)
+            summary[f"{task}, {loss}"] = record["result"]
+            print(json.dumps({f"{task}, {loss}": record["result"]}), flush=True)
+    return summary
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("trial",))
+    parser.add_argument("--data", type=Path, required=True, help="folder with the paper's data sets")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the records")
+    parser.add_argument("--tasks", type=words, default=TASKS[:2], help="tasks (default: arce,obqa)")
+    parser.add_argument("--losses", type=words, default=("labels", "vocabulary"), help="losses of training")
+    arguments = parser.parse_args()
+    try:
+        trials(arguments)
+    except LoraEnsemblesError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
