@@ -99,6 +99,15 @@ def test_answers_that_are_all_right_may_still_be_less_sure_than_they_should() ->
     assert interval.high == pytest.approx(max(kept), abs=0.01)  # steps of 0.0065, and shares of 1,000 samples
 
 
+def test_a_sample_without_any_gap_says_no_more_of_calibration_than_its_size_allows() -> None:
+    even = Prediction(torch.full((1, 100, 2), 0.5).log(), torch.arange(100) % 2)
+    interval = bootstrap_interval(ece, even)
+    assert interval.estimate == pytest.approx(0.0, abs=1e-7)
+    # A share of 100 answers is known to within 1.96 * sqrt(0.25 / 100) = 0.098; a fifth of that for the grid.
+    assert interval.low == 0.0
+    assert interval.high == pytest.approx(0.098, abs=0.02)
+
+
 def test_the_ece_of_a_prediction_does_not_differ_from_its_own() -> None:
     prediction = random_prediction(3)
     assert paired_difference(ece, prediction, prediction) == Interval(0.0, 0.0, 0.0, 0.95)

@@ -37,8 +37,7 @@ LARGEST = 1e6  # multiple of the estimated gaps, where every accuracy is at an e
 GRID = 41  # values that are tried, and differences; the ends lie between two of them by interpolation
 REACH = 5.0  # deviations on each side that are tried
 PLUG_IN = 1.1
-"""Factor on the excess of a difference, for shapes that are estimates: without it 0.91 to 0.965 of samples
-are covered where 0.95 should be."""
+"""Factor on the excess of a difference, since shapes are estimates; docs/statistics.md shows what it covers."""
 CALIBRATING = 400  # samples at each pair, whose shares are wanted to a hundredth
 DRAWN_AT_ONCE = 2_000_000  # answers: 16 MB a tensor
 MEDIAN_SAMPLES = 400  # a median's error is 0.06 of the deviation, which the noise of a bin does not show
@@ -130,8 +129,12 @@ class _Bins:
         return 0.0 if above(0.0) else _crossing(above, self.ece)
 
     def _scaled(self, factors: Tensor, sign: float) -> Tensor:
-        """(G, K) gaps of the estimated shape, `factors` (G,) times as large; accuracies stay in 0 to 1."""
-        direction = self.shape / self.shape.abs().max().clamp_min(1e-12)
+        """(G, K) gaps of the estimated shape, `factors` (G,) times as large; accuracies stay in 0 to 1.
+
+        A sample without a gap shows no shape: then all bins have the same.
+        """
+        largest = self.shape.abs().max()
+        direction = self.shape / largest if largest > 1e-12 else torch.ones_like(self.shape)
         gaps = sign * factors[:, None] * direction
         return torch.minimum(torch.maximum(gaps, -self.confident), 1 - self.confident)
 
