@@ -122,12 +122,7 @@ class LastLayerEnsemble:
 
         Args:
             examples: labelled ones to train on.
-            config: settings of training; None: the defaults of `TrainConfig`.
-            validation: examples whose metrics are taken after every epoch.
-            out: folder of settings, log and checkpoints.
-            resume: go on from the last checkpoint in `out`.
-            overwrite: replace the run in `out`.
-            progress: show a progress bar.
+            config, validation, out, resume, overwrite, progress: as for `train`.
 
         Returns:
             The losses, and the members after the epochs of `config.snapshot_epochs`.

@@ -31,6 +31,7 @@ from .flags.data import (
     add_column_flags,
     has_open_answers,
     load_pair,
+    merged_answer,
     merged_columns,
     read_questions,
     source_from_flags,
@@ -208,7 +209,7 @@ def _rows(args: Arguments, memory: Memory) -> tuple[str, tuple[Any, ...], Sequen
     if args.task and args.file:
         raise ConfigError("give --task NAME or --file FILE, not both")
     data = str(args.data) if args.data else memory.source.data
-    answer = args.answer or memory.source.answer
+    answer = merged_answer(args, memory.source)
     if args.file:
         examples, open_ended = _file_rows(args, memory)
         source = Source(data=data, open_ended=open_ended, answer=answer)
@@ -242,7 +243,7 @@ def _file_rows(args: Arguments, memory: Memory) -> tuple[Sequence[Any], bool]:
         columns=merged_columns(args, memory.source),
         labels=labels,
         skip_bad_rows=args.skip_bad_rows,
-        answer=args.answer or memory.source.rendering,
+        answer=merged_answer(args, memory.source),
     )
     say_read([whole], classes=labels)
     return whole.examples, False

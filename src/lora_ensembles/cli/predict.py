@@ -26,7 +26,7 @@ from .common import (
     text_words,
 )
 from .flags import heads
-from .flags.data import add_column_flags, merged_columns
+from .flags.data import add_column_flags, merged_answer, merged_columns
 from .flags.memory import Memory, remembered
 from .screen.outputs import check_output, open_output
 from .screen.rows import FORMATS, bad_record, joined, kept_columns, write_rows
@@ -157,7 +157,7 @@ def _asked(args: Arguments, memory: Memory) -> Asked:
             labelled=False,
             skip_bad_rows=skip,
         )
-        examples = rendered(whole.examples, args.answer or memory.source.rendering)
+        examples = rendered(whole.examples, merged_answer(args, memory.source))
         return Asked(whole.rows, whole.numbers, examples, whole.bad)
     every = list(rows)
     if not every:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import AdapterError
-from .branches import Branches
+from .branches import Branches, arguments_of
 from .compat import CACHE
 from .decoder import Places, last_layer_at
 from .hooks import changed, one_pass
@@ -106,7 +106,7 @@ def logits_at(
         return chosen[None] if extra_hidden is None else torch.stack([chosen, extra_hidden])
 
     more = {} if after is None else {CACHE: after.repeated(input_ids.shape[0])}
-    more |= _arguments(model, branches)
+    more |= arguments_of(branches, model)
     with _at_places(model, places, input_ids.shape, narrow):
         logits: Tensor = one_pass(
             model, {"input_ids": input_ids, "use_cache": after is not None, **more}
@@ -131,12 +131,8 @@ def hidden_at(
         ]  # the head's own answer is thrown away; one position of it costs next to nothing
 
     with _at_places(model, places, input_ids.shape, narrow):
-        one_pass(model, {"input_ids": input_ids, "use_cache": False, **_arguments(model, branches)})
+        one_pass(model, {"input_ids": input_ids, "use_cache": False, **arguments_of(branches, model)})
     return caught[0]
-
-
-def _arguments(model: nn.Module, branches: Branches | None) -> dict[str, Any]:
-    return {} if branches is None else branches.arguments(next(model.parameters()).dtype)
 
 
 def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:

@@ -63,6 +63,11 @@ class Branches:
         return {"position_ids": self.positions, "attention_mask": mask[:, None]}
 
 
+def arguments_of(branches: Branches | None, model: nn.Module) -> dict[str, Any]:
+    """The inputs of a pass over rows beside their ids; none without `branches`."""
+    return {} if branches is None else branches.arguments(next(model.parameters()).dtype)
+
+
 def can_branch(model: nn.Module, tokens: int) -> bool:
     """Whether rows of so many tokens may hold several continuations: the model was tried, and no layer of it
     looks back over fewer tokens, which would count those of other continuations.

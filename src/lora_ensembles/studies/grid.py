@@ -186,7 +186,7 @@ def quick(grid: Grid) -> Grid:
 
 
 def cells(grid: Grid, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, str, int]]:
-    """Every (kind, task, seed) of a grid, whole seeds first, so that an early stop leaves whole comparisons."""
+    """Every (kind, task, seed) of a grid, whole seeds first: an early stop leaves whole comparisons."""
     for seed in grid.seeds:
         for task in grid.tasks:
             for kind in kinds:

@@ -34,27 +34,42 @@ def measured(prediction: Prediction, ood: Prediction | None = None) -> dict[str,
     """Metrics of the ensemble (`ensemble`), and of each member alone (`members`); `ood` holds the same of the
     other distribution.
     """
-    row: dict[str, Any] = {"ensemble": _metrics(evaluate(prediction, ood=ood)), "members": []}
+    row: dict[str, Any] = {"ensemble": of_ensemble(prediction, ood), "members": []}
     for index in range(prediction.num_members):
         row["members"].append(
-            _metrics(evaluate(prediction.member(index), ood=None if ood is None else ood.member(index)))
+            of_ensemble(prediction.member(index), None if ood is None else ood.member(index))
         )
     if ood is not None and ood.targets is not None:
         row["ood"] = measured(ood)
     return row
 
 
+def of_ensemble(prediction: Prediction, ood: Prediction | None = None) -> dict[str, float | None]:
+    """The ensemble's metrics alone."""
+    return _metrics(evaluate(prediction, ood=ood))
+
+
 def described(prediction: Prediction) -> dict[str, Any]:
-    """Data for pictures beside metrics: reliability, confidence of wrong answers, and how the members agree."""
+    """Data for pictures beside metrics: reliability, confidence of wrong answers, agreement of members."""
+    return {
+        "reliability": {
+            "ensemble": _reliability(prediction),
+            "member": _reliability(prediction.member(0)),
+        },
+        **wrong_confidences(prediction),
+        "agreement": _agreement(prediction),
+        "correlation": _correlation(prediction),
+    }
+
+
+def wrong_confidences(prediction: Prediction) -> dict[str, Any]:
+    """Confidences of wrong answers, the ensemble's and its members' own."""
     singles = [prediction.member(index) for index in range(prediction.num_members)]
     return {
-        "reliability": {"ensemble": _reliability(prediction), "member": _reliability(singles[0])},
         "wrong_confidence": {
             "ensemble": wrong_confidence([prediction]),
             "members": wrong_confidence(singles),
-        },
-        "agreement": _agreement(prediction),
-        "correlation": _correlation(prediction),
+        }
     }
 
 

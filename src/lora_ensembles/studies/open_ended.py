@@ -110,7 +110,7 @@ def is_right(text: GeneratedText, example: Completion) -> bool:
 
 
 def judged(answers: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """For each score of doubt: `auroc` against correctness, and the area under the accuracy-coverage curve."""
+    """For each score of doubt: `auroc` against correctness, and the accuracy-coverage curve's area."""
     correct = torch.tensor(answers["correct"], dtype=torch.bool)
     doubts = {name: torch.tensor(values, dtype=torch.float64) for name, values in answers["doubt"].items()}
     return {

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
 from ..prediction.prediction import Prediction
-from .measures import by_size, described, mean_row, measured
+from .measures import by_size, described, mean_row, measured, of_ensemble, wrong_confidences
 
 Values = dict[str, Any]
 Place = Sequence[str | int]
@@ -62,8 +62,9 @@ def name_of(path: Place) -> str:
 
 def _row(pair: Pair) -> Values:
     """The ensemble's metrics alone, in and out of distribution."""
-    whole = measured(*pair)
-    return whole["ensemble"] | ({"ood": whole["ood"]["ensemble"]} if "ood" in whole else {})
+    own, ood = pair
+    labelled = ood is not None and ood.targets is not None
+    return of_ensemble(own, ood) | ({"ood": of_ensemble(ood)} if ood is not None and labelled else {})
 
 
 def _of_members(pair: Pair) -> Values:
@@ -92,8 +93,8 @@ class Node:
 BY: dict[str, Callable[..., Values]] = {
     "measured": lambda pair: measured(*pair),
     "described": lambda pair: described(pair[0]),
-    "wrong_confidence": lambda pair: {"wrong_confidence": described(pair[0])["wrong_confidence"]},
-    "ensemble": lambda pair: measured(*pair)["ensemble"],
+    "wrong_confidence": lambda pair: wrong_confidences(pair[0]),
+    "ensemble": lambda pair: of_ensemble(*pair),
     "mean": lambda *pairs: mean_row([_row(pair) for pair in pairs]),
     "members": _of_members,
     "by_size": lambda pair, sizes, subsets, seed: by_size(pair[0], sizes, subsets=subsets, seed=seed),
@@ -138,14 +139,15 @@ class Sheet:
         """The file of the predictions."""
         tensors: dict[str, Tensor] = {}
         names: dict[str, Any] = {"nodes": json.dumps([vars(node) for node in self.nodes])}
-        for name, pair in self.kept.items():
-            for place, half in zip((IN, OOD), pair, strict=True):
-                if half is None:
-                    continue
-                tensors[f"{place}|{name}"] = half.log_probs.contiguous()
-                names[f"ids|{place}"] = json.dumps(list(half.ids))
-                if half.targets is not None:
-                    tensors[f"targets|{place}"] = half.targets.to(torch.int16)
+        for place, column in zip((IN, OOD), zip(*self.kept.values(), strict=True), strict=True):
+            for name, half in zip(self.kept, column, strict=True):
+                if half is not None:
+                    tensors[f"{place}|{name}"] = half.log_probs.contiguous()
+            first = next((half for half in column if half is not None), None)  # all are of the same questions
+            if first is not None:
+                names[f"ids|{place}"] = json.dumps(list(first.ids))
+                if first.targets is not None:
+                    tensors[f"targets|{place}"] = first.targets.to(torch.int16)
         return save(tensors, metadata=names)
 
 
@@ -171,8 +173,9 @@ def read_sheet(path: Path) -> Sheet:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dictionary
         nodes = [Node(**node) for node in json.loads(names["nodes"])]
         sheet = Sheet(nodes=nodes)
+        ids = {place: tuple(json.loads(names.get(f"ids|{place}", "[]"))) for place in (IN, OOD)}
         for name in sorted({name.partition("|")[2] for name in tensors if not name.startswith("targets|")}):
-            pair = [_half(tensors, names, place, name) for place in (IN, OOD)]
+            pair = [_half(tensors, ids[place], place, name) for place in (IN, OOD)]
             assert pair[0] is not None
             sheet.kept[name] = pair[0], pair[1]
     except Exception as error:  # readers of broken files raise what they like
@@ -182,12 +185,11 @@ def read_sheet(path: Path) -> Sheet:
     return sheet
 
 
-def _half(tensors: Mapping[str, Tensor], names: Mapping[str, str], place: str, name: str) -> Half | None:
+def _half(tensors: Mapping[str, Tensor], ids: tuple[str, ...], place: str, name: str) -> Half | None:
     log_probs = tensors.get(f"{place}|{name}")
     if log_probs is None:
         return None
     targets = tensors.get(f"targets|{place}")
-    ids = tuple(json.loads(names[f"ids|{place}"]))
     return Half(log_probs, None if targets is None else targets.long(), ids)
 
 

@@ -215,6 +215,11 @@ def merged_columns(args: Arguments, remembered: Source) -> dict[str, Any] | None
     return {**(remembered.columns or {}), **(given_columns(args) or {})} or None
 
 
+def merged_answer(args: Arguments, remembered: Source) -> Answer:
+    """The kind of answer that was asked for, else that of the training."""
+    return args.answer or remembered.rendering
+
+
 def has_open_answers(args: Arguments, file: str | Path) -> bool:
     """Whether the first row of a file has an open answer: the columns prompt and completion, or messages.
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ...data import EncodedExample
 from ...passes.answer_positions import answer_logits, hidden_at, logits_at, places_at_once
-from ...passes.branches import Branches, can_branch
+from ...passes.branches import Branches, arguments_of, can_branch
 from ...passes.decoder import Places
 from ...passes.hooks import one_pass
 from ...passes.memory import with_fewer_rows
@@ -210,18 +210,10 @@ class _Plan:
         lengths = torch.tensor([len(beginning) for beginning in self.beginnings])
         rows, positions, *others = self.tokens
         begins = (lengths.cumsum(0) - lengths)[rows]
-        moved = torch.where(
-            positions > 0, positions + begins, positions
-        )  # at 0 stands the prompt's last token
+        at_prompt = positions == 0  # its last token, which stands where it stood
+        moved = torch.where(at_prompt, positions, positions + begins)
         fields = torch.stack([torch.zeros_like(rows), moved, *others])
         return fields[:, moved.argsort(stable=True)]
-
-    def saves(self, prompt: int) -> float:
-        """The tokens of a row for each beginning, behind a prompt of so many, over those of one row
-        for all.
-        """
-        beginnings = sum(map(len, self.beginnings))
-        return (prompt * len(self.beginnings) + beginnings) / (prompt + beginnings)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -279,8 +271,7 @@ class LabelRows:
 
         def read(numbers: Tensor) -> object:
             texts = table.rows.texts(numbers)
-            branches = table.branches_of(texts)
-            more = {} if branches is None else branches.arguments(ensemble.base.dtype)
+            more = arguments_of(table.branches_of(texts), ensemble.base)
             return one_pass(ensemble.base, {"input_ids": texts.ids, "use_cache": False, **more})
 
         def base_log_probs(at_once: int) -> Tensor:
@@ -336,13 +327,13 @@ class LabelRows:
 
 def _branches_pay(ensemble: StackedModel, encoded: Sequence[EncodedExample]) -> bool:
     """Whether one row for each example has so many fewer tokens that its mask is worth it."""
-    check_answered(encoded)
-    saved, tokens = [], []
-    for example in encoded:
-        plan, prompt = _plan(example.label_ids), len(example.prompt_ids)
-        saved.append(plan.saves(prompt))
-        tokens.append(prompt + sum(map(len, plan.beginnings)))
-    return sum(saved) / len(saved) >= WORTH_SHARING and can_branch(ensemble.base, max(tokens))
+    plans = [_plan(example.label_ids) for example in encoded]
+    prompts = [len(example.prompt_ids) for example in encoded]
+    beginnings = [sum(map(len, plan.beginnings)) for plan in plans]
+    apart = sum(len(plan.beginnings) * prompt for plan, prompt in zip(plans, prompts, strict=True))
+    tokens = [prompt + more for prompt, more in zip(prompts, beginnings, strict=True)]
+    pays = apart + sum(beginnings) >= WORTH_SHARING * sum(tokens)
+    return pays and can_branch(ensemble.base, max(tokens, default=0))
 
 
 def _token_log_probs(ensemble: StackedModel, batch: LabelBatch) -> Tensor:

@@ -15,8 +15,8 @@ from ..setting import Bench
 
 @dataclass(frozen=True)
 class ChoiceConfig:
-    """The shares of B a step of which one is chosen, and the share of the training questions that it is chosen
-    on.
+    """The shares of B a step of which one is chosen, and the share of the training questions that it is
+    chosen on.
     """
 
     choose: tuple[float, ...]

@@ -16,6 +16,7 @@ many of them as an ensemble has.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -116,14 +117,14 @@ class _Place:
         training: float,
         by: str = "mean",
     ) -> Row:
-        """A method's row, with the mean over several predictors; by "members", its metrics are means over those
-        of one predictor.
+        """A method's row, with the mean over several predictors; by "members", its metrics are means over
+        those of one predictor.
         """
         names, costs = [], []
         for number, predictor in enumerate(predictors):
             predict(predictor, self.bench.task.validation[:WARM_UP])
             prediction, seconds = self.timed(
-                lambda predictor=predictor: predict(predictor, self.bench.task.validation)  # type: ignore[misc]
+                functools.partial(predict, predictor, self.bench.task.validation)
             )
             names.append(f"{title}/{number}")
             self.sheet.keep(
@@ -213,11 +214,7 @@ def _scaled(place: _Place, held_out: Sequence[Example], rest: Sequence[Example])
 
     def scaled(title: str, predictors: Sequence[Predictor], parameters: int, training: float) -> Row:
         fitted = [
-            place.timed(
-                lambda predictor=predictor: TemperatureScaled.fit(  # type: ignore[misc]
-                    predictor, held_out, trained_on=rest
-                )
-            )
+            place.timed(functools.partial(TemperatureScaled.fit, predictor, held_out, trained_on=rest))
             for predictor in predictors
         ]
         models = [model for model, _ in fitted]

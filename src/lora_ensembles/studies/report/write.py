@@ -88,7 +88,7 @@ def write_report(records: Records, claims: Sequence[Claim], out: Path) -> Writte
 
 
 def claims_with_text(claims: Sequence[Claim]) -> Table:
-    """One row per claim: its verdict, its first part's difference and interval, and the tasks and settings."""
+    """One row per claim: its verdict, its first part's difference and interval, tasks and settings."""
     rows = []
     for claim in claims:
         supported = sum(part.verdict == "supported" for part in claim.parts)
