@@ -1,4 +1,5 @@
-"""SmolLM2-135M-Instruct, fine-tuned on real data: `python benchmarks/smollm2.py trial --data DIR --out results/smollm2`.
+"""SmolLM2-135M-Instruct, fine-tuned on real data:
+`python benchmarks/smollm2.py trial --data DIR --out results/smollm2`.
 
 `trial` shows where fine-tuning makes the model overconfident, and chooses step size and epochs for what
 follows: single members and their ensemble after every epoch at several step sizes, measured on training

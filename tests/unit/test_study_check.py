@@ -14,7 +14,7 @@ from lora_ensembles.prediction.prediction import Prediction
 from lora_ensembles.studies import check
 from lora_ensembles.studies.measures import measured
 from lora_ensembles.studies.predictions import BY, Sheet, name_of, predictions_file, read_sheet
-from lora_ensembles.studies.store import cell
+from lora_ensembles.studies.store import _key, cell
 from random_predictions import random_prediction
 
 
@@ -117,3 +117,12 @@ def test_a_file_that_holds_no_predictions_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="holds no predictions of a record"):
         read_sheet(tmp_path / "x.safetensors")
+
+
+def test_predictions_that_cannot_be_written_leave_no_record(tmp_path: Path) -> None:
+    settings, sheet = {"seed": 0}, Sheet()
+    path = tmp_path / f"sweep-words-{_key(settings)}.json"
+    predictions_file(path).mkdir()  # a folder has the name that the file needs
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        cell(tmp_path, "sweep-words", settings, lambda: made(sheet), sheet=sheet)
+    assert [entry.name for entry in tmp_path.iterdir()] == [predictions_file(path).name]

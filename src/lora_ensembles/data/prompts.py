@@ -56,9 +56,8 @@ def render_label_prompt(question: str) -> str:
 def rendered(examples: Iterable[Example], answer: Answer) -> tuple[Example, ...]:
     """The examples with answers of this kind, where their options are lettered; others are as they were.
 
-    With "text" the prompt is the bare question, `Q: ...` and `A:`, and the labels are the options' texts:
-    what a small language model can tell apart, which does not name letters yet. An option that comes twice is
-    one answer.
+    With "text" the prompt is the bare question, `Q: ...` and `A:`, and the labels are the options' texts. An
+    option that comes twice is one answer.
 
     Raises:
         ConfigError: another kind of answer.

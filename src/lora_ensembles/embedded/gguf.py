@@ -35,7 +35,7 @@ def gguf_file(name: str) -> Path | None:
     no `config.json`, or `smollm2` where its package is installed; else None.
 
     Raises:
-        DataError: a path that ends in .gguf and is no file.
+        DataError: a path that ends in .gguf and is no file, or a folder with several.
     """
     if name == SMOLLM2:
         return _packaged()
@@ -85,9 +85,7 @@ def dequantised(file: Path) -> Path:
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     check_writable(folder)
-    logger.warning(
-        "de-quantising %s into %s; once, and it takes about half a minute", file.name, folder.parent
-    )
+    logger.warning("de-quantising %s into %s; this is done once, and takes a while", file.name, folder.parent)
     _write(file, folder)
     return folder
 
