@@ -39,9 +39,9 @@ class Trial:
     loss: Literal["labels", "vocabulary"]
     layers: tuple[int, ...] = (24, 25, 26, 27, 28, 29)
     members: int = 3
-    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
-    epochs: int = 4
-    train: int = 400
+    rates: tuple[float, ...] = (1e-3, 2e-3)
+    epochs: int = 5
+    train: int = 300
     held_out: int = 200
     batch_size: int = 8
     seed: int = 0

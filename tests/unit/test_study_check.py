@@ -23,7 +23,7 @@ def made(sheet: Sheet) -> dict[str, Any]:
     one, other = random_prediction(1), random_prediction(2)
     for name, pair in {"a": (one, other), "b": (one, None)}.items():
         sheet.keep(name, *pair)
-    settings = {"sizes": [1, 2], "subsets": 2, "seed": 3}
+    settings, folds = {"sizes": [1, 2], "subsets": 2, "seed": 3}, {"folds": 2, "seed": 3}
     return {
         "arms": {
             "x / 2": sheet.measured(("arms", "x / 2"), one, other)
@@ -33,6 +33,9 @@ def made(sheet: Sheet) -> dict[str, Any]:
         "rows": sheet.compute(("rows",), "members", "a"),
         "mean": sheet.compute(("mean",), "mean", "b", "b"),
         "pool": sheet.compute(("pool",), "by_size", "a", settings=settings),
+        "snapshots": sheet.compute(("snapshots",), "snapshots", "a", "a"),
+        "scaled": sheet.compute(("scaled",), "scaled", "a", settings=folds),
+        "scaled_members": sheet.compute(("scaled_members",), "scaled_members", "b", settings=folds),
         "seconds": 1.5,
     } | sheet.compute((), "wrong_confidence", "b")
 
@@ -49,7 +52,7 @@ def test_every_part_of_a_record_is_computed_again_from_its_predictions(folder: P
     assert (checked.records, checked.wrong, checked.without) == (1, (), ())
     (record,) = folder.glob("*.json")
     sheet = read_sheet(predictions_file(record))
-    assert checked.parts == len(sheet.nodes) == 7
+    assert checked.parts == len(sheet.nodes) == 10
     assert {node.by for node in sheet.nodes} == set(BY)
 
 
@@ -100,7 +103,7 @@ def test_records_without_predictions_are_named_and_an_empty_folder_refused(
     assert check.main([str(folder)]) == 0
     said = capsys.readouterr().out
     assert "1 records keep no predictions" in said
-    assert "1 records, 7 parts computed again, 0 differ" in said
+    assert "1 records, 10 parts computed again, 0 differ" in said
     (tmp_path / "empty").mkdir()
     assert check.main([str(tmp_path / "empty")]) == 2
     assert "holds no records of a study" in capsys.readouterr().err

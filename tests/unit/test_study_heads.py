@@ -40,7 +40,7 @@ TINY = Grid(
     shared=Shared("tiny BERT", 2, 5e-3, 4, snapshots=(1, 2, 3, 4), limit=(None,) * 3),
     heads=Heads("multiple-choice", layers=(1,)),
     paper=PaperConfig(kl=(), pool=3),
-    methods=MethodsConfig(held_out=0.3),
+    methods=MethodsConfig(folds=2),
     rank=RankConfig((1, 4)),
     strength=StrengthConfig((), (0.1,)),
     choice=ChoiceConfig((0.1, 0.6), held_out=0.3),

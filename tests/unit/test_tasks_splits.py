@@ -78,9 +78,11 @@ def test_a_sample_of_sorted_rows_has_every_class() -> None:
     assert sample(rows, None, seed=0) == sample(rows, 100, seed=0) == tuple(rows)
 
 
-def test_questions_with_options_of_their_own_have_no_classes_and_are_taken_from_the_front() -> None:
+def test_questions_with_options_of_their_own_have_no_classes_and_are_drawn_alike() -> None:
     rows = [Example(str(n), "?", ("a", "b"), 0, options=(f"x{n}", "y")) for n in range(5)]
 
     assert classes_of(rows) is None
     assert classes_of([]) is None
-    assert sample(rows, 2, seed=0) == tuple(rows[:2])
+    drawn = sample(rows, 2, seed=0)
+    assert [int(row.id) for row in drawn] == sorted(int(row.id) for row in drawn)
+    assert drawn == sample(rows, 2, seed=0) != tuple(rows[:2])

@@ -349,9 +349,7 @@ def show_table(table: Table) -> None:
 
 
 def some(examples: Sequence[Any], limit: int | None) -> Sequence[Any]:
-    """At most `limit` examples: where they have classes, a sample with each in its share; else the first
-    ones.
-    """
+    """A sample of at most `limit` examples; where they have classes, with each in its share."""
     from ..data.splits import sample
 
     return sample(examples, limit, seed=0)

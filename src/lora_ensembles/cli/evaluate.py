@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit",
         type=count,
         metavar="N",
-        help="only N rows of each set: a sample class by class where rows have classes, else the first",
+        help="only a sample of N rows of each set, class by class where rows have classes",
     )
     add_column_flags(parser)
     parser.add_argument(

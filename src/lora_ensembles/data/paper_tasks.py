@@ -192,11 +192,12 @@ def load_ood(name: str, *, data: str | Path | None = None, answer: Answer = "let
     recipe = {**_RECIPES, **_OOD_RECIPES}.get(name)
     if recipe is not None:
         return rendered(_read(recipe, recipe.validation, data), answer)
-    from .world.tasks import load_embedded_task
+    from .world.tasks import EMBEDDED_OOD, load_embedded_ood, load_embedded_task
 
     if name not in ood_names():
         raise DataError(unknown_name("out-of-distribution set", name, ood_names()))
-    return rendered(load_embedded_task(name).validation, answer)
+    examples = load_embedded_ood() if name == EMBEDDED_OOD else load_embedded_task(name).validation
+    return rendered(examples, answer)
 
 
 def _read(recipe: _Recipe, splits: tuple[str, ...], data: str | Path | None) -> tuple[Example, ...]:

@@ -54,14 +54,14 @@ def split_rows(
 
 
 def sample(rows: Sequence[Kind], count: int | None, *, seed: int) -> tuple[Kind, ...]:
-    """At most `count` rows, in their order: of a classification a sample with the shares of its classes, else
-    the first ones.
-    """
+    """A sample of at most `count` rows, in their order; of a classification with the shares of its classes."""
     if count is None or count >= len(rows):
         return tuple(rows)
     if classes_of(rows) is None:
-        return tuple(rows[:count])
-    return tuple(rows[place] for place in sorted(stratified_draw(list(map(_target, rows)), count, seed=seed)))
+        drawn = set(random.Random(seed).sample(range(len(rows)), count))
+    else:
+        drawn = stratified_draw(list(map(_target, rows)), count, seed=seed)
+    return tuple(rows[place] for place in sorted(drawn))
 
 
 def stratified_draw(strata: Sequence[Hashable], count: int, *, seed: int, keep: int = 0) -> set[int]:

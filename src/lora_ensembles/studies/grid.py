@@ -9,19 +9,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..data import PAPER_TASKS
+from ..data import OOD_PAIRS, PAPER_TASKS
 from .arms import DECAY_PER_STEP
 from .kinds import KINDS
 from .kinds.choice import ChoiceConfig
 from .kinds.initialisation import InitialisationConfig
+from .kinds.last_layer import LastLayerConfig
 from .kinds.methods import MethodsConfig
-from .kinds.paper import EMBEDDED_DECAY_PER_STEP, PaperConfig
+from .kinds.paper import EMBEDDED_DECAY_PER_STEP, EMBEDDED_KL, PaperConfig
 from .kinds.rank import RankConfig
 from .kinds.strength import StrengthConfig
 from .shared import Asking, Heads, Shared
 
+# The paper's three pairs, and two more: questions about people for tasks about creatures and objects.
+EMBEDDED_PAIRS = (
+    *OOD_PAIRS.items(),
+    ("world-arce", "world-mmlu-ss"),
+    ("world-arcc", "world-mmlu-ss"),
+)
 EMBEDDED = ("world-cqa", "world-obqa", "world-arce", "world-arcc", "world-mmlu-ss", "world-mmlu-stem")
-PAPER_KINDS = ("sweep", "randomness", "pool", "few_shot", "last_layer")
+PAPER_KINDS = ("sweep", "randomness", "pool", "few_shot")
 WHOLE_KINDS = ("sweep", "few_shot", "last_layer")  # of every task
 OPEN_KINDS = ("methods", "initialisation", "rank", "strength")
 CHOICE = "choice"  # the kind that the others of a grid with a `choice` depend on
@@ -40,6 +47,8 @@ class Grid:
         asking: how a base without such heads is asked.
         choice: how one strength of decay is chosen, which takes the place of those of `paper` and `methods`;
             None: those are as given.
+        ood: tasks and the out-of-distribution set of each; others have none, nor have kinds but
+            `WHOLE_KINDS`.
         task_decay: tasks whose one strength of decay is another than that of `paper` and `methods`.
     """
 
@@ -47,17 +56,19 @@ class Grid:
     data: str | None = None
     tasks: tuple[str, ...] = EMBEDDED
     seeds: tuple[int, ...] = (0, 1, 2)
-    few_tasks: tuple[str, ...] = ("world-cqa", "world-arcc")
+    few_tasks: tuple[str, ...] = ("world-cqa", "world-obqa", "world-arcc", "world-mmlu-stem")
     open_tasks: tuple[str, ...] = ("world-arcc",)
     open_seeds: int | None = None
     shared: Shared = field(default_factory=Shared)
     heads: Heads = field(default_factory=Heads)
     asking: Asking = field(default_factory=Asking)
     paper: PaperConfig = field(default_factory=PaperConfig)
+    last_layer: LastLayerConfig = field(default_factory=LastLayerConfig)
     methods: MethodsConfig = field(default_factory=MethodsConfig)
     rank: RankConfig = field(default_factory=RankConfig)
     strength: StrengthConfig = field(default_factory=StrengthConfig)
     choice: ChoiceConfig | None = None
+    ood: tuple[tuple[str, str], ...] = EMBEDDED_PAIRS
     task_decay: tuple[tuple[str, float], ...] = ()
 
     def settings(self, kind: str, task: str) -> Any:
@@ -118,7 +129,7 @@ class Grid:
         return dataclasses.replace(self, tasks=tuple(tasks), few_tasks=few, open_tasks=of_open)
 
 
-FULL = Grid("full")
+FULL = Grid("full", paper=PaperConfig(kl=EMBEDDED_KL))
 # Fig. 3 and those after it have one strength of decay: lambda = 1e2 on four tasks, 1e3 on the two MMLU sets.
 PAPER = Grid(
     "paper",
@@ -126,6 +137,7 @@ PAPER = Grid(
     tasks=PAPER_TASKS,
     few_tasks=("cqa", "arcc", "mmlu-ss"),
     open_tasks=("cqa", "arcc", "mmlu-ss"),
+    ood=tuple(OOD_PAIRS.items()),
     shared=Shared(base="", learning_rate=5e-5, snapshots=(1, 2, 3, 5, 10, 20), limit=(None,) * 3),
     paper=PaperConfig(decays=DECAY_PER_STEP, decay=DECAY_PER_STEP[0]),
     methods=MethodsConfig(decay=DECAY_PER_STEP[0], batch_ensemble_rate=1.25e-4),
@@ -210,6 +222,8 @@ def settings_of(grid: Grid, kind: str, task: str, seed: int) -> dict[str, Any]:
         fields |= dataclasses.asdict(grid.heads)
     if grid.asking != Asking():
         fields |= dataclasses.asdict(grid.asking)
+    if kind in WHOLE_KINDS and task in dict(grid.ood):
+        fields["ood"] = dict(grid.ood)[task]
     if grid.choice and hasattr(own, "decay"):
         fields["decay_chosen_on"] = f"{grid.choice.held_out:g} of the training questions, held out"
     return {"kind": kind, "task": task, "seed": seed} | {

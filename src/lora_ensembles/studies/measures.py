@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ..calibration.temperature import best_temperature, scaled_log_probs
 from ..prediction.evaluation import Metrics, evaluate
 from ..prediction.metrics import reliability_bins
 from ..prediction.prediction import Prediction
@@ -87,6 +89,27 @@ def by_size(
             chosen.append(torch.randperm(prediction.num_members, generator=generator)[:size].tolist())
         metrics[str(size)] = [_metrics(evaluate(prediction.select(members))) for members in chosen]
     return metrics
+
+
+def cross_scaled(
+    prediction: Prediction, ood: Prediction | None = None, *, folds: int, seed: int
+) -> tuple[Prediction, Prediction | None, float]:
+    """An ensemble scaled by a temperature, every question by one that was fitted on the other folds; out of
+    distribution by one that was fitted on all questions, which is the third value.
+    """
+    order = torch.randperm(prediction.num_examples, generator=torch.Generator().manual_seed(seed))
+    scaled = torch.empty_like(prediction.log_probs)
+    for fold in range(folds):
+        fitted = prediction.take(torch.cat([order[other::folds] for other in range(folds) if other != fold]))
+        rows = order[fold::folds]
+        scaled[rows] = scaled_log_probs(prediction.take(rows), best_temperature(fitted))
+    temperature = best_temperature(prediction)
+    other = None if ood is None else _with(ood, scaled_log_probs(ood, temperature))
+    return _with(prediction, scaled), other, temperature
+
+
+def _with(prediction: Prediction, log_probs: Tensor) -> Prediction:
+    return Prediction(log_probs[None], prediction.targets, prediction.ids)
 
 
 def wrong_confidence(predictions: Sequence[Prediction]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Shapes: M members, N questions, C options.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,16 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
 from ..prediction.prediction import Prediction
-from .measures import by_size, described, mean_row, measured, of_ensemble, wrong_confidences
+from .measures import (
+    DIGITS,
+    by_size,
+    cross_scaled,
+    described,
+    mean_row,
+    measured,
+    of_ensemble,
+    wrong_confidences,
+)
 
 Values = dict[str, Any]
 Place = Sequence[str | int]
@@ -68,9 +78,38 @@ def _row(pair: Pair) -> Values:
 
 
 def _of_members(pair: Pair) -> Values:
+    return mean_row([_row(single) for single in _singles(pair)])
+
+
+def _singles(pair: Pair) -> list[Pair]:
     own, ood = pair
-    members = [(own.member(m), None if ood is None else ood.member(m)) for m in range(own.num_members)]
-    return mean_row([_row(member) for member in members])
+    return [(own.member(m), None if ood is None else ood.member(m)) for m in range(own.num_members)]
+
+
+def _scaled(pair: Pair, folds: int, seed: int) -> Values:
+    own, ood, temperature = cross_scaled(*pair, folds=folds, seed=seed)
+    return _row((own, ood)) | {"temperature": round(temperature, DIGITS)}
+
+
+def _scaled_members(pair: Pair, folds: int, seed: int) -> Values:
+    return mean_row([_scaled(single, folds, seed) for single in _singles(pair)])
+
+
+def _of_snapshots(*pairs: Pair) -> Values:
+    """The metrics of an ensemble of one member's snapshots, the mean over members."""
+    own = [prediction for prediction, _ in pairs]
+    ood = [prediction for _, prediction in pairs if prediction is not None]
+    return mean_row(
+        [
+            _row((_of_member(own, index), _of_member(ood, index) if ood else None))
+            for index in range(own[0].num_members)
+        ]
+    )
+
+
+def _of_member(predictions: Sequence[Prediction], index: int) -> Prediction:
+    members = [prediction.member(index).member_log_probs for prediction in predictions]
+    return dataclasses.replace(predictions[0], member_log_probs=torch.cat(members))
 
 
 @dataclass(frozen=True)
@@ -97,6 +136,9 @@ BY: dict[str, Callable[..., Values]] = {
     "ensemble": lambda pair: of_ensemble(*pair),
     "mean": lambda *pairs: mean_row([_row(pair) for pair in pairs]),
     "members": _of_members,
+    "snapshots": _of_snapshots,
+    "scaled": _scaled,
+    "scaled_members": _scaled_members,
     "by_size": lambda pair, sizes, subsets, seed: by_size(pair[0], sizes, subsets=subsets, seed=seed),
 }
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .grid import CHOICE, Grid, cells, settings_of
+from .grid import CHOICE, WHOLE_KINDS, Grid, cells, settings_of
 from .kinds import KINDS
 from .kinds.choice import choice, chosen
 from .kinds.initialisation import initialisation
+from .kinds.last_layer import last_layer
 from .kinds.methods import methods
-from .kinds.paper import few_shot, last_layer, pool, randomness
+from .kinds.paper import few_shot, pool, randomness
 from .kinds.rank import rank
 from .kinds.strength import strength
 from .kinds.sweep import sweep
@@ -81,7 +82,7 @@ def _records(
         ) -> dict[str, Any]:
             say(f"{number} of {len(wanted)}: {kind}, {task}, seed {seed}")
             begin = time.monotonic()
-            bench = load_bench(task, grid, load_model)
+            bench = load_bench(task, grid, load_model, ood=kind in WHOLE_KINDS)
             result = MEASURES[kind](grid.settings(kind, task), bench, sheet, seed=seed)
             return {**result, "seconds": round(time.monotonic() - begin, 1)}
 

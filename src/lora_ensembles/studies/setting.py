@@ -4,7 +4,6 @@ after chosen epochs.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..baselines import LastLayerEnsemble, LastLayerHeads, held_out_split
-from ..data import OOD_PAIRS, Example, Task, load_ood, load_task
+from ..data import Example, Task, load_ood, load_task
+from ..data.splits import sample
 from ..ensemble import LoraEnsemble
 from ..heads import HeadConfig, adapter_for, head_of, member_log_probs, resolve_head
 from ..passes.trunk_states import KeptStates
@@ -138,22 +138,23 @@ class Asked(Protocol):
     def heads(self) -> Heads: ...
     @property
     def asking(self) -> Asking: ...
+    @property
+    def ood(self) -> tuple[tuple[str, str], ...]: ...
 
 
-def load_bench(name: str, grid: Asked, load_model: Callable[[], tuple[Any, Any]]) -> Bench:
-    """A task's questions, as many as there may be; its out-of-distribution questions are the same for every
-    seed.
+def load_bench(
+    name: str, grid: Asked, load_model: Callable[[], tuple[Any, Any]], *, ood: bool = True
+) -> Bench:
+    """A sample of a task's questions, as many as there may be, and with `ood` of its out-of-distribution set;
+    the same for every seed of members.
     """
-    data, answer = grid.data, grid.asking.answer
+    data, answer, seed = grid.data, grid.asking.answer, grid.shared.sample_seed
     full, (train, validation, most) = load_task(name, data=data, answer=answer), grid.shared.limit
-    ood: tuple[Example, ...] = ()
-    if name in OOD_PAIRS:
-        every = load_ood(OOD_PAIRS[name], data=data, answer=answer)
-        ood = (
-            every if most is None or most >= len(every) else tuple(random.Random(0).sample(list(every), most))
-        )
-    task = Task(name, full.train[:train], full.validation[:validation])
-    return Bench(task, ood, load_model(), grid.shared, grid.heads, grid.asking)
+    other: tuple[Example, ...] = ()
+    if ood and name in dict(grid.ood):
+        other = sample(load_ood(dict(grid.ood)[name], data=data, answer=answer), most, seed=seed)
+    task = Task(name, sample(full.train, train, seed=seed), sample(full.validation, validation, seed=seed))
+    return Bench(task, other, load_model(), grid.shared, grid.heads, grid.asking)
 
 
 @dataclass(frozen=True)
@@ -170,19 +171,28 @@ class FirstMembers:
 
 
 def measure_run(
-    run: ArmsRun, bench: Bench, sheet: Sheet, *, epochs: Sequence[int], every: int | None = None
+    run: ArmsRun,
+    bench: Bench,
+    sheet: Sheet,
+    *,
+    epochs: Sequence[int],
+    every: int | None = None,
+    outside: int | None = None,
 ) -> dict[str, Any]:
     """The first `every` arms of a run (by default all) after `epochs`, and all after the last of them, where
-    they are described as well; the run's members are left at the last.
+    they are described as well; the run's members are left at the last. Out of distribution are measured the
+    first `outside` arms (by default all).
     """
     arms: dict[str, Any] = {arm.name: {"epochs": {}} for arm in run.arms}
     for epoch in epochs:
         run.ensemble.stack.set_members(run.trained.snapshots[epoch])
         shown = run.arms if epoch == epochs[-1] else run.arms[:every]
-        prediction, other = bench.ask(FirstMembers(run.ensemble, len(shown) * run.members))
+        prediction = predict(FirstMembers(run.ensemble, len(shown) * run.members), bench.task.validation)
+        asked = run.arms[:outside] if bench.ood else ()
+        other = predict(FirstMembers(run.ensemble, len(asked) * run.members), bench.ood) if asked else None
         for index, arm in enumerate(shown):
             rows, path = run.rows(index), ("arms", arm.name, "epochs", str(epoch))
-            ood = None if other is None else other.select(rows)
+            ood = None if other is None or index >= len(asked) else other.select(rows)
             arms[arm.name]["epochs"][str(epoch)] = sheet.measured(path, prediction.select(rows), ood)
             if epoch == epochs[-1]:
                 arms[arm.name] |= sheet.compute(("arms", arm.name), "described", name_of(path))

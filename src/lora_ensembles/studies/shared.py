@@ -20,6 +20,7 @@ class Shared:
         snapshots: epochs after which members are measured; the first three are early stopping, the last is
             the end.
         limit: most training, validation and out-of-distribution questions; None: all.
+        sample_seed: of the sample that these are; the same questions for every seed of members.
     """
 
     base: str = "embedded"
@@ -27,7 +28,8 @@ class Shared:
     learning_rate: float = 2e-3
     batch_size: int = 16
     snapshots: tuple[int, ...] = (1, 2, 3, 5, 10)
-    limit: tuple[int | None, int | None, int | None] = (200, 400, 250)
+    limit: tuple[int | None, int | None, int | None] = (200, 250, 250)
+    sample_seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ again.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -26,9 +27,9 @@ def cell(
 ) -> dict[str, Any]:
     """The record of `settings`: read where there is one, else measured and written, whole or not at all.
 
-    A record holds `name`, `settings`, `result` and the environment it was made in; what `measure` kept on a
-    `sheet` lies beside it, and the record holds its SHA-256. A study that is killed
-    therefore goes on where it stopped, and asking twice costs nothing.
+    A record holds `name`, `settings`, `result`, the environment it was made in and the fingerprint of the code
+    that made it; what `measure` kept on a `sheet` lies beside it, and the record holds its SHA-256. A study that is
+    killed therefore goes on where it stopped, and asking twice costs nothing.
 
     Raises:
         CheckpointError: the file is no record of these settings, or cannot be written.
@@ -49,6 +50,7 @@ def cell(
         "settings": dict(settings),
         "result": dict(measure()),
         "environment": environment(),
+        "code": code_fingerprint(),
     }
     if sheet is not None and sheet.kept:
         content = sheet.to_bytes()
@@ -57,6 +59,20 @@ def cell(
     with file_written_aside(path) as file:
         file.write(json.dumps(record) + "\n")
     return record
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """The start of the SHA-256 over the package's modules that can change a number of a record: all but the
+    command line, and the claims and reports that read records.
+    """
+    package = Path(__file__).parent.parent
+    readers = (package / "cli", package / "studies" / "claims", package / "studies" / "report")
+    content = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        if not any(path.is_relative_to(folder) for folder in readers):
+            content.update(f"{path.relative_to(package).as_posix()}\n".encode() + path.read_bytes())
+    return content.hexdigest()[:12]
 
 
 def read_record(path: Path, *, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:

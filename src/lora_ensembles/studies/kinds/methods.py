@@ -1,11 +1,9 @@
 """Records of the kind `methods`: ways to an ensemble side by side, on the same questions, with what each
 costs.
 
-Every method is trained on all training questions but those with a fitted temperature: there a share of them
-is held out, the members are trained on the rest, and the temperature is fitted on what was held out. The same
-members unscaled are a method too, so that what scaling gives and what the missing questions take can be told
-apart. Nothing is fitted on the questions that are scored. Few-shot prompts and BatchEnsemble are methods of
-causal language models only.
+Every method is trained on all training questions. A temperature is fitted on validation questions other than
+those that it scales: each of several folds is scaled by the temperature of the others. Few-shot prompts and
+BatchEnsemble are methods of causal language models only.
 
 On a CPU seconds are those that the process computed, over all its threads, so that what else runs does not
 count; elsewhere they are those of the clock. Only the ratios of one record compare methods. A single member
@@ -17,9 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ...baselines import (
@@ -27,14 +24,12 @@ from ...baselines import (
     FewShot,
     MCDropout,
     SingleMember,
-    TemperatureScaled,
     num_trained_parameters,
 )
-from ...data import Example
 from ...prediction.prediction import Predictor, predict
 from ...training.config import TrainConfig
 from ..arms import Arm, ArmsRun
-from ..measures import DIGITS, mean_row
+from ..measures import mean_row
 from ..predictions import Sheet
 from ..setting import Bench
 from .paper import EMBEDDED_DECAY_PER_STEP
@@ -53,15 +48,14 @@ class MethodsConfig:
     Attributes:
         decay: share of B that one step takes away, where members are decayed.
         shots, draws: demonstrations of a few-shot prompt, and how often they are drawn.
-        held_out: share of the training questions on which a temperature is fitted, and what it scales is not
-            trained.
+        folds: of the validation questions, each scaled by the temperature of the others.
         batch_ensemble_rate: step size of BatchEnsemble, whose parameters are factors and no weights.
     """
 
     decay: float = EMBEDDED_DECAY_PER_STEP[1]
     shots: int = 3
     draws: int = 10
-    held_out: float = 0.2
+    folds: int = 5
     batch_ensemble_rate: float = 5e-3
 
 
@@ -96,16 +90,12 @@ class _Place:
         result = work()
         return result, now() - begin
 
-    def trained(
-        self, arm: Arm, members: int, examples: Sequence[Example] | None = None
-    ) -> tuple[ArmsRun, float]:
+    def trained(self, arm: Arm, members: int) -> tuple[ArmsRun, float]:
         """An arm's members, and the seconds that their training took; the base carries them until they are
         unloaded.
         """
         return self.timed(
-            lambda: self.bench.train(
-                [arm], config=self.training, members=members, seed=self.seed, examples=examples
-            )
+            lambda: self.bench.train([arm], config=self.training, members=members, seed=self.seed)
         )
 
     def row(
@@ -149,19 +139,13 @@ def methods(config: MethodsConfig, bench: Bench, sheet: Sheet, *, seed: int) -> 
     few = bench.task.train[:WARM_UP]
     warm = bench.train([Arm("warm-up")], config=once, members=1, seed=seed, examples=few)
     warm.ensemble.unload()
-    held_out, rest = bench.held_out(share=config.held_out, seed=seed)
     rows = {
         **({} if bench.owned_heads else _few_shot(place)),
         **_adapters(place),
-        **_scaled(place, held_out, rest),
         **_mc_dropout(place),
         **_others(place),
     }
-    sizes = {
-        "train": len(bench.task.train),
-        "held_out": len(held_out),
-        "validation": len(bench.task.validation),
-    }
+    sizes = {"train": len(bench.task.train), "validation": len(bench.task.validation)}
     return {"methods": rows, "sizes": sizes, "clock": place.clock}
 
 
@@ -177,7 +161,7 @@ def _few_shot(place: _Place) -> dict[str, Row]:
 
 
 def _adapters(place: _Place) -> dict[str, Row]:
-    """A single member, the ensemble, and both with decay of B."""
+    """A single member and the ensemble; both scaled by a temperature; both with decay of B."""
     decay = place.config.decay / place.bench.shared.learning_rate
     rows: dict[str, Row] = {}
     for suffix, arm in (
@@ -188,8 +172,24 @@ def _adapters(place: _Place) -> dict[str, Row]:
         alone.ensemble.unload()
         run, seconds = place.trained(arm, place.members)
         rows |= _pair(place, run, suffix, single_seconds=single_seconds, seconds=seconds)
+        if not suffix:
+            rows |= _scaled(place, rows)
         run.ensemble.unload()
     return rows
+
+
+def _scaled(place: _Place, rows: Mapping[str, Row]) -> dict[str, Row]:
+    """The single member and the ensemble, scaled; a temperature is one more parameter, and costs next to nothing
+    beside the pass.
+    """
+    settings = {"folds": place.config.folds, "seed": place.seed}
+    scaled = {}
+    for name, by in (("single member", "scaled_members"), ("ensemble", "scaled")):
+        title = f"{name}, scaled"
+        row = place.sheet.compute(("methods", title), by, "ensemble/0", settings=settings)
+        costs = {cost: rows[name][cost] for cost in ("training_seconds", "seconds_per_1000")}
+        scaled[title] = row | costs | {"trained_parameters": rows[name]["trained_parameters"] + 1}
+    return scaled
 
 
 def _pair(
@@ -203,32 +203,6 @@ def _pair(
         single: place.row(single, singles, parameters=parameters, training=single_seconds),
         whole: place.row(whole, [run.ensemble], parameters=run.members * parameters, training=seconds),
     }
-
-
-def _scaled(place: _Place, held_out: Sequence[Example], rest: Sequence[Example]) -> dict[str, Row]:
-    """Members that were trained on `rest`: as they are, and scaled by a temperature fitted on `held_out`."""
-    alone, single_seconds = place.trained(Arm("none"), 1, rest)
-    alone.ensemble.unload()
-    run, seconds = place.trained(Arm("none"), place.members, rest)
-    rows = _pair(place, run, ", fewer questions", single_seconds=single_seconds, seconds=seconds)
-
-    def scaled(title: str, predictors: Sequence[Predictor], parameters: int, training: float) -> Row:
-        fitted = [
-            place.timed(functools.partial(TemperatureScaled.fit, predictor, held_out, trained_on=rest))
-            for predictor in predictors
-        ]
-        models = [model for model, _ in fitted]
-        more = statistics.fmean(seconds for _, seconds in fitted)
-        row = place.row(title, models, parameters=parameters + 1, training=training + more)
-        return row | {"temperature": round(statistics.fmean(model.temperature for model in models), DIGITS)}
-
-    parameters = num_trained_parameters(run.ensemble)
-    singles = [SingleMember(run.ensemble, index) for index in range(run.members)]
-    single, whole = "single member, scaled", "ensemble, scaled"
-    rows[single] = scaled(single, singles, parameters, single_seconds)
-    rows[whole] = scaled(whole, [run.ensemble], run.members * parameters, seconds)
-    run.ensemble.unload()
-    return rows
 
 
 def _mc_dropout(place: _Place) -> dict[str, Row]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...baselines import FewShot
 from ..arms import KL_WEIGHTS, Arm, randomness_arms
-from ..predictions import Sheet
+from ..predictions import Sheet, name_of
 from ..setting import Bench, measure_run
 
 # A step of AdamW and its decay balance where an element of B is 1 / lambda at most, so lambda says how far an
@@ -20,6 +20,7 @@ from ..setting import Bench, measure_run
 # and LLaMA-13B is 5,120: the paper's lambda of 1e2, 5e2 and 1e3 over sqrt(40) is 16, 80 and 160, which at a
 # learning rate of 2e-3 takes these shares of B a step.
 EMBEDDED_DECAY_PER_STEP = (0.032, 0.16, 0.32)
+EMBEDDED_KL = (*KL_WEIGHTS, 1.0)  # the paper's hardly move its members
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class PaperConfig:
         decay: that of the arms that have one strength.
         pool: members of the ensemble-size study.
         subsets: of each size, at random.
+        folds: of the validation questions, each scaled by the temperature of the others.
         shots, draws: demonstrations of a few-shot prompt, and how often they are drawn.
     """
 
@@ -39,6 +41,7 @@ class PaperConfig:
     decay: float = EMBEDDED_DECAY_PER_STEP[1]
     pool: int = 20
     subsets: int = 5
+    folds: int = 5
     shots: int = 3
     draws: int = 10
 
@@ -63,16 +66,14 @@ def pool(config: PaperConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[
 
 
 def few_shot(config: PaperConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
-    """The untouched base with demonstrations; every draw is one member of the prediction."""
+    """The untouched base with demonstrations, every draw one member of the prediction; and without any
+    (`zero_shot`).
+    """
     asked = FewShot(*bench.model, bench.task.train, shots=config.shots, draws=config.draws, seed=seed)
-    return sheet.measured((), *bench.ask(asked)) | sheet.compute((), "wrong_confidence", "")
-
-
-def last_layer(config: PaperConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
-    """An ensemble of output heads on the frozen base."""
-    ensemble = bench.last_layer(seed=seed)
-    ensemble.fit(bench.task.train, dataclasses.replace(bench.config, snapshot_epochs=(), loss="auto"))
+    bare, path = dataclasses.replace(asked, shots=0), ("zero_shot",)
     return {
-        **sheet.measured((), *bench.ask(ensemble)),
-        "trained_parameters": ensemble.num_trained_parameters,
+        **sheet.measured((), *bench.ask(asked)),
+        **sheet.compute((), "wrong_confidence", ""),
+        "zero_shot": sheet.measured(path, *bench.ask(bare))
+        | sheet.compute(path, "wrong_confidence", name_of(path)),
     }
