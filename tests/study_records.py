@@ -113,12 +113,17 @@ def _sweep(grid: Grid, task: str, key: int) -> dict[str, Any]:
         measured(made_up(key + 2 + one, members=2, sharpness=2, knowledge=1.6), other)["ensemble"]
         for one in range(grid.shared.members)
     ]
-    return {"arms": {**arms, "MC dropout": {"passes": passes}}}
+    beside = {
+        name: measured(made_up(key + 20 + place, members=1, sharpness=1.2, knowledge=1.5))["ensemble"]
+        for place, name in enumerate(("snapshots", "scaled", "scaled_members"))
+    }
+    sizes = {"train": 40, "validation": 60, "options": [4]}
+    return {"arms": {**arms, "MC dropout": {"passes": passes}}, **beside, "sizes": sizes}
 
 
 def _methods(grid: Grid, key: int) -> dict[str, Any]:
     rows = {}
-    for place, name in enumerate((*KEYS, "single member, fewer questions", "ensemble, fewer questions")):
+    for place, name in enumerate(KEYS):
         many = "nsemble" in name
         sharp = 1.0 if name.endswith(("scaled", "decay of B")) else 2.0
         own = measured(
@@ -127,7 +132,7 @@ def _methods(grid: Grid, key: int) -> dict[str, Any]:
         rows[name] = {**own, "ood_auroc": 0.5, "trained_parameters": 1000 * (3 if many else 1)}
         rows[name] |= {"training_seconds": 10.0 + 5 * many, "seconds_per_1000": 2.0 + 3 * many}
     rows["ensemble, scaled"]["temperature"] = 1.5
-    return {"methods": rows, "sizes": {"train": 40, "held_out": 8, "validation": 60}, "clock": "process"}
+    return {"methods": rows, "sizes": {"train": 40, "validation": 60}, "clock": "process"}
 
 
 def _open_kinds(grid: Grid, key: int) -> dict[str, dict[str, Any]]:
@@ -186,10 +191,14 @@ def _made(grid: Grid) -> dict[str, list[dict[str, Any]]]:
                 "few_shot": {
                     **measured(few, few_ood),
                     "wrong_confidence": described(few)["wrong_confidence"],
+                    "zero_shot": measured(made_up(key + 11, members=1, sharpness=0.8, knowledge=0.9)),
                 },
-                "last_layer": measured(
-                    made_up(key + 6, members=grid.shared.members, sharpness=0.7, knowledge=0.5), last_ood
-                ),
+                "last_layer": {
+                    **measured(
+                        made_up(key + 6, members=grid.shared.members, sharpness=0.7, knowledge=0.5), last_ood
+                    ),
+                    "train_accuracy": 0.6,
+                },
             }
             if task in grid.few_tasks:
                 sizes = [size for size in (1, 2, 3, 5, 10, 15, 20) if size <= grid.paper.pool]

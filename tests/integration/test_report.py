@@ -14,8 +14,9 @@ import pytest
 from command_line import call
 from lora_ensembles.errors import DataError
 from lora_ensembles.studies.claims.judge import Claim, Part
+from lora_ensembles.studies.report.claim_tables import claims_with_text, finding, parts_table
 from lora_ensembles.studies.report.figures import DRAWINGS
-from lora_ensembles.studies.report.write import claims_with_text, parts_table, write_report
+from lora_ensembles.studies.report.write import write_report
 from study_records import study_records
 
 pytest.importorskip("matplotlib")
@@ -42,20 +43,13 @@ one.getBoundingClientRect().width]);
 
 
 def made(identity: str, verdict: Any, *, reason: str = "") -> Claim:
-    part = Part("accuracy", 0.01, (0.005, 0.02), verdict, 3, 6)
+    part = Part("accuracy", "above 0", 0.01, (-0.005, 0.02), 0.0123, verdict, 4, 8)
+    beside = Part("NLL", "-", -0.2, None, None, "shown", 3, 3)
     if verdict == "not applicable":
-        part = Part("accuracy", None, None, verdict, 0, 0)
-    return Claim(
-        identity,
-        f"Claim <{identity}> | holds.",
-        part.tasks,
-        part.settings,
-        part.difference,
-        part.interval,
-        verdict,
-        reason,
-        (part,),
-    )
+        part = Part("accuracy", "above 0", None, None, None, verdict, 0, 0)
+    deciding = None if verdict == "not applicable" else part
+    text, sizes = f"Claim <{identity}> | holds.", (part.tasks, part.settings)
+    return Claim(identity, text, *sizes, verdict, deciding, reason, (part, beside))
 
 
 CLAIMS = (
@@ -86,7 +80,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_page_needs_nothing_from_elsewhere(report: Path) -> None:
     page = (report / "report.html").read_text(encoding="utf-8")
-    assert re.findall(r'(?:src|href)="(?!data:)[^"]*"', page) == []
+    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page) == []
     assert "<script" not in page
     assert "@import" not in page
     assert "url(" not in page
@@ -95,7 +89,7 @@ def test_page_needs_nothing_from_elsewhere(report: Path) -> None:
 
 def test_claims_come_first_and_every_figure_stands_beside_the_papers(report: Path) -> None:
     page = (report / "report.html").read_text(encoding="utf-8")
-    headings = re.findall(r"<h2>(.*?)</h2>", page)
+    headings = re.findall(r"<h2 id=[^>]*>(.*?)</h2>", page)
     assert headings == [
         "The claims",
         "The figures",
@@ -110,6 +104,27 @@ def test_claims_come_first_and_every_figure_stands_beside_the_papers(report: Pat
         assert f"{drawing.caption} Seeds: 0, 1." in text
         assert f"](figures/{drawing.name}.png)" in text
         assert (report / "figures" / f"{drawing.name}.png").is_file()
+
+
+def test_every_link_leads_to_a_heading_and_the_contents_name_all(report: Path) -> None:
+    page = (report / "report.html").read_text(encoding="utf-8")
+    anchors = re.findall(r'<h[23] id="([^"]+)">', page)
+    assert len(set(anchors)) == len(anchors) > 30
+    links = re.findall(r'href="#([^"]+)"', page)
+    assert set(links) <= set(anchors)
+    contents = page.partition("<nav>")[2].partition("</nav>")[0]
+    assert re.findall(r'href="#([^"]+)"', contents) == anchors
+    assert page.count('<a href="#c1">') == 2  # from the contents and from the table
+    assert '<a href="#figure_2">The figure</a>' in page
+
+
+def test_the_page_says_what_the_base_is_and_what_a_figure_shows(report: Path) -> None:
+    text = (report / "report.md").read_text(encoding="utf-8")
+    assert "a transformer of 1.3 million parameters" in text.partition("## ")[0]
+    figure_2 = text.partition("### Figure 2")[2].partition("### ")[0]
+    assert "**Here.** C1 supported (1 of 1 clauses hold); least certain: accuracy, +0.010 (" in figure_2
+    rank = text.partition("### The rank of the adapters")[2] or text.partition("### Rank")[2]
+    assert "**Here.** Highest accuracy: rank " in rank.partition("### ")[0]
 
 
 def test_a_smaller_grid_is_said_at_the_top_and_with_the_provenance(report: Path) -> None:
@@ -137,29 +152,18 @@ def test_provenance_holds_versions_commit_seeds_and_grid(report: Path) -> None:
 
 def test_claims_show_verdict_interval_and_settings() -> None:
     table = claims_with_text(CLAIMS)
-    assert table.rows[0] == (
-        "C1",
-        "Claim <C1> | holds.",
-        "supported",
-        "1 of 1",
-        "+0.0100",
-        "+0.0050 to +0.0200",
-        "3",
-        "6",
-    )
-    assert table.rows[3][2:] == ("not applicable", "0 of 1", "-", "-", "0", "0")
-    assert table.chosen == {(0, 2), (1, 2)}  # decided either way
+    numbers = ("above 0", "+0.010", "\N{MINUS SIGN}0.005 to +0.020", "0.012", "4 (2)")
+    assert table.rows[0] == ("C1", "Claim <C1> | holds.", "supported", "1 of 1", "accuracy", *numbers)
+    assert table.rows[3][2:] == ("not applicable", "0 of 1", *("-",) * 6)
+    assert (table.chosen, table.against) == ({(0, 2)}, {(1, 2)})
     assert "Claim &lt;C1&gt; | holds." in table.to_html()
+    assert "<td class=against>contradicted</td>" in table.to_html()
     assert "Claim <C1> \\| holds." in table.to_markdown()
-    assert parts_table(CLAIMS).rows[0] == (
-        "C1",
-        "accuracy",
-        "supported",
-        "+0.0100",
-        "+0.0050 to +0.0200",
-        "3",
-        "6",
+    assert parts_table(CLAIMS[0]).rows == (
+        ("accuracy", "supported", *numbers),
+        ("NLL", "shown", "-", "\N{MINUS SIGN}0.200", "-", "-", "3 (1)"),
     )
+    assert finding(CLAIMS[3]) == "C5 not applicable: no record of it."
 
 
 def test_what_has_no_records_is_left_out_and_the_page_says_which_command_makes_it(tmp_path: Path) -> None:
@@ -174,7 +178,7 @@ def test_what_has_no_records_is_left_out_and_the_page_says_which_command_makes_i
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     for kind in ("pool", "few_shot", "rank"):
         assert f"make them with `lora-ensembles study {kind} --out DIR`" in text
-    assert "C5: no record of it." in text
+    assert "C5 not applicable: no record of it." in text
 
 
 def test_records_without_a_sweep_or_of_two_grids_are_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.stats as scipy_stats
 import torch
 
 from lora_ensembles import load_base
@@ -16,8 +17,11 @@ from lora_ensembles.data import Task
 from lora_ensembles.errors import CheckpointError, DataError
 from lora_ensembles.prediction.prediction import Prediction
 from lora_ensembles.studies.arms import Arm, decay_arms, randomness_arms, regulariser_arms, train_arms
-from lora_ensembles.studies.claims.contrasts import CLAIMS, Contrast
-from lora_ensembles.studies.claims.judge import LEAST_TASKS, interval_of_tasks, judge, judge_contrast
+from lora_ensembles.studies.claims.contrasts import Contrast
+from lora_ensembles.studies.claims.judge import LEAST_TASKS, Part, interval_of_tasks, judge, judge_contrasts
+from lora_ensembles.studies.claims.paper import CLAIMS
+from lora_ensembles.studies.claims.regularisers import matched
+from lora_ensembles.studies.claims.views import View
 from lora_ensembles.studies.grid import FULL, PAPER, QUICK, cells, settings_of
 from lora_ensembles.studies.measures import by_size, described, measured
 from lora_ensembles.studies.setting import Bench
@@ -187,82 +191,92 @@ def test_a_grid_names_every_cell_once_and_full_holds_the_papers_numbers() -> Non
 # Claims
 
 
-def arm(
-    nll: float, ece: float, accuracy: float, *, gain: float = 0.0, epochs: tuple[int, ...] = (1, 2, 3, 10)
-) -> dict[str, Any]:
-    """An arm whose NLL rises by `nll` an epoch and whose ensemble is better than its members by `gain` in
-    everything.
+def row(accuracy: float, nll: float, ece: float, gain: float) -> dict[str, Any]:
+    """Metrics of two equal members and of an ensemble that is better by `gain` in everything."""
+    member = dict.fromkeys(METRICS, 0.0) | {"accuracy": accuracy, "nll": nll, "ece": ece, "ood_auroc": 0.52}
+    ensemble = member | {"accuracy": accuracy + gain, "nll": nll - gain, "ece": ece - gain}
+    return {"members": [member, member], "ensemble": ensemble}
+
+
+def arm(epochs: dict[str, dict[str, Any]], *, sure: int = -1, train_accuracy: float = 0.95) -> dict[str, Any]:
+    """An arm with the confidence of its wrong answers in one bin: the members' the last, the ensemble's `sure`."""
+    shown = {name: one | {"ood": one} for name, one in epochs.items()}
+    bins = {}
+    for who, place in (("members", -1), ("ensemble", sure)):
+        counts = [0] * 50
+        counts[place] = 10
+        bins[who] = {"counts": counts, "of": 50}
+    return {"epochs": shown, "wrong_confidence": bins, "train_accuracy": [train_accuracy] * 2}
+
+
+def sweep(shift: float, gain: float) -> dict[str, Any]:
+    """Arms in which every claim of the paper holds, where `gain` is positive; what KL and early stopping leave of
+    it is less than what decay does.
     """
-    rows = {}
-    for epoch in epochs:
-        member = dict.fromkeys(METRICS, 0.0) | {
-            "accuracy": accuracy,
-            "nll": 1 + nll * epoch,
-            "ece": ece,
-            "ood_auroc": 0.52,
-        }
-        ensemble = member | {"accuracy": accuracy + gain, "nll": 1 + nll * epoch - gain, "ece": ece - gain}
-        row = {"members": [member, member], "ensemble": ensemble}
-        rows[str(epoch)] = row | {"ood": row}
-    counts = [0] * 50
-    counts[-1] = 10
-    sure, unsure = {"counts": counts, "of": 50}, {"counts": counts[::-1], "of": 50}
-    return {"epochs": rows, "wrong_confidence": {"members": sure, "ensemble": unsure}}
+    none = {
+        "1": row(0.70, 1.0 + shift, 0.22, 0.2 * gain),
+        "2": row(0.70, 1.1 + shift, 0.24, 0.5 * gain),
+        "3": row(0.70, 1.3 + shift, 0.26, 0.7 * gain),
+        "10": row(0.70, 2.0 + shift, 0.30, gain),
+    }
+    last = {
+        "KL 0.05": row(0.70, 1.5 + shift, 0.25, 0.5 * gain),
+        "KL 0.1": row(0.75, 1.0 + shift, 0.20, 0.2 * gain),
+        "decay of B 0.02": row(0.70, 1.5 + shift, 0.20, 0.9 * gain),
+        "decay of B 0.05": row(0.65, 1.0 + shift, 0.10, 0.8 * gain),
+        "decay of A": row(0.70, 1.4 + shift, 0.30, gain),
+        "decay of A and B": row(0.40, 1.0 + shift, 0.10, gain),
+        "dropout": row(0.70, 1.9 + shift, 0.28, gain),
+    }
+    arms = {"none": arm(none, sure=-5)}
+    arms |= {name: arm({"10": one}, sure=10 if "B 0.05" in name else -3) for name, one in last.items()}
+    passes = {"accuracy": 0.70 + 0.1 * gain, "nll": 2.0 + shift - 0.1 * gain, "ece": 0.30 - 0.1 * gain}
+    return {"arms": arms | {"MC dropout": {"passes": [passes]}}}
 
 
 def records(*, gain: float = 0.05) -> dict[str, list[dict[str, Any]]]:
-    """Three tasks and two seeds in which every claim of the paper holds, where `gain` is positive."""
+    """Four tasks and two seeds in which every claim of the paper holds, where `gain` is positive."""
     found: dict[str, list[dict[str, Any]]] = {
         kind: [] for kind in ("sweep", "randomness", "pool", "few_shot", "last_layer")
     }
-    for task in ("one", "two", "three"):
+    for place, task in enumerate(("one", "two", "three", "four")):
         for seed in range(2):
-            arms = {
-                "none": arm(0.1, 0.3, 0.7, gain=gain),
-                "KL 0.1": arm(0.05, 0.2, 0.75, gain=gain / 5),
-                "decay of B 0.05": arm(0.0, 0.1, 0.65, gain=gain / 2),
-                "decay of A": arm(0.2, 0.3, 0.7),
-                "decay of A and B": arm(0.0, 0.1, 0.4),
-                "dropout": arm(0.1, 0.3, 0.7, gain=gain),
-                "MC dropout": {"passes": [{"accuracy": 0.7, "nll": 2.0, "ece": 0.3}]},
-            }
-            arms["none"]["epochs"]["1"]["ensemble"] |= {
-                "accuracy": 0.7,
-                "ece": 0.3,
-            }  # stopped early, the members are alike
-            for epoch in ("1", "2", "3"):
-                arms["none"]["epochs"][epoch]["members"] = [
-                    one | {"ece": 0.25} for one in arms["none"]["epochs"][epoch]["members"]
-                ]
-                arms["none"]["epochs"][epoch]["ensemble"]["ece"] = 0.24 if epoch == "1" else 0.2
-            random_arms = {
-                name: arm(0.1, 0.3, 0.7, gain=gain) for name in ("init", "order", "order, decay of B")
-            }
-            random_arms["init, decay of B"] = arm(0.1, 0.3, 0.7, gain=gain / 2)
+            own = gain * (1 + 0.02 * place)  # tasks differ a little
+            sources = {"init": 0.5, "order": 0.9, "init, decay of B": 0.3, "order, decay of B": 0.8}
             sizes = {
-                str(size): [
-                    {"accuracy": 0.7 + gain * share, "nll": 2 - gain * share, "ece": 0.3 - gain * share}
-                ]
+                str(size): [{"accuracy": 0.7 + own * share, "nll": 2 - own * share, "ece": 0.3 - own * share}]
                 for size, share in ((1, 0.0), (5, 0.8), (20, 1.0))
             }
             few = {"ensemble": {"ece": 0.05, "accuracy": 0.5}, "members": [{"ece": 0.05, "accuracy": 0.5}]}
             counts = [0] * 50
             counts[20] = 10
             results = {
-                "sweep": {"arms": arms},
-                "randomness": {"arms": random_arms},
+                "sweep": sweep(0.01 * place, own),
+                "randomness": {
+                    "arms": {
+                        name: arm({"10": row(0.7, 2.0, 0.3, share * own)}) for name, share in sources.items()
+                    }
+                },
                 "pool": {"none": sizes},
                 "few_shot": few | {"wrong_confidence": {"members": {"counts": counts, "of": 50}}},
-                "last_layer": {"ensemble": {"accuracy": 0.5}, "members": []},
+                "last_layer": {
+                    "ensemble": {"accuracy": 0.5, "nll": 1.2},
+                    "members": [],
+                    "train_accuracy": 0.6,
+                },
             }
             for kind, result in results.items():
-                found[kind].append({"settings": {"task": task, "seed": seed}, "result": result})
+                settings = {"task": task, "seed": seed, "decay": 0.05}
+                found[kind].append({"settings": settings, "result": result})
     return found
 
 
 def test_every_claim_is_supported_by_records_in_which_it_holds() -> None:
     verdicts = {
-        claim.id: (claim.verdict, [part for part in claim.parts if part.verdict != "supported"])
+        claim.id: (
+            claim.verdict,
+            [part for part in claim.parts if part.verdict not in ("supported", "shown")],
+        )
         for claim in judge(records())
     }
     assert verdicts == {f"C{number}": ("supported", []) for number in range(1, 12)}
@@ -276,8 +290,24 @@ def test_claims_about_the_gain_are_contradicted_where_the_ensemble_is_worse() ->
         "C6",
         "C7",
         "C8",
+        "C10",
     }
     assert verdicts["C5"] == "supported"
+
+
+def test_what_decides_is_the_weakest_clause_of_those_that_hold_and_the_strongest_of_those_against() -> None:
+    found = records()
+    (first, *_) = judge(found)
+    clauses = [part for part in first.parts if part.verdict != "shown"]
+    assert len(clauses) == 12  # three metrics, no regulariser and three families
+    assert first.deciding is not None
+    assert first.deciding.p == max(part.p or 0 for part in clauses)
+    for record in found["sweep"]:
+        record["result"]["arms"]["none"]["epochs"]["10"]["ensemble"]["ece"] = 0.5
+    (first, *_) = judge(found)
+    assert first.verdict == "contradicted"
+    assert first.deciding is not None
+    assert first.deciding.name == "ECE, no regulariser"
 
 
 def test_a_claim_without_records_is_not_applicable() -> None:
@@ -285,15 +315,16 @@ def test_a_claim_without_records_is_not_applicable() -> None:
     del found["last_layer"], found["pool"]
     judged = {claim.id: claim for claim in judge(found)}
     assert judged["C5"].verdict == judged["C7"].verdict == "not applicable"
+    assert judged["C5"].deciding is None
     assert judged["C5"].reason
     assert judged["C1"].verdict == "supported"
 
 
-def test_a_claim_of_which_parts_have_no_record_is_supported_in_part_only() -> None:
+def test_a_claim_names_the_clauses_that_have_no_record() -> None:
     found = records()
     del found["few_shot"]
     (judged,) = (claim for claim in judge(found) if claim.id == "C11")
-    assert judged.verdict == "supported in part"
+    assert judged.verdict == "supported"
     assert "no record holds ECE, few-shot against single member, " in judged.reason
 
 
@@ -301,10 +332,28 @@ def test_decay_of_a_is_compared_with_decay_of_b_at_the_same_strength() -> None:
     found = records()
     for record in found["sweep"]:
         record["settings"]["decay"] = 0.02
-        record["result"]["arms"]["decay of B 0.02"] = arm(0.3, 0.3, 0.7)
     (judged,) = (claim for claim in judge(found) if claim.id == "C9")
-    assert judged.difference == pytest.approx((1 + 0.2 * 10) - (1 + 0.3 * 10))
+    # NLL of the ensembles: 1.4 - gain with decay of A, 1.5 - 0.9 gain with 0.02 of B
+    gain = 0.05 * 1.03  # its mean over tasks
+    assert judged.parts[0].difference == pytest.approx(-0.1 - 0.1 * gain, abs=1e-6)
     assert judged.parts[0].verdict == "contradicted"
+    assert judged.deciding == judged.parts[0]
+
+
+def test_gains_are_compared_where_the_single_member_is_equally_good() -> None:
+    view = View(records())
+    # Half-way from NLL 2 to 1 is 1.5: decay leaves 0.9 of the gain there and KL 0.5; stopping, between 1.3 and 2,
+    # 0.7 + 0.3 * 2 / 7.
+    for other, share in (("KL", 0.5), ("early stopping", 0.7 + 0.3 * 2 / 7)):
+        more = matched(view, "nll", "decay of B", other)
+        assert more["one", 0] == pytest.approx(-(0.9 - share) * 0.05)
+        assert len(more) == 8
+    worse = records()
+    for record in worse["sweep"]:
+        for name in ("KL 0.05", "KL 0.1"):
+            for member in record["result"]["arms"][name]["epochs"]["10"]["members"]:
+                member["nll"] = 3.0
+    assert matched(View(worse), "nll", "decay of B", "KL") == {}
 
 
 def test_no_claim_is_judged_without_a_sweep() -> None:
@@ -323,55 +372,101 @@ def test_no_claim_is_judged_without_a_sweep() -> None:
     ],
 )
 def test_a_verdict_follows_from_the_interval_alone(values: list[float], sign: int, verdict: str) -> None:
-    contrast = Contrast("x", {(f"task {n}", 0): value for n, value in enumerate(values)}, sign, 0.1)
-    part = judge_contrast(contrast)
+    part = judged_alone(Contrast("x", {(f"task {n}", 0): one for n, one in enumerate(values)}, sign, 0.1))
     assert part.verdict == verdict
     assert part.difference == pytest.approx(statistics.fmean(values), abs=1e-6)
     assert (part.tasks, part.settings) == (6, 6)
 
 
-def test_the_largest_of_several_has_a_wider_interval() -> None:
+def judged_alone(contrast: Contrast) -> Part:
+    """A clause of a claim that has no other."""
+    (part,) = judge_contrasts([contrast])
+    return part
+
+
+def test_p_is_that_of_the_t_test_and_below_five_percent_where_the_interval_leaves_zero_out() -> None:
     values = [0.3, 0.1, -0.04, 0.2, 0.1, 0.0, 0.2, -0.05]
     differences = {(f"task {n}", 0): value for n, value in enumerate(values)}
-    alone, chosen = (judge_contrast(Contrast("x", differences, 1, chosen_from=count)) for count in (1, 9))
-    expected = interval_of_tasks(values, level=1 - 0.05 / 9)
-    assert expected is not None
-    assert chosen.interval == tuple(round(end, 6) for end in expected)
-    assert alone.interval is not None
-    assert chosen.interval[0] < alone.interval[0] < alone.interval[1] < chosen.interval[1]
+    known = scipy_stats.ttest_1samp(values, 0.0).pvalue
+    alone, chosen = (judged_alone(Contrast("x", differences, 1, chosen_from=count)) for count in (1, 9))
+    assert alone.p == pytest.approx(known, rel=5e-3)  # three digits are kept
+    assert chosen.p == pytest.approx(9 * known, rel=5e-3)
+    assert alone.interval == chosen.interval == pytest.approx(interval_of_tasks(values), abs=1e-6)
+    near = judged_alone(Contrast("x", differences, 0, margin=0.25))
+    mean = statistics.fmean(values)
+    assert near.p == pytest.approx(scipy_stats.ttest_1samp(values, 0.25).pvalue, rel=5e-3)
+    assert mean > 0
+
+
+def test_the_clauses_of_a_claim_share_one_chance_of_a_wrong_verdict() -> None:
+    rng = random.Random(5)
+    several = [
+        Contrast(str(place), {(f"task {n}", 0): rng.gauss(effect, 1) for n in range(6)}, 1)
+        for place, effect in enumerate((3.0, 1.2, 0.0, 5.0))
+    ]
+    alone = [judged_alone(contrast).p for contrast in several]
+    together = [part.p for part in judge_contrasts(several)]
+    order = sorted(range(4), key=lambda place: alone[place] or 0.0)
+    largest = 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (4 - rank) * (alone[place] or 0.0)))
+        assert together[place] == pytest.approx(largest, rel=1e-2)
+    shown = [*several, Contrast("beside", several[0].differences, 1, judged=False)]
+    assert [part.p for part in judge_contrasts(shown)] == [*together, None]
+    assert judge_contrasts(shown)[-1].verdict == "shown"
 
 
 def test_too_few_tasks_decide_nothing_however_their_seeds_agree() -> None:
     for tasks, verdict in ((LEAST_TASKS - 1, "inconclusive"), (LEAST_TASKS, "supported")):
         differences = {(f"task {n}", seed): 1 + 0.01 * (n + seed) for n in range(tasks) for seed in range(9)}
-        part = judge_contrast(Contrast("x", differences, 1))
+        part = judged_alone(Contrast("x", differences, 1))
         assert (part.verdict, part.tasks, part.settings) == (verdict, tasks, 9 * tasks)
-        assert (part.interval is None) == (verdict == "inconclusive")
+        assert (part.interval is None) == (part.p is None) == (verdict == "inconclusive")
 
 
 def test_the_interval_is_that_of_the_tasks_means_and_more_seeds_do_not_narrow_it() -> None:
-    values = {"a": [0.0, 1.0], "b": [2.0], "c": [3.0, 3.0, 6.0]}  # means 0.5, 2 and 4
-    part = judge_contrast(
+    values = {"a": [0.0, 1.0], "b": [2.0], "c": [3.0, 3.0, 6.0], "d": [5.0]}  # means 0.5, 2, 4 and 5
+    part = judged_alone(
         Contrast("x", {(task, seed): one for task in values for seed, one in enumerate(values[task])}, 1)
     )
-    half = 4.302653 * statistics.stdev([0.5, 2.0, 4.0]) / 3**0.5  # t(0.975, 2 degrees of freedom)
-    assert part.interval == pytest.approx((6.5 / 3 - half, 6.5 / 3 + half), abs=2e-6)
+    half = 3.182446 * statistics.stdev([0.5, 2.0, 4.0, 5.0]) / 2  # t(0.975, 3 degrees of freedom)
+    assert part.interval == pytest.approx((11.5 / 4 - half, 11.5 / 4 + half), abs=2e-6)
 
 
-@pytest.mark.parametrize(("tasks", "seeds"), [(3, 2), (6, 1), (6, 5)])
-def test_without_an_effect_a_verdict_is_wrong_in_one_study_of_twenty(tasks: int, seeds: int) -> None:
+@pytest.mark.parametrize("tasks", [4, 6])
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0, 5.0])
+def test_the_interval_of_tasks_holds_the_effect_in_19_of_20_studies(tasks: int, ratio: float) -> None:
+    """Three seeds a task on its own questions: effects of tasks, of questions within a task, and of seeds."""
+    rng, studies, held = random.Random(f"{tasks} {ratio}"), 2000, 0
+    for _ in range(studies):
+        means = []
+        for _ in range(tasks):
+            effect = 1 + rng.gauss(0, ratio) + rng.gauss(0, 0.5)  # the task's, and that of its questions
+            means.append(statistics.fmean(effect + rng.gauss(0, 1) for _ in range(3)))
+        low, high = interval_of_tasks(means) or (0.0, 0.0)
+        held += low <= 1 <= high
+    assert 0.93 <= held / studies <= 0.97
+
+
+@pytest.mark.parametrize(("tasks", "clauses"), [(4, 1), (6, 1), (4, 6), (6, 6)])
+def test_without_an_effect_a_claim_is_wrong_about_a_clause_in_one_study_of_twenty(
+    tasks: int, clauses: int
+) -> None:
     rng, studies, wrong = random.Random(tasks), 1500, 0
     for _ in range(studies):
-        effects = [rng.gauss(0, 1) for _ in range(tasks)]
-        differences = {
-            (f"task {n}", seed): effect + rng.gauss(0, 0.3)
-            for n, effect in enumerate(effects)
-            for seed in range(seeds)
-        }
-        wrong += judge_contrast(Contrast("x", differences, 1)).verdict != "inconclusive"
-    # Means of normal effects and normal seeds are normal, so the error rate is 5 %; four standard errors of a
-    # share of 1,500.
-    assert wrong / studies == pytest.approx(0.05, abs=4 * (0.05 * 0.95 / studies) ** 0.5)
+        several = []
+        for clause in range(clauses):
+            effects = [rng.gauss(0, 1) for _ in range(tasks)]
+            differences = {
+                (f"task {n}", seed): effect + rng.gauss(0, 0.3)
+                for n, effect in enumerate(effects)
+                for seed in range(3)
+            }
+            several.append(Contrast(str(clause), differences, 1))
+        wrong += any(part.verdict != "inconclusive" for part in judge_contrasts(several))
+    # At most 5 %, and for independent clauses 1 - (1 - 0.05 / n)^n; four standard errors of a share of 1,500.
+    share = 1 - (1 - 0.05 / clauses) ** clauses
+    assert wrong / studies == pytest.approx(share, abs=4 * (0.05 * 0.95 / studies) ** 0.5)
 
 
 def test_claims_are_those_of_the_paper_in_order() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 import re
 import statistics
 import sys
@@ -21,7 +22,6 @@ from lora_ensembles.studies.grid import FULL, OPEN_KINDS, PAPER, Grid, settings_
 from lora_ensembles.studies.report import open_tables, tables
 from lora_ensembles.studies.report.figures import (
     DRAWINGS,
-    agreement,
     association,
     figure_1a,
     figure_2,
@@ -30,13 +30,15 @@ from lora_ensembles.studies.report.figures import (
     figure_5,
     figure_6,
     figure_7,
+    gain,
     initialisation,
     methods,
     rank,
     reliability,
     strength,
 )
-from lora_ensembles.studies.report.figures.values import check_one_grid, smaller_grid
+from lora_ensembles.studies.report.figures.style import chance_line, panels
+from lora_ensembles.studies.report.figures.values import chance, check_one_grid, named_decay, smaller_grid
 from study_records import SMALL, study_records
 
 pytest.importorskip("matplotlib")
@@ -226,6 +228,7 @@ def test_the_legend_of_figure_2_names_what_is_drawn() -> None:
         "decay of B",
         "early stopping",
         "few-shot base",
+        "zero-shot base",
     ]
     assert named(SMALL.having(paper={"kl": ()}), "sweep") == ["none", "decay of B", "early stopping"]
 
@@ -261,7 +264,9 @@ def test_figure_1a_is_the_density_of_all_seeds_counts(records: Records) -> None:
 
 def test_figure_4_takes_the_mean_over_the_models_that_were_asked(records: Records) -> None:
     found = [record for record in records["sweep"] if record["settings"]["task"] == "world-cqa"]
-    single, dropout, ensemble = figure_4.compared(found, "ece")
+    plain, whole, single, dropout, ensemble = figure_4.compared(found, "ece")
+    assert plain.values == pytest.approx(values(records, "none", "ece", "member", 4))
+    assert whole.values == pytest.approx(values(records, "none", "ece", "ensemble", 4))
     passes = [[one["ece"] for one in record["result"]["arms"]["MC dropout"]["passes"]] for record in found]
     assert dropout.values == pytest.approx([statistics.fmean(one) for one in passes])
     assert single.values == pytest.approx(values(records, "dropout", "ece", "member", 4))
@@ -314,7 +319,8 @@ def test_figure_6_averages_subsets_and_seeds(records: Records) -> None:
 
 def test_figure_7_joins_single_member_and_ensemble_of_every_source(records: Records) -> None:
     figure = figure_7.draw(records)
-    assert all(len(axes.texts) == 6 for axes in figure.axes)  # an arrow a source, with and without decay
+    arrows = [[text for text in axes.texts if not text.get_text()] for axes in figure.axes]
+    assert all(len(several) == 6 for several in arrows)  # an arrow a source, with and without decay
 
 
 def test_pooled_reliability_gives_the_ece_of_all_answers_together() -> None:
@@ -326,12 +332,36 @@ def test_pooled_reliability_gives_the_ece_of_all_answers_together() -> None:
     assert accuracies == pytest.approx([0.5, (0.8 * 10 + 0.6 * 30) / 40])
 
 
-def test_agreement_is_the_mean_matrix_and_its_pairs(records: Records) -> None:
-    found = [record for record in records["sweep"] if record["settings"]["task"] == "world-cqa"]
-    first, second = (record["result"]["arms"]["none"]["agreement"] for record in found)
-    matrix = agreement.mean_matrix(found)
-    assert matrix[2][0] == pytest.approx((first[2][0] + second[2][0]) / 2)
-    assert agreement.outside_diagonal(matrix) == pytest.approx([matrix[1][0], matrix[2][0], matrix[2][1]])
+def test_the_gain_is_drawn_from_no_regulariser_to_the_strongest_of_each_family(records: Records) -> None:
+    sweep = records["sweep"][0]
+    found = gain.paths(sweep)
+    assert {name: path for name, (_, path) in found.items()} == {
+        "KL": [("none", 4), ("KL 0.05", 4)],
+        "decay of B": [("none", 4), ("decay of B 0.025", 4)],
+        "early stopping": [("none", 4), ("none", 3), ("none", 2), ("none", 1)],
+    }
+    row = sweep["result"]["arms"]["KL 0.05"]["epochs"]["4"]
+    single = statistics.fmean(one["nll"] for one in row["members"])
+    assert gain.points([sweep], "KL 0.05", 4) == ([single], [single - row["ensemble"]["nll"]])
+
+
+def test_guessing_evenly_is_one_in_c_and_ln_c(records: Records) -> None:
+    assert chance(records, "world-cqa", "accuracy") == 0.25
+    assert chance(records, "world-cqa", "nll") == pytest.approx(math.log(4))
+    assert chance(records, "world-cqa", "ece") is None
+    assert chance({"sweep": []}, "world-cqa", "nll") is None
+    figure, ((axes,),) = panels(1, 1, height=2)
+    axes.set_ylim(0.5, 0.7)
+    chance_line(axes, 0.45)
+    assert axes.lines[-1].get_ydata() == [0.45, 0.45]
+    chance_line(axes, 0.1)
+    assert axes.texts[-1].get_text() == "chance 0.10 \N{DOWNWARDS ARROW}"
+    assert figure.axes == [axes]
+
+
+def test_the_strength_of_decay_is_named_and_every_one_where_tasks_differ() -> None:
+    settings = [{"settings": {"decay": share}} for share in (0.05, 0.005, 0.05)]
+    assert named_decay(settings) == "decay of B, 0.005 or 0.05 a step"
 
 
 def test_gain_is_up_where_the_ensemble_is_better(records: Records) -> None:
@@ -390,7 +420,10 @@ def test_table_1_without_last_layer_is_refused() -> None:
 
 
 def test_table_2_shows_sizes_where_records_hold_them(records: Records) -> None:
-    assert tables.table_2(records).rows[0] == ("world-cqa", "at most 40", "80", "-", "8741", "1221", "5")
+    bare = copy.deepcopy(records)
+    for record in bare["sweep"]:
+        del record["result"]["sizes"]
+    assert tables.table_2(bare).rows[0] == ("world-cqa", "at most 40", "80", "-", "8741", "1221", "5")
     sized = copy.deepcopy(records)
     for record in sized["sweep"]:
         record["result"]["sizes"] = {"train": 40, "validation": 80, "options": [4, 5]}
@@ -495,10 +528,12 @@ def test_members_that_are_alike_and_gain_less_have_an_association_below_zero() -
     assert found is not None
     assert found.rho == pytest.approx(-1.0)
 
-    third = [
-        record | {"settings": record["settings"] | {"task": "a third"}} for record in records["sweep"][:2]
+    more = [
+        record | {"settings": record["settings"] | {"task": task}}
+        for task in ("a third", "a fourth")
+        for record in records["sweep"][:2]
     ]
-    found = association.association({"sweep": [*records["sweep"], *third]}, "ece")
+    found = association.association({"sweep": [*records["sweep"], *more]}, "ece")
     assert found is not None
     assert found.interval == pytest.approx((-1.0, -1.0))
     assert str(found) == "-1.00 (-1.00 to -1.00)"

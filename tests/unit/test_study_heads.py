@@ -148,7 +148,7 @@ def test_claims_that_the_head_allows_have_intervals_and_the_others_a_reason(
     _, _, claims = study
     judged = {claim.id: claim for claim in claims}
     for name in ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9"):
-        assert judged[name].interval is not None or judged[name].verdict in ("inconclusive", "open"), name
+        assert judged[name].verdict == "inconclusive", name  # one task decides nothing
     assert "no distribution over the answers" in judged["C2"].reason
     assert "few-shot prompts" in judged["C11"].reason
     missing = {part.name for part in judged["C11"].parts if part.verdict == "not applicable"}

@@ -99,11 +99,12 @@ def _measure(args: Arguments) -> dict[str, Any]:
 
 def _grid(args: Arguments) -> Grid:
     from ..data import PAPER_TASKS, task_names
-    from ..studies.grid import ENCODER, FULL, PAPER, QUICK, quick
+    from ..embedded.gguf import SMOLLM2 as ON_SMOLLM2
+    from ..studies.grid import ENCODER, FULL, PAPER, QUICK, SMOLLM2, quick
 
     grid = QUICK if args.quick else FULL
     if args.base != "embedded":
-        start = ENCODER if args.head == "multiple-choice" else PAPER
+        start = ENCODER if args.head == "multiple-choice" else SMOLLM2 if args.base == ON_SMOLLM2 else PAPER
         grid = start.having(shared={"base": args.base})
         grid = dataclasses.replace(grid, data=None if args.data is None else str(args.data))
         grid = quick(grid) if args.quick else grid
@@ -144,21 +145,10 @@ def _claims(folder: Path) -> dict[str, Any]:
 
 def claims_table(claims: list[Claim]) -> Table:
     """One row per claim."""
+    from ..studies.report.claim_tables import DECIDING, deciding_cells
+
     rows = []
     for claim in claims:
-        interval = "-" if claim.interval is None else f"{claim.interval[0]:+.4f} to {claim.interval[1]:+.4f}"
-        difference = "-" if claim.difference is None else f"{claim.difference:+.4f}"
-        supported = sum(part.verdict == "supported" for part in claim.parts)
-        rows.append(
-            (
-                claim.id,
-                claim.verdict,
-                f"{supported} of {len(claim.parts)}",
-                difference,
-                interval,
-                str(claim.tasks),
-                str(claim.settings),
-            )
-        )
-    header = ("claim", "verdict", "parts supported", "first difference", "95 % interval", "tasks", "settings")
+        rows.append((claim.id, claim.verdict, *deciding_cells(claim), str(claim.tasks), str(claim.settings)))
+    header = ("claim", "verdict", *DECIDING, "tasks", "settings")
     return Table(header, tuple(rows))

@@ -8,6 +8,7 @@ markers.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -200,9 +201,14 @@ def selective_panels(points: Mapping[str, Sequence[float]], curves: Mapping[str,
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """The figure as `path`.png, the same bytes on every run."""
+    """The figure as `path`.png, the same bytes on every run; of 128 colours, which is a third of the size."""
+    from PIL import Image
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", metadata={"Software": None})
+    palette = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    palette.save(path.with_suffix(".png"), optimize=True)
 
 
 def density_on_unit_interval(

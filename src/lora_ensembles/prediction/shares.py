@@ -58,18 +58,31 @@ def t_quantile(level: float, degrees: int) -> float:
         2.571
     """
 
-    def integral(x: float) -> float:
-        power = (degrees - 1) % 2
-        value = math.sin(x) if power else x
-        for n in range(power + 2, degrees, 2):
-            value = math.cos(x) ** (n - 1) * math.sin(x) / n + (n - 1) / n * value
-        return value
-
     low, high = 0.0, math.pi / 2
     for _ in range(60):  # down to 1e-18
         middle = (low + high) / 2
-        if integral(middle) < level * integral(math.pi / 2):
+        if _powers_of_cosine(middle, degrees) < level * _powers_of_cosine(math.pi / 2, degrees):
             low = middle
         else:
             high = middle
     return math.sqrt(degrees) * math.tan(low)
+
+
+def t_probability(t: float, degrees: int) -> float:
+    """P(|T| <= t) of Student's distribution with so many degrees of freedom; see `t_quantile`.
+
+    Example:
+        >>> round(t_probability(2.571, 5), 3)
+        0.95
+    """
+    x = math.atan(abs(t) / math.sqrt(degrees))
+    return _powers_of_cosine(x, degrees) / _powers_of_cosine(math.pi / 2, degrees)
+
+
+def _powers_of_cosine(x: float, degrees: int) -> float:
+    """The integral of cos^(degrees - 1) from 0 to x."""
+    power = (degrees - 1) % 2
+    value = math.sin(x) if power else x
+    for n in range(power + 2, degrees, 2):
+        value = math.cos(x) ** (n - 1) * math.sin(x) / n + (n - 1) / n * value
+    return value

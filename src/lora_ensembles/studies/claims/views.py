@@ -73,11 +73,19 @@ class View:
             self.values(metric, arm=arm, who="member", epoch=epoch, kind=kind, where=where),
         )
 
-    def regularised(self) -> list[tuple[str, int]]:
-        """Every regularised arm and epoch: KL and decay at the end, and no regulariser stopped early."""
-        return [(arm, self.last) for arm in (*self.kl, *self.decays)] + [
-            ("none", epoch) for epoch in self.stopped
-        ]
+    def train_accuracy(self, arm: str) -> Differences:
+        """The accuracy of an arm's members on the training questions, the mean over members."""
+        shares = {
+            setting: result["arms"].get(arm, {}).get("train_accuracy")
+            for setting, result in self.kinds.get("sweep", {}).items()
+        }
+        return {setting: statistics.fmean(values) for setting, values in shares.items() if values}
+
+    def number(self, kind: str, name: str) -> Differences:
+        """A number that stands in a record as it is."""
+        return {
+            setting: result[name] for setting, result in self.kinds.get(kind, {}).items() if name in result
+        }
 
     def pool(self, metric: str, size: int, *, arm: str = "none") -> Differences:
         """A metric of ensembles of `size` members, the mean over their subsets."""
@@ -115,7 +123,8 @@ class View:
         """The mean confidence of wrong answers."""
         values = {}
         for setting, result in self.kinds.get(kind, {}).items():
-            counts = (result["arms"][arm] if kind == "sweep" else result)["wrong_confidence"][who]["counts"]
+            row = result["arms"].get(arm, {}) if kind == "sweep" else result
+            counts = row["wrong_confidence"][who]["counts"] if "wrong_confidence" in row else []
             if sum(counts):
                 values[setting] = sum(
                     (place + 0.5) / len(counts) * count for place, count in enumerate(counts)
@@ -135,6 +144,11 @@ def decay_arm(record: Mapping[str, Any]) -> str:
     if not arms:
         raise DataError("the records of the sweep have no arm with decay of B")
     return share if share in arms else str(arms[-1])
+
+
+def scaled(differences: Differences, factor: float) -> Differences:
+    """Every difference times a factor."""
+    return {setting: factor * value for setting, value in differences.items()}
 
 
 def minus(left: Differences, right: Differences) -> Differences:

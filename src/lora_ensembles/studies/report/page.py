@@ -11,8 +11,8 @@ import base64
 import html
 import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -28,9 +28,10 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .35rem .55rem; text-align: right; border-bottom: 1px solid #dde2ea; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 thead th { border-bottom: 2px solid #1d2430; white-space: normal; vertical-align: bottom; }
-table.many { font-size: .75rem; } .many th, .many td { padding: .35rem .2rem; }
+table.many { font-size: .75rem; } .many th, .many td { padding: .35rem .2rem; } .many td.prose { min-width: 9.5rem; }
 td.prose { white-space: normal; min-width: 16rem; } th.prose, td.prose { text-align: left; }
-td.chosen { font-weight: 700; background: #e6effa; }
+td.chosen { font-weight: 700; background: #e6effa; } td.against { font-weight: 700; background: #fbe3d6; }
+nav summary { font-weight: 700; } nav ol { columns: 20rem; padding-left: 1.2rem; font-size: .9rem; } h3 a, nav a, td a { color: #1b5fa8; }
 figure { margin: 0; } figcaption { color: #566072; font-size: .9rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.5rem; }
 img { width: 100%; height: auto; }
@@ -46,8 +47,12 @@ MANY = 8  # columns, from which on a table is set in smaller type, so that it st
 
 @dataclass(frozen=True)
 class Table:
-    """A header and rows of text cells; the first column names the row. `chosen` holds the (row, column) of
-    cells to bring out, `prose` the columns of sentences, which may break into lines.
+    """A header and rows of text cells; the first column names the row.
+
+    Attributes:
+        chosen, against: the (row, column) of cells to bring out, as good and as bad.
+        prose: the columns of sentences, which may break into lines.
+        links: the anchor of the page that a cell leads to.
 
     Example:
         >>> print(Table(("arm", "ECE"), (("single", "0.31"), ("ensemble", "0.12"))))
@@ -59,7 +64,9 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     chosen: frozenset[tuple[int, int]] = frozenset()
+    against: frozenset[tuple[int, int]] = frozenset()
     prose: frozenset[int] = frozenset()
+    links: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = (self.header, *self.rows)
@@ -94,13 +101,19 @@ class Table:
 
     def _row(self, index: int) -> str:
         return "".join(
-            f"<td{self._style(index, column)}>{html.escape(cell)}</td>"
-            for column, cell in enumerate(self.rows[index])
+            f"<td{self._style(index, column)}>{self._cell(index, column)}</td>"
+            for column in range(len(self.rows[index]))
         )
+
+    def _cell(self, index: int, column: int) -> str:
+        text, anchor = html.escape(self.rows[index][column]), self.links.get((index, column))
+        return text if anchor is None else f'<a href="#{anchor}">{text}</a>'
 
     def _style(self, index: int, column: int) -> str:
         if (index, column) in self.chosen:
             return " class=chosen"
+        if (index, column) in self.against:
+            return " class=against"
         return " class=prose" if column in self.prose else ""
 
 
@@ -132,12 +145,18 @@ class Text:
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading within a chapter."""
+    """A heading within a chapter, and the anchor that leads to it; none: made of its text.
+
+    Example:
+        >>> Heading("Table 1: LoRA").to_html()
+        '<h3 id="table-1-lora">Table 1: LoRA</h3>'
+    """
 
     text: str
+    anchor: str = ""
 
     def to_html(self) -> str:
-        return subheading(self.text)
+        return f'<h3 id="{self.anchor or slug(self.text)}">{html.escape(self.text)}</h3>'
 
     def to_markdown(self) -> str:
         return f"### {self.text}\n"
@@ -213,11 +232,35 @@ class Chapter:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A sentence that leads to an anchor of the page; plain in Markdown."""
+
+    text: str
+    anchor: str
+
+    def to_html(self) -> str:
+        return f'<p><a href="#{self.anchor}">{html.escape(self.text)}</a></p>'
+
+    def to_markdown(self) -> str:
+        return f"{self.text}\n"
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading and what stands below it, as HTML; `heading`, `paragraph` and the others make such pieces."""
 
     heading: str
     body: tuple[str, ...]
+
+
+def slug(text: str) -> str:
+    """The anchor of a heading: its words in lower case, joined by hyphens.
+
+    Example:
+        >>> slug("C1. Ensembling raises accuracy")
+        'c1-ensembling-raises-accuracy'
+    """
+    return "-".join(re.findall(r"[a-z0-9]+", text.lower()))
 
 
 def paragraph(text: str) -> str:
@@ -242,6 +285,17 @@ def png(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
+def _contents(sections: Sequence[Section]) -> str:
+    """Links to every section, and to the headings within it."""
+    chapters = []
+    for section in sections:
+        inner = re.findall(r'<h3 id="([^"]+)">(.*?)</h3>', "\n".join(section.body))
+        links = "".join(f'<li><a href="#{anchor}">{text}</a></li>' for anchor, text in inner)
+        head = f'<a href="#{slug(section.heading)}">{html.escape(section.heading)}</a>'
+        chapters.append(f"<p>{head}</p>" + (f"<ol>{links}</ol>" if links else ""))
+    return f"<nav><details><summary>Contents</summary>{''.join(chapters)}</details></nav>"
+
+
 def pictures(images: Sequence[tuple[bytes, str]]) -> str:
     """PNG images and their captions, side by side where there is room; the images are part of the page.
 
@@ -258,17 +312,20 @@ def pictures(images: Sequence[tuple[bytes, str]]) -> str:
     return f'<div class="figures">\n{figures}\n</div>'
 
 
-def page(title: str, sections: Sequence[Section], *, intro: str) -> str:
-    """A whole HTML page that needs no other file and no network.
+def page(title: str, sections: Sequence[Section], *, intro: str, contents: bool = False) -> str:
+    """A whole HTML page that needs no other file and no network; with `contents`, links to its sections and their
+    headings come first.
 
     Example:
         >>> "<script" in page("Demo", [Section("Result", (paragraph("good"),))], intro="What was done.")
         False
     """
     parts = [
-        f"<section><h2>{html.escape(section.heading)}</h2>\n{chr(10).join(section.body)}\n</section>"
+        f'<section><h2 id="{slug(section.heading)}">{html.escape(section.heading)}</h2>\n{chr(10).join(section.body)}\n</section>'
         for section in sections
     ]
+    if contents:
+        parts.insert(0, _contents(sections))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -141,13 +141,18 @@ def methods(records: Records) -> dict[str, Method]:
         DataError: there is no record of a sweep.
     """
     sweeps = [record for runs in by_task(records, "sweep").values() for record in runs]
-    decay = decay_arm(sweeps[0])
+    few = records.get("few_shot", ())
     by_method: dict[str, Method] = {
-        "few-shot base": {
-            _setting(record): _metrics(record["result"], MEMBER) for record in records.get("few_shot", ())
+        "zero-shot base": {
+            _setting(record): _metrics(record["result"]["zero_shot"], MEMBER)
+            for record in few
+            if "zero_shot" in record["result"]
         },
+        "few-shot base": {_setting(record): _metrics(record["result"], MEMBER) for record in few},
         "single member": _arm(sweeps, "none", MEMBER),
-        "single member, decay of B": _arm(sweeps, decay, MEMBER),
+        "single member, scaled": _beside(sweeps, "scaled_members"),
+        "single member, decay of B": _arm(sweeps, "decay of B", MEMBER),
+        "ensemble of its snapshots": _beside(sweeps, "snapshots"),
         "MC dropout": {
             _setting(record): _metrics({"members": passes}, MEMBER)
             for record in sweeps
@@ -166,7 +171,8 @@ def methods(records: Records) -> dict[str, Method]:
             }
             by_method[kind.replace("_", " ")] = rows
     by_method["ensemble"] = _arm(sweeps, "none", ENSEMBLE)
-    by_method["ensemble, decay of B"] = _arm(sweeps, decay, ENSEMBLE)
+    by_method["ensemble, scaled"] = _beside(sweeps, "scaled")
+    by_method["ensemble, decay of B"] = _arm(sweeps, "decay of B", ENSEMBLE)
     return {name: method for name, method in by_method.items() if method}
 
 
@@ -306,11 +312,21 @@ def _metrics(row: Mapping[str, Any], who: str) -> dict[str, float]:
     return {metric: number for metric in METRICS if (number := value(row, metric, who)) is not None}
 
 
+def _beside(sweeps: Sequence[Record], name: str) -> Method:
+    """A method that a sweep holds beside its arms."""
+    return {
+        _setting(record): _metrics({"ensemble": record["result"][name]}, ENSEMBLE)
+        for record in sweeps
+        if name in record["result"]
+    }
+
+
 def _arm(sweeps: Sequence[Record], arm: str, who: str) -> Method:
+    """An arm at the end; decay of B without a strength is that of the record's grid on the task."""
     return {
         _setting(record): _metrics(row, who)
         for record in sweeps
-        if (row := last_row(record, arm)) is not None
+        if (row := last_row(record, decay_arm(record) if arm == "decay of B" else arm)) is not None
     }
 
 

@@ -17,15 +17,17 @@ from typing import Any
 from ...disk.atomic import file_written_aside
 from ...errors import DataError
 from ...prediction.plots import save_figure
-from ..claims.judge import LEAST_TASKS, Claim, Part
+from ..claims.judge import LEAST_TASKS, Claim
 from . import open_tables, tables
+from .claim_tables import FIGURES as CLAIM_FIGURES, claims_with_text, finding, parts_table
 from .figures import DRAWINGS, Drawing
 from .figures.values import Records, by_task, check_one_grid, seeds_of, smaller_grid
-from .page import Beside, Block, Chapter, Code, Heading, Picture, Table, Text, page
+from .findings import base_words, findings
+from .page import Beside, Block, Chapter, Code, Heading, Link, Picture, Table, Text, page
 
 HTML_FILE, MARKDOWN_FILE, FIGURES = "report.html", "report.md", "figures"
+OF_CLAIMS = tuple(drawing.name for drawing in DRAWINGS if drawing.name in CLAIM_FIGURES.values())
 TITLE = "LoRA ensembles: the paper's evidence, made again"
-DECIDED = ("supported", "contradicted")
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,12 @@ def write_report(records: Records, claims: Sequence[Claim], out: Path) -> Writte
     check_one_grid(records)
     by_task(records, "sweep")
     left_out: dict[str, str] = {}
-    drawn = {drawing.name: _drawn(drawing, records, out, left_out) for drawing in DRAWINGS}
+    drawn = {drawing.name: _drawn(drawing, records, claims, out, left_out) for drawing in DRAWINGS}
     chapters = [
         _claims_chapter(claims),
         Chapter(
             "The figures",
-            tuple(block for name, blocks in drawn.items() if name.startswith("figure_") for block in blocks),
+            tuple(block for name, blocks in drawn.items() if name in OF_CLAIMS for block in blocks),
         ),
         _tables_chapter(records, left_out),
         _diversity_chapter(records, drawn, left_out),
@@ -80,55 +82,11 @@ def write_report(records: Records, claims: Sequence[Claim], out: Path) -> Writte
     ]
     intro = _intro(records)
     with file_written_aside(out / HTML_FILE, replace=True) as file:
-        file.write(page(TITLE, [chapter.to_section() for chapter in chapters], intro=intro))
+        file.write(page(TITLE, [chapter.to_section() for chapter in chapters], intro=intro, contents=True))
     with file_written_aside(out / MARKDOWN_FILE, replace=True) as file:
         file.write("\n".join([f"# {TITLE}\n\n{intro}\n", *(chapter.to_markdown() for chapter in chapters)]))
     paths = [out / FIGURES / f"{name}.png" for name in drawn if name not in left_out]
     return Written(out / HTML_FILE, out / MARKDOWN_FILE, tuple(paths), left_out)
-
-
-def claims_with_text(claims: Sequence[Claim]) -> Table:
-    """One row per claim: its verdict, its first part's difference and interval, tasks and settings."""
-    rows = []
-    for claim in claims:
-        supported = sum(part.verdict == "supported" for part in claim.parts)
-        numbers = _signed(claim.difference), _interval(claim.interval), *_sizes(claim)
-        rows.append((claim.id, claim.text, claim.verdict, f"{supported} of {len(claim.parts)}", *numbers))
-    decided = frozenset((row, 2) for row, claim in enumerate(claims) if claim.verdict in DECIDED)
-    header = (
-        "",
-        "claim",
-        "verdict",
-        "parts supported",
-        "difference (first part)",
-        "95 % interval",
-        "tasks",
-        "settings",
-    )
-    return Table(header, tuple(rows), decided, prose=frozenset({1}))
-
-
-def parts_table(claims: Sequence[Claim]) -> Table:
-    """A row a part of a claim."""
-    parts: list[tuple[str, Part]] = [(claim.id, part) for claim in claims for part in claim.parts]
-    rows = tuple(
-        (
-            name,
-            part.name,
-            part.verdict,
-            _signed(part.difference),
-            _interval(part.interval),
-            *_sizes(part),
-        )
-        for name, part in parts
-    )
-    decided = frozenset((row, 2) for row, (_, part) in enumerate(parts) if part.verdict in DECIDED)
-    return Table(
-        ("", "contrast", "verdict", "difference", "95 % interval", "tasks", "settings"),
-        rows,
-        decided,
-        prose=frozenset({1}),
-    )
 
 
 def provenance(records: Records) -> Table:
@@ -169,7 +127,7 @@ def _intro(records: Records) -> str:
     settings = next(iter(by_task(records, "sweep").values()))[0]["settings"]
     smaller = smaller_grid(records)
     return (
-        f"The comparisons of arXiv:2310.00035 on the base {settings.get('base', 'embedded')}: ensembles of "
+        f"The comparisons of arXiv:2310.00035 on {base_words(settings.get('base', 'embedded'))}. Ensembles of "
         f"{settings['members']} LoRA "
         f"adapters, {len(by_task(records, 'sweep'))} tasks, seeds {', '.join(map(str, seeds_of(records)))}. "
         + (f"Made on a smaller grid than the full one: {smaller}." if smaller else "Made on the full grid.")
@@ -177,29 +135,29 @@ def _intro(records: Records) -> str:
 
 
 def _claims_chapter(claims: Sequence[Claim]) -> Chapter:
-    reading = (
-        "Each verdict follows from the records alone. A contrast is a difference in every setting (task and "
-        "seed); its interval is the "
-        "95 % t interval over tasks, each the mean over its seeds. A claim is supported if the intervals of "
-        "all its parts lie where it "
-        "says, contradicted if one lies on the other side, and inconclusive otherwise; with fewer than "
-        f"{LEAST_TASKS} tasks nothing is "
-        "decided, and there is no interval. Supported in part is a claim of which other parts could not be "
-        "judged. Verdicts that are "
-        "decided, either way, are bold."
-    )
-    unjudged = [Text(f"{claim.id}: {claim.reason}.") for claim in claims if claim.reason]
-    blocks: list[Block] = [
-        claims_with_text(claims),
-        Text(reading),
-        *unjudged,
-        Heading("The parts of each claim"),
-        parts_table(claims),
-    ]
+    blocks: list[Block] = [claims_with_text(claims), Text(READING)]
+    for claim in claims:
+        figure = CLAIM_FIGURES.get(claim.id)
+        blocks += [Heading(f"{claim.id}. {claim.text}", claim.id.lower()), Text(finding(claim))]
+        blocks += [Text(f"Not judged: {claim.reason}.")] if claim.reason and claim.deciding else []
+        blocks += [parts_table(claim)]
+        blocks += [Link("The figure", figure)] if figure else []
     return Chapter("The claims", tuple(blocks))
 
 
-def _drawn(drawing: Drawing, records: Records, out: Path, left_out: dict[str, str]) -> list[Block]:
+READING = (
+    "Each verdict follows from the records alone. A clause is a difference in every setting (task and seed); its "
+    "interval is the 95 % t interval over tasks, each the mean over its seeds; its p, of a t test of the side that "
+    "is expected, is adjusted for the other clauses of the claim by Holm's method. A clause is supported if p is "
+    "below 0.05 and the difference lies where the claim says, contradicted if it lies elsewhere, and inconclusive "
+    f"otherwise; with fewer than {LEAST_TASKS} tasks always. A claim is supported if all its clauses are, contradicted "
+    "if one is. Rows without an expectation are shown beside the clauses and decide nothing."
+)
+
+
+def _drawn(
+    drawing: Drawing, records: Records, claims: Sequence[Claim], out: Path, left_out: dict[str, str]
+) -> list[Block]:
     """The figure's blocks, with its files written; or why it is left out."""
     missing = [kind for kind in drawing.needs if not records.get(kind)]
     try:
@@ -213,7 +171,7 @@ def _drawn(drawing: Drawing, records: Records, out: Path, left_out: dict[str, st
         left_out[drawing.name] = str(error)
         (out / FIGURES / f"{drawing.name}.png").unlink(missing_ok=True)  # of other records
         return [
-            Heading(drawing.title),
+            Heading(drawing.title, drawing.name),
             Text(f"Left out: {error}."),
             Beside((("In the paper", drawing.paper),)),
         ]
@@ -223,10 +181,12 @@ def _drawn(drawing: Drawing, records: Records, out: Path, left_out: dict[str, st
     )
     shown = {kind: runs for kind, runs in records.items() if kind in drawing.needs}
     seeds = ", ".join(map(str, seeds_of(shown)))
+    found = findings(drawing.name, records, claims)
     return [
-        Heading(drawing.title),
+        Heading(drawing.title, drawing.name),
         picture,
-        Beside((("Here", f"{drawing.caption} Seeds: {seeds}."), ("In the paper", drawing.paper))),
+        Text(f"{drawing.caption} Seeds: {seeds}."),
+        Beside((*((("Here", found),) if found else ()), ("In the paper", drawing.paper))),
     ]
 
 
@@ -289,7 +249,7 @@ def _tables_chapter(records: Records, left_out: dict[str, str]) -> Chapter:
 def _diversity_chapter(
     records: Records, drawn: Mapping[str, list[Block]], left_out: dict[str, str]
 ) -> Chapter:
-    blocks = [block for name in ("reliability", "agreement", "correlation") for block in drawn[name]]
+    blocks = [block for name in ("reliability", "correlation") for block in drawn[name]]
     for title, reading, table in (
         ("Members' correlation and the ensemble's gain", RHO, open_tables.correlation),
         ("Members' likeness and the ensemble's gain", DIVERSITY, tables.diversity),
@@ -326,9 +286,8 @@ SECONDS = (
     "computed, over all its "
     'threads, elsewhere those of the clock. "Over single" is the ratio within a record. A single member is '
     "trained alone. Few-shot: one "
-    'set of demonstrations. Scaled and "fewer questions" train on a part of the questions, and scaled ones '
-    "fit their temperature on the "
-    "rest. Parameters are those of all members together."
+    "set of demonstrations. A temperature is fitted in no time beside them. Parameters are those of all members "
+    "together."
 )
 RHO = (
     "Spearman's rank correlation between the members' correlation and what the ensemble gains over them, "
@@ -364,15 +323,3 @@ def _provenance_chapter(records: Records) -> Chapter:
         "Where the numbers come from",
         (Text(grid), counts(records), provenance(records), Text("Made with:"), Code(how)),
     )
-
-
-def _signed(number: float | None) -> str:
-    return "-" if number is None else f"{number:+.4f}"
-
-
-def _sizes(judged: Claim | Part) -> tuple[str, str]:
-    return str(judged.tasks), str(judged.settings)
-
-
-def _interval(interval: Sequence[float] | None) -> str:
-    return "-" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import (
-    agreement,
     correlation,
     figure_1a,
     figure_2,
@@ -17,6 +16,7 @@ from . import (
     figure_6,
     figure_7,
     figure_8,
+    gain,
     initialisation,
     methods,
     rank,
@@ -54,8 +54,8 @@ DRAWINGS = tuple(
         "figure_6": figure_6,
         "figure_7": figure_7,
         "figure_8": figure_8,
+        "gain": gain,
         "reliability": reliability,
-        "agreement": agreement,
         "correlation": correlation,
         "methods": methods,
         "initialisation": initialisation,

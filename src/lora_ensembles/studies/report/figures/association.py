@@ -11,7 +11,7 @@ import torch
 from torchmetrics.functional import spearman_corrcoef
 
 from ...claims.contrasts import SIGNS, Contrast
-from ...claims.judge import judge_contrast
+from ...claims.judge import judge_contrasts
 from .values import ENSEMBLE, MEMBER, Record, Records, by_task, last_row, value
 
 
@@ -61,7 +61,7 @@ def association(records: Records, metric: str) -> Association | None:
             rho = rank_correlation(gains(record, "", metric))
             if rho is not None:
                 rhos[task, int(record["settings"]["seed"])] = rho
-    part = judge_contrast(Contrast(metric, rhos, -1))
+    (part,) = judge_contrasts([Contrast(metric, rhos, -1)])
     if part.difference is None:
         return None
     interval = part.interval and (

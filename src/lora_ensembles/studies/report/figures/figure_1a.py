@@ -9,7 +9,7 @@ import torch
 from ....prediction.plots import density_on_unit_interval
 from ...claims.views import decay_arm
 from .style import DECAY, FEW_SHOT, NONE, Key, finish, heading, panels
-from .values import Record, Records, by_task
+from .values import Record, Records, by_task, named_decay
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ def draw(records: Records) -> Figure:
         Key("few-shot base", FEW_SHOT),
         Key("single member", NONE),
         Key("ensemble", NONE, "--"),
-        Key("ensemble, decay of B", DECAY, "--"),
+        Key(f"ensemble, {named_decay(records['sweep'])}", DECAY, "--"),
     ]
     return finish(figure, records, keys)
 

@@ -40,13 +40,11 @@ if TYPE_CHECKING:
 TITLE = "Figure 2: from the single member to the ensemble"
 NEEDS = ("sweep",)
 CAPTION = (
-    "Each arrow leads from the single member (mean of the members' own metrics) to the ensemble of the same "
-    "members, on the validation "
-    "questions after the last epoch; its ends are means over the seeds, and the dots are the ends for each "
-    "seed. Towards the lower right "
-    "both metrics improve. Colour: the kind of regulariser; the stronger it is, the more opaque. Early "
-    "stopping: epochs 1, 2 and 3 of the"
-    " arm without a regulariser, 1 the strongest. Cross: the few-shot base, mean over draws and seeds."
+    "Each arrow leads from the single member (mean of the members' own metrics) to the ensemble of the same members, "
+    "on the validation questions after the last epoch; its ends are means over the seeds, and the dots are the ends "
+    "for each seed. Towards the lower right both metrics improve. Colour: the kind of regulariser; the stronger it is, "
+    "the more opaque. Early stopping: epochs 1, 2 and 3 of the arm without a regulariser, 1 the strongest. Crosses: "
+    "the base without training, few-shot (mean over draws and seeds) and zero-shot. Axes differ from task to task."
 )
 PAPER = (
     "After 20 epochs of LLaMA-13B on six tasks, most arrows point to the lower right: ensembles of 5 gain in "
@@ -85,7 +83,9 @@ def draw(records: Records) -> Figure:
     for axes, (name, runs) in zip(every, sweeps.items(), strict=False):
         for arrow in arrows(runs[0]):
             _draw_arrow(axes, runs, arrow)
-        _draw_few_shot(axes, few_shots.get(name, []))
+        results = [record["result"] for record in few_shots.get(name, [])]
+        _draw_base(axes, results, "x")
+        _draw_base(axes, [result["zero_shot"] for result in results if "zero_shot" in result], "+")
         axes.margins(0.08)
         axes.xaxis.set_major_locator(
             MaxNLocator(nbins=6, prune="upper")
@@ -99,7 +99,9 @@ def draw(records: Records) -> Figure:
     kinds = {"none": NONE, "KL": KL, "decay of B": DECAY, "early stopping": STOPPED}
     keys = [Key(name, colour, marker=">") for name, colour in kinds.items() if colour in drawn]
     keys += [Key("few-shot base", FEW_SHOT, "", "x")] if few_shots else []
-    return finish(figure, records, keys, columns=5)
+    bare = any("zero_shot" in record["result"] for runs in few_shots.values() for record in runs)
+    keys += [Key("zero-shot base", FEW_SHOT, "", "+")] if bare else []
+    return finish(figure, records, keys, columns=3)
 
 
 def arrows(record: Record) -> Iterator[Arrow]:
@@ -149,11 +151,10 @@ def _draw_arrow(axes: Axes, runs: Sequence[Record], arrow: Arrow) -> None:
     axes.annotate("", xy=ends[1], xytext=ends[0], arrowprops=style)
 
 
-def _draw_few_shot(axes: Axes, runs: Sequence[Record]) -> None:
-    if runs:
-        rows = [record["result"] for record in runs]
+def _draw_base(axes: Axes, rows: Sequence[Record], marker: str) -> None:
+    if rows:
         x, y = _spread(rows, "accuracy", MEMBER), _spread(rows, "ece", MEMBER)
-        axes.plot([x.mean], [y.mean], "x", color=FEW_SHOT, markersize=6, markeredgewidth=1.6)
+        axes.plot([x.mean], [y.mean], marker, color=FEW_SHOT, markersize=6, markeredgewidth=1.6)
         axes.scatter(x.values, y.values, s=5, color=FEW_SHOT, alpha=0.4, linewidths=0)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ...claims.views import decay_arm
 from .style import DECAY, NONE, arms_keys, epoch_panels, finish, heading, panels
-from .values import Records, by_task
+from .values import Records, by_task, chance, named_decay
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +18,8 @@ CAPTION = (
     "bins) on the validation "
     "questions over the epochs, without a regulariser and with decay of B of one strength. Solid: single "
     "member (mean of the members' own"
-    " metrics); dashed: ensemble. Lines: mean over the seeds; bands: from the lowest to the highest seed."
+    " metrics); dashed: ensemble. Lines: mean over the seeds; bands: from the lowest to the highest seed. "
+    "Dotted, or named at the edge of a panel: guessing evenly (1/C and ln C)."
 )
 PAPER = (
     "Over 20 epochs the ensemble of 5 is more accurate and better calibrated than its members, with and "
@@ -29,6 +30,8 @@ PAPER = (
 )
 METRICS = ("accuracy", "nll", "ece")
 
+DECAYED = "decay of B"  # in place of the arm's name, which has its strength
+
 
 def draw(records: Records) -> Figure:
     """A row a task, a column a metric.
@@ -38,11 +41,17 @@ def draw(records: Records) -> Figure:
         MissingExtraError: matplotlib is not installed.
     """
     sweeps = by_task(records, "sweep")
-    decay = decay_arm(next(iter(sweeps.values()))[0])
-    arms = {"none": ("no regulariser", NONE), decay: ("decay of B", DECAY)}
+    named = named_decay([record for runs in sweeps.values() for record in runs])
+    arms = {"none": ("no regulariser", NONE), DECAYED: (named, DECAY)}
     figure, grid = panels(len(sweeps), len(METRICS), height=1.35)
     for axes, (name, runs) in zip(grid, sweeps.items(), strict=True):
-        epoch_panels(axes, runs, {arm: colour for arm, (_, colour) in arms.items()}, METRICS)
+        epoch_panels(
+            axes,
+            runs,
+            {decay_arm(runs[0]) if arm == DECAYED else arm: colour for arm, (_, colour) in arms.items()},
+            METRICS,
+            guessing={metric: chance(records, name, metric) for metric in METRICS},
+        )
         heading(axes[0], name)
     for one in grid[-1]:
         one.set_xlabel("epoch")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ....data import OOD_PAIRS
 from ....errors import DataError
 from ...claims.views import decay_arm
 from .style import DECAY, NONE, arms_keys, epoch_panels, finish, heading, panels
-from .values import Records, by_task, epochs_of
+from .values import Records, by_task, chance, epochs_of, named_decay
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +21,8 @@ CAPTION = (
     "grey line, is chance). Solid: "
     "single member (mean of the members' own metrics); dashed: ensemble. Lines: mean over the seeds; bands: "
     "from the lowest to the "
-    "highest seed."
+    "highest seed. "
+    "Dotted, or named at the edge of a panel: guessing evenly (1/C and ln C)."
 )
 PAPER = (
     "From cqa to mmlu, ensembling does not undo the forgetting, and improves NLL and ECE out of "
@@ -32,6 +32,8 @@ PAPER = (
     "distribution rises with fine-tuning."
 )
 METRICS = ("accuracy", "nll", "ece", "ood_auroc")
+
+DECAYED = "decay of B"  # in place of the arm's name, which has its strength
 
 
 def draw(records: Records) -> Figure:
@@ -48,13 +50,20 @@ def draw(records: Records) -> Figure:
     }
     if not sweeps:
         raise DataError("no task of these records has questions out of distribution; world-cqa has")
-    decay = decay_arm(next(iter(sweeps.values()))[0])
-    arms = {"none": ("no regulariser", NONE), decay: ("decay of B", DECAY)}
+    named = named_decay([record for runs in sweeps.values() for record in runs])
+    arms = {"none": ("no regulariser", NONE), DECAYED: (named, DECAY)}
     figure, grid = panels(len(sweeps), len(METRICS), height=1.45)
     for axes, (name, runs) in zip(grid, sweeps.items(), strict=True):
         axes[-1].axhline(0.5, color="0.5", linewidth=1)
-        epoch_panels(axes, runs, {arm: colour for arm, (_, colour) in arms.items()}, METRICS, where="ood")
-        heading(axes[0], f"{name} → {OOD_PAIRS.get(name, 'another')}")
+        epoch_panels(
+            axes,
+            runs,
+            {decay_arm(runs[0]) if arm == DECAYED else arm: colour for arm, (_, colour) in arms.items()},
+            METRICS,
+            where="ood",
+            guessing={metric: chance(records, name, metric) for metric in METRICS},
+        )
+        heading(axes[0], f"{name} → {runs[0]['settings'].get('ood', 'another')}")
     for one in grid[-1]:
         one.set_xlabel("epoch")
     return finish(figure, records, arms_keys(arms), columns=2)

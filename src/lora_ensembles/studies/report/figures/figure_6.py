@@ -13,11 +13,12 @@ from .style import (
     NONE,
     Key,
     band,
+    chance_line,
     finish,
     heading,
     panels,
 )
-from .values import Record, Records, Spread, by_task, spread
+from .values import Record, Records, Spread, by_task, chance, named_decay, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +32,8 @@ CAPTION = (
     "random subsets of all seeds; "
     "bands: one standard deviation over subsets and seeds each way (the whole pool is one subset, so that "
     "its band is over seeds alone). "
-    "Solid: the level of the single member (M = 1, every member of the pool)."
+    "Solid: the level of the single member (M = 1, every member of the pool). "
+    "Dotted, or named at the edge of a panel: guessing evenly (1/C and ln C)."
 )
 PAPER = (
     "With a pool of 20 members and 5 random draws for each M, every metric improves with M, and "
@@ -58,6 +60,7 @@ def draw(records: Records) -> Figure:
                     one.axhline(curve[1].mean, color=colour, linestyle="-", linewidth=0.9)
                 band(one, curve, colour=colour, line="--", std=True)
             one.set_ylabel(METRICS[metric])
+            chance_line(one, chance(records, name, metric))
             sizes = {size for arm in ARMS for size in by_size(runs, arm, metric)}
             one.set_xticks(
                 sorted(size for size in sizes if size not in (2, 3) or max(sizes) <= 5)
@@ -65,8 +68,11 @@ def draw(records: Records) -> Figure:
         heading(axes[0], name)
     for one in grid[-1]:
         one.set_xlabel("members M")
+    named = named_decay(records["pool"])
     keys = [
-        Key(f"{NAMES[who]}, {label}", colour, LINES[who]) for label, colour in ARMS.values() for who in LINES
+        Key(f"{NAMES[who]}, {named if colour == DECAY else label}", colour, LINES[who])
+        for label, colour in ARMS.values()
+        for who in LINES
     ]
     return finish(figure, records, keys, columns=2)
 

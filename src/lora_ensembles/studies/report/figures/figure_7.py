@@ -12,12 +12,13 @@ from .style import (
     NAMES,
     NONE,
     Key,
+    chance_line,
     finish,
     heading,
     panels,
     whisker,
 )
-from .values import ENSEMBLE, MEMBER, Record, Records, by_task, last_row, spread, value
+from .values import ENSEMBLE, MEMBER, Record, Records, by_task, chance, last_row, named_decay, spread, value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +33,8 @@ CAPTION = (
     "Filled: single member (mean of the "
     "members' own metrics); open: ensemble; the arrow between them is what the members' diversity gains. "
     "Markers: mean over the seeds; "
-    "whiskers: from the lowest to the highest seed, solid for the single member and dashed for the ensemble."
+    "whiskers: from the lowest to the highest seed, solid for the single member and dashed for the ensemble. "
+    "Dotted, or named at the edge of a panel: guessing evenly (1/C and ln C)."
 )
 PAPER = (
     "On cqa, with 5 trials a setting, ensembles work with either source of randomness alone (the gap between "
@@ -57,11 +59,19 @@ def draw(records: Records) -> Figure:
     for axes, (name, runs) in zip(grid, tasks.items(), strict=True):
         for one, metric in zip(axes, SHOWN, strict=True):
             _panel(one, runs, metric)
+            chance_line(one, chance(records, name, metric))
         heading(axes[0], name)
     for one in grid[-1]:
         one.set_xlabel("members differ by")
+    named = named_decay(records["randomness"])
     keys = [
-        Key(f"{NAMES[who]}, {label}", colour, LINES[who], MARKERS[who], who == MEMBER)
+        Key(
+            f"{NAMES[who]}, {named if colour == DECAY else label}",
+            colour,
+            LINES[who],
+            MARKERS[who],
+            who == MEMBER,
+        )
         for label, colour, _ in ARMS.values()
         for who in (MEMBER, ENSEMBLE)
     ]

@@ -17,7 +17,7 @@ from .style import (
     heading,
     panels,
 )
-from .values import Records, by_task
+from .values import Records, by_task, chance, named_decay
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,8 @@ CAPTION = (
     "A alone, on B alone and on "
     "both, and without. Solid: single member (mean of the members' own metrics); dashed: ensemble. Lines: "
     "mean over the seeds; bands: "
-    "from the lowest to the highest seed."
+    "from the lowest to the highest seed. "
+    "Dotted, or named at the edge of a panel: guessing evenly (1/C and ln C)."
 )
 PAPER = (
     "On cqa (strength 1e2) and the two mmlu subsets (1e3), decay of A alone leaves NLL high, decay of both "
@@ -37,6 +38,8 @@ PAPER = (
     "of B alone is good in both."
 )
 METRICS = ("accuracy", "nll", "ece")
+
+DECAYED = "decay of B"  # in place of the arm's name, which has its strength
 
 
 def draw(records: Records) -> Figure:
@@ -53,16 +56,22 @@ def draw(records: Records) -> Figure:
     }
     if not sweeps:
         raise DataError("no record of a sweep holds decay of A")
-    decay = decay_arm(next(iter(sweeps.values()))[0])
+    named = named_decay([record for runs in sweeps.values() for record in runs])
     arms = {
         "none": ("no regulariser", NONE),
         "decay of A": ("decay of A", GREEN),
-        decay: ("decay of B", DECAY),
+        DECAYED: (named, DECAY),
         "decay of A and B": ("decay of A and B", PURPLE),
     }
     figure, grid = panels(len(sweeps), len(METRICS), height=1.35)
     for axes, (name, runs) in zip(grid, sweeps.items(), strict=True):
-        epoch_panels(axes, runs, {arm: colour for arm, (_, colour) in arms.items()}, METRICS)
+        epoch_panels(
+            axes,
+            runs,
+            {decay_arm(runs[0]) if arm == DECAYED else arm: colour for arm, (_, colour) in arms.items()},
+            METRICS,
+            guessing={metric: chance(records, name, metric) for metric in METRICS},
+        )
         heading(axes[0], name)
     for one in grid[-1]:
         one.set_xlabel("epoch")

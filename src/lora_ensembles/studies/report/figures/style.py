@@ -127,6 +127,32 @@ def band(
     )
 
 
+def chance_line(axes: Axes, level: float | None, *, vertical: bool = False) -> None:
+    """A grey dotted line at what guessing evenly has, where the panel's values reach it; else a word at the edge
+    beyond which it lies.
+    """
+    if level is None:
+        return
+    low, high = axes.get_xlim() if vertical else axes.get_ylim()
+    room = 0.35 * (high - low)
+    if low - room <= level <= high + room:
+        (axes.axvline if vertical else axes.axhline)(
+            level, color="0.55", linestyle=":", linewidth=0.9, zorder=0
+        )
+        return
+    beyond, arrows = bool(level > high), "←→" if vertical else "↓↑"
+    place = ((0.99 if beyond else 0.01), 0.03) if vertical else (0.985, 0.97 if beyond else 0.03)
+    axes.text(
+        *place,
+        f"chance {level:.2f} {arrows[beyond]}",
+        transform=axes.transAxes,
+        ha="right" if beyond or not vertical else "left",
+        va="top" if beyond and not vertical else "bottom",
+        fontsize=SMALL - 1.5,
+        color="0.45",
+    )
+
+
 def epoch_panels(
     axes: Sequence[Axes],
     runs: Sequence[Record],
@@ -134,9 +160,10 @@ def epoch_panels(
     metrics: Sequence[str],
     *,
     where: str = "",
+    guessing: Mapping[str, float | None] | None = None,
 ) -> None:
     """One task's row: a metric a panel over the epochs, for each arm (by its colour) the single member and
-    the ensemble.
+    the ensemble; and a line at what `guessing` evenly has in a metric.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -151,6 +178,7 @@ def epoch_panels(
                 curve = over_epochs(runs, arm, metric, who, where=inside)
                 band(one, curve, colour=colour, line=line, marker=marker, width=width)
         one.set_ylabel(METRICS[metric], labelpad=2)
+        chance_line(one, (guessing or {}).get(metric))
 
 
 def arms_keys(arms: Mapping[str, tuple[str, str]]) -> list[Key]:

@@ -7,6 +7,7 @@ the metric of their mean.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,6 +122,33 @@ def over_epochs(
         if at:
             curve[epoch] = at
     return curve
+
+
+def named_decay(records: Sequence[Record]) -> str:
+    """Decay of B with the share that a step takes away, for a legend; several where tasks differ.
+
+    Example:
+        >>> named_decay([{"settings": {"decay": 0.16}}])
+        'decay of B, 0.16 a step'
+    """
+    shares = sorted({record["settings"]["decay"] for record in records if "decay" in record["settings"]})
+    return f"decay of B, {' or '.join(f'{share:g}' for share in shares)} a step" if shares else "decay of B"
+
+
+def chance(records: Records, task: str, metric: str) -> float | None:
+    """The level of guessing evenly in a metric: 1 / C in accuracy and ln C in NLL, C the number of options that most
+    questions of the task have; None for other metrics, and where no record says how many.
+    """
+    sizes = [
+        record["result"]["sizes"]
+        for record in records.get("sweep", ())
+        if str(record["settings"]["task"]) == task and "options" in record["result"].get("sizes", {})
+    ]
+    if not sizes or metric not in ("accuracy", "nll"):
+        return None
+    counts = sizes[0]["options"]
+    options = statistics.median_low(counts) if isinstance(counts, list) else counts
+    return 1 / options if metric == "accuracy" else math.log(options)
 
 
 def strength(arm: str) -> float:
