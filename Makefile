@@ -12,12 +12,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 EXAMPLES ?= 1300
 
-.PHONY: help install demo test test-oldest test-newest fuzz parity parity-page bench smollm2 lint clean
+.PHONY: help install demo test test-all test-oldest test-newest fuzz parity parity-page bench smollm2 lint clean
 
 help:
 	@echo "make install   the package, its extras and its tools, in $(VENV)"
 	@echo "make demo      train, compare and report on the embedded base, into OUT=$(OUT)"
-	@echo "make test      every test, the doctests included; one file: make test ARGS=tests/test_architecture.py"
+	@echo "make test      the tests, the doctests included; one file: make test ARGS=tests/test_architecture.py"
+	@echo "make test-all  the same with every architecture that a test knows, where make test has one of each kind"
 	@echo "make fuzz      files, ensemble.json, settings and flags changed at random, EXAMPLES of each kind; 10 minutes"
 	@echo "make test-oldest, make test-newest   the same with the oldest (constraints-oldest.txt) and the newest releases of what"
 	@echo "               the package depends on, in $(OLDEST) and $(NEWEST)"
@@ -46,18 +47,21 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
+test-all:
+	LORA_ENSEMBLES_EVERY=1 $(MAKE) test
+
 # Hypothesis' examples are the same each time; 8 of each kind are in `make test`.
 fuzz: $(INSTALLED)
 	LORA_ENSEMBLES_FUZZ=$(EXAMPLES) $(BIN)/python -m pytest -s tests/integration/test_fuzz.py $(ARGS)
 
 test-oldest:
-	$(MAKE) test VENV="$(OLDEST)" CONSTRAINTS=constraints-oldest.txt
+	$(MAKE) test-all VENV="$(OLDEST)" CONSTRAINTS=constraints-oldest.txt
 
 # Whatever pip finds newest at the time of the run, and of torch the pinned release: see install.
 test-newest:
 	mkdir -p "$(NEWEST)"
 	grep '^torch==' constraints.txt > "$(NEWEST)/constraints.txt"
-	PIP_UPGRADE=1 PIP_UPGRADE_STRATEGY=eager $(MAKE) test VENV="$(NEWEST)" CONSTRAINTS="$(NEWEST)/constraints.txt"
+	PIP_UPGRADE=1 PIP_UPGRADE_STRATEGY=eager $(MAKE) test-all VENV="$(NEWEST)" CONSTRAINTS="$(NEWEST)/constraints.txt"
 
 # It goes on where it was stopped; architectures that the record holds are not tried again.
 parity: $(INSTALLED)

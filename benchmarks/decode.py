@@ -67,6 +67,7 @@ PROFILES = {
 }
 SMALL = {  # the same on every device
     "embedded": Profile("embedded", 5, 1, 64, 96, {"A": 2.0}, {"merged": 2.0}),
+    "smollm2": Profile("smollm2", 5, 1, 64, 32, {"A": 2.0, "A'": 1.0}, {}),
     "toy": Profile("toy", 8, 1, 32, 32, {"B": 2.0}, {}),
     "tiny": Profile("tiny", 2, 1, 8, 4, {}, {}),
 }
@@ -92,8 +93,8 @@ class Setting:
 def prepare(profile: Profile, *, small: bool, device: str, dtype: torch.dtype) -> Setting:
     """Members whose B matrices are random, so that all differ."""
     words: Any
-    if profile.shape == "embedded":
-        base, words = load_base()
+    if profile.shape not in SHAPES:
+        base, words = load_base(profile.shape, dtype=str(dtype).removeprefix("torch."))
         base = base.to(device)  # type: ignore[arg-type]
         shape = shape_of(base)
     else:

@@ -7,6 +7,7 @@ a second.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -41,8 +42,9 @@ KNOWN = {
 }
 
 
+@functools.cache
 def peak(device: torch.device | str = "cpu", *, dtype: torch.dtype = torch.float32) -> Peak:
-    """That of a known device, else measured now: the best of several products and copies."""
+    """That of a known device, else measured once: the best of several products and copies."""
     kind = torch.device(device)
     if kind.type == "cuda" and dtype == torch.bfloat16:
         for name, known in KNOWN.items():

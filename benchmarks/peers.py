@@ -42,10 +42,10 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Rows:
-    """The training rows, ready: tokens (N, T) padded on the right, prompt lengths (N,), answers (N,) of one
-    token each.
+    """The training rows, ready: tokens (N, T) of prompts and of answers but for the last token of each, padded on
+    the right, how many (N,), and the answers' tokens (N, K), padded with -100.
 
-    Lengths stay on the CPU: to cut a batch to its longest row must not wait for a device.
+    Lengths and answers stay on the CPU: to cut a batch to its longest row must not wait for a device.
     """
 
     tokens: Tensor
@@ -54,24 +54,28 @@ class Rows:
 
     @classmethod
     def of(cls, encoded: Sequence[EncodedExample], device: torch.device) -> Rows:
-        longest = max(len(one.prompt_ids) for one in encoded)
-        tokens = torch.tensor(
-            [[*one.prompt_ids, *[0] * (longest - len(one.prompt_ids))] for one in encoded], device=device
-        )
-        answers = [one.label_ids[one.target or 0] for one in encoded]
-        if any(len(answer) != 1 for answer in answers):
-            raise ValueError("the peer arms train on answers of one token")
-        lengths = torch.tensor([len(one.prompt_ids) for one in encoded])
-        return cls(tokens, lengths, torch.tensor([answer[0] for answer in answers], device=device))
+        answers = [answer_of(one) for one in encoded]
+        rows = [[*one.prompt_ids, *answer[:-1]] for one, answer in zip(encoded, answers, strict=True)]
+        longest, most = max(map(len, rows)), max(map(len, answers))
+        tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+        padded = torch.tensor([[*answer, *[-100] * (most - len(answer))] for answer in answers])
+        return cls(tokens, torch.tensor([len(row) for row in rows]), padded)
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids (B, T) cut to the longest row, the last position of each (B,), and the answers (B,)."""
-        lengths, there = self.lengths[indices], indices.to(self.tokens.device)
-        return (
-            self.tokens[there, : int(lengths.max())],
-            (lengths - 1).to(self.tokens.device),
-            self.answers[there],
-        )
+    def batch(self, indices: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """Ids (B, T) cut to the longest row, the rows and positions (n,) that say an answer's token each, and these
+        tokens (n,).
+        """
+        lengths, answers, device = self.lengths[indices], self.answers[indices], self.tokens.device
+        said = answers >= 0
+        rows, nth = said.nonzero(as_tuple=True)
+        places = (lengths - said.sum(dim=1))[rows] + nth
+        ids = self.tokens[indices.to(device), : int(lengths.max())]
+        return ids, (rows.to(device), places.to(device)), answers[said].to(device)
+
+
+def answer_of(encoded: EncodedExample) -> list[int]:
+    """The tokens of the right answer."""
+    return list(encoded.label_ids[encoded.target or 0])
 
 
 @dataclass(frozen=True)
@@ -215,10 +219,10 @@ class TunedPeft:
         optimizer = Masters(self.model, work.config)
         with clocked(self.inner, work.base.device) as clock, frozen_products():
             for step in range(work.steps):
-                ids, last, answers = self.rows.batch(work.indices(member, step))
+                ids, places, answers = self.rows.batch(work.indices(member, step))
                 hidden = self.inner.model(input_ids=ids, use_cache=False).last_hidden_state
-                logits = self.inner.lm_head(hidden[torch.arange(len(ids), device=ids.device), last])
-                F.cross_entropy(logits.float(), answers).backward()
+                logits = self.inner.lm_head(hidden[places])
+                (F.cross_entropy(logits.float(), answers, reduction="sum") / len(ids)).backward()
                 optimizer.step()
         return clock.seconds_a_step(work.steps)
 
@@ -245,16 +249,16 @@ class MixedBatch:
         with clocked(self.inner, work.base.device) as clock:
             for step in range(work.steps):
                 indices = torch.cat([work.indices(member, step) for member in range(members)])
-                ids, last, answers = self.rows.batch(indices)
+                ids, places, answers = self.rows.batch(indices)
                 names = [name for name in self.names for _ in range(len(indices) // members)]
-                logits = self._logits(ids, last, names)
-                (F.cross_entropy(logits.float(), answers) * members).backward()
+                logits = self._logits(ids, places, names)
+                (F.cross_entropy(logits.float(), answers, reduction="sum") / (len(ids) / members)).backward()
                 optimizer.step()
         return clock.seconds_a_step(work.steps)
 
-    def _logits(self, ids: Tensor, last: Tensor, names: list[str]) -> Tensor:
+    def _logits(self, ids: Tensor, places: tuple[Tensor, Tensor], names: list[str]) -> Tensor:
         def narrow(_head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (arguments[0][torch.arange(len(ids), device=ids.device), last],)
+            return (arguments[0][places],)
 
         handle = self.inner.lm_head.register_forward_pre_hook(narrow)
         try:
@@ -287,7 +291,7 @@ class HuggingFaceTrainer:
     def __init__(self, work: Work):
         self.work = work
         self.model = wrap(work, ["default"], adapter_in_base_dtype=False)
-        rows = [(list(one.prompt_ids), one.label_ids[one.target or 0]) for one in work.encoded]
+        rows = [(list(one.prompt_ids), answer_of(one)) for one in work.encoded]
         self.examples = [
             {"input_ids": [*ids, *answer], "labels": [-100] * len(ids) + list(answer)} for ids, answer in rows
         ]
@@ -302,6 +306,7 @@ class HuggingFaceTrainer:
                 self.model,
                 self._arguments(folder),
                 data_collator=_collate,
+                compute_loss_func=_row_mean,
                 train_dataset=rows,  # type: ignore[arg-type]
                 callbacks=[_Marks(clock)],
             )
@@ -336,6 +341,14 @@ class HuggingFaceTrainer:
     def weights(self, member: int) -> MemberWeights:
         """What the last run left; `member` says whose it was."""
         return take(self.model, self.work.initial[member])
+
+
+def _row_mean(outputs: Any, labels: Tensor, num_items_in_batch: object = None) -> Tensor:
+    """The mean over rows of an answer's -log p: with answers of one token the Trainer's own, which is a mean over
+    tokens.
+    """
+    logits = outputs["logits"][:, :-1].float().flatten(0, 1)
+    return F.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum") / len(labels)
 
 
 def _collate(examples: list[dict[str, list[int]]]) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ B is that arm's time for all members over the stack's; C is the share of the lim
 Set-up, compilation and the first step of every run are left out. Each arm's trained weights are compared with
 the stack's in the same run. T0 to T5 and T7 are the sizes of large models; without a GPU, or with --scaled,
 they run on a small model of the same architecture, which the output says. T5 is training with KL to the base,
-its states cached against live; T7 the curve over M; `tokens` that over tokens in a step. --breakdown says
+its states cached against live; T7 the curve over M; `tokens` that over tokens in a
+step; `smollm2` trains SmolLM2-135M-Instruct (`make smollm2`) on answers in words. --breakdown says
 where the time of the embedded demo's steps goes.
 """
 
@@ -36,6 +37,7 @@ SMALL = {  # the same on every device
     "hidden512": Profile("hidden512", 8, (4,), 32, {"A": 1.5, "A'": 1.0}, steps=4),
     "tokens": Profile("toy", 8, (1, 2, 4, 8, 16), 16, {}, steps=8, kind="tokens"),
     "demo": Profile("embedded", 5, (16,), 0, {"A'": 1.5}, steps=8, kind="demo"),
+    "smollm2": Profile("smollm2", 5, (4,), 0, {"A": 1.5, "A'": 1.0}, steps=4, kind="words"),
     "tiny": Profile("tiny", 2, (2,), 8, {}, steps=3),
     "tiny-T5": Profile("tiny", 2, (2,), 8, {}, steps=3, kind="kl"),
     "tiny-T7": Profile("tiny", 2, (2,), 8, {}, steps=3, kind="members"),

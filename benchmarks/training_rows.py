@@ -16,7 +16,7 @@ import operators
 import torch
 from limits import Peak, member_bytes, peak, training_flops
 from memory import peak_bytes
-from peers import HuggingFaceTrainer, MixedBatch, TunedPeft, Work, difference
+from peers import HuggingFaceTrainer, MixedBatch, TunedPeft, Work, answer_of, difference
 from timing import clocked, interleaved, ratio_lines, worst
 from torch import Tensor
 from torch.nn import functional as F
@@ -49,7 +49,7 @@ class Profile:
     at_most: dict[str, float] = field(default_factory=dict)
     spread: float = 0.0  # rows are that part of their length longer or shorter
     steps: int = 6  # of a window; the first does not count
-    kind: str = "arms"  # or "kl", "members", "tokens", "demo"
+    kind: str = "arms"  # or "kl", "members", "tokens", "demo", "words"
 
 
 @dataclass
@@ -114,6 +114,11 @@ def prepare(
         base = loaded.to(place.device)  # type: ignore[arg-type]
         shape, examples = shape_of(loaded), list(load_task("world-cqa").train[:count])
         config = replace(TrainConfig.preset("embedded"), epochs=1, batch_size=batch)
+    elif profile.kind == "words":
+        base, words = load_base(profile.shape, dtype=str(place.dtype).removeprefix("torch."))
+        base = base.to(place.device)  # type: ignore[arg-type]
+        shape, config = shape_of(base), replace(config, loss="vocabulary")
+        examples = list(load_task("world-obqa", answer="text").train[:count])
     else:
         shape = scaled(SHAPES[profile.shape]) if place.small else SHAPES[profile.shape]
         base, words = (
@@ -214,11 +219,13 @@ def _peer(name: str, work: Work) -> Callable[[Callable[[int, Any], None]], float
 def describe(setting: Setting, place: Place, seconds: float) -> dict[str, Any]:
     """What a row says of the stack: tokens, padding, its share of the limit, memory, operators."""
     work, members = setting.work, setting.ensemble.num_members
-    lengths = torch.tensor([len(one.prompt_ids) for one in work.encoded])
+    answers = torch.tensor([len(answer_of(one)) for one in work.encoded])
+    lengths = torch.tensor([len(one.prompt_ids) for one in work.encoded]) + answers - 1
     read, held = padding(lengths, work)
     mean = float(lengths.float().mean())
     tokens = read / work.steps
-    least = tokens * training_flops(setting.shape, length=mean) / place.peak.flops
+    flops = training_flops(setting.shape, length=mean, answers=float(answers.float().mean()))
+    least = tokens * flops / place.peak.flops
     return {
         "id": setting.name,
         "scaled": setting.small,

@@ -17,6 +17,7 @@ from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from breadth import tried
 from lora_ensembles import HeadConfig, LoraEnsemble
 from lora_ensembles.data import Example
 from tiny_models import LLAMA_LIKE
@@ -89,6 +90,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "llama": ("Llama", DECODER, ("q_proj", "v_proj")),
     "qwen3": ("Qwen3", DECODER | dict(head_dim=8), ("q_proj", "v_proj")),
 }
+TRIED = tried(ARCHITECTURES, ("bert", "deberta", "modernbert", "llama"))
 # Encoders whose scores of a text change with the padding beside it, in transformers itself.
 PADDING_READERS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "convbert": ("ConvBert", ENCODER | dict(embedding_size=32, conv_kernel_size=5), ("query", "value")),

@@ -20,6 +20,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from breadth import tried
 from lora_ensembles import LoraEnsemble
 from lora_ensembles.data import Completion, Example
 
@@ -206,6 +207,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "glm": _llama_like("GlmConfig", settings=dict(head_dim=8)),
     "exaone4": _llama_like("Exaone4Config", settings=dict(sliding_window=SLIDING, sliding_window_pattern=2)),
 }
+
+# Sliding windows, soft caps, Conv1D, a head that reads other states, ALiBi, experts, one matrix for query, key and value,
+# parallel attention, rotary halves: one architecture of each kind.
+TRIED = tried(
+    ARCHITECTURES,
+    ("llama", "gemma2", "gpt2", "opt", "falcon_alibi", "mixtral", "phi3", "gpt_neox", "gpt_oss", "cohere"),
+)
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from peft import PeftModel
 
 from command_line import base_folder, call
 from lora_ensembles import CheckpointError, LoraEnsemble, evaluate, load_task, predict
+from lora_ensembles.data.splits import sample
 from lora_ensembles.storage.folder import update_info
 
 FEW = ["--members", 2, "--epochs", 1, "--no-progress", "--json"]
@@ -101,7 +102,7 @@ def test_evaluate_finds_again_what_train_measured(capsys, trained):
 
 def test_evaluate_is_the_librarys_evaluation(capsys, trained):
     ensemble = LoraEnsemble.from_pretrained(trained, members=[1])
-    expected = evaluate(predict(ensemble, load_task("world-cqa").validation[:12]))
+    expected = evaluate(predict(ensemble, sample(load_task("world-cqa").validation, 12, seed=0)))
     done = call(
         capsys,
         "evaluate",
@@ -215,7 +216,7 @@ def test_predict_gives_a_row_a_question_with_every_vote(capsys, trained, questio
     ] == [True] * 2
     for row, options in zip(rows, (3, 2), strict=False):
         assert len(row["probs"]) == options
-        assert sum(row["probs"].values()) == pytest.approx(1, abs=1e-6)
+        assert sum(row["probs"].values()) == pytest.approx(1, abs=3e-6)  # six digits are written of each
         assert len(row["votes"]) == 2
         assert row["total_entropy"] == pytest.approx(
             row["expected_entropy"] + row["mutual_information"], abs=1e-5
@@ -291,8 +292,8 @@ def test_an_ensemble_that_does_not_say_its_data_is_evaluated_on_what_is_given(ca
 
 def test_tasks_lists_the_embedded_ones_and_where_the_papers_are(capsys):
     done = call(capsys, "tasks", "--json")
-    assert done.summary["tasks"]["world-cqa"] == {"train": 400, "validation": 400, "options": [5]}
-    assert done.summary["ood"]["world-cqa"] == {"set": "world-mmlu", "questions": 1000}
+    assert done.summary["tasks"]["world-cqa"] == {"train": 400, "validation": 250, "options": [5]}
+    assert done.summary["ood"]["world-cqa"] == {"set": "world-mmlu", "questions": 268}
     assert done.summary["named"]["obqa"] == "allenai/openbookqa"
     assert "--data DIR" in done.err
 

@@ -12,6 +12,7 @@ import pytest
 
 from command_line import base_folder, call
 from lora_ensembles import LoraEnsemble, completions_from_files, load_completions, score_completions
+from lora_ensembles.data.splits import sample
 from lora_ensembles.prediction.completions import evaluate_completions
 
 FEW = ["--members", 2, "--epochs", 1, "--no-progress", "--json"]
@@ -149,7 +150,7 @@ def test_evaluate_on_another_file_goes_by_its_columns(capsys, trained, tmp_path,
     path = write(tmp_path / "new.jsonl", rows[:5])
     done = call(capsys, "evaluate", trained, "--file", path, "--only", "1", "--limit", 4, "--json")
     ensemble = LoraEnsemble.from_pretrained(trained, members=[1])
-    expected = evaluate_completions(score_completions(ensemble, load_completions(path)[:4]))
+    expected = evaluate_completions(score_completions(ensemble, sample(load_completions(path), 4, seed=0)))
     assert (done.summary["task"], done.summary["members"]) == ("new", 1)
     assert done.summary["ensemble"]["nll"] == pytest.approx(expected.nll, rel=1e-5)
     questions = write(

@@ -20,7 +20,7 @@ from lora_ensembles import LoraEnsemble, TrainConfig, train
 from lora_ensembles.errors import AdapterError
 from lora_ensembles.passes.answer_positions import Places, head_logits, hidden_at, logits_at
 from tiny_models import (
-    ARCHITECTURES,
+    TRIED,
     adapter_config,
     build,
     build_ensemble,
@@ -33,7 +33,7 @@ from tiny_models import (
 
 TOLERANCE = dict(atol=1e-5, rtol=1e-5)
 MEMBERS = 3
-every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+every_architecture = pytest.mark.parametrize("name", TRIED)
 
 
 @torch.no_grad()

@@ -22,15 +22,11 @@ from reference_training import (
     assert_same_weights,
     config_of,
 )
-from tiny_heads import ARCHITECTURES, build, build_ensemble, class_examples, examples_for, tokenizer
+from tiny_heads import TRIED, build, build_ensemble, class_examples, examples_for, tokenizer
 
 SHORT = Recipe(epochs=2, loss="auto")  # 10 examples in batches of 4, 4 and 2: 3 steps an epoch
 LONG = Recipe(loss="auto")  # 21 steps
-MATRIX = [
-    (name, kind)
-    for name in ARCHITECTURES
-    for kind in ("sequence-classification", "multiple-choice", "reward")
-]
+MATRIX = [(name, kind) for name in TRIED for kind in ("sequence-classification", "multiple-choice", "reward")]
 KINDS = ("sequence-classification", "multiple-choice", "reward")
 
 

@@ -15,7 +15,7 @@ from lora_ensembles.heads.lm import scores as scoring
 from lora_ensembles.passes.answer_positions import answer_logits, read_prefix
 from lora_ensembles.passes.probe import probe_language_model
 from tiny_models import (
-    ARCHITECTURES,
+    TRIED,
     build,
     build_ensemble,
     letter_examples,
@@ -28,7 +28,7 @@ from tiny_models import (
 # fp32 sums of some dozen terms in another order, in attention too: with keys that are there already it takes
 # another kernel.
 TOLERANCE = dict(atol=1e-5, rtol=1e-5)
-every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+every_architecture = pytest.mark.parametrize("name", TRIED)
 
 
 def tokens_read(model: nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor, int]:

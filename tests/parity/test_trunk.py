@@ -20,6 +20,7 @@ from lora_ensembles.passes.decoder import model_layers
 from tiny_models import (
     ARCHITECTURES,
     LLAMA_LIKE,
+    TRIED,
     adapter_config,
     build,
     build_ensemble,
@@ -31,7 +32,7 @@ from tiny_models import (
 TOLERANCE = dict(
     atol=1e-5, rtol=1e-5
 )  # fp32 sums; in the trunk a row meets other neighbours, so products have another size
-every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+every_architecture = pytest.mark.parametrize("name", TRIED)
 
 
 def on_top(name: str = "llama", *, layers: Sequence[int] = (1,)) -> LoraEnsemble:
@@ -175,7 +176,7 @@ def heads_on_top(name: str, kind: str) -> LoraEnsemble:
 
 TEXTS = {"sequence-classification": 10, "multiple-choice": 29, "reward": 20}  # of all examples of a kind
 every_head = pytest.mark.parametrize(
-    ("name", "kind"), [(name, kind) for name in tiny_heads.ARCHITECTURES for kind in tiny_heads.KINDS]
+    ("name", "kind"), [(name, kind) for name in tiny_heads.TRIED for kind in tiny_heads.KINDS]
 )
 
 

@@ -26,7 +26,7 @@ from lora_ensembles.errors import ConfigError
 from lora_ensembles.heads.task.encoding import encode_texts
 from lora_ensembles.passes.texts import text_scores
 from lora_ensembles.training.orders import MemberOrders, epoch_order
-from tiny_heads import ARCHITECTURES, build, build_ensemble, examples_for, tokenizer
+from tiny_heads import TRIED, build, build_ensemble, examples_for, tokenizer
 from tiny_models import build as build_causal, tokenizer as words
 
 KINDS = ("sequence-classification", "multiple-choice", "reward")
@@ -39,7 +39,7 @@ def made(name: str, kind: str, *, init: str = "fresh") -> LastLayerHeads:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", TRIED)
 def test_before_training_heads_of_the_base_give_its_own_scores(name: str, kind: str) -> None:
     examples, base = examples_for(kind), build(name, kind)
     table = encode_texts(examples, base, tokenizer(), head=HeadConfig(kind))  # type: ignore[arg-type]

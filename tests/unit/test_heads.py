@@ -46,7 +46,7 @@ from lora_ensembles.prediction.evaluation import evaluate_members
 from lora_ensembles.prediction.rewards import RewardPrediction
 from lora_ensembles.training.adapters import AdapterTrainee
 from tiny_heads import (
-    ARCHITECTURES,
+    TRIED,
     WINDOW,
     adapter_config,
     build,
@@ -115,7 +115,7 @@ def test_members_own_what_stands_beside_the_body(name: str, modules: list[str]) 
     assert adapter_for(base, resolve_head(base, None), None).modules_to_save == modules
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", TRIED)
 def test_without_an_adapter_config_every_architecture_gets_layers_that_it_has(name: str) -> None:
     ensemble = LoraEnsemble(build(name, "reward"), tokenizer(), num_members=1)
     targets = 1 if name == "modernbert" else 2  # whose queries, keys and values are one layer

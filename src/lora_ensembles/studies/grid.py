@@ -118,9 +118,9 @@ class Grid:
         their place.
 
         Example:
-            >>> small = FULL.on(["world-obqa", "world-arcc"])
+            >>> small = FULL.on(["world-obqa", "world-arce"])
             >>> small.few_tasks, small.open_tasks
-            (('world-arcc',), ('world-arcc',))
+            (('world-obqa',), ('world-obqa',))
         """
         few, of_open = (
             tuple(task for task in names if task in tasks) or tuple(tasks[:1])
