@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lora_ensembles.passes.answer_positions import answer_logits, read_prefix
 from lora_ensembles.passes.probe import probe_language_model
 from tiny_models import (
     TRIED,
+    adapter_config,
     build,
     build_ensemble,
     letter_examples,
@@ -31,11 +33,13 @@ TOLERANCE = dict(atol=1e-5, rtol=1e-5)
 every_architecture = pytest.mark.parametrize("name", TRIED)
 
 
-def tokens_read(model: nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """What a call returns, and how many tokens the model embeds for it."""
+def tokens_read(
+    model: nn.Module, run: Callable[[], Tensor], *, by: nn.Module | None = None
+) -> tuple[Tensor, int]:
+    """What a call returns, and how many tokens the model embeds for it, or one of its layers reads."""
     counted: list[int] = []
     embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-    handle = embeddings.register_forward_hook(
+    handle = (embeddings if by is None else by).register_forward_hook(
         lambda _module, _arguments, result: counted.append(result[..., 0].numel())
     )
     result = run()
@@ -80,6 +84,33 @@ def test_an_ensemble_reads_the_prompt_of_several_labels_once(name: str) -> None:
     )
     torch.testing.assert_close(found, expected, **TOLERANCE)
     assert many > 1.9 * few
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+@pytest.mark.parametrize("layers", [None, [1]])
+def test_labels_in_the_row_of_their_prompt_have_the_scores_of_rows_of_their_own(
+    layers: list[int] | None, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = adapter_config()
+    adapter.layers_to_transform = layers
+    ensemble = build_ensemble(members=3, random_b=True, adapter=adapter)
+    three = Example("three", "Q: is the fox red?\nA:", (" yes", " no", " not at all"), 0)
+    examples = [*phrase_examples(), three]
+
+    def scored() -> Tensor:
+        return ensemble.member_log_probs(examples, max_rows=rows)
+
+    base: Any = ensemble.base
+    lowest = base.model.layers[0].mlp
+    found, few = tokens_read(base, scored, by=lowest)
+    whole = without_sharing(scored)
+    monkeypatch.setattr(scoring, "_score_branched", lambda *_: None)
+    after_prefix, more = tokens_read(base, scored, by=lowest)
+    torch.testing.assert_close(found, whole, **TOLERANCE)
+    torch.testing.assert_close(found, after_prefix, **TOLERANCE)
+    assert found.isinf().sum() == 3  # of the last question, a label fewer for each of three members
+    # Below the adapters one row for each question is read for all three members; after a prefix one for each.
+    assert few < (1.05 if layers is None else 0.4) * more
 
 
 @pytest.mark.parametrize("rows", [1, 6, 64])

@@ -53,6 +53,10 @@ class Branches:
         branch, positions = (values[numbers, :length] for values in (self.branch, self.positions))
         return Branches(branch.to(device, non_blocking=True), positions.to(device, non_blocking=True))
 
+    def repeated(self, copies: int) -> Branches:
+        """The rows, so many times one after another."""
+        return Branches(self.branch.repeat(copies, 1), self.positions.repeat(copies, 1))
+
     def arguments(self, dtype: torch.dtype) -> dict[str, Any]:
         """The positions and the additive mask (B, 1, T, T) of a pass over the rows."""
         own, others = self.branch[:, :, None], self.branch[:, None, :]

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..stack.buffers import AdapterStack
 from ..stack.dropout import stream_key
-from .answer_positions import Prefix, answer_logits, read_prefix
-from .decoder import Trunk, in_place_of_trunk
+from .answer_positions import Prefix, answer_logits, logits_at, read_prefix
+from .branches import Branches, arguments_of, can_branch
+from .decoder import Places, Trunk, in_place_of_trunk
 from .hooks import one_pass
 from .memory import ran_out_of_memory, with_fewer_rows
 
@@ -25,6 +26,9 @@ AnswerLogits = Callable[[Tensor, Tensor], Tensor]  # ids (B, T), positions (B, K
 # Prefixes (P, T) -> the logits of B rows that go on from them, B a multiple of P, row by row; None where a
 # model cannot be read in parts.
 ReadPrefix = Callable[[Tensor], AnswerLogits | None]
+# Rows (B, T) that hold several continuations each, and n places of them -> the logits (M, n, V); None where a model
+# cannot read such rows.
+ReadBranches = Callable[[Tensor, Places, Branches], Tensor | None]
 
 
 def context_window(base: nn.Module) -> int | None:
@@ -113,6 +117,23 @@ class SharedRows:
             names=names,
         )
 
+    def read_branches(self, ids: Tensor, places: Places, branches: Branches) -> Tensor | None:
+        """The logits (M, n, V) at places of rows `ids` (B, T) that hold several continuations; see `ReadBranches`."""
+        if not can_branch(self.base, ids.shape[1]):
+            return None
+        states = None
+        if self.trunk is not None:
+            more = {"use_cache": False, **arguments_of(branches, self.base)}
+            states = self.trunk.states(lambda: one_pass(self.base, {"input_ids": ids, **more}))
+
+        def run(rows: Tensor, count: int) -> Tensor:
+            firsts = len(ids) * torch.arange(count, device=ids.device)[:, None]
+            every = Places((places.rows + firsts).flatten(), places.positions.repeat(count))
+            logits = logits_at(self.base, rows, every, branches=branches.repeated(count))
+            return logits.unflatten(0, (count, -1))
+
+        return self.passes(ids, run, states=states)
+
     def read_prefix(self, ids: Tensor) -> AnswerLogits | None:
         """The logits of rows that go on from `ids` (B, T), whose keys and values differ by member; see
         `ReadPrefix`.
@@ -170,6 +191,10 @@ class DroppedRows(SharedRows):
             self.stack.dropout(probability, keys),
         ):
             yield
+
+    def read_branches(self, ids: Tensor, places: Places, branches: Branches) -> Tensor | None:
+        """None: the mask of a row is that of its whole prompt."""
+        return None
 
     def read_prefix(self, ids: Tensor) -> AnswerLogits | None:
         """None: the mask of a row is that of its whole prompt."""

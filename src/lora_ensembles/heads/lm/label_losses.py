@@ -12,7 +12,6 @@ labels, n places with logits, S label tokens, V vocabulary.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -34,6 +33,7 @@ from ...passes.trunk_states import TrunkStates
 from ...stack.head_config import LabelScore
 from ..losses import RowLosses, distribution_losses
 from ..task.table import TextTable
+from .label_plan import label_plan
 from .losses import in_chunks
 from .scores import WORTH_SHARING, label_lengths, label_log_probs, score_labels
 from .table import check_answered
@@ -120,7 +120,7 @@ class LabelTable:
         check_answered(encoded)
         rows: list[tuple[int, ...]] = []
         parts: list[Tensor] = []
-        plans = [_plan(example.label_ids) for example in encoded]
+        plans = [label_plan(example.label_ids) for example in encoded]
         for example, plan in zip(encoded, plans, strict=True):
             shift = torch.tensor([len(rows), len(example.prompt_ids) - 1, 0, 0, 0])
             tokens_of_example = plan.in_one_row() if branched else plan.tokens
@@ -194,46 +194,6 @@ class LabelTable:
             longest,
             self.branches_of(texts),
         )
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """A plan to read a set of labels: the beginnings of labels that stand behind a prompt, and the fields (5,
-    S) of `ScoredTokens` for one example, rows counted from its first and positions from the prompt's last
-    token."""
-
-    beginnings: tuple[tuple[int, ...], ...]
-    tokens: Tensor
-
-    def in_one_row(self) -> Tensor:
-        """The fields where the beginnings stand behind each other in one row."""
-        lengths = torch.tensor([len(beginning) for beginning in self.beginnings])
-        rows, positions, *others = self.tokens
-        begins = (lengths.cumsum(0) - lengths)[rows]
-        at_prompt = positions == 0  # its last token, which stands where it stood
-        moved = torch.where(at_prompt, positions, positions + begins)
-        fields = torch.stack([torch.zeros_like(rows), moved, *others])
-        return fields[:, moved.argsort(stable=True)]
-
-
-@functools.lru_cache(maxsize=1024)
-def _plan(label_ids: tuple[tuple[int, ...], ...]) -> _Plan:
-    read = sorted({label[:-1] for label in label_ids})  # one that another begins with stands right before it
-    beginnings = [
-        beginning
-        for beginning, after in zip(read, [*read[1:], None], strict=True)
-        if after is None or after[: len(beginning)] != beginning
-    ]
-    row_of: dict[tuple[int, ...], int] = {}
-    for row, beginning in enumerate(beginnings):
-        for end in range(len(beginning) + 1):
-            row_of.setdefault(beginning[:end], row)
-    fields = sorted(
-        (row_of[label[:step]], step, token, number, step)
-        for number, label in enumerate(label_ids)
-        for step, token in enumerate(label)
-    )
-    return _Plan(tuple(beginnings), torch.tensor(fields).T)
 
 
 @dataclass(frozen=True)
@@ -327,7 +287,7 @@ class LabelRows:
 
 def _branches_pay(ensemble: StackedModel, encoded: Sequence[EncodedExample]) -> bool:
     """Whether one row for each example has so many fewer tokens that its mask is worth it."""
-    plans = [_plan(example.label_ids) for example in encoded]
+    plans = [label_plan(example.label_ids) for example in encoded]
     prompts = [len(example.prompt_ids) for example in encoded]
     beginnings = [sum(map(len, plan.beginnings)) for plan in plans]
     apart = sum(len(plan.beginnings) * prompt for plan, prompt in zip(plans, prompts, strict=True))

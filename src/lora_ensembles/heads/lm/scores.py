@@ -15,10 +15,19 @@ import torch
 from torch import Tensor
 
 from ...data import EncodedExample, Example, encode_examples
+from ...passes.branches import Branches
+from ...passes.decoder import Places
 from ...passes.memory import scoring_rows
-from ...passes.shared_prefix import AnswerLogits, ReadPrefix, context_window, scored_in_parts
+from ...passes.shared_prefix import (
+    AnswerLogits,
+    ReadBranches,
+    ReadPrefix,
+    context_window,
+    scored_in_parts,
+)
 from ...passes.texts import pad_rows
 from ...stack.head_config import LabelScore
+from .label_plan import label_plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,6 +51,10 @@ class Passes(Protocol):
         """The logits of rows that go on from `ids` (B, T); None where they cannot be read in parts."""
         ...
 
+    def read_branches(self, ids: Tensor, places: Places, branches: Branches) -> Tensor | None:
+        """The logits (M, n, V) at places of rows (B, T) that hold several continuations; None where they cannot."""
+        ...
+
 
 @dataclass(frozen=True)
 class PlainPasses:
@@ -51,6 +64,9 @@ class PlainPasses:
     rows: int
 
     def read_prefix(self, ids: Tensor) -> AnswerLogits | None:
+        return None
+
+    def read_branches(self, ids: Tensor, places: Places, branches: Branches) -> Tensor | None:
         return None
 
 
@@ -86,6 +102,7 @@ def score_examples(
             rows_per_batch=reading.rows,
             device=base.device,
             read_prefix=reading.read_prefix,
+            read_branches=reading.read_branches,
             label_score=label_score,
         )
 
@@ -101,6 +118,7 @@ def score_labels(
     rows_per_batch: int,
     device: torch.device | str = "cpu",
     read_prefix: ReadPrefix | None = None,
+    read_branches: ReadBranches | None = None,
     label_score: LabelScore = "sum",
 ) -> Tensor:
     """log p(label | prompt) normalised over each example's labels (M, N, C), float32; -inf where an example
@@ -110,10 +128,11 @@ def score_labels(
     (`label_score`), which does not favour short labels; see `label_log_probs`. Rows are sorted by length, so
     that batches hold little padding, the longest first, so that memory that is too small shows at once; the
     result is in the order given. With `read_prefix`, what rows have in common is read once where that pays:
-    the beginning of all prompts (demonstrations, instructions), or a prompt that several labels follow.
+    the beginning of all prompts (demonstrations, instructions), or a prompt that several labels follow; the
+    latter in one row with its labels where `read_branches` can.
     Source: Eq. 1 of arXiv:2310.00035.
     """
-    batches = _Batches(answer_logits, pad_id, rows_per_batch, device)
+    batches = _Batches(answer_logits, pad_id, rows_per_batch, device, read_branches)
     single = all(len(label) == 1 for example in encoded for label in example.label_ids)
     flat = None if read_prefix is None else _score_shared(encoded, batches, read_prefix, single=single)
     if flat is None:
@@ -157,6 +176,7 @@ class _Batches:
     pad_id: int
     rows: int
     device: torch.device | str
+    read_branches: ReadBranches | None = None
 
 
 def _score_shared(
@@ -178,7 +198,8 @@ def _score_shared(
     if whole < WORTH_SHARING * costs[kind]:
         return None
     if kind == "prompts":
-        return _score_by_prompt(encoded, batches, read_prefix)
+        branched = _score_branched(encoded, batches)
+        return branched if branched is not None else _score_by_prompt(encoded, batches, read_prefix)
     after = read_prefix(torch.tensor([encoded[0].prompt_ids[:common]], device=batches.device))
     if after is None:
         return None
@@ -195,6 +216,43 @@ def _common_prefix(encoded: Sequence[EncodedExample]) -> int:
         (n for n, (left, right) in enumerate(zip(first, last, strict=False)) if left != right), len(first)
     )
     return min(same, min(len(example.prompt_ids) for example in encoded) - 1)
+
+
+def _score_branched(encoded: Sequence[EncodedExample], batches: _Batches) -> Tensor | None:
+    """Scores from one row for each example, which holds its prompt once and all its labels; None where such rows
+    cannot be read.
+    """
+    read = batches.read_branches
+    if read is None:
+        return None
+    plans = [label_plan(example.label_ids) for example in encoded]
+    rows = [sum(plan.beginnings, example.prompt_ids) for example, plan in zip(encoded, plans, strict=True)]
+    order = sorted(range(len(rows)), key=lambda n: -len(rows[n]))
+    scores: Tensor | None = None
+    shape = len(encoded), max(len(example.label_ids) for example in encoded)
+    at_once = max(1, batches.rows // shape[1])
+    for start in range(0, len(order), at_once):
+        numbers = order[start : start + at_once]
+        prompts = [len(encoded[n].prompt_ids) for n in numbers]
+        fields = [
+            plans[n].in_one_row() + torch.tensor([row, prompt - 1, 0, 0, 0])[:, None]
+            for row, (n, prompt) in enumerate(zip(numbers, prompts, strict=True))
+        ]
+        in_row, positions, tokens, labels, _ = torch.cat(fields, dim=1).to(batches.device)
+        places, which = torch.stack([in_row, positions]).unique(dim=1, return_inverse=True)
+        branches = Branches.of(prompts, [[len(one) for one in plans[n].beginnings] for n in numbers])
+        ids = pad_rows([rows[n] for n in numbers], batches.pad_id, device=batches.device)
+        every = branches.rows(torch.arange(len(numbers)), ids.shape[1], batches.device)
+        logits = read(ids, Places(*places), every)
+        if logits is None:
+            return None
+        log_probs = logits.float().log_softmax(dim=-1)[:, which, tokens]
+        if scores is None:
+            scores = torch.full((len(logits), *shape), -math.inf)
+        own = torch.zeros(len(logits), len(numbers) * shape[1], device=batches.device)
+        own.index_add_(1, in_row * shape[1] + labels, log_probs)
+        scores[:, numbers] = own.view(len(logits), len(numbers), shape[1]).cpu()
+    return scores
 
 
 def _score_by_prompt(
