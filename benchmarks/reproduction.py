@@ -29,8 +29,8 @@ from lora_ensembles.studies.report.figures.values import (
 )
 from lora_ensembles.studies.report.findings import base_words
 from lora_ensembles.studies.report.page import Table
-from lora_ensembles.studies.report.write import READING
-from lora_ensembles.studies.store import by_kind
+from lora_ensembles.studies.report.write import READING, SHARED
+from lora_ensembles.studies.store import by_kind, records as records_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / "docs"
@@ -76,6 +76,7 @@ BASES = (
     ),
     Base("embedded", REPOSITORY / "results" / "embedded", "lora-ensembles study all --out results/embedded"),
 )
+TRIALS = REPOSITORY / "results" / "smollm2"
 INTRO = """\
 # Reproduction
 
@@ -120,6 +121,7 @@ def page(bases: Sequence[Base], sentences: Sentences) -> str:
     parts += ["## The claims", verdicts(measured).to_markdown(), READING]
     for place, (name, text, _) in enumerate(CLAIMS):
         parts += claim_section([one.claims[place] for one in measured], text, sentences[name], measured)
+    parts += trial_section(sentences)
     parts += ["## Methods and tasks"]
     for one in measured:
         parts += [f"### {one.base.name}: methods side by side", made(tables.side_by_side, one.records)]
@@ -129,8 +131,40 @@ def page(bases: Sequence[Base], sentences: Sentences) -> str:
         ]
     parts += ["### In the paper, on LLaMA-13B (Table 1)", tables.paper_table_1().to_markdown()]
     parts += ["## What the paper leaves open", *open_sections(measured, sentences)]
-    parts += ["## Where the numbers come from", CHECKED, commands]
+    parts += ["## Where the numbers come from", CHECKED, SHARED, commands]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def trial_section(sentences: Sentences) -> list[str]:
+    """The trial on SmolLM2 that chose step size and epochs, and shows what ensembles are for."""
+    found = list(records_of(TRIALS, "trial"))
+    if not found:
+        return []
+    parts = ["## Fine-tuning makes a language model overconfident", sentences["trial"]["text"]]
+    for record in found:
+        settings = record["settings"]
+        title = (
+            f"{settings['task']}, {record['result']['sizes']['train']} training questions, loss over the "
+            f"{'options' if settings['loss'] == 'labels' else 'vocabulary'}; {record['result']['sizes']['held_out']} "
+            f"held-out ones; single member: mean of {settings['members']}:"
+        )
+        parts += [title, trial_table(record["result"]).to_markdown()]
+    return [*parts, f"![over the epochs](../{(TRIALS / 'trial.png').relative_to(REPOSITORY).as_posix()})"]
+
+
+def trial_table(result: Mapping[str, Any]) -> Table:
+    """A row for the base, and one a step size and epoch."""
+
+    def cells(row: Mapping[str, float]) -> tuple[str, ...]:
+        return tuple(f"{row[metric]:.3f}" for metric in ("accuracy", "nll", "ece"))
+
+    rows = [("without training", "-", *cells(result["base"]), "-", "-", "-")]
+    for arm, epochs in result["epochs"].items():
+        for epoch, row in enumerate(epochs, start=1):
+            trained = f"{row['train_accuracy']:.3f}" if "train_accuracy" in row else "-"
+            rows.append((f"{arm}, epoch {epoch}", trained, *cells(row["single"]), *cells(row["ensemble"])))
+    names = [f"{who}: {metric}" for who in ("single", "ensemble") for metric in ("accuracy", "NLL", "ECE")]
+    return Table(("", "training accuracy", *names), tuple(rows))
 
 
 def bases_table(measured: Sequence[Measured]) -> Table:

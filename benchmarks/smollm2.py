@@ -5,7 +5,7 @@
 follows: single members and their ensemble after every epoch at several step sizes, measured on training
 questions that were held out; no question of a validation part is looked at. Answers are the options' texts,
 adapters are on the top layers, so that the others run once for all. Records that are there are not made again.
-`make smollm2` brings the model.
+`make smollm2` brings the model. `figure` draws what the records hold, into OUT/trial.png.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import random
 import statistics
 import sys
@@ -23,12 +24,29 @@ from typing import Any, Literal
 
 from lora_ensembles import Example, Prediction, TrainConfig, evaluate, load_base, load_task, predict
 from lora_ensembles.baselines import FewShot
-from lora_ensembles.errors import LoraEnsemblesError
+from lora_ensembles.errors import DataError, LoraEnsemblesError
 from lora_ensembles.heads import HeadConfig, adapter_for
+from lora_ensembles.prediction.plots import save_figure
 from lora_ensembles.studies.arms import Arm, stacked_members, train_members
-from lora_ensembles.studies.store import cell
+from lora_ensembles.studies.report.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    METRICS,
+    NONE,
+    Key,
+    finish,
+    heading,
+    panels,
+)
+from lora_ensembles.studies.store import cell, records
 
 TASKS = ("arce", "obqa", "arcc", "cqa")
+LOSSES = {"labels": "options", "vocabulary": "vocabulary"}
+LEVELS = {
+    "accuracy": 1 / 4,
+    "nll": math.log(4),
+}  # of guessing evenly among the four options of nearly all questions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +133,41 @@ def trials(arguments: argparse.Namespace) -> dict[str, Any]:
     return summary
 
 
+def figure(out: Path) -> Path:
+    """A row a record: accuracy, NLL and ECE over the epochs, of single members and of their ensemble, at each step size,
+    with the base without training and what guessing evenly has.
+    """
+    found = list(records(out, "trial"))
+    if not found:
+        raise DataError(
+            f"{out} holds no record of a trial; make one with: python benchmarks/smollm2.py trial"
+        )
+    drawn, grid = panels(len(found), 3, height=1.9)
+    for axes, record in zip(grid, found, strict=True):
+        settings, result = record["settings"], record["result"]
+        for one, metric in zip(axes, ("accuracy", "nll", "ece"), strict=True):
+            for colour, rows in zip((BLUE, NONE, GREEN), result["epochs"].values(), strict=False):
+                epochs = range(1, len(rows) + 1)
+                for who, line in (("single", "-"), ("ensemble", "--")):
+                    one.plot(epochs, [row[who][metric] for row in rows], line, color=colour, linewidth=1.4)
+                if metric == "accuracy" and "train_accuracy" in rows[0]:
+                    one.plot(
+                        epochs, [row["train_accuracy"] for row in rows], ":", color=colour, linewidth=1.4
+                    )
+            one.set_ylabel(METRICS[metric])
+            one.set_xlabel("epoch")
+            if metric in LEVELS:
+                one.axhline(LEVELS[metric], color="0.55", linewidth=0.9)
+            title = f"{settings['task']}, loss over the {LOSSES[settings['loss']]}" if one is axes[0] else ""
+            heading(one, title, below=f"without training {result['base'][metric]:.2f}")
+    rates = [f"step size {rate:g}" for rate in found[0]["settings"]["rates"]]
+    keys = [Key(f"{who}, {rate}", colour, line) for colour, rate in zip((BLUE, NONE, GREEN), rates, strict=False)
+            for who, line in (("single member", "-"), ("ensemble of 3", "--"))]  # fmt: skip
+    keys += [Key("single member, training questions", BLACK, ":"), Key("guessing evenly", "0.55")]
+    save_figure(finish(drawn, None, keys, columns=2), out / "trial")
+    return out / "trial.png"
+
+
 def words(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
@@ -123,14 +176,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("trial",))
-    parser.add_argument("--data", type=Path, required=True, help="folder with the paper's data sets")
+    parser.add_argument("what", choices=("trial", "figure"))
+    parser.add_argument("--data", type=Path, help="folder with the paper's data sets, for a trial")
     parser.add_argument("--out", type=Path, required=True, help="folder of the records")
     parser.add_argument("--tasks", type=words, default=TASKS[:2], help="tasks (default: arce,obqa)")
     parser.add_argument("--losses", type=words, default=("labels", "vocabulary"), help="losses of training")
     arguments = parser.parse_args()
+    if arguments.what == "trial" and arguments.data is None:
+        parser.error("trial: --data DIR is needed, the folder with the paper's data sets")
     try:
-        trials(arguments)
+        if arguments.what == "trial":
+            trials(arguments)
+        print(figure(arguments.out))
     except LoraEnsemblesError as error:
         sys.exit(f"error: {error}")
 

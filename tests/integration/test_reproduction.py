@@ -45,7 +45,8 @@ def test_the_page_is_what_its_sources_give(reproduction: Any) -> None:
 
 def test_every_claim_and_every_open_question_has_its_sentences(reproduction: Any) -> None:
     sentences = reproduction.read_sentences()
-    assert list(sentences) == ["bases", *(name for name, _, _ in CLAIMS), *OPEN_KINDS, "correlation"]
+    assert list(sentences) == ["bases", "trial", *(name for name, _, _ in CLAIMS), *OPEN_KINDS, "correlation"]
+    assert set(sentences.pop("trial")) == {"text"}
     assert set(sentences.pop("bases")) <= {base.name for base in reproduction.BASES}
     for name, given in sentences.items():
         assert set(given) == {"paper", "why" if name.startswith("C") else "here"}, name

@@ -16,6 +16,7 @@ from lora_ensembles.prediction.metrics import (
     brier,
     coverage_area,
     ece,
+    ece_floor,
     nll,
     ood_auroc,
     reliability_bins,
@@ -307,3 +308,14 @@ def test_metrics_are_json_and_print_one_line_each():
     assert json.loads(json.dumps(metrics.to_dict())) == metrics.to_dict()
     assert len(str(metrics).splitlines()) == len(metrics.to_dict())
     assert f"{metrics.accuracy:.4f}" in str(metrics)
+
+
+def test_the_ece_of_a_calibrated_predictor_is_that_of_answers_drawn_by_its_confidences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    confidences, counts = [0.3, 0.5, 0.8, 0.97, 1.0], [20, 37, 100, 93, 5]
+    off = torch.zeros(20_000)
+    for p, n in zip(confidences, counts, strict=True):
+        right = (torch.rand(20_000, n, generator=generator) < p).float().mean(dim=1)
+        off += n * (right - p).abs()
+    assert ece_floor(confidences, counts) == pytest.approx(off.mean().item() / sum(counts), rel=0.02)
+    assert ece_floor([1.0], [7]) == 0.0

@@ -348,7 +348,7 @@ def test_the_gain_is_drawn_from_no_regulariser_to_the_strongest_of_each_family(r
 def test_guessing_evenly_is_one_in_c_and_ln_c(records: Records) -> None:
     assert chance(records, "world-cqa", "accuracy") == 0.25
     assert chance(records, "world-cqa", "nll") == pytest.approx(math.log(4))
-    assert chance(records, "world-cqa", "ece") is None
+    assert 0.05 < chance(records, "world-cqa", "ece") < 0.15  # of 80 questions
     assert chance({"sweep": []}, "world-cqa", "nll") is None
     figure, ((axes,),) = panels(1, 1, height=2)
     axes.set_ylim(0.5, 0.7)

@@ -145,6 +145,11 @@ def _claims_chapter(claims: Sequence[Claim]) -> Chapter:
     return Chapter("The claims", tuple(blocks))
 
 
+SHARED = (
+    "Of one task and seed, the members without a regulariser are the same in every kind of record: in the sweep, in "
+    "the pool, with both sources of randomness, at the adapters' own rank and start, and among the methods. Figures "
+    "that show them are not independent of one another."
+)
 READING = (
     "Each verdict follows from the records alone. A clause is a difference in every setting (task and seed); its "
     "interval is the 95 % t interval over tasks, each the mean over its seeds; its p, of a t test of the side that "
@@ -321,5 +326,5 @@ def _provenance_chapter(records: Records) -> Chapter:
     grid = f"Smaller than the full grid: {smaller}." if smaller else "The full grid."
     return Chapter(
         "Where the numbers come from",
-        (Text(grid), counts(records), provenance(records), Text("Made with:"), Code(how)),
+        (Text(grid), Text(SHARED), counts(records), provenance(records), Text("Made with:"), Code(how)),
     )

@@ -12,10 +12,12 @@ from .style import (
     DECAY,
     FEW_SHOT,
     KL,
+    LEVELS,
     METRICS,
     NONE,
     STOPPED,
     Key,
+    chance_line,
     finish,
     heading,
     panels,
@@ -27,6 +29,7 @@ from .values import (
     Records,
     Spread,
     by_task,
+    chance,
     epochs_of,
     spread,
     strength,
@@ -44,7 +47,8 @@ CAPTION = (
     "on the validation questions after the last epoch; its ends are means over the seeds, and the dots are the ends "
     "for each seed. Towards the lower right both metrics improve. Colour: the kind of regulariser; the stronger it is, "
     "the more opaque. Early stopping: epochs 1, 2 and 3 of the arm without a regulariser, 1 the strongest. Crosses: "
-    "the base without training, few-shot (mean over draws and seeds) and zero-shot. Axes differ from task to task."
+    "the base without training, few-shot (mean over draws and seeds) and zero-shot. Axes differ from task to task. "
+    "Dotted: the ECE that the plain ensemble would show on so many questions if it were calibrated."
 )
 PAPER = (
     "After 20 epochs of LLaMA-13B on six tasks, most arrows point to the lower right: ensembles of 5 gain in "
@@ -87,6 +91,7 @@ def draw(records: Records) -> Figure:
         _draw_base(axes, results, "x")
         _draw_base(axes, [result["zero_shot"] for result in results if "zero_shot" in result], "+")
         axes.margins(0.08)
+        chance_line(axes, chance(records, name, "ece"), name=LEVELS["ece"])
         axes.xaxis.set_major_locator(
             MaxNLocator(nbins=6, prune="upper")
         )  # a label at the very end would be cut

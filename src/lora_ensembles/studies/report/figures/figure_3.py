@@ -19,7 +19,8 @@ CAPTION = (
     "questions over the epochs, without a regulariser and with decay of B of one strength. Solid: single "
     "member (mean of the members' own"
     " metrics); dashed: ensemble. Lines: mean over the seeds; bands: from the lowest to the highest seed. "
-    "Dotted, or named at the edge of a panel: guessing evenly (1/C and ln C)."
+    "Dotted, or named at the edge of a panel: guessing evenly (1/C, ln C), and the ECE that the "
+    "plain ensemble would show at the end if it were calibrated."
 )
 PAPER = (
     "Over 20 epochs the ensemble of 5 is more accurate and better calibrated than its members, with and "

@@ -22,7 +22,8 @@ CAPTION = (
     "single member (mean of the members' own metrics); dashed: ensemble. Lines: mean over the seeds; bands: "
     "from the lowest to the "
     "highest seed. "
-    "Dotted, or named at the edge of a panel: guessing evenly (1/C and ln C)."
+    "Dotted, or named at the edge of a panel: guessing evenly (1/C, ln C), and the ECE that the "
+    "plain ensemble would show at the end if it were calibrated."
 )
 PAPER = (
     "From cqa to mmlu, ensembling does not undo the forgetting, and improves NLL and ECE out of "

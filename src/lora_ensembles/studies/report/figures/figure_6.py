@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .style import (
     DECAY,
+    LEVELS,
     LINES,
     METRICS,
     NAMES,
@@ -33,7 +34,8 @@ CAPTION = (
     "bands: one standard deviation over subsets and seeds each way (the whole pool is one subset, so that "
     "its band is over seeds alone). "
     "Solid: the level of the single member (M = 1, every member of the pool). "
-    "Dotted, or named at the edge of a panel: guessing evenly (1/C and ln C)."
+    "Dotted, or named at the edge of a panel: guessing evenly (1/C, ln C), and the ECE that the "
+    "plain ensemble would show at the end if it were calibrated."
 )
 PAPER = (
     "With a pool of 20 members and 5 random draws for each M, every metric improves with M, and "
@@ -60,7 +62,7 @@ def draw(records: Records) -> Figure:
                     one.axhline(curve[1].mean, color=colour, linestyle="-", linewidth=0.9)
                 band(one, curve, colour=colour, line="--", std=True)
             one.set_ylabel(METRICS[metric])
-            chance_line(one, chance(records, name, metric))
+            chance_line(one, chance(records, name, metric), name=LEVELS.get(metric, "chance"))
             sizes = {size for arm in ARMS for size in by_size(runs, arm, metric)}
             one.set_xticks(
                 sorted(size for size in sizes if size not in (2, 3) or max(sizes) <= 5)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .style import (
     DECAY,
+    LEVELS,
     LINES,
     METRICS,
     NAMES,
@@ -34,7 +35,8 @@ CAPTION = (
     "members' own metrics); open: ensemble; the arrow between them is what the members' diversity gains. "
     "Markers: mean over the seeds; "
     "whiskers: from the lowest to the highest seed, solid for the single member and dashed for the ensemble. "
-    "Dotted, or named at the edge of a panel: guessing evenly (1/C and ln C)."
+    "Dotted, or named at the edge of a panel: guessing evenly (1/C, ln C), and the ECE that the "
+    "plain ensemble would show at the end if it were calibrated."
 )
 PAPER = (
     "On cqa, with 5 trials a setting, ensembles work with either source of randomness alone (the gap between "
@@ -59,7 +61,7 @@ def draw(records: Records) -> Figure:
     for axes, (name, runs) in zip(grid, tasks.items(), strict=True):
         for one, metric in zip(axes, SHOWN, strict=True):
             _panel(one, runs, metric)
-            chance_line(one, chance(records, name, metric))
+            chance_line(one, chance(records, name, metric), name=LEVELS.get(metric, "chance"))
         heading(axes[0], name)
     for one in grid[-1]:
         one.set_xlabel("members differ by")

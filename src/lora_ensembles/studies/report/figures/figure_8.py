@@ -30,7 +30,8 @@ CAPTION = (
     "both, and without. Solid: single member (mean of the members' own metrics); dashed: ensemble. Lines: "
     "mean over the seeds; bands: "
     "from the lowest to the highest seed. "
-    "Dotted, or named at the edge of a panel: guessing evenly (1/C and ln C)."
+    "Dotted, or named at the edge of a panel: guessing evenly (1/C, ln C), and the ECE that the "
+    "plain ensemble would show at the end if it were calibrated."
 )
 PAPER = (
     "On cqa (strength 1e2) and the two mmlu subsets (1e3), decay of A alone leaves NLL high, decay of both "

@@ -23,7 +23,8 @@ SMALL, TEXT = 7, 8  # points
 DPI = 180
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS
 NONE, DECAY, KL, STOPPED, DROPOUT, FEW_SHOT = VERMILION, BLUE, GREEN, PURPLE, ORANGE, BLACK
-Line = Literal["-", "--", ""]
+LEVELS = {"ece": "calibrated"}  # the words for a level that is not that of chance
+Line = Literal["-", "--", ":", ""]
 LINES: dict[str, Line] = {MEMBER: "-", ENSEMBLE: "--"}
 NAMES = {MEMBER: "single member", ENSEMBLE: "ensemble"}
 METRICS = {"accuracy": "accuracy ↑", "nll": "NLL (nats) ↓", "ece": "ECE ↓", "ood_auroc": "AUROC"}
@@ -63,7 +64,7 @@ def heading(axes: Axes, text: str, *, below: str = "") -> None:
         line.set_in_layout(False)  # a line wider than its panel would push the columns apart
 
 
-def finish(figure: Figure, records: Records, keys: Sequence[Key], *, columns: int = 4) -> Figure:
+def finish(figure: Figure, records: Records | None, keys: Sequence[Key], *, columns: int = 4) -> Figure:
     """Add the legend above everything, and below everything in what the grid is smaller than the full one."""
     from matplotlib.lines import Line2D
 
@@ -91,7 +92,7 @@ def finish(figure: Figure, records: Records, keys: Sequence[Key], *, columns: in
             frameon=False,
             handlelength=2.6,
         )
-    smaller = smaller_grid(records)
+    smaller = smaller_grid(records) if records is not None else ""
     if smaller:
         figure.supxlabel(
             "\n".join(textwrap.wrap(f"Smaller grid: {smaller}.", 120)), fontsize=SMALL - 0.5, color="0.35"
@@ -127,7 +128,7 @@ def band(
     )
 
 
-def chance_line(axes: Axes, level: float | None, *, vertical: bool = False) -> None:
+def chance_line(axes: Axes, level: float | None, *, name: str = "chance", vertical: bool = False) -> None:
     """A grey dotted line at what guessing evenly has, where the panel's values reach it; else a word at the edge
     beyond which it lies.
     """
@@ -144,7 +145,7 @@ def chance_line(axes: Axes, level: float | None, *, vertical: bool = False) -> N
     place = ((0.99 if beyond else 0.01), 0.03) if vertical else (0.985, 0.97 if beyond else 0.03)
     axes.text(
         *place,
-        f"chance {level:.2f} {arrows[beyond]}",
+        f"{name} {level:.2f} {arrows[beyond]}",
         transform=axes.transAxes,
         ha="right" if beyond or not vertical else "left",
         va="top" if beyond and not vertical else "bottom",
@@ -178,7 +179,7 @@ def epoch_panels(
                 curve = over_epochs(runs, arm, metric, who, where=inside)
                 band(one, curve, colour=colour, line=line, marker=marker, width=width)
         one.set_ylabel(METRICS[metric], labelpad=2)
-        chance_line(one, (guessing or {}).get(metric))
+        chance_line(one, (guessing or {}).get(metric), name=LEVELS.get(metric, "chance"))
 
 
 def arms_keys(arms: Mapping[str, tuple[str, str]]) -> list[Key]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ....data import PAPER_TASKS
 from ....errors import DataError
+from ....prediction.metrics import ece_floor
 from ...grid import CHOICE, ENCODER, FULL, OPEN_KINDS, PAPER, WHOLE_KINDS, Grid
 
 Record = Mapping[str, Any]
@@ -137,8 +138,11 @@ def named_decay(records: Sequence[Record]) -> str:
 
 def chance(records: Records, task: str, metric: str) -> float | None:
     """The level of guessing evenly in a metric: 1 / C in accuracy and ln C in NLL, C the number of options that most
-    questions of the task have; None for other metrics, and where no record says how many.
+    questions of the task have; in ECE what the plain ensemble would show at the end if it were calibrated. None for
+    other metrics, and where no record says how many.
     """
+    if metric == "ece":
+        return _floor(records, task)
     sizes = [
         record["result"]["sizes"]
         for record in records.get("sweep", ())
@@ -149,6 +153,16 @@ def chance(records: Records, task: str, metric: str) -> float | None:
     counts = sizes[0]["options"]
     options = statistics.median_low(counts) if isinstance(counts, list) else counts
     return 1 / options if metric == "accuracy" else math.log(options)
+
+
+def _floor(records: Records, task: str) -> float | None:
+    bins = [
+        record["result"]["arms"]["none"].get("reliability", {}).get(ENSEMBLE)
+        for record in records.get("sweep", ())
+        if str(record["settings"]["task"]) == task
+    ]
+    floors = [ece_floor(one["confidences"], [int(n) for n in one["counts"]]) for one in bins if one]
+    return statistics.fmean(floors) if floors else None
 
 
 def strength(arm: str) -> float:
