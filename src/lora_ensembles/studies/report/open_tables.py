@@ -12,7 +12,7 @@ from typing import Any
 
 from ..claims.contrasts import NAMES, SIGNS
 from .figures.association import association
-from .figures.values import ENSEMBLE, MEMBER, Record, Records, Spread, by_task, spread, value
+from .figures.values import ENSEMBLE, MEMBER, Record, Records, by_task, spread, value
 from .page import Table
 from .tables import METRICS
 
@@ -142,11 +142,7 @@ def _mean(
         if amount is not None:
             seeds.setdefault(int(record["settings"]["seed"]), []).append(amount)
     over = spread(statistics.fmean(amount) for amount in seeds.values())
-    return "-" if over is None else _shown(over, digits)
-
-
-def _shown(summary: Spread, digits: int) -> str:
-    return f"{summary.mean:.{digits}f} ± {summary.std:.{digits}f}"
+    return "-" if over is None else over.shown(digits)
 
 
 def _method(name: str) -> Callable[[Record], Any]:

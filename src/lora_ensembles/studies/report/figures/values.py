@@ -52,7 +52,16 @@ class Spread:
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.std:.3f}"
+        return self.shown(3)
+
+    def shown(self, digits: int) -> str:
+        """The mean and, of several values, their standard deviation.
+
+        Example:
+            >>> Spread((0.1, 0.2, 0.6)).shown(2), Spread((0.1,)).shown(2)
+            ('0.30 ± 0.26', '0.10')
+        """
+        return f"{self.mean:.{digits}f}" + (f" ± {self.std:.{digits}f}" if len(self.values) > 1 else "")
 
 
 def task_order(name: str) -> tuple[int, str]:
