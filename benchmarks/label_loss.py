@@ -70,8 +70,8 @@ SETS: dict[str, dict[str, Any]] = {
     "tickets": EMBEDDED | {"epochs": 10, "limit": [160, 200], "layers": None},
     "arce-text": TEXTS,
     "arce-text-small-steps": TEXTS | {"learning_rate": 2e-4, "epochs": 4},
-    "world-obqa": EMBEDDED | {"epochs": 6, "limit": [200, 300], "layers": None},
-    "world-cqa": EMBEDDED | {"epochs": 6, "limit": [200, 300], "layers": None},
+    "world-obqa": EMBEDDED | {"epochs": 6, "limit": [200, 250], "layers": None},
+    "world-cqa": EMBEDDED | {"epochs": 6, "limit": [200, 250], "layers": None},
 }
 ARMS = (("vocabulary", "sum"), ("labels", "sum"), ("labels", "mean"))
 TICKETS = {

@@ -79,7 +79,9 @@ def test_texts_and_labels_are_trained_measured_and_asked_without_a_flag(
     tickets(tmp_path / "tickets.csv")
     monkeypatch.chdir(tmp_path)
 
-    done = call(capsys, "train", "tickets.csv", "--members", 2, "--json")  # no flag about the data
+    done = call(
+        capsys, "train", "tickets.csv", "--members", 2, "--epochs", 10, "--json"
+    )  # no flag about the data
 
     assert done.code == 0, done.err
     assert done.summary["ensemble"]["accuracy"] > 0.9

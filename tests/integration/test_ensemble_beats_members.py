@@ -24,7 +24,7 @@ SETTINGS = DemoSettings()
 def test_ensemble_of_five_beats_its_members_on_accuracy_nll_and_ece(seed: int) -> None:
     task = load_task("world-arcc")  # whose members are far enough from calibrated to see it in 250 questions
     ensemble = LoraEnsemble(*load_base(), num_members=5, seed=seed)
-    config = TrainConfig(epochs=8, batch_size=SETTINGS.batch_size, learning_rate=SETTINGS.learning_rate)
+    config = TrainConfig(epochs=6, batch_size=SETTINGS.batch_size, learning_rate=SETTINGS.learning_rate)
     result = train(
         ensemble, task.train[:120], config, progress=False
     )  # fewer questions than the demo has, to fit two seeds into a test
