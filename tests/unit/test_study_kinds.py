@@ -30,6 +30,7 @@ from lora_ensembles.studies.grid import (
     OPEN_KINDS,
     PAPER,
     QUICK,
+    SMOLLM2,
     Grid,
     cells,
     settings_of,
@@ -130,7 +131,10 @@ def test_every_committed_record_is_found_by_its_grid() -> None:
     results = repository / "results"
     minilm = runpy.run_path(str(repository / "benchmarks" / "minilm.py"))["GRID"]
     chosen_on = [json.loads(path.read_text()) for path in (results / "minilm").glob("choice-*.json")]
-    grids = {"embedded": FULL, "minilm": minilm.decayed(chosen(minilm.choice, chosen_on))}
+    grids = {"embedded": FULL, "smollm2": SMOLLM2}
+    if len(chosen_on) == len(minilm.tasks):
+        grids["minilm"] = minilm.decayed(chosen(minilm.choice, chosen_on))
+    assert len(list((results / "embedded").glob("*-world-*.json"))) >= 30
     for folder, grid in grids.items():
         wanted = [*cells(grid), *((CHOICE, task, grid.seeds[0]) for task in grid.tasks if grid.choice)]
         names = {f"{kind}-{task}" for kind, task, _ in wanted}
@@ -139,7 +143,6 @@ def test_every_committed_record_is_found_by_its_grid() -> None:
             for path in sorted((results / folder).glob("*.json"))
             if path.stem.rpartition("-")[0] in names
         ]
-        assert len(kept) > 40
         made: list[Path] = []
         for kind, task, seed in wanted:
             with contextlib.suppress(LookupError):  # of a setting that has not been measured
