@@ -26,13 +26,13 @@ REFUSED: dict[tuple[str, str], dict[str, str]] = {
     ("vision-language", "paligemma"): dict.fromkeys(CHECKS["vision-language"], CAUSAL),
 }
 SOME = {
-    "causal": "llama gpt2 gemma3_text opt mixtral qwen3_next mamba rwkv inkling2_text bert bert_(is_decoder)",
-    "vision-language": "gemma3 mllama paligemma",
+    "causal": "llama gpt2 gemma3_text opt mixtral qwen3_next mamba rwkv bert bert_(is_decoder)",
+    "vision-language": "gemma3 paligemma",
     "classifier": "bert modernbert llama xlnet",
 }
 MORE = {
-    "causal": "gpt_neox bloom phi3 gpt_oss deepseek_v3 minimax bart",
-    "vision-language": "qwen2_vl llava",
+    "causal": "gpt_neox bloom phi3 gpt_oss deepseek_v3 minimax bart inkling2_text",
+    "vision-language": "qwen2_vl mllama llava",
     "classifier": "deberta-v2 gpt2 convbert",
 }
 TRIED = [

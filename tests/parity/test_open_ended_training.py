@@ -129,7 +129,7 @@ def in_one_piece(recipe: str) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("recipe", ["none", "everything"])
-@pytest.mark.parametrize("tokens", [1, 3, 20])
+@pytest.mark.parametrize("tokens", [1, 20])
 def test_head_in_chunks_equals_head_in_one_piece_and_peft(
     recipe: str, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
