@@ -208,8 +208,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "exaone4": _llama_like("Exaone4Config", settings=dict(sliding_window=SLIDING, sliding_window_pattern=2)),
 }
 
-# Sliding windows, soft caps, Conv1D, a head that reads other states, ALiBi, experts, one matrix for query, key and value,
-# parallel attention, rotary halves: one architecture of each kind.
+# Sliding windows, soft caps, Conv1D, a head that reads other states, ALiBi, experts, one matrix for query,
+# key and value, parallel attention, rotary halves: one architecture of each kind.
 TRIED = tried(
     ARCHITECTURES,
     ("llama", "gemma2", "gpt2", "opt", "falcon_alibi", "mixtral", "phi3", "gpt_neox", "gpt_oss", "cohere"),

@@ -79,8 +79,9 @@ def test_answers_that_are_all_right_may_still_be_less_sure_than_they_should() ->
     sure = Prediction(torch.tensor([0.99, 0.01]).log().expand(1, 100, 2), torch.zeros(100, dtype=torch.int64))
     interval = bootstrap_interval(ece, sure)
     assert interval.estimate == pytest.approx(0.01, abs=1e-6)
-    # All answers lie in one bin, so samples are binomial: the highest kept value is the last at which more than
-    # 5 % of them are as far off as 0.01, by ((x - mean) / std)^2 less how far x lies below what calibration gives.
+    # All answers lie in one bin, so samples are binomial: the highest kept value is the last at which more
+    # than 5 % of them are as far off as 0.01, by ((x - mean) / std)^2 less how far x lies below what
+    # calibration gives.
     counts = torch.arange(101, dtype=torch.float64)
     eces = (counts / 100 - 0.99).abs()
 

@@ -199,7 +199,9 @@ def row(accuracy: float, nll: float, ece: float, gain: float) -> dict[str, Any]:
 
 
 def arm(epochs: dict[str, dict[str, Any]], *, sure: int = -1, train_accuracy: float = 0.95) -> dict[str, Any]:
-    """An arm with the confidence of its wrong answers in one bin: the members' the last, the ensemble's `sure`."""
+    """An arm with the confidence of its wrong answers in one bin: the members' the last, the ensemble's
+    `sure`.
+    """
     shown = {name: one | {"ood": one} for name, one in epochs.items()}
     bins = {}
     for who, place in (("members", -1), ("ensemble", sure)):
@@ -210,8 +212,8 @@ def arm(epochs: dict[str, dict[str, Any]], *, sure: int = -1, train_accuracy: fl
 
 
 def sweep(shift: float, gain: float) -> dict[str, Any]:
-    """Arms in which every claim of the paper holds, where `gain` is positive; what KL and early stopping leave of
-    it is less than what decay does.
+    """Arms in which every claim of the paper holds, where `gain` is positive; what KL and early stopping
+    leave of it is less than what decay does.
     """
     none = {
         "1": row(0.70, 1.0 + shift, 0.22, 0.2 * gain),
@@ -342,8 +344,8 @@ def test_decay_of_a_is_compared_with_decay_of_b_at_the_same_strength() -> None:
 
 def test_gains_are_compared_where_the_single_member_is_equally_good() -> None:
     view = View(records())
-    # Half-way from NLL 2 to 1 is 1.5: decay leaves 0.9 of the gain there and KL 0.5; stopping, between 1.3 and 2,
-    # 0.7 + 0.3 * 2 / 7.
+    # Half-way from NLL 2 to 1 is 1.5: decay leaves 0.9 of the gain there and KL 0.5; stopping, between 1.3
+    # and 2, 0.7 + 0.3 * 2 / 7.
     for other, share in (("KL", 0.5), ("early stopping", 0.7 + 0.3 * 2 / 7)):
         more = matched(view, "nll", "decay of B", other)
         assert more["one", 0] == pytest.approx(-(0.9 - share) * 0.05)

@@ -1,4 +1,6 @@
-"""The embedded tasks as samples: no fact twice in validation parts, nothing that was trained on in what judges."""
+"""The embedded tasks as samples: no fact twice in validation parts, nothing that was trained on in what
+judges.
+"""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ AnswerLogits = Callable[[Tensor, Tensor], Tensor]  # ids (B, T), positions (B, K
 # Prefixes (P, T) -> the logits of B rows that go on from them, B a multiple of P, row by row; None where a
 # model cannot be read in parts.
 ReadPrefix = Callable[[Tensor], AnswerLogits | None]
-# Rows (B, T) that hold several continuations each, and n places of them -> the logits (M, n, V); None where a model
-# cannot read such rows.
+# Rows (B, T) that hold several continuations each, and n places of them -> the logits (M, n, V); None where a
+# model cannot read such rows.
 ReadBranches = Callable[[Tensor, Places, Branches], Tensor | None]
 
 
@@ -118,7 +118,9 @@ class SharedRows:
         )
 
     def read_branches(self, ids: Tensor, places: Places, branches: Branches) -> Tensor | None:
-        """The logits (M, n, V) at places of rows `ids` (B, T) that hold several continuations; see `ReadBranches`."""
+        """The logits (M, n, V) at places of rows `ids` (B, T) that hold several continuations; see
+        `ReadBranches`.
+        """
         if not can_branch(self.base, ids.shape[1]):
             return None
         states = None

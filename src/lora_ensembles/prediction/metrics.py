@@ -288,7 +288,8 @@ def reliability_bins(prediction: Prediction, *, bins: int = NUM_BINS) -> Reliabi
 
 def ece_floor(confidences: Sequence[float], counts: Sequence[int]) -> float:
     """The ECE that a perfectly calibrated predictor shows on average, for so many examples of these mean
-    confidences in each bin: it is not 0, since the share of right answers of a few differs from what is expected.
+    confidences in each bin: it is not 0, since the share of right answers of a few differs from what is
+    expected.
 
     sum_b n_b / N * E|X_b / n_b - p_b| with X_b of a binomial of n_b and p_b, whose mean deviation is
     2 v (1 - p) P(X = v) with v = floor(n p) + 1 (de Moivre; Diaconis & Zabell 1991).

@@ -57,8 +57,8 @@ class Heads:
 
 @dataclass(frozen=True)
 class Asking:
-    """The way in which questions are put to a base that answers with its own output layer, where it is not the
-    paper's.
+    """The way in which questions are put to a base that answers with its own output layer, where it is not
+    the paper's.
 
     Attributes:
         answer: whether a question is answered by the "letter" of an option or by its "text".

@@ -27,9 +27,9 @@ def cell(
 ) -> dict[str, Any]:
     """The record of `settings`: read where there is one, else measured and written, whole or not at all.
 
-    A record holds `name`, `settings`, `result`, the environment it was made in and the fingerprint of the code
-    that made it; what `measure` kept on a `sheet` lies beside it, and the record holds its SHA-256. A study that is
-    killed therefore goes on where it stopped, and asking twice costs nothing.
+    A record holds `name`, `settings`, `result`, the environment it was made in and the fingerprint of the
+    code that made it; what `measure` kept on a `sheet` lies beside it, and the record holds its SHA-256. A
+    study that is killed therefore goes on where it stopped, and asking twice costs nothing.
 
     Raises:
         CheckpointError: the file is no record of these settings, or cannot be written.

@@ -139,8 +139,8 @@ def _taught(name: str) -> frozenset[str]:
 
 @functools.cache
 def _judged_by() -> dict[str, list[Fact]]:
-    """The facts of the validation part of every task, each fact in one of them: in a random order of all facts,
-    one goes to the task that can spare it least, of those that do not teach its entity.
+    """The facts of the validation part of every task, each fact in one of them: in a random order of all
+    facts, one goes to the task that can spare it least, of those that do not teach its entity.
     """
     open_to = {
         name: {fact: None for fact in _facts(build_world(), shape) if fact.noun not in _taught(name)}

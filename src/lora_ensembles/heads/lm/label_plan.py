@@ -1,4 +1,5 @@
-"""A plan to read the labels of a question: each beginning once, and where the tokens that follow it are scored.
+"""A plan to read the labels of a question: each beginning once, and where the tokens that follow it are
+scored.
 
 Shapes: S label tokens.
 """
@@ -15,8 +16,8 @@ from torch import Tensor
 @dataclass(frozen=True)
 class LabelPlan:
     """A plan to read a set of labels: the beginnings of labels that stand behind a prompt, and the fields (5,
-    S) of `label_losses.ScoredTokens` for one example, rows counted from its first and positions from the prompt's last
-    token."""
+    S) of `label_losses.ScoredTokens` for one example, rows counted from its first and positions from the
+    prompt's last token."""
 
     beginnings: tuple[tuple[int, ...], ...]
     tokens: Tensor

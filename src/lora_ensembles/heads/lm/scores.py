@@ -52,7 +52,9 @@ class Passes(Protocol):
         ...
 
     def read_branches(self, ids: Tensor, places: Places, branches: Branches) -> Tensor | None:
-        """The logits (M, n, V) at places of rows (B, T) that hold several continuations; None where they cannot."""
+        """The logits (M, n, V) at places of rows (B, T) that hold several continuations; None where they
+        cannot.
+        """
         ...
 
 
@@ -219,8 +221,8 @@ def _common_prefix(encoded: Sequence[EncodedExample]) -> int:
 
 
 def _score_branched(encoded: Sequence[EncodedExample], batches: _Batches) -> Tensor | None:
-    """Scores from one row for each example, which holds its prompt once and all its labels; None where such rows
-    cannot be read.
+    """Scores from one row for each example, which holds its prompt once and all its labels; None where such
+    rows cannot be read.
     """
     read = batches.read_branches
     if read is None:

@@ -12,8 +12,8 @@ SIGNS = {"accuracy": 1, "nll": -1, "ece": -1}  # the direction that is better
 
 @dataclass(frozen=True)
 class Contrast:
-    """One clause of a claim: differences that it expects to be positive (sign 1), negative (-1), or within a margin
-    of zero (0).
+    """One clause of a claim: differences that it expects to be positive (sign 1), negative (-1), or within a
+    margin of zero (0).
 
     Attributes:
         chosen_from: of how many this is the largest or the smallest; its p is multiplied by it (Bonferroni).

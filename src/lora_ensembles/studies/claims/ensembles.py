@@ -1,5 +1,5 @@
-"""Clauses of the claims about ensembles beside other ways, of their size, their randomness, and on other questions:
-C4 to C8 and C11.
+"""Clauses of the claims about ensembles beside other ways, of their size, their randomness, and on other
+questions: C4 to C8 and C11.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ MIDDLE = 5  # members after which the gain is said to slow down
 
 
 def c4(view: View) -> list[Contrast]:
-    """MC dropout and the ensemble against the member that was trained without dropout; and, beside them, with it."""
+    """MC dropout and the ensemble against the member that was trained without dropout; and, beside them, with
+    it.
+    """
     judged, shown = [], []
     for metric, sign in SIGNS.items():
         single = view.values(metric, arm="none", who="member")
@@ -49,7 +51,9 @@ def c5(view: View) -> list[Contrast]:
 
 
 def c6(view: View) -> list[Contrast]:
-    """The ensemble's gain out of distribution, without a regulariser and with decay; the AUROC of telling the two."""
+    """The ensemble's gain out of distribution, without a regulariser and with decay; the AUROC of telling the
+    two.
+    """
     contrasts = []
     for metric in ("nll", "ece"):
         for arm in ("none", view.decay):

@@ -1,15 +1,15 @@
-"""The paper's claims judged from records: a contrast for every clause, its interval, and a verdict that no hand
-writes.
+"""The paper's claims judged from records: a contrast for every clause, its interval, and a verdict that no
+hand writes.
 
-A contrast is one difference for each setting, a (task, seed) with its arms averaged; its interval is the 95 % t
-interval of the tasks' means over seeds. Questions and seeds lie within tasks: what another sample of them would
-change is part of how far the tasks' means lie apart. The p of a clause is that of the t test of its side, or of the
-nearer edge of its margin, and the p of a claim's clauses are adjusted by Holm's method: of all its clauses, one is
-decided wrongly in at most one study of twenty.
+A contrast is one difference for each setting, a (task, seed) with its arms averaged; its interval is the 95 %
+t interval of the tasks' means over seeds. Questions and seeds lie within tasks: what another sample of them
+would change is part of how far the tasks' means lie apart. The p of a clause is that of the t test of its
+side, or of the nearer edge of its margin, and the p of a claim's clauses are adjusted by Holm's method: of
+all its clauses, one is decided wrongly in at most one study of twenty.
 
-A clause is supported if its p is below 0.05 and its difference lies where the claim says, contradicted if it lies
-where it says not, and inconclusive otherwise; below `LEAST_TASKS` tasks always. A claim is supported if every clause
-that could be judged is, contradicted if any is, and inconclusive otherwise.
+A clause is supported if its p is below 0.05 and its difference lies where the claim says, contradicted if it
+lies where it says not, and inconclusive otherwise; below `LEAST_TASKS` tasks always. A claim is supported if
+every clause that could be judged is, contradicted if any is, and inconclusive otherwise.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Claim:
     """A claim and what the records say of it.
 
     Attributes:
-        deciding: the clause that the verdict hangs on: of those contradicted the one with the smallest p, else the
-            one with the largest; None where nothing could be judged.
+        deciding: the clause that the verdict hangs on: of those contradicted the one with the smallest p,
+            else the one with the largest; None where nothing could be judged.
         reason: why clauses could not be judged.
     """
 

@@ -48,8 +48,8 @@ def c1(view: View) -> list[Contrast]:
 
 
 def c2(view: View) -> list[Contrast]:
-    """The effect of each family on the ECE of single member and ensemble, and of the best and the worst on the
-    accuracy of either; that on NLL beside them.
+    """The effect of each family on the ECE of single member and ensemble, and of the best and the worst on
+    the accuracy of either; that on NLL beside them.
     """
     contrasts = []
     for metric in ("ece", "nll"):
@@ -68,7 +68,9 @@ def c2(view: View) -> list[Contrast]:
 
 
 def _either_way(view: View, who: str, called: str) -> list[Contrast]:
-    """The regulariser that raises accuracy most, and the one that lowers it most: "either way" needs one of each."""
+    """The regulariser that raises accuracy most, and the one that lowers it most: "either way" needs one of
+    each.
+    """
     plain = view.values("accuracy", arm="none", who=who)
     effects = {
         _title(arm, epoch, view): minus(view.values("accuracy", arm=arm, who=who, epoch=epoch), plain)
@@ -124,8 +126,8 @@ def c9(view: View) -> list[Contrast]:
 
 
 def c10(view: View) -> list[Contrast]:
-    """The gain with strong KL and after the first epoch against that without a regulariser; and the gain with decay
-    against both where the single member has the same NLL.
+    """The gain with strong KL and after the first epoch against that without a regulariser; and the gain with
+    decay against both where the single member has the same NLL.
     """
     strongest = {name: arms[-1] for name, arms in families(view).items() if arms}
     contrasts = []
@@ -144,13 +146,13 @@ def c10(view: View) -> list[Contrast]:
 
 
 def matched(view: View, metric: str, one: str, other: str) -> Differences:
-    """The gain of an ensemble in a metric with one family of regularisers minus that with another, where both give
-    the single member the same NLL.
+    """The gain of an ensemble in a metric with one family of regularisers minus that with another, where both
+    give the single member the same NLL.
 
-    In every setting a family is a path from no regulariser to the strongest, of points (NLL of the single member,
-    gain). The NLL at which they are compared is half-way between that without a regulariser and the lowest that both
-    reach; there the gain is interpolated on either path. Settings in which one of them lowers the NLL nowhere are
-    left out.
+    In every setting a family is a path from no regulariser to the strongest, of points (NLL of the single
+    member, gain). The NLL at which they are compared is half-way between that without a regulariser and the
+    lowest that both reach; there the gain is interpolated on either path. Settings in which one of them
+    lowers the NLL nowhere are left out.
     """
     paths = [[("none", view.last), *families(view)[name]] for name in (one, other)]
     points = [

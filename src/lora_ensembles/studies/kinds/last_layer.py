@@ -1,8 +1,9 @@
-"""Records of the kind `last_layer`: an ensemble of output heads on the frozen base, with a step size of its own.
+"""Records of the kind `last_layer`: an ensemble of output heads on the frozen base, with a step size of its
+own.
 
-Heads move by other steps than adapters do. So the step size is the one of the lowest NLL on training questions
-that were held out, among multiples of the adapters'; the accuracy on the training questions says whether what
-is left is too little room or too little training.
+Heads move by other steps than adapters do. So the step size is the one of the lowest NLL on training
+questions that were held out, among multiples of the adapters'; the accuracy on the training questions says
+whether what is left is too little room or too little training.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from ..setting import Bench
 
 @dataclass(frozen=True)
 class LastLayerConfig:
-    """The multiples of the adapters' step size of which one is chosen, and the share of the training questions
-    that it is chosen on.
+    """The multiples of the adapters' step size of which one is chosen, and the share of the training
+    questions that it is chosen on.
     """
 
     factors: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 100.0)
@@ -32,8 +33,8 @@ class LastLayerConfig:
 
 
 def last_layer(config: LastLayerConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
-    """The ensemble's metrics at the step size that was chosen (`learning_rate`), the NLL of each on what was held
-    out (`tried`), and the accuracy on the training questions.
+    """The ensemble's metrics at the step size that was chosen (`learning_rate`), the NLL of each on what was
+    held out (`tried`), and the accuracy on the training questions.
     """
     held_out, rest = bench.held_out(share=config.held_out, seed=seed)
     rates = [factor * bench.shared.learning_rate for factor in config.factors]

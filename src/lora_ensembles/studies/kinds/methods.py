@@ -179,8 +179,8 @@ def _adapters(place: _Place) -> dict[str, Row]:
 
 
 def _scaled(place: _Place, rows: Mapping[str, Row]) -> dict[str, Row]:
-    """The single member and the ensemble, scaled; a temperature is one more parameter, and costs next to nothing
-    beside the pass.
+    """The single member and the ensemble, scaled; a temperature is one more parameter, and costs next to
+    nothing beside the pass.
     """
     settings = {"folds": place.config.folds, "seed": place.seed}
     scaled = {}

@@ -19,8 +19,9 @@ DROPOUT = 0.1
 
 
 def sweep(config: PaperConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
-    """Every regulariser, decay placed on A, B and both, and dropout: those that figures follow over the epochs
-    measured after each chosen one, the others at the end; no regulariser and one decay also out of distribution.
+    """Every regulariser, decay placed on A, B and both, and dropout: those that figures follow over the
+    epochs measured after each chosen one, the others at the end; no regulariser and one decay also out of
+    distribution.
 
     `snapshots` is the ensemble of a single member's snapshots, as the mean over members; `scaled` and
     `scaled_members` are the plain ensemble and its members, scaled by a temperature. All arms are one stacked

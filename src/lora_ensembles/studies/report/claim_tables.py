@@ -1,4 +1,6 @@
-"""The claims as tables and sentences: the clause that decides each, and every clause with what was expected of it."""
+"""The claims as tables and sentences: the clause that decides each, and every clause with what was expected
+of it.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,9 @@ def base_words(name: str) -> str:
 
 
 def findings(name: str, records: Records, claims: Sequence[Claim]) -> str:
-    """The finding of a figure: the verdicts of its claims, or the best rows of its table; empty where it has neither."""
+    """The finding of a figure: the verdicts of its claims, or the best rows of its table; empty where it has
+    neither.
+    """
     shown = [finding(claim) for claim in claims if FIGURES.get(claim.id) == name]
     if shown:
         return " ".join(shown)

@@ -313,8 +313,8 @@ def pictures(images: Sequence[tuple[bytes, str]]) -> str:
 
 
 def page(title: str, sections: Sequence[Section], *, intro: str, contents: bool = False) -> str:
-    """A whole HTML page that needs no other file and no network; with `contents`, links to its sections and their
-    headings come first.
+    """A whole HTML page that needs no other file and no network; with `contents`, links to its sections and
+    their headings come first.
 
     Example:
         >>> "<script" in page("Demo", [Section("Result", (paragraph("good"),))], intro="What was done.")

@@ -129,8 +129,8 @@ def band(
 
 
 def chance_line(axes: Axes, level: float | None, *, name: str = "chance", vertical: bool = False) -> None:
-    """A grey dotted line at what guessing evenly has, where the panel's values reach it; else a word at the edge
-    beyond which it lies.
+    """A grey dotted line at what guessing evenly has, where the panel's values reach it; else a word at the
+    edge beyond which it lies.
     """
     if level is None:
         return

@@ -146,9 +146,9 @@ def named_decay(records: Sequence[Record]) -> str:
 
 
 def chance(records: Records, task: str, metric: str) -> float | None:
-    """The level of guessing evenly in a metric: 1 / C in accuracy and ln C in NLL, C the number of options that most
-    questions of the task have; in ECE what the plain ensemble would show at the end if it were calibrated. None for
-    other metrics, and where no record says how many.
+    """The level of guessing evenly in a metric: 1 / C in accuracy and ln C in NLL, C the number of options
+    that most questions of the task have; in ECE what the plain ensemble would show at the end if it were
+    calibrated. None for other metrics, and where no record says how many.
     """
     if metric == "ece":
         return _floor(records, task)
