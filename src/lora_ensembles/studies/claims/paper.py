@@ -12,7 +12,8 @@ from .views import View
 CLAIMS: tuple[tuple[str, str, Callable[[View], list[Contrast]]], ...] = (
     (
         "C1",
-        "Ensembling raises accuracy and lowers NLL and ECE over the single member, with or without a regulariser.",
+        "Ensembling raises accuracy and lowers NLL and ECE over the single member, with or without a "
+        "regulariser.",
         c1,
     ),
     ("C2", "Regularisers lower ECE; their effect on accuracy goes either way.", c2),
@@ -24,7 +25,8 @@ CLAIMS: tuple[tuple[str, str, Callable[[View], list[Contrast]]], ...] = (
     ),
     (
         "C4",
-        "MC dropout gains little over one member, trained without dropout; the ensemble of the same size gains "
+        "MC dropout gains little over one member, trained without dropout; the ensemble of the same size "
+        "gains "
         "much more.",
         c4,
     ),
@@ -33,7 +35,8 @@ CLAIMS: tuple[tuple[str, str, Callable[[View], list[Contrast]]], ...] = (
     ("C7", "More members help every metric, less and less.", c7),
     (
         "C8",
-        "Either source of randomness alone works; data order alone gives more than initialisation alone, with "
+        "Either source of randomness alone works; data order alone gives more than initialisation alone, "
+        "with "
         "decay and without.",
         c8,
     ),

@@ -79,7 +79,8 @@ def finding(claim: Claim) -> str:
     counted = f"{sum(one.verdict == 'supported' for one in clauses)} of {len(clauses)} clauses hold"
     against = "against it" if claim.verdict == "contradicted" else "least certain"
     return (
-        f"{words} ({counted}); {against}: {part.name}, {signed(part.difference)} ({interval(part)}), expected "
+        f"{words} ({counted}); {against}: {part.name}, {signed(part.difference)} ({interval(part)}), "
+        "expected "
         f"{part.expected}."
     )
 

@@ -127,7 +127,8 @@ def _intro(records: Records) -> str:
     settings = next(iter(by_task(records, "sweep").values()))[0]["settings"]
     smaller = smaller_grid(records)
     return (
-        f"The comparisons of arXiv:2310.00035 on {base_words(settings.get('base', 'embedded'))}. Ensembles of "
+        f"The comparisons of arXiv:2310.00035 on {base_words(settings.get('base', 'embedded'))}. Ensembles "
+        "of "
         f"{settings['members']} LoRA "
         f"adapters, {len(by_task(records, 'sweep'))} tasks, seeds {', '.join(map(str, seeds_of(records)))}. "
         + (f"Made on a smaller grid than the full one: {smaller}." if smaller else "Made on the full grid.")
@@ -146,13 +147,17 @@ def _claims_chapter(claims: Sequence[Claim]) -> Chapter:
 
 
 SHARED = (
-    "Of one task and seed, the members without a regulariser are the same in every kind of record: in the sweep, in "
-    "the pool, with both sources of randomness, at the adapters' own rank and start, and among the methods. Figures "
+    "Of one task and seed, the members without a regulariser are the same in every kind of record: in the "
+    "sweep, in "
+    "the pool, with both sources of randomness, at the adapters' own rank and start, and among the methods. "
+    "Figures "
     "that show them are not independent of one another."
 )
 READING = (
-    "Each verdict follows from the records alone. A clause is a difference in every setting (task and seed); its "
-    "interval is the 95 % t interval over tasks, each the mean over its seeds; its p, of a t test of the side that "
+    "Each verdict follows from the records alone. A clause is a difference in every setting (task and seed); "
+    "its "
+    "interval is the 95 % t interval over tasks, each the mean over its seeds; its p, of a t test of the "
+    "side that "
     "is expected, is adjusted for the other clauses of the claim by Holm's method. A clause is supported if p is "
     "below 0.05 and the difference lies where the claim says, contradicted if it lies elsewhere, and inconclusive "
     f"otherwise; with fewer than {LEAST_TASKS} tasks always. A claim is supported if all its clauses are, contradicted "

@@ -43,11 +43,16 @@ if TYPE_CHECKING:
 TITLE = "Figure 2: from the single member to the ensemble"
 NEEDS = ("sweep",)
 CAPTION = (
-    "Each arrow leads from the single member (mean of the members' own metrics) to the ensemble of the same members, "
-    "on the validation questions after the last epoch; its ends are means over the seeds, and the dots are the ends "
-    "for each seed. Towards the lower right both metrics improve. Colour: the kind of regulariser; the stronger it is, "
-    "the more opaque. Early stopping: epochs 1, 2 and 3 of the arm without a regulariser, 1 the strongest. Crosses: "
-    "the base without training, few-shot (mean over draws and seeds) and zero-shot. Axes differ from task to task. "
+    "Each arrow leads from the single member (mean of the members' own metrics) to the ensemble of the same "
+    "members, "
+    "on the validation questions after the last epoch; its ends are means over the seeds, and the dots are "
+    "the ends "
+    "for each seed. Towards the lower right both metrics improve. Colour: the kind of regulariser; the "
+    "stronger it is, "
+    "the more opaque. Early stopping: epochs 1, 2 and 3 of the arm without a regulariser, 1 the strongest. "
+    "Crosses: "
+    "the base without training, few-shot (mean over draws and seeds) and zero-shot. Axes differ from task to "
+    "task. "
     "Dotted: the ECE that the plain ensemble would show on so many questions if it were calibrated."
 )
 PAPER = (
