@@ -176,14 +176,12 @@ def check_ready(out: Path, *, task: str, overwrite: bool) -> None:
         )
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingExtraError(
-            "the demo draws figures with matplotlib, which is not installed; run: pip install "
-            '"lora-ensembles[plots]"'
+            'the demo draws figures with matplotlib, which is not installed; run: pip install "lora-ensembles[plots]"'
         )
     empty = out.is_dir() and not any(out.iterdir())
     if out.exists() and not empty and not overwrite:
         raise CheckpointError(
-            f"{out} exists already; choose another folder, or replace the earlier demo in it by "
-            "overwrite=True"
+            f"{out} exists already; choose another folder, or replace the earlier demo in it by overwrite=True"
         )
     if out.exists() and not empty and not (out / RESULTS_FILE).is_file():
         raise CheckpointError(
@@ -211,15 +209,13 @@ def compare(
     base, tokenizer = model or load_base()
     _say(
         progress,
-        f"asking the base {len(part.validation) + len(ood)} questions, {settings.draws} times with "
-        f"{settings.shots} shots",
+        f"asking the base {len(part.validation) + len(ood)} questions, {settings.draws} times with {settings.shots} shots",
     )
     few_shot = FewShot(base, tokenizer, part.train, shots=settings.shots, draws=settings.draws, seed=seed)
     asked = Arm("few-shot base", predict(few_shot, part.validation), predict(few_shot, ood))
     _say(
         progress,
-        f"training {members} members without and {members} with decay of B, all in one run, on "
-        f"{len(part.train)} questions",
+        f"training {members} members without and {members} with decay of B, all in one run, on {len(part.train)} questions",
     )
     stack = twice(LoraEnsemble(base, tokenizer, num_members=members, seed=seed))
     config = TrainConfig(
@@ -334,8 +330,7 @@ def _report(
         Section("How it was made", (preformatted(json.dumps(made, indent=2)),)),
     ]
     intro = (
-        f"{half} LoRA adapters on one frozen base, trained from different seeds and data orders on the task "
-        f"{compared.task.name}; "
+        f"{half} LoRA adapters on one frozen base, trained from different seeds and data orders on the task {compared.task.name}; "
         "the mean of their probabilities is the ensemble's answer."
     )
     return page(f"LoRA ensemble on {compared.task.name}", sections, intro=intro)
