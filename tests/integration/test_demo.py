@@ -38,7 +38,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def compared():
-    return compare("world-cqa", members=2, seed=1, model=load_base(base_folder()), settings=TINY)
+    return compare("world-arcc", members=2, seed=1, model=load_base(base_folder()), settings=TINY)
 
 
 def test_demo_measures_every_row_and_metric(demo):

@@ -5,14 +5,12 @@ judges.
 from __future__ import annotations
 
 import itertools
-import re
 
 import pytest
 
-from lora_ensembles.data import Example, load_ood
+from lora_ensembles.data import OOD_PAIRS, Example, load_ood
 from lora_ensembles.data.world.tasks import SHAPES, load_embedded_task
 from lora_ensembles.data.world.world import Fact, build_world
-from lora_ensembles.studies.grid import EMBEDDED_PAIRS
 
 TASKS = tuple(SHAPES)
 
@@ -48,7 +46,7 @@ def test_a_task_is_judged_by_entities_that_it_does_not_teach(name: str) -> None:
     assert {fact.kind for fact in judged_by} == set(SHAPES[name].kinds)
 
 
-@pytest.mark.parametrize(("name", "other"), [pair for pair in EMBEDDED_PAIRS if re.match("world-", pair[0])])
+@pytest.mark.parametrize(("name", "other"), [pair for pair in OOD_PAIRS.items() if pair[0] in TASKS])
 def test_questions_out_of_distribution_hold_nothing_trained_and_as_many_options(
     name: str, other: str
 ) -> None:

@@ -20,9 +20,9 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task",
-        default="world-cqa",
+        default="world-arcc",
         metavar="NAME",
-        help="a task with an out-of-distribution set (default: world-cqa)",
+        help="a task with an out-of-distribution set (default: world-arcc)",
     )
     parser.add_argument(
         "--members", type=count, default=5, metavar="M", help="members of each ensemble (default: 5)"

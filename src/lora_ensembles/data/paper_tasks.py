@@ -43,6 +43,8 @@ OOD_PAIRS: Mapping[str, str] = {
     "mmlu-ss": "mmlu-not-ss",
     "mmlu-stem": "mmlu-not-stem",
     "world-cqa": "world-mmlu",
+    "world-arce": "world-mmlu-ss",
+    "world-arcc": "world-mmlu-ss",
     "world-mmlu-ss": "world-mmlu-stem",
     "world-mmlu-stem": "world-mmlu-ss",
 }

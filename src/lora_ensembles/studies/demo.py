@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import random
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..baselines import FewShot
 from ..data import OOD_PAIRS, Example, Task, load_ood, load_task
+from ..data.splits import sample
 from ..disk.atomic import check_writable, written_aside
 from ..disk.provenance import environment
 from ..embedded import load_base
@@ -129,7 +129,7 @@ class DemoResult:
 def run_demo(
     out: str | Path,
     *,
-    task: str = "world-cqa",
+    task: str = "world-arcc",
     members: int = 5,
     seed: int = 0,
     model: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
@@ -141,7 +141,7 @@ def run_demo(
 
     Args:
         out: a new folder.
-        task: a task that has an out-of-distribution set (`OOD_PAIRS`), such as the embedded "world-cqa".
+        task: a task that has an out-of-distribution set (`OOD_PAIRS`), such as the embedded "world-arcc".
         members: M; 2 M are trained together.
         seed: members' seeds, few-shot draws and the choice of out-of-distribution questions follow from it.
         model: base and tokenizer; the embedded ones by default.
@@ -202,10 +202,11 @@ def compare(
     """Ask the base with few shots, train both arms in one stack, and predict the same questions with all."""
     full = load_task(task)
     part = Task(
-        task, full.train[: settings.train_questions], full.validation[: settings.validation_questions]
+        task,
+        sample(full.train, settings.train_questions, seed=0),
+        sample(full.validation, settings.validation_questions, seed=0),
     )
-    ood = list(load_ood(OOD_PAIRS[task]))
-    ood = random.Random(seed).sample(ood, min(settings.ood_questions, len(ood)))
+    ood = sample(load_ood(OOD_PAIRS[task]), settings.ood_questions, seed=seed)
     base, tokenizer = model or load_base()
     _say(
         progress,

@@ -21,12 +21,6 @@ from .kinds.rank import RankConfig
 from .kinds.strength import StrengthConfig
 from .shared import Asking, Heads, Shared
 
-# The paper's three pairs, and two more: questions about people for tasks about creatures and objects.
-EMBEDDED_PAIRS = (
-    *OOD_PAIRS.items(),
-    ("world-arce", "world-mmlu-ss"),
-    ("world-arcc", "world-mmlu-ss"),
-)
 EMBEDDED = ("world-cqa", "world-obqa", "world-arce", "world-arcc", "world-mmlu-ss", "world-mmlu-stem")
 PAPER_KINDS = ("sweep", "randomness", "pool", "few_shot")
 WHOLE_KINDS = ("sweep", "few_shot", "last_layer")  # of every task
@@ -68,7 +62,7 @@ class Grid:
     rank: RankConfig = field(default_factory=RankConfig)
     strength: StrengthConfig = field(default_factory=StrengthConfig)
     choice: ChoiceConfig | None = None
-    ood: tuple[tuple[str, str], ...] = EMBEDDED_PAIRS
+    ood: tuple[tuple[str, str], ...] = tuple(OOD_PAIRS.items())
     task_decay: tuple[tuple[str, float], ...] = ()
 
     def settings(self, kind: str, task: str) -> Any:
@@ -137,7 +131,6 @@ PAPER = Grid(
     tasks=PAPER_TASKS,
     few_tasks=("cqa", "arcc", "mmlu-ss"),
     open_tasks=("cqa", "arcc", "mmlu-ss"),
-    ood=tuple(OOD_PAIRS.items()),
     shared=Shared(base="", learning_rate=5e-5, snapshots=(1, 2, 3, 5, 10, 20), limit=(None,) * 3),
     paper=PaperConfig(decays=DECAY_PER_STEP, decay=DECAY_PER_STEP[0]),
     methods=MethodsConfig(decay=DECAY_PER_STEP[0], batch_ensemble_rate=1.25e-4),
@@ -157,12 +150,12 @@ ENCODER = dataclasses.replace(
     heads=Heads("multiple-choice", max_length=128, length_window=8),
     choice=ChoiceConfig((0.1, 0.3, 0.6, 0.9)),
 )
-# For SmolLM2-135M-Instruct on two cores: answered in the options' words, since it is at chance by letters,
-# with adapters on the top six of 30 layers, whose trunk is read once. `benchmarks/smollm2.py trial` chose the
-# step size and the epochs on held-out training questions: by then members know their training questions, and
-# their NLL on others has risen. The paper's lambdas over sqrt(5,120 / 576), the widths' ratio, take these
-# shares of B a step. A sweep is 45 members x 160 questions x 4 epochs at 0.15 s of a core, 70 minutes, and a
-# fifth more to measure: 4 tasks and 2 seeds take 11 hours of a core, the kinds of one task 4 more.
+# For SmolLM2-135M-Instruct on two cores: answered in the options' words, with adapters on the top six of 30
+# layers, whose trunk is read once. `benchmarks/smollm2.py trial` chose the step size and the epochs on held-out
+# training questions: by then members know their training questions, and their NLL on others has risen. The
+# paper's lambdas over sqrt(5,120 / 576), the widths' ratio, take these shares of B a step. A sweep is 45 members
+# x 160 questions x 4 epochs, which at an estimated 0.15 s of a core are 70 minutes, and a fifth more to measure:
+# 4 tasks and 2 seeds take some 11 hours of a core, the kinds of one task 4 more.
 SMOLLM2 = dataclasses.replace(
     PAPER.having(
         shared={
@@ -179,7 +172,7 @@ SMOLLM2 = dataclasses.replace(
     seeds=(0, 1),
     few_tasks=("arce",),
     open_tasks=("arce",),
-    asking=Asking("text", "labels", (24, 25, 26, 27, 28, 29), rows=8),
+    asking=Asking("text", "labels", (24, 25, 26, 27, 28, 29), batch_size=8),
     ood=tuple((task, "mmlu") for task in ("arce", "obqa", "arcc", "cqa")),
     task_decay=(),
 )
@@ -247,7 +240,7 @@ def settings_of(grid: Grid, kind: str, task: str, seed: int) -> dict[str, Any]:
     if not grid.heads.of_base:
         fields |= dataclasses.asdict(grid.heads)
     if grid.asking != Asking():
-        fields |= dataclasses.asdict(grid.asking)
+        fields |= {name: one for name, one in dataclasses.asdict(grid.asking).items() if one is not None}
     if kind in WHOLE_KINDS and task in dict(grid.ood):
         fields["ood"] = dict(grid.ood)[task]
     if grid.choice and hasattr(own, "decay"):

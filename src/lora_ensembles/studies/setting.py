@@ -50,7 +50,7 @@ class Bench:
         return TrainConfig(
             loss=self.asking.loss,
             epochs=shared.snapshots[-1],
-            batch_size=self.asking.rows or PAPER_BATCH_SIZES.get(self.task.name, shared.batch_size),
+            batch_size=self.asking.batch_size or PAPER_BATCH_SIZES.get(self.task.name, shared.batch_size),
             learning_rate=shared.learning_rate,
             snapshot_epochs=list(shared.snapshots),
             length_window=heads.length_window,

@@ -64,10 +64,10 @@ class Asking:
         answer: whether a question is answered by the "letter" of an option or by its "text".
         loss: that of `TrainConfig`.
         layers: the base's layers that carry adapters; none named: all.
-        rows: of a step, on every task; None: the paper's for its tasks.
+        batch_size: rows of a step, on every task; None: the paper's for its tasks.
     """
 
     answer: Answer = "letter"
     loss: Literal["auto", "vocabulary", "labels"] = "auto"
     layers: tuple[int, ...] = ()
-    rows: int | None = None
+    batch_size: int | None = None
