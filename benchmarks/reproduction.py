@@ -19,7 +19,7 @@ from lora_ensembles.errors import DataError
 from lora_ensembles.studies.claims.judge import Claim, judge
 from lora_ensembles.studies.claims.paper import CLAIMS
 from lora_ensembles.studies.report import open_tables, tables
-from lora_ensembles.studies.report.claim_tables import FIGURES, finding, interval, signed
+from lora_ensembles.studies.report.claim_tables import FIGURES, counted, finding, interval, signed
 from lora_ensembles.studies.report.figures.values import (
     Records,
     by_task,
@@ -210,10 +210,7 @@ def verdicts(measured: Sequence[Measured]) -> Table:
 
 def verdict(claim: Claim) -> str:
     """A verdict, with how many clauses hold."""
-    clauses = [part for part in claim.parts if part.verdict not in ("shown", "not applicable")]
-    if not clauses:
-        return claim.verdict
-    return f"{claim.verdict} ({sum(part.verdict == 'supported' for part in clauses)} of {len(clauses)})"
+    return f"{claim.verdict} ({counted(claim)})" if claim.deciding else claim.verdict
 
 
 def claim_section(

@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from lora_ensembles.errors import DataError, MissingExtraError
+from lora_ensembles.prediction.metrics import ece_floor
 from lora_ensembles.prediction.plots import COLOURS, density_on_unit_interval, save_figure
-from lora_ensembles.studies.claims.views import decay_arm
-from lora_ensembles.studies.grid import FULL, OPEN_KINDS, PAPER, Grid, settings_of
+from lora_ensembles.studies.claims.regularisers import paths
+from lora_ensembles.studies.claims.views import View, decay_arm
+from lora_ensembles.studies.grid import FULL, OPEN_KINDS, PAPER, SMOLLM2, Grid, settings_of
 from lora_ensembles.studies.report import open_tables, tables
 from lora_ensembles.studies.report.figures import (
     DRAWINGS,
@@ -37,8 +39,14 @@ from lora_ensembles.studies.report.figures import (
     reliability,
     strength,
 )
-from lora_ensembles.studies.report.figures.style import chance_line, panels
-from lora_ensembles.studies.report.figures.values import chance, check_one_grid, named_decay, smaller_grid
+from lora_ensembles.studies.report.figures.style import level_line, panels
+from lora_ensembles.studies.report.figures.values import (
+    Level,
+    check_one_grid,
+    level_of,
+    named_decay,
+    smaller_grid,
+)
 from study_records import SMALL, study_records
 
 pytest.importorskip("matplotlib")
@@ -153,7 +161,7 @@ def test_a_smaller_grid_is_said_on_the_figure_and_the_full_one_is_not(drawn: Dra
 
 
 def test_the_full_grids_need_no_note() -> None:
-    for grid in (FULL, PAPER):
+    for grid in (FULL, SMOLLM2, PAPER):
         grid = grid.having(shared={"base": grid.shared.base or "some-llm"})
         every = [
             {"settings": settings_of(grid, "sweep", task, seed)} for task in grid.tasks for seed in grid.seeds
@@ -284,7 +292,7 @@ def test_figure_5_draws_the_other_distribution_and_names_both(records: Records) 
         for record in records["sweep"]
         if record["settings"]["task"] == "world-cqa"
     ]
-    nll, auroc = figure.axes[1].lines[1], figure.axes[3].lines[2]  # after the line of chance
+    nll, auroc = figure.axes[1].lines[1], figure.axes[3].lines[1]  # the line of chance is the last
     assert nll.get_ydata() == pytest.approx(
         [
             statistics.fmean(epochs[str(epoch)]["ood"]["ensemble"]["nll"] for epochs in sweeps)
@@ -333,30 +341,39 @@ def test_pooled_reliability_gives_the_ece_of_all_answers_together() -> None:
 
 
 def test_the_gain_is_drawn_from_no_regulariser_to_the_strongest_of_each_family(records: Records) -> None:
-    sweep = records["sweep"][0]
-    found = gain.paths(sweep)
-    assert {name: path for name, (_, path) in found.items()} == {
+    runs = [record for record in records["sweep"] if record["settings"]["task"] == "world-cqa"]
+    assert paths(View({"sweep": runs})) == {
         "KL": [("none", 4), ("KL 0.05", 4)],
         "decay of B": [("none", 4), ("decay of B 0.025", 4)],
         "early stopping": [("none", 4), ("none", 3), ("none", 2), ("none", 1)],
     }
-    row = sweep["result"]["arms"]["KL 0.05"]["epochs"]["4"]
-    single = statistics.fmean(one["nll"] for one in row["members"])
-    assert gain.points([sweep], "KL 0.05", 4) == ([single], [single - row["ensemble"]["nll"]])
+    axes = gain.draw({"sweep": runs}).axes[0]
+    (line,) = [one for one in axes.lines if len(one.get_xdata()) == 4]  # early stopping
+    single = statistics.fmean(values(records, "none", "nll", "member", 3))
+    whole = statistics.fmean(values(records, "none", "nll", "ensemble", 3))
+    assert line.get_xdata()[1] == pytest.approx(single)
+    assert line.get_ydata()[1] == pytest.approx(single - whole)
 
 
 def test_guessing_evenly_is_one_in_c_and_ln_c(records: Records) -> None:
-    assert chance(records, "world-cqa", "accuracy") == 0.25
-    assert chance(records, "world-cqa", "nll") == pytest.approx(math.log(4))
-    assert 0.05 < chance(records, "world-cqa", "ece") < 0.15  # of 80 questions
-    assert chance({"sweep": []}, "world-cqa", "nll") is None
-    figure, ((axes,),) = panels(1, 1, height=2)
+    assert level_of(records, "world-cqa", "accuracy") == Level("chance", 0.25)
+    assert level_of(records, "world-cqa", "nll") == Level("chance", pytest.approx(math.log(4)))
+    bins = [
+        record["result"]["arms"]["none"]["reliability"]["ensemble"]
+        for record in records["sweep"]
+        if record["settings"]["task"] == "world-cqa"
+    ]
+    floor = statistics.fmean(ece_floor(one["confidences"], list(map(int, one["counts"]))) for one in bins)
+    assert level_of(records, "world-cqa", "ece") == Level("calibrated", pytest.approx(floor))
+    assert level_of({"sweep": []}, "world-cqa", "nll") is None
+    _, ((axes,),) = panels(1, 1, height=2)
     axes.set_ylim(0.5, 0.7)
-    chance_line(axes, 0.45)
+    level_line(axes, Level("chance", 0.45))
     assert axes.lines[-1].get_ydata() == [0.45, 0.45]
-    chance_line(axes, 0.1)
+    level_line(axes, Level("chance", 0.1))
     assert axes.texts[-1].get_text() == "chance 0.10 \N{DOWNWARDS ARROW}"
-    assert figure.axes == [axes]
+    level_line(axes, None)
+    assert (len(axes.lines), len(axes.texts)) == (1, 1)
 
 
 def test_the_strength_of_decay_is_named_and_every_one_where_tasks_differ() -> None:

@@ -28,11 +28,12 @@ def c4(view: View) -> list[Contrast]:
             Contrast(f"{name}, gain of MC dropout minus half the ensemble's", little, -sign),
         ]
         of_dropped = view.values(metric, arm="dropout", who="ensemble")
-        shown += [
-            Contrast(f"{name}, member trained with dropout against without", minus(dropped, single), sign, judged=False),
-            Contrast(f"{name}, MC dropout against its own member", minus(dropout, dropped), sign, judged=False),
-            Contrast(f"{name}, ensemble with dropout against MC dropout", minus(of_dropped, dropout), sign, judged=False),
-        ]  # fmt: skip
+        beside = {
+            "member trained with dropout against without": minus(dropped, single),
+            "MC dropout against its own member": minus(dropout, dropped),
+            "ensemble with dropout against MC dropout": minus(of_dropped, dropout),
+        }
+        shown += [Contrast(f"{name}, {words}", one, sign, judged=False) for words, one in beside.items()]
     return judged + shown
 
 
@@ -40,7 +41,8 @@ def c5(view: View) -> list[Contrast]:
     """Accuracy on the validation and on the training questions; NLL beside them."""
 
     def against(metric: str) -> Differences:
-        return minus(view.plain("last_layer", metric, "ensemble"), view.values(metric, arm="none", who="ensemble"))  # fmt: skip
+        whole = view.values(metric, arm="none", who="ensemble")
+        return minus(view.plain("last_layer", metric, "ensemble"), whole)
 
     trained = minus(view.number("last_layer", "train_accuracy"), view.train_accuracy("none"))
     return [

@@ -21,6 +21,15 @@ def families(view: View) -> Mapping[str, Arms]:
     }
 
 
+def paths(view: View) -> Mapping[str, Arms]:
+    """Each family from no regulariser to its strongest, early stopping back through every epoch that was
+    measured; families without arms are left out.
+    """
+    stopped = [("none", epoch) for epoch in reversed(view.epochs[:-1])]
+    found = {**families(view), "early stopping": stopped}
+    return {name: [("none", view.last), *arms] for name, arms in found.items() if arms}
+
+
 def _title(arm: str, epoch: int, view: View) -> str:
     return arm if epoch == view.last else f"stopped after epoch {epoch}"
 
@@ -149,18 +158,19 @@ def matched(view: View, metric: str, one: str, other: str) -> Differences:
     """The gain of an ensemble in a metric with one family of regularisers minus that with another, where both
     give the single member the same NLL.
 
-    In every setting a family is a path from no regulariser to the strongest, of points (NLL of the single
-    member, gain). The NLL at which they are compared is half-way between that without a regulariser and the
-    lowest that both reach; there the gain is interpolated on either path. Settings in which one of them
-    lowers the NLL nowhere are left out.
+    In every setting a family is a path (`paths`) of points (NLL of the single member, gain). The NLL at which
+    they are compared is half-way between that without a regulariser and the lowest that both reach; there the
+    gain is interpolated on either path. Settings in which one of them lowers the NLL nowhere are left out.
     """
-    paths = [[("none", view.last), *families(view)[name]] for name in (one, other)]
+    known = paths(view)
+    if not {one, other} <= set(known):
+        return {}
     points = [
         [
             (view.values("nll", arm=arm, who="member", epoch=epoch), view.gain(metric, arm=arm, epoch=epoch))
-            for arm, epoch in path
+            for arm, epoch in known[name]
         ]
-        for path in paths
+        for name in (one, other)
     ]
     found = {}
     for setting in set.intersection(*(set(nll) & set(gain) for path in points for nll, gain in path)):

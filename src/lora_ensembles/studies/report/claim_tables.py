@@ -27,11 +27,15 @@ FIGURES = {
 
 def deciding_cells(claim: Claim) -> tuple[str, ...]:
     """The count of clauses that are supported, and the one that decides, for the columns of `DECIDING`."""
-    clauses = [part for part in claim.parts if part.verdict != "shown"]
-    counted = f"{sum(part.verdict == 'supported' for part in clauses)} of {len(clauses)}"
     if claim.deciding is None:
-        return counted, *("-",) * 5
-    return counted, claim.deciding.name, *numbers(claim.deciding)
+        return ("-",) * 6
+    return counted(claim), claim.deciding.name, *numbers(claim.deciding)
+
+
+def counted(claim: Claim) -> str:
+    """The number of clauses that are supported, of those that could be judged."""
+    clauses = [part for part in claim.parts if part.verdict not in ("shown", "not applicable")]
+    return f"{sum(part.verdict == 'supported' for part in clauses)} of {len(clauses)}"
 
 
 def numbers(part: Part) -> tuple[str, str, str, str]:
@@ -75,13 +79,10 @@ def finding(claim: Claim) -> str:
         return f"{words}: {claim.reason}." if claim.reason else f"{words}."
     if part.interval is None:
         return f"{words}: {part.name}, {signed(part.difference)} on {part.tasks} tasks, which are too few."
-    clauses = [one for one in claim.parts if one.verdict not in ("shown", "not applicable")]
-    counted = f"{sum(one.verdict == 'supported' for one in clauses)} of {len(clauses)} clauses hold"
     against = "against it" if claim.verdict == "contradicted" else "least certain"
     return (
-        f"{words} ({counted}); {against}: {part.name}, {signed(part.difference)} ({interval(part)}), "
-        "expected "
-        f"{part.expected}."
+        f"{words} ({counted(claim)} clauses hold); {against}: {part.name}, {signed(part.difference)} "
+        f"({interval(part)}), expected {part.expected}."
     )
 
 

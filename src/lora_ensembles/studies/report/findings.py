@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ...errors import DataError
 from ..claims.judge import Claim
-from . import open_tables
 from .claim_tables import FIGURES, finding
 from .figures.values import Records
+from .open_tables import TABLES
 from .page import Table
 
-TABLES: dict[str, Callable[[Records], Table]] = {
-    "methods": open_tables.methods,
-    "initialisation": open_tables.initialisation,
-    "rank": open_tables.rank,
-    "strength": open_tables.strength,
-}
 # What a base is, for a reader who has not read the documentation.
 BASES = {
     "embedded": "the embedded base: a transformer of 1.3 million parameters, pre-trained on sentences about "
-    "an invented "
-    "world. It was kept as a test bed because an ensemble was better than its members on it, so that C1 is "
-    "not "
-    "independent evidence there",
-    "smollm2": "SmolLM2-135M-Instruct, a public language model of 135 million parameters, de-quantised from "
-    "4 bits",
+    "an invented world. It was kept as a test bed because an ensemble was better than its members on it, so "
+    "that C1 is not independent evidence there",
+    "smollm2": "SmolLM2-135M-Instruct, a public language model of 135 million parameters, de-quantised from 4 bits",
     "sentence-transformers/all-MiniLM-L6-v2": "all-MiniLM-L6-v2, a public text encoder of 22 million "
-    "parameters; it "
-    "has no head for answers, so that every member trains one of its own",
+    "parameters; it has no head for answers, so that every member trains one of its own",
 }
 
 

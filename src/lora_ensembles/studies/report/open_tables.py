@@ -121,6 +121,15 @@ def correlation(records: Records) -> Table:
     return Table(("", "Spearman's rho", "95 % interval", "settings"), tuple(rows))
 
 
+TABLES: dict[str, Callable[[Records], Table]] = {
+    "methods": methods,
+    "initialisation": initialisation,
+    "rank": rank,
+    "strength": strength,
+}
+"""The table of each kind of record about what the paper leaves open."""
+
+
 def _records(records: Records, kind: str) -> list[Record]:
     return [record for runs in by_task(records, kind).values() for record in runs]
 

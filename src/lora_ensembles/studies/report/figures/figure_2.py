@@ -12,14 +12,13 @@ from .style import (
     DECAY,
     FEW_SHOT,
     KL,
-    LEVELS,
     METRICS,
     NONE,
     STOPPED,
     Key,
-    chance_line,
     finish,
     heading,
+    level_line,
     panels,
 )
 from .values import (
@@ -29,8 +28,8 @@ from .values import (
     Records,
     Spread,
     by_task,
-    chance,
     epochs_of,
+    level_of,
     spread,
     strength,
     value,
@@ -96,7 +95,7 @@ def draw(records: Records) -> Figure:
         _draw_base(axes, results, "x")
         _draw_base(axes, [result["zero_shot"] for result in results if "zero_shot" in result], "+")
         axes.margins(0.08)
-        chance_line(axes, chance(records, name, "ece"), name=LEVELS["ece"])
+        level_line(axes, level_of(records, name, "ece"))
         axes.xaxis.set_major_locator(
             MaxNLocator(nbins=6, prune="upper")
         )  # a label at the very end would be cut

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ....errors import DataError
-from ...claims.views import decay_arm
-from .style import DECAY, NONE, arms_keys, epoch_panels, finish, heading, panels
-from .values import Records, by_task, chance, epochs_of, named_decay
+from .style import DECAY, NONE, arms_keys, finish, heading, task_rows
+from .values import Records, by_task, epochs_of, named_decay
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,9 +20,7 @@ CAPTION = (
     "grey line, is chance). Solid: "
     "single member (mean of the members' own metrics); dashed: ensemble. Lines: mean over the seeds; bands: "
     "from the lowest to the "
-    "highest seed. "
-    "Dotted, or named at the edge of a panel: guessing evenly (1/C, ln C), and the ECE that the "
-    "plain ensemble would show at the end if it were calibrated."
+    "highest seed."
 )
 PAPER = (
     "From cqa to mmlu, ensembling does not undo the forgetting, and improves NLL and ECE out of "
@@ -33,8 +30,6 @@ PAPER = (
     "distribution rises with fine-tuning."
 )
 METRICS = ("accuracy", "nll", "ece", "ood_auroc")
-
-DECAYED = "decay of B"  # in place of the arm's name, which has its strength
 
 
 def draw(records: Records) -> Figure:
@@ -52,19 +47,9 @@ def draw(records: Records) -> Figure:
     if not sweeps:
         raise DataError("no task of these records has questions out of distribution; world-cqa has")
     named = named_decay([record for runs in sweeps.values() for record in runs])
-    arms = {"none": ("no regulariser", NONE), DECAYED: (named, DECAY)}
-    figure, grid = panels(len(sweeps), len(METRICS), height=1.45)
+    arms = {"none": ("no regulariser", NONE), "decay of B": (named, DECAY)}
+    figure, grid = task_rows(sweeps, arms, METRICS, height=1.45, where="ood")
     for axes, (name, runs) in zip(grid, sweeps.items(), strict=True):
-        axes[-1].axhline(0.5, color="0.5", linewidth=1)
-        epoch_panels(
-            axes,
-            runs,
-            {decay_arm(runs[0]) if arm == DECAYED else arm: colour for arm, (_, colour) in arms.items()},
-            METRICS,
-            where="ood",
-            guessing={metric: chance(records, name, metric) for metric in METRICS},
-        )
+        axes[-1].axhline(0.5, color="0.5", linewidth=1, zorder=0)
         heading(axes[0], f"{name} → {runs[0]['settings'].get('ood', 'another')}")
-    for one in grid[-1]:
-        one.set_xlabel("epoch")
     return finish(figure, records, arms_keys(arms), columns=2)

@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING
 
 from .style import (
     DECAY,
-    LEVELS,
     LINES,
     METRICS,
     NAMES,
     NONE,
     Key,
     band,
-    chance_line,
     finish,
     heading,
+    level_line,
     panels,
 )
-from .values import Record, Records, Spread, by_task, chance, named_decay, spread
+from .values import Record, Records, Spread, by_task, level_of, named_decay, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +61,7 @@ def draw(records: Records) -> Figure:
                     one.axhline(curve[1].mean, color=colour, linestyle="-", linewidth=0.9)
                 band(one, curve, colour=colour, line="--", std=True)
             one.set_ylabel(METRICS[metric])
-            chance_line(one, chance(records, name, metric), name=LEVELS.get(metric, "chance"))
+            level_line(one, level_of(records, name, metric))
             sizes = {size for arm in ARMS for size in by_size(runs, arm, metric)}
             one.set_xticks(
                 sorted(size for size in sizes if size not in (2, 3) or max(sizes) <= 5)

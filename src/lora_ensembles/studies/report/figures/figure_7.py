@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING
 
 from .style import (
     DECAY,
-    LEVELS,
     LINES,
     METRICS,
     NAMES,
     NONE,
     Key,
-    chance_line,
     finish,
     heading,
+    level_line,
     panels,
     whisker,
 )
-from .values import ENSEMBLE, MEMBER, Record, Records, by_task, chance, last_row, named_decay, spread, value
+from .values import ENSEMBLE, MEMBER, Record, Records, by_task, last_row, level_of, named_decay, spread, value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +60,7 @@ def draw(records: Records) -> Figure:
     for axes, (name, runs) in zip(grid, tasks.items(), strict=True):
         for one, metric in zip(axes, SHOWN, strict=True):
             _panel(one, runs, metric)
-            chance_line(one, chance(records, name, metric), name=LEVELS.get(metric, "chance"))
+            level_line(one, level_of(records, name, metric))
         heading(axes[0], name)
     for one in grid[-1]:
         one.set_xlabel("members differ by")

@@ -5,19 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ....errors import DataError
-from ...claims.views import decay_arm
 from .style import (
     DECAY,
     GREEN,
     NONE,
     PURPLE,
     arms_keys,
-    epoch_panels,
     finish,
-    heading,
-    panels,
+    task_rows,
 )
-from .values import Records, by_task, chance, named_decay
+from .values import Records, by_task, named_decay
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,8 +37,6 @@ PAPER = (
 )
 METRICS = ("accuracy", "nll", "ece")
 
-DECAYED = "decay of B"  # in place of the arm's name, which has its strength
-
 
 def draw(records: Records) -> Figure:
     """A row a task, a column a metric.
@@ -61,19 +56,8 @@ def draw(records: Records) -> Figure:
     arms = {
         "none": ("no regulariser", NONE),
         "decay of A": ("decay of A", GREEN),
-        DECAYED: (named, DECAY),
+        "decay of B": (named, DECAY),
         "decay of A and B": ("decay of A and B", PURPLE),
     }
-    figure, grid = panels(len(sweeps), len(METRICS), height=1.35)
-    for axes, (name, runs) in zip(grid, sweeps.items(), strict=True):
-        epoch_panels(
-            axes,
-            runs,
-            {decay_arm(runs[0]) if arm == DECAYED else arm: colour for arm, (_, colour) in arms.items()},
-            METRICS,
-            guessing={metric: chance(records, name, metric) for metric in METRICS},
-        )
-        heading(axes[0], name)
-    for one in grid[-1]:
-        one.set_xlabel("epoch")
+    figure, _ = task_rows(sweeps, arms, METRICS, height=1.35, records=records)
     return finish(figure, records, arms_keys(arms), columns=2)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...claims.contrasts import SIGNS
+from ...claims.regularisers import paths
+from ...claims.views import View
 from .style import DECAY, KL, NONE, STOPPED, Key, finish, heading, panels
-from .values import ENSEMBLE, MEMBER, Record, Records, by_task, epochs_of, spread, strength, value
+from .values import MEMBER, Records, by_task, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +34,7 @@ PAPER = (
     "stopping, and least with decay. It does not compare them where the single member is equally good."
 )
 METRIC = "nll"
+COLOURS = {"KL": KL, "decay of B": DECAY, "early stopping": STOPPED}
 
 
 def draw(records: Records) -> Figure:
@@ -45,11 +48,12 @@ def draw(records: Records) -> Figure:
     columns = 3 if len(sweeps) > 2 else len(sweeps)
     figure, grid = panels(-(-len(sweeps) // columns), columns, height=1.8, sharex=False)
     every = [axes for row in grid for axes in row]
-    drawn: dict[str, str] = {}
+    drawn: dict[str, None] = {}
     for axes, (name, runs) in zip(every, sweeps.items(), strict=False):
-        for family, (colour, path) in paths(runs[0]).items():
-            drawn[family] = colour
-            _line(axes, runs, path, colour)
+        view = View({"sweep": runs})
+        for family, path in paths(view).items():
+            drawn[family] = None
+            _line(axes, view, path, COLOURS[family])
         axes.axhline(0, color="0.7", linewidth=0.8)
         axes.margins(0.08)
         axes.set_xlabel("NLL of the single member")
@@ -59,45 +63,18 @@ def draw(records: Records) -> Figure:
         axes.remove()
     keys = [
         Key("no regulariser", NONE, "", "o"),
-        *(Key(name, colour, "-", "o") for name, colour in drawn.items()),
+        *(Key(name, COLOURS[name], "-", "o") for name in drawn),
     ]
     return finish(figure, records, keys, columns=4)
 
 
-def paths(record: Record) -> Mapping[str, tuple[str, Sequence[tuple[str, int]]]]:
-    """Each family's colour and its arms with their epochs, from no regulariser to the strongest."""
-    epochs = epochs_of(record, "none")
-    last, arms = max(epochs), record["result"]["arms"]
-    wanted = {
-        "KL": (KL, [(arm, last) for arm in _by_strength(arms, "KL ")]),
-        "decay of B": (DECAY, [(arm, last) for arm in _by_strength(arms, "decay of B ")]),
-        "early stopping": (STOPPED, [("none", epoch) for epoch in sorted(epochs, reverse=True)[1:]]),
-    }
-    return {name: (colour, [("none", last), *path]) for name, (colour, path) in wanted.items() if path}
-
-
-def points(runs: Sequence[Record], arm: str, epoch: int) -> tuple[list[float], list[float]]:
-    """The NLL of the single member and the gain, for each seed."""
-    rows = [row for record in runs if (row := epochs_of(record, arm).get(epoch)) is not None]
-    singles = [value(row, METRIC, MEMBER) for row in rows]
-    gains = [
-        SIGNS[METRIC] * (whole - single)
-        for row, single in zip(rows, singles, strict=True)
-        if (whole := value(row, METRIC, ENSEMBLE)) is not None and single is not None
-    ]
-    return [single for single in singles if single is not None], gains
-
-
-def _by_strength(arms: Mapping[str, object], prefix: str) -> list[str]:
-    return sorted((arm for arm in arms if arm.startswith(prefix)), key=strength)
-
-
-def _line(axes: Axes, runs: Sequence[Record], path: Sequence[tuple[str, int]], colour: str) -> None:
+def _line(axes: Axes, view: View, path: Sequence[tuple[str, int]], colour: str) -> None:
     x, y = [], []
     for place, (arm, epoch) in enumerate(path):
-        at, gain = (spread(values) for values in points(runs, arm, epoch))
-        if at is None or gain is None:
-            continue
+        at = spread(view.values(METRIC, arm=arm, who=MEMBER, epoch=epoch).values())
+        gain = spread(SIGNS[METRIC] * one for one in view.gain(METRIC, arm=arm, epoch=epoch).values())
+        assert at is not None
+        assert gain is not None  # NLL is in every record
         x.append(at.mean)
         y.append(gain.mean)
         axes.plot([at.mean] * 2, [gain.low, gain.high], color=colour, linewidth=0.8, alpha=0.6)

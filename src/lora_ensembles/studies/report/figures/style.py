@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ....prediction.plots import COLOURS, MARKERS, new_figure
-from .values import ENSEMBLE, MEMBER, Record, Records, Spread, over_epochs, smaller_grid
+from ...claims.views import decay_arm
+from .values import ENSEMBLE, MEMBER, Level, Record, Records, Spread, level_of, over_epochs, smaller_grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +24,6 @@ SMALL, TEXT = 7, 8  # points
 DPI = 180
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS
 NONE, DECAY, KL, STOPPED, DROPOUT, FEW_SHOT = VERMILION, BLUE, GREEN, PURPLE, ORANGE, BLACK
-LEVELS = {"ece": "calibrated"}  # the words for a level that is not that of chance
 Line = Literal["-", "--", ":", ""]
 LINES: dict[str, Line] = {MEMBER: "-", ENSEMBLE: "--"}
 NAMES = {MEMBER: "single member", ENSEMBLE: "ensemble"}
@@ -128,27 +128,25 @@ def band(
     )
 
 
-def chance_line(axes: Axes, level: float | None, *, name: str = "chance", vertical: bool = False) -> None:
-    """A grey dotted line at what guessing evenly has, where the panel's values reach it; else a word at the
-    edge beyond which it lies.
+def level_line(axes: Axes, level: Level | None) -> None:
+    """A grey dotted line at a level, where the panel's values reach it; else its name at the edge beyond which
+    it lies.
     """
     if level is None:
         return
-    low, high = axes.get_xlim() if vertical else axes.get_ylim()
+    low, high = axes.get_ylim()
     room = 0.35 * (high - low)
-    if low - room <= level <= high + room:
-        (axes.axvline if vertical else axes.axhline)(
-            level, color="0.55", linestyle=":", linewidth=0.9, zorder=0
-        )
+    if low - room <= level.at <= high + room:
+        axes.axhline(level.at, color="0.55", linestyle=":", linewidth=0.9, zorder=0)
         return
-    beyond, arrows = bool(level > high), "←→" if vertical else "↓↑"
-    place = ((0.99 if beyond else 0.01), 0.03) if vertical else (0.985, 0.97 if beyond else 0.03)
+    above = level.at > high
     axes.text(
-        *place,
-        f"{name} {level:.2f} {arrows[beyond]}",
+        0.985,
+        0.97 if above else 0.03,
+        f"{level.name} {level.at:.2f} {'↑' if above else '↓'}",
         transform=axes.transAxes,
-        ha="right" if beyond or not vertical else "left",
-        va="top" if beyond and not vertical else "bottom",
+        ha="right",
+        va="top" if above else "bottom",
         fontsize=SMALL - 1.5,
         color="0.45",
     )
@@ -161,10 +159,10 @@ def epoch_panels(
     metrics: Sequence[str],
     *,
     where: str = "",
-    guessing: Mapping[str, float | None] | None = None,
+    levels: Mapping[str, Level | None] | None = None,
 ) -> None:
     """One task's row: a metric a panel over the epochs, for each arm (by its colour) the single member and
-    the ensemble; and a line at what `guessing` evenly has in a metric.
+    the ensemble; and a line at the level of a metric.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -179,7 +177,32 @@ def epoch_panels(
                 curve = over_epochs(runs, arm, metric, who, where=inside)
                 band(one, curve, colour=colour, line=line, marker=marker, width=width)
         one.set_ylabel(METRICS[metric], labelpad=2)
-        chance_line(one, (guessing or {}).get(metric), name=LEVELS.get(metric, "chance"))
+        level_line(one, (levels or {}).get(metric))
+
+
+def task_rows(
+    sweeps: Mapping[str, Sequence[Record]],
+    arms: Mapping[str, tuple[str, str]],
+    metrics: Sequence[str],
+    *,
+    height: float,
+    records: Records | None = None,
+    where: str = "",
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with a row a task and a column a metric, over the epochs; `decay of B` is each task's own
+    strength. With `records` metrics have the level to hold them against.
+    """
+    figure, grid = panels(len(sweeps), len(metrics), height=height)
+    for axes, (name, runs) in zip(grid, sweeps.items(), strict=True):
+        colours = {
+            decay_arm(runs[0]) if arm == "decay of B" else arm: colour for arm, (_, colour) in arms.items()
+        }
+        levels = None if records is None else {one: level_of(records, name, one) for one in metrics}
+        epoch_panels(axes, runs, colours, metrics, where=where, levels=levels)
+        heading(axes[0], name)
+    for one in grid[-1]:
+        one.set_xlabel("epoch")
+    return figure, grid
 
 
 def arms_keys(arms: Mapping[str, tuple[str, str]]) -> list[Key]:

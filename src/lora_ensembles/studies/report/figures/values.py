@@ -16,7 +16,7 @@ from typing import Any
 from ....data import PAPER_TASKS
 from ....errors import DataError
 from ....prediction.metrics import ece_floor
-from ...grid import CHOICE, ENCODER, FULL, OPEN_KINDS, PAPER, WHOLE_KINDS, Grid
+from ...grid import CHOICE, ENCODER, FULL, OPEN_KINDS, PAPER, SMOLLM2, WHOLE_KINDS, Grid
 
 Record = Mapping[str, Any]
 Records = Mapping[str, Sequence[Record]]
@@ -145,10 +145,18 @@ def named_decay(records: Sequence[Record]) -> str:
     return f"decay of B, {' or '.join(f'{share:g}' for share in shares)} a step" if shares else "decay of B"
 
 
-def chance(records: Records, task: str, metric: str) -> float | None:
-    """The level of guessing evenly in a metric: 1 / C in accuracy and ln C in NLL, C the number of options
-    that most questions of the task have; in ECE what the plain ensemble would show at the end if it were
-    calibrated. None for other metrics, and where no record says how many.
+@dataclass(frozen=True)
+class Level:
+    """A level to hold a metric against."""
+
+    name: str
+    at: float
+
+
+def level_of(records: Records, task: str, metric: str) -> Level | None:
+    """Guessing evenly: 1 / C in accuracy and ln C in NLL, C the number of options that most questions of the
+    task have; in ECE what the plain ensemble would show at the end if it were calibrated. None for other
+    metrics, and where no record says how many.
     """
     if metric == "ece":
         return _floor(records, task)
@@ -161,17 +169,17 @@ def chance(records: Records, task: str, metric: str) -> float | None:
         return None
     counts = sizes[0]["options"]
     options = statistics.median_low(counts) if isinstance(counts, list) else counts
-    return 1 / options if metric == "accuracy" else math.log(options)
+    return Level("chance", 1 / options if metric == "accuracy" else math.log(options))
 
 
-def _floor(records: Records, task: str) -> float | None:
+def _floor(records: Records, task: str) -> Level | None:
     bins = [
         record["result"]["arms"]["none"].get("reliability", {}).get(ENSEMBLE)
         for record in records.get("sweep", ())
         if str(record["settings"]["task"]) == task
     ]
     floors = [ece_floor(one["confidences"], [int(n) for n in one["counts"]]) for one in bins if one]
-    return statistics.fmean(floors) if floors else None
+    return Level("calibrated", statistics.fmean(floors)) if floors else None
 
 
 def strength(arm: str) -> float:
@@ -198,7 +206,7 @@ def seeds_of(records: Records) -> list[int]:
 
 def smaller_grid(records: Records) -> str:
     """In what the records' grid is smaller than the full one, as words; empty if in nothing. On another base
-    than the embedded one, the full grid is the paper's. Records of kinds alone that have few tasks, or open
+    than the embedded one and SmolLM2, the full grid is the paper's. Records of kinds alone that have few tasks, or open
     ones, are held against those.
 
     Example:
@@ -213,7 +221,8 @@ def smaller_grid(records: Records) -> str:
         if kind != CHOICE and "task" in one["settings"]
     ]
     own = FULL.shared.base
-    full = FULL if all(one.get("base", own) == own for one in settings) else PAPER
+    bases = {one.get("base", own) for one in settings}
+    full = FULL if bases <= {own} else SMOLLM2 if bases == {SMOLLM2.shared.base} else PAPER
     full = ENCODER if any("head" in one for one in settings) else full
     whole = any(records.get(kind) for kind in WHOLE_KINDS)
     left_open = all(kind in OPEN_KINDS for kind in records if records[kind])
