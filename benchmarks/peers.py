@@ -42,8 +42,8 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Rows:
-    """The training rows, ready: tokens (N, T) of prompts and of answers but for the last token of each, padded on
-    the right, how many (N,), and the answers' tokens (N, K), padded with -100.
+    """The training rows, ready: tokens (N, T) of prompts and of answers but for the last token of each,
+    padded on the right, how many (N,), and the answers' tokens (N, K), padded with -100.
 
     Lengths and answers stay on the CPU: to cut a batch to its longest row must not wait for a device.
     """
@@ -62,8 +62,8 @@ class Rows:
         return cls(tokens, torch.tensor([len(row) for row in rows]), padded)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-        """Ids (B, T) cut to the longest row, the rows and positions (n,) that say an answer's token each, and these
-        tokens (n,).
+        """Ids (B, T) cut to the longest row, the rows and positions (n,) that say an answer's token each, and
+        these tokens (n,).
         """
         lengths, answers, device = self.lengths[indices], self.answers[indices], self.tokens.device
         said = answers >= 0
@@ -344,8 +344,8 @@ class HuggingFaceTrainer:
 
 
 def _row_mean(outputs: Any, labels: Tensor, num_items_in_batch: object = None) -> Tensor:
-    """The mean over rows of an answer's -log p: with answers of one token the Trainer's own, which is a mean over
-    tokens.
+    """The mean over rows of an answer's -log p: with answers of one token the Trainer's own, which is a mean
+    over tokens.
     """
     logits = outputs["logits"][:, :-1].float().flatten(0, 1)
     return F.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum") / len(labels)

@@ -1,8 +1,8 @@
-"""Writes docs/reproduction.md: `python benchmarks/reproduction.py`; with --check it fails where the page is not what
-its sources give.
+"""Writes docs/reproduction.md: `python benchmarks/reproduction.py`; with --check it fails where the page is
+not what its sources give.
 
-Numbers come from the records of each base in `results`, which the commands on the page make, and from nowhere else;
-what the paper says, and what a person has to add, are sentences in docs/reproduction.toml.
+Numbers come from the records of each base in `results`, which the commands on the page make, and from nowhere
+else; what the paper says, and what a person has to add, are sentences in docs/reproduction.toml.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ Sentences = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Base:
-    """A base whose records the page is made from: its name here, their folder, and the command that makes them."""
+    """A base whose records the page is made from: its name here, their folder, and the command that makes
+    them.
+    """
 
     name: str
     records: Path

@@ -4,8 +4,8 @@
 `trial` shows where fine-tuning makes the model overconfident, and chooses step size and epochs for what
 follows: single members and their ensemble after every epoch at several step sizes, measured on training
 questions that were held out; no question of a validation part is looked at. Answers are the options' texts,
-adapters are on the top layers, so that the others run once for all. Records that are there are not made again.
-`make smollm2` brings the model. `figure` draws what the records hold, into OUT/trial.png.
+adapters are on the top layers, so that the others run once for all. Records that are there are not made
+again. `make smollm2` brings the model. `figure` draws what the records hold, into OUT/trial.png.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ def trials(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def figure(out: Path) -> Path:
-    """A row a record: accuracy, NLL and ECE over the epochs, of single members and of their ensemble, at each step size,
-    with the base without training and what guessing evenly has.
+    """A row a record: accuracy, NLL and ECE over the epochs, of single members and of their ensemble, at each
+    step size, with the base without training and what guessing evenly has.
     """
     found = list(records(out, "trial"))
     if not found:

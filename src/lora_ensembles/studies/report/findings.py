@@ -16,7 +16,8 @@ BASES = {
     "embedded": "the embedded base: a transformer of 1.3 million parameters, pre-trained on sentences about "
     "an invented world. It was kept as a test bed because an ensemble was better than its members on it, so "
     "that C1 is not independent evidence there",
-    "smollm2": "SmolLM2-135M-Instruct, a public language model of 135 million parameters, de-quantised from 4 bits",
+    "smollm2": "SmolLM2-135M-Instruct, a public language model of 135 million parameters, de-quantised from "
+    "4 bits",
     "sentence-transformers/all-MiniLM-L6-v2": "all-MiniLM-L6-v2, a public text encoder of 22 million "
     "parameters; it has no head for answers, so that every member trains one of its own",
 }

@@ -128,9 +128,8 @@ def _intro(records: Records) -> str:
     smaller = smaller_grid(records)
     return (
         f"The comparisons of arXiv:2310.00035 on {base_words(settings.get('base', 'embedded'))}. Ensembles "
-        "of "
-        f"{settings['members']} LoRA "
-        f"adapters, {len(by_task(records, 'sweep'))} tasks, seeds {', '.join(map(str, seeds_of(records)))}. "
+        f"of {settings['members']} LoRA adapters, {len(by_task(records, 'sweep'))} tasks, seeds "
+        f"{', '.join(map(str, seeds_of(records)))}. "
         + (f"Made on a smaller grid than the full one: {smaller}." if smaller else "Made on the full grid.")
     )
 
@@ -148,20 +147,17 @@ def _claims_chapter(claims: Sequence[Claim]) -> Chapter:
 
 SHARED = (
     "Of one task and seed, the members without a regulariser are the same in every kind of record: in the "
-    "sweep, in "
-    "the pool, with both sources of randomness, at the adapters' own rank and start, and among the methods. "
-    "Figures "
-    "that show them are not independent of one another."
+    "sweep, in the pool, with both sources of randomness, at the adapters' own rank and start, and among "
+    "the methods. Figures that show them are not independent of one another."
 )
 READING = (
-    "Each verdict follows from the records alone. A clause is a difference in every setting (task and seed); "
-    "its "
-    "interval is the 95 % t interval over tasks, each the mean over its seeds; its p, of a t test of the "
-    "side that "
-    "is expected, is adjusted for the other clauses of the claim by Holm's method. A clause is supported if p is "
-    "below 0.05 and the difference lies where the claim says, contradicted if it lies elsewhere, and inconclusive "
-    f"otherwise; with fewer than {LEAST_TASKS} tasks always. A claim is supported if all its clauses are, contradicted "
-    "if one is. Rows without an expectation are shown beside the clauses and decide nothing."
+    "Each verdict follows from the records alone. A clause is a difference in every setting (task and "
+    "seed); its interval is the 95 % t interval over tasks, each the mean over its seeds; its p, of a t "
+    "test of the side that is expected, is adjusted for the other clauses of the claim by Holm's method. A "
+    "clause is supported if p is below 0.05 and the difference lies where the claim says, contradicted if "
+    f"it lies elsewhere, and inconclusive otherwise; with fewer than {LEAST_TASKS} tasks always. A claim is "
+    "supported if all its clauses are, contradicted if one is. Rows without an expectation are shown "
+    "beside the clauses and decide nothing."
 )
 
 
@@ -202,14 +198,13 @@ def _drawn(
 
 DIVERSITY = (
     "Agreement: share of equal answers, mean over pairs. Correlation: of the probabilities of the right "
-    "option, mean over pairs. Change: "
-    "ensemble minus single member. Means over tasks ± standard deviation over seeds of that mean."
+    "option, mean over pairs. Change: ensemble minus single member. Means over tasks ± standard deviation "
+    "over seeds of that mean."
 )
 SIDE_BY_SIDE = (
     "Means over the tasks and seeds that all methods have, ± standard deviation over seeds of the mean over "
-    "tasks. Few-shot: mean over "
-    "draws; single member: mean of the members' own metrics; MC dropout: as many passes as the ensemble has "
-    "members, mean over the members."
+    "tasks. Few-shot: mean over draws; single member: mean of the members' own metrics; MC dropout: as many "
+    "passes as the ensemble has members, mean over the members."
 )
 
 
@@ -225,8 +220,8 @@ def _tables_chapter(records: Records, left_out: dict[str, str]) -> Chapter:
         Text("In the paper (LLaMA-13B, M = 5):"),
         tables.paper_table_1(),
         Text(
-            "In the paper, last-layer ensembles underfit: they are clearly less accurate than LoRA ensembles "
-            "on every task."
+            "In the paper, last-layer ensembles underfit: they are clearly less accurate than LoRA "
+            "ensembles on every task."
         ),
         *_table(
             "Table 2: the tasks' sizes",
@@ -288,28 +283,24 @@ def _open_chapter(records: Records, drawn: Mapping[str, list[Block]], left_out: 
 
 
 OPEN = (
-    "Means over the tasks ± standard deviation over seeds of the mean over tasks. Single: mean of "
-    "the members' own metrics."
+    "Means over the tasks ± standard deviation over seeds of the mean over tasks. Single: mean of the "
+    "members' own metrics."
 )
 SECONDS = (
-    "Seconds as they were measured in each record, one method after another: on a CPU those that the process "
-    "computed, over all its "
+    "Seconds as they were measured in each record, one method after another: on a CPU those that the "
+    "process computed, over all its "
     'threads, elsewhere those of the clock. "Over single" is the ratio within a record. A single member is '
-    "trained alone. Few-shot: one "
-    "set of demonstrations. A temperature is fitted in no time beside them. Parameters are those of all members "
-    "together."
+    "trained alone. Few-shot: one set of demonstrations. A temperature is fitted in no time beside them. "
+    "Parameters are those of all members together."
 )
 RHO = (
     "Spearman's rank correlation between the members' correlation and what the ensemble gains over them, "
-    "over the arms of each task and "
-    "seed, the mean over tasks; its interval is the 95 % t interval over tasks. Below zero, an ensemble "
-    "gains more where its "
-    "members are less alike."
+    "over the arms of each task and seed, the mean over tasks; its interval is the 95 % t interval over "
+    "tasks. Below zero, an ensemble gains more where its members are less alike."
 )
 COSTS = (
     "Trained parameters in multiples of one member's. An ensemble's members share one forward pass of the "
-    "base, in which a question is as "
-    "many rows as there are members."
+    "base, in which a question is as many rows as there are members."
 )
 
 

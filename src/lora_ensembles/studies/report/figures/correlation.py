@@ -27,17 +27,14 @@ TITLE = "Members' correlation against what the ensemble gains"
 NEEDS = ("sweep",)
 CAPTION = (
     "What the ensemble gains over its members after the last epoch (accuracy: ensemble minus single member; "
-    "NLL in nats and ECE: single "
-    "member minus ensemble, so that up is better) against the mean correlation, over pairs of members, of "
-    "the probabilities they give to "
-    "the right option. A point is one arm, task and seed, so that the spread over seeds is that of the "
-    "points. Above each panel: "
-    "Spearman's rho over the arms of a task and seed, as the mean over tasks, with its 95 % t interval over "
-    "tasks."
+    "NLL in nats and ECE: single member minus ensemble, so that up is better) against the mean correlation, "
+    "over pairs of members, of the probabilities they give to the right option. A point is one arm, task "
+    "and seed, so that the spread over seeds is that of the points. Above each panel: Spearman's rho over "
+    "the arms of a task and seed, as the mean over tasks, with its 95 % t interval over tasks."
 )
 PAPER = (
-    "The paper has no such figure; it supposes that strong regularisers take away the ensemble's "
-    "gain because members become alike."
+    "The paper has no such figure; it supposes that strong regularisers take away the ensemble's gain "
+    "because members become alike."
 )
 FAMILIES = {
     "none": Key("no regulariser", NONE, "", "o"),

@@ -19,17 +19,15 @@ TITLE = "Figure 1a: confidence of wrong answers"
 NEEDS = ("sweep", "few_shot")
 CAPTION = (
     "Density of the confidence (probability of the chosen option) of wrong answers to validation questions, "
-    "after the last epoch. Answers"
-    " of all seeds were counted in 50 equal bins; the thick line is a Gaussian kernel density of the bins' "
-    "middles, reflected at 0 and 1,"
-    " with Silverman's bandwidth and at least a bin's width. Thin lines: each seed alone. Few-shot counts "
-    "every draw, the single member "
-    "every member. Above each panel: the share of wrong answers among all, in the legend's order."
+    "after the last epoch. Answers of all seeds were counted in 50 equal bins; the thick line is a Gaussian "
+    "kernel density of the bins' middles, reflected at 0 and 1, with Silverman's bandwidth and at least a "
+    "bin's width. Thin lines: each seed alone. Few-shot counts every draw, the single member every member. "
+    "Above each panel: the share of wrong answers among all, in the legend's order."
 )
 PAPER = (
-    "On cqa with LLaMA-13B, the few-shot base is calibrated but often wrong; the single fine-tuned member is "
-    "more accurate and "
-    "overconfident in its wrong answers; the ensemble with strong decay (dashed) improves accuracy and ECE."
+    "On cqa with LLaMA-13B, the few-shot base is calibrated but often wrong; the single fine-tuned member "
+    "is more accurate and overconfident in its wrong answers; the ensemble with strong decay (dashed) "
+    "improves accuracy and ECE."
 )
 
 

@@ -43,23 +43,18 @@ TITLE = "Figure 2: from the single member to the ensemble"
 NEEDS = ("sweep",)
 CAPTION = (
     "Each arrow leads from the single member (mean of the members' own metrics) to the ensemble of the same "
-    "members, "
-    "on the validation questions after the last epoch; its ends are means over the seeds, and the dots are "
-    "the ends "
-    "for each seed. Towards the lower right both metrics improve. Colour: the kind of regulariser; the "
-    "stronger it is, "
-    "the more opaque. Early stopping: epochs 1, 2 and 3 of the arm without a regulariser, 1 the strongest. "
-    "Crosses: "
-    "the base without training, few-shot (mean over draws and seeds) and zero-shot. Axes differ from task to "
-    "task. "
-    "Dotted: the ECE that the plain ensemble would show on so many questions if it were calibrated."
+    "members, on the validation questions after the last epoch; its ends are means over the seeds, and the "
+    "dots are the ends for each seed. Towards the lower right both metrics improve. Colour: the kind of "
+    "regulariser; the stronger it is, the more opaque. Early stopping: epochs 1, 2 and 3 of the arm without "
+    "a regulariser, 1 the strongest. Crosses: the base without training, few-shot (mean over draws and "
+    "seeds) and zero-shot. Axes differ from task to task. Dotted: the ECE that the plain ensemble would "
+    "show on so many questions if it were calibrated."
 )
 PAPER = (
-    "After 20 epochs of LLaMA-13B on six tasks, most arrows point to the lower right: ensembles of 5 gain in "
-    "accuracy and ECE with almost"
-    " every regulariser and strength. Regularisers usually lower ECE, and change accuracy in either "
-    "direction; with strong KL or very "
-    "early stopping the arrows shrink. Few-shot is clearly less accurate."
+    "After 20 epochs of LLaMA-13B on six tasks, most arrows point to the lower right: ensembles of 5 gain "
+    "in accuracy and ECE with almost every regulariser and strength. Regularisers usually lower ECE, and "
+    "change accuracy in either direction; with strong KL or very early stopping the arrows shrink. Few-shot "
+    "is clearly less accurate."
 )
 STOPS = (1, 2, 3)
 

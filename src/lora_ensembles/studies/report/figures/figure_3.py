@@ -14,19 +14,17 @@ TITLE = "Figure 3: over the epochs, with and without decay of B"
 NEEDS = ("sweep",)
 CAPTION = (
     "Accuracy (share of right answers), negative log-likelihood (nats) and expected calibration error (15 "
-    "bins) on the validation "
-    "questions over the epochs, without a regulariser and with decay of B of one strength. Solid: single "
-    "member (mean of the members' own"
-    " metrics); dashed: ensemble. Lines: mean over the seeds; bands: from the lowest to the highest seed. "
-    "Dotted, or named at the edge of a panel: guessing evenly (1/C, ln C), and the ECE that the "
-    "plain ensemble would show at the end if it were calibrated."
+    "bins) on the validation questions over the epochs, without a regulariser and with decay of B of one "
+    "strength. Solid: single member (mean of the members' own metrics); dashed: ensemble. Lines: mean over "
+    "the seeds; bands: from the lowest to the highest seed. Dotted, or named at the edge of a panel: "
+    "guessing evenly (1/C, ln C), and the ECE that the plain ensemble would show at the end if it were "
+    "calibrated."
 )
 PAPER = (
     "Over 20 epochs the ensemble of 5 is more accurate and better calibrated than its members, with and "
-    "without decay. Without decay NLL "
-    "becomes very large on several tasks, most of all on the two mmlu subsets, and ensembling alone does not "
-    "prevent it; decay does, and "
-    "both together give the lowest NLL. Decay usually costs some accuracy (λ = 1e3 on mmlu, 1e2 elsewhere)."
+    "without decay. Without decay NLL becomes very large on several tasks, most of all on the two mmlu "
+    "subsets, and ensembling alone does not prevent it; decay does, and both together give the lowest NLL. "
+    "Decay usually costs some accuracy (λ = 1e3 on mmlu, 1e2 elsewhere)."
 )
 METRICS = ("accuracy", "nll", "ece")
 

@@ -25,22 +25,17 @@ if TYPE_CHECKING:
 TITLE = "Figure 4: MC dropout against the ensemble"
 NEEDS = ("sweep",)
 CAPTION = (
-    "Accuracy, NLL (nats) and ECE on the validation questions after the last epoch. Five rows of a task: the "
-    "single "
-    "member and the ensemble as usual; and, of members trained with dropout on the input of LoRA, the single "
-    "member "
-    "with dropout off, one member asked as often as the ensemble has members with dropout on (MC dropout, "
-    "mean over the "
-    "members), and the ensemble. Single members: mean of the members' own metrics. Markers: mean over the "
-    "seeds; "
-    "whiskers: from the lowest to the highest seed, solid for one member's weights and dashed for an "
-    "ensemble. Dotted: "
-    "the single member trained without dropout, which is what the paper compares with."
+    "Accuracy, NLL (nats) and ECE on the validation questions after the last epoch. Five rows of a task: "
+    "the single member and the ensemble as usual; and, of members trained with dropout on the input of "
+    "LoRA, the single member with dropout off, one member asked as often as the ensemble has members with "
+    "dropout on (MC dropout, mean over the members), and the ensemble. Single members: mean of the members' "
+    "own metrics. Markers: mean over the seeds; whiskers: from the lowest to the highest seed, solid for "
+    "one member's weights and dashed for an ensemble. Dotted: the single member trained without dropout, "
+    "which is what the paper compares with."
 )
 PAPER = (
-    "MC dropout with 5 passes is only slightly better than a single model; the LoRA ensemble of 5 gains much "
-    "more in accuracy and "
-    "calibration."
+    "MC dropout with 5 passes is only slightly better than a single model; the LoRA ensemble of 5 gains "
+    "much more in accuracy and calibration."
 )
 SHOWN = ("accuracy", "nll", "ece")
 KEYS = (

@@ -14,20 +14,15 @@ if TYPE_CHECKING:
 TITLE = "Figure 5: out of distribution"
 NEEDS = ("sweep",)
 CAPTION = (
-    "Accuracy, NLL (nats) and ECE on questions of another distribution (named above each row as trained on → "
-    "asked about) over the "
-    "epochs, and AUROC of telling them from the validation questions by the largest probability (0.5, the "
-    "grey line, is chance). Solid: "
-    "single member (mean of the members' own metrics); dashed: ensemble. Lines: mean over the seeds; bands: "
-    "from the lowest to the "
-    "highest seed."
+    "Accuracy, NLL (nats) and ECE on questions of another distribution (named above each row as trained on "
+    "→ asked about) over the epochs, and AUROC of telling them from the validation questions by the largest "
+    "probability (0.5, the grey line, is chance). Solid: single member (mean of the members' own metrics); "
+    "dashed: ensemble. Lines: mean over the seeds; bands: from the lowest to the highest seed."
 )
 PAPER = (
     "From cqa to mmlu, ensembling does not undo the forgetting, and improves NLL and ECE out of "
-    "distribution, with and without a "
-    "regulariser. AUROC is around or below 0.5 in the second and third row, read here as the two mmlu "
-    "subsets, where accuracy out of "
-    "distribution rises with fine-tuning."
+    "distribution, with and without a regulariser. AUROC is around or below 0.5 in the second and third "
+    "row, read here as the two mmlu subsets, where accuracy out of distribution rises with fine-tuning."
 )
 METRICS = ("accuracy", "nll", "ece", "ood_auroc")
 

@@ -27,18 +27,16 @@ TITLE = "Figure 6: more members"
 NEEDS = ("pool",)
 CAPTION = (
     "Accuracy, NLL (nats) and ECE on the validation questions after the last epoch against the number of "
-    "members M, without a regulariser"
-    " and with decay of B. Dashed: ensembles of M members drawn at random from one pool, the mean over the "
-    "random subsets of all seeds; "
-    "bands: one standard deviation over subsets and seeds each way (the whole pool is one subset, so that "
-    "its band is over seeds alone). "
-    "Solid: the level of the single member (M = 1, every member of the pool). "
-    "Dotted, or named at the edge of a panel: guessing evenly (1/C, ln C), and the ECE that the "
-    "plain ensemble would show at the end if it were calibrated."
+    "members M, without a regulariser and with decay of B. Dashed: ensembles of M members drawn at random "
+    "from one pool, the mean over the random subsets of all seeds; bands: one standard deviation over "
+    "subsets and seeds each way (the whole pool is one subset, so that its band is over seeds alone). "
+    "Solid: the level of the single member (M = 1, every member of the pool). Dotted, or named at the edge "
+    "of a panel: guessing evenly (1/C, ln C), and the ECE that the plain ensemble would show at the end if "
+    "it were calibrated."
 )
 PAPER = (
-    "With a pool of 20 members and 5 random draws for each M, every metric improves with M, and "
-    "each further member brings less."
+    "With a pool of 20 members and 5 random draws for each M, every metric improves with M, and each "
+    "further member brings less."
 )
 SHOWN = ("accuracy", "nll", "ece")
 ARMS = {"none": ("no regulariser", NONE), "decay of B": ("decay of B", DECAY)}

@@ -28,19 +28,17 @@ TITLE = "Figure 7: sources of randomness"
 NEEDS = ("randomness",)
 CAPTION = (
     "Accuracy, NLL (nats) and ECE on the validation questions after the last epoch, for members that differ "
-    "by their initial weights "
-    "alone, by the order of their data alone, and by both, without a regulariser and with decay of B. "
-    "Filled: single member (mean of the "
-    "members' own metrics); open: ensemble; the arrow between them is what the members' diversity gains. "
-    "Markers: mean over the seeds; "
-    "whiskers: from the lowest to the highest seed, solid for the single member and dashed for the ensemble. "
-    "Dotted, or named at the edge of a panel: guessing evenly (1/C, ln C), and the ECE that the "
-    "plain ensemble would show at the end if it were calibrated."
+    "by their initial weights alone, by the order of their data alone, and by both, without a regulariser "
+    "and with decay of B. Filled: single member (mean of the members' own metrics); open: ensemble; the "
+    "arrow between them is what the members' diversity gains. Markers: mean over the seeds; whiskers: from "
+    "the lowest to the highest seed, solid for the single member and dashed for the ensemble. Dotted, or "
+    "named at the edge of a panel: guessing evenly (1/C, ln C), and the ECE that the plain ensemble would "
+    "show at the end if it were calibrated."
 )
 PAPER = (
-    "On cqa, with 5 trials a setting, ensembles work with either source of randomness alone (the gap between "
-    "single member and ensemble);"
-    " with a regulariser, data order alone gives more than initialisation alone."
+    "On cqa, with 5 trials a setting, ensembles work with either source of randomness alone (the gap "
+    "between single member and ensemble); with a regulariser, data order alone gives more than "
+    "initialisation alone."
 )
 SHOWN = ("accuracy", "nll", "ece")
 SOURCES = {"init": "initial\nweights", "order": "data\norder", "init and order": "both"}

@@ -22,18 +22,15 @@ if TYPE_CHECKING:
 TITLE = "Figure 8: decay of A, of B, of both"
 NEEDS = ("sweep",)
 CAPTION = (
-    "Accuracy, NLL (nats) and ECE on the validation questions over the epochs, with decay of one strength on "
-    "A alone, on B alone and on "
-    "both, and without. Solid: single member (mean of the members' own metrics); dashed: ensemble. Lines: "
-    "mean over the seeds; bands: "
-    "from the lowest to the highest seed. "
-    "Dotted, or named at the edge of a panel: guessing evenly (1/C, ln C), and the ECE that the "
-    "plain ensemble would show at the end if it were calibrated."
+    "Accuracy, NLL (nats) and ECE on the validation questions over the epochs, with decay of one strength "
+    "on A alone, on B alone and on both, and without. Solid: single member (mean of the members' own "
+    "metrics); dashed: ensemble. Lines: mean over the seeds; bands: from the lowest to the highest seed. "
+    "Dotted, or named at the edge of a panel: guessing evenly (1/C, ln C), and the ECE that the plain "
+    "ensemble would show at the end if it were calibrated."
 )
 PAPER = (
     "On cqa (strength 1e2) and the two mmlu subsets (1e3), decay of A alone leaves NLL high, decay of both "
-    "costs much accuracy, and decay "
-    "of B alone is good in both."
+    "costs much accuracy, and decay of B alone is good in both."
 )
 METRICS = ("accuracy", "nll", "ece")
 

@@ -19,19 +19,15 @@ TITLE = "The gain of ensembling at the same NLL of the single member"
 NEEDS = ("sweep",)
 CAPTION = (
     "What the ensemble gains in NLL (nats; single member minus ensemble, so that up is better) against the "
-    "NLL of the "
-    "single member, on the validation questions. A line leads from no regulariser (the large point) over the "
-    "strengths "
-    "of one family to the strongest: KL and decay of B after the last epoch, and early stopping back to the "
-    "first "
-    "epoch. Where two lines lie at the same NLL, the higher one keeps more of the gain. Points: mean over "
-    "the seeds; "
-    "bars: from the lowest to the highest seed."
+    "NLL of the single member, on the validation questions. A line leads from no regulariser (the large "
+    "point) over the strengths of one family to the strongest: KL and decay of B after the last epoch, and "
+    "early stopping back to the first epoch. Where two lines lie at the same NLL, the higher one keeps more "
+    "of the gain. Points: mean over the seeds; bars: from the lowest to the highest seed."
 )
 PAPER = (
     "Figure 2 has the arrows of each regulariser at its own three strengths: they shrink with strong KL and "
-    "very early "
-    "stopping, and least with decay. It does not compare them where the single member is equally good."
+    "very early stopping, and least with decay. It does not compare them where the single member is equally "
+    "good."
 )
 METRIC = "nll"
 COLOURS = {"KL": KL, "decay of B": DECAY, "early stopping": STOPPED}

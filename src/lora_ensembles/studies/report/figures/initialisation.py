@@ -36,19 +36,17 @@ if TYPE_CHECKING:
 TITLE = "How A and B start"
 NEEDS = ("initialisation",)
 CAPTION = (
-    "Accuracy, NLL (nats) and ECE on the validation questions after the last epoch, and the mean correlation "
-    "over pairs of members of the "
-    "probabilities they give to the right option, for four of PEFT's initialisations and a smaller one. "
-    "Kaiming is the paper's. Kaiming "
-    "and Gaussian start B at zero, orthogonal starts A and B away from zero with a product of zero, random B "
-    "does not start at the base. "
-    "Same order: all members see the data in one order, so that only their start differs. Markers: mean over "
-    "the seeds; whiskers: from the"
-    " lowest to the highest seed, solid for the single member and dashed for the ensemble."
+    "Accuracy, NLL (nats) and ECE on the validation questions after the last epoch, and the mean "
+    "correlation over pairs of members of the probabilities they give to the right option, for four of "
+    "PEFT's initialisations and a smaller one. Kaiming is the paper's. Kaiming and Gaussian start B at "
+    "zero, orthogonal starts A and B away from zero with a product of zero, random B does not start at the "
+    "base. Same order: all members see the data in one order, so that only their start differs. Markers: "
+    "mean over the seeds; whiskers: from the lowest to the highest seed, solid for the single member and "
+    "dashed for the ensemble."
 )
 PAPER = (
-    "The paper has one initialisation, Kaiming for A and zero for B, and leaves open what others "
-    "would do to the members' diversity."
+    "The paper has one initialisation, Kaiming for A and zero for B, and leaves open what others would do "
+    "to the members' diversity."
 )
 SHOWN = ("accuracy", "nll", "ece", "correlation")
 COLOUR = dict(zip(REGIMES, (VERMILION, BLUE), strict=True))

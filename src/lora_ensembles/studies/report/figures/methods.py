@@ -29,19 +29,15 @@ TITLE = "Methods side by side"
 NEEDS = ("methods",)
 CAPTION = (
     "NLL (nats) and ECE on the validation questions after the last epoch against accuracy, and NLL against "
-    "the time to answer in multiples "
-    "of the single member's in the same run (on a CPU what was computed, over all threads). Markers: means "
-    "over the seeds; lines through "
-    "them: from the lowest to the highest seed, solid for one model and dashed for an ensemble. The single "
-    "member and MC dropout are means "
-    "over as many models as the ensemble has members. Scaled: trained on four fifths of the training "
-    "questions, with a temperature fitted "
-    "on the other fifth."
+    "the time to answer in multiples of the single member's in the same run (on a CPU what was computed, "
+    "over all threads). Markers: means over the seeds; lines through them: from the lowest to the highest "
+    "seed, solid for one model and dashed for an ensemble. The single member and MC dropout are means over "
+    "as many models as the ensemble has members. Scaled: trained on four fifths of the training questions, "
+    "with a temperature fitted on the other fifth."
 )
 PAPER = (
     "The paper compares with few-shot, last-layer ensembles and MC dropout; BatchEnsemble it names and "
-    "leaves open, and it has no "
-    "temperature scaling and no costs side by side."
+    "leaves open, and it has no temperature scaling and no costs side by side."
 )
 KEYS = {
     "few-shot base": Key("few-shot base", BLACK, "-", "X"),

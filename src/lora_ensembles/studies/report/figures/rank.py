@@ -26,12 +26,10 @@ if TYPE_CHECKING:
 TITLE = "The rank of the adapters"
 NEEDS = ("rank",)
 CAPTION = (
-    "Accuracy, NLL (nats) and ECE on the validation questions after the last epoch, and the mean correlation "
-    "over pairs of members of the "
-    "probabilities they give to the right option, against the rank r, on a logarithmic axis. Alpha is 4 r, "
-    "so that the scaling alpha / r is"
-    " the paper's 4 at every rank. Solid: single member (mean of the members' own metrics); dashed: "
-    "ensemble. Lines: mean over the seeds; "
+    "Accuracy, NLL (nats) and ECE on the validation questions after the last epoch, and the mean "
+    "correlation over pairs of members of the probabilities they give to the right option, against the rank "
+    "r, on a logarithmic axis. Alpha is 4 r, so that the scaling alpha / r is the paper's 4 at every rank. "
+    "Solid: single member (mean of the members' own metrics); dashed: ensemble. Lines: mean over the seeds; "
     "bands: from the lowest to the highest seed."
 )
 PAPER = "The paper has rank 8 and no other, and leaves open what a rank does to an ensemble."

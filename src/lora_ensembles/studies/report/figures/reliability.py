@@ -18,15 +18,12 @@ TITLE = "Reliability diagrams"
 NEEDS = ("sweep",)
 LEAST = 10  # answers: the share of right ones among fewer says little
 CAPTION = (
-    "Share of right answers against mean confidence on the validation questions after the last epoch, in the "
-    "15 equal-width bins of the "
-    "ECE; on the grey diagonal a model is calibrated, below it overconfident. Points: the answers of all "
-    "seeds together, larger where a "
-    "bin holds more of them, and bins of fewer than 10 answers are left out. Thin lines: each seed alone. "
-    "Solid: the first member; "
+    "Share of right answers against mean confidence on the validation questions after the last epoch, in "
+    "the 15 equal-width bins of the ECE; on the grey diagonal a model is calibrated, below it "
+    "overconfident. Points: the answers of all seeds together, larger where a bin holds more of them, and "
+    "bins of fewer than 10 answers are left out. Thin lines: each seed alone. Solid: the first member; "
     "dashed: ensemble. Above each panel: ECE as the mean over the seeds, of the members (mean of their own) "
-    "and of the ensemble, without "
-    "and with decay of B."
+    "and of the ensemble, without and with decay of B."
 )
 PAPER = "The paper has no reliability diagrams; their summary, the ECE, is in its Table 1 and Figure 2."
 

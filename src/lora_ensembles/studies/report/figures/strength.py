@@ -26,18 +26,15 @@ TITLE = "Regularisers from weak to strong"
 NEEDS = ("strength",)
 CAPTION = (
     "Accuracy, NLL (nats) and ECE on the validation questions against the strength of each regulariser: "
-    "weight of the KL divergence from "
-    "the base, and share of B that decay takes away in a step, both after the last epoch on a logarithmic "
-    "axis; and the epoch at which "
-    "training without a regulariser stops. Solid: single member (mean of the members' own metrics); dashed: "
-    "ensemble. Lines: mean over the "
-    "seeds; bands: from the lowest to the highest seed. Thin lines beside those of the epochs: without a "
+    "weight of the KL divergence from the base, and share of B that decay takes away in a step, both after "
+    "the last epoch on a logarithmic axis; and the epoch at which training without a regulariser stops. "
+    "Solid: single member (mean of the members' own metrics); dashed: ensemble. Lines: mean over the seeds; "
+    "bands: from the lowest to the highest seed. Thin lines beside those of the epochs: without a "
     "regulariser after the last epoch."
 )
 PAPER = (
     "The paper has three strengths of each in its Figure 2: KL 0.01 to 0.1, decay of B by 0.005 to 0.05 a "
-    "step, and stops after 1 to 3 "
-    "epochs."
+    "step, and stops after 1 to 3 epochs."
 )
 SHOWN = ("accuracy", "nll", "ece")
 FAMILIES = {"KL ": "KL weight", "decay of B ": "share of B a step", "": "epochs until the stop"}

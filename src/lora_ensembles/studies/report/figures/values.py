@@ -289,8 +289,7 @@ def check_one_grid(records: Records) -> None:
                 if others.get(name) != one:
                     raise DataError(
                         f"the records of the kind {kind!r} and the task {task!r} have different settings "
-                        f"({name}: {one} and "
-                        f"{others.get(name)}); keep the records of one grid in a folder"
+                        f"({name}: {one} and {others.get(name)}); keep the records of one grid in a folder"
                     )
             if (task, settings.get("seed")) in seen:
                 raise DataError(
