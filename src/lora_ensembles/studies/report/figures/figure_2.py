@@ -19,7 +19,7 @@ from .style import (
     finish,
     heading,
     level_line,
-    panels,
+    task_panels,
 )
 from .values import (
     ENSEMBLE,
@@ -80,10 +80,9 @@ def draw(records: Records) -> Figure:
 
     sweeps = by_task(records, "sweep")
     few_shots = by_task(records, "few_shot") if records.get("few_shot") else {}
-    columns = 2 if len(sweeps) > 1 else 1
-    figure, grid = panels(-(-len(sweeps) // columns), columns, height=2.2, sharex=False)
-    every = [axes for row in grid for axes in row]
-    for axes, (name, runs) in zip(every, sweeps.items(), strict=False):
+    figure, grid = task_panels(sweeps, columns=2, height=2.2, sharex=False)
+    for name, axes in grid.items():
+        runs = sweeps[name]
         for arrow in arrows(runs[0]):
             _draw_arrow(axes, runs, arrow)
         results = [record["result"] for record in few_shots.get(name, [])]
@@ -97,8 +96,6 @@ def draw(records: Records) -> Figure:
         heading(axes, name)
         axes.set_xlabel(METRICS["accuracy"])
         axes.set_ylabel(METRICS["ece"])
-    for axes in every[len(sweeps) :]:
-        axes.remove()
     drawn = {arrow.colour for runs in sweeps.values() for arrow in arrows(runs[0])}
     kinds = {"none": NONE, "KL": KL, "decay of B": DECAY, "early stopping": STOPPED}
     keys = [Key(name, colour, marker=">") for name, colour in kinds.items() if colour in drawn]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...claims.contrasts import SIGNS
 from ...claims.regularisers import paths
 from ...claims.views import View
-from .style import DECAY, KL, NONE, STOPPED, Key, finish, heading, panels
+from .style import DECAY, KL, NONE, STOPPED, Key, finish, heading, task_panels
 from .values import MEMBER, Records, by_task, spread
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ PAPER = (
     "good."
 )
 METRIC = "nll"
+COLUMNS = 3
 COLOURS = {"KL": KL, "decay of B": DECAY, "early stopping": STOPPED}
 
 
@@ -41,22 +42,18 @@ def draw(records: Records) -> Figure:
         MissingExtraError: matplotlib is not installed.
     """
     sweeps = by_task(records, "sweep")
-    columns = 3 if len(sweeps) > 2 else len(sweeps)
-    figure, grid = panels(-(-len(sweeps) // columns), columns, height=1.8, sharex=False)
-    every = [axes for row in grid for axes in row]
+    figure, grid = task_panels(sweeps, columns=COLUMNS, height=1.8, sharex=False)
     drawn: dict[str, None] = {}
-    for axes, (name, runs) in zip(every, sweeps.items(), strict=False):
-        view = View({"sweep": runs})
+    for place, (name, axes) in enumerate(grid.items()):
+        view = View({"sweep": sweeps[name]})
         for family, path in paths(view).items():
             drawn[family] = None
             _line(axes, view, path, COLOURS[family])
         axes.axhline(0, color="0.7", linewidth=0.8)
         axes.margins(0.08)
         axes.set_xlabel("NLL of the single member")
-        axes.set_ylabel("gain in NLL (nats)" if axes in [row[0] for row in grid] else "")
+        axes.set_ylabel("" if place % COLUMNS else "gain in NLL (nats)")
         heading(axes, name)
-    for axes in every[len(sweeps) :]:
-        axes.remove()
     keys = [
         Key("no regulariser", NONE, "", "o"),
         *(Key(name, COLOURS[name], "-", "o") for name in drawn),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....prediction.metrics import NUM_BINS
 from ...claims.views import decay_arm
-from .style import DECAY, LINES, NAMES, NONE, Key, finish, heading, panels
+from .style import DECAY, LINES, NAMES, NONE, Key, finish, heading, task_panels
 from .values import ENSEMBLE, MEMBER, Records, by_task, last_row, spread, value
 
 if TYPE_CHECKING:
@@ -36,11 +36,10 @@ def draw(records: Records) -> Figure:
         MissingExtraError: matplotlib is not installed.
     """
     sweeps = by_task(records, "sweep")
-    columns = min(3, len(sweeps))
-    figure, grid = panels(-(-len(sweeps) // columns), columns, height=2.35 if columns == 3 else 3.0)
-    every = [axes for row in grid for axes in row]
+    figure, grid = task_panels(sweeps, columns=3, height=2.35 if len(sweeps) > 2 else 3.0)
     decay = decay_arm(next(iter(sweeps.values()))[0])
-    for axes, (name, runs) in zip(every, sweeps.items(), strict=False):
+    for name, axes in grid.items():
+        runs = sweeps[name]
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
         said = []
         for arm, colour in (("none", NONE), (decay, DECAY)):
@@ -55,8 +54,6 @@ def draw(records: Records) -> Figure:
         heading(axes, name, below=f"ECE {said[0]} → {said[1]}, decay {said[2]} → {said[3]}")
         axes.set_xlabel("confidence")
         axes.set_ylabel("accuracy")
-    for axes in every[len(sweeps) :]:
-        axes.remove()
     keys = [
         Key(f"{NAMES[who]}, {label}", colour, LINES[who], "o")
         for label, colour in (("no regulariser", NONE), ("decay of B", DECAY))

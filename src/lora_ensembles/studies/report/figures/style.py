@@ -54,6 +54,18 @@ def panels(rows: int, columns: int, *, height: float, sharex: bool = True) -> tu
     return figure, [figure.axes[row * columns : (row + 1) * columns] for row in range(rows)]
 
 
+def task_panels(
+    sweeps: Mapping[str, Sequence[Record]], *, columns: int, height: float, sharex: bool = True
+) -> tuple[Figure, dict[str, Axes]]:
+    """A figure with a panel a task, in at most so many columns."""
+    columns = min(columns, len(sweeps))
+    figure, grid = panels(-(-len(sweeps) // columns), columns, height=height, sharex=sharex)
+    every = [axes for row in grid for axes in row]
+    for axes in every[len(sweeps) :]:
+        axes.remove()
+    return figure, dict(zip(sweeps, every, strict=False))
+
+
 def heading(axes: Axes, text: str, *, below: str = "") -> None:
     """A panel's title, at its left, and a second line in smaller print."""
     axes.set_title(text, loc="left", fontsize=TEXT, fontweight="bold", pad=12 if below else 4)
