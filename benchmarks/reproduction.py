@@ -83,12 +83,14 @@ INTRO = """\
 # Reproduction
 
 Written by `python benchmarks/reproduction.py` from the records in `results` and the sentences in \
-`docs/reproduction.toml`; do not edit it by hand. It holds the claims of arXiv:2310.00035, which were made on \
-LLaMA-13B, against what was measured here on other bases, claim by claim, and then what that paper leaves open."""
+`docs/reproduction.toml`; do not edit it by hand. It holds the claims of arXiv:2310.00035, which were made \
+on LLaMA-13B, against what was measured here on other bases, claim by claim, and then what that paper leaves \
+open."""
 CHECKED = """\
-Member log-probabilities lie beside every record, so that everything on this page can be computed again from them: \
-`python -m lora_ensembles.studies.check results/embedded` does it for the records, and the commands below for the rest. \
-The page of a base, with every figure and table, is `report.md` or `report.html` in its folder."""
+Member log-probabilities lie beside every record, so that everything on this page can be computed again from \
+them: `python -m lora_ensembles.studies.check results/embedded` does it for the records, and the commands \
+below for the rest. The page of a base, with every figure and table, is `report.md` or `report.html` in its \
+folder."""
 # What the paper leaves open: the question, its tables, and the kind of records.
 OPEN: dict[str, tuple[str, dict[str, Make]]] = {
     "methods": (
@@ -147,8 +149,9 @@ def trial_section(sentences: Sentences) -> list[str]:
         settings = record["settings"]
         title = (
             f"{settings['task']}, {record['result']['sizes']['train']} training questions, loss over the "
-            f"{'options' if settings['loss'] == 'labels' else 'vocabulary'}; {record['result']['sizes']['held_out']} "
-            f"held-out ones; single member: mean of {settings['members']}:"
+            f"{'options' if settings['loss'] == 'labels' else 'vocabulary'}; "
+            f"{record['result']['sizes']['held_out']} held-out ones; single member: mean "
+            f"of {settings['members']}:"
         )
         parts += [title, trial_table(record["result"]).to_markdown()]
     return [*parts, f"![over the epochs](../{(TRIALS / 'trial.png').relative_to(REPOSITORY).as_posix()})"]

@@ -161,8 +161,11 @@ def figure(out: Path) -> Path:
             title = f"{settings['task']}, loss over the {LOSSES[settings['loss']]}" if one is axes[0] else ""
             heading(one, title, below=f"without training {result['base'][metric]:.2f}")
     rates = [f"step size {rate:g}" for rate in found[0]["settings"]["rates"]]
-    keys = [Key(f"{who}, {rate}", colour, line) for colour, rate in zip((BLUE, NONE, GREEN), rates, strict=False)
-            for who, line in (("single member", "-"), ("ensemble of 3", "--"))]  # fmt: skip
+    keys = [
+        Key(f"{who}, {rate}", colour, line)
+        for colour, rate in zip((BLUE, NONE, GREEN), rates, strict=False)
+        for who, line in (("single member", "-"), ("ensemble of 3", "--"))
+    ]
     keys += [Key("single member, training questions", BLACK, ":"), Key("guessing evenly", "0.55")]
     save_figure(finish(drawn, None, keys, columns=2), out / "trial")
     return out / "trial.png"

@@ -1,14 +1,17 @@
-"""The whole method in plain lines, to read first: a LoRA ensemble trained and used with nothing but torch, PEFT and transformers.
+"""The whole method in plain lines, to read first: a LoRA ensemble trained and used with nothing but torch,
+PEFT and transformers.
 
-The library does the same for all members in one stacked pass; a test holds that both give the same weights. Here members are trained one
-after another, each a plain PEFT model:
+The library does the same for all members in one stacked pass; a test holds that both give the same weights.
+Here members are trained one after another, each a plain PEFT model:
 
     python examples/flat_loop.py
 
 1. Member m starts from PEFT's own initial weights for its own seed, and reads the data in its own order.
-2. It minimises -log p(answer | prompt) over the full vocabulary, at the answer (Eq. 3 of arXiv:2310.00035), plus, where beta > 0, the
-   divergence from the base at the same place (Eq. 4). B decays strongly where that is asked for (Eq. 5).
-3. The ensemble's probabilities are the mean of the members' probabilities over the labels (Eq. 1 and 2), never of their logits.
+2. It minimises -log p(answer | prompt) over the full vocabulary, at the answer (Eq. 3 of arXiv:2310.00035),
+   plus, where beta > 0, the divergence from the base at the same place (Eq. 4). B decays strongly where that
+   is asked for (Eq. 5).
+3. The ensemble's probabilities are the mean of the members' probabilities over the labels (Eq. 1 and 2),
+   never of their logits.
 """
 
 from __future__ import annotations

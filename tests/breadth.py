@@ -1,4 +1,4 @@
-"""The breadth of the suite: some of the known architectures in `make test`, each of them in `make test-all`."""
+"""The breadth of the suite: some known architectures in `make test`, each of them in `make test-all`."""
 
 from __future__ import annotations
 

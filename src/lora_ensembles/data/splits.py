@@ -54,7 +54,7 @@ def split_rows(
 
 
 def sample(rows: Sequence[Kind], count: int | None, *, seed: int) -> tuple[Kind, ...]:
-    """A sample of at most `count` rows, in their order; with the shares of its classes in a classification."""
+    """At most `count` random rows, in their order; in a classification with the shares of its classes."""
     if count is None or count >= len(rows):
         return tuple(rows)
     if classes_of(rows) is None:

@@ -37,7 +37,7 @@ LARGEST = 1e6  # multiple of the estimated gaps, where every accuracy is at an e
 GRID = 41  # values that are tried, and differences; the ends lie between two of them by interpolation
 REACH = 5.0  # deviations on each side that are tried
 PLUG_IN = 1.1
-"""Factor on the excess of a difference, since shapes are estimates; docs/statistics.md shows what it covers."""
+"""Factor on the excess of a difference, since shapes are estimates; its coverage is in docs/statistics.md."""
 CALIBRATING = 400  # samples at each pair, whose shares are wanted to a hundredth
 DRAWN_AT_ONCE = 2_000_000  # answers: 16 MB a tensor
 MEDIAN_SAMPLES = 400  # a median's error is 0.06 of the deviation, which the noise of a bin does not show

@@ -55,7 +55,7 @@ class DemoSettings:
     train_questions: int = 400
     validation_questions: int = 400
     ood_questions: int = 300  # a random choice of the set's questions, the same for every arm
-    epochs: int = 12  # enough for single members to know their training answers by heart, which is what an ensemble repairs
+    epochs: int = 12  # enough for single members to know their training answers by heart
     batch_size: int = 16
     learning_rate: float = (
         2e-3  # the embedded base is small, and takes steps 40 times as long as the paper's Llama-2
@@ -176,12 +176,12 @@ def check_ready(out: Path, *, task: str, overwrite: bool) -> None:
         )
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingExtraError(
-            'the demo draws figures with matplotlib, which is not installed; run: pip install "lora-ensembles[plots]"'
+            'the demo needs matplotlib, which is not installed; run: pip install "lora-ensembles[plots]"'
         )
     empty = out.is_dir() and not any(out.iterdir())
     if out.exists() and not empty and not overwrite:
         raise CheckpointError(
-            f"{out} exists already; choose another folder, or replace the earlier demo in it by overwrite=True"
+            f"{out} exists already; choose another folder, or replace the demo in it by overwrite=True"
         )
     if out.exists() and not empty and not (out / RESULTS_FILE).is_file():
         raise CheckpointError(
@@ -208,15 +208,16 @@ def compare(
     )
     ood = sample(load_ood(OOD_PAIRS[task]), settings.ood_questions, seed=seed)
     base, tokenizer = model or load_base()
+    questions = len(part.validation) + len(ood)
     _say(
-        progress,
-        f"asking the base {len(part.validation) + len(ood)} questions, {settings.draws} times with {settings.shots} shots",
+        progress, f"asking the base {questions} questions, {settings.draws} times with {settings.shots} shots"
     )
     few_shot = FewShot(base, tokenizer, part.train, shots=settings.shots, draws=settings.draws, seed=seed)
     asked = Arm("few-shot base", predict(few_shot, part.validation), predict(few_shot, ood))
     _say(
         progress,
-        f"training {members} members without and {members} with decay of B, all in one run, on {len(part.train)} questions",
+        f"training {members} members without and {members} with decay of B, all in one run, "
+        f"on {len(part.train)} questions",
     )
     stack = twice(LoraEnsemble(base, tokenizer, num_members=members, seed=seed))
     config = TrainConfig(
@@ -331,8 +332,8 @@ def _report(
         Section("How it was made", (preformatted(json.dumps(made, indent=2)),)),
     ]
     intro = (
-        f"{half} LoRA adapters on one frozen base, trained from different seeds and data orders on the task {compared.task.name}; "
-        "the mean of their probabilities is the ensemble's answer."
+        f"{half} LoRA adapters on one frozen base, trained from different seeds and data orders on the task "
+        f"{compared.task.name}; the mean of their probabilities is the ensemble's answer."
     )
     return page(f"LoRA ensemble on {compared.task.name}", sections, intro=intro)
 
@@ -340,9 +341,10 @@ def _report(
 def _reading(made: dict[str, Any]) -> str:
     accuracy = made["train_accuracy"]
     return (
-        f"On their training questions single members were right {accuracy['plain']:.1%} of the time in the last epoch "
-        f"({accuracy['decay']:.1%} with decay). ± is the standard deviation over members; NLL in nats; OOD AUROC tells questions of "
-        f"{made['out_of_distribution']} from the task's own by the largest probability."
+        f"On their training questions single members were right {accuracy['plain']:.1%} of the time in the "
+        f"last epoch ({accuracy['decay']:.1%} with decay). ± is the standard deviation over members; NLL in "
+        f"nats; OOD AUROC tells questions of {made['out_of_distribution']} from the task's own by the "
+        "largest probability."
     )
 
 

@@ -151,11 +151,11 @@ ENCODER = dataclasses.replace(
     choice=ChoiceConfig((0.1, 0.3, 0.6, 0.9)),
 )
 # For SmolLM2-135M-Instruct on two cores: answered in the options' words, with adapters on the top six of 30
-# layers, whose trunk is read once. `benchmarks/smollm2.py trial` chose the step size and the epochs on held-out
-# training questions: by then members know their training questions, and their NLL on others has risen. The
-# paper's lambdas over sqrt(5,120 / 576), the widths' ratio, take these shares of B a step. A sweep is 45 members
-# x 160 questions x 4 epochs, which at an estimated 0.15 s of a core are 70 minutes, and a fifth more to measure:
-# 4 tasks and 2 seeds take some 11 hours of a core, the kinds of one task 4 more.
+# layers, whose trunk is read once. `benchmarks/smollm2.py trial` chose the step size and the epochs on
+# held-out training questions: by then members know their training questions, and their NLL on others has
+# risen. The paper's lambdas over sqrt(5,120 / 576), the widths' ratio, take these shares of B a step. A sweep
+# is 45 members x 160 questions x 4 epochs, which at an estimated 0.15 s of a core are 70 minutes, and a fifth
+# more to measure: 4 tasks and 2 seeds take some 11 hours of a core, the kinds of one task 4 more.
 SMOLLM2 = dataclasses.replace(
     PAPER.having(
         shared={

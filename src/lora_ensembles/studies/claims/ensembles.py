@@ -105,13 +105,17 @@ def c8(view: View) -> list[Contrast]:
         contrasts += [
             Contrast(f"{NAMES[metric]}, initialisation alone", gain["init"], sign),
             Contrast(f"{NAMES[metric]}, data order alone", gain["order"], sign),
-            Contrast(f"{NAMES[metric]} gain, order against initialisation", minus(gain["order"], gain["init"]), sign),
+            Contrast(
+                f"{NAMES[metric]} gain, order against initialisation",
+                minus(gain["order"], gain["init"]),
+                sign,
+            ),
             Contrast(
                 f"{NAMES[metric]} gain, order against initialisation, decay of B",
                 minus(gain["order, decay of B"], gain["init, decay of B"]),
                 sign,
             ),
-        ]  # fmt: skip
+        ]
     return contrasts
 
 
@@ -125,7 +129,11 @@ def c11(view: View) -> list[Contrast]:
     return [
         Contrast("ECE, few-shot against single member", few("ece"), -1),
         Contrast("accuracy, few-shot against single member", few("accuracy"), -1),
-        Contrast("confidence when wrong, single member against few-shot", minus(single, wrong("few_shot", "members")), 1),
+        Contrast(
+            "confidence when wrong, single member against few-shot",
+            minus(single, wrong("few_shot", "members")),
+            1,
+        ),
         Contrast(
             f"confidence when wrong, ensemble with {view.decay} against single member",
             minus(wrong("sweep", "ensemble", arm=view.decay), single),
@@ -137,4 +145,4 @@ def c11(view: View) -> list[Contrast]:
             -1,
             judged=False,
         ),
-    ]  # fmt: skip
+    ]

@@ -123,12 +123,14 @@ def judge_contrasts(contrasts: Sequence[Contrast]) -> tuple[Part, ...]:
         dataclasses.replace(
             part,
             p=float(f"{adjusted[place]:.3g}"),
-            verdict="inconclusive" if adjusted[place] >= LEVEL else "supported" if inside > 0 else "contradicted",
+            verdict=(
+                "inconclusive" if adjusted[place] >= LEVEL else "supported" if inside > 0 else "contradicted"
+            ),
         )
         if place in adjusted
         else part
         for place, (part, inside) in enumerate(judged)
-    )  # fmt: skip
+    )
 
 
 def _alone(contrast: Contrast) -> tuple[Part, float]:

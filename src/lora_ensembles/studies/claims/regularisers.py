@@ -113,10 +113,18 @@ def c3(view: View) -> list[Contrast]:
     return [
         Contrast(f"NLL at the end minus after epoch {early}, single member", grown["member"], 1),
         Contrast(f"NLL at the end minus after epoch {early}, ensemble", grown["ensemble"], 1),
-        Contrast(f"NLL, {name} against none, single member", minus(end[name, "member"], end["none", "member"]), -1),
-        Contrast(f"NLL, {name} and ensemble against ensemble alone", minus(both, end["none", "ensemble"]), -1),
+        Contrast(
+            f"NLL, {name} against none, single member",
+            minus(end[name, "member"], end["none", "member"]),
+            -1,
+        ),
+        Contrast(
+            f"NLL, {name} and ensemble against ensemble alone",
+            minus(both, end["none", "ensemble"]),
+            -1,
+        ),
         Contrast(f"NLL, {name} and ensemble against decay alone", minus(both, end[name, "member"]), -1),
-    ]  # fmt: skip
+    ]
 
 
 def c9(view: View) -> list[Contrast]:

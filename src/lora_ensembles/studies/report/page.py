@@ -97,7 +97,8 @@ class Table:
         )
         body = "\n".join(f"<tr>{self._row(index)}</tr>" for index in range(len(self.rows)))
         many = " class=many" if len(self.header) > MANY else ""
-        return f'<div class="scroll"><table{many}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+        table = f"<table{many}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+        return f'<div class="scroll">{table}</div>'
 
     def _row(self, index: int) -> str:
         return "".join(
@@ -185,7 +186,8 @@ class Picture:
 
     def to_html(self) -> str:
         data = base64.b64encode(self.image).decode()
-        return f'<figure class="wide"><img alt="{html.escape(self.title)}" src="data:image/png;base64,{data}"></figure>'
+        image = f'<img alt="{html.escape(self.title)}" src="data:image/png;base64,{data}">'
+        return f'<figure class="wide">{image}</figure>'
 
     def to_markdown(self) -> str:
         return f"![{self.title}]({self.file})\n"
@@ -321,7 +323,8 @@ def page(title: str, sections: Sequence[Section], *, intro: str, contents: bool 
         False
     """
     parts = [
-        f'<section><h2 id="{slug(section.heading)}">{html.escape(section.heading)}</h2>\n{chr(10).join(section.body)}\n</section>'
+        f'<section><h2 id="{slug(section.heading)}">{html.escape(section.heading)}</h2>\n'
+        f"{chr(10).join(section.body)}\n</section>"
         for section in sections
     ]
     if contents:

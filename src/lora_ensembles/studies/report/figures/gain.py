@@ -1,4 +1,4 @@
-"""The gain of an ensemble against the NLL of its single member, for every family and strength of regulariser."""
+"""The gain of an ensemble against the NLL of its single member, for every regulariser and strength."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def draw(records: Records) -> Figure:
 
 
 def over_seeds(runs: Sequence[Record], method: str, metric: str) -> Spread | None:
-    """A metric of a method; "time": seconds to answer a question over the single member's of the same record."""
+    """A metric of a method; "time": seconds to answer a question over those of the record's single member."""
     rows = [record["result"]["methods"] for record in runs if method in record["result"]["methods"]]
     if metric == "time":
         return spread(

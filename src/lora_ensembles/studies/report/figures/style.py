@@ -141,8 +141,8 @@ def band(
 
 
 def level_line(axes: Axes, level: Level | None) -> None:
-    """A grey dotted line at a level, where the panel's values reach it; else its name at the edge beyond which
-    it lies.
+    """A grey dotted line at a level, where the panel's values reach it; else its name at the edge it lies
+    beyond.
     """
     if level is None:
         return

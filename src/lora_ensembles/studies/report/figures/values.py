@@ -206,8 +206,8 @@ def seeds_of(records: Records) -> list[int]:
 
 def smaller_grid(records: Records) -> str:
     """In what the records' grid is smaller than the full one, as words; empty if in nothing. On another base
-    than the embedded one and SmolLM2, the full grid is the paper's. Records of kinds alone that have few tasks, or open
-    ones, are held against those.
+    than the embedded one and SmolLM2, the full grid is the paper's. Records of kinds alone that have few
+    tasks, or open ones, are held against those.
 
     Example:
         >>> settings = {"task": "world-cqa", "seed": 0, "base": "embedded", "members": 3, "snapshots": [1, 2]}
