@@ -88,7 +88,7 @@ def parse(argv: list[str]) -> Arguments:
     Raises:
         ConfigError: an unknown verb or flag, or a value that cannot be.
     """
-    parser, verbs = _parsers()
+    parser, verbs = parsers()
     verb = argv[0] if argv else ""
     if verb.startswith("-"):
         parser.parse_args(argv)
@@ -105,7 +105,8 @@ def parse(argv: list[str]) -> Arguments:
     return args
 
 
-def _parsers() -> tuple[Parser, dict[str, Parser]]:
+def parsers() -> tuple[Parser, dict[str, Parser]]:
+    """The program's parser, and that of each verb by its name."""
     # No abbreviations: in a script they would break on the day another flag begins alike.
     style: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = Parser(
