@@ -8,11 +8,18 @@ OUT ?= runs/demo
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SITE_TOOLS := $(VENV)/.site-tools
+RELEASE_TOOLS := $(VENV)/.release-tools
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 EXAMPLES ?= 1300
 
-.PHONY: help install demo test test-all test-oldest test-newest fuzz parity parity-page bench smollm2 lint clean
+# Tests of arithmetic, data and the house's rules, which load no model.
+FAST := tests/test_architecture.py tests/test_dependencies.py \
+	$(addprefix tests/unit/test_,metrics.py uncertainty.py prediction.py studentised.py tasks_files.py tasks_formats.py \
+	tasks_prompts.py tasks_splits.py config.py inputs.py completions.py)
+
+.PHONY: help install demo test test-all test-oldest test-newest check fuzz parity parity-page bench smollm2 lint docs dist clean
 
 help:
 	@echo "make install   the package, its extras and its tools, in $(VENV)"
@@ -26,7 +33,10 @@ help:
 	@echo "               writes docs/models.md from the records; with the oldest releases: make parity VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt"
 	@echo "make bench     what a CPU can measure of the speed, into results/performance/cpu.json and docs/performance.md; 10 minutes at most"
 	@echo "make smollm2   SmolLM2-135M-Instruct, a pre-trained language model of 93 MB, for --base smollm2"
+	@echo "make check     lint, and the tests that load no model; under a minute"
 	@echo "make lint      ruff and mypy"
+	@echo "make docs      the documentation site, in site/, with every tutorial run; make docs TUTORIALS=false is fast and runs none"
+	@echo "make dist      wheel and source distribution, in dist/, checked and tried in an environment of their own"
 	@echo "make clean     remove caches and build output; the environments and runs/ stay"
 
 install: $(INSTALLED)
@@ -79,11 +89,34 @@ bench: $(INSTALLED)
 	@CUDA_VISIBLE_DEVICES= $(BIN)/python benchmarks/bench.py --out results/performance/cpu.json; \
 	held=$$?; $(BIN)/python benchmarks/report.py && exit $$held
 
+check: lint
+	$(BIN)/python -m pytest -q -n auto --dist loadfile $(FAST)
+
+# The site is whole without a network: no page asks another host for anything.
+TUTORIALS ?= true
+docs: $(SITE_TOOLS)
+	$(BIN)/python docs/build/notebooks.py --check
+	NO_MKDOCS_2_WARNING=1 EXECUTE_TUTORIALS=$(TUTORIALS) $(BIN)/mkdocs build
+
+$(SITE_TOOLS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[dev,docs]"
+	@touch $@
+
+dist: $(RELEASE_TOOLS)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tests/release/try_wheel.py dist/*.whl
+
+$(RELEASE_TOOLS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[dev,release]" "setuptools>=77"
+	@touch $@
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . \( -path ./$(VENV) -o -path ./$(OLDEST) -o -path ./$(NEWEST) \) -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -27,9 +27,7 @@ GROUPS = {
         "Members on a base: make, load, save, grow, and hand back to PEFT and transformers.",
         ("LoraEnsemble", "HeadConfig", "load_base"),
     ),
-    "training": Group(
-        "Training", "All members in one stacked run.", ("train", "TrainConfig", "TrainResult")
-    ),
+    "training": Group("Training", "All members in one stacked run.", ("train", "TrainConfig", "TrainResult")),
     "data": Group(
         "Data",
         "Questions with options, texts with classes, preferences and open answers.",

@@ -1,0 +1,108 @@
+"""Fills README's table of what an ensemble gains and costs: `python benchmarks/readme.py`; with --check it
+fails where the table is not what the records give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lora_ensembles.studies.claims.judge import judge
+from lora_ensembles.studies.report.claim_tables import interval, signed
+from lora_ensembles.studies.store import by_kind, records
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = REPOSITORY / "results"
+README = REPOSITORY / "README.md"
+BEGIN, END = "<!-- numbers of the records -->\n", "<!-- end -->"
+GAINS = {"accuracy": "accuracy", "NLL": "NLL, nats", "ECE": "ECE"}
+A_TUNED = "A'"
+GIGABYTE = 1e9
+
+
+def table() -> str:
+    """The table in Markdown: what is measured, the numbers, and the command that makes them."""
+    rows = [*gains(), *real_model(), *costs()]
+    head = ["| what | single member -> ensemble | made by |", "|---|---|---|"]
+    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def gains() -> Iterator[tuple[str, str, str]]:
+    """Differences of metrics on the embedded base, from the records of its study."""
+    folder = RESULTS / "embedded"
+    (claim,) = (claim for claim in judge(by_kind(folder)) if claim.id == "C1")
+    for metric, shown in GAINS.items():
+        (part,) = (part for part in claim.parts if part.name == f"{metric}, no regulariser")
+        text = f"{signed(part.difference)} ({interval(part)}), {part.tasks} tasks"
+        yield f"{shown}, 5 members, embedded base", text, "`lora-ensembles study all --out results/embedded`"
+
+
+def real_model() -> Iterator[tuple[str, str, str]]:
+    """NLL over the epochs on a pre-trained language model, from the record of its trial."""
+    for record in records(RESULTS / "smollm2", "trial"):
+        settings, epochs = record["settings"], record["result"]["epochs"]
+        rows = epochs[f"step size {settings['rates'][-1]:g}"]
+        first, last = (
+            f"{row['single']['nll']:.2f} -> {row['ensemble']['nll']:.2f}" for row in (rows[0], rows[-1])
+        )
+        yield (
+            f"NLL, nats, {settings['members']} members, SmolLM2-135M on {settings['task']}",
+            f"after one epoch {first}; after {len(rows)}: {last}",
+            "`python benchmarks/smollm2.py trial --data DIR --out results/smollm2`",
+        )
+
+
+def costs() -> Iterator[tuple[str, str, str]]:
+    """Time and memory, from the benchmark's record and the memory plans."""
+    rows = {row["id"]: row for row in json.loads((RESULTS / "performance" / "cpu.json").read_text())["rows"]}
+    train, decode = (rows[name]["ratios"] for name in ("demo", "decode-embedded"))
+    yield (
+        "training of 5 members, two CPU cores",
+        f"{_ratio(train, 'A')} times as fast as 5 runs of PEFT with the Trainer, {_ratio(train, A_TUNED)} times as a tuned loop",
+        "`make bench`",
+    )
+    yield (
+        "decoding with 5 members",
+        f"{_ratio(decode, 'A')} times as fast as 5 PEFT models in turn",
+        "`make bench`",
+    )
+    plan = next(
+        row
+        for row in json.loads((RESULTS / "plans.json").read_text())["rows"]
+        if row["model"] == "Llama-2-7B" and row["memory_gb"] == 24
+    )
+    base, members = plan["base"] / GIGABYTE, plan["members"] / GIGABYTE
+    yield (
+        "memory of 5 members in training, Llama-2-7B",
+        f"{members:.2f} GB of adapters, gradients and optimiser state beside a base of {base:.1f} GB; fits 24 GB",
+        "`python benchmarks/plans.py --out results/plans.json`",
+    )
+
+
+def filled(readme: str) -> str:
+    """The README with the table between its two marks."""
+    before, rest = readme.split(BEGIN)
+    return before + BEGIN + table() + END + rest.split(END, 1)[1]
+
+
+def _ratio(ratios: dict[str, Any], arm: str) -> str:
+    return f"{ratios[arm]:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail where the table is out of date")
+    arguments = parser.parse_args()
+    text = README.read_text(encoding="utf-8")
+    made = filled(text)
+    if arguments.check and made != text:
+        sys.exit("README.md is not what the records give; run: python benchmarks/readme.py")
+    README.write_text(made, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
