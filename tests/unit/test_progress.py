@@ -9,8 +9,13 @@ import logging
 import sys
 
 import pytest
+import torch
 
+from lora_ensembles import LoraEnsemble, TrainConfig, load_base, train
 from lora_ensembles.cli.screen.quiet import KERNELS, hush
+from lora_ensembles.embedded import load_embedded_completions
+from lora_ensembles.heads.lm.losses import AnswerRows
+from lora_ensembles.heads.lm.table import TokenTable
 from lora_ensembles.training import progress
 from lora_ensembles.training.progress import Progress
 
@@ -88,3 +93,22 @@ def test_one_message_of_one_logger_is_kept_back_and_no_other(caplog: pytest.LogC
         assert len(logger.filters) == 1
     finally:
         logger.filters.clear()
+
+
+@pytest.mark.parametrize(("tokens", "name"), [(1, "accuracy"), (3, "exact match")])
+def test_answers_of_several_tokens_are_shown_as_exact_matches(tokens, name):
+    table = TokenTable(torch.zeros(2, 8, dtype=torch.long), torch.tensor([4, 4]), torch.tensor([1, tokens]))
+    assert AnswerRows(None, table, None, None).accuracy_name == name
+
+
+def test_a_run_over_sentences_does_not_call_its_exact_matches_accuracy(capfd):
+    base, tokenizer = load_base()
+    train(
+        LoraEnsemble(base, tokenizer, num_members=2, seed=0),
+        load_embedded_completions().train[:16],
+        TrainConfig(epochs=1, log_every=1),
+        progress=True,
+    )
+    shown = capfd.readouterr().err
+    assert "exact match" in shown
+    assert "accuracy" not in shown

@@ -293,6 +293,7 @@ class _Rows:
     states: Tensor | None
     passes: int = 1
     loss: Literal["labels", "vocabulary"] = "vocabulary"
+    accuracy_name: str = "accuracy"
 
     @property
     def lengths(self) -> Tensor:

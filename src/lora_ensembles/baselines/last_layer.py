@@ -258,6 +258,7 @@ class _Rows:
     with_kl: bool
     passes: int = 1
     loss: Literal["labels", "vocabulary"] = "vocabulary"
+    accuracy_name: str = "accuracy"
 
     def __post_init__(self) -> None:
         self.leaf = self.ensemble.rows  # of autograd, in the head's dtype; made anew for every pass

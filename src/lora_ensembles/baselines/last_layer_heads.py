@@ -276,6 +276,7 @@ class _Rows:
     features: Tensor
     base: Tensor | None
     loss: Literal["labels", "vocabulary"] = "labels"
+    accuracy_name: str = "accuracy"
 
     @property
     def lengths(self) -> Tensor:

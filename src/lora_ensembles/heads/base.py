@@ -39,6 +39,11 @@ class TrainingRows(Protocol):
         """
         ...
 
+    @property
+    def accuracy_name(self) -> str:
+        """The name that a reader is shown for the share of right rows."""
+        ...
+
     def fingerprint(self) -> str:
         """A short hash of the data, to notice when a run is continued on other data."""
         ...

@@ -103,7 +103,10 @@ def _go(run: _Run, folder: RunFolder | None, *, validation: Examples, show: bool
     state = folder.restore(run.trainee, run.optimizer) if folder else Progress()
     snapshots = folder.snapshots(run.trainee) if folder else {}
     members = run.trainee.num_members
-    reporter = Reporter(folder, total=run.total_steps, first=state.step, members=members, show=show)
+    shown_as = run.trainee.rows.accuracy_name
+    reporter = Reporter(
+        folder, total=run.total_steps, first=state.step, members=members, show=show, shown_as=shown_as
+    )
     reporter.go_on(state.partial)
     try:
         _loop(run, state, validation=validation, folder=folder, snapshots=snapshots, reporter=reporter)

@@ -33,11 +33,16 @@ class StepOutcome:
 
 
 class Reporter:
-    """Loss, accuracy and time left of a run; keeps the sums from which an epoch's means are taken."""
+    """Loss, accuracy (by the name it is `shown_as`) and time left of a run; keeps the sums from which an
+    epoch's means are taken.
+    """
 
-    def __init__(self, folder: RunFolder | None, *, total: int, first: int, members: int, show: bool):
+    def __init__(
+        self, folder: RunFolder | None, *, total: int, first: int, members: int, show: bool, shown_as: str
+    ):
         self._folder = folder
         self._bar = Progress(total=total, first=first, unit="step", show=show)
+        self._shown_as = shown_as
         self._board = _tensorboard(folder)
         self._sums = torch.zeros(2, members, dtype=torch.float64)
         self._count = 0  # rows of a member
@@ -49,7 +54,7 @@ class Reporter:
         due = step % every == 0 or step == self._bar.total
         if due:
             self._bar.note(
-                {"loss": f"{outcome.loss.mean():.3f}", "accuracy": f"{outcome.accuracy.mean():.3f}"}
+                {"loss": f"{outcome.loss.mean():.3f}", self._shown_as: f"{outcome.accuracy.mean():.3f}"}
             )
         self._bar.update()
         if not due:

@@ -206,6 +206,7 @@ class LabelRows:
     trunk_states: TrunkStates | None  # where the lowest layers carry no adapters
     label_score: LabelScore
     loss: Literal["labels", "vocabulary"] = "labels"
+    accuracy_name: str = "accuracy"
 
     @classmethod
     def of(

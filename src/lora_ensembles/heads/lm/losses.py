@@ -117,6 +117,11 @@ class AnswerRows:
     def lengths(self) -> Tensor:
         return self.table.lengths
 
+    @property
+    def accuracy_name(self) -> str:
+        """Of an answer of several tokens it is counted whether each is the likeliest of the vocabulary."""
+        return "exact match" if int(self.table.answer_lengths.max()) > 1 else "accuracy"
+
     def fingerprint(self) -> str:
         return self.table.fingerprint()
 

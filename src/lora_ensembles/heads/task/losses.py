@@ -42,6 +42,7 @@ class TextRows:
     base: Tensor | None  # (N, C) log-probabilities of the base, where a member has a KL weight
     trunk_states: TrunkStates | None  # where the lowest layers carry no adapters
     loss: Literal["labels", "vocabulary"] = "labels"
+    accuracy_name: str = "accuracy"
 
     @classmethod
     def of(
