@@ -64,6 +64,25 @@ GROUPS = {
         ("total_entropy", "expected_entropy", "mutual_information", "disagreement"),
     ),
     "calibration": Group("Calibration", "Probabilities corrected on held-out data.", ("TemperatureScaled",)),
+    "plots": Group(
+        "Plots",
+        "`from lora_ensembles import plots`; each returns a matplotlib figure. The [gallery](../../gallery/index.md) shows "
+        "them.",
+        tuple(
+            f"plots.{name}"
+            for name in (
+                *(
+                    "reliability",
+                    "wrong_confidence",
+                    "risk_coverage",
+                    "agreement",
+                    "diversity_gain",
+                    "size_curve",
+                ),
+                "token_uncertainty",
+            )
+        ),
+    ),
     "baselines": Group(
         "Baselines",
         "Other ensembles and single models, each a `Predictor`.",
@@ -81,8 +100,6 @@ GROUPS = {
         ),
     ),
 }
-MODULES: Mapping[str, tuple[str, str]] = {}
-"""Public modules: the name of the page, its title, and the module's path in the package."""
 
 
 def api_pages(sources: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -106,7 +123,7 @@ def api_pages(sources: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 def users(name: str, sources: Mapping[str, str]) -> list[str]:
     """The paths of the pages whose code uses a name."""
-    return [path for path, code in sources.items() if re.search(rf"(?<![\w.]){name}(?!\w)", code)]
+    return [path for path, code in sources.items() if re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", code)]
 
 
 def code_of_pages(pages: Iterable[Path], docs: Path) -> dict[str, str]:
@@ -116,7 +133,8 @@ def code_of_pages(pages: Iterable[Path], docs: Path) -> dict[str, str]:
         text = path.read_text(encoding="utf-8")
         code = text if path.suffix == ".py" else "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
         if code.strip():
-            found[path.relative_to(docs).as_posix()] = code
+            shown = path.with_suffix(".ipynb") if path.suffix == ".py" else path
+            found[shown.relative_to(docs).as_posix()] = code
     return found
 
 
@@ -129,6 +147,6 @@ def _entry(path: str, used_in: list[str]) -> list[str]:
 
 
 def _title(page: str) -> str:
-    path = REPOSITORY / "docs" / page
+    path = (REPOSITORY / "docs" / page).with_suffix(".py" if page.endswith(".ipynb") else ".md")
     heading = re.search(r"^#(?: #)? (.+)$", path.read_text(encoding="utf-8"), re.M)
     return heading.group(1).strip() if heading else path.stem

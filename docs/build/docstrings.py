@@ -1,13 +1,11 @@
-"""The house's docstrings as griffe reads them: an `Example:` is code, and `a, b: text` describes both."""
+"""The package's docstrings, as griffe reads them for the API reference."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
+from google_style import in_google_style
 from griffe import Extension, Object
-
-SHARED = re.compile(r"^(?P<indent> +)(?P<names>\w+(?:, \w+)+): (?P<text>.*(?:\n(?P=indent) +.*)*)", re.M)
 
 
 class HouseStyle(Extension):
@@ -17,14 +15,3 @@ class HouseStyle(Extension):
         """Called by griffe for every module, class, function and attribute it has loaded."""
         if obj.docstring is not None:
             obj.docstring.value = in_google_style(obj.docstring.value)
-
-
-def in_google_style(docstring: str) -> str:
-    """A docstring whose examples are a section of code, and whose arguments are described one by one."""
-    docstring = re.sub(r"^Example:$", "Examples:", docstring, flags=re.M)
-    return SHARED.sub(_one_by_one, docstring)
-
-
-def _one_by_one(match: re.Match[str]) -> str:
-    names = match["names"].split(", ")
-    return "\n".join(f"{match['indent']}{name}: {match['text']}" for name in names)

@@ -18,9 +18,12 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
 
+from lora_ensembles.studies.store import code_fingerprint
+
 sys.path.insert(0, str(Path(__file__).parent))
 from api_pages import api_pages, code_of_pages
 from cli_page import cli_page
+from gallery import write_gallery
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
@@ -31,9 +34,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made and the pictures of the records."""
     for path, text in _made_pages():
         files.append(File.generated(config, path, content=text))
-    for picture in sorted((REPOSITORY / "results").rglob("*.png")):
-        path = picture.relative_to(REPOSITORY).as_posix()
-        files.append(File.generated(config, path, abs_src_path=str(picture)))
+    pictures = {path.relative_to(REPOSITORY): path for path in (REPOSITORY / "results").rglob("*.png")}
+    drawn = _gallery()
+    pictures |= {
+        Path("gallery") / path.name: path for path in drawn.iterdir() if path.suffix in (".png", ".md")
+    }
+    for inside, path in sorted(pictures.items()):
+        files.append(File.generated(config, inside.as_posix(), abs_src_path=str(path)))
     return files
 
 
@@ -85,9 +92,17 @@ def on_post_build(config: MkDocsConfig) -> None:
     for uri in config.extra["order"]:
         title, _, rest = SUMMARIES.get(uri, "").partition("\n")
         if title:
-            address = re.sub(r"\.(md|py)$", ".html", uri)
+            address = re.sub(r"\.(md|ipynb)$", ".html", uri)
             lines.append(f"- [{title}]({address}): {rest}")
     (Path(config.site_dir) / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _gallery() -> Path:
+    """The folder of the gallery's page and pictures, drawn again where the package has changed."""
+    folder = REPOSITORY / ".cache" / f"gallery-{code_fingerprint()}"
+    if not (folder / "index.md").is_file():
+        write_gallery(folder)
+    return folder
 
 
 def _made_pages() -> list[tuple[str, str]]:

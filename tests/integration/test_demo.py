@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
 import importlib.util
 import json
 import re
@@ -24,6 +26,7 @@ from lora_ensembles import (
 )
 from lora_ensembles.baselines import FewShot
 from lora_ensembles.studies.demo import NAMES, DemoSettings, check_ready, compare, run_demo, twice
+from lora_ensembles.studies.demo.page import reading
 from lora_ensembles.studies.report.page import Section, Table, page, paragraph, pictures
 
 TINY = DemoSettings(train_questions=24, validation_questions=16, ood_questions=12, epochs=2, shots=1, draws=2)
@@ -120,12 +123,41 @@ def test_report_shows_three_questions_with_every_members_vote(demo):
 
 def test_demo_folder_holds_numbers_and_pictures(demo):
     folder = demo.report.parent
-    for name in ("reliability.png", "wrong_confidence.png"):
+    for name in ("reliability.png", "risk_coverage.png", "wrong_confidence.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     content = json.loads((folder / "results.json").read_text())
     assert content["ensemble"] == demo.metrics["ensemble"]
     assert content["settings"]["epochs"] == TINY.epochs
     assert len(content["member_seeds"]) == 2
+
+
+def test_demo_says_what_every_row_is_and_how_far_the_ensemble_is_from_its_members(demo):
+    assert [row[0] for row in demo.meanings.rows] == [row[0] for row in demo.table.rows]
+    for name, shown in (("accuracy", "accuracy is"), ("nll", "NLL"), ("ece", "ECE")):
+        change = round(demo.metrics["ensemble"][name] - demo.metrics["single"][name], 3)
+        words = "the same" if change == 0 else f"{'lower' if change < 0 else 'higher'} by {abs(change):.3f}"
+        assert f"{shown} {words}" in demo.sentences[0]
+    text = demo.report.read_text(encoding="utf-8")
+    for sentence in demo.sentences:
+        assert html.escape(sentence) in text
+
+
+def test_demo_says_which_column_is_near_chance(demo, compared):
+    far = {row: {**values, "ood_auroc": 0.9} for row, values in demo.metrics.items()}
+    near = {row: {**values, "ood_auroc": 0.52} for row, values in demo.metrics.items()}
+    for rows, said in ((far, False), (near, True)):
+        stand_in = dataclasses.replace(compared)
+        object.__setattr__(stand_in, "metrics", lambda rows=rows: rows)
+        last = reading(stand_in, ood="world-mmlu")[-1]
+        assert "0.5 is chance" in last
+        assert ("Here every row is near it" in last) is said
+
+
+def test_settings_of_the_demo_are_folded_away(demo):
+    text = demo.report.read_text(encoding="utf-8")
+    folded = re.search(r"<details>(.*?)</details>", text, re.S).group(1)
+    assert "learning_rate" in folded
+    assert "learning_rate" not in text.replace(folded, "")
 
 
 def test_demo_replaces_only_an_earlier_demo_and_only_when_asked(demo, tmp_path):
@@ -150,7 +182,7 @@ def test_demo_task_needs_an_out_of_distribution_set(tmp_path):
 
 
 def test_demo_verb_ends_with_its_numbers_and_overwrites_when_asked(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("lora_ensembles.studies.demo.DemoSettings", lambda: TINY)
+    monkeypatch.setattr("lora_ensembles.studies.demo.run.DemoSettings", lambda: TINY)
     words = ["demo", "--base", base_folder(), "--members", 2, "--no-progress", "--out", tmp_path / "demo"]
     done = call(capsys, *words, "--json")
     assert done.code == 0

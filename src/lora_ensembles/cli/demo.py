@@ -5,6 +5,7 @@ a report.
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -57,5 +58,8 @@ def run(args: Arguments) -> dict[str, Any]:
         progress=not args.no_progress,
     )
     print(result.table)
+    say(f"\n{result.meanings}\n")
+    for sentence in result.sentences:
+        say(textwrap.fill(sentence, 110))
     say(f"report: {result.report}   next: lora-ensembles evaluate {args.out / 'ensemble_decay'} --intervals")
     return result.to_dict()

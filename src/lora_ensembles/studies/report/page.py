@@ -280,6 +280,11 @@ def preformatted(text: str) -> str:
     return f"<pre>{html.escape(text)}</pre>"
 
 
+def folded(summary: str, body: str) -> str:
+    """HTML that is shown once a reader asks for it."""
+    return f"<details><summary>{html.escape(summary)}</summary>{body}</details>"
+
+
 def png(figure: Figure) -> bytes:
     """A matplotlib figure as PNG."""
     stream = io.BytesIO()
