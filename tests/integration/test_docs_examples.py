@@ -25,6 +25,7 @@ DOCS = REPOSITORY / "docs"
 GENERATED = ("reproduction.md", "models.md", "performance.md", "statistics.md")
 NEEDED = {"four-bit.md": "bitsandbytes"}
 PYTHON_TESTED_ELSEWHERE = ("heads.md", "baselines.md")  # with what they print: tests/unit/test_*_docs.py
+WITH_MEASUREMENTS = ("how-to/choosing-members.md", "which-method.md")
 NOT_OURS = ("pip ", "make ", "python ", "cat ", "#")  # how a block of other commands may begin
 BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>python|sh)\n(?P<code>.*?)^```$", re.M | re.S
@@ -133,3 +134,18 @@ def anchors(page: Path) -> frozenset[str]:
     """The anchors that GitHub makes of a page's headings."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
     return frozenset(re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles)
+
+
+@pytest.mark.parametrize("page", WITH_MEASUREMENTS)
+def test_numbers_of_the_page_are_those_of_the_measured_pages(page):
+    measured = "".join((DOCS / source).read_text(encoding="utf-8") for source in GENERATED)
+    text = re.sub(r"^```.*?^```$", "", (DOCS / page).read_text(encoding="utf-8"), flags=re.M | re.S)
+    numbers = re.findall(r"\d\.\d{2,}", re.sub(r"arXiv:\S+|\]\(\S+\)", "", text))
+    assert [number for number in numbers if number not in measured] == []
+
+
+def test_arxiv_numbers_in_the_code_are_on_the_page_of_papers():
+    code = "".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "src").rglob("*.py"))
+    cited = set(re.findall(r"arXiv:([\w/.-]*\d)", code))
+    assert len(cited) > 5
+    assert {number for number in cited if f"[{number}](" not in (DOCS / "papers.md").read_text()} == set()
