@@ -8,6 +8,7 @@ import atexit
 import functools
 import json
 import shutil
+import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,3 +55,11 @@ def call(capsys: pytest.CaptureFixture[str], *words: str | Path | int) -> Outcom
     code = main([str(word) for word in words])
     streams = capsys.readouterr()
     return Outcome(code, streams.out, streams.err)
+
+
+def shell_words(command: str) -> list[str]:
+    """The words of a command as bash reads its quotes and comments."""
+    done = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split("\0")[:-1]
