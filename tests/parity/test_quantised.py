@@ -5,15 +5,18 @@ stays as it is.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lora_ensembles import LoraEnsemble, TrainConfig, predict, train
+from command_line import call
+from lora_ensembles import LoraEnsemble, TrainConfig, evaluate, load_base, load_task, predict, train
 from lora_ensembles.data import Example, render_prompt
 from tiny_models import tokenizer
 
@@ -144,3 +147,35 @@ def test_a_base_that_answered_in_inference_mode_still_passes_gradients_down() ->
     for fresh, after in zip(*gradients, strict=True):
         assert torch.equal(fresh, after)
         assert (fresh != 0).any(dim=0).float().mean() > 0.9  # the first layer's too
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_ensemble_is_loaded_on_its_base_quantised_as_it_was(
+    bits: int, tmp_path: Path, capsys: Any
+) -> None:
+    load_base()[0].save_pretrained(tmp_path / "base")
+    load_base()[1].save_pretrained(tmp_path / "base")
+    how = transformers.BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=how)
+    ensemble = LoraEnsemble(base, load_base()[1], num_members=2)
+    ensemble.save_pretrained(tmp_path / "run")
+
+    again = LoraEnsemble.from_pretrained(tmp_path / "run")
+    questions = load_task("world-obqa").validation[:8]
+    torch.testing.assert_close(predict(again, questions).probs, predict(ensemble, questions).probs)
+    whole = LoraEnsemble.from_pretrained(tmp_path / "run", base=load_base(str(tmp_path / "base"))[0])
+    assert not torch.equal(predict(whole, questions).probs, predict(ensemble, questions).probs)
+
+
+def test_the_command_line_quantises_the_base_of_an_ensemble_as_it_was(tmp_path: Path, capsys: Any) -> None:
+    base, tokenizer = load_base()
+    for part in (base, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    how = transformers.BitsAndBytesConfig(load_in_4bit=True)
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=how)
+    ensemble = LoraEnsemble(base, tokenizer, num_members=2)
+    ensemble.save_pretrained(tmp_path / "run")
+    done = call(capsys, "evaluate", tmp_path / "run", "--task", "world-obqa", "--json")
+    assert done.code == 0
+    expected = evaluate(predict(ensemble, load_task("world-obqa").validation)).nll
+    assert done.summary["ensemble"]["nll"] == pytest.approx(expected, abs=1e-4)

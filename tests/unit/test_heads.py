@@ -91,6 +91,10 @@ def test_a_head_that_the_base_is_not_made_for_is_refused(kind: str, asked: str, 
 
 
 def test_head_settings_out_of_range_are_refused() -> None:
+    base = build("bert", "sequence-classification")
+    base.config.problem_type = "multi_label_classification"
+    with pytest.raises(ConfigError, match="problem_type='multi_label_classification', and classes are"):
+        LoraEnsemble(base, tokenizer(), num_members=2)
     with pytest.raises(ConfigError, match="unknown head 'multiplechoice'; did you mean 'multiple-choice'"):
         HeadConfig("multiplechoice")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="unknown head init 'zeros'"):

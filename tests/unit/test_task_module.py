@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import pipeline
@@ -73,6 +75,16 @@ def test_a_pipeline_and_a_loss_take_the_classifier() -> None:
         loss = model(**batch(TEXTS[:1]), labels=labels).loss
         assert loss.item() == pytest.approx(-logits[0, 1].item())
         assert isinstance(model(**batch(TEXTS[:1]), return_dict=False), tuple)
+
+
+def test_a_pipeline_names_the_classes_that_the_ensemble_knows() -> None:
+    made = build_ensemble("bert", "sequence-classification", random_b=True)
+    numbered = dict(made.base.config.id2label)
+    classes = tuple(f"class {number}" for number in range(len(numbered)))
+    made.info = dataclasses.replace(made.info, head=dataclasses.replace(made.info.head, classes=classes))
+    said = pipeline("text-classification", model=made.as_classifier(), tokenizer=tokenizer())(TEXTS[0])
+    assert said[0]["label"] in classes
+    assert made.base.config.id2label == numbered
 
 
 def test_views_of_other_heads_are_refused_by_name() -> None:

@@ -238,13 +238,17 @@ def load_model(
     revision: str | None = None,
     head: str = "causal-lm",
     num_labels: int | None = None,
+    quantization: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A base by name, on a device, and its tokenizer; `head` and `num_labels` as in `load_base`."""
+    """A base by name, on a device, and its tokenizer; `head` and what follows as in `load_base`."""
     from ..embedded import load_base
 
     place = device_named(device)
-    base, tokenizer = load_base(name, revision=revision, dtype=dtype, head=head, num_labels=num_labels)
-    base.to(place)  # type: ignore[arg-type]
+    base, tokenizer = load_base(
+        name, revision=revision, dtype=dtype, head=head, num_labels=num_labels, quantization=quantization
+    )
+    if base.device != place:  # a base in 8 bits refuses even to stay where it is
+        base.to(place)  # type: ignore[arg-type]
     return base, tokenizer
 
 
@@ -263,6 +267,7 @@ def load_ensemble(args: Arguments) -> LoraEnsemble:
         revision=revision,
         head=saved.base_kind,
         num_labels=saved.num_labels,
+        quantization=None if args.base else saved.quantization,
     )
     return LoraEnsemble.from_pretrained(args.ensemble, base=base, tokenizer=tokenizer, members=args.members)
 

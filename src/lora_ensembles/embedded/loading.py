@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..disk.layout import names_a_folder
 from ..errors import ConfigError, DataError
@@ -30,6 +31,7 @@ def load_base(
     dtype: str | None = None,
     head: str = "causal-lm",
     num_labels: int | None = None,
+    quantization: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A base model by name and its tokenizer.
 
@@ -42,6 +44,8 @@ def load_base(
         dtype: "float32", "bfloat16" or "float16"; None: as the weights are stored.
         head: the class of transformers: "causal-lm", "sequence-classification" or "multiple-choice".
         num_labels: classes of a sequence classifier; 1: a reward model.
+        quantization: fields of a quantisation config of transformers, such as
+            `BitsAndBytesConfig(load_in_4bit=True).to_dict()`; a checkpoint that is quantised keeps its own.
 
     Returns:
         The model, in evaluation mode, and its tokenizer.
@@ -67,19 +71,24 @@ def load_base(
     source = base_source(name)
     tokenizer = resolve_tokenizer(name, revision=revision)
     try:
-        if (
-            head == "multiple-choice"
-            and type(transformers.AutoConfig.from_pretrained(source, revision=revision))
-            not in modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING
-        ):
+        config = transformers.AutoConfig.from_pretrained(source, revision=revision)
+        if head == "multiple-choice" and type(config) not in modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING:
             head, num_labels = "sequence-classification", 1
         # A head of another number of classes is not the one that is wanted.
-        labels = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
+        how: dict[str, Any] = (
+            {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
+        )
+        if quantization and getattr(config, "quantization_config", None) is None:
+            how["quantization_config"] = dict(quantization)
         with without_report(newly_initialised=head != "causal-lm"):
             base = getattr(transformers, AUTO[head]).from_pretrained(
-                source, revision=revision, dtype=dtype or "auto", **labels
+                source, revision=revision, dtype=dtype or "auto", **how
             )
-    except (OSError, ValueError) as error:
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+    ) as error:  # the last where a package of a quantised base is missing
         raise _not_loaded(name, error) from error
     if head != "causal-lm":
         _make_ready_for_heads(base, tokenizer, name)

@@ -40,7 +40,8 @@ def resolve_head(base: nn.Module, asked: HeadConfig | HeadKind | None) -> HeadCo
     """The head that members on a base have: as asked, or what the base's class says.
 
     Raises:
-        ConfigError: an unknown kind, or one that the base is not made for; a decoder that cannot tell padding
+        ConfigError: an unknown kind, or one that the base is not made for; a base for several
+            labels at once, or regression; a decoder that cannot tell padding
             from text; or heads that should begin as the base's, which is not trained.
     """
     config = asked if isinstance(asked, HeadConfig) else HeadConfig(asked)
@@ -51,6 +52,12 @@ def resolve_head(base: nn.Module, asked: HeadConfig | HeadKind | None) -> HeadCo
     if config.kind != own_kind and not (config.kind == "multiple-choice" and single):
         raise ConfigError(
             f"head {config.kind!r} on a {_described(base)}; it needs {NEEDED[str(config.kind)]}"
+        )
+    problem = getattr(base.config, "problem_type", None)
+    if config.kind == "sequence-classification" and problem not in (None, "single_label_classification"):
+        raise ConfigError(
+            f"the base's config has problem_type={problem!r}, and classes are read as exclusive here: one label of "
+            "several; set base.config.problem_type to None if they are, else train a classifier for each label"
         )
     if config.init == "base" and config.owned and _head_drawn_anew(base):
         raise ConfigError(

@@ -93,6 +93,7 @@ ENSEMBLE = record(
                 "num_labels": nullable(whole(1, MOST_LABELS)),
                 "folder": text,
                 "dtype": DTYPE,
+                "quantization": nullable(object_of(anything)),
             },
             others=True,
         ),

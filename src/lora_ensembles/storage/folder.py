@@ -71,6 +71,7 @@ class SavedEnsemble:
     base_kind: str  # of the base's class and
     num_labels: int | None  # of its head; see embedded.load_base
     dtype: str | None  # in which the base was when the ensemble was saved, or trained
+    quantization: dict[str, Any] | None  # how the base was quantised then, as it was loaded or stored
 
 
 def fingerprint(base: nn.Module, *, apart_from: Collection[str] = ()) -> str:
@@ -146,7 +147,8 @@ def _descriptions(ensemble: StackedModel, home: Path | None) -> dict[str, str]:
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "base": {"name": base_name(base), "revision": _revision(base), "fingerprint": ensemble.fingerprint}
-        | _dtype(base),
+        | _dtype(base)
+        | _quantization(base),
         "seed": info.seed,
         "vary": list(info.vary),
         "next_index": info.next_index,
@@ -221,6 +223,7 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
         base_kind=base.get("kind", "causal-lm"),
         num_labels=base.get("num_labels"),
         dtype=base.get("dtype") or content["task"].get("dtype"),
+        quantization=base.get("quantization"),
     )
 
 
@@ -265,7 +268,8 @@ def base_source(path: Path, saved: SavedEnsemble) -> str:
 
 
 def load_recorded_base(path: Path, saved: SavedEnsemble) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base of a saved ensemble by its recorded name, in the dtype it was saved with, and its tokenizer.
+    """The base of a saved ensemble by its recorded name, in the dtype it was saved with and quantised as it was,
+    and its tokenizer.
 
     Raises:
         DataError: it cannot be loaded.
@@ -278,6 +282,7 @@ def load_recorded_base(path: Path, saved: SavedEnsemble) -> tuple[PreTrainedMode
         dtype=saved.dtype,
         head=saved.base_kind,
         num_labels=saved.num_labels,
+        quantization=saved.quantization,
     )
 
 
@@ -335,6 +340,13 @@ def _dtype(base: Any) -> dict[str, str]:
     """The dtype that a base is loaded in again, where it is one of those that a base can be asked for in."""
     name = str(base.dtype).removeprefix("torch.")
     return {"dtype": name} if name in ("float32", "bfloat16", "float16") else {}
+
+
+def _quantization(base: Any) -> dict[str, Any]:
+    """How a base was quantised, where it was."""
+    config = getattr(base.config, "quantization_config", None)
+    fields = config if isinstance(config, dict | None) else config.to_dict()
+    return {"quantization": json.loads(json.dumps(fields, default=str))} if fields else {}
 
 
 def base_name(base: nn.Module) -> str:

@@ -6,6 +6,7 @@ Shapes: M members, B texts or questions, K classes, options or 1 score.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,8 @@ def as_task_model(model: StackedModel, *, rewards: bool) -> PreTrainedModel:
     """A Hugging Face model that shares the ensemble's base and stack, for pipelines and trainers that ask for
     `.logits`.
 
+    Its config names the ensemble's classes, where it knows them.
+
     Args:
         model: an ensemble whose members own heads.
         rewards: whether it should be a reward model, with one score for each text, or a classifier.
@@ -54,6 +57,11 @@ def as_task_model(model: StackedModel, *, rewards: bool) -> PreTrainedModel:
             f"{method} on members with {kind} heads; use {'as_classifier' if rewards else 'as_reward_model'}"
         )
     made: PreTrainedModel = view_as_model(model, _forward)
+    classes = model.info.head.classes
+    if classes:
+        made.config = copy.deepcopy(made.config)  # the base's own stays as it was loaded
+        made.config.id2label = dict(enumerate(classes))
+        made.config.label2id = {name: number for number, name in enumerate(classes)}
     return made
 
 
