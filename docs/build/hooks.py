@@ -63,7 +63,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if path.suffix == ".png" and inside.startswith("results/"):
             return f"]({'../' * depth}{inside})"
         kind = "tree" if path.is_dir() else "blob"
-        return f"]({config.repo_url}/{kind}/main/{inside}{anchor})"
+        return f"]({config.extra['repository']}/{kind}/main/{inside}{anchor})"
 
     return re.sub(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)", target, markdown)
 
