@@ -40,6 +40,7 @@ from matplotlib.text import Text
 
 Draw = Callable[..., Figure]
 OF_ARMS = [plots.reliability, plots.wrong_confidence, plots.risk_coverage]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def text_of(tokens: list[str], values: list[float]) -> Any:
@@ -597,3 +598,29 @@ def test_a_text_without_tokens_or_with_other_values_is_refused() -> None:
         plots.token_uncertainty(text_of([], []))
     with pytest.raises(ConfigError, match="1 values of mutual information for 2 tokens; give one for each"):
         plots.token_uncertainty(text_of(["a", "b"], [0.1]))
+
+
+# The gallery
+
+
+def test_gallery_shows_every_figure_once_with_code_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("gallery", REPOSITORY / "docs" / "build" / "gallery.py")
+    assert spec is not None
+    assert spec.loader is not None
+    gallery = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gallery", gallery)  # where dataclasses look for it
+    spec.loader.exec_module(gallery)
+    assert sorted(shown.name for shown in gallery.FIGURES) == sorted(plots.__all__)
+    ensemble = random_prediction(0, examples=60)
+    few_shot, dropout = random_prediction(1, members=5), random_prediction(2, members=5)
+    names = {"plots": plots, "prediction": ensemble, "few_shot": few_shot, "dropout": dropout}
+    for shown in gallery.FIGURES:
+        if shown.name == "token_uncertainty":
+            continue  # its first line writes a text
+        exec(f"{shown.given}\n{shown.call(dark=True)}", names)
+        text = gallery.section(shown, gallery.alternative_text(shown, names["figure"]))
+        assert text.count(f"![{shown.seen}") == 2
+        for mode in ("light", "dark"):
+            assert f"(gallery/{shown.name}.{mode}.png#only-{mode})" in text
+        assert shown.code() in text
+        assert len(shown.code().splitlines()) == 3
