@@ -66,7 +66,7 @@ GROUPS = {
     "calibration": Group("Calibration", "Probabilities corrected on held-out data.", ("TemperatureScaled",)),
     "plots": Group(
         "Plots",
-        "`from lora_ensembles import plots`; each returns a matplotlib figure. The [gallery](../../gallery/index.md) shows "
+        "`from lora_ensembles import plots`; each returns a matplotlib figure. The [gallery](../../gallery.md) shows "
         "them.",
         tuple(
             f"plots.{name}"

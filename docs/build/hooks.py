@@ -34,12 +34,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made and the pictures of the records."""
     for path, text in _made_pages():
         files.append(File.generated(config, path, content=text))
-    pictures = {path.relative_to(REPOSITORY): path for path in (REPOSITORY / "results").rglob("*.png")}
-    drawn = _gallery()
-    pictures |= {
-        Path("gallery") / path.name: path for path in drawn.iterdir() if path.suffix in (".png", ".md")
-    }
-    for inside, path in sorted(pictures.items()):
+    gallery = _gallery()
+    made = {path.relative_to(REPOSITORY): path for path in (REPOSITORY / "results").rglob("*.png")}
+    made |= {path.relative_to(gallery): path for path in gallery.rglob("*.*")}
+    for inside, path in sorted(made.items()):
         files.append(File.generated(config, inside.as_posix(), abs_src_path=str(path)))
     return files
 
@@ -100,7 +98,7 @@ def on_post_build(config: MkDocsConfig) -> None:
 def _gallery() -> Path:
     """The folder of the gallery's page and pictures, drawn again where the package has changed."""
     folder = REPOSITORY / ".cache" / f"gallery-{code_fingerprint()}"
-    if not (folder / "index.md").is_file():
+    if not (folder / "gallery.md").is_file():
         write_gallery(folder)
     return folder
 

@@ -27,7 +27,7 @@ from lora_ensembles.prediction.plots.calibration import merged_bins, noise_band
 from lora_ensembles.prediction.plots.density import density_on_unit_interval
 from lora_ensembles.prediction.plots.members import wilson_interval
 from lora_ensembles.prediction.plots.sizes import subsets
-from lora_ensembles.prediction.plots.style import COLOURS, DARK, DARK_COLOURS, LIGHT
+from lora_ensembles.prediction.plots.style import COLOURS, DARK, DARK_COLOURS, LIGHT, new_figure
 from lora_ensembles.prediction.plots.tokens import columns_of, wrapped
 from lora_ensembles.prediction.prediction import Prediction
 from random_predictions import mean_probs, member_probs, random_prediction
@@ -624,3 +624,8 @@ def test_gallery_shows_every_figure_once_with_code_that_runs(monkeypatch: pytest
             assert f"(gallery/{shown.name}.{mode}.png#only-{mode})" in text
         assert shown.code() in text
         assert len(shown.code().splitlines()) == 3
+
+
+def test_a_notebook_is_given_the_picture_without_pyplot():
+    figure = new_figure((2.0, 1.0))
+    assert figure._repr_png_().startswith(b"\x89PNG")

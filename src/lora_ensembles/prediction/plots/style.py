@@ -73,19 +73,32 @@ def new_figure(
         >>> len(new_figure((6.0, 4.0), rows=2, columns=3).axes)
         6
     """
+    figure = _figure_class()(figsize=size, dpi=dpi, layout="constrained")
+    figure.subplots(nrows=rows, ncols=columns, sharex=sharex)
+    for axes in figure.axes:
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure
+
+
+def _figure_class() -> type[Figure]:
+    """A Figure of its own and not pyplot's: nothing stays registered, no window system is looked for, and a
+    notebook shows it all the same.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError(
             'figures need matplotlib, which is not installed; run: pip install "lora-ensembles[plots]"'
         ) from error
-    # A Figure of its own and not pyplot's: nothing stays registered, and no window system is looked for.
-    figure = Figure(figsize=size, dpi=dpi, layout="constrained")
-    figure.subplots(nrows=rows, ncols=columns, sharex=sharex)
-    for axes in figure.axes:
-        axes.grid(color="0.9", linewidth=0.6)
-        axes.set_axisbelow(True)
-    return figure
+
+    class ShownFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            drawn = io.BytesIO()
+            self.savefig(drawn, format="png", bbox_inches="tight")
+            return drawn.getvalue()
+
+    return ShownFigure
 
 
 def small_print(axes: Axes) -> None:
