@@ -123,11 +123,7 @@ def show(index):
     """A question, its answer, and the doubt in each token."""
     answer = answers[index]
     print("Q:", test_chats[index][0]["content"])
-    print(
-        "A:",
-        answer.text.strip(),
-        "(right)" if right[index] else f"(wrong: it {test_chats[index][1]['content']})",
-    )
+    print("A:", answer.text.strip(), "" if right[index] else f"(expected: {test_chats[index][1]['content']})")
     for token, nats in zip(answer.tokens, answer.uncertainty.mutual_information.tolist(), strict=True):
         print(f"   {nats:6.3f} {'#' * round(20 * nats):<20} {token!r}")
 
@@ -139,8 +135,10 @@ print("\nThe one about which they contradict each other most:\n")
 show(order[-1])
 
 # %% [markdown]
-# The doubt should sit on the word that carries the fact, a town or a colour, and not on the words around it,
-# which are clear from the question.
+# As a rule the doubt sits on the word that carries the fact, a town or a colour, or on the word from which on
+# the sentence depends on it. The words around it are clear from the question.
+#
+# "Right" is harsh here: word for word. An answer that says the same in other words counts as wrong.
 
 # %% tags=["plot"]
 from lora_ensembles import plots
@@ -150,10 +148,10 @@ plots.token_uncertainty(answers[order[-1]])
 # %% [markdown]
 # ## Does doubt find the wrong answers?
 #
-# We compare three scores of an answer: the largest mutual information of its tokens; the largest total
-# entropy, which also counts harmless choices of words; and the improbability of the text, which a single
-# model offers too. The AUROC is the probability that a wrong answer has a higher score than a right one; 0.5
-# is chance.
+# We compare scores of an answer: the mutual information of its tokens, the total entropy of its tokens, which
+# also counts harmless choices of words, and the improbability of the whole text. The last two a single model
+# offers too. The AUROC is the probability that a wrong answer has a higher score than a right one; 0.5 is
+# chance.
 
 
 # %%
@@ -163,19 +161,27 @@ def auroc(wrong, right):
     return wins.mean().item()
 
 
+def of_tokens(name, reduced):
+    """A score for each answer: a tensor of its tokens' uncertainty, reduced to one number."""
+    return torch.tensor([reduced(getattr(answer.uncertainty, name)).item() for answer in answers])
+
+
 scores = {
-    "mutual information": doubt,
-    "total entropy": torch.tensor([answer.uncertainty.total_entropy.max().item() for answer in answers]),
-    "improbability": torch.tensor([-answer.uncertainty.log_probs.sum().item() for answer in answers]),
+    "mutual information, largest token": of_tokens("mutual_information", torch.max),
+    "mutual information, mean": of_tokens("mutual_information", torch.mean),
+    "total entropy, largest token": of_tokens("total_entropy", torch.max),
+    "total entropy, mean": of_tokens("total_entropy", torch.mean),
+    "improbability of the text": of_tokens("log_probs", lambda log_probs: -log_probs.sum()),
 }
 print(f"{int((~right).sum())} wrong answers of {len(right)}")
 for name, score in scores.items():
-    print(f"{name:<20} AUROC {auroc(score[~right], score[right]):.2f}")
+    print(f"{name:<34} AUROC {auroc(score[~right], score[right]):.2f}")
 
 # %% [markdown]
 # With a few dozen wrong answers each AUROC is known to about five points either way, so read no order into
 # small differences. [Text from the ensemble](../generation.md) has the same measured with three seeds and
-# twice as many questions: there mutual information is ahead of entropy in each seed.
+# twice as many questions: there mutual information is ahead of entropy in each seed. The entropy of a single
+# token is a poor guide by itself: it is large wherever several words would do.
 #
 # ## Say so
 #

