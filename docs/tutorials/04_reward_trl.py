@@ -174,10 +174,9 @@ def cautious_reward(prompts, completions, **_):
     return predict_rewards(ensemble, texts).lower_bound(1.0).tolist()
 
 
-rewards = cautious_reward(
-    prompts=[question.question] * 2, completions=[" in the moon.", f" {question.options[question.target]}."]
-)
-print([round(reward, 2) for reward in rewards])
+for row in test_rows[:3]:
+    rewards = cautious_reward([row["prompt"]] * 2, [row["chosen"], row["rejected"]])
+    print(f"{rewards[0]:>6.2f} for{row['chosen']} {rewards[1]:>6.2f} for{row['rejected']}", row["prompt"])
 
 # %% [markdown]
 # ```python
@@ -189,6 +188,9 @@ print([round(reward, 2) for reward in rewards])
 # GRPO compares completions of one prompt, so the members' own zeros add the same to the mean of all of them.
 # The spread holds them too: where that matters, centre each member over the completions of a prompt, as
 # `best_of` does above.
+#
+# The bound is no detector of nonsense. A text unlike all pairs that were learnt from can get a high score of
+# every member alike; keep the policy near its start, as TRL's KL penalty does.
 #
 # `ensemble.as_reward_model()` is the mean as a Hugging Face classifier with one label, for whatever wants a
 # model.
