@@ -26,7 +26,7 @@ from lora_ensembles import Example, Prediction, TrainConfig, evaluate, load_base
 from lora_ensembles.baselines import FewShot
 from lora_ensembles.errors import DataError, LoraEnsemblesError
 from lora_ensembles.heads import HeadConfig, adapter_for
-from lora_ensembles.prediction.plots import save_figure
+from lora_ensembles.prediction.plots.style import save_figure
 from lora_ensembles.studies.arms import Arm, stacked_members, train_members
 from lora_ensembles.studies.report.figures.style import (
     BLACK,

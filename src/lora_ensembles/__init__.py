@@ -5,7 +5,6 @@ it does not know.
 from __future__ import annotations
 
 import ast
-from importlib import import_module
 from pathlib import Path
 
 
@@ -25,7 +24,8 @@ __all__ = sorted(_HOME_OF)  # noqa: PLE0605
 def __getattr__(name: str) -> object:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    # as `from home import name` does it, so that a name may be a module
+    value = getattr(__import__(f"{__name__}.{_HOME_OF[name]}", fromlist=[name]), name)
     globals()[name] = value
     return value
 

@@ -41,7 +41,7 @@ from lora_ensembles.embedded import load_base
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.generation.text import generate_text
 from lora_ensembles.heads import HeadConfig, predict_rewards
-from lora_ensembles.prediction.plots import reliability_diagram
+from lora_ensembles.prediction.plots import reliability
 from lora_ensembles.prediction.prediction import Prediction, predict
 from lora_ensembles.training.adapters import train
 from lora_ensembles.training.config import TrainConfig
@@ -500,9 +500,7 @@ def _missing_extra(folder: Path) -> object:
             "matplotlib.figure",
         ):  # what Python itself records for a package that must not be imported
             patch.setitem(sys.modules, name, None)
-        return reliability_diagram(
-            {"arm": Prediction(torch.full((1, 2, 2), 0.5).log(), torch.tensor([0, 1]))}
-        )
+        return reliability({"arm": Prediction(torch.full((1, 2, 2), 0.5).log(), torch.tensor([0, 1]))})
 
 
 # Heads

@@ -17,7 +17,8 @@ import torch
 
 from lora_ensembles.errors import DataError, MissingExtraError
 from lora_ensembles.prediction.metrics import ece_floor
-from lora_ensembles.prediction.plots import COLOURS, density_on_unit_interval, save_figure
+from lora_ensembles.prediction.plots.density import density_on_unit_interval
+from lora_ensembles.prediction.plots.style import COLOURS, save_figure
 from lora_ensembles.studies.claims.regularisers import paths
 from lora_ensembles.studies.claims.views import View, decay_arm
 from lora_ensembles.studies.grid import FULL, OPEN_KINDS, PAPER, SMOLLM2, Grid, settings_of

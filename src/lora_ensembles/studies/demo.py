@@ -25,7 +25,7 @@ from ..embedded import load_base
 from ..ensemble import LoraEnsemble
 from ..errors import CheckpointError, ConfigError, MissingExtraError, unknown_name
 from ..prediction.evaluation import Metrics, evaluate, evaluate_members
-from ..prediction.plots import reliability_diagram, wrong_confidence_density
+from ..prediction.plots import reliability, wrong_confidence
 from ..prediction.prediction import Prediction, predict
 from ..prediction.uncertainty import mutual_information
 from ..training.adapters import train
@@ -286,8 +286,8 @@ def _write(folder: Path, compared: Comparison, settings: DemoSettings, made: dic
     }
     arms = singles | {arm.name: arm.prediction for arm in (compared.plain, compared.decayed)}
     images = {
-        "reliability": png(reliability_diagram(arms)),
-        "wrong_confidence": png(wrong_confidence_density(arms)),
+        "reliability": png(reliability(arms)),
+        "wrong_confidence": png(wrong_confidence(arms)),
     }
     for name, image in images.items():
         (folder / f"{name}.png").write_bytes(image)

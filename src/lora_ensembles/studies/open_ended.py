@@ -26,10 +26,11 @@ from ..errors import ConfigError
 from ..generation.text import GeneratedText, generate_text
 from ..heads.lm.completions import score_completions
 from ..prediction.completions import evaluate_completions
-from ..prediction.plots import save_figure, selective_panels
+from ..prediction.plots.style import save_figure
 from ..prediction.selective import accuracy_by_doubt, error_auroc
 from ..training.adapters import train
 from ..training.config import TrainConfig
+from .report.figures.open_ended import selective_panels
 from .report.page import Table
 from .store import cell
 

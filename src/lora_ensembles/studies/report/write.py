@@ -16,7 +16,7 @@ from typing import Any
 
 from ...disk.atomic import file_written_aside
 from ...errors import DataError
-from ...prediction.plots import save_figure
+from ...prediction.plots.style import save_figure
 from ..claims.judge import LEAST_TASKS, Claim
 from . import open_tables, tables
 from .claim_tables import FIGURES as CLAIM_FIGURES, claims_with_text, finding, parts_table

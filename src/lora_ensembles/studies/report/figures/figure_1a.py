@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ....prediction.plots import density_on_unit_interval
+from ....prediction.plots.density import density_on_unit_interval
 from ...claims.views import decay_arm
 from .style import DECAY, FEW_SHOT, NONE, Key, finish, heading, panels
 from .values import Record, Records, by_task, named_decay

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ....prediction.plots import COLOURS
+from ....prediction.plots.style import COLOURS
 from .style import LINES, METRICS, NAMES, Key, band, finish, panels
 from .values import (
     Record,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ....prediction.plots import COLOURS, MARKERS, new_figure
+from ....prediction.plots.style import COLOURS, DPI, MARKERS, SMALL, TEXT, WIDTH, new_figure, small_print
 from ...claims.views import decay_arm
 from .values import ENSEMBLE, MEMBER, Level, Record, Records, Spread, level_of, over_epochs, smaller_grid
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 6.5  # inches: the text of a printed page, so that the sizes below are those on paper
-SMALL, TEXT = 7, 8  # points
-DPI = 180
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS
 NONE, DECAY, KL, STOPPED, DROPOUT, FEW_SHOT = VERMILION, BLUE, GREEN, PURPLE, ORANGE, BLACK
 Line = Literal["-", "--", ":", ""]
@@ -46,11 +43,7 @@ def panels(rows: int, columns: int, *, height: float, sharex: bool = True) -> tu
     """A figure as wide as the text, of rows of axes that are `height` inches high, with small print."""
     figure = new_figure((WIDTH, rows * height + 0.7), rows=rows, columns=columns, dpi=DPI, sharex=sharex)
     for axes in figure.axes:
-        axes.tick_params(labelsize=SMALL, length=2)
-        axes.xaxis.label.set_fontsize(TEXT)
-        axes.yaxis.label.set_fontsize(TEXT)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        small_print(axes)
     return figure, [figure.axes[row * columns : (row + 1) * columns] for row in range(rows)]
 
 
