@@ -96,7 +96,7 @@ check: lint
 TUTORIALS ?= true
 docs: $(SITE_TOOLS)
 	$(BIN)/python docs/build/notebooks.py --check
-	NO_MKDOCS_2_WARNING=1 EXECUTE_TUTORIALS=$(TUTORIALS) $(BIN)/mkdocs build
+	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 EXECUTE_TUTORIALS=$(TUTORIALS) $(BIN)/mkdocs build
 
 $(SITE_TOOLS): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[dev,docs]"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
-from google_style import in_google_style
 from griffe import Extension, Object
+
+sys.path.insert(0, str(Path(__file__).parent))
+from google_style import in_google_style
 
 
 class HouseStyle(Extension):

@@ -55,7 +55,9 @@ def read_cells(source: str) -> list[Cell]:
             continue
         marker = MARKER.fullmatch(line)
         if marker is None:
-            raise ValueError(f"line {number}: {line!r} opens no cell; write # %% [markdown] or # %% tags=[...]")
+            raise ValueError(
+                f"line {number}: {line!r} opens no cell; write # %% [markdown] or # %% tags=[...]"
+            )
         if opened is not None:
             cells.append(_cell(opened, lines, begin))
         elif any(map(str.strip, lines)):
