@@ -343,7 +343,7 @@ def _dtype(base: Any) -> dict[str, str]:
 
 
 def _quantization(base: Any) -> dict[str, Any]:
-    """How a base was quantised, where it was."""
+    """The quantisation of a base, where it has one."""
     config = getattr(base.config, "quantization_config", None)
     fields = config if isinstance(config, dict | None) else config.to_dict()
     return {"quantization": json.loads(json.dumps(fields, default=str))} if fields else {}

@@ -45,7 +45,7 @@ def demo_table(metrics: Rows, members: int) -> Table:
 
 
 def row_meanings(compared: Comparison, settings: DemoSettings) -> Table:
-    """What each row of the table is."""
+    """The meaning of each row of the table."""
     members, accuracy = compared.plain.prediction.num_members, compared.train_accuracy
     plain, decayed = (sum(part) / members for part in (accuracy[:members], accuracy[members:]))
     meanings = (
