@@ -46,10 +46,10 @@ from lora_ensembles import (
 
 # %% tags=["parameters"]
 base_name = "embedded"
-rows = 440
-epochs = 8
+rows = 560
+epochs = 12
 members = 5
-command_epochs = 4
+command_epochs = 6
 
 # %% [markdown]
 # ## A csv
@@ -133,10 +133,14 @@ def ticket(rng):
 
 folder = Path(tempfile.mkdtemp(prefix="tickets-"))
 rng = random.Random(0)
+tickets = {}
+while len(tickets) < rows:  # every text once
+    text, label = ticket(rng)
+    tickets.setdefault(text, label)
 with (folder / "tickets.csv").open("w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file)
     writer.writerow(["text", "label"])
-    writer.writerows(ticket(rng) for _ in range(rows))
+    writer.writerows(tickets.items())
 
 print("".join((folder / "tickets.csv").read_text(encoding="utf-8").splitlines(keepends=True)[:6]))
 
@@ -195,8 +199,8 @@ for metric in (accuracy, nll):
 print("NLL of the ensemble minus NLL of member 0:", paired_difference(nll, prediction, prediction.member(0)))
 
 # %% [markdown]
-# The interval of the accuracy is wide: about two hundred rows say no more. The difference of two models on
-# the same rows is known better than either by itself, because hard rows are hard for both. Where its interval
+# The interval of the accuracy is wide: a few hundred rows say no more. The difference of two models on the
+# same rows is known better than either by itself, because hard rows are hard for both. Where its interval
 # holds no zero, the two can be told apart.
 
 # %% [markdown]
@@ -316,7 +320,7 @@ print("the loaded ensemble says the same")
 # ## The same from the command line
 #
 # ```sh
-# lora-ensembles train tickets.csv --members 3 --epochs 4 --out runs/by-command
+# lora-ensembles train tickets.csv --members 3 --epochs 6 --out runs/by-command
 # lora-ensembles evaluate runs/by-command --intervals
 # lora-ensembles predict runs/by-command --in new.csv --keep-columns all --out answers.csv
 # ```

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,6 +45,18 @@ def notebooks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script that makes the notebooks."""
     monkeypatch.syspath_prepend(str(DOCS / "build"))
     return importlib.import_module("notebooks")
+
+
+@pytest.fixture(autouse=True)
+def quiet_libraries_speak_again() -> Iterator[None]:
+    """What a tutorial silences in its own process is as it was for the tests after it."""
+    import datasets
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    yield
+    logging.set_verbosity(verbosity)
+    datasets.enable_progress_bars()
 
 
 # What other libraries warn of, a reader of the tutorial sees and passes over.
