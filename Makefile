@@ -118,5 +118,5 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 clean:
-	rm -rf build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site .cache src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . \( -path ./$(VENV) -o -path ./$(OLDEST) -o -path ./$(NEWEST) \) -prune -o -name __pycache__ -type d -exec rm -rf {} +

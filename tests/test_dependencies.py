@@ -18,8 +18,8 @@ REQUIREMENTS = [
     for requirement in map(Requirement, lines)
     if requirement.name != PROJECT["name"]
 ]
-# Only the pinned release of a linter decides what it says, and only that of a site's builder what it builds.
-TOOLS = {"ruff", "mypy"} | {
+# Only the pinned release of a linter decides what it says, and only that of a builder what it builds.
+TOOLS = {"ruff", "mypy", "jupytext"} | {
     Requirement(line).name
     for extra in ("docs", "release")
     for line in PROJECT["optional-dependencies"][extra]

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_ensembles import plots
+
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = "lora_ensembles"
 
@@ -68,20 +70,7 @@ GROUPS = {
         "Plots",
         "`from lora_ensembles import plots`; each returns a matplotlib figure. The [gallery](../../gallery.md) shows "
         "them.",
-        tuple(
-            f"plots.{name}"
-            for name in (
-                *(
-                    "reliability",
-                    "wrong_confidence",
-                    "risk_coverage",
-                    "agreement",
-                    "diversity_gain",
-                    "size_curve",
-                ),
-                "token_uncertainty",
-            )
-        ),
+        tuple(f"plots.{name}" for name in plots.__all__),
     ),
     "baselines": Group(
         "Baselines",

@@ -10,7 +10,6 @@ import html
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
@@ -119,7 +118,7 @@ def _summary(markdown: str) -> str:
     if title is None:
         return ""
     for block in re.split(r"\n\s*\n", markdown[title.end() :]):
-        text: Any = " ".join(block.split())
+        text = " ".join(block.split())
         if text and text[0] not in "#|`<![:-":
             text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text)
             return f"{title.group(1)}\n{re.split(r'(?<=[.:]) ', text)[0]}"

@@ -1,99 +1,45 @@
 """Writes every tutorial's notebook from its text source: `python docs/build/notebooks.py`.
 
-A source is `docs/tutorials/NN_name.py` in jupytext's percent format: `# %% [markdown]` opens a cell of text,
-`# %%` one of code, and `tags=["parameters"]` behind either gives it tags. The notebook beside it holds the same
-cells without outputs. A commented magic, `# !pip install`, is a magic in the notebook.
-
-`--check` writes nothing, and ends with code 1 if a notebook is missing or is not that of its source. Nothing
-but the standard library is needed, so that every checkout can do it.
+A source is `docs/tutorials/NN_name.py` in jupytext's percent format. The notebook beside it holds the same
+cells without outputs. `--check` writes nothing, and ends with code 1 if a notebook is missing or is not that
+of its source.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import jupytext
+from nbformat import NotebookNode
 
 TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
-MARKER = re.compile(r"# %%(?: (?P<kind>\[markdown\]))?(?: tags=(?P<tags>\[.*\]))?")
-MAGIC = re.compile(r"# (?=[!%]\w)")
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a source: its text without the comment signs of Markdown, and the line where it begins."""
-
-    kind: str  # "code" or "markdown"
-    text: str
-    tags: tuple[str, ...]
-    line: int
-
-
-def read_cells(source: str) -> list[Cell]:
-    """The cells of a source in the percent format.
-
-    Raises:
-        ValueError: a line that opens no cell although it begins like one, text before the first cell, or a
-            line of Markdown that is no comment.
-    """
-    cells: list[Cell] = []
-    lines: list[str] = []
-    opened: re.Match[str] | None = None
-    begin = 0
-    for number, line in enumerate([*source.splitlines(), "# %%"], start=1):
-        if not line.startswith("# %%"):
-            lines.append(line)
-            continue
-        marker = MARKER.fullmatch(line)
-        if marker is None:
-            raise ValueError(
-                f"line {number}: {line!r} opens no cell; write # %% [markdown] or # %% tags=[...]"
-            )
-        if opened is not None:
-            cells.append(_cell(opened, lines, begin))
-        elif any(map(str.strip, lines)):
-            raise ValueError("text before the first cell; begin with # %% [markdown]")
-        opened, lines, begin = marker, [], number
+def cells_of(source: str) -> list[NotebookNode]:
+    """The cells of a source in the percent format."""
+    cells: list[NotebookNode] = jupytext.reads(source, fmt="py:percent").cells
     return cells
 
 
-def _cell(marker: re.Match[str], lines: list[str], begin: int) -> Cell:
-    kind = "markdown" if marker["kind"] else "code"
-    if kind == "markdown":
-        for number, line in enumerate(lines, start=begin + 1):
-            if line.strip() and line != "#" and not line.startswith("# "):
-                raise ValueError(f"line {number}: {line!r} is in a cell of Markdown; begin it with '# '")
-        lines = [line[2:] for line in lines]
-    return Cell(kind, "\n".join(lines).strip("\n"), tuple(json.loads(marker["tags"] or "[]")), begin)
-
-
 def notebook_of(source: str) -> str:
-    """The notebook of a source, as the text of its file."""
-    cells = [_as_json(number, cell) for number, cell in enumerate(read_cells(source), start=1)]
+    """The notebook of a source, as the text of its file; the same source gives the same file."""
+    cells = []
+    for number, cell in enumerate(cells_of(source), start=1):
+        tags = cell.metadata.get("tags", [])
+        text = cell.source.splitlines(keepends=True)
+        cells.append(
+            {**cell, "id": f"cell-{number:02d}", "metadata": {"tags": tags} if tags else {}, "source": text}
+        )
     notebook = {"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}
     return json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def _as_json(number: int, cell: Cell) -> dict[str, Any]:
-    text = cell.text
-    if cell.kind == "code":
-        text = "\n".join(MAGIC.sub("", line) if MAGIC.match(line) else line for line in text.split("\n"))
-    made: dict[str, Any] = {
-        "cell_type": cell.kind,
-        "id": f"cell-{number:02d}",  # counted, so that the same source gives the same file
-        "metadata": {"tags": list(cell.tags)} if cell.tags else {},
-        "source": text.splitlines(keepends=True),
-    }
-    return made | {"execution_count": None, "outputs": []} if cell.kind == "code" else made
 
 
 def sources(folder: Path = TUTORIALS) -> list[Path]:

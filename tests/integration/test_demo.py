@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import importlib.util
 import json
@@ -132,25 +131,22 @@ def test_demo_folder_holds_numbers_and_pictures(demo):
 
 
 def test_demo_says_what_every_row_is_and_how_far_the_ensemble_is_from_its_members(demo):
-    assert [row[0] for row in demo.meanings.rows] == [row[0] for row in demo.table.rows]
+    assert list(demo.meanings) == [row[0] for row in demo.table.rows]
     for name, shown in (("accuracy", "accuracy is"), ("nll", "NLL"), ("ece", "ECE")):
         change = round(demo.metrics["ensemble"][name] - demo.metrics["single"][name], 3)
         words = "the same" if change == 0 else f"{'lower' if change < 0 else 'higher'} by {abs(change):.3f}"
         assert f"{shown} {words}" in demo.sentences[0]
     text = demo.report.read_text(encoding="utf-8")
-    for sentence in demo.sentences:
+    for sentence in (*demo.meanings.values(), *demo.sentences):
         assert html.escape(sentence) in text
 
 
-def test_demo_says_which_column_is_near_chance(demo, compared):
-    far = {row: {**values, "ood_auroc": 0.9} for row, values in demo.metrics.items()}
-    near = {row: {**values, "ood_auroc": 0.52} for row, values in demo.metrics.items()}
-    for rows, said in ((far, False), (near, True)):
-        stand_in = dataclasses.replace(compared)
-        object.__setattr__(stand_in, "metrics", lambda rows=rows: rows)
-        last = reading(stand_in, ood="world-mmlu")[-1]
-        assert "0.5 is chance" in last
-        assert ("Here every row is near it" in last) is said
+@pytest.mark.parametrize(("auroc", "near"), [(0.9, False), (0.52, True)])
+def test_demo_says_which_column_is_near_chance(demo, compared, auroc, near):
+    rows = {row: {**values, "ood_auroc": auroc} for row, values in demo.metrics.items()}
+    last = reading(rows, compared.decayed.single, options=4, ood="world-mmlu")[-1]
+    assert "0.5 is chance" in last
+    assert ("Here every row is near it" in last) is near
 
 
 def test_settings_of_the_demo_are_folded_away(demo):

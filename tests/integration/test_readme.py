@@ -52,7 +52,7 @@ def test_readme_python_example_runs_as_it_stands(tmp_path):
     """In one epoch, and with fewer questions."""
     (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len([line for line in block.splitlines() if line.strip()]) <= 12
-    code = block.replace("epochs=10", "epochs=1").replace("train[:400]", "train[:16]")
+    code = block.replace("epochs=10", "epochs=1").replace("task.train,", "task.train[:16],")
     code = code.replace("task.validation)", "task.validation[:8])")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -70,13 +70,12 @@ def test_tutorial_runs_cell_by_cell(source, notebooks, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # where tutorials make their folders
     names: dict[str, Any] = {"__name__": "__main__"}
     small = dict(SMALL[source.stem])
-    for cell in notebooks.read_cells(source.read_text(encoding="utf-8")):
-        if cell.kind == "markdown" or "skip-execution" in cell.tags:
+    for number, cell in enumerate(notebooks.cells_of(source.read_text(encoding="utf-8")), start=1):
+        tags = cell.metadata.get("tags", [])
+        if cell.cell_type == "markdown" or "skip-execution" in tags:
             continue
-        # The code begins on the line below the cell's marker, so that a traceback names the line of the source.
-        code = compile("\n" * cell.line + cell.text, str(source), "exec")
-        exec(code, names)
-        if "parameters" in cell.tags:
+        exec(compile(cell.source, f"{source}, cell {number}", "exec"), names)
+        if "parameters" in tags:
             assert set(small) <= set(names), "a size that the tutorial does not have"
             names.update(small)
 
@@ -96,38 +95,20 @@ def test_notebook_is_in_step_with_its_source_and_holds_no_outputs(source, notebo
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_tutorial_opens_with_what_it_teaches_a_colab_link_and_one_cell_of_parameters(source, notebooks):
-    first, install, *others = notebooks.read_cells(source.read_text(encoding="utf-8"))
-    assert first.kind == "markdown"
-    assert first.text.startswith("# ")
-    assert "two CPU cores" in first.text
-    assert f"/blob/main/docs/tutorials/{source.stem}.ipynb)" in first.text
-    assert {"colab", "skip-execution"} <= set(install.tags)
-    assert "# !pip install" in install.text
-    assert sum("parameters" in cell.tags for cell in others) == 1
+    first, install, *others = notebooks.cells_of(source.read_text(encoding="utf-8"))
+    assert first.cell_type == "markdown"
+    assert first.source.startswith("# ")
+    assert "two CPU cores" in first.source
+    assert f"/blob/main/docs/tutorials/{source.stem}.ipynb)" in first.source
+    assert {"colab", "skip-execution"} <= set(install.metadata["tags"])
+    assert "!pip install" in install.source
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in others) == 1
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_links_of_a_tutorial_lead_somewhere(source):
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", source.read_text(encoding="utf-8")):
         assert link.startswith("https://") or (source.parent / link).is_file(), link
-
-
-def test_notebooks_are_those_that_jupytext_makes_of_the_sources(notebooks):
-    jupytext = pytest.importorskip("jupytext")
-    for source in SOURCES:
-        text = source.read_text(encoding="utf-8")
-        theirs, ours = jupytext.reads(text, fmt="py:percent"), json.loads(notebooks.notebook_of(text))
-        assert [cell.source for cell in theirs.cells] == ["".join(cell["source"]) for cell in ours["cells"]]
-        assert [cell.metadata.get("tags", []) for cell in theirs.cells] == [
-            cell["metadata"].get("tags", []) for cell in ours["cells"]
-        ]
-
-
-def test_source_with_a_line_that_opens_no_cell_is_refused(notebooks):
-    with pytest.raises(ValueError, match="line 3: '# %% markdown' opens no cell"):
-        notebooks.read_cells("# %%\nx = 1\n# %% markdown\n")
-    with pytest.raises(ValueError, match="line 2: 'x = 1' is in a cell of Markdown"):
-        notebooks.read_cells("# %% [markdown]\nx = 1\n")
 
 
 def test_check_of_the_script_names_a_notebook_that_is_out_of_date(notebooks, tmp_path, capsys):

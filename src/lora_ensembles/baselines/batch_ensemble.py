@@ -293,11 +293,14 @@ class _Rows:
     states: Tensor | None
     passes: int = 1
     loss: Literal["labels", "vocabulary"] = "vocabulary"
-    accuracy_name: str = "accuracy"
 
     @property
     def lengths(self) -> Tensor:
         return self.table.lengths
+
+    @property
+    def accuracy_name(self) -> str:
+        return self.table.accuracy_name
 
     def fingerprint(self) -> str:
         return self.table.fingerprint()

@@ -258,7 +258,6 @@ class _Rows:
     with_kl: bool
     passes: int = 1
     loss: Literal["labels", "vocabulary"] = "vocabulary"
-    accuracy_name: str = "accuracy"
 
     def __post_init__(self) -> None:
         self.leaf = self.ensemble.rows  # of autograd, in the head's dtype; made anew for every pass
@@ -266,6 +265,10 @@ class _Rows:
     @property
     def lengths(self) -> Tensor:
         return self.table.lengths
+
+    @property
+    def accuracy_name(self) -> str:
+        return self.table.accuracy_name
 
     def fingerprint(self) -> str:
         return self.table.fingerprint()

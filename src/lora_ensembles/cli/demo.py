@@ -58,8 +58,12 @@ def run(args: Arguments) -> dict[str, Any]:
         progress=not args.no_progress,
     )
     print(result.table)
-    say(f"\n{result.meanings}\n")
-    for sentence in result.sentences:
-        say(textwrap.fill(sentence, 110))
+    for said in (
+        "",
+        *(f"{row}: {meaning}" for row, meaning in result.meanings.items()),
+        "",
+        *result.sentences,
+    ):
+        say(textwrap.fill(said, 110, subsequent_indent="  "))
     say(f"report: {result.report}   next: lora-ensembles evaluate {args.out / 'ensemble_decay'} --intervals")
     return result.to_dict()

@@ -59,36 +59,19 @@ def load_base(
         >>> tokenizer.decode(tokenizer("The otter lives in")["input_ids"])
         '<|begin|>The otter lives in'
     """
-    import transformers
-    from transformers.models.auto import modeling_auto
-
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r}; known: {', '.join(DTYPES)}")
     if not name:
         raise DataError(
             "the ensemble's base was built in code and has no name to load it by; pass base= and tokenizer="
         )
-    source = base_source(name)
     tokenizer = resolve_tokenizer(name, revision=revision)
+    how: dict[str, Any] = {"revision": revision, "dtype": dtype or "auto"}
+    if num_labels is not None:  # a head of another number of classes is not the one that is wanted
+        how |= {"num_labels": num_labels, "ignore_mismatched_sizes": True}
     try:
-        config = transformers.AutoConfig.from_pretrained(source, revision=revision)
-        if head == "multiple-choice" and type(config) not in modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING:
-            head, num_labels = "sequence-classification", 1
-        # A head of another number of classes is not the one that is wanted.
-        how: dict[str, Any] = (
-            {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
-        )
-        if quantization and getattr(config, "quantization_config", None) is None:
-            how["quantization_config"] = dict(quantization)
-        with without_report(newly_initialised=head != "causal-lm"):
-            base = getattr(transformers, AUTO[head]).from_pretrained(
-                source, revision=revision, dtype=dtype or "auto", **how
-            )
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-    ) as error:  # the last where a package of a quantised base is missing
+        base = _model(base_source(name), head, quantization, how)
+    except (OSError, ValueError, ImportError) as error:  # the last: what a quantised base needs is missing
         raise _not_loaded(name, error) from error
     if head != "causal-lm":
         _make_ready_for_heads(base, tokenizer, name)
@@ -131,6 +114,23 @@ def resolve_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTo
         return AutoTokenizer.from_pretrained(base_source(name), revision=revision)
     except (OSError, ValueError) as error:
         raise _not_loaded(name, error) from error
+
+
+def _model(
+    source: str, head: str, quantization: Mapping[str, Any] | None, how: dict[str, Any]
+) -> PreTrainedModel:
+    """The model that transformers loads with the keywords `how`, of the class that a head asks for."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    config = transformers.AutoConfig.from_pretrained(source, revision=how["revision"])
+    if head == "multiple-choice" and type(config) not in modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING:
+        head, how = "sequence-classification", how | {"num_labels": 1, "ignore_mismatched_sizes": True}
+    if quantization and getattr(config, "quantization_config", None) is None:
+        how = how | {"quantization_config": dict(quantization)}
+    with without_report(newly_initialised=head != "causal-lm"):
+        model: PreTrainedModel = getattr(transformers, AUTO[head]).from_pretrained(source, **how)
+    return model
 
 
 def _make_ready_for_heads(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -40,9 +40,9 @@ def resolve_head(base: nn.Module, asked: HeadConfig | HeadKind | None) -> HeadCo
     """The head that members on a base have: as asked, or what the base's class says.
 
     Raises:
-        ConfigError: an unknown kind, or one that the base is not made for; a base for several
-            labels at once, or regression; a decoder that cannot tell padding
-            from text; or heads that should begin as the base's, which is not trained.
+        ConfigError: an unknown kind, or one that the base is not made for; a base for several labels at once,
+            or regression; a decoder that cannot tell padding from text; or heads that should begin as the
+            base's, which is not trained.
     """
     config = asked if isinstance(asked, HeadConfig) else HeadConfig(asked)
     own_kind, single = base_kind(base), False

@@ -119,8 +119,7 @@ class AnswerRows:
 
     @property
     def accuracy_name(self) -> str:
-        """Of an answer of several tokens it is counted whether each is the likeliest of the vocabulary."""
-        return "exact match" if int(self.table.answer_lengths.max()) > 1 else "accuracy"
+        return self.table.accuracy_name
 
     def fingerprint(self) -> str:
         return self.table.fingerprint()

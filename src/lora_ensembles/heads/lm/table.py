@@ -140,6 +140,11 @@ class TokenTable:
         """Tokens of prompt and answer of each row: (N,)."""
         return self.prompt_lengths + self.answer_lengths
 
+    @property
+    def accuracy_name(self) -> str:
+        """The name of the share of rows of which every answer token is the likeliest of the vocabulary."""
+        return "exact match" if int(self.answer_lengths.max()) > 1 else "accuracy"
+
     @classmethod
     def from_encoded(
         cls, encoded: Sequence[EncodedExample], pad_id: int, *, device: torch.device | str = "cpu"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ...errors import ConfigError, unknown_name
 from ..metrics import nll_of_each
+from ..shares import wilson
 from ..uncertainty import disagreement, mutual_information
 from .style import MARKERS, SMALL, Theme, canvas, check_arms, entry, legend
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..prediction import Prediction
 
-Z = 1.959964  # standard deviations of a normal distribution within which 95 % of it lie
+Z = NormalDist().inv_cdf(0.975)  # standard deviations of a normal distribution within which 95 % of it lie
 Measure = Literal["disagreement", "mutual_information"]
 MEASURES: dict[str, tuple[Callable[[Prediction], Tensor], str]] = {
     "disagreement": (disagreement, "disagreement of the members (mean share of pairs)"),
@@ -158,20 +160,6 @@ def gain_of_each(prediction: Prediction) -> Tensor:
     return torch.stack(members).mean(dim=0) - ensemble
 
 
-def wilson_interval(right: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a probability of which `right` of `count` trials came true.
-
-    Example:
-        >>> low, high = wilson_interval(9, 10)
-        >>> round(low, 3), round(high, 3)
-        (0.596, 0.982)
-    """
-    share, spread = right / count, Z * Z / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return middle - half, middle + half
-
-
 def check_several(prediction: Prediction, what: str) -> None:
     """Refuse a single member where members are compared.
 
@@ -213,7 +201,7 @@ def _votes_bars(
         return
     accuracy = right.double().mean().item()
     above.bar(number, accuracy, width=0.7, color=theme.colours[0], alpha=0.5)
-    above.plot([number] * 2, wilson_interval(int(right.sum()), count), color=theme.text, linewidth=1)
+    above.plot([number] * 2, wilson(accuracy, count), color=theme.text, linewidth=1)
     above.text(
         number - 0.06,
         0.03,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ...baselines import FewShot
@@ -54,10 +55,12 @@ class Arm:
     prediction: Prediction
     ood: Prediction
 
+    @cached_property
     def ensemble(self) -> Metrics:
         """The metrics of the members' mean."""
         return evaluate(self.prediction, ood=self.ood)
 
+    @cached_property
     def single(self) -> dict[str, Any]:
         """The members' own metrics: their means by name, and their standard deviations under "std"."""
         spread = evaluate_members(self.prediction, ood=self.ood)
@@ -84,11 +87,17 @@ class Comparison:
         """accuracy, nll, ece, brier and ood_auroc by row: few_shot (a mean over draws), single (over
         members), ensemble, ensemble_decay.
         """
-        few_shot = self.few_shot.single()
-        del few_shot["std"]
-        pooled = {"ensemble": self.plain.ensemble(), "ensemble_decay": self.decayed.ensemble()}
+        few_shot = {name: self.few_shot.single[name] for name in NAMES}
+        pooled = {"ensemble": self.plain.ensemble, "ensemble_decay": self.decayed.ensemble}
         rows = {row: {name: getattr(metrics, name) for name in NAMES} for row, metrics in pooled.items()}
-        return {"few_shot": few_shot, "single": self.plain.single(), **rows}
+        return {"few_shot": few_shot, "single": self.plain.single, **rows}
+
+    @property
+    def learnt(self) -> dict[str, float]:
+        """The share of training questions that members had right in the last epoch, a mean over each arm."""
+        half = len(self.train_accuracy) // 2
+        parts = {"plain": self.train_accuracy[:half], "decay": self.train_accuracy[half:]}
+        return {name: round(sum(values) / half, 4) for name, values in parts.items()}
 
 
 def compare(

@@ -7,10 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...data import Example
+from ...data import OOD_PAIRS, Example
 from ...prediction import plots
 from ...prediction.prediction import Prediction
 from ...prediction.uncertainty import mutual_information
+from ..report.claim_tables import signed
 from ..report.page import Section, Table, folded, page, paragraph, pictures, png, preformatted, subheading
 from .comparison import NAMES, Comparison, DemoSettings
 
@@ -44,45 +45,50 @@ def demo_table(metrics: Rows, members: int) -> Table:
     return Table(("", "accuracy ↑", "NLL ↓", "ECE ↓", "Brier ↓", "OOD AUROC ↑"), tuple(rows))
 
 
-def row_meanings(compared: Comparison, settings: DemoSettings) -> Table:
-    """The meaning of each row of the table."""
-    members, accuracy = compared.plain.prediction.num_members, compared.train_accuracy
-    plain, decayed = (sum(part) / members for part in (accuracy[:members], accuracy[members:]))
+def row_meanings(compared: Comparison, settings: DemoSettings) -> dict[str, str]:
+    """The meaning of each row of the table, by the name that is shown."""
+    members, learnt = compared.plain.prediction.num_members, compared.learnt
     meanings = (
         f"the frozen base, asked with {settings.shots} solved questions in front; mean of {settings.draws} draws",
-        f"one LoRA adapter, as usual fine-tuning gives it; right on {plain:.0%} of its training questions",
+        f"one LoRA adapter, as usual fine-tuning gives it; right on {learnt['plain']:.0%} of its training questions",
         f"the mean of the probabilities of these {members} members, each trained from its own seed and data order",
         f"the same with strong weight decay of B (Eq. 5 of the paper), the half of an adapter that starts at zero: "
-        f"its members learn less by heart, and are right on {decayed:.0%} of their training questions",
+        f"its members learn less by heart, and are right on {learnt['decay']:.0%} of their training questions",
     )
-    return Table(
-        ("row", "what it is"),
-        tuple(zip(row_names(members).values(), meanings, strict=True)),
-        prose=frozenset({1}),
-    )
+    return dict(zip(row_names(members).values(), meanings, strict=True))
 
 
-def reading(compared: Comparison, *, ood: str) -> list[str]:
-    """Sentences on what the table shows; each is computed from it."""
-    rows = compared.metrics()
+def reading(rows: Rows, alone: Mapping[str, Any], *, options: int, ood: str) -> list[str]:
+    """Sentences on what the table shows, computed from its rows.
+
+    Args:
+        rows: metrics by row.
+        alone: those of a single member with decay of B.
+        options: of a question.
+        ood: the name of the out-of-distribution set.
+    """
     single, ensemble = rows["single"], rows["ensemble"]
-    alone = compared.decayed.single()
-    options = compared.task.options
     sentences = [
         f"Against its own members the ensemble's accuracy is {_moved(single, ensemble, 'accuracy')}, its NLL "
         f"{_moved(single, ensemble, 'nll')} and its ECE {_moved(single, ensemble, 'ece')}. NLL is in nats; guessing "
-        f"evenly has {math.log(max(options)):.2f}. ± is the standard deviation over members.",
+        f"evenly has {math.log(options):.2f}. ± is the standard deviation over members.",
         f"With decay of B a single member has NLL {alone['nll']:.3f} (without: {single['nll']:.3f}); averaging changes "
-        f"it by {_signed(rows['ensemble_decay']['nll'] - alone['nll'])} there, and by "
-        f"{_signed(ensemble['nll'] - single['nll'])} without decay: regularised members are more alike, so that their "
-        "mean differs less from each of them.",
+        f"it by {signed(rows['ensemble_decay']['nll'] - alone['nll'])} there, and by "
+        f"{signed(ensemble['nll'] - single['nll'])} without decay.",
         f"OOD AUROC tells questions of {ood} from the task's own by the largest probability; 0.5 is chance.",
     ]
     if all(abs(row["ood_auroc"] - 0.5) < NEAR_CHANCE for row in rows.values()):
-        sentences[-1] += (
-            " Here every row is near it: both sets ask about one made-up world, with the same kinds of answers."
-        )
+        why = ": both sets ask about one made-up world" if ood.startswith("world-") else ""
+        sentences[-1] += f" Here every row is near it{why}."
     return sentences
+
+
+def reading_of(compared: Comparison) -> list[str]:
+    """The sentences on the demo's table."""
+    task = compared.task
+    return reading(
+        compared.metrics(), compared.decayed.single, options=max(task.options), ood=OOD_PAIRS[task.name]
+    )
 
 
 def demo_pictures(compared: Comparison) -> dict[str, bytes]:
@@ -101,13 +107,21 @@ def demo_page(
 ) -> str:
     """The whole page as HTML, with its pictures inside."""
     members = compared.plain.prediction.num_members
-    result = [demo_table(compared.metrics(), members).to_html(), row_meanings(compared, settings).to_html()]
-    sentences = reading(compared, ood=made["out_of_distribution"])
+    meanings = Table(
+        ("row", "what it is"), tuple(row_meanings(compared, settings).items()), prose=frozenset({1})
+    )
     sections = [
-        Section("Result", (*result, *map(paragraph, sentences))),
+        Section(
+            "Result",
+            (
+                demo_table(compared.metrics(), members).to_html(),
+                *map(paragraph, reading_of(compared)),
+                meanings.to_html(),
+            ),
+        ),
         Section(
             "Calibration, and what it is good for",
-            (pictures([(images[name], caption) for name, caption in PICTURES.items()]),),
+            tuple(pictures([(images[name], caption)]) for name, caption in PICTURES.items()),
         ),
         Section("What the ensemble is unsure of", tuple(_unsure(compared, settings.unsure_questions))),
         Section(
@@ -172,7 +186,3 @@ def _answer(example: Example) -> str:
 def _moved(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> str:
     change = round(after[name] - before[name], 3)
     return "the same" if change == 0 else f"{'higher' if change > 0 else 'lower'} by {abs(change):.3f}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")

@@ -18,7 +18,7 @@ from ...disk.provenance import environment
 from ...errors import CheckpointError, ConfigError, MissingExtraError, unknown_name
 from ..report.page import Table
 from .comparison import Comparison, DemoSettings, compare
-from .page import demo_page, demo_pictures, demo_table, reading, row_meanings
+from .page import demo_page, demo_pictures, demo_table, reading_of, row_meanings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ class DemoResult:
 
     metrics: dict[str, dict[str, Any]]
     table: Table
-    meanings: Table
+    meanings: dict[str, str]
     sentences: tuple[str, ...]
     seconds: float
     report: Path
@@ -85,7 +85,7 @@ def run_demo(
         metrics,
         demo_table(metrics, compared.plain.prediction.num_members),
         row_meanings(compared, settings),
-        tuple(reading(compared, ood=made["out_of_distribution"])),
+        tuple(reading_of(compared)),
         seconds,
         out / REPORT_FILE,
     )
@@ -115,17 +115,13 @@ def check_ready(out: Path, *, task: str, overwrite: bool) -> None:
 
 def _made(compared: Comparison, settings: DemoSettings, *, seed: int, seconds: float) -> dict[str, Any]:
     half = compared.plain.prediction.num_members
-    accuracies = compared.train_accuracy[:half], compared.train_accuracy[half:]
     return {
         "task": compared.task.name,
         "out_of_distribution": OOD_PAIRS[compared.task.name],
         "seed": seed,
         "member_seeds": [dataclasses.asdict(seeds) for seeds in compared.stack.info.seeds[:half]],
         "settings": dataclasses.asdict(settings),
-        "train_accuracy": {
-            name: round(sum(values) / half, 4)
-            for name, values in zip(("plain", "decay"), accuracies, strict=True)
-        },
+        "train_accuracy": compared.learnt,
         "environment": environment(compared.stack.device),
         "seconds": seconds,
     }
