@@ -19,12 +19,12 @@ from lora_ensembles import AdapterError, ColumnMapping, ConfigError, MissingExtr
 from lora_ensembles.cli import main
 from lora_ensembles.cli.common import Arguments, flags_of
 from lora_ensembles.cli.flags import settings
-from lora_ensembles.cli.program import VERBS, _parsers
+from lora_ensembles.cli.program import VERBS, parsers
 
 
 def parse(*words: str) -> Arguments:
     """The values of a `train` call's flags."""
-    parser, verbs = _parsers()
+    parser, verbs = parsers()
     return parser.parse_args(settings.expand_config(verbs["train"], ["train", *words]), namespace=Arguments())
 
 
@@ -40,7 +40,7 @@ def test_help_of_every_verb_shows_examples_that_parse(capsys, verb):
     assert done.code == 0
     lines = [line.strip() for line in done.out.partition("examples:")[2].splitlines() if line.strip()]
     assert len(lines) >= 3
-    parser, _ = _parsers()
+    parser, _ = parsers()
     for line in lines:
         words = shlex.split(line.partition("lora-ensembles ")[2].partition("  ")[0].partition(" |")[0])
         assert words[0] == verb
@@ -178,7 +178,7 @@ def test_version_is_that_of_the_package(capsys):
 
 @pytest.mark.parametrize("record", [TrainConfig, ColumnMapping])
 def test_every_field_of_the_records_is_a_flag_with_an_explanation(record):
-    flags = flags_of(_parsers()[1]["train"])
+    flags = flags_of(parsers()[1]["train"])
     for field in dataclasses.fields(record):
         name = field.name.replace("_", "-")
         assert (flags.get(f"--{name}-column") or flags[f"--{name}"]).help

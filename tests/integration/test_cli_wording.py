@@ -12,7 +12,7 @@ import pytest
 from command_line import call
 from lora_ensembles.cli.common import Parser, flags_of
 from lora_ensembles.cli.flags.settings import expand_config
-from lora_ensembles.cli.program import _parsers
+from lora_ensembles.cli.program import parsers
 from lora_ensembles.cli.screen.wording import HINTS, in_flags
 from lora_ensembles.errors import LoraEnsemblesError
 from lora_ensembles.training.config import PER_MEMBER_FIELDS, TrainConfig
@@ -122,7 +122,7 @@ def test_error_of_the_library_names_the_flag(capsys, words, message):
     ],
 )
 def test_fields_become_flags_and_quoted_text_stays(message, said):
-    assert in_flags(message, _parsers()[1]["train"]) == said
+    assert in_flags(message, parsers()[1]["train"]) == said
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_flag_of_another_program_is_answered_with_the_one_here(capsys, verb, giv
 
 
 def test_every_hint_is_a_flag_of_some_verb():
-    flags = {flag for parser in _parsers()[1].values() for flag in flags_of(parser)}
+    flags = {flag for parser in parsers()[1].values() for flag in flags_of(parser)}
 
     assert {word for hint in HINTS.values() for word in re.findall(r"--[\w-]+", hint)} <= flags
 
@@ -193,7 +193,7 @@ def test_flag_that_wins_over_the_config_file_is_not_said_to_come_from_it(capsys,
 
 
 def test_names_of_a_config_file_are_kept_by_parser_and_not_shared():
-    first, second = _parsers()[1]["train"], Parser("other")
+    first, second = parsers()[1]["train"], Parser("other")
 
     expand_config(first, ["train"])
 
@@ -202,7 +202,7 @@ def test_names_of_a_config_file_are_kept_by_parser_and_not_shared():
 
 @pytest.mark.parametrize("name", [*TrainConfig.__dataclass_fields__])
 def test_help_of_train_shows_what_a_setting_is_by_default(name):
-    help = str(flags_of(_parsers()[1]["train"])[f"--{name.replace('_', '-')}"].help)
+    help = str(flags_of(parsers()[1]["train"])[f"--{name.replace('_', '-')}"].help)
     values = [getattr(TrainConfig.preset(kind, task="obqa"), name) for kind in ("default", "embedded")]
     shown = [
         "none" if value in (None, ()) else f"{value:g}" if isinstance(value, float) else str(value)
@@ -219,7 +219,7 @@ def test_errors_keep_their_class_in_other_words():
     from lora_ensembles.cli.screen.wording import in_words_of
 
     for kind in LoraEnsemblesError.__subclasses__():
-        with pytest.raises(kind, match=r"^--resume$"), in_words_of(_parsers()[1]["train"]):
+        with pytest.raises(kind, match=r"^--resume$"), in_words_of(parsers()[1]["train"]):
             raise kind("resume=True")
 
 

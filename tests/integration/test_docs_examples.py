@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from command_line import call, shell_words
-from lora_ensembles.studies import demo
+from lora_ensembles.studies.demo import run as demo_run
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
@@ -64,9 +64,9 @@ def test_blocks_of_the_page_run_in_order(page, capsys, monkeypatch, tmp_path):
     shutil.copytree(REPOSITORY / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     small = functools.partial(
-        demo.DemoSettings, train_questions=8, validation_questions=20, ood_questions=8, epochs=1, draws=1
+        demo_run.DemoSettings, train_questions=8, validation_questions=20, ood_questions=8, epochs=1, draws=1
     )
-    monkeypatch.setattr(demo, "DemoSettings", small)
+    monkeypatch.setattr(demo_run, "DemoSettings", small)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):
         if block.reason is not None:

@@ -5,6 +5,7 @@ stays as it is.
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from command_line import call
 from lora_ensembles import LoraEnsemble, TrainConfig, evaluate, load_base, load_task, predict, train
 from lora_ensembles.data import Example, render_prompt
+from lora_ensembles.errors import DataError
 from tiny_models import tokenizer
 
 bnb: Any = pytest.importorskip(
@@ -165,6 +167,14 @@ def test_an_ensemble_is_loaded_on_its_base_quantised_as_it_was(
     torch.testing.assert_close(predict(again, questions).probs, predict(ensemble, questions).probs)
     whole = LoraEnsemble.from_pretrained(tmp_path / "run", base=load_base(str(tmp_path / "base"))[0])
     assert not torch.equal(predict(whole, questions).probs, predict(ensemble, questions).probs)
+
+
+def test_a_quantised_base_without_bitsandbytes_is_an_error_that_names_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(DataError, match=r"'embedded' cannot be loaded: .*bitsandbytes"):
+        load_base(quantization=transformers.BitsAndBytesConfig(load_in_4bit=True).to_dict())
 
 
 def test_the_command_line_quantises_the_base_of_an_ensemble_as_it_was(tmp_path: Path, capsys: Any) -> None:
