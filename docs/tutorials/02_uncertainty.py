@@ -37,6 +37,7 @@ from lora_ensembles import (
     total_entropy,
     train,
 )
+from lora_ensembles.prediction.selective import error_auroc
 
 # %% tags=["parameters"]
 base_name = "embedded"
@@ -128,12 +129,6 @@ print(f"total entropy minus the epistemic part: {ours.total_entropy - ours.mutua
 
 
 # %%
-def auroc(higher, lower):
-    """The share of pairs in which the first is above the second; ties count half."""
-    wins = (higher[:, None] > lower).float() + 0.5 * (higher[:, None] == lower).float()
-    return wins.mean().item()
-
-
 SCORES = {
     "total": total_entropy,
     "aleatoric": expected_entropy,
@@ -146,7 +141,7 @@ print(f"{'':<14}{'right':>7}{'wrong':>7}{'AUROC':>7}")
 for name, score in SCORES.items():
     values = score(prediction)
     means = values[right].mean(), values[~right].mean()
-    print(f"{name:<14}{means[0]:>7.3f}{means[1]:>7.3f}{auroc(values[~right], values[right]):>7.2f}")
+    print(f"{name:<14}{means[0]:>7.3f}{means[1]:>7.3f}{error_auroc(values, right):>7.2f}")
 
 # %% [markdown]
 # All of them work, and well above chance. None is clearly ahead: with some fifty wrong answers an AUROC is
@@ -207,7 +202,8 @@ for name, questions in sets.items():
 outside = {name: predict(ensemble, questions) for name, questions in sets.items()}
 print(f"{'AUROC':<23}" + "".join(f"{name:>14}" for name in SCORES) + f"{'confidence':>14}")
 for name, ood in outside.items():
-    cells = [auroc(score(ood), score(prediction)) for score in SCORES.values()]
+    own = torch.arange(len(test) + ood.num_examples) < len(test)
+    cells = [error_auroc(torch.cat([score(prediction), score(ood)]), own) for score in SCORES.values()]
     print(f"{name:<23}" + "".join(f"{value:>14.2f}" for value in (*cells, ood_auroc(prediction, ood))))
 
 # %% [markdown]

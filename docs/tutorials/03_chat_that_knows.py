@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 
 from lora_ensembles import LoraEnsemble, TrainConfig, generate_text, load_base, train
 from lora_ensembles.embedded import load_embedded_completions
+from lora_ensembles.prediction.selective import error_auroc
 
 # %% [markdown]
 # `embedded` is a very small language model inside the package. It has read about a generated world, of towns,
@@ -155,12 +156,6 @@ plots.token_uncertainty(answers[order[-1]])
 
 
 # %%
-def auroc(wrong, right):
-    """The share of pairs of a wrong and a right answer in which the wrong one scores higher; ties count half."""
-    wins = (wrong[:, None] > right).float() + 0.5 * (wrong[:, None] == right).float()
-    return wins.mean().item()
-
-
 def of_tokens(name, reduced):
     """A score for each answer: a tensor of its tokens' uncertainty, reduced to one number."""
     return torch.tensor([reduced(getattr(answer.uncertainty, name)).item() for answer in answers])
@@ -175,7 +170,8 @@ scores = {
 }
 print(f"{int((~right).sum())} wrong answers of {len(right)}")
 for name, score in scores.items():
-    print(f"{name:<34} AUROC {auroc(score[~right], score[right]):.2f}")
+    if 0 < right.sum() < len(right):
+        print(f"{name:<34} AUROC {error_auroc(score, right):.2f}")
 
 # %% [markdown]
 # With a few dozen wrong answers each AUROC is known to about five points either way, so read no order into
