@@ -4,10 +4,11 @@ difference; its limits are right.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,21 +26,26 @@ def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def every_family(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The last line of `bench.py --quick` and the record it writes; rows of one window may not hold, and then
-    it ends with 1.
+def every_family(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """What `bench.py --quick` prints: its last line, the record it writes, and the whole; rows of one window may
+    not hold, and then it ends with 1.
     """
-    record = tmp_path_factory.mktemp("bench") / "cpu.json"
-    command = [sys.executable, "benchmarks/bench.py", "--quick", "--windows", "1", "--out", str(record)]
-    output = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout
-    return json.loads(output.splitlines()[-1]), json.loads(record.read_text())
+    record, printed = tmp_path_factory.mktemp("bench") / "cpu.json", io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.syspath_prepend(BENCHMARKS)
+        patch.setattr(sys, "argv", ["bench.py", "--quick", "--windows", "1", "--out", str(record)])
+        with pytest.raises(SystemExit) as ended:
+            importlib.import_module("bench").main()
+    assert ended.value.code in (0, 1)
+    output = printed.getvalue()
+    return json.loads(output.splitlines()[-1]), json.loads(record.read_text()), output
 
 
 @pytest.mark.slow
 def test_all_families_run_in_one_process_and_end_with_the_promised_line(
-    every_family: tuple[dict[str, Any], dict[str, Any]],
+    every_family: tuple[dict[str, Any], dict[str, Any], str],
 ) -> None:
-    said, whole = every_family
+    said, whole, _ = every_family
     assert [row["id"] for row in said["rows"]] == [row["id"] for row in whole["rows"]]
     assert len(said["rows"]) == 9
     for row in said["rows"]:
@@ -48,12 +54,16 @@ def test_all_families_run_in_one_process_and_end_with_the_promised_line(
         assert row.get("exact", {"ok": True})["ok"], row
     exact = {row["id"]: row["ok"] for row in said["rows"]}
     assert exact["operators"]
+    counted = next(row["operators_per_layer"] for row in whole["rows"] if row["id"] == "operators")
+    assert counted["M=1"] == counted["M=16"]
+    assert counted["M=1"]["forward"] <= 45
+    assert counted["M=1"]["backward"] <= 80
     assert exact["memory-tiny"]
     assert {"versions", "device", "commit", "threads"} <= whole["environment"].keys()
 
 
 def test_decoding_counts_one_graph_and_scoring_has_every_peer(
-    every_family: tuple[dict[str, Any], dict[str, Any]],
+    every_family: tuple[dict[str, Any], dict[str, Any], str],
 ) -> None:
     rows = {row["id"]: row for row in every_family[1]["rows"]}
     decoded = next(row for row in rows.values() if "graphs" in row)
@@ -66,14 +76,9 @@ def test_decoding_counts_one_graph_and_scoring_has_every_peer(
 
 
 def test_training_prints_tokens_limit_memory_operators_and_padding(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    every_family: tuple[dict[str, Any], dict[str, Any], str],
 ) -> None:
-    import train
-
-    monkeypatch.setattr(sys, "argv", ["train.py", "--profile", "tiny", "--windows", "1", "--json"])
-    train.main()
-    output = capsys.readouterr().out
-    (row,) = json.loads(output.splitlines()[-1])["rows"]
+    (row,) = (row for row in every_family[1]["rows"] if row["id"] == "tiny")
     assert {"A", "A'", "B", "C"} == row["ratios"].keys()
     assert row["exact"]["ok"]
     assert row["tokens_a_step"] == 2 * 2 * 8
@@ -84,7 +89,7 @@ def test_training_prints_tokens_limit_memory_operators_and_padding(
     assert row["peak_bytes"] > 0
     assert row["operators_per_layer"]["forward"] <= 45
     for words in ("tokens/s", "padding", "peak", "operators per layer", "weights apart"):
-        assert words in output
+        assert words in every_family[2]
 
 
 @pytest.mark.parametrize(("script", "profile"), [("score", "tiny-E2")])

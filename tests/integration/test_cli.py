@@ -8,7 +8,6 @@ import csv
 import dataclasses
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -241,11 +240,12 @@ def test_predict_writes_csv_and_never_over_a_file_by_accident(capsys, trained, q
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_predict_of_standard_input_is_that_of_a_file(capsys, trained, questions):
+def test_predict_of_standard_input_is_that_of_a_file(capsys, trained, questions, monkeypatch):
     expected = call(capsys, "predict", trained, "--in", questions).out.replace("questions.jsonl", "<stdin>")
-    words = [sys.executable, "-m", "lora_ensembles.cli", "predict", str(trained), "--in", "-"]
-    done = subprocess.run(words, input=questions.read_bytes(), capture_output=True)
-    assert (done.returncode, done.stdout.decode()) == (0, expected)
+    with open(questions, encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        done = call(capsys, "predict", trained, "--in", "-")
+    assert (done.code, done.out) == (0, expected)
 
 
 def test_predict_reads_csv_from_standard_input(capsys, trained, monkeypatch):

@@ -80,7 +80,7 @@ def test_texts_and_labels_are_trained_measured_and_asked_without_a_flag(
     monkeypatch.chdir(tmp_path)
 
     done = call(
-        capsys, "train", "tickets.csv", "--members", 2, "--epochs", 10, "--json"
+        capsys, "train", "tickets.csv", "--members", 2, "--epochs", 6, "--json"
     )  # no flag about the data
 
     assert done.code == 0, done.err

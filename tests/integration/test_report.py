@@ -166,21 +166,6 @@ def test_claims_show_verdict_interval_and_settings() -> None:
     assert finding(CLAIMS[3]) == "C5 not applicable: no record of it."
 
 
-def test_what_has_no_records_is_left_out_and_the_page_says_which_command_makes_it(tmp_path: Path) -> None:
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "figure_6.png").write_text("of an earlier report")
-    written = write_report(
-        study_records(without=("pool", "last_layer", "few_shot", "rank")), CLAIMS, tmp_path
-    )
-    assert set(written.left_out) == {"figure_1a", "figure_6", "Table 1", "rank"}
-    assert not (tmp_path / "figures" / "figure_6.png").exists()
-    assert (tmp_path / "figures" / "figure_2.png").exists()
-    text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    for kind in ("pool", "few_shot", "rank"):
-        assert f"make them with `lora-ensembles study {kind} --out DIR`" in text
-    assert "C5 not applicable: no record of it." in text
-
-
 def test_records_without_a_sweep_or_of_two_grids_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no record of the kind 'sweep'"):
         write_report(study_records(without=("sweep",)), CLAIMS, tmp_path)
@@ -191,28 +176,31 @@ def test_records_without_a_sweep_or_of_two_grids_are_refused(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_verb_writes_beside_the_records_or_elsewhere(
+def test_the_verb_writes_beside_the_records_or_elsewhere_and_names_what_has_no_records(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    kinds = ("randomness", "pool", "methods", "initialisation", "rank", "strength")
-    folder = save(tmp_path / "records", study_records(without=kinds))
-    done = call(capsys, "report", folder, "--out", tmp_path / "elsewhere", "--json")
-    assert done.code == 0
+    kinds = ("randomness", "pool", "few_shot", "last_layer", "methods", "initialisation", "rank", "strength")
+    folder, out = save(tmp_path / "records", study_records(without=kinds)), tmp_path / "elsewhere"
+    (out / "figures").mkdir(parents=True)
+    (out / "figures" / "figure_6.png").write_text("of an earlier report")
+    done = call(capsys, "report", folder, "--out", out, "--json")
+    assert done.code == 0, done.err
     summary = done.summary
-    assert Path(summary["report"]) == tmp_path / "elsewhere" / "report.html"
+    assert Path(summary["report"]) == out / "report.html"
     made = [drawing.name for drawing in DRAWINGS if not set(drawing.needs) & set(kinds)]
     assert len(summary["figures"]) == len(made) > 5
     assert all(Path(path).is_file() for path in [summary["report"], summary["markdown"], *summary["figures"]])
-    assert set(summary["left_out"]) == {drawing.name for drawing in DRAWINGS} - set(made)
+    assert set(summary["left_out"]) == {"Table 1", *(drawing.name for drawing in DRAWINGS)} - set(made)
+    assert not (out / "figures" / "figure_6.png").exists()
+    text = (out / "report.md").read_text(encoding="utf-8")
+    for kind in ("pool", "few_shot", "rank", "strength"):
+        assert f"make them with `lora-ensembles study {kind} --out DIR`" in text
+    assert "C5 not applicable: no record holds what this claim is about." in text
     assert list(summary["claims"]) == [f"C{number}" for number in range(1, 12)]
     before = sorted(path.name for path in folder.iterdir())
     assert call(capsys, "report", folder).code == 0
-    for name in (
-        "report.html",
-        "report.md",
-        "figures/figure_2.png",
-    ):  # the same records, the same report
-        assert (folder / name).read_bytes() == (tmp_path / "elsewhere" / name).read_bytes()
+    for name in ("report.html", "report.md", "figures/figure_2.png"):  # the same records, the same report
+        assert (folder / name).read_bytes() == (out / name).read_bytes()
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [*before, "figures", "report.html", "report.md"]
     )

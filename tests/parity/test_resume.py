@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +19,6 @@ from lora_ensembles.errors import CheckpointError
 from tiny_heads import build_ensemble as build_heads, examples_for
 from tiny_models import build_ensemble, letter_examples, open_examples
 
-TESTS = Path(__file__).resolve().parents[1]
 # All that a step depends on beside weights and moments: the order of the epoch, the schedule, dropout, the
 # base's states, the clip.
 CONFIG = TrainConfig(
@@ -40,12 +37,9 @@ CONFIG = TrainConfig(
     log_every=1,
 )
 STEPS = 3 * CONFIG.epochs
-CHILD = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from test_resume import run
-run(sys.argv[2], sys.argv[3])
-"""
+# Processes are forked from one that has imported the libraries, once for all tests here.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([__name__])
 EXAMPLES: dict[str, Callable[[], Sequence[Example] | Sequence[Completion]]] = {
     "questions": letter_examples,
     "open answers": open_examples,
@@ -87,17 +81,14 @@ def kill_in_the_middle(out: Path, kind: str) -> int:
     checkpoint's step.
     """
     state = out / "training" / "checkpoint" / "state.json"
-    arguments = [sys.executable, "-c", CHILD, str(TESTS / "parity"), str(out), kind]
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    with subprocess.Popen(
-        arguments, env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.PIPE, text=True
-    ) as child:
-        deadline = time.monotonic() + 120
-        while not state.exists() and child.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.001)
-        child.send_signal(signal.SIGKILL)
-        _, errors = child.communicate()
-    assert child.returncode == -signal.SIGKILL, errors
+    child = FORKS.Process(target=run, args=(out, kind))
+    child.start()
+    deadline = time.monotonic() + 120
+    while not state.exists() and child.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     return int(json.loads(state.read_text())["step"])
 
 
