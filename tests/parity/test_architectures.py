@@ -20,7 +20,10 @@ BARE, CAUSAL = "of which PEFT adapts the bare parameter", "is not causal"
 ALL = "all linear layers", "all linear layers, training"
 REFUSED: dict[tuple[str, str], dict[str, str]] = {
     ("causal", "bert"): dict.fromkeys(CHECKS["causal"], CAUSAL),
-    **{("causal", name): dict.fromkeys(ALL, BARE) for name in ("mixtral", "qwen3_next")},
+    **{
+        ("causal", name): dict.fromkeys(ALL, BARE)
+        for name in ("mixtral", "qwen3_next", "deepseek_v3", "minimax")
+    },
     ("causal", "mamba"): dict.fromkeys(ALL, "PEFT cannot place the adapter"),
     ("classifier", "xlnet"): dict.fromkeys(CHECKS["classifier"], "mixes the rows of a batch"),
     ("vision-language", "paligemma"): dict.fromkeys(CHECKS["vision-language"], CAUSAL),
