@@ -330,10 +330,10 @@ def page(text: str, record: dict[str, Any]) -> str:
     error = math.sqrt(0.95 * 0.05 / repeats)
     outside = [row for row in rows if not 0.93 <= row["covered"] <= 0.97]
     said = (
-        f"{len(rows)} of {len(list(cases()))} cases so far, {repeats} samples each or more, "
-        f"so that a share has a standard error of {error:.3f}; {len(rows) - len(outside)} "
+        f"{len(rows)} of {len(list(cases()))} cases, each simulated with {repeats} samples or more, "
+        f"so a measured coverage has a standard error of {error:.3f}; {len(rows) - len(outside)} "
         f"lie within 0.93 to 0.97, and the lowest is {min(row['covered'] for row in rows)}. "
-        "`benchmarks/interval_coverage.py` makes them, from the seeds in it."
+        "`benchmarks/interval_coverage.py` simulates them again, with the same seeds."
     )
     before, _, rest = text.partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])

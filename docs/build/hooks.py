@@ -7,6 +7,7 @@ mkdocs calls these functions (https://www.mkdocs.org/dev-guide/plugins/#events).
 from __future__ import annotations
 
 import html
+import os
 import re
 import sys
 from pathlib import Path
@@ -27,6 +28,11 @@ from gallery import write_gallery
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
 SUMMARIES: dict[str, str] = {}
+
+
+def on_startup(command: str, dirty: bool) -> None:
+    """Warnings of the libraries name folders of the machine that builds; a tutorial's page shows none."""
+    os.environ["PYTHONWARNINGS"] = "ignore"  # read by the kernels that run tutorials, and by them alone
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -1,15 +1,15 @@
 # %% [markdown]
 # # From your csv to probabilities, and what to do with them
 #
-# At the end you can train an ensemble on a csv of texts and classes, say how good it is and how sure you are
-# of that, classify new texts, and leave those to a person about which the ensemble is unsure.
+# You learn to train an ensemble on a csv of texts and classes, to measure how good it is and how certain that
+# measurement is, to classify new texts, and to leave texts on which the ensemble is unsure to a person.
 #
-# About two minutes on two CPU cores, no network.
+# It takes about two minutes on two CPU cores and needs no network.
 #
 # [Open in Colab](https://colab.research.google.com/github/lora-ensembles/lora-ensembles/blob/main/docs/tutorials/01_your_csv.ipynb)
 
 # %% tags=["colab", "skip-execution"]
-# Only on Colab: install the release. Elsewhere pass this cell over.
+# Only on Colab: install the release. Elsewhere, skip this cell.
 # !pip install -q "lora-ensembles[plots]"
 
 # %%
@@ -40,9 +40,9 @@ from lora_ensembles import (
 )
 
 # %% [markdown]
-# The sizes of this tutorial. `embedded` is a very small language model inside the package, which needs no
-# download. For real work put the name of a model of the hub in its place, a classifier such as
-# `answerdotai/ModernBERT-base` or any causal language model.
+# These are the sizes of this tutorial. `embedded` is a very small language model inside the package, which
+# needs no download. For real work, use the name of a model on the hub instead: an encoder such as
+# `answerdotai/ModernBERT-base`, or any causal language model.
 
 # %% tags=["parameters"]
 base_name = "embedded"
@@ -54,11 +54,11 @@ command_epochs = 6
 # %% [markdown]
 # ## A csv
 #
-# Your file needs a column of texts and a column of classes. We make one: support tickets of four classes. The
-# wordings of a class are many and the rows few, as they usually are.
+# Your file needs a column of texts and a column of classes. We make one with support tickets of four classes.
+# As in most real files, each class has many wordings and there are few rows.
 #
-# One ticket in five is vague. "There is no invoice." may be a bug or a wish, and the person who labelled it
-# had to decide. No model can do better than guess there. Such noise is in most labelled files.
+# One ticket in five is vague. "There is no invoice." may be a bug report or a feature request, and the person
+# who labelled it had to decide. No model can do better than guess there. Most labelled files have such noise.
 
 # %%
 THINGS = (
@@ -145,9 +145,9 @@ with (folder / "tickets.csv").open("w", newline="", encoding="utf-8") as file:
 print("".join((folder / "tickets.csv").read_text(encoding="utf-8").splitlines(keepends=True)[:6]))
 
 # %% [markdown]
-# `task_from_files` reads the file and holds out a share of it, of each class alike. Members learn from
-# `train`; `validation` is kept to judge them. We hold out nearly half: with a dozen rows held out, one lucky
-# answer more moves the accuracy by eight points.
+# `task_from_files` reads the file and holds out a validation split, stratified by class. Members learn from
+# `train`; `validation` is kept for evaluation. We hold out nearly half of the rows: with only a dozen rows
+# for validation, one more lucky answer would change the accuracy by eight points.
 
 # %%
 classes = sorted(WORDINGS)
@@ -157,9 +157,9 @@ print(f"{len(task.train)} rows to learn from, {len(task.validation)} to judge by
 # %% [markdown]
 # ## Train
 #
-# A classifier has one output for each class. Each [member](../glossary.md#ensembles) of the ensemble has
-# adapters and a head of its own on the one frozen base, starts from its own seed and reads the rows in its
-# own order. All are trained in one pass.
+# A classifier has one output per class. All [members](../glossary.md#ensembles) of the ensemble share one
+# frozen base. Each member has its own adapters and head, starts from its own seed and reads the rows in its
+# own order. All members are trained in the same forward and backward passes.
 
 # %%
 base, tokenizer = load_base(base_name, head="sequence-classification", num_labels=len(classes))
@@ -170,13 +170,13 @@ for epoch, row in enumerate(result.history, start=1):
     print(f"epoch {epoch}: training loss of the members", *(f"{loss:.2f}" for loss in row["train_loss"]))
 
 # %% [markdown]
-# The step size of 2e-3 suits the small embedded base. For a model of the hub begin with
+# The learning rate of 2e-3 suits the small embedded base. For a model from the hub, start with
 # `TrainConfig.preset("default")`.
 #
 # ## How good is it?
 #
-# `predict` gives a `Prediction`: the probabilities of every member for every row. The ensemble's answer is
-# the mean of them. `evaluate` scores that mean, `evaluate_members` each member alone.
+# `predict` returns a `Prediction`: the probabilities of every member for every row. The ensemble predicts
+# their mean over members. `evaluate` scores that mean, and `evaluate_members` scores each member alone.
 
 # %%
 prediction = predict(ensemble, task.validation)
@@ -186,12 +186,12 @@ for name in ("accuracy", "nll", "ece", "brier"):
     print(f"{name:<10}{alone[name]!s:>18}{getattr(ours, name):>12.4f}")
 
 # %% [markdown]
-# One member stands here with its mean and standard deviation over the members. Accuracy should be high; the
-# other three should be low. [NLL](../glossary.md#uncertainty-and-calibration) punishes those who are sure and
-# wrong, and that is where the ensemble gains most. ECE says how far confidence is from accuracy.
+# The column "one member" shows the mean and standard deviation over the members. Accuracy should be high; the
+# other three should be low. [NLL](../glossary.md#uncertainty-and-calibration) punishes answers that are
+# confident and wrong, and there the ensemble gains most. ECE measures how far confidence is from accuracy.
 #
-# No figure of a sample is exact. An interval says where the value may lie if we had asked all tickets in the
-# world:
+# No value measured on a sample is exact. An interval shows where the value could be if we had measured it on
+# all tickets of this kind:
 
 # %%
 for metric in (accuracy, nll):
@@ -199,9 +199,9 @@ for metric in (accuracy, nll):
 print("NLL of the ensemble minus NLL of member 0:", paired_difference(nll, prediction, prediction.member(0)))
 
 # %% [markdown]
-# The interval of the accuracy is wide: a few hundred rows say no more. The difference of two models on the
-# same rows is known better than either by itself, because hard rows are hard for both. Where its interval
-# holds no zero, the two can be told apart.
+# The interval of the accuracy is wide, because a few hundred rows do not allow more precision. The difference
+# between two models on the same rows is known more precisely than each value alone, because hard rows are
+# hard for both. If the interval of the difference does not contain zero, these rows show a difference.
 
 # %% [markdown]
 # ## Is a probability of 0.8 right in 8 cases of 10?
@@ -212,14 +212,15 @@ from lora_ensembles import plots
 plots.reliability({"one member": prediction.member(0), "ensemble": prediction})
 
 # %% [markdown]
-# On the diagonal a model is right as often as it says. Below it, it is overconfident. The grey band is what
-# chance alone would explain; with so few rows it is broad, so do not read much into a single point.
+# On the diagonal a model is right as often as its confidence says. Below the diagonal it is overconfident.
+# The grey band shows deviations that chance alone would explain. With so few rows it is broad, so do not read
+# much into a single point.
 
 # %% [markdown]
 # ## New texts
 #
-# The ensemble remembers its classes, so texts are enough. The first two are plain. The third could be two
-# things. The last has nothing to do with support.
+# The ensemble remembers its classes, so texts are enough. The first two are clear. The third fits two
+# classes, bug and feature. The last has nothing to do with support.
 
 # %%
 new = [
@@ -250,24 +251,24 @@ def show(prediction, texts):
 show(predict(ensemble, new), new)
 
 # %% [markdown]
-# - *Aleatoric* uncertainty (expected entropy, in nats) is what every member feels alike. More data does not
-#   remove it: the ticket is vague.
-# - *Epistemic* uncertainty (mutual information, in nats) is what the members contradict each other about.
-#   More data like this row would settle it.
-# - *Disagreement* is the share of pairs of members that would choose different classes.
+# - *Aleatoric* uncertainty (expected entropy, in nats) is how unsure each member is by itself. More data does
+#   not remove it, because the ticket is vague.
+# - *Epistemic* uncertainty (mutual information, in nats) is how much the members disagree. More data like
+#   this row would reduce it.
+# - *Disagreement* is the share of pairs of members that choose different classes.
 #
-# Look at the last line with care. A classifier has no answer "none of these". Whatever the text, the
-# probabilities sum to one over the four classes, and an ensemble that has never seen such a text may still be
-# rather sure. [Tutorial 2](02_uncertainty.ipynb) goes into what uncertainty finds and what it does not.
+# Read the last line with care. A classifier cannot answer "none of these". Whatever the text, the
+# probabilities of the four classes sum to one, and an ensemble that has never seen such a text may still be
+# rather confident. [Tutorial 2](02_uncertainty.ipynb) shows what uncertainty finds and what it does not.
 #
-# A csv with new rows, with or without a label column, is read by `ensemble.read("new.csv")`.
+# `ensemble.read("new.csv")` reads a csv with new rows, with or without a label column.
 
 # %% [markdown]
-# ## Leave the doubtful ones to a person
+# ## Leave the uncertain ones to a person
 #
-# *Selective prediction*: answer only where the total entropy is below a threshold. The threshold must not be
-# chosen on the rows by which it is judged. So half of the held-out rows choose it, and the other half say
-# what it is worth.
+# *Selective prediction* means that the model answers only if the total entropy is below a threshold. The
+# threshold must not be chosen on the rows on which it is evaluated. So we choose it on one half of the
+# held-out rows and evaluate it on the other half.
 
 # %%
 shuffled = torch.randperm(prediction.num_examples, generator=torch.Generator().manual_seed(0))
@@ -294,10 +295,11 @@ if answered.any():
     print(f"accuracy on what is answered:       {bootstrap_interval(accuracy, kept)}")
 
 # %% [markdown]
-# We asked for 95 % on the first half. On the second it will be near that, not exact: the threshold was chosen
-# on about a hundred rows. If a promise matters, choose it on more.
+# We chose the threshold for 95 % on the first half. On the second half the accuracy will be close to that but
+# not equal, because the threshold was chosen on about a hundred rows. If you must keep such a promise, choose
+# the threshold on more rows.
 #
-# The curve below shows every threshold at once: the error on the share that is answered.
+# The curve below shows every threshold at once: the error rate on the answered rows, against their share.
 
 # %% tags=["plot"]
 plots.risk_coverage({"one member": prediction.member(0), "ensemble": prediction})
@@ -305,8 +307,8 @@ plots.risk_coverage({"one member": prediction.member(0), "ensemble": prediction}
 # %% [markdown]
 # ## Save and load
 #
-# Each member is a PEFT adapter folder; `ensemble.json` says which base they belong to, and how texts are
-# read.
+# Each member is saved as a PEFT adapter folder; `ensemble.json` stores which base they belong to and how
+# texts are read.
 
 # %%
 ensemble.save_pretrained(folder / "runs" / "tickets")
@@ -325,8 +327,8 @@ print("the loaded ensemble says the same")
 # lora-ensembles predict runs/by-command --in new.csv --keep-columns all --out answers.csv
 # ```
 #
-# A notebook is no shell, so here the same program is called from Python with the same words. It sees that the
-# file holds texts and classes, and holds a fifth of it out.
+# A notebook is not a shell, so here we call the same program from Python with the same arguments. It
+# recognises that the file has texts and classes, and holds out a fifth of the rows.
 
 # %%
 from lora_ensembles.cli import main as lora_ensembles
@@ -335,8 +337,8 @@ words = f"train {folder}/tickets.csv --members 3 --epochs {command_epochs} --out
 assert lora_ensembles(words.split()) == 0
 
 # %% [markdown]
-# `predict` writes one row for each new text, with everything that we printed by hand above. Here we look at
-# the first columns of two rows.
+# `predict` writes one row for each new text, with all the values that we printed above. Here we print four of
+# its columns for the first two rows.
 
 # %%
 with (folder / "new.csv").open("w", newline="", encoding="utf-8") as file:
@@ -352,5 +354,5 @@ with (folder / "answers.csv").open(newline="", encoding="utf-8") as file:
 # ## Read on
 #
 # - [Data](../data.md): other columns, other file types, questions with options.
-# - [Statistics](../statistics.md): what the intervals are, and how often they hold.
-# - [Tutorial 2](02_uncertainty.ipynb): what the two kinds of uncertainty tell.
+# - [Statistics](../statistics.md): how the intervals are computed, and how often they contain the true value.
+# - [Tutorial 2](02_uncertainty.ipynb): what the two kinds of uncertainty tell you.

@@ -1,15 +1,15 @@
 # %% [markdown]
 # # Aleatoric and epistemic: what the split tells, and what it does not
 #
-# At the end you can read both parts of an ensemble's uncertainty, measure whether they find wrong answers and
-# questions out of distribution, and say where they do not.
+# You learn to read both parts of an ensemble's uncertainty, and to measure whether they find wrong answers
+# and out-of-distribution questions, and where they do not.
 #
-# About two minutes on two CPU cores, no network.
+# It takes about two minutes on two CPU cores and needs no network.
 #
 # [Open in Colab](https://colab.research.google.com/github/lora-ensembles/lora-ensembles/blob/main/docs/tutorials/02_uncertainty.ipynb)
 
 # %% tags=["colab", "skip-execution"]
-# Only on Colab: install the release. Elsewhere pass this cell over.
+# Only on Colab: install the release. Elsewhere, skip this cell.
 # !pip install -q "lora-ensembles[plots]"
 
 # %%
@@ -50,11 +50,12 @@ members = 5
 # %% [markdown]
 # ## The split, by hand
 #
-# Before any training, three questions with two options each, and three members whose probabilities we write
-# down ourselves. The mean over the members is 0.5 for the first two questions. But they are not alike:
+# Before any training, here are three questions with two options each, and three members whose probabilities
+# we write down by hand. The mean over the members is 0.5 for the first two questions, but for different
+# reasons:
 #
-# 1. Every member says 0.5. They agree that it is open.
-# 2. Each member is nearly certain, but of different things, or undecided in the middle. They contradict each
+# 1. Every member predicts 0.5. They agree that the answer is open.
+# 2. Two members are nearly certain of opposite options, and the third is undecided. They contradict each
 #    other.
 # 3. Every member is sure of the same option.
 
@@ -78,22 +79,23 @@ for p, total, shared, contradicted in zip(
     print(f"{p:>7.2f}{total:>8.3f}{shared:>11.3f}{contradicted:>11.3f}")
 
 # %% [markdown]
-# All are in nats; 0.693 is the entropy of a fair coin.
+# All uncertainties are in nats; 0.693 is the entropy of a fair coin.
 #
-# - *Total*: the entropy of the mean. It cannot tell the first two questions apart.
-# - *Aleatoric*: the mean of the members' own entropies, what each of them finds open by itself.
-# - *Epistemic*: the difference of the two, the mutual information between the answer and the member. It is
-#   zero where members agree, however unsure they are.
+# - *Total*: the entropy of the mean. It is the same for the first two questions.
+# - *Aleatoric*: the mean of the members' entropies, that is, how unsure each member is by itself.
+# - *Epistemic*: the difference of the two, which is the mutual information between the answer and the member.
+#   It is zero if all members predict the same, however unsure they are.
 #
-# The names are a reading, not a proof. Members that are all wrong in the same way have no epistemic
-# uncertainty, and a member that learnt little is unsure by itself: that is counted as aleatoric although more
+# The names are an interpretation, not a proof. Members that are all wrong in the same way have no epistemic
+# uncertainty. A member that learnt little is unsure by itself, and this counts as aleatoric although more
 # data would help. The [glossary](../glossary.md#uncertainty-and-calibration) has the definitions.
 
 # %% [markdown]
 # ## An ensemble
 #
-# The embedded base has read about a generated world. `world-cqa` asks about its people, in wordings that the
-# base was never asked with. Members learn from questions about some people and are tested on others.
+# The embedded base was pre-trained on texts about a generated world. The questions of `world-cqa` are about
+# its people, in wordings that the questions of the pre-training did not use. Members learn from questions
+# about some people and are tested on questions about others.
 
 # %%
 task = load_task("world-cqa")
@@ -111,9 +113,9 @@ for name in ("accuracy", "nll", "ece"):
     print(f"{name:<10}{alone[name]!s:>18}{getattr(ours, name):>10.4f}")
 
 # %% [markdown]
-# The ensemble has the lower NLL. Here is a fact worth knowing: the mean of the members' entropies *is* the
-# aleatoric part, so what the ensemble adds to a single member's uncertainty is exactly the epistemic part. It
-# is the reason that an ensemble is less overconfident than its members.
+# The ensemble has the lower NLL. Note that the mean of the members' entropies *is* the aleatoric part. So the
+# uncertainty that the ensemble adds to that of a single member is exactly the epistemic part. This is why an
+# ensemble is less overconfident than its members.
 
 # %%
 single = sum(total_entropy(prediction.member(m)).mean().item() for m in range(members)) / members
@@ -124,8 +126,8 @@ print(f"total entropy minus the epistemic part: {ours.total_entropy - ours.mutua
 # %% [markdown]
 # ## Does uncertainty find the wrong answers?
 #
-# If it does, wrong answers have more of it than right ones. The AUROC is the probability that a wrong answer
-# has more than a right one: 1 is perfect, 0.5 is chance.
+# If it does, wrong answers have more uncertainty than right ones. The AUROC is the probability that a wrong
+# answer has more uncertainty than a right one: 1 is perfect, 0.5 is chance.
 
 
 # %%
@@ -144,11 +146,11 @@ for name, score in SCORES.items():
     print(f"{name:<14}{means[0]:>7.3f}{means[1]:>7.3f}{error_auroc(values, right):>7.2f}")
 
 # %% [markdown]
-# All of them work, and well above chance. None is clearly ahead: with some fifty wrong answers an AUROC is
-# known to about six points either way. For finding errors on questions of the kind that was learnt, the total
-# is a good default.
+# All scores are well above chance. None is clearly ahead: with about fifty wrong answers, an AUROC is known
+# to about six points either way. For finding errors on in-distribution questions, total entropy is a good
+# default.
 #
-# What it buys is seen in the risk-coverage curve: the error on the share of questions that is answered.
+# The risk-coverage curve shows the benefit: the error rate on the answered questions, against their share.
 
 # %% tags=["plot"]
 from lora_ensembles import plots
@@ -156,7 +158,7 @@ from lora_ensembles import plots
 plots.risk_coverage({"one member": prediction.member(0), "ensemble": prediction})
 
 # %% [markdown]
-# Votes are the plainest form of disagreement. Where all members choose the same, they are right far more
+# Votes are the simplest form of disagreement. If all members choose the same option, they are right far more
 # often:
 
 # %% tags=["plot"]
@@ -165,14 +167,14 @@ plots.agreement(prediction)
 # %% [markdown]
 # ## Does it find questions out of distribution?
 #
-# Three sets:
+# We use three sets:
 #
-# - *invented people*: the test questions, with the person's name replaced by one that no document has. There
-#   is nothing to know.
-# - *creatures and objects*: `world-mmlu-stem`, other kinds of things than members were trained on, and fewer
-#   options.
+# - *invented people*: the test questions, with the person's name replaced by a name that occurs in no
+#   document. Nothing can be known about these people.
+# - *creatures and objects*: `world-mmlu-stem`, whose questions are about other kinds of things than the
+#   training questions, and have fewer options.
 # - *world-mmlu*: facts about people, creatures and objects that the base read in pre-training, in the same
-#   form as the training questions. This is the set that the library pairs with `world-cqa`.
+#   form as the training questions. This is the library's out-of-distribution set for `world-cqa`.
 
 # %%
 INVENTED = ["Zorblax", "Quimby", "Vexa", "Tolmir", "Ossy", "Drendel", "Plick", "Umbero", "Yashka", "Kolbin"]
@@ -207,10 +209,11 @@ for name, ood in outside.items():
     print(f"{name:<23}" + "".join(f"{value:>14.2f}" for value in (*cells, ood_auroc(prediction, ood))))
 
 # %% [markdown]
-# `ood_auroc` is the library's measure and that of the paper: by the confidence, the largest probability.
+# The last column is `ood_auroc`, the measure of the library and of the paper. It uses the confidence,
+# that is, the largest probability.
 #
-# Read the rows from above to below. Where there is nothing to know, uncertainty is up, and the set is told
-# apart fairly well. The other two are not far from chance, 0.5, by every score. Why? Look at how well those
+# Read the rows from top to bottom. For invented people uncertainty is higher, and the set is detected fairly
+# well. For the other two sets every score is not far from chance, 0.5. To see why, look at how well the
 # questions are answered:
 
 # %%
@@ -220,23 +223,23 @@ for name, answered in {"test questions": prediction, **outside}.items():
         print(f"{name:<23} accuracy {interval}, mean confidence {answered.confidence.mean():.3f}")
 
 # %% [markdown]
-# Two things come together.
+# There are two reasons.
 #
-# - The ensemble answers far more of the foreign questions than guessing would, which is a fifth or a quarter.
-#   The base read about those things too, and what fine-tuning taught, to name the option that one knows,
-#   carries over. "Out of distribution" is a matter of where a question comes from; uncertainty is a matter of
-#   whether it can be answered. A detector of foreign questions needs something else.
-# - Yet it answers fewer of them than of the test questions, and its confidence falls less than its accuracy
-#   does. So it is overconfident there, and no split of the uncertainty repairs that.
+# - On the out-of-distribution questions the ensemble is right far more often than by guessing, which gives a
+#   fifth or a quarter. The base read about those things too, and fine-tuning taught it to choose the option
+#   that it knows, which carries over. "Out of distribution" is about where a question comes from; uncertainty
+#   is about whether it can be answered. To detect such questions you need another method.
+# - But it is right less often than on the test questions, and its confidence falls less than its accuracy.
+#   So it is overconfident there, and splitting the uncertainty does not repair that.
 #
-# Mutual information is not the best detector either, for all that its name says "epistemic". A base that does
-# not know a name spreads its probability in *every* member alike, and that is counted as aleatoric.
+# Mutual information is not the best detector either, although it is called epistemic. If the base does not
+# know a name, *every* member spreads its probability in the same way, and this counts as aleatoric.
 
 # %% [markdown]
 # ## Does the epistemic part fall with more data?
 #
-# The textbook says: with more data the epistemic part falls and the aleatoric part stays. We train a second
-# ensemble on a part of the questions, for twice as many epochs, and compare.
+# Textbooks say that with more data the epistemic part falls and the aleatoric part stays. We train a second
+# ensemble on fewer questions, for twice as many epochs, and compare.
 
 # %%
 few = LoraEnsemble(*load_base(base_name), num_members=members, seed=0)
@@ -248,12 +251,12 @@ for count, metrics in ((few_questions, evaluate(predict(few, test))), (train_que
     print(f"{metrics.expected_entropy:>11.3f}{metrics.mutual_information:>11.3f}")
 
 # %% [markdown]
-# Look at the last two columns. More questions made the ensemble better and surer, and nearly all that was
-# gained is in the part called aleatoric; the epistemic part hardly moved. Members of a LoRA ensemble share
-# their base. With few questions each stays close to it and is unsure in the same way as the others, which no
-# disagreement shows. So the textbook's sentence holds for an ensemble whose members span all that the data
-# leave open, and fine-tuned members on one base do not. If you want to know whether more data would help,
-# train on a part of it, as here, and see.
+# Look at the last two columns. With more questions the ensemble is better and more confident, and nearly all
+# of the change is in the aleatoric part; the epistemic part hardly changed. The members of a LoRA ensemble
+# share their base. With few questions each member stays close to the base and is unsure in the same way as
+# the others, so they do not disagree. The textbook's rule is about an ensemble whose members cover every
+# answer that the data leave open, and fine-tuned members on one base do not. To find out whether more data
+# would help, train on a part of your data, as here, and compare.
 #
 # ## In short
 #
@@ -262,10 +265,10 @@ for count, metrics in ((few_questions, evaluate(predict(few, test))), (train_que
 # | Is this answer likely wrong? | total entropy, confidence or disagreement: all of them find errors |
 # | On which questions do members contradict each other? | mutual information |
 # | Would more data help? | the curve over the number of training questions, not the split |
-# | Is the question foreign? | none of these can promise it |
+# | Is the question out of distribution? | none of these is reliable |
 #
 # ## Read on
 #
-# - [Statistics](../statistics.md): intervals of all these figures.
+# - [Statistics](../statistics.md): intervals for all these values.
 # - [Reproduction](../reproduction.md): OOD AUROC on real data, with several seeds.
-# - [Tutorial 3](03_chat_that_knows.ipynb): the same split for each word of a written answer.
+# - [Tutorial 3](03_chat_that_knows.ipynb): the same split for each token of a generated answer.

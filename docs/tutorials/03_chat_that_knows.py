@@ -1,15 +1,15 @@
 # %% [markdown]
 # # A chat model that says when it is guessing
 #
-# At the end you can fine-tune an ensemble on chats, let it answer in words, see for each word whether its
-# members contradict each other, and have it say so.
+# You learn to fine-tune an ensemble on chats, to generate answers with it, to see for each token whether the
+# members disagree, and to let the model say when it is guessing.
 #
-# About three minutes on two CPU cores, no network.
+# It takes about three minutes on two CPU cores and needs no network.
 #
 # [Open in Colab](https://colab.research.google.com/github/lora-ensembles/lora-ensembles/blob/main/docs/tutorials/03_chat_that_knows.ipynb)
 
 # %% tags=["colab", "skip-execution"]
-# Only on Colab: install the release. Elsewhere pass this cell over.
+# Only on Colab: install the release. Elsewhere, skip this cell.
 # !pip install -q "lora-ensembles[plots]"
 
 # %%
@@ -21,11 +21,11 @@ from lora_ensembles.embedded import load_embedded_completions
 from lora_ensembles.prediction.selective import error_auroc
 
 # %% [markdown]
-# `embedded` is a very small language model inside the package. It has read about a generated world, of towns,
-# creatures and tools, and nothing else; it cannot hold a conversation. What it shows is the method, in
-# minutes. The real thing is the same code with `base_name = "smollm2"`, a pre-trained chat model of 135
-# million parameters, or any chat model of the hub, with chats of your own, a smaller step size and a few
-# hours.
+# `embedded` is a very small language model inside the package. It was pre-trained only on texts about a
+# generated world of towns, creatures and tools, and it cannot hold a conversation. It shows the method, in
+# minutes. For real use, run the same code with `base_name = "smollm2"`, a pre-trained chat model of 135
+# million parameters, or with any chat model on the hub, on your own chats and with a smaller learning rate;
+# this takes a few hours.
 
 # %% tags=["parameters"]
 base_name = "embedded"
@@ -37,9 +37,9 @@ members = 5
 # %% [markdown]
 # ## Chats
 #
-# A row is a list of messages; the last one is the assistant's and is what is learnt. Some of the facts behind
-# these questions were told often when the base was pre-trained, some hardly at all. So it knows some answers
-# and will have to guess others, which is just what we want to watch.
+# A row is a list of messages; the last one is by the assistant and is the text to learn. Some of the facts
+# behind these questions occurred often in the pre-training of the base, some hardly at all. So it knows some
+# answers and has to guess others, and that is what we want to observe.
 
 # %%
 task = load_embedded_completions()
@@ -60,8 +60,8 @@ for messages in train_chats[:3]:
     print(messages[0]["content"], "->", messages[1]["content"])
 
 # %% [markdown]
-# A chat model brings a chat template, which turns messages into text. The embedded base is no chat model and
-# has none, so we write one. Leave this cell out with a real chat model.
+# A chat model has a chat template, which turns messages into text. The embedded base is not a chat model and
+# has no template, so we write one. The template of a real chat model stays as it is.
 
 # %%
 base, tokenizer = load_base(base_name)
@@ -77,8 +77,8 @@ print(tokenizer.apply_chat_template(train_chats[0], tokenize=False))
 # %% [markdown]
 # ## Train
 #
-# Rows can be given as dictionaries, as a `datasets.Dataset` or as a file ([data](../data.md#open-answers)).
-# Only the assistant's words are learnt; the prompt is masked.
+# Rows can be dictionaries, a `datasets.Dataset` or a file ([data](../data.md#open-answers)). Only the
+# assistant's last message is learnt; the prompt is masked.
 
 # %%
 ensemble = LoraEnsemble(base, tokenizer, num_members=members, seed=0)
@@ -89,12 +89,12 @@ for epoch in (1, epochs):
     print(f"epoch {epoch}:", *(f"{loss:.2f}" for loss in result.history[epoch - 1]["train_loss"]))
 
 # %% [markdown]
-# ## Ask
+# ## Generate answers
 #
-# The ensemble is one model to `generate`: at each step it takes the mean of its members' probabilities. So a
-# member that errs in one word is outvoted there, and the sentence goes on from the right one.
+# To `generate`, the ensemble is one model: at each step it predicts the mean of its members' probabilities.
+# So a member that is wrong about one word is outvoted there, and the sentence continues with the right word.
 #
-# None of the things asked about here occurred in a training question.
+# None of the entities in these questions occurred in a training question.
 
 # %%
 decoding = GenerationConfig(max_new_tokens=24)
@@ -109,12 +109,12 @@ right = torch.tensor(
 print(f"{right.float().mean():.0%} of {len(right)} answers are right, word for word")
 
 # %% [markdown]
-# ## Look at single words
+# ## Look at single tokens
 #
-# For every token there is a [mutual information](../glossary.md#uncertainty-and-calibration), in nats: how
-# far the members contradict each other in this place. It is near zero where they all would write the same,
-# and also where they all see the same choice between two good words. It is large where each is sure of
-# something else, as those are who guess.
+# Every token has a [mutual information](../glossary.md#uncertainty-and-calibration), in nats, which measures
+# how much the members disagree at this position. It is near zero if all members would write the same token,
+# and also if all of them see the same choice between two good words. It is large if each member is sure of a
+# different token, as happens when they guess.
 
 # %%
 doubt = torch.tensor([answer.uncertainty.mutual_information.max().item() for answer in answers])
@@ -136,10 +136,10 @@ print("\nThe one about which they contradict each other most:\n")
 show(order[-1])
 
 # %% [markdown]
-# As a rule the doubt sits on the word that carries the fact, a town or a colour, or on the word from which on
-# the sentence depends on it. The words around it are clear from the question.
+# As a rule the uncertainty is highest at the word that states the fact, a town or a colour, or at the word
+# where the sentence begins to depend on it. The other words follow from the question.
 #
-# "Right" is harsh here: word for word. An answer that says the same in other words counts as wrong.
+# "Right" is strict here: it means word for word. An answer that says the same in other words counts as wrong.
 
 # %% tags=["plot"]
 from lora_ensembles import plots
@@ -147,12 +147,12 @@ from lora_ensembles import plots
 plots.token_uncertainty(answers[order[-1]])
 
 # %% [markdown]
-# ## Does doubt find the wrong answers?
+# ## Does the uncertainty find the wrong answers?
 #
-# We compare scores of an answer: the mutual information of its tokens, the total entropy of its tokens, which
-# also counts harmless choices of words, and the improbability of the whole text. The last two a single model
-# offers too. The AUROC is the probability that a wrong answer has a higher score than a right one; 0.5 is
-# chance.
+# We compare several scores of an answer: the mutual information of its tokens; the total entropy of its
+# tokens, which also counts harmless choices of words; and the improbability of the whole text. A single model
+# has the last two as well. The AUROC is the probability that a wrong answer has a higher score than a right
+# one; 0.5 is chance.
 
 
 # %%
@@ -174,15 +174,15 @@ for name, score in scores.items():
         print(f"{name:<34} AUROC {error_auroc(score, right):.2f}")
 
 # %% [markdown]
-# With a few dozen wrong answers each AUROC is known to about five points either way, so read no order into
-# small differences. [Text from the ensemble](../generation.md) has the same measured with three seeds and
-# twice as many questions: there mutual information is ahead of entropy in each seed. The entropy of a single
-# token is a poor guide by itself: it is large wherever several words would do.
+# With a few dozen wrong answers, each AUROC is known to about five points either way, so do not rank scores
+# by small differences. [Text from the ensemble](../generation.md) has the same measurement with three seeds
+# and twice as many questions; there mutual information is ahead of entropy in each seed. The entropy of a
+# single token is a poor score: it is large wherever several words would fit.
 #
-# ## Say so
+# ## Let the model say when it guesses
 #
-# We choose a threshold on the first half of the questions: the doubt above which it is at best even odds that
-# the answer is right. The second half shows what the threshold is worth.
+# We choose a threshold on the first half of the questions: the mutual information above which at most half of
+# the answers are right. The second half shows how well the threshold works.
 
 # %%
 half = len(right) // 2
@@ -223,9 +223,9 @@ for index in (order[0], order[len(order) // 2], order[-1]):
 # %% [markdown]
 # ## What this cannot do
 #
-# Members that learnt the same mistake agree on it, and then no doubt shows. The threshold belongs to these
-# questions; for others choose it anew. And the model says of a *token* that it is guessing; that a whole page
-# is right is another matter.
+# If members learnt the same mistake, they agree on it, and the uncertainty does not show it. The threshold is
+# for questions of this kind; choose a new one for others. Finally, the uncertainty is about single *tokens*:
+# it does not tell you whether a long text as a whole is right.
 #
 # ## Read on
 #

@@ -1,16 +1,16 @@
 # %% [markdown]
 # # A reward ensemble in TRL
 #
-# At the end you can train an ensemble of reward models on the preference data that TRL reads, use its
-# cautious lower bound to pick the best of several answers or as a reward function of a TRL trainer, and open
-# reward adapters that TRL itself trained as one ensemble.
+# You learn to train an ensemble of reward models on preference data in TRL's format, to use its lower bound
+# to pick the best of several answers or as a reward function of a TRL trainer, and to load reward adapters
+# that TRL trained as one ensemble.
 #
-# About three minutes on two CPU cores, no network. Needs `trl`.
+# It takes about three minutes on two CPU cores and needs no network. It needs the package `trl`.
 #
 # [Open in Colab](https://colab.research.google.com/github/lora-ensembles/lora-ensembles/blob/main/docs/tutorials/04_reward_trl.ipynb)
 
 # %% tags=["colab", "skip-execution"]
-# Only on Colab: install the release. Elsewhere pass this cell over.
+# Only on Colab: install the release. Elsewhere, skip this cell.
 # !pip install -q "lora-ensembles[plots]" trl
 
 # %%
@@ -52,11 +52,11 @@ trl_epochs = 6
 # ## Preferences
 #
 # A row is a prompt with a chosen and a rejected answer, in the columns `prompt`, `chosen` and `rejected`. We
-# make such rows from questions about the embedded base's own world: the right answer is chosen, a wrong one
-# rejected.
+# make such rows from questions about the embedded base's own world: the right answer is chosen, a wrong
+# answer rejected.
 #
-# `task.validation` is about other things than `task.train`, so a reward model that learns single answers by
-# heart gains nothing there. It has to use what the base knows.
+# `task.validation` is about other entities than `task.train`, so a reward model that memorises single answers
+# gains nothing there. It must use what the base knows.
 
 # %%
 task = load_task("world-obqa")
@@ -82,9 +82,9 @@ print(json.dumps(train_rows[0], indent=1))
 # %% [markdown]
 # ## Train all members in one pass
 #
-# A reward model is a sequence classifier with one output. Each [member](../glossary.md#ensembles) owns
-# adapters and an output of its own. The loss is that of Bradley and Terry, as in TRL: -log sigmoid(score of
-# the chosen - score of the rejected).
+# A reward model is a sequence classifier with one output. Each [member](../glossary.md#ensembles) has its own
+# adapters and its own output layer. The loss is the Bradley-Terry loss, as in TRL: -log sigmoid(score of the
+# chosen answer - score of the rejected answer).
 
 # %%
 base, tokenizer = load_base(base_name, head="sequence-classification", num_labels=1)
@@ -100,8 +100,8 @@ for name in ("accuracy", "nll", "ece"):
     print(f"{name:<14}{alone[name]!s:>18}{getattr(ours, name):>10.4f}")
 
 # %% [markdown]
-# Accuracy is the share of pairs in which the chosen answer gets the higher score; guessing has 0.5 and an NLL
-# of 0.69.
+# Accuracy is the share of pairs in which the chosen answer gets the higher score. Guessing has an accuracy of
+# 0.5 and an NLL of 0.69.
 
 # %% tags=["plot"]
 from lora_ensembles import plots
@@ -111,11 +111,11 @@ plots.reliability({"one member": prediction.member(0), "ensemble": prediction})
 # %% [markdown]
 # ## Mean, spread, lower bound
 #
-# `predict_rewards` scores texts. The mean is the ensemble's reward. The standard deviation says how far its
-# members are apart. The lower bound, mean - k * std, is a reward that members who disagree do not give away.
+# `predict_rewards` scores texts. The mean is the ensemble's reward. The standard deviation measures how much
+# the members disagree. The lower bound, mean - k * std, is a cautious reward: it is low if members disagree.
 #
-# Pairs teach differences of scores only, so each member's scores have a zero of their own. Compare texts that
-# answer one prompt, and take each member's mean over these away first: `centred()`.
+# Pairs teach only differences of scores, so each member's scores have an arbitrary offset. Compare texts that
+# answer the same prompt, and first subtract each member's mean over these texts, with `centred()`.
 
 # %%
 question = task.validation[0]
@@ -130,8 +130,8 @@ print("right:", question.options[question.target])
 # %% [markdown]
 # ## Best of n
 #
-# A model writes n answers, the reward picks one. Here the n answers are the options of a question, so that we
-# know which is the best.
+# A model writes n answers and the reward picks one. Here the n answers are the options of a question, so we
+# know which answer is the best.
 
 
 # %%
@@ -157,10 +157,10 @@ print(
 )
 
 # %% [markdown]
-# The mean should beat the mean member, since errors that members do not share cancel out. The lower bound
-# picks a little worse than the mean here: caution costs where candidates are honest. Its use is elsewhere.
-# When a policy is *trained* against a reward, it finds texts that a single reward model overrates. Members
-# trained apart rarely overrate the same texts, and where they differ the bound is low.
+# The mean should be better than the average member, because errors that members do not share cancel out. The
+# lower bound picks slightly worse than the mean here: caution has a cost if the candidates do not exploit the
+# reward. Its use is elsewhere. When a policy is *trained* against a reward, it finds texts that a single
+# reward model overrates. Different members rarely overrate the same texts; if they differ, the bound is low.
 #
 # ## As a reward function of TRL
 #
@@ -185,20 +185,20 @@ for row in test_rows[:3]:
 # GRPOTrainer(model="your/policy", reward_funcs=cautious_reward, train_dataset=prompts, args=...)
 # ```
 #
-# GRPO compares completions of one prompt, so the members' own zeros add the same to the mean of all of them.
-# The spread holds them too: where that matters, centre each member over the completions of a prompt, as
-# `best_of` does above.
+# GRPO compares completions of the same prompt, so the members' offsets shift the mean of all completions by
+# the same amount. The standard deviation also includes the offsets. If that matters, centre each member over
+# the completions of a prompt, as `best_of` does above.
 #
-# The bound is no detector of nonsense. A text unlike all pairs that were learnt from can get a high score of
-# every member alike; keep the policy near its start, as TRL's KL penalty does.
+# The bound does not detect nonsense. A text unlike all training pairs can get a high score from every member.
+# Keep the policy near its start, as TRL's KL penalty does.
 #
-# `ensemble.as_reward_model()` is the mean as a Hugging Face classifier with one label, for whatever wants a
-# model.
+# `ensemble.as_reward_model()` returns a Hugging Face classifier with one label that predicts the mean, for
+# code that needs a model.
 #
 # ## Adapters that TRL trained
 #
-# You may have trained reward adapters with TRL already. `peft_config` with `modules_to_save=["score"]` makes
-# each own its output layer. One run for each seed:
+# You may already have reward adapters that TRL trained. With `modules_to_save=["score"]` in `peft_config`,
+# each adapter has its own output layer. We train one run per seed:
 
 # %%
 logging.set_verbosity_error()
@@ -238,10 +238,10 @@ for seed, path in enumerate(paths):
 print(*sorted(file.name for file in paths[0].iterdir()), sep="\n")
 
 # %% [markdown]
-# `from_adapters` opens the folders as one ensemble.
+# `from_adapters` loads the folders as one ensemble.
 #
-# One thing to know: TRL puts the tokenizer's end-of-sequence token behind texts that are no chats before it
-# trains on them. Score such a model on texts that end in the same way.
+# Note that TRL appends the tokenizer's end-of-sequence token to texts that are not chats before it trains on
+# them. Score such a model on texts that end in the same way.
 
 # %%
 base, tokenizer = load_base(base_name, head="sequence-classification", num_labels=1)
@@ -259,11 +259,11 @@ for name in ("accuracy", "nll"):
     print(f"{name:<14}{evaluate_members(theirs)[name]!s:>18}{getattr(evaluate(theirs), name):>10.4f}")
 
 # %% [markdown]
-# TRL trained these one after another; the ensemble above was trained in one pass. From here on both are the
-# same kind of thing: an ensemble with a mean, a spread and a lower bound.
+# TRL trained these members one after another; the ensemble above was trained in one run. From here on there
+# is no difference: both are ensembles with a mean, a standard deviation and a lower bound.
 #
 # ## Read on
 #
-# - [Heads](../heads.md#rewards): rewards in full, and a measurement on a public encoder. There the standard
-#   deviation alone does not find the wrong pairs; over the size of the mean difference it does.
+# - [Heads](../heads.md#rewards): all about rewards, and a measurement on a public encoder. There the standard
+#   deviation alone does not find the wrong pairs; divided by the absolute mean difference it does.
 # - From a shell: `lora-ensembles train --head reward --train pairs.jsonl`.

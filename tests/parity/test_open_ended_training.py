@@ -128,8 +128,9 @@ def in_one_piece(recipe: str) -> tuple[Any, Any]:
     return whole, by_peft("llama", 2, RECIPES[recipe])
 
 
-@pytest.mark.parametrize("recipe", ["none", "everything"])
-@pytest.mark.parametrize("tokens", [1, 20])
+@pytest.mark.parametrize(
+    ("tokens", "recipe"), [(1, "none"), (3, "everything"), (20, "none"), (20, "everything")]
+)
 def test_head_in_chunks_equals_head_in_one_piece_and_peft(
     recipe: str, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..studies.claims.judge import Claim
     from ..studies.grid import Grid
 
-SUMMARY = "re-make the paper's evidence"
+SUMMARY = "reproduce the paper's evidence"
 EXAMPLES = """examples:
   lora-ensembles study all --quick --out runs/study                    every figure in minutes, on a smaller grid
   lora-ensembles study all --out runs/study                            the full grid on the embedded base; goes on where it stopped

@@ -10,7 +10,7 @@ from ..errors import DataError
 from ..studies.report.page import Table
 from .common import Arguments, say
 
-SUMMARY = "list the tasks that have a name"
+SUMMARY = "list the named tasks"
 EXAMPLES = """examples:
   lora-ensembles tasks                        the embedded tasks, and where the paper's come from
   lora-ensembles tasks --data datasets        the paper's six, read from files

@@ -86,7 +86,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
             flag,
             type=count,
             metavar="N",
-            help=f"only N {rows} rows: a sample class by class where rows have classes, else the first",
+            help=f"only N {rows} rows: a random sample, class by class where rows have classes",
         )
 
 

@@ -39,7 +39,7 @@ class ColumnMapping:
         option_labels: a column with a list of the options' names ("A", "B" or "1", "2"), where the answer is
             one of them.
         answer_form: how to read the answers: "index" (from 0), "number" (from 1), "letter", the option's
-            "text", its "label", or "auto": the one of them, "number" apart, that fits the whole file, and an
+            "text", its "label", or "auto": the one of them, "number" apart, that fits most rows, and an
             error where two fit it and disagree.
         repeated_options: "error", or "keep" for published data in which some options come twice.
 

@@ -71,8 +71,8 @@ def load_embedded_task(name: str) -> Task:
 
 @functools.cache
 def load_embedded_ood() -> tuple[Example, ...]:
-    """The questions out of distribution of world-cqa, with as many options as it has: facts that the two
-    mmlu-like tasks are judged by, but for those about people whom world-cqa teaches.
+    """The questions out of distribution of world-cqa, with as many options as it has: facts that the two MMLU
+    tasks are judged by, but for those about people whom world-cqa teaches.
 
     Example:
         >>> {len(example.options) for example in load_embedded_ood()}

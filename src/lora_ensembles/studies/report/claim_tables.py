@@ -79,10 +79,10 @@ def finding(claim: Claim) -> str:
         return f"{words}: {claim.reason}." if claim.reason else f"{words}."
     if part.interval is None:
         return f"{words}: {part.name}, {signed(part.difference)} on {part.tasks} tasks, which are too few."
-    against = "against it" if claim.verdict == "contradicted" else "least certain"
+    which = "deciding" if claim.verdict == "contradicted" else "least certain"
     return (
-        f"{words} ({counted(claim)} clauses hold); {against}: {part.name}, {signed(part.difference)} "
-        f"({interval(part)}), expected {part.expected}."
+        f"{words} ({counted(claim)} clauses supported). The {which} clause is \u201c{part.name}\u201d: "
+        f"{signed(part.difference)} (95 % interval {interval(part)}), where the claim expects a value {part.expected}."
     )
 
 
