@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy
 import pytest
 import torch
 
@@ -23,13 +24,14 @@ from random_predictions import random_prediction
 
 def drawn(count: int, *, truth: float, seed: int, sharp: float = 1.5) -> Prediction:
     """Two members' predictions, and answers drawn from their mean at another temperature; at 1 they are
-    calibrated.
+    calibrated. By numpy, whose draws of a seed are the same in all releases; those of torch are not.
     """
-    generator = torch.Generator().manual_seed(seed)
-    shared = torch.randn(count, 4, generator=generator)
-    log_probs = (sharp * shared + 0.5 * torch.randn(2, count, 4, generator=generator)).log_softmax(-1)
+    rng = numpy.random.default_rng(seed)
+    logits = sharp * rng.normal(size=(count, 4)) + 0.5 * rng.normal(size=(2, count, 4))
+    log_probs = torch.tensor(logits).float().log_softmax(-1)
     answers = (truth * log_probs.exp().mean(0).log()).softmax(-1)
-    return Prediction(log_probs, torch.multinomial(answers, 1, generator=generator)[:, 0])
+    chosen = torch.tensor(rng.random((count, 1))).float() > answers.cumsum(-1)
+    return Prediction(log_probs, chosen.sum(-1).clamp_max(3))
 
 
 def hotter(prediction: Prediction) -> Prediction:
