@@ -8,6 +8,9 @@ from .baselines import (
     MCDropout as MCDropout,
     SingleMember as SingleMember,
 )
+from .calibration.calibrated import calibrate as calibrate
+from .calibration.conformal import conformal_sets as conformal_sets
+from .calibration.risk import risk_threshold as risk_threshold
 from .calibration.temperature import TemperatureScaled as TemperatureScaled
 from .data import (
     ColumnMapping as ColumnMapping,

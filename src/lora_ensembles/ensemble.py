@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
+from .calibration.calibrated import HeldOut
 from .checks import check_parts
 from .data import Example
 from .data.inputs import read_new
@@ -32,6 +33,8 @@ from .stack.info import EnsembleInfo
 from .stack.seeds import check_indices, member_seeds, warn_of_copies, whole_count, whole_seed
 from .stack.sites import MemberWeights
 from .storage import folder
+from .storage.calibration import read_calibration
+from .storage.upload import push_to_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,6 +73,8 @@ class LoraEnsemble(StackedModel):
         >>> ensemble(torch.tensor([[1, 5, 7]])).shape[:3]
         torch.Size([3, 1, 3])
     """
+
+    calibrated: HeldOut | None = None  # see `calibrate`
 
     def __init__(
         self,
@@ -144,7 +149,7 @@ class LoraEnsemble(StackedModel):
         info: EnsembleInfo,
         kept_states: KeptStates | None = None,
     ) -> LoraEnsemble:
-        """An ensemble of given member weights; `kept_states` as for `StackedModel`."""
+        """An ensemble of given member weights."""
         check_parts(base, tokenizer)
         probe.check_plain(base)
         ensemble = cls.__new__(cls)
@@ -203,9 +208,9 @@ class LoraEnsemble(StackedModel):
 
         Args:
             path: a folder, or "owner/name" of the hub.
-            base: a loaded model in place of the recorded one.
-            tokenizer: a loaded tokenizer in place of the recorded one.
-            members: indices of those to load; None: all.
+            base: a loaded model instead of the recorded one, and
+            tokenizer: its tokenizer.
+            members: indices of those to load; None: all. A calibration is that of all.
             check_base: refuse a base that is not the recorded one.
 
         Raises:
@@ -221,9 +226,10 @@ class LoraEnsemble(StackedModel):
         check_kind(base, saved.base_kind, saved.num_labels)
         if check_base:
             folder.check_fingerprint(base, saved)
-        return cls.from_weights(
-            base, tokenizer, adapter=saved.adapter, weights=saved.weights, info=folder.info_of(saved)
-        )
+        info, weights = folder.info_of(saved), saved.weights
+        made = cls.from_weights(base, tokenizer, adapter=saved.adapter, weights=weights, info=info)
+        made.calibrated = read_calibration(Path(path)) if members is None else None  # it is that of all
+        return made
 
     def save_pretrained(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write `ensemble.json`, a model card, and one PEFT adapter folder a member; whole or not at all.
@@ -235,7 +241,7 @@ class LoraEnsemble(StackedModel):
         Raises:
             CheckpointError: `path` already holds an ensemble, or there is no space for it.
         """
-        folder.write_ensemble(self, Path(path), dtype=dtype)
+        folder.write_ensemble(self, Path(path), dtype=dtype, kept=self.calibrated)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
         """Upload the ensemble with its model card to the Hugging Face hub; returns the address of the commit.
@@ -245,7 +251,7 @@ class LoraEnsemble(StackedModel):
             private: create the repository as a private one.
             token: of the hub; None: the one that is logged in.
         """
-        return folder.push_to_hub(self, repo_id, private=private, token=token)
+        return push_to_hub(self, repo_id, private=private, token=token, kept=self.calibrated)
 
     def read(self, source: object) -> list[Any]:
         """New rows as the ensemble was trained to read them, with its own columns and classes; answers may be
@@ -277,10 +283,8 @@ class LoraEnsemble(StackedModel):
         return head_of(self.info.head)
 
     def add_members(self, count: int) -> None:
-        """Grow by `count` untrained members, the ones an ensemble of that size would have had from
-        the start.
-        """
-        count, info = whole_count(count), self.info
+        """Grow by `count` untrained members, those that an ensemble of that size would have had."""
+        count, info, self.calibrated = whole_count(count), self.info, None
         kept = [self.stack.member(index) for index in range(self.num_members)]
         self.stack.detach(self.base)
         grown, init = kept, self.head.init
@@ -304,7 +308,7 @@ class LoraEnsemble(StackedModel):
         """
         _, weights = folder.read_members(paths, self.base, check_base=check_base, head=self.head.trained)
         self.stack.add_members(weights)
-        info = self.info
+        info, self.calibrated = self.info, None
         new = range(info.next_index, info.next_index + len(weights))
         seeds = [member_seeds(info.seed, index, vary=info.vary) for index in new]
         self.info = dataclasses.replace(info, seeds=(*info.seeds, *seeds), next_index=new.stop)
@@ -318,6 +322,7 @@ class LoraEnsemble(StackedModel):
 
     def set_members(self, members: Sequence[MemberWeights]) -> None:
         """Replace the members' weights by as many others, a snapshot's, say; see `TrainResult.restore`."""
+        self.calibrated = None
         self.stack.set_members(members)
 
     def keep_members(self, indices: Sequence[int]) -> None:
@@ -329,9 +334,8 @@ class LoraEnsemble(StackedModel):
         check_indices(indices, self.num_members)
         if not indices:
             raise ConfigError("no members would be left; an ensemble keeps at least 1")
-        self.stack.set_members([self.stack.member(index) for index in indices])
-        seeds = tuple(self.info.seeds[index] for index in indices)
-        self.info = dataclasses.replace(self.info, seeds=seeds)
+        self.set_members([self.stack.member(index) for index in indices])
+        self.info = dataclasses.replace(self.info, seeds=tuple(self.info.seeds[index] for index in indices))
 
     def drop_members(self, indices: Sequence[int]) -> None:
         """Drop the members of these indices; at least one member stays.
@@ -343,17 +347,13 @@ class LoraEnsemble(StackedModel):
         self.keep_members([index for index in range(self.num_members) if index not in set(indices)])
 
     def unload(self) -> PreTrainedModel:
-        """The base with its own layers back in place, frozen and in evaluation mode; the ensemble cannot be
-        used afterwards.
-        """
+        """The base with its own layers back in place, frozen; the ensemble cannot be used afterwards."""
         self.stack.detach(self.base)
         forget(self.base)  # what was tried was the base with its adapted layers left whole
         return self.base
 
     def as_causal_lm(self) -> PreTrainedModel:
-        """The ensemble as a Hugging Face causal language model, for `generate` and whatever else takes one;
-        see `generation.causal_lm`.
-        """
+        """The ensemble as a Hugging Face causal language model; see `generation.causal_lm`."""
         return as_causal_lm(self)
 
     def as_classifier(self) -> PreTrainedModel:

@@ -75,7 +75,7 @@ def test_a_name_the_package_does_not_have_is_an_attribute_error():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "a verb is needed: demo, tasks, train, evaluate, predict"),
+        ([], "a verb is needed: demo, tasks, train, evaluate, calibrate, predict"),
         (["trian"], "unknown verb 'trian'; did you mean 'train'?"),
         (["train", "--memberz", "3"], "train: unknown flag '--memberz'; did you mean '--members'?"),
         (["train", "--memb", "3"], "unknown flag '--memb'"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..calibration.temperature import TemperatureScaled, held_out_split
+from ..calibration.held_out import held_out_split
+from ..calibration.temperature import TemperatureScaled
 from .batch_ensemble import BatchEnsemble
 from .few_shot import FewShot
 from .last_layer import LastLayerEnsemble

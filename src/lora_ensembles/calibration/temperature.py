@@ -6,27 +6,22 @@ Shapes: N examples, C options.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..data import Example
-from ..data.preferences import LABELS as PREFERENCE
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
 from ..passes.stacked_model import num_trained_parameters
 from ..prediction.prediction import Prediction, Predictor, predict
+from .held_out import fingerprints, refuse_known
+from .kinds import BOUNDS
 
 _log = logging.getLogger(__name__)
 
-BOUNDS = (0.01, 100.0)
-"""Temperatures that are searched. On a fitting set without a single error NLL falls towards 0 with the
-temperature: then it is the lower bound; and where the predictor does worse than chance throughout, the upper
-one."""
 _AT_BOUND = {
     BOUNDS[0]: ("lowest", "the examples hold no error that a surer predictor would pay for"),
     BOUNDS[1]: ("highest", "the predictor is worse than chance on the examples"),
@@ -101,14 +96,14 @@ class TemperatureScaled:
         Raises:
             DataError: no examples, one without an answer, or one of `trained_on` among them.
         """
-        _refuse_known(
+        refuse_known(
             held_out,
-            _fingerprints(trained_on),
+            fingerprints(trained_on),
             "was trained on",
             "fit the temperature on examples that were not",
         )
         prediction = predict(predictor, held_out, max_rows=max_rows)
-        scaled = cls(predictor, best_temperature(prediction), _fingerprints(held_out))
+        scaled = cls(predictor, best_temperature(prediction), fingerprints(held_out))
         if scaled.at_bound:
             _log.warning(
                 "temperature %g is the %s that is searched: %s; fit it on more examples",
@@ -144,80 +139,13 @@ class TemperatureScaled:
         Raises:
             DataError: an example is one of those that the temperature was fitted on.
         """
-        _refuse_known(
+        refuse_known(
             examples,
             self.fitted_on,
             "was used to fit the temperature",
             "score other examples: on these the scores would be too good",
         )
         return scaled_log_probs(predict(self.predictor, examples, max_rows=max_rows), self.temperature)[None]
-
-
-def held_out_split(
-    examples: Sequence[Example], *, share: float = 0.2, seed: int = 0, trained_on: Sequence[Example] = ()
-) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """A part to fit a temperature on, and the rest to score, both in the order given: no question is on both
-    sides.
-
-    The paper's data hold questions twice: some of obqa's, arce's and mmlu's validation questions are in their
-    training part, some of mmlu's come twice in its validation part. What was trained on is left to the scored
-    part, where it belongs; equal questions go to one side together. About `share` of all examples are held
-    out, at least one.
-
-    Raises:
-        ConfigError: a share outside (0, 1).
-        DataError: there are not two different questions that were not trained on.
-
-    Example:
-        >>> prompts = [f"Question {n // 2}:" for n in range(20)]  # each twice
-        >>> examples = [Example(str(n), prompt, (" yes", " no"), 0) for n, prompt in enumerate(prompts)]
-        >>> held_out, scored = held_out_split(examples, share=0.4)
-        >>> len(held_out), len(scored), {one.prompt for one in held_out} & {one.prompt for one in scored}
-        (8, 12, set())
-    """
-    if not 0 < share < 1:
-        raise ConfigError(f"share={share}; it is a number between 0 and 1")
-    trained = _fingerprints(trained_on)
-    groups = [
-        group
-        for group in _groups(examples)
-        if not any(mark in trained for n in group for mark in _marks(examples[n]))
-    ]
-    if not groups or len(groups) == len(examples) == 1:
-        raise DataError(
-            f"{len(examples)} examples, of which {len(groups)} are different and were not trained on; "
-            "at least one is needed to fit the temperature on, and another to score"
-        )
-    random.Random(seed).shuffle(groups)
-    wanted = max(1, round(share * len(examples)))
-    chosen: set[int] = set()
-    for group in groups:
-        if not chosen or len(chosen) + len(group) <= wanted:
-            chosen.update(group)
-    if len(chosen) == len(examples):
-        raise DataError(f"the {len(examples)} examples are one question; another is needed to score")
-    held_out = tuple(example for n, example in enumerate(examples) if n in chosen)
-    return held_out, tuple(example for n, example in enumerate(examples) if n not in chosen)
-
-
-def _groups(examples: Sequence[Example]) -> list[list[int]]:
-    """The numbers of equal examples together, in order of their first; equal to an equal one is equal."""
-    home = list(range(len(examples)))
-    first: dict[str, int] = {}
-
-    def root(n: int) -> int:
-        while home[n] != n:
-            n = home[n]
-        return n
-
-    for n, example in enumerate(examples):
-        for mark in _marks(example):
-            ends = sorted((root(n), root(first.setdefault(mark, n))))
-            home[ends[1]] = ends[0]
-    groups: dict[int, list[int]] = {}
-    for n in range(len(examples)):
-        groups.setdefault(root(n), []).append(n)
-    return list(groups.values())
 
 
 def scaled_log_probs(prediction: Prediction, temperature: float) -> Tensor:
@@ -285,37 +213,3 @@ def _is_uniform(prediction: Prediction) -> bool:
     highest = prediction.log_probs.amax(dim=-1)
     lowest = prediction.log_probs.masked_fill(~prediction.present, math.inf).amin(dim=-1)
     return bool((highest - lowest <= UNIFORM).all())
-
-
-def _fingerprints(examples: Iterable[Example]) -> dict[str, str]:
-    return {mark: example.id for example in examples for mark in _marks(example)}
-
-
-def _marks(example: Example) -> list[str]:
-    """Keys by which two examples are the same: their prompt; their question and its options in any order; or
-    their id and question.
-
-    Not the id alone: files of different tasks all have a row "1". A second text belongs to the first, and
-    both texts of a preference to its prompt.
-    """
-    more = (
-        *(example.options if example.labels == PREFERENCE else ()),
-        *(() if example.pair is None else (example.pair,)),
-    )
-    parts: list[tuple[str, ...]] = [
-        ("prompt", example.prompt, *more),
-        ("id", example.id, example.question, *more),
-    ]
-    if example.question and example.options:
-        parts.append(("question", example.question, *sorted(example.options)))
-    return [hashlib.sha256(repr(part).encode()).hexdigest()[:24] for part in parts]
-
-
-def _refuse_known(examples: Sequence[Example], seen: Mapping[str, str], why: str, advice: str) -> None:
-    refused = [(example.id, seen[mark]) for example in examples for mark in _marks(example) if mark in seen]
-    if refused:
-        count = len(dict.fromkeys(example for example, _ in refused))
-        raise DataError(
-            f"example {refused[0][0]!r} {why} (as {refused[0][1]!r}), and {count} of the {len(examples)} "
-            f"given were; {advice}"
-        )

@@ -153,6 +153,14 @@ def probability_below_one(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """A number between 0 and 1."""
+    value = number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+    return value
+
+
 def some_text(text: str) -> str:
     """A text that is not empty."""
     if not text:

@@ -135,6 +135,9 @@ def run(args: Arguments) -> dict[str, Any]:
     show_table(metrics_table(spread, metrics, intervals=intervals, baseline=args.baseline))
     few_rows(metrics.num_examples)
     measured: dict[str, Any] = metrics.to_dict()
+    kept = None if args.baseline or ensemble is None else ensemble.calibrated
+    if kept is not None:
+        say(f"calibration: {kept.calibration}; single members are not calibrated")
     if intervals:
         measured["intervals"] = {
             metric: [interval.low, interval.high] for metric, interval in intervals.items()
@@ -145,6 +148,7 @@ def run(args: Arguments) -> dict[str, Any]:
         "task": name,
         "ood": ood,
         "members": metrics.num_members,
+        "calibration": None if kept is None else str(kept.calibration),
         "single": spread_to_dict(spread),
         "ensemble": measured,
         "seconds": round(time.monotonic() - begin, 1),

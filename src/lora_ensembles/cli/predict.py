@@ -5,6 +5,7 @@ row a question.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from .common import (
 )
 from .flags import heads
 from .flags.data import add_column_flags, merged_answer, merged_columns
+from .flags.guarantees import Guarantees, add_guarantee_flags, check_guarantees
 from .flags.memory import Memory, remembered
 from .screen.outputs import check_output, open_output
 from .screen.rows import FORMATS, bad_record, joined, kept_columns, write_rows
@@ -40,6 +42,7 @@ EXAMPLES = """examples:
   lora-ensembles predict runs/cqa --in questions.jsonl                     to standard output
   lora-ensembles predict runs/cqa --in questions.jsonl --out answers.csv
   lora-ensembles predict runs/exam --in exam.csv --question-column stem --options-column a,b,c,d --out answers.jsonl
+  lora-ensembles predict runs/tickets --in new.csv --risk 0.05 --out answers.csv     abstain; after lora-ensembles calibrate
   cat questions.jsonl | lora-ensembles predict runs/cqa --in - | jq .prediction"""
 
 
@@ -79,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a reward model: the lower bound is mean - K * std (default: 1)",
     )
     add_column_flags(parser)
+    add_guarantee_flags(parser)
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 
 
@@ -106,10 +110,13 @@ def run(args: Arguments) -> dict[str, Any]:
         )
     memory = remembered(args.ensemble)
     _refuse_open_answers(args, memory)
+    check_guarantees(args, calibrated=memory.calibrated)
     asked = _asked(args, memory)  # before the base is loaded, since most mistakes are here
     keep = kept_columns(args.keep_columns, asked.rows)
     ensemble = load_ensemble(args)
-    records = _answered(args, ensemble, asked, keep)
+    kept = ensemble.calibrated
+    guarantees = Guarantees.of(args, kept)
+    records = _answered(args, ensemble, asked, keep, guarantees)
     members = args.members or list(range(ensemble.num_members))
     with open_output(args.out, overwrite=args.overwrite) as stream:
         write_rows(records, stream, format=format, members=members)
@@ -118,12 +125,18 @@ def run(args: Arguments) -> dict[str, Any]:
     outcome = "questions answered" if asked.examples is not None else "texts scored"
     left = f", {bad} bad rows with an error instead" if bad else ""
     say(f"{len(records) - bad} {outcome} by {ensemble.num_members} members in {seconds} s{left}")
+    if kept is not None:
+        say(f"calibration: {kept.calibration}")
+    for sentence in guarantees.said():
+        say(sentence)
     return {
         "questions": len(records) - bad,
         "bad_rows": bad,
         "members": ensemble.num_members,
         "out": args.out,
         "format": format,
+        "calibration": None if kept is None else str(kept.calibration),
+        "guarantees": guarantees.to_dict(),
         "seconds": seconds,
     }
 
@@ -196,7 +209,7 @@ def _pairs(args: Arguments, memory: Memory) -> tuple[Example, ...]:
 
 
 def _answered(
-    args: Arguments, ensemble: LoraEnsemble, asked: Asked, keep: Sequence[str]
+    args: Arguments, ensemble: LoraEnsemble, asked: Asked, keep: Sequence[str], guarantees: Guarantees
 ) -> list[dict[str, Any]]:
     """A record for each row, in the order of the file."""
     from .screen.parts import ROWS
@@ -206,14 +219,16 @@ def _answered(
     progress = Progress(total=total, unit="row", show=total > ROWS and not args.no_progress)
     for start in range(0, total, ROWS):
         part = range(start, min(start + ROWS, total))
-        for place, record in zip(part, _records(args, ensemble, asked, part), strict=True):
+        for place, record in zip(part, _records(args, ensemble, asked, part, guarantees), strict=True):
             number, row = asked.numbers[place], asked.rows[place]
             records[number] = joined(record, number, row, keep)
         progress.update(len(part))
     return [records[number] for number in sorted(records)]
 
 
-def _records(args: Arguments, ensemble: LoraEnsemble, asked: Asked, places: range) -> list[dict[str, Any]]:
+def _records(
+    args: Arguments, ensemble: LoraEnsemble, asked: Asked, places: range, guarantees: Guarantees
+) -> list[dict[str, Any]]:
     """The records of some rows; with --skip-bad-rows, a row that cannot be encoded gets an error, and the
     others are asked without it.
     """
@@ -225,11 +240,22 @@ def _records(args: Arguments, ensemble: LoraEnsemble, asked: Asked, places: rang
         if asked.examples is None:
             return heads.reward_records(ensemble, asked.rows[rows], args)
         examples = asked.examples[rows]
-        return list(prediction_records(predict(ensemble, examples, max_rows=args.max_rows), examples))
+        # Without targets: nothing is scored here, and rows that served to calibrate may be answered.
+        unlabelled = [dataclasses.replace(example, target=None) for example in examples]
+        prediction = predict(ensemble, unlabelled, max_rows=args.max_rows)
+        columns = guarantees.columns(prediction, examples)
+        return [
+            record | more
+            for record, more in zip(prediction_records(prediction, examples), columns, strict=True)
+        ]
     except DataError as error:
         if not args.skip_bad_rows:
             raise
         if len(places) == 1:
             return [{"id": row_id(asked.rows[places.start]), "error": str(error)}]
     half = len(places) // 2
-    return _records(args, ensemble, asked, places[:half]) + _records(args, ensemble, asked, places[half:])
+    return [
+        record
+        for part in (places[:half], places[half:])
+        for record in _records(args, ensemble, asked, part, guarantees)
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from .common import (
     count,
     metrics_table,
     say,
+    share,
     show_table,
     some,
     spread_to_dict,
@@ -30,7 +32,7 @@ from .flags.fitting_head import CLASSIFIER, fitting_head, other_way
 from .screen.first_screen import few_rows, same_file, say_parts, say_read
 
 if TYPE_CHECKING:
-    from ..data import CompletionTask, Task
+    from ..data import CompletionTask, Example, Task
     from ..ensemble import LoraEnsemble
     from ..heads import HeadConfig
     from ..training.trainee import TrainResult
@@ -136,6 +138,12 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     run_group.add_argument(
         "--overwrite", action="store_true", help="replace the run or the ensemble in --out, and nothing else"
     )
+    run_group.add_argument(
+        "--calibrate",
+        type=share,
+        metavar="X",
+        help="hold this share of the training rows out, and calibrate the ensemble on them",
+    )
     run_group.add_argument("--no-progress", action="store_true", help="no progress bar")
 
 
@@ -180,14 +188,19 @@ def run(args: Arguments) -> dict[str, Any]:
         raise DataError(
             f"{error}. {other_way(train, source.labels)}" if chosen and train else str(error)
         ) from error
+    held_out, task = _held_out(task, args)
     result = _train(ensemble, task, config, args)
     spread = _record(ensemble, result, args.out)
+    if held_out:
+        _calibrate(ensemble, held_out, args)
+    say(f"saved to {args.out}; next: lora-ensembles evaluate {args.out}")
     return {
         "out": str(args.out),
         "task": task.name,
         "members": ensemble.num_members,
         "single": spread_to_dict(spread),
         "ensemble": ensemble.info.task["metrics"],
+        "calibration": None if ensemble.calibrated is None else str(ensemble.calibrated.calibration),
         "seconds": round(time.monotonic() - begin, 1),
     }
 
@@ -263,5 +276,33 @@ def _record(ensemble: LoraEnsemble, result: TrainResult, out: Path) -> dict[str,
     update_info(ensemble, out)
     show_table(metrics_table(spread, metrics))
     few_rows(metrics.num_examples)
-    say(f"saved to {out}; next: lora-ensembles evaluate {out}")
     return spread
+
+
+def _held_out(
+    task: Task | CompletionTask, args: Arguments
+) -> tuple[tuple[Example, ...], Task | CompletionTask]:
+    """The share of the training rows that --calibrate holds out, and the task without them."""
+    from ..calibration.held_out import held_out_split
+    from ..data import Task
+
+    if args.calibrate is None:
+        return (), task
+    if not isinstance(task, Task) or args.head == "reward":
+        raise ConfigError("--calibrate: for questions with options; there are none here. Leave it out")
+    held_out, rest = held_out_split(
+        task.train, share=args.calibrate, seed=args.seed, trained_on=task.validation
+    )
+    say(f"{len(held_out)} of {len(task.train)} training rows are held out to calibrate on")
+    return held_out, dataclasses.replace(task, train=rest)
+
+
+def _calibrate(ensemble: LoraEnsemble, held_out: Sequence[Example], args: Arguments) -> None:
+    from ..calibration.calibrated import calibrate
+    from ..storage.calibration import write_calibration
+
+    source = f"{args.calibrate:g} of the training rows"
+    calibration = calibrate(ensemble, held_out, source=source)
+    assert ensemble.calibrated is not None
+    write_calibration(args.out, ensemble.calibrated)
+    say(f"calibration: {calibration}")

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ class Prediction:
             is absent. Each row's probabilities sum to 1.
         targets: (N,) int64 index of the right option, or None when the examples are unlabelled.
         ids: the N examples' identifiers, in row order; empty means "0", "1", ...
+        calibrated: (N, C) log-probabilities of the ensemble after calibration, which then stand for the mean of
+            the members; None: not calibrated.
 
     Raises:
         ConfigError: a tensor of the wrong shape or type, rows that are not log-probabilities (logits, for
@@ -55,6 +57,7 @@ class Prediction:
     member_log_probs: Tensor
     targets: Tensor | None = None
     ids: tuple[str, ...] = field(default=())
+    calibrated: Tensor | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "member_log_probs", _checked_log_probs(self.member_log_probs))
@@ -66,6 +69,11 @@ class Prediction:
         object.__setattr__(self, "ids", ids)
         if self.targets is not None:
             object.__setattr__(self, "targets", _checked_targets(self.targets, self.present, ids))
+        if self.calibrated is not None:
+            checked = _checked_log_probs(self.calibrated[None])[0]
+            if bool(((checked > -math.inf) != self.present).any()):
+                raise ConfigError("calibrated and member_log_probs disagree about which options are absent")
+            object.__setattr__(self, "calibrated", checked)
 
     def __repr__(self) -> str:
         shape = f"{self.num_members} members, {self.num_examples} examples, {self.num_options} options"
@@ -94,8 +102,15 @@ class Prediction:
         """(N, C) bool: which options exist in each row."""
         return self.member_log_probs[0] > -math.inf
 
-    @cached_property
+    @property
     def log_probs(self) -> Tensor:
+        """(N, C) float32 log-probabilities of the ensemble: the calibrated ones, or else the log of the members'
+        mean.
+        """
+        return self.members_log_probs if self.calibrated is None else self.calibrated
+
+    @cached_property
+    def members_log_probs(self) -> Tensor:
         """(N, C) float32 log of the mean of the members' probabilities, logsumexp_m log p_m - log M (Eq. 2 of
         arXiv:2310.00035).
 
@@ -108,7 +123,7 @@ class Prediction:
 
     @cached_property
     def probs(self) -> Tensor:
-        """(N, C) float32 mean of the members' probabilities, exactly 0 where an option is absent."""
+        """(N, C) float32 probabilities of the ensemble, exactly 0 where an option is absent."""
         return self.log_probs.exp()
 
     @property
@@ -163,10 +178,16 @@ class Prediction:
             member_log_probs=self.member_log_probs[:, rows],
             targets=None if self.targets is None else self.targets[rows],
             ids=tuple(map(self.ids.__getitem__, rows.tolist())),
-            log_probs=self.log_probs[rows],
+            members_log_probs=self.members_log_probs[rows],
+            calibrated=None if self.calibrated is None else self.calibrated[rows],
             probs=self.probs[rows],
         )
         return taken
+
+    @property
+    def uncalibrated(self) -> Prediction:
+        """The prediction with the members' mean as the ensemble's probabilities."""
+        return Prediction(self.member_log_probs, self.targets, self.ids)
 
     def labelled_targets(self, what: str) -> Tensor:
         """The (N,) targets; `what` names the quantity that needs them.
@@ -201,7 +222,7 @@ def predict(predictor: Predictor, examples: Sequence[Example], *, max_rows: int 
     """The `Prediction` of a predictor for labelled or unlabelled examples.
 
     Targets are kept only if every example has one; a mixture of labelled and unlabelled examples is an
-    unlabelled prediction.
+    unlabelled prediction. An ensemble that was calibrated (`calibrate`) gives calibrated probabilities.
 
     Args:
         predictor: an ensemble, a baseline or a wrapper.
@@ -212,7 +233,7 @@ def predict(predictor: Predictor, examples: Sequence[Example], *, max_rows: int 
         (M, N, C) member log-probabilities with targets and ids.
 
     Raises:
-        DataError: no examples.
+        DataError: no examples; or labelled ones that the ensemble was calibrated on.
         ConfigError: `max_rows` below 1, or a predictor whose result does not fit the examples.
 
     Example:
@@ -240,7 +261,12 @@ def predict(predictor: Predictor, examples: Sequence[Example], *, max_rows: int 
                 f"{example.id!r} (row {row}), which has {len(example.labels)} labels; "
                 "it must give -inf exactly to the options after the last label"
             )
-    return prediction
+    kept: Any = getattr(predictor, "calibrated", None)  # of an ensemble that was calibrated
+    if kept is None:
+        return prediction
+    if prediction.targets is not None:
+        kept.refuse_scored(examples)
+    return cast(Prediction, kept.calibration(prediction))
 
 
 def _checked_log_probs(values: object) -> Tensor:

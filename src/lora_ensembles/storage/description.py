@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, get_args
 
+from ..calibration.kinds import BOUNDS, Kind
 from ..data.columns import ColumnMapping
 from ..data.prompts import Answer
 from ..disk.atomic import is_missing
-from ..disk.layout import ENSEMBLE_FILE
+from ..disk.layout import ENSEMBLE_FILE, HELD_OUT_FILE
 from ..disk.schema import (
     SHOWN,
     Check,
+    Mismatch,
     anything,
     check,
     either,
     exactly,
     list_of,
     nullable,
+    number,
     object_of,
     one_of,
     read_json,
@@ -40,6 +44,13 @@ ADVICE = "correct it, or save the ensemble again"
 
 def _fields_of(kind: Any, special: dict[str, Check], usual: Check) -> dict[str, Check]:
     return {field.name: special.get(field.name, usual) for field in dataclasses.fields(kind)}
+
+
+def held_out_name(value: Any, place: str) -> None:
+    """The name of a file that holds what was said of held-out examples."""
+    text(value, place)
+    if re.fullmatch(HELD_OUT_FILE.format(r"[0-9a-f]{12}"), value) is None:
+        raise Mismatch(f"{place} is {value[:SHOWN]!a}, which is not the name of such a file")
 
 
 DTYPE = one_of(("float32", "bfloat16", "float16"))
@@ -83,6 +94,17 @@ _BASE = {
 }
 _MEMBER = {"folder": text, "init_seed": whole(-(2**63)), "order_seed": whole(-(2**63))}
 
+_CALIBRATION = {
+    "kind": one_of(get_args(Kind)),
+    "temperatures": object_of(number(*BOUNDS)),
+    "weights": list_of(number()),
+    "biases": list_of(number()),
+    "num_examples": whole(1),
+    "nll": object_of(number()),
+    "source": text,
+    "held_out": held_out_name,
+}
+
 ENSEMBLE = record(
     {
         "format_version": exactly(FORMAT_VERSION),
@@ -104,7 +126,11 @@ ENSEMBLE = record(
         "members": list_of(record(_MEMBER, others=True), at_least=1),
         "task": record({}, _TASK, others=True),
     },
-    {"head": record({"kind": _HEAD["kind"]}, _HEAD), "label_score": one_of(("sum", "mean"))},
+    {
+        "head": record({"kind": _HEAD["kind"]}, _HEAD),
+        "label_score": one_of(("sum", "mean")),
+        "calibration": record(_CALIBRATION),
+    },
     others=True,
 )
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
+from ..calibration.calibrated import HeldOut
 from ..disk.atomic import file_written_aside, written_aside
 from ..disk.layout import ENSEMBLE_FILE, names_a_folder
 from ..errors import (
@@ -26,7 +26,6 @@ from ..errors import (
     CheckpointError,
     ConfigError,
     DataError,
-    LoraEnsemblesError,
 )
 from ..heads import head_of
 from ..heads.resolve import base_kind
@@ -36,6 +35,7 @@ from ..stack.head_config import HeadConfig, LabelScore
 from ..stack.info import EnsembleInfo
 from ..stack.seeds import MemberSeeds
 from ..stack.sites import MemberWeights
+from .calibration import write_calibration
 from .description import FORMAT_VERSION, read_description
 from .hub import ensemble_folder
 from .model_card import render_model_card
@@ -107,10 +107,15 @@ def member_folder(index: int) -> str:
 
 
 def write_members(
-    ensemble: StackedModel, folder: Path, *, home: Path | None, dtype: torch.dtype = torch.float32
+    ensemble: StackedModel,
+    folder: Path,
+    *,
+    home: Path | None,
+    dtype: torch.dtype = torch.float32,
+    kept: HeldOut | None = None,
 ) -> None:
-    """`ensemble.json`, `README.md` and the member folders, into an existing folder that will stand at `home`;
-    None: anywhere.
+    """`ensemble.json`, `README.md`, the member folders and the calibration, into an existing folder that will
+    stand at `home`; None: anywhere.
     """
     config = copy.deepcopy(ensemble.adapter)
     config.base_model_name_or_path = base_name(ensemble.base)
@@ -119,6 +124,8 @@ def write_members(
         write_adapter(folder / member_folder(index), ensemble.stack.member(index), config, dtype=dtype)
     for name, text in _descriptions(ensemble, home).items():
         (folder / name).write_text(text, encoding="utf-8")
+    if kept is not None:
+        write_calibration(folder, kept)
 
 
 def update_info(ensemble: StackedModel, path: Path) -> None:
@@ -128,18 +135,21 @@ def update_info(ensemble: StackedModel, path: Path) -> None:
     Raises:
         CheckpointError: `path` holds no ensemble, or one of another number of members, or cannot be written.
     """
-    saved = len(read_description(path)["members"])
+    before = read_description(path)
+    saved = len(before["members"])
     if saved != ensemble.num_members:
         raise CheckpointError(
             f"{path} holds {saved} members, the ensemble has {ensemble.num_members}; "
             "save it to a folder of its own"
         )
-    for name, text in _descriptions(ensemble, path).items():
+    for name, text in _descriptions(ensemble, path, calibration=before.get("calibration")).items():
         with file_written_aside(path / name, replace=True) as file:
             file.write(text)
 
 
-def _descriptions(ensemble: StackedModel, home: Path | None) -> dict[str, str]:
+def _descriptions(
+    ensemble: StackedModel, home: Path | None, *, calibration: dict[str, Any] | None = None
+) -> dict[str, str]:
     """The text of the files that describe an ensemble, by name; `ensemble.json` last, since a folder that has
     it is complete.
     """
@@ -165,21 +175,23 @@ def _descriptions(ensemble: StackedModel, home: Path | None) -> dict[str, str]:
         content["base"]["folder"] = beside
     head = head_of(info.head).description(base)
     content["base"] |= head.pop("base", {})
-    content |= head
+    content |= head | ({} if calibration is None else {"calibration": calibration})
     return {
         "README.md": render_model_card(base_name(base), members=ensemble.num_members, task=info.task),
         ENSEMBLE_FILE: json.dumps(content, indent=2) + "\n",
     }
 
 
-def write_ensemble(ensemble: StackedModel, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
+def write_ensemble(
+    ensemble: StackedModel, path: Path, *, dtype: torch.dtype = torch.float32, kept: HeldOut | None = None
+) -> None:
     """The ensemble at `path`, whole or not at all.
 
     Raises:
         CheckpointError: `path` exists, or cannot be written.
     """
     with written_aside(path) as folder:
-        write_members(ensemble, folder, home=path, dtype=dtype)
+        write_members(ensemble, folder, home=path, dtype=dtype, kept=kept)
 
 
 def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedEnsemble:
@@ -360,27 +372,3 @@ def _last_part(name: str) -> str:
 
 def _revision(base: nn.Module) -> str | None:
     return getattr(base.config, "_commit_hash", None)
-
-
-def push_to_hub(ensemble: StackedModel, repo_id: str, *, private: bool, token: str | None) -> str:
-    """Upload to the hub; returns the address of the commit."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
-
-    api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as folder:
-        write_members(ensemble, Path(folder), home=None)
-        try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(
-                api.upload_folder(
-                    repo_id=repo_id, folder_path=folder, commit_message="Upload a LoRA ensemble"
-                ).commit_url
-            )
-        except HFValidationError as error:
-            raise ConfigError(f"{repo_id!r} is no repository name: {error}") from error
-        # Its own classes, those of its HTTP client, and built-in ones; all mean the same to a caller.
-        except Exception as error:
-            raise LoraEnsemblesError(
-                f"upload to {repo_id!r} failed: {error}; is there a network, and a token that may write?"
-            ) from error

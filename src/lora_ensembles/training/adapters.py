@@ -86,6 +86,7 @@ def train(
     """
     config = config or TrainConfig()
     check_options(out=out, resume=resume, overwrite=overwrite)
+    ensemble.calibrated = None  # the weights that it was made for are gone
     examples = as_examples(examples, ensemble.info, labelled=True)
     validation = as_examples(validation, ensemble.info, name="validation", labelled=True)
     ensemble.info = with_labels(ensemble.info, examples)

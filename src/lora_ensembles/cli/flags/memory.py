@@ -14,14 +14,15 @@ from .data import Source
 
 @dataclass(frozen=True)
 class Memory:
-    """The source of an ensemble's questions, the kind of its head and its classes, and the name of
-    its base.
+    """The source of an ensemble's questions, the kind of its head and its classes, the name of its base, and
+    whether it was calibrated.
     """
 
     source: Source = field(default_factory=Source)
     kind: str = "causal-lm"
     classes: tuple[str, ...] = ()
     base: str = ""
+    calibrated: bool = False
 
     @property
     def labels(self) -> list[str] | None:
@@ -46,4 +47,5 @@ def remembered(path: Path | None) -> Memory:
         head.get("kind", "causal-lm"),
         tuple(head.get("classes", ())),
         content["base"]["name"],
+        "calibration" in content,
     )

@@ -31,6 +31,7 @@ class InParts:
 
     def __init__(self, predictor: Predictor, *, total: int, show: bool):
         self._predictor = predictor
+        self.calibrated = getattr(predictor, "calibrated", None)
         self._progress = Progress(total=total, unit="question", show=show and total > ROWS)
 
     def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:

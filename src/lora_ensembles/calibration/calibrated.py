@@ -1,0 +1,121 @@
+"""The calibration of an ensemble: its predictions on held-out examples are kept, with what was fitted on them,
+for the probabilities, thresholds and sets of everything that is predicted later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from ..data import Example
+from ..data.inputs import as_examples, known_to
+from ..prediction.prediction import Prediction, Predictor, predict
+from .conformal import ConformalSets, conformal_sets
+from .held_out import fingerprints, refuse_known
+from .kinds import Kind, Method, Score
+from .risk import RiskThreshold, risk_threshold
+from .scaling import Calibration, fit_calibration
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The predictions of an ensemble on held-out examples, and its calibration.
+
+    Thresholds and sets are made from the probabilities *before* calibration, and applied to them: so one set of
+    held-out examples serves both, and the guarantee holds whatever was fitted.
+
+    Attributes:
+        prediction: of the members, labelled and not calibrated.
+        calibration: what was fitted on it.
+        marks: keys of the examples, each with the example's id.
+        source: where the examples came from, for a reader.
+    """
+
+    prediction: Prediction
+    calibration: Calibration
+    marks: Mapping[str, str]
+    source: str = ""
+
+    def refuse_scored(self, examples: Sequence[Example]) -> None:
+        """Refuse labelled examples that the calibration was fitted on.
+
+        Raises:
+            DataError: one of them was.
+        """
+        refuse_known(
+            examples,
+            self.marks,
+            "was used to calibrate the ensemble",
+            "score other examples: on these the scores would be too good",
+        )
+
+    def risk_threshold(
+        self, *, risk: float, delta: float = 0.05, score: Score = "confidence"
+    ) -> RiskThreshold:
+        """See `risk.risk_threshold`; for predictions that are not calibrated (`prediction.uncalibrated`)."""
+        return risk_threshold(self.prediction, risk=risk, delta=delta, score=score)
+
+    def conformal_sets(self, *, coverage: float = 0.9, method: Method = "lac") -> ConformalSets:
+        """See `conformal.conformal_sets`; for predictions that are not calibrated."""
+        return conformal_sets(self.prediction, coverage=coverage, method=method)
+
+
+class Calibratable(Predictor, Protocol):
+    """A predictor that keeps its predictions on held-out examples."""
+
+    calibrated: HeldOut | None
+
+
+def calibrate(
+    ensemble: Calibratable,
+    held_out: Sequence[Example],
+    *,
+    kind: Kind | Literal["auto"] = "auto",
+    trained_on: Sequence[Example] = (),
+    source: str = "",
+    max_rows: int | None = None,
+) -> Calibration:
+    """Fit a calibration on held-out examples and keep it with the ensemble.
+
+    `predict` then returns calibrated probabilities, `save_pretrained` saves the calibration, and
+    `ensemble.calibrated` makes thresholds and sets. Training or another set of members ends it.
+
+    Args:
+        ensemble: of M members.
+        held_out: N labelled examples, from the population that will be answered.
+        kind: see `Calibration`; "auto" takes the one with the lowest NLL on parts of `held_out` that it was not
+            fitted on.
+        trained_on: what the ensemble was trained on; held-out examples among them are refused.
+        source: where the examples came from, for a reader of the saved ensemble.
+        max_rows: as in `predict`.
+
+    Returns:
+        The calibration; its `nll` says what each kind reached.
+
+    Raises:
+        DataError: no examples, one without an answer, one that was trained on, or too few.
+        ConfigError: no such kind.
+
+    Example:
+        >>> from lora_ensembles import LoraEnsemble, load_base, load_task, predict
+        >>> task = load_task("world-cqa")
+        >>> ensemble = LoraEnsemble(*load_base(), num_members=2)
+        >>> calibration = calibrate(ensemble, task.validation[:120], trained_on=task.train, kind="temperature")
+        >>> 0.2 < calibration.temperatures[0] < 5
+        True
+        >>> predict(ensemble, task.validation[120:130]).calibrated is not None
+        True
+    """
+    held_out = as_examples(held_out, known_to(ensemble), labelled=True)
+    refuse_known(
+        held_out,
+        fingerprints(trained_on),
+        "was trained on",
+        "calibrate on examples that were not",
+    )
+    ensemble.calibrated = None
+    prediction = predict(ensemble, held_out, max_rows=max_rows)
+    calibration = fit_calibration(prediction, kind=kind)
+    ensemble.calibrated = HeldOut(prediction, calibration, fingerprints(held_out), source)
+    return calibration

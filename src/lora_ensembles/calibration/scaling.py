@@ -1,0 +1,286 @@
+"""Calibration of an ensemble's probabilities: a few numbers fitted on held-out examples, that travel with it.
+
+Shapes: M members, N examples, C options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DataError, unknown_name
+from ..prediction.prediction import Prediction
+from .kinds import BOUNDS, Kind
+from .temperature import best_temperature, scaled_log_probs
+
+_log = logging.getLogger(__name__)
+
+FOLDS = 5
+LEAST_OF_A_COUNT = 100
+"""Examples of one number of options from which on it gets a temperature of its own."""
+GRID = 41  # temperatures between the bounds, on a logarithmic scale, between which the best is searched
+STEPS = 200  # of L-BFGS
+WEIGHT_DECAY = (
+    1e-3  # of vector scaling, towards no change: without it options that are never right go to -inf
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A map from an ensemble's probabilities to calibrated ones, of one of four kinds.
+
+    - "none": p, the mean of the members' probabilities.
+    - "temperature": p^(1/T), normalised over the options (Guo et al. 2017, arXiv:1706.04599), with the mean p
+      and one T for each number of options that has examples enough, and one for all others.
+    - "member-temperature": the mean of the members' p_m^(1/T), with the T at which the *mean* is best. Members
+      that are calibrated one by one average to an ensemble that is not sure enough (Rahaman & Thiery 2021,
+      arXiv:2007.08792).
+    - "vector": softmax_c(w_c log p(c) + b_c), a weight and a bias for each option (vector scaling of Guo et al.).
+
+    Attributes:
+        kind: one of the four.
+        temperatures: of "temperature" and "member-temperature", by number of options; 0: all others.
+        weights: w of "vector", one for each of C options.
+        biases: b of "vector".
+        num_examples: the examples it was fitted on.
+        nll: of each kind that was compared, in nats, on folds that it was not fitted on.
+    """
+
+    kind: Kind = "none"
+    temperatures: Mapping[int, float] = field(default_factory=dict)
+    weights: tuple[float, ...] = ()
+    biases: tuple[float, ...] = ()
+    num_examples: int = 0
+    nll: Mapping[str, float] = field(default_factory=dict)
+
+    def log_probs(self, prediction: Prediction) -> Tensor:
+        """(N, C) float32 calibrated log-probabilities, -inf at absent options.
+
+        Raises:
+            DataError: "vector", and the examples have other options than those it was fitted on.
+        """
+        prediction = prediction.uncalibrated
+        if self.kind == "none":
+            return prediction.log_probs
+        if self.kind == "vector":
+            if prediction.num_options != len(self.weights) or not bool(prediction.present.all()):
+                raise DataError(
+                    f"vector scaling was fitted on {len(self.weights)} options, and an example has another "
+                    "number of them; calibrate by temperature, or answer examples with the same options"
+                )
+            return vector_scaled(prediction, torch.tensor([self.weights, self.biases]).double())
+        out = torch.empty_like(prediction.log_probs)
+        counts = prediction.present.sum(dim=-1)
+        for count in counts.unique().tolist():
+            rows = (counts == count).nonzero()[:, 0]
+            temperature = self.temperatures.get(count, self.temperatures[0])
+            out[rows] = _BY_TEMPERATURE[self.kind](prediction.take(rows), temperature)
+        return out
+
+    def __call__(self, prediction: Prediction) -> Prediction:
+        """The prediction with calibrated probabilities in place of the members' mean; the members themselves,
+        and with them the uncertainties, stay as they are.
+        """
+        if self.kind == "none":
+            return prediction
+        return dataclasses.replace(prediction, calibrated=self.log_probs(prediction))
+
+    def __str__(self) -> str:
+        if self.kind == "vector":
+            how = f"vector scaling of {len(self.weights)} options"
+        elif self.kind == "none":
+            how = "none (no kind had a lower NLL)"
+        else:
+            many = len(self.temperatures) > 1
+            own = [
+                f"{value:.3g}" + (f" for {count or 'other numbers of'} options" if many else "")
+                for count, value in sorted(self.temperatures.items())
+            ]
+            how = f"{self.kind} {', '.join(own)}"
+        return f"{how}, from {self.num_examples} held-out examples"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields in JSON's types, for `from_dict`."""
+        fields = dataclasses.asdict(self)
+        return fields | {
+            "temperatures": {str(count): value for count, value in self.temperatures.items()},
+            "weights": list(self.weights),
+            "biases": list(self.biases),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Calibration:
+        """The calibration that `to_dict` wrote."""
+        return cls(
+            kind=content["kind"],
+            temperatures={int(count): float(value) for count, value in content["temperatures"].items()},
+            weights=tuple(content["weights"]),
+            biases=tuple(content["biases"]),
+            num_examples=content["num_examples"],
+            nll=dict(content["nll"]),
+        )
+
+
+def fit_calibration(held_out: Prediction, *, kind: Kind | Literal["auto"] = "auto") -> Calibration:
+    """The calibration of least NLL on held-out examples.
+
+    With "auto" each kind is fitted on four fifths of the examples and scored on the last fifth, five times over;
+    the kind with the lowest NLL is fitted again on all. Of equal ones the first of "none", "temperature",
+    "member-temperature" and "vector" is taken; "vector" takes part where all examples have the same number of
+    options, and at least ten times as many examples as it has numbers.
+
+    Args:
+        held_out: a labelled prediction of examples that the predictor was not trained on.
+        kind: of `Calibration`, or "auto".
+
+    Raises:
+        ConfigError: no such kind.
+        DataError: the prediction is unlabelled; too few examples to compare kinds; or "vector" on examples whose
+            numbers of options differ.
+
+    Example:
+        >>> sure = torch.tensor([[0.9, 0.1]]).log().expand(1, 40, 2)
+        >>> calibration = fit_calibration(Prediction(sure, torch.tensor([0, 0, 0, 1] * 10)), kind="temperature")
+        >>> calibration(Prediction(sure)).probs[0].round(decimals=3).tolist()  # right three times in four
+        [0.75, 0.25]
+    """
+    if kind not in ("auto", *get_args(Kind)):
+        raise ConfigError(unknown_name("kind", kind, ("auto", *get_args(Kind))))
+    held_out.labelled_targets("calibration")
+    held_out = held_out.uncalibrated
+    if kind != "auto":
+        return _warned(_fit(held_out, kind))
+    if held_out.num_examples < 2 * FOLDS:
+        raise DataError(
+            f"{held_out.num_examples} held-out examples are too few to choose a calibration by; "
+            f"give {2 * FOLDS} or more, or name its kind"
+        )
+    scores = {kind: _score_on_folds(held_out, kind) for kind in get_args(Kind) if _fits(held_out, kind)}
+    best = min(scores, key=lambda name: round(scores[name], 6))
+    return _warned(dataclasses.replace(_fit(held_out, best), nll=scores))
+
+
+def vector_scaled(prediction: Prediction, numbers: Tensor) -> Tensor:
+    """log softmax(w log p + b) (N, C), float32, of weights and biases (2, C)."""
+    # Where a probability underflows, -inf has no gradient, and a weight of 0 would make it NaN.
+    logits = prediction.log_probs.double().clamp_min(-100.0)
+    return (logits * numbers[0] + numbers[1]).log_softmax(dim=-1).float()
+
+
+def member_scaled(prediction: Prediction, temperature: float) -> Tensor:
+    """log of the mean of the members' p_m^(1/T), each normalised over the options (N, C), float32."""
+    members = (prediction.member_log_probs.double() / temperature).log_softmax(dim=-1)
+    return (members.logsumexp(dim=0) - math.log(prediction.num_members)).clamp_max(0.0).float()
+
+
+_BY_TEMPERATURE: dict[str, Callable[[Prediction, float], Tensor]] = {
+    "temperature": scaled_log_probs,
+    "member-temperature": member_scaled,
+}
+
+
+def _nll(log_probs: Tensor, targets: Tensor) -> float:
+    return -log_probs.double().gather(1, targets[:, None]).mean().item()
+
+
+def _fits(prediction: Prediction, kind: Kind) -> bool:
+    numbers = 2 * prediction.num_options
+    alike = bool(prediction.present.all())
+    return kind != "vector" or (alike and prediction.num_examples >= 10 * numbers)
+
+
+def _score_on_folds(prediction: Prediction, kind: Kind) -> float:
+    fold = torch.randperm(prediction.num_examples, generator=torch.Generator().manual_seed(0)) % FOLDS
+    total = 0.0
+    for number in range(FOLDS):
+        fitted = _fit(prediction.take((fold != number).nonzero()[:, 0]), kind)
+        rest = prediction.take((fold == number).nonzero()[:, 0])
+        total += _nll(fitted.log_probs(rest), rest.labelled_targets("calibration")) * rest.num_examples
+    return total / prediction.num_examples
+
+
+def _fit(prediction: Prediction, kind: Kind) -> Calibration:
+    made = Calibration(kind, num_examples=prediction.num_examples)
+    if kind == "none":
+        return made
+    if kind == "vector":
+        weights, biases = _best_vector(prediction).tolist()
+        return dataclasses.replace(made, weights=tuple(weights), biases=tuple(biases))
+    best = best_temperature if kind == "temperature" else _best_member_temperature
+    temperatures = {0: best(prediction)}
+    counts = prediction.present.sum(dim=-1)
+    values, sizes = counts.unique(return_counts=True)
+    if len(values) > 1:
+        for count, size in zip(values.tolist(), sizes.tolist(), strict=True):
+            if size >= LEAST_OF_A_COUNT:
+                temperatures[count] = best(prediction.take((counts == count).nonzero()[:, 0]))
+    return dataclasses.replace(made, temperatures=temperatures)
+
+
+def _best_member_temperature(prediction: Prediction) -> float:
+    """The T of least NLL of the mean of scaled members, within `BOUNDS`: the best of a grid, and around it by
+    thirds. The NLL need not be convex in T.
+    """
+    targets = prediction.labelled_targets("calibration")
+
+    def loss(log_temperature: float) -> float:
+        return _nll(member_scaled(prediction, math.exp(log_temperature)), targets)
+
+    low, high = (math.log(bound) for bound in BOUNDS)
+    grid = [low + (high - low) * step / (GRID - 1) for step in range(GRID)]
+    best = min(range(GRID), key=lambda step: loss(grid[step]))
+    low, high = grid[max(0, best - 1)], grid[min(GRID - 1, best + 1)]
+    while high - low > 1e-7:
+        left, right = low + (high - low) / 3, high - (high - low) / 3
+        if loss(left) <= loss(right):
+            high = right
+        else:
+            low = left
+    return min(max(math.exp((low + high) / 2), BOUNDS[0]), BOUNDS[1])
+
+
+def _best_vector(prediction: Prediction) -> Tensor:
+    """Weights and biases (2, C) of least NLL plus `WEIGHT_DECAY` times their squared distance from no change;
+    convex, by L-BFGS.
+    """
+    if not bool(prediction.present.all()):
+        raise DataError("vector scaling needs examples with the same options; here their numbers differ")
+    targets = prediction.labelled_targets("calibration")
+    logits = prediction.log_probs.double().clamp_min(-100.0)
+    start = torch.stack([torch.ones(prediction.num_options), torch.zeros(prediction.num_options)]).double()
+    numbers = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [numbers], max_iter=STEPS, line_search_fn="strong_wolfe", tolerance_grad=1e-9
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        scaled = (logits * numbers[0] + numbers[1]).log_softmax(dim=-1)
+        loss = -scaled.gather(1, targets[:, None]).mean() + WEIGHT_DECAY * (numbers - start).square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return numbers.detach()
+
+
+def _warned(calibration: Calibration) -> Calibration:
+    for count, value in calibration.temperatures.items():
+        if min(value / bound for bound in BOUNDS if value >= bound) < 1 + 1e-6 or value >= BOUNDS[1] * (
+            1 - 1e-6
+        ):
+            of = f" for {count} options" if count else ""
+            _log.warning(
+                "temperature %g%s is at the end of what is searched (%g to %g): the held-out examples do not "
+                "decide it; give more",
+                *(value, of, *BOUNDS),
+            )
+    return calibration

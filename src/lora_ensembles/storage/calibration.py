@@ -1,0 +1,93 @@
+"""The calibration of a saved ensemble: its numbers in `ensemble.json`, and beside it the members' predictions on
+the held-out examples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ..calibration.calibrated import HeldOut
+from ..calibration.scaling import Calibration
+from ..disk.atomic import bytes_written_aside, check_readable, file_written_aside
+from ..disk.layout import ENSEMBLE_FILE, HELD_OUT_FILE
+from ..errors import CheckpointError, LoraEnsemblesError
+from ..prediction.prediction import Prediction
+from .description import read_description
+from .hub import ensemble_folder
+
+
+def held_out_file(kept: HeldOut) -> tuple[str, bytes]:
+    """Name and content of the file of the predictions on held-out examples."""
+    prediction = kept.prediction
+    tensors = {
+        "member_log_probs": prediction.member_log_probs.contiguous(),
+        "targets": prediction.labelled_targets("calibration").contiguous(),
+    }
+    said = {"ids": json.dumps(prediction.ids), "marks": json.dumps(dict(kept.marks)), "source": kept.source}
+    content = save(tensors, metadata={"format": "pt", **said})
+    return HELD_OUT_FILE.format(hashlib.sha256(content).hexdigest()[:12]), content
+
+
+def description(kept: HeldOut, file: str) -> dict[str, Any]:
+    """The entry in `ensemble.json` of a calibration whose held-out predictions are in `file`."""
+    return kept.calibration.to_dict() | {"source": kept.source, "held_out": file}
+
+
+def write_calibration(path: Path, kept: HeldOut) -> None:
+    """Put a calibration into a saved ensemble, in place of one that is there; its members stay untouched.
+
+    Raises:
+        CheckpointError: `path` holds no ensemble of as many members, or cannot be written.
+    """
+    content = read_description(path)
+    if len(content["members"]) != kept.prediction.num_members:
+        raise CheckpointError(
+            f"{path} holds {len(content['members'])} members, and {kept.prediction.num_members} were calibrated; "
+            "calibrate the whole ensemble"
+        )
+    before = content.get("calibration", {}).get("held_out")
+    name, stored = held_out_file(kept)
+    bytes_written_aside(path / name, stored)
+    content["calibration"] = description(kept, name)
+    with file_written_aside(path / ENSEMBLE_FILE, replace=True) as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+    if before not in (None, name):
+        (path / before).unlink(missing_ok=True)
+
+
+def read_calibration(path: Path) -> HeldOut | None:
+    """The calibration of a saved ensemble; None where it has none.
+
+    Raises:
+        CheckpointError: its file is missing, corrupt, or of another ensemble.
+    """
+    folder = ensemble_folder(path)
+    content = read_description(folder)
+    numbers: dict[str, Any] | None = content.get("calibration")
+    if numbers is None:
+        return None
+    file = folder / numbers["held_out"]
+    check_readable(file)
+    try:
+        with safe_open(file, framework="pt") as stored:
+            said = stored.metadata() or {}
+            prediction = Prediction(
+                stored.get_tensor("member_log_probs"),
+                stored.get_tensor("targets"),
+                tuple(json.loads(said["ids"])),
+            )
+            marks = dict(json.loads(said["marks"]))
+    except (SafetensorError, LoraEnsemblesError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} is corrupt ({error}); calibrate the ensemble again") from error
+    if prediction.num_members != len(content["members"]):
+        raise CheckpointError(
+            f"{file} is of {prediction.num_members} members, and the ensemble has {len(content['members'])}; "
+            "calibrate it again"
+        )
+    return HeldOut(prediction, Calibration.from_dict(numbers), marks, said.get("source", ""))
