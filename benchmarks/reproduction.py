@@ -169,7 +169,7 @@ def trial_table(result: Mapping[str, Any]) -> Table:
             trained = f"{row['train_accuracy']:.3f}" if "train_accuracy" in row else "-"
             rows.append((f"{arm}, epoch {epoch}", trained, *cells(row["single"]), *cells(row["ensemble"])))
     names = [f"{who}: {metric}" for who in ("single", "ensemble") for metric in ("accuracy", "NLL", "ECE")]
-    return Table(("", "training accuracy", *names), tuple(rows))
+    return Table(("step size and epoch", "training accuracy", *names), tuple(rows))
 
 
 def bases_table(measured: Sequence[Measured]) -> Table:
@@ -210,7 +210,7 @@ def verdicts(measured: Sequence[Measured]) -> Table:
         (name, text, *(verdict(one.claims[place]) for one in measured))
         for place, (name, text, _) in enumerate(CLAIMS)
     )
-    return Table(("", "claim of the paper (LLaMA-13B)", *(one.base.name for one in measured)), rows)
+    return Table(("no.", "claim of the paper (LLaMA-13B)", *(one.base.name for one in measured)), rows)
 
 
 def verdict(claim: Claim) -> str:

@@ -1,9 +1,12 @@
-// What scrolls can be reached by keyboard, and each copy button's region has a name of its own. The theme makes these
+// What scrolls can be reached by keyboard; the search and each copy button's region have a name. The theme makes these
 // elements when it starts, so this waits for it.
 document$.subscribe(() => {
   setTimeout(() => {
-    document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset pre > code").forEach((element) => {
+    document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset pre > code, .highlight-ipynb, .jp-OutputArea-output pre").forEach((element) => {
       element.tabIndex = 0;
+    });
+    document.querySelectorAll(".md-search[role=dialog]").forEach((element) => {
+      element.setAttribute("aria-label", "Search");
     });
     document.querySelectorAll("nav.md-code__nav").forEach((element, number) => {
       element.setAttribute("aria-label", `Code ${number + 1}`);

@@ -50,7 +50,7 @@ def claims_with_text(claims: Sequence[Claim]) -> Table:
     )
     links = {(row, 0): claim.id.lower() for row, claim in enumerate(claims)}
     return Table(
-        ("", "claim", "verdict", *DECIDING, "tasks (seeds)"),
+        ("no.", "claim", "verdict", *DECIDING, "tasks (seeds)"),
         rows,
         chosen=_cells([claim.verdict for claim in claims], "supported", column=2),
         against=_cells([claim.verdict for claim in claims], "contradicted", column=2),

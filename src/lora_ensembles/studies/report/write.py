@@ -109,7 +109,7 @@ def provenance(records: Records) -> Table:
             if text not in rows.setdefault(name, []):
                 rows[name].append(text)
     return Table(
-        ("", "value"), tuple((name, "; ".join(values)) for name, values in rows.items()), prose=frozenset({1})
+        ("setting", "value"), tuple((name, "; ".join(values)) for name, values in rows.items()), prose=frozenset({1})
     )
 
 
