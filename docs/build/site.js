@@ -2,7 +2,7 @@
 // elements when it starts, so this waits for it.
 document$.subscribe(() => {
   setTimeout(() => {
-    document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset pre > code, .highlight-ipynb, .jp-OutputArea-output pre").forEach((element) => {
+    document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset pre > code, .highlight-ipynb, .jupyter-wrapper pre").forEach((element) => {
       element.tabIndex = 0;
     });
     document.querySelectorAll(".md-search[role=dialog]").forEach((element) => {
