@@ -151,6 +151,9 @@ def test_training_holds_a_share_out_and_calibrates_on_it(
     saved = json.loads((tmp_path / "run" / "ensemble.json").read_text())
     assert saved["calibration"]["source"] == "0.4 of the training rows"
     assert saved["task"]["metrics"]["num_examples"] == 16
+    few = call(capsys, *words[: -len(FEW)], "--calibrate", 0.1, "--overwrite")
+    assert few.code == 2
+    assert "that is 6 of 64 training rows, too few to calibrate on; hold 10 or more out" in few.err
     open_ended = call(
         capsys,
         "train",

@@ -30,7 +30,7 @@ NOT_OURS = ("pip ", "make ", "python ", "cat ", "#")  # how a block of other com
 BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>python|sh)\n(?P<code>.*?)^```$", re.M | re.S
 )
-FEW = {"--epochs": "1", "--limit": "12", "--limit-validation": "12"}
+FEW = {"--epochs": "1", "--limit": "24", "--limit-validation": "12"}
 
 
 class Block(NamedTuple):

@@ -58,7 +58,7 @@ def test_page_has_each_claims_verdict_on_every_base_and_its_clauses_side_by_side
 ) -> None:
     text = reproduction.page(bases, reproduction.read_sentences())
     sections = re.split(r"^### ", text, flags=re.MULTILINE)
-    assert "|  | claim of the paper (LLaMA-13B) | one | other |" in text
+    assert "| no. | claim of the paper (LLaMA-13B) | one | other |" in text
     for claim in judge(study_records()):
         (section,) = [one for one in sections if one.startswith(f"{claim.id}. ")]
         for name in ("one", "other"):

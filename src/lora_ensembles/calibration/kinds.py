@@ -8,6 +8,9 @@ Kind = Literal["none", "temperature", "member-temperature", "vector"]
 Method = Literal["lac", "aps", "raps"]
 Score = Literal["confidence", "total_entropy", "mutual_information", "disagreement"]
 
+FOLDS = 5  # on which kinds are compared
+FEWEST = 2 * FOLDS  # held-out examples to choose a kind by
+
 BOUNDS = (0.01, 100.0)
 """Temperatures that are searched. On a fitting set without a single error NLL falls towards 0 with the
 temperature: then it is the lower bound; and where the predictor does worse than chance throughout, the upper

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError, unknown_name
 from ..prediction.prediction import Prediction
-from .kinds import BOUNDS, Kind
+from .kinds import BOUNDS, FEWEST, FOLDS, Kind
 from .temperature import best_temperature, scaled_log_probs
 
 _log = logging.getLogger(__name__)
 
-FOLDS = 5
 LEAST_OF_A_COUNT = 100
 """Examples of one number of options from which on it gets a temperature of its own."""
 GRID = 41  # temperatures between the bounds, on a logarithmic scale, between which the best is searched
@@ -157,10 +156,10 @@ def fit_calibration(held_out: Prediction, *, kind: Kind | Literal["auto"] = "aut
     held_out = held_out.uncalibrated
     if kind != "auto":
         return _warned(_fit(held_out, kind))
-    if held_out.num_examples < 2 * FOLDS:
+    if held_out.num_examples < FEWEST:
         raise DataError(
             f"{held_out.num_examples} held-out examples are too few to choose a calibration by; "
-            f"give {2 * FOLDS} or more, or name its kind"
+            f"give {FEWEST} or more, or name its kind"
         )
     scores = {kind: _score_on_folds(held_out, kind) for kind in get_args(Kind) if _fits(held_out, kind)}
     best = min(scores, key=lambda name: round(scores[name], 6))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..calibration.kinds import FEWEST
 from ..disk.atomic import check_writable
 from ..disk.claimed import check_free
 from ..disk.layout import RUN_FOLDER
@@ -293,6 +294,11 @@ def _held_out(
     held_out, rest = held_out_split(
         task.train, share=args.calibrate, seed=args.seed, trained_on=task.validation
     )
+    if len(held_out) < FEWEST:
+        raise DataError(
+            f"--calibrate {args.calibrate:g}: that is {len(held_out)} of {len(task.train)} training rows, too few to "
+            f"calibrate on; hold {FEWEST} or more out"
+        )
     say(f"{len(held_out)} of {len(task.train)} training rows are held out to calibrate on")
     return held_out, dataclasses.replace(task, train=rest)
 

@@ -109,7 +109,9 @@ def provenance(records: Records) -> Table:
             if text not in rows.setdefault(name, []):
                 rows[name].append(text)
     return Table(
-        ("setting", "value"), tuple((name, "; ".join(values)) for name, values in rows.items()), prose=frozenset({1})
+        ("setting", "value"),
+        tuple((name, "; ".join(values)) for name, values in rows.items()),
+        prose=frozenset({1}),
     )
 
 
