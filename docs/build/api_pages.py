@@ -65,7 +65,15 @@ GROUPS = {
         "Predictive entropy and its aleatoric and epistemic parts, in nats.",
         ("total_entropy", "expected_entropy", "mutual_information", "disagreement"),
     ),
-    "calibration": Group("Calibration", "Probabilities corrected on held-out data.", ("TemperatureScaled",)),
+    "calibration": Group(
+        "Calibration and decisions",
+        "Probabilities corrected on held-out data, thresholds and sets with a guarantee.",
+        ("calibrate", "risk_threshold", "conformal_sets", "TemperatureScaled"),
+        (
+            *("calibration.scaling.Calibration", "calibration.calibrated.HeldOut"),
+            *("calibration.risk.RiskThreshold", "calibration.conformal.ConformalSets"),
+        ),
+    ),
     "plots": Group(
         "Plots",
         "`from lora_ensembles import plots`; each returns a matplotlib figure. The [gallery](../../gallery.md) shows "

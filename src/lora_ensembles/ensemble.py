@@ -33,7 +33,6 @@ from .stack.info import EnsembleInfo
 from .stack.seeds import check_indices, member_seeds, warn_of_copies, whole_count, whole_seed
 from .stack.sites import MemberWeights
 from .storage import folder
-from .storage.calibration import read_calibration
 from .storage.upload import push_to_hub
 
 if TYPE_CHECKING:
@@ -228,7 +227,7 @@ class LoraEnsemble(StackedModel):
             folder.check_fingerprint(base, saved)
         info, weights = folder.info_of(saved), saved.weights
         made = cls.from_weights(base, tokenizer, adapter=saved.adapter, weights=weights, info=info)
-        made.calibrated = read_calibration(Path(path)) if members is None else None  # it is that of all
+        made.calibrated = saved.calibrated
         return made
 
     def save_pretrained(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:

@@ -19,7 +19,6 @@ from ..disk.layout import ENSEMBLE_FILE, HELD_OUT_FILE
 from ..errors import CheckpointError, LoraEnsemblesError
 from ..prediction.prediction import Prediction
 from .description import read_description
-from .hub import ensemble_folder
 
 
 def held_out_file(kept: HeldOut) -> tuple[str, bytes]:
@@ -62,17 +61,16 @@ def write_calibration(path: Path, kept: HeldOut) -> None:
 
 
 def read_calibration(path: Path) -> HeldOut | None:
-    """The calibration of a saved ensemble; None where it has none.
+    """The calibration of an ensemble in a folder; None where it has none.
 
     Raises:
         CheckpointError: its file is missing, corrupt, or of another ensemble.
     """
-    folder = ensemble_folder(path)
-    content = read_description(folder)
+    content = read_description(path)
     numbers: dict[str, Any] | None = content.get("calibration")
     if numbers is None:
         return None
-    file = folder / numbers["held_out"]
+    file = path / numbers["held_out"]
     check_readable(file)
     try:
         with safe_open(file, framework="pt") as stored:

@@ -35,7 +35,7 @@ from ..stack.head_config import HeadConfig, LabelScore
 from ..stack.info import EnsembleInfo
 from ..stack.seeds import MemberSeeds
 from ..stack.sites import MemberWeights
-from .calibration import write_calibration
+from .calibration import read_calibration, write_calibration
 from .description import FORMAT_VERSION, read_description
 from .hub import ensemble_folder
 from .model_card import render_model_card
@@ -72,6 +72,7 @@ class SavedEnsemble:
     num_labels: int | None  # of its head; see embedded.load_base
     dtype: str | None  # in which the base was when the ensemble was saved, or trained
     quantization: dict[str, Any] | None  # how the base was quantised then, as it was loaded or stored
+    calibrated: HeldOut | None  # None also where only some members are read: it is that of all
 
 
 def fingerprint(base: nn.Module, *, apart_from: Collection[str] = ()) -> str:
@@ -236,6 +237,7 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
         num_labels=base.get("num_labels"),
         dtype=base.get("dtype") or content["task"].get("dtype"),
         quantization=base.get("quantization"),
+        calibrated=read_calibration(path) if members is None else None,
     )
 
 
