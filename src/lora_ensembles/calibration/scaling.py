@@ -273,9 +273,7 @@ def _best_vector(prediction: Prediction) -> Tensor:
 
 def _warned(calibration: Calibration) -> Calibration:
     for count, value in calibration.temperatures.items():
-        if min(value / bound for bound in BOUNDS if value >= bound) < 1 + 1e-6 or value >= BOUNDS[1] * (
-            1 - 1e-6
-        ):
+        if any(abs(math.log(value / bound)) < 1e-6 for bound in BOUNDS):
             of = f" for {count} options" if count else ""
             _log.warning(
                 "temperature %g%s is at the end of what is searched (%g to %g): the held-out examples do not "
