@@ -251,8 +251,8 @@ def show(prediction, texts):
 show(predict(ensemble, new), new)
 
 # %% [markdown]
-# - *Aleatoric* uncertainty (expected entropy, in nats) is how unsure each member is by itself. More data does
-#   not remove it, because the ticket is vague.
+# - *Aleatoric* uncertainty (expected entropy, in nats) is how unsure each member is by itself. It is high
+#   where a ticket is vague, and more data does not remove it.
 # - *Epistemic* uncertainty (mutual information, in nats) is how much the members disagree. More data like
 #   this row would reduce it.
 # - *Disagreement* is the share of pairs of members that choose different classes.
@@ -307,8 +307,8 @@ plots.risk_coverage({"one member": prediction.member(0), "ensemble": prediction}
 # %% [markdown]
 # ## Save and load
 #
-# Each member is saved as a PEFT adapter folder; `ensemble.json` stores which base they belong to and how
-# texts are read.
+# Each member is saved as a PEFT adapter folder; `ensemble.json` names the base that the adapters belong to,
+# and stores the classes and the columns, so that new files are read in the same way.
 
 # %%
 ensemble.save_pretrained(folder / "runs" / "tickets")

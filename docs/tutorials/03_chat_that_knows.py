@@ -113,8 +113,8 @@ print(f"{right.float().mean():.0%} of {len(right)} answers are right, word for w
 #
 # Every token has a [mutual information](../glossary.md#uncertainty-and-calibration), in nats, which measures
 # how much the members disagree at this position. It is near zero if all members would write the same token,
-# and also if all of them see the same choice between two good words. It is large if each member is sure of a
-# different token, as happens when they guess.
+# and also if all of them see the same choice between two good words. It is large if the members are
+# confident of different tokens, which happens when none of them knows the answer and each makes up its own.
 
 # %%
 doubt = torch.tensor([answer.uncertainty.mutual_information.max().item() for answer in answers])

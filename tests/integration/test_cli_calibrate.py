@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from command_line import base_folder, call
+from lora_ensembles.calibration.kinds import KEEP_CHOICES
 
 FEW: list[Any] = ["--members", 2, "--epochs", 2, "--no-progress", "--json"]
 WORDS = {"animal": "otter heron fox curlew lynx crane", "tool": "saw hammer chisel plane file drill"}
@@ -49,12 +50,13 @@ def test_a_calibration_is_kept_and_every_verb_says_it(
     capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
     saved = json.loads((folder / "run" / "ensemble.json").read_text())["calibration"]
-    assert saved["num_examples"] == 80
+    fitted_on = 80 if saved["kind"] in KEEP_CHOICES else 40
+    assert saved["num_examples"] == fitted_on
     assert saved["source"].endswith("held.csv")
     assert saved["kind"] == min(saved["nll"], key=lambda kind: round(saved["nll"][kind], 6))
     measured = call(capsys, "evaluate", folder / "run", "--file", folder / "new.csv", "--json")
     assert measured.code == 0, measured.err
-    assert "from 80 held-out examples" in measured.summary["calibration"]
+    assert f"from {fitted_on} held-out examples" in measured.summary["calibration"]
     assert f"calibration: {measured.summary['calibration']}" in measured.err
     plain = call(capsys, "evaluate", folder / "plain", "--file", folder / "new.csv", "--json")
     assert plain.summary["calibration"] is None
@@ -147,8 +149,9 @@ def test_training_holds_a_share_out_and_calibrates_on_it(
     done = call(capsys, *words, "--calibrate", 0.4)
     assert done.code == 0, done.err
     assert "26 of 64 training rows are held out to calibrate on" in done.err
-    assert done.summary["calibration"].endswith("from 26 held-out examples")
     saved = json.loads((tmp_path / "run" / "ensemble.json").read_text())
+    fitted_on = 26 if saved["calibration"]["kind"] in KEEP_CHOICES else 13
+    assert done.summary["calibration"].endswith(f"from {fitted_on} held-out examples")
     assert saved["calibration"]["source"] == "0.4 of the training rows"
     assert saved["task"]["metrics"]["num_examples"] == 16
     few = call(capsys, *words[: -len(FEW)], "--calibrate", 0.1, "--overwrite")

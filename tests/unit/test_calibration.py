@@ -261,3 +261,38 @@ def test_other_members_or_other_weights_end_a_calibration(ensemble: LoraEnsemble
     assert some.calibrated is None
     with pytest.raises(CheckpointError, match="holds 2 members, and 1 were calibrated"):
         write_calibration(path, dataclasses.replace(kept, prediction=kept.prediction.member(0)))
+
+
+def test_a_kind_that_can_change_an_answer_leaves_the_other_half_for_guarantees() -> None:
+    skewed = made_up(2_000, sharpness=1.0, seed=3)
+    moved = (skewed.member_log_probs + torch.tensor([2.0, 0.0, 0.0, 0.0])).log_softmax(-1)
+    examples = [
+        dataclasses.replace(
+            letter_examples()[0], id=str(n), prompt=f"{n}", labels=tuple("abcd"), options=(), target=t
+        )
+        for n, t in enumerate(skewed.targets.tolist())  # type: ignore[union-attr]
+    ]
+
+    class Made:
+        """A predictor that says what was made up."""
+
+        calibrated = None
+
+        def member_log_probs(self, asked: list, *, max_rows: int | None = None) -> torch.Tensor:
+            return moved[:, [int(example.id) for example in asked]]
+
+    made = Made()
+    chosen = calibrate(made, examples)  # type: ignore[arg-type]
+    kept = made.calibrated
+    assert kept is not None
+    assert (chosen.kind, chosen.num_examples, kept.prediction.num_examples) == ("vector", 1_000, 1_000)
+    ruled = kept.ruled(kept.prediction)
+    assert torch.equal(ruled.choices, chosen(kept.prediction).choices)
+    assert not torch.equal(ruled.choices, kept.prediction.choices)
+    rule = kept.risk_threshold(risk=0.55)
+    wrong = ruled.choices != ruled.targets
+    assert int((rule.answered(ruled) & wrong).sum()) == rule.num_wrong
+    temperature = calibrate(made, examples, kind="temperature")  # type: ignore[arg-type]
+    assert temperature.num_examples == 2_000
+    assert made.calibrated.prediction.num_examples == 2_000  # type: ignore[attr-defined]
+    assert torch.equal(made.calibrated.ruled(kept.prediction).choices, kept.prediction.choices)  # type: ignore[attr-defined]

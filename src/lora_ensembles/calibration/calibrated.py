@@ -4,16 +4,19 @@ for the probabilities, thresholds and sets of everything that is predicted later
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import torch
 
 from ..data import Example
 from ..data.inputs import as_examples, known_to
 from ..prediction.prediction import Prediction, Predictor, predict
 from .conformal import ConformalSets, conformal_sets
 from .held_out import fingerprints, refuse_known
-from .kinds import Kind, Method, Score
+from .kinds import FEWEST, KEEP_CHOICES, Kind, Method, Score
 from .risk import RiskThreshold, risk_threshold
 from .scaling import Calibration, fit_calibration
 
@@ -22,13 +25,15 @@ from .scaling import Calibration, fit_calibration
 class HeldOut:
     """The predictions of an ensemble on held-out examples, and its calibration.
 
-    Thresholds and sets are made from the probabilities *before* calibration, and applied to them: so one set of
-    held-out examples serves both, and the guarantee holds whatever was fitted.
+    A guarantee needs examples that nothing was fitted on which changes an answer. Where the calibration keeps
+    every choice ("none", "temperature"), thresholds and sets are made from the probabilities *before* it, and
+    applied to these: so all held-out examples serve both. Otherwise half of them were fitted on, and thresholds
+    and sets are made from the calibrated probabilities of the other half.
 
     Attributes:
-        prediction: of the members, labelled and not calibrated.
-        calibration: what was fitted on it.
-        marks: keys of the examples, each with the example's id.
+        prediction: of the members, labelled and not calibrated; of the examples that guarantees are made from.
+        calibration: what was fitted.
+        marks: keys of all held-out examples, each with the example's id.
         source: where the examples came from, for a reader.
     """
 
@@ -50,15 +55,19 @@ class HeldOut:
             "score other examples: on these the scores would be too good",
         )
 
+    def ruled(self, prediction: Prediction) -> Prediction:
+        """The probabilities of a prediction that thresholds and sets are applied to."""
+        return prediction.uncalibrated if self.calibration.keeps_choices else self.calibration(prediction)
+
     def risk_threshold(
         self, *, risk: float, delta: float = 0.05, score: Score = "confidence"
     ) -> RiskThreshold:
-        """See `risk.risk_threshold`; for predictions that are not calibrated (`prediction.uncalibrated`)."""
-        return risk_threshold(self.prediction, risk=risk, delta=delta, score=score)
+        """See `risk.risk_threshold`; to be applied to `ruled(prediction)`."""
+        return risk_threshold(self.ruled(self.prediction), risk=risk, delta=delta, score=score)
 
     def conformal_sets(self, *, coverage: float = 0.9, method: Method = "lac") -> ConformalSets:
-        """See `conformal.conformal_sets`; for predictions that are not calibrated."""
-        return conformal_sets(self.prediction, coverage=coverage, method=method)
+        """See `conformal.conformal_sets`; to be applied to `ruled(prediction)`."""
+        return conformal_sets(self.ruled(self.prediction), coverage=coverage, method=method)
 
 
 class Calibratable(Predictor, Protocol):
@@ -85,7 +94,8 @@ def calibrate(
         ensemble: of M members.
         held_out: N labelled examples, from the population that will be answered.
         kind: see `Calibration`; "auto" takes the one with the lowest NLL on parts of `held_out` that it was not
-            fitted on.
+            fitted on. A kind that may change an answer is fitted on half of the examples (see `HeldOut`), and
+            needs 20 of them to be chosen.
         trained_on: what the ensemble was trained on; held-out examples among them are refused.
         source: where the examples came from, for a reader of the saved ensemble.
         max_rows: as in `predict`.
@@ -116,6 +126,22 @@ def calibrate(
     )
     ensemble.calibrated = None
     prediction = predict(ensemble, held_out, max_rows=max_rows)
-    calibration = fit_calibration(prediction, kind=kind)
-    ensemble.calibrated = HeldOut(prediction, calibration, fingerprints(held_out), source)
+    calibration, rest = _fitted(prediction, kind)
+    ensemble.calibrated = HeldOut(rest, calibration, fingerprints(held_out), source)
     return calibration
+
+
+def _fitted(prediction: Prediction, kind: Kind | Literal["auto"]) -> tuple[Calibration, Prediction]:
+    """The calibration, and the prediction of the examples that guarantees are made from."""
+    order = torch.randperm(prediction.num_examples, generator=torch.Generator().manual_seed(0))
+    half = prediction.num_examples // 2
+    if kind == "auto" and half >= FEWEST:
+        chosen = fit_calibration(prediction.take(order[:half]))
+        if chosen.keeps_choices:
+            everything = fit_calibration(prediction, kind=chosen.kind)
+            return dataclasses.replace(everything, nll=chosen.nll), prediction
+        return chosen, prediction.take(order[half:])
+    fitted = fit_calibration(prediction, kind=kind, among=KEEP_CHOICES)
+    if fitted.keeps_choices or half == 0:
+        return fitted, prediction
+    return fit_calibration(prediction.take(order[:half]), kind=kind), prediction.take(order[half:])

@@ -8,6 +8,9 @@ Kind = Literal["none", "temperature", "member-temperature", "vector"]
 Method = Literal["lac", "aps", "raps"]
 Score = Literal["confidence", "total_entropy", "mutual_information", "disagreement"]
 
+KEEP_CHOICES: tuple[Kind, ...] = ("none", "temperature")
+"""Kinds that change no answer, only its probability."""
+
 FOLDS = 5  # on which kinds are compared
 FEWEST = 2 * FOLDS  # held-out examples to choose a kind by
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError, unknown_name
 from ..prediction.prediction import Prediction
-from .kinds import BOUNDS, FEWEST, FOLDS, Kind
+from .kinds import BOUNDS, FEWEST, FOLDS, KEEP_CHOICES, Kind
 from .temperature import best_temperature, scaled_log_probs
 
 _log = logging.getLogger(__name__)
@@ -58,6 +58,11 @@ class Calibration:
     biases: tuple[float, ...] = ()
     num_examples: int = 0
     nll: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def keeps_choices(self) -> bool:
+        """True if the most probable option is always the one before calibration."""
+        return self.kind in KEEP_CHOICES
 
     def log_probs(self, prediction: Prediction) -> Tensor:
         """(N, C) float32 calibrated log-probabilities, -inf at absent options.
@@ -127,7 +132,9 @@ class Calibration:
         )
 
 
-def fit_calibration(held_out: Prediction, *, kind: Kind | Literal["auto"] = "auto") -> Calibration:
+def fit_calibration(
+    held_out: Prediction, *, kind: Kind | Literal["auto"] = "auto", among: Sequence[Kind] = get_args(Kind)
+) -> Calibration:
     """The calibration of least NLL on held-out examples.
 
     With "auto" each kind is fitted on four fifths of the examples and scored on the last fifth, five times over;
@@ -138,6 +145,7 @@ def fit_calibration(held_out: Prediction, *, kind: Kind | Literal["auto"] = "aut
     Args:
         held_out: a labelled prediction of examples that the predictor was not trained on.
         kind: of `Calibration`, or "auto".
+        among: the kinds that "auto" compares.
 
     Raises:
         ConfigError: no such kind.
@@ -161,9 +169,11 @@ def fit_calibration(held_out: Prediction, *, kind: Kind | Literal["auto"] = "aut
             f"{held_out.num_examples} held-out examples are too few to choose a calibration by; "
             f"give {FEWEST} or more, or name its kind"
         )
-    scores = {kind: _score_on_folds(held_out, kind) for kind in get_args(Kind) if _fits(held_out, kind)}
+    scores: dict[str, float] = {
+        kind: _score_on_folds(held_out, kind) for kind in among if _fits(held_out, kind)
+    }
     best = min(scores, key=lambda name: round(scores[name], 6))
-    return _warned(dataclasses.replace(_fit(held_out, best), nll=scores))
+    return _warned(dataclasses.replace(_fit(held_out, best), nll={**scores}))
 
 
 def vector_scaled(prediction: Prediction, numbers: Tensor) -> Tensor:

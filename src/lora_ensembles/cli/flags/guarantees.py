@@ -75,6 +75,7 @@ def check_guarantees(args: Arguments, *, calibrated: bool) -> None:
 class Guarantees:
     """The rules that were asked for."""
 
+    kept: HeldOut | None = None
     threshold: RiskThreshold | None = None
     sets: ConformalSets | None = None
 
@@ -89,17 +90,19 @@ class Guarantees:
             return cls()
         risk = args.risk and kept.risk_threshold(risk=args.risk, delta=args.delta, score=args.score)
         sets = args.coverage and kept.conformal_sets(coverage=args.coverage, method=args.set_method)
-        return cls(risk or None, sets or None)
+        return cls(kept, risk or None, sets or None)
 
     def columns(self, prediction: Prediction, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """The columns that a row gets beside the others."""
-        plain = prediction.uncalibrated
         rows: list[dict[str, Any]] = [{} for _ in examples]
+        if self.kept is None:
+            return rows
+        ruled = self.kept.ruled(prediction)
         if self.threshold is not None:
-            for row, answered in zip(rows, self.threshold.answered(plain).tolist(), strict=True):
+            for row, answered in zip(rows, self.threshold.answered(ruled).tolist(), strict=True):
                 row["abstain"] = not answered
         if self.sets is not None:
-            for row, example, held in zip(rows, examples, self.sets.sets(plain).tolist(), strict=True):
+            for row, example, held in zip(rows, examples, self.sets.sets(ruled).tolist(), strict=True):
                 labels = [label.strip() for label in example.labels]
                 row["prediction_set"] = [label for label, inside in zip(labels, held, strict=False) if inside]
         return rows
