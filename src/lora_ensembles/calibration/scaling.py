@@ -169,11 +169,11 @@ def fit_calibration(
             f"{held_out.num_examples} held-out examples are too few to choose a calibration by; "
             f"give {FEWEST} or more, or name its kind"
         )
-    scores: dict[str, float] = {
-        kind: _score_on_folds(held_out, kind) for kind in among if _fits(held_out, kind)
-    }
+    scores = {kind: _score_on_folds(held_out, kind) for kind in among if _fits(held_out, kind)}
     best = min(scores, key=lambda name: round(scores[name], 6))
-    return _warned(dataclasses.replace(_fit(held_out, best), nll={**scores}))
+    return _warned(
+        dataclasses.replace(_fit(held_out, best), nll={str(name): value for name, value in scores.items()})
+    )
 
 
 def vector_scaled(prediction: Prediction, numbers: Tensor) -> Tensor:
