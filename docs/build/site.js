@@ -2,7 +2,8 @@
 // elements when it starts, so this waits for it.
 document$.subscribe(() => {
   setTimeout(() => {
-    document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset pre > code, .highlight-ipynb, .jupyter-wrapper pre").forEach((element) => {
+    const scrolled = ".md-typeset__scrollwrap, .md-typeset pre > code, .highlight-ipynb, .jupyter-wrapper pre";
+    document.querySelectorAll(scrolled).forEach((element) => {
       element.tabIndex = 0;
     });
     document.querySelectorAll(".md-search[role=dialog]").forEach((element) => {

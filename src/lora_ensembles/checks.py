@@ -28,6 +28,19 @@ def whole_number(name: str, value: object, *, least: int = 1) -> int:
     return int(value)
 
 
+def check_share(name: str, value: float) -> None:
+    """Refuse a share that is not between 0 and 1.
+
+    Raises:
+        ConfigError: as it says.
+
+    Example:
+        >>> check_share("risk", 0.05)
+    """
+    if not 0 < value < 1:
+        raise ConfigError(f"{name}={value}; it is a number between 0 and 1")
+
+
 def real_number(name: str, value: object, *, needed: str = "it is a number") -> float:
     """A number as a plain int or float; a text is none, and neither is True.
 

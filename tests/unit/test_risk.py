@@ -13,7 +13,7 @@ from scipy import stats
 
 from lora_ensembles import ConfigError, DataError, Prediction
 from lora_ensembles.calibration.risk import RiskThreshold, fewest_examples, most_errors, risk_threshold
-from lora_ensembles.calibration.scores import DOUBTS
+from lora_ensembles.calibration.scores import SCORES
 
 DRAWS = 500
 
@@ -71,7 +71,7 @@ def test_the_last_threshold_that_passes_is_taken() -> None:
     assert stats.binom.cdf(rule.num_wrong + 1, rule.num_answered + 1, 0.1) > level
 
 
-@pytest.mark.parametrize("score", DOUBTS)
+@pytest.mark.parametrize("score", SCORES)
 def test_every_score_orders_answers_and_keeps_the_promise_on_what_it_has_seen(score: str) -> None:
     generator = torch.Generator().manual_seed(2)
     mean = 3 * torch.rand(800, 1, generator=generator)

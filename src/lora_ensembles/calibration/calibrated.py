@@ -13,6 +13,7 @@ import torch
 
 from ..data import Example
 from ..data.inputs import as_examples, known_to
+from ..errors import DataError
 from ..prediction.prediction import Prediction, Predictor, predict
 from .conformal import ConformalSets, conformal_sets
 from .held_out import fingerprints, refuse_known
@@ -133,15 +134,15 @@ def calibrate(
 
 def _fitted(prediction: Prediction, kind: Kind | Literal["auto"]) -> tuple[Calibration, Prediction]:
     """The calibration, and the prediction of the examples that guarantees are made from."""
-    order = torch.randperm(prediction.num_examples, generator=torch.Generator().manual_seed(0))
     half = prediction.num_examples // 2
-    if kind == "auto" and half >= FEWEST:
-        chosen = fit_calibration(prediction.take(order[:half]))
-        if chosen.keeps_choices:
-            everything = fit_calibration(prediction, kind=chosen.kind)
-            return dataclasses.replace(everything, nll=chosen.nll), prediction
-        return chosen, prediction.take(order[half:])
-    fitted = fit_calibration(prediction, kind=kind, among=KEEP_CHOICES)
-    if fitted.keeps_choices or half == 0:
-        return fitted, prediction
-    return fit_calibration(prediction.take(order[:half]), kind=kind), prediction.take(order[half:])
+    if kind in KEEP_CHOICES or (kind == "auto" and half < FEWEST):
+        return fit_calibration(prediction, kind=kind, among=KEEP_CHOICES), prediction
+    if half == 0:
+        raise DataError(
+            "1 held-out example is too few for a kind that is fitted on half of them; give 2 or more"
+        )
+    order = torch.randperm(prediction.num_examples, generator=torch.Generator().manual_seed(0))
+    fitted = fit_calibration(prediction.take(order[:half]), kind=kind)
+    if fitted.keeps_choices:
+        return dataclasses.replace(fit_calibration(prediction, kind=fitted.kind), nll=fitted.nll), prediction
+    return fitted, prediction.take(order[half:])

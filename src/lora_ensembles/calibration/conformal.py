@@ -12,6 +12,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from ..checks import check_share
 from ..errors import ConfigError, DataError, unknown_name
 from ..prediction.prediction import Prediction
 from .kinds import Method
@@ -78,8 +79,7 @@ def conformal_sets(held_out: Prediction, *, coverage: float = 0.9, method: Metho
         >>> rule.sets(Prediction(torch.tensor([[[0.85, 0.15], [0.5, 0.5]]]).log())).tolist()
         [[True, False], [False, False]]
     """
-    if not 0 < coverage < 1:
-        raise ConfigError(f"coverage={coverage}; it is a number between 0 and 1")
+    check_share("coverage", coverage)
     targets = held_out.labelled_targets("conformal prediction")
     total = held_out.num_examples
     # Nine tenths in binary lie a hair above nine tenths: without the rounding 9 examples would be too few.

@@ -6,9 +6,10 @@ import hashlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
 
+from ..checks import check_share
 from ..data import Example
 from ..data.preferences import LABELS as PREFERENCE
-from ..errors import ConfigError, DataError
+from ..errors import DataError
 
 
 def held_out_split(
@@ -33,8 +34,7 @@ def held_out_split(
         >>> len(held_out), len(scored), {one.prompt for one in held_out} & {one.prompt for one in scored}
         (8, 12, set())
     """
-    if not 0 < share < 1:
-        raise ConfigError(f"share={share}; it is a number between 0 and 1")
+    check_share("share", share)
     trained = fingerprints(trained_on)
     groups = [
         group

@@ -1,4 +1,4 @@
-"""Names and bounds of what this room fits, for those who must not wait for torch."""
+"""Names and bounds of what is fitted here, for those who must not wait for torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 Kind = Literal["none", "temperature", "member-temperature", "vector"]
 Method = Literal["lac", "aps", "raps"]
-Score = Literal["confidence", "total_entropy", "mutual_information", "disagreement"]
+Score = Literal["confidence", "total_entropy", "expected_entropy", "mutual_information", "disagreement"]
 
 KEEP_CHOICES: tuple[Kind, ...] = ("none", "temperature")
 """Kinds that change no answer, only its probability."""

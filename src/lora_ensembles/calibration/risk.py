@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
+from ..checks import check_share
+from ..errors import DataError
 from ..prediction.prediction import Prediction
 from .kinds import Score
-from .scores import doubt
+from .scores import uncertainty_score
 
 STARTS = (0.0, 0.1, 0.25, 0.5, 0.75)
 """Shares of the held-out examples at which a sequence of tests begins; 0: as early as a test can succeed."""
@@ -26,13 +27,14 @@ STARTS = (0.0, 0.1, 0.25, 0.5, 0.75)
 class RiskThreshold:
     """A rule that answers or abstains, and what is promised of it.
 
-    An example is answered if its doubt by `score` lies below `threshold`. With probability at least 1 -
+    An example is answered if its uncertainty score lies below `threshold`. With probability at least 1 -
     `delta` over the draw of the held-out examples, at most a share `risk` of the answers given are wrong, on
     examples of the same population.
 
     Attributes:
-        score: "confidence", "total_entropy", "mutual_information" or "disagreement".
-        threshold: doubt from which on the rule abstains; infinite: everything is answered.
+        score: "confidence" (its complement), "total_entropy", "expected_entropy", "mutual_information" or
+            "disagreement".
+        threshold: score from which on the rule abstains; infinite: everything is answered.
         risk: alpha, the largest share of wrong answers among those given.
         delta: probability that the promise fails.
         num_examples: N, the held-out examples.
@@ -54,7 +56,7 @@ class RiskThreshold:
         Args:
             prediction: by the predictor that the threshold was made for.
         """
-        return doubt(prediction, self.score) < self.threshold
+        return uncertainty_score(prediction, self.score) < self.threshold
 
     @property
     def coverage(self) -> float:
@@ -75,8 +77,8 @@ def risk_threshold(
     """The loosest threshold at which the error among answered examples is at most `risk`, with probability
     1 - `delta`.
 
-    Learn then Test (Angelopoulos et al. 2021, arXiv:2110.01052) with the examples in order of their doubt. A
-    candidate answers what is less doubtful than one of the examples. Given that example's doubt, those below it
+    Learn then Test (Angelopoulos et al. 2021, arXiv:2110.01052) with the examples in order of their scores. A
+    candidate answers what scores lower than one of the examples. Given that example's score, those below it
     are independent draws, so with m of them and w wrong, P(Bin(m, risk) <= w) is a p-value of "the error is
     above `risk`" (the bound of Clopper & Pearson). Candidates are tested one after the other towards more
     answers, until one fails, from five starts, each at level delta / 5, and the last that passed is taken.
@@ -88,7 +90,7 @@ def risk_threshold(
             that it will answer.
         risk: alpha, in (0, 1): the largest share of wrong answers among those given.
         delta: in (0, 1): the probability that the promise may fail.
-        score: what an answer is doubted by.
+        score: by which an answer is given or not; see `RiskThreshold`.
 
     Returns:
         The rule, with the numbers it rests on.
@@ -108,10 +110,10 @@ def risk_threshold(
         >>> 0.5 < rule.coverage < 0.7, rule.num_wrong / rule.num_answered < 0.05
         (True, True)
     """
-    _check_share("risk", risk)
-    _check_share("delta", delta)
+    check_share("risk", risk)
+    check_share("delta", delta)
     targets = held_out.labelled_targets("a risk threshold")
-    values, order = doubt(held_out, score).sort()
+    values, order = uncertainty_score(held_out, score).sort()
     wrong = (held_out.choices != targets)[order].long()
     total = len(values)
     first = fewest_examples(risk, delta)
@@ -135,7 +137,7 @@ def risk_threshold(
         seen = (errors[enough] / counts[enough]).min().item()
         raise DataError(
             f"no threshold of {score} keeps the share of wrong answers at or below {risk:g} with probability "
-            f"{1 - delta:g} on {total} held-out examples: the share seen on the least doubtful is {seen:.3g} at "
+            f"{1 - delta:g} on {total} held-out examples: the share seen on the most certain ones is {seen:.3g} at "
             "its lowest; allow a higher risk, or hold out more examples"
         )
     return RiskThreshold(
@@ -144,7 +146,7 @@ def risk_threshold(
 
 
 def _candidates(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Thresholds, each of the sorted doubts once and infinity, and how many doubts lie below each."""
+    """Thresholds, each of the sorted scores once and infinity, and how many scores lie below each."""
     distinct, sizes = torch.unique_consecutive(values, return_counts=True)
     counts = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
     return torch.cat([distinct, torch.tensor([math.inf], dtype=values.dtype)]), counts
@@ -183,8 +185,3 @@ def most_errors(total: int, risk: float, level: float) -> Tensor:
         cumulative -= risk * mass
         mass *= (1 - risk) * (n + 1) / (n + 1 - k)
     return most
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise ConfigError(f"{name}={value}; it is a number between 0 and 1")

@@ -6,9 +6,8 @@ Shapes: M members, N examples, C options.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -16,19 +15,17 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, unknown_name
+from ..prediction.metrics import nll
 from ..prediction.prediction import Prediction
 from .kinds import BOUNDS, FEWEST, FOLDS, KEEP_CHOICES, Kind
-from .temperature import best_temperature, scaled_log_probs
-
-_log = logging.getLogger(__name__)
+from .temperature import best_temperature, scaled_log_probs, warn_at_bound
 
 LEAST_OF_A_COUNT = 100
 """Examples of one number of options from which on it gets a temperature of its own."""
 GRID = 41  # temperatures between the bounds, on a logarithmic scale, between which the best is searched
 STEPS = 200  # of L-BFGS
-WEIGHT_DECAY = (
-    1e-3  # of vector scaling, towards no change: without it options that are never right go to -inf
-)
+WEIGHT_DECAY = 1e-3
+"""Of vector scaling, towards no change: without it options that are never right go to -inf."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,8 @@ class Calibration:
 
     Attributes:
         kind: one of the four.
-        temperatures: of "temperature" and "member-temperature", by number of options; 0: all others.
+        temperatures: of "temperature" and "member-temperature", by number of options; 0: of all examples, for
+            numbers of options without one of their own.
         weights: w of "vector", one for each of C options.
         biases: b of "vector".
         num_examples: the examples it was fitted on.
@@ -85,7 +83,11 @@ class Calibration:
         for count in counts.unique().tolist():
             rows = (counts == count).nonzero()[:, 0]
             temperature = self.temperatures.get(count, self.temperatures[0])
-            out[rows] = _BY_TEMPERATURE[self.kind](prediction.take(rows), temperature)
+            part = prediction.take(rows)
+            if self.kind == "temperature":
+                out[rows] = scaled_log_probs(part, temperature)
+            else:
+                out[rows] = member_scaled(part, temperature).log_probs
         return out
 
     def __call__(self, prediction: Prediction) -> Prediction:
@@ -100,7 +102,7 @@ class Calibration:
         if self.kind == "vector":
             how = f"vector scaling of {len(self.weights)} options"
         elif self.kind == "none":
-            how = "none (no kind had a lower NLL)"
+            how = "none"
         else:
             many = len(self.temperatures) > 1
             own = [
@@ -183,20 +185,10 @@ def vector_scaled(prediction: Prediction, numbers: Tensor) -> Tensor:
     return (logits * numbers[0] + numbers[1]).log_softmax(dim=-1).float()
 
 
-def member_scaled(prediction: Prediction, temperature: float) -> Tensor:
-    """log of the mean of the members' p_m^(1/T), each normalised over the options (N, C), float32."""
-    members = (prediction.member_log_probs.double() / temperature).log_softmax(dim=-1)
-    return (members.logsumexp(dim=0) - math.log(prediction.num_members)).clamp_max(0.0).float()
-
-
-_BY_TEMPERATURE: dict[str, Callable[[Prediction, float], Tensor]] = {
-    "temperature": scaled_log_probs,
-    "member-temperature": member_scaled,
-}
-
-
-def _nll(log_probs: Tensor, targets: Tensor) -> float:
-    return -log_probs.double().gather(1, targets[:, None]).mean().item()
+def member_scaled(prediction: Prediction, temperature: float) -> Prediction:
+    """The prediction with each member's p_m^(1/T), normalised over the options."""
+    members = (prediction.member_log_probs.double() / temperature).log_softmax(dim=-1).float()
+    return Prediction(members, prediction.targets, prediction.ids)
 
 
 def _fits(prediction: Prediction, kind: Kind) -> bool:
@@ -211,7 +203,7 @@ def _score_on_folds(prediction: Prediction, kind: Kind) -> float:
     for number in range(FOLDS):
         fitted = _fit(prediction.take((fold != number).nonzero()[:, 0]), kind)
         rest = prediction.take((fold == number).nonzero()[:, 0])
-        total += _nll(fitted.log_probs(rest), rest.labelled_targets("calibration")) * rest.num_examples
+        total += nll(fitted(rest)) * rest.num_examples
     return total / prediction.num_examples
 
 
@@ -237,10 +229,9 @@ def _best_member_temperature(prediction: Prediction) -> float:
     """The T of least NLL of the mean of scaled members, within `BOUNDS`: the best of a grid, and around it by
     thirds. The NLL need not be convex in T.
     """
-    targets = prediction.labelled_targets("calibration")
 
     def loss(log_temperature: float) -> float:
-        return _nll(member_scaled(prediction, math.exp(log_temperature)), targets)
+        return nll(member_scaled(prediction, math.exp(log_temperature)))
 
     low, high = (math.log(bound) for bound in BOUNDS)
     grid = [low + (high - low) * step / (GRID - 1) for step in range(GRID)]
@@ -252,7 +243,8 @@ def _best_member_temperature(prediction: Prediction) -> float:
             high = right
         else:
             low = left
-    return min(max(math.exp((low + high) / 2), BOUNDS[0]), BOUNDS[1])
+    found = math.exp((low + high) / 2)
+    return next((bound for bound in BOUNDS if math.isclose(found, bound, rel_tol=1e-6)), found)
 
 
 def _best_vector(prediction: Prediction) -> Tensor:
@@ -283,11 +275,5 @@ def _best_vector(prediction: Prediction) -> Tensor:
 
 def _warned(calibration: Calibration) -> Calibration:
     for count, value in calibration.temperatures.items():
-        if any(abs(math.log(value / bound)) < 1e-6 for bound in BOUNDS):
-            of = f" for {count} options" if count else ""
-            _log.warning(
-                "temperature %g%s is at the end of what is searched (%g to %g): the held-out examples do not "
-                "decide it; give more",
-                *(value, of, *BOUNDS),
-            )
+        warn_at_bound(value, of=f" for {count} options" if count else "")
     return calibration

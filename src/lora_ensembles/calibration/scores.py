@@ -1,4 +1,5 @@
-"""Scores of doubt: one number an answer, higher where it is less to be trusted, by the name a user gives.
+"""Uncertainty scores: one number per example, higher where its answer is less to be trusted, by the name of a
+column of `predict`.
 
 Shapes: N examples.
 """
@@ -11,24 +12,22 @@ from torch import Tensor
 
 from ..errors import ConfigError, unknown_name
 from ..prediction.prediction import Prediction
-from ..prediction.uncertainty import disagreement, mutual_information, total_entropy
+from ..prediction.rows import UNCERTAINTIES
 from .kinds import Score
 
-DOUBTS: dict[Score, Callable[[Prediction], Tensor]] = {
+SCORES: dict[str, Callable[[Prediction], Tensor]] = {
     "confidence": lambda prediction: 1.0 - prediction.confidence,
-    "total_entropy": total_entropy,
-    "mutual_information": mutual_information,
-    "disagreement": disagreement,
+    **UNCERTAINTIES,
 }
-"""By the name of a column of `predict`; "confidence" counts as its complement, 1 - max_c p(c)."""
+"""The score of "confidence" is its complement, 1 - max_c p(c)."""
 
 
-def doubt(prediction: Prediction, score: Score) -> Tensor:
-    """(N,) float64 doubt about each answer.
+def uncertainty_score(prediction: Prediction, score: Score) -> Tensor:
+    """(N,) float64 score of each example.
 
     Raises:
         ConfigError: no such score.
     """
-    if score not in DOUBTS:
-        raise ConfigError(unknown_name("score", score, DOUBTS))
-    return DOUBTS[score](prediction).double()
+    if score not in SCORES:
+        raise ConfigError(unknown_name("score", score, SCORES))
+    return SCORES[score](prediction).double()

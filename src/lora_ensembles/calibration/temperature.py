@@ -104,12 +104,7 @@ class TemperatureScaled:
         )
         prediction = predict(predictor, held_out, max_rows=max_rows)
         scaled = cls(predictor, best_temperature(prediction), fingerprints(held_out))
-        if scaled.at_bound:
-            _log.warning(
-                "temperature %g is the %s that is searched: %s; fit it on more examples",
-                scaled.temperature,
-                *_AT_BOUND[scaled.temperature],
-            )
+        warn_at_bound(scaled.temperature)
         return scaled
 
     def __post_init__(self) -> None:
@@ -146,6 +141,15 @@ class TemperatureScaled:
             "score other examples: on these the scores would be too good",
         )
         return scaled_log_probs(predict(self.predictor, examples, max_rows=max_rows), self.temperature)[None]
+
+
+def warn_at_bound(temperature: float, *, of: str = "") -> None:
+    """Log a warning where a temperature is one of `BOUNDS`; `of` says what it is of, with a space before."""
+    if temperature in BOUNDS:
+        _log.warning(
+            "temperature %g%s is the %s that is searched: %s; fit it on more examples",
+            *(temperature, of, *_AT_BOUND[temperature]),
+        )
 
 
 def scaled_log_probs(prediction: Prediction, temperature: float) -> Tensor:

@@ -183,13 +183,13 @@ def run(args: Arguments) -> dict[str, Any]:
     if args.validation is not None and train is not None and same_file(train, args.validation):
         say(f"note: --validation {args.validation} is the training file itself")
     say_parts(task)
+    held_out, task = _held_out(task, args)
     try:
         ensemble = _build(args, source, task, heads.head_config(args))
     except DataError as error:  # such as a base of which transformers has no classifier
         raise DataError(
             f"{error}. {other_way(train, source.labels)}" if chosen and train else str(error)
         ) from error
-    held_out, task = _held_out(task, args)
     result = _train(ensemble, task, config, args)
     spread = _record(ensemble, result, args.out)
     if held_out:

@@ -187,6 +187,8 @@ class Prediction:
     @property
     def uncalibrated(self) -> Prediction:
         """The prediction with the members' mean as the ensemble's probabilities."""
+        if self.calibrated is None:
+            return self
         return Prediction(self.member_log_probs, self.targets, self.ids)
 
     def labelled_targets(self, what: str) -> Tensor:

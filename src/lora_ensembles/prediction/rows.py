@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..data import Example
     from .prediction import Prediction
 
-_UNCERTAINTIES = {
+UNCERTAINTIES = {
     "total_entropy": total_entropy,
     "expected_entropy": expected_entropy,
     "mutual_information": mutual_information,
@@ -54,7 +54,7 @@ def _records(prediction: Prediction, examples: Sequence[Example]) -> Iterator[di
     probs = prediction.probs.tolist()
     choices = prediction.choices.tolist()
     votes = prediction.member_choices.T.tolist()
-    uncertainties = {name: function(prediction).tolist() for name, function in _UNCERTAINTIES.items()}
+    uncertainties = {name: function(prediction).tolist() for name, function in UNCERTAINTIES.items()}
     for row, example in enumerate(examples):
         labels = [label.strip() for label in example.labels]
         yield {

@@ -33,9 +33,11 @@ def held_out_file(kept: HeldOut) -> tuple[str, bytes]:
     return HELD_OUT_FILE.format(hashlib.sha256(content).hexdigest()[:12]), content
 
 
-def description(kept: HeldOut, file: str) -> dict[str, Any]:
-    """The entry in `ensemble.json` of a calibration whose held-out predictions are in `file`."""
-    return kept.calibration.to_dict() | {"source": kept.source, "held_out": file}
+def write_held_out(path: Path, kept: HeldOut) -> dict[str, Any]:
+    """Write the predictions on held-out examples; returns the entry in `ensemble.json`."""
+    name, content = held_out_file(kept)
+    bytes_written_aside(path / name, content)
+    return kept.calibration.to_dict() | {"source": kept.source, "held_out": name}
 
 
 def write_calibration(path: Path, kept: HeldOut) -> None:
@@ -51,22 +53,19 @@ def write_calibration(path: Path, kept: HeldOut) -> None:
             "calibrate the whole ensemble"
         )
     before = content.get("calibration", {}).get("held_out")
-    name, stored = held_out_file(kept)
-    bytes_written_aside(path / name, stored)
-    content["calibration"] = description(kept, name)
+    content["calibration"] = write_held_out(path, kept)
     with file_written_aside(path / ENSEMBLE_FILE, replace=True) as file:
         file.write(json.dumps(content, indent=2) + "\n")
-    if before not in (None, name):
+    if before not in (None, content["calibration"]["held_out"]):
         (path / before).unlink(missing_ok=True)
 
 
-def read_calibration(path: Path) -> HeldOut | None:
-    """The calibration of an ensemble in a folder; None where it has none.
+def read_calibration(path: Path, content: dict[str, Any]) -> HeldOut | None:
+    """The calibration of the ensemble in a folder whose `ensemble.json` holds `content`; None where it has none.
 
     Raises:
         CheckpointError: its file is missing, corrupt, or of another ensemble.
     """
-    content = read_description(path)
     numbers: dict[str, Any] | None = content.get("calibration")
     if numbers is None:
         return None

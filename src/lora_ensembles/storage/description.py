@@ -46,8 +46,8 @@ def _fields_of(kind: Any, special: dict[str, Check], usual: Check) -> dict[str, 
     return {field.name: special.get(field.name, usual) for field in dataclasses.fields(kind)}
 
 
-def held_out_name(value: Any, place: str) -> None:
-    """The name of a file that holds what was said of held-out examples."""
+def _held_out_name(value: Any, place: str) -> None:
+    """The name of a file that holds the predictions on held-out examples."""
     text(value, place)
     if re.fullmatch(HELD_OUT_FILE.format(r"[0-9a-f]{12}"), value) is None:
         raise Mismatch(f"{place} is {value[:SHOWN]!a}, which is not the name of such a file")
@@ -102,7 +102,7 @@ _CALIBRATION = {
     "num_examples": whole(1),
     "nll": object_of(number()),
     "source": text,
-    "held_out": held_out_name,
+    "held_out": _held_out_name,
 }
 
 ENSEMBLE = record(

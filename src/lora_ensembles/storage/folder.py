@@ -35,7 +35,7 @@ from ..stack.head_config import HeadConfig, LabelScore
 from ..stack.info import EnsembleInfo
 from ..stack.seeds import MemberSeeds
 from ..stack.sites import MemberWeights
-from .calibration import read_calibration, write_calibration
+from .calibration import read_calibration, write_held_out
 from .description import FORMAT_VERSION, read_description
 from .hub import ensemble_folder
 from .model_card import render_model_card
@@ -123,10 +123,9 @@ def write_members(
     config.task_type = config.task_type or TASK_TYPES.get(base_kind(ensemble.base))
     for index in range(ensemble.num_members):
         write_adapter(folder / member_folder(index), ensemble.stack.member(index), config, dtype=dtype)
-    for name, text in _descriptions(ensemble, home).items():
+    calibration = None if kept is None else write_held_out(folder, kept)
+    for name, text in _descriptions(ensemble, home, calibration=calibration).items():
         (folder / name).write_text(text, encoding="utf-8")
-    if kept is not None:
-        write_calibration(folder, kept)
 
 
 def update_info(ensemble: StackedModel, path: Path) -> None:
@@ -237,7 +236,7 @@ def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedE
         num_labels=base.get("num_labels"),
         dtype=base.get("dtype") or content["task"].get("dtype"),
         quantization=base.get("quantization"),
-        calibrated=read_calibration(path) if members is None else None,
+        calibrated=read_calibration(path, content) if members is None else None,
     )
 
 

@@ -95,7 +95,7 @@ class Guarantees:
     def columns(self, prediction: Prediction, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """The columns that a row gets beside the others."""
         rows: list[dict[str, Any]] = [{} for _ in examples]
-        if self.kept is None:
+        if self.kept is None or (self.threshold is None and self.sets is None):
             return rows
         ruled = self.kept.ruled(prediction)
         if self.threshold is not None:
