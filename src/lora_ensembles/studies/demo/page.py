@@ -49,11 +49,11 @@ def row_meanings(compared: Comparison, settings: DemoSettings) -> dict[str, str]
     """The meaning of each row of the table, by the name that is shown."""
     members, learnt = compared.plain.prediction.num_members, compared.learnt
     meanings = (
-        f"the frozen base, asked with {settings.shots} solved questions in front; mean of {settings.draws} draws",
+        f"the frozen base, prompted with {settings.shots} solved questions; mean of {settings.draws} draws",
         f"one LoRA adapter, as usual fine-tuning gives it; right on {learnt['plain']:.0%} of its training questions",
         f"the mean of the probabilities of these {members} members, each trained from its own seed and data order",
         f"the same with strong weight decay of B (Eq. 5 of the paper), the half of an adapter that starts at zero: "
-        f"its members learn less by heart, and are right on {learnt['decay']:.0%} of their training questions",
+        f"its members memorise less, and are right on {learnt['decay']:.0%} of their training questions",
     )
     return dict(zip(row_names(members).values(), meanings, strict=True))
 
