@@ -4,11 +4,14 @@ claims.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 import tiny_heads
 from lora_ensembles.data import Example, Task
@@ -29,6 +32,8 @@ from lora_ensembles.studies.report.figures import DRAWINGS
 from lora_ensembles.studies.runner import run_grid
 from lora_ensembles.studies.setting import Bench
 from lora_ensembles.studies.shared import Heads, Shared
+from lora_ensembles.training import loop
+from lora_ensembles.training.signals import Interrupted
 
 TINY = Grid(
     "tiny",
@@ -180,3 +185,58 @@ def test_every_figure_and_table_but_the_few_shot_one_is_made_of_records_of_heads
 def test_settings_of_label_tokens_do_not_name_a_head() -> None:
     assert "head" not in settings_of(grids.FULL, "sweep", "world-cqa", 0)
     assert json.dumps(settings_of(ENCODER, "sweep", "arcc", 0))
+
+
+ONE_SWEEP = dataclasses.replace(TINY, seeds=(0,), choice=None)
+
+
+class Steps:
+    """Counts the steps of training, and stops the program at one of them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        self.made, self.stop = 0, -1
+        step = loop._guarded_step
+
+        def counted(*arguments: Any) -> Any:
+            if self.made == self.stop:
+                raise Interrupted("terminated", 15)
+            self.made += 1
+            return step(*arguments)
+
+        patch.setattr(loop, "_guarded_step", counted)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
+    def bench(name: str, grid: Grid, load_model: Any, *, ood: bool, under_way: Any) -> Any:
+        return dataclasses.replace(a_bench(), under_way=under_way)
+
+    monkeypatch.setattr(runner, "load_bench", bench)
+    return Steps(monkeypatch)
+
+
+def swept(folder: Path) -> dict[str, Any]:
+    (record,) = run_grid(ONE_SWEEP, folder, load, kinds=("sweep",), say=lambda _: None)["sweep"]
+    result = dict(record["result"])
+    assert result.pop("seconds") > 0
+    (kept,) = folder.glob("*.safetensors")
+    return result | {"kept": {name: tensor.tolist() for name, tensor in load_file(kept).items()}}
+
+
+def test_a_record_goes_on_from_the_last_epoch_of_the_run_that_was_stopped(
+    steps: Steps, tmp_path: Path
+) -> None:
+    whole = swept(tmp_path / "whole")
+    total, out = steps.made, tmp_path / "stopped"
+
+    # In the first of two runs, of which two epochs of four are kept, and at the end of the second.
+    for stop in (total // 3, total - total // 4 - 1):
+        steps.made, steps.stop = 0, stop
+        with pytest.raises(Interrupted, match=r"terminated.*the same command goes on from there"):
+            swept(out)
+        assert (out / "unfinished").is_dir()
+        assert not list(out.glob("*.json"))
+    steps.made, steps.stop = 0, -1
+    assert swept(out) == whole
+    assert steps.made < total / 4
+    assert not (out / "unfinished").exists()

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ensemble import EnsembleInfo, LoraEnsemble
@@ -145,9 +146,15 @@ def train_arms(
 
 
 def train_members(
-    ensemble: LoraEnsemble, arms: Sequence[Arm], examples: Sequence[Example], config: TrainConfig
+    ensemble: LoraEnsemble,
+    arms: Sequence[Arm],
+    examples: Sequence[Example],
+    config: TrainConfig,
+    *,
+    out: Path | None = None,
 ) -> ArmsRun:
-    """Train what `stacked_members` made of the same arms.
+    """Train what `stacked_members` made of the same arms; in the folder `out`, where there is one, from the
+    checkpoint that a run before has left.
 
     Raises:
         ConfigError: a setting of an arm cannot work.
@@ -158,7 +165,14 @@ def train_members(
         name: [arm.setting(name) for arm in arms for _ in range(members)]
         for name in ("kl_weight", "weight_decay_a", "weight_decay_b", "dropout")
     }
-    result = train(ensemble, examples, dataclasses.replace(config, **vectors), progress=False)
+    result = train(
+        ensemble,
+        examples,
+        dataclasses.replace(config, **vectors),
+        out=out,
+        resume=out is not None,
+        progress=False,
+    )
     return ArmsRun(ensemble, tuple(arms), members, result, initial)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from .kinds.strength import strength
 from .kinds.sweep import sweep
 from .predictions import Sheet
 from .setting import load_bench
-from .store import cell
+from .store import cell, record_file
+from .under_way import UnderWay
 
 MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "sweep": sweep,
@@ -33,6 +33,8 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "strength": strength,
     CHOICE: choice,
 }
+TIMED_KINDS = ("methods",)  # their runs are timed, so each is made in one go
+UNFINISHED = "unfinished"
 
 
 def run_grid(
@@ -75,16 +77,29 @@ def _records(
 ) -> list[Mapping[str, Any]]:
     made: list[Mapping[str, Any]] = []
     for number, (kind, task, seed) in enumerate(wanted, start=1):
-        sheet = Sheet()
+        sheet, settings = Sheet(), settings_of(grid, kind, task, seed)
+        under_way = UnderWay(out / UNFINISHED / record_file(f"{kind}-{task}", settings))
 
         def measure(
-            kind: str = kind, task: str = task, seed: int = seed, number: int = number, sheet: Sheet = sheet
+            kind: str = kind,
+            task: str = task,
+            seed: int = seed,
+            number: int = number,
+            sheet: Sheet = sheet,
+            under_way: UnderWay = under_way,
         ) -> dict[str, Any]:
             say(f"{number} of {len(wanted)}: {kind}, {task}, seed {seed}")
-            begin = time.monotonic()
-            bench = load_bench(task, grid, load_model, ood=kind in WHOLE_KINDS)
-            result = MEASURES[kind](grid.settings(kind, task), bench, sheet, seed=seed)
-            return {**result, "seconds": round(time.monotonic() - begin, 1)}
+            bench = load_bench(
+                task,
+                grid,
+                load_model,
+                ood=kind in WHOLE_KINDS,
+                under_way=None if kind in TIMED_KINDS else under_way,
+            )
+            with under_way.guarded():
+                result = MEASURES[kind](grid.settings(kind, task), bench, sheet, seed=seed)
+            return {**result, "seconds": round(under_way.seconds, 1)}
 
-        made.append(cell(out, f"{kind}-{task}", settings_of(grid, kind, task, seed), measure, sheet=sheet))
+        made.append(cell(out, f"{kind}-{task}", settings, measure, sheet=sheet))
+        under_way.remove()
     return made

@@ -22,6 +22,7 @@ from ..training.config import PAPER_BATCH_SIZES, TrainConfig
 from .arms import Arm, ArmsRun, stacked_members, train_members
 from .predictions import Sheet, name_of
 from .shared import Asking, Heads, Shared
+from .under_way import UnderWay
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -42,6 +43,7 @@ class Bench:
     heads: Heads = field(default_factory=Heads)
     asking: Asking = field(default_factory=Asking)
     kept_states: KeptStates = field(default_factory=dict, repr=False)  # many runs are asked the questions
+    under_way: UnderWay | None = None  # where runs leave checkpoints
 
     @property
     def config(self) -> TrainConfig:
@@ -106,21 +108,21 @@ class Bench:
         """`members` members of every arm (by default those of an ensemble), trained on the task's questions
         or `examples`; the base carries them until unloaded.
         """
+        members = self.shared.members if members is None else members
+        examples = self.task.train if examples is None else examples
+        config = self.config if config is None else config
         ensemble = stacked_members(
             self.model,
             arms,
-            members=self.shared.members if members is None else members,
+            members=members,
             seed=seed,
             adapter=self.adapter,
             head=self.head,
             kept_states=self.kept_states,
         )
-        return train_members(
-            ensemble,
-            arms,
-            self.task.train if examples is None else examples,
-            self.config if config is None else config,
-        )
+        settings = (arms, members, seed, config, len(examples))
+        out = self.under_way.run(*settings) if self.under_way else None
+        return train_members(ensemble, arms, examples, config, out=out)
 
     def ask(self, predictor: Predictor) -> tuple[Prediction, Prediction | None]:
         """The predictions in and out of distribution; the latter is None where the task has no such set."""
@@ -143,10 +145,15 @@ class Asked(Protocol):
 
 
 def load_bench(
-    name: str, grid: Asked, load_model: Callable[[], tuple[Any, Any]], *, ood: bool = True
+    name: str,
+    grid: Asked,
+    load_model: Callable[[], tuple[Any, Any]],
+    *,
+    ood: bool = True,
+    under_way: UnderWay | None = None,
 ) -> Bench:
     """A sample of a task's questions, as many as there may be, and with `ood` of its out-of-distribution set;
-    the same for every seed of members.
+    the same for every seed of members. Runs leave checkpoints where the record is `under_way`.
     """
     data, answer, seed = grid.data, grid.asking.answer, grid.shared.sample_seed
     full, (train, validation, most) = load_task(name, data=data, answer=answer), grid.shared.limit
@@ -154,7 +161,7 @@ def load_bench(
     if ood and name in dict(grid.ood):
         other = sample(load_ood(dict(grid.ood)[name], data=data, answer=answer), most, seed=seed)
     task = Task(name, sample(full.train, train, seed=seed), sample(full.validation, validation, seed=seed))
-    return Bench(task, other, load_model(), grid.shared, grid.heads, grid.asking)
+    return Bench(task, other, load_model(), grid.shared, grid.heads, grid.asking, under_way=under_way)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def cell(
         >>> cell(folder, "sum", {"a": 1}, lambda: 1 / 0)["result"]
         {'value': 2}
     """
-    path = folder / f"{name}-{_key(settings)}.json"
+    path = folder / f"{record_file(name, settings)}.json"
     if path.exists():
         return read_record(path, settings=settings)
     record = {
@@ -120,8 +120,9 @@ def by_kind(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return kinds
 
 
-def _key(settings: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_plain(settings).encode()).hexdigest()[:12]
+def record_file(name: str, settings: Mapping[str, Any]) -> str:
+    """The file name of a record, without its ending."""
+    return f"{name}-{hashlib.sha256(_plain(settings).encode()).hexdigest()[:12]}"
 
 
 def _plain(settings: Mapping[str, Any]) -> str:
