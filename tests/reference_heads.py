@@ -118,7 +118,8 @@ def train_by_peft(
         losses = []
         for n in order[place * recipe.batch_size : (place + 1) * recipe.batch_size]:
             scores = scores_of(model, kind, examples[n], before=functools.partial(drop, step, len(losses)))
-            loss = F.cross_entropy(scores, torch.tensor(examples[n].target))
+            soft = examples[n].target_probs
+            loss = F.cross_entropy(scores, torch.tensor(examples[n].target if soft is None else soft))
             if kind == "reward":  # as Bradley and Terry have it
                 loss = -F.logsigmoid(scores[0] - scores[1])
             if recipe.kl_weight:

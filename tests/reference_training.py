@@ -129,6 +129,8 @@ def _label_loss(model: PeftModel, example: EncodedExample, recipe: Recipe) -> Te
 
     tuned = distribution()
     loss = -tuned[example.target or 0]
+    if example.target_probs is not None:  # torch's own loss takes scores and a distribution
+        loss = F.cross_entropy(tuned, torch.tensor(example.target_probs))
     if recipe.kl_weight:
         with model.disable_adapter(), torch.no_grad():
             base = distribution()

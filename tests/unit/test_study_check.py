@@ -14,7 +14,7 @@ from lora_ensembles.prediction.prediction import Prediction
 from lora_ensembles.studies import check
 from lora_ensembles.studies.measures import measured
 from lora_ensembles.studies.predictions import BY, Sheet, name_of, predictions_file, read_sheet
-from lora_ensembles.studies.store import _key, cell
+from lora_ensembles.studies.store import cell, record_file
 from random_predictions import random_prediction
 
 
@@ -124,7 +124,7 @@ def test_a_file_that_holds_no_predictions_is_refused(tmp_path: Path) -> None:
 
 def test_predictions_that_cannot_be_written_leave_no_record(tmp_path: Path) -> None:
     settings, sheet = {"seed": 0}, Sheet()
-    path = tmp_path / f"sweep-words-{_key(settings)}.json"
+    path = tmp_path / f"{record_file('sweep-words', settings)}.json"
     predictions_file(path).mkdir()  # a folder has the name that the file needs
     with pytest.raises(CheckpointError, match="cannot be written"):
         cell(tmp_path, "sweep-words", settings, lambda: made(sheet), sheet=sheet)

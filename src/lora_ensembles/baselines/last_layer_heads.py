@@ -297,6 +297,7 @@ class _Rows:
             self.ensemble.scores(features, members=members),
             targets=self.table.targets[indices],
             base=None if self.base is None else self.base[indices],
+            target_probs=None if self.table.target_probs is None else self.table.target_probs[indices],
         )
 
 

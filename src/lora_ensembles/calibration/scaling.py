@@ -188,7 +188,7 @@ def vector_scaled(prediction: Prediction, numbers: Tensor) -> Tensor:
 def member_scaled(prediction: Prediction, temperature: float) -> Prediction:
     """The prediction with each member's p_m^(1/T), normalised over the options."""
     members = (prediction.member_log_probs.double() / temperature).log_softmax(dim=-1).float()
-    return Prediction(members, prediction.targets, prediction.ids)
+    return dataclasses.replace(prediction, member_log_probs=members, calibrated=None)
 
 
 def _fits(prediction: Prediction, kind: Kind) -> bool:
@@ -253,7 +253,10 @@ def _best_vector(prediction: Prediction) -> Tensor:
     """
     if not bool(prediction.present.all()):
         raise DataError("vector scaling needs examples with the same options; here their numbers differ")
-    targets = prediction.labelled_targets("calibration")
+    truth = prediction.target_probs
+    if truth is None:
+        targets = prediction.labelled_targets("calibration")
+        truth = torch.nn.functional.one_hot(targets, prediction.num_options)
     logits = prediction.log_probs.double().clamp_min(-100.0)
     start = torch.stack([torch.ones(prediction.num_options), torch.zeros(prediction.num_options)]).double()
     numbers = start.clone().requires_grad_()
@@ -264,7 +267,7 @@ def _best_vector(prediction: Prediction) -> Tensor:
     def closure() -> Tensor:
         optimizer.zero_grad()
         scaled = (logits * numbers[0] + numbers[1]).log_softmax(dim=-1)
-        loss = -scaled.gather(1, targets[:, None]).mean() + WEIGHT_DECAY * (numbers - start).square().sum()
+        loss = -(truth * scaled).sum(dim=-1).mean() + WEIGHT_DECAY * (numbers - start).square().sum()
         loss.backward()
         return loss
 

@@ -189,8 +189,10 @@ def best_temperature(prediction: Prediction) -> float:
     if _is_uniform(prediction):
         return 1.0
     log_probs = prediction.log_probs.double()
-    right = log_probs.gather(1, targets[:, None])[:, 0]
     finite = log_probs.masked_fill(~prediction.present, 0.0)  # 0 * -inf would be nan in the expectation
+    right = finite.gather(1, targets[:, None])[:, 0]
+    if prediction.target_probs is not None:
+        right = (prediction.target_probs * finite).sum(dim=-1)
 
     def slope(inverse: float) -> float:
         weights = (log_probs * inverse).softmax(dim=-1)

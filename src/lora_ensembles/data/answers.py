@@ -4,13 +4,16 @@ labels without a word.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import DataError
 from .cells import short
+from .examples import checked_probs
 from .formats import Row
 from .prompts import LETTERS
 
@@ -51,6 +54,39 @@ class Asked:
         return tuple(form for form in TRIED if form not in left_out)
 
     @property
+    def soft(self) -> bool:
+        """Whether the answer is soft labels: probabilities by option, or in the order of the options."""
+        given = self._parsed
+        return isinstance(given, Mapping) or (isinstance(given, list) and all(map(_is_number, given)))
+
+    @property
+    def _parsed(self) -> object:
+        return self.value if self.value in self.options else soft_labels_in(self.value)
+
+    def probs(self) -> tuple[float, ...]:
+        """The soft labels, one for each option; 0 for options that are not named.
+
+        Raises:
+            DataError: a name that is no option, or values that are no probabilities.
+        """
+        given = self._parsed
+        values = given.values() if isinstance(given, Mapping) else given
+        assert isinstance(values, Iterable)
+        if not all(map(_is_number, values)):
+            raise self.row.error(f"soft labels {short(given)} hold something that is no number")
+        if not isinstance(given, Mapping):
+            return checked_probs(list(values), count=len(self.options), where=self.row.place)
+        names = [dataclasses.replace(self, value=name) for name in given]
+        forms = [form for form in self.forms if all(len(name.places(form)) == 1 for name in names)]
+        if not forms:
+            wrong = next((name for name in names if not any(map(name.places, self.forms))), names[0])
+            raise wrong.unlike(self.forms)
+        probs = [0.0] * len(self.options)
+        for name, value in zip(names, given.values(), strict=True):
+            probs[name.places(forms[0])[0]] += value
+        return checked_probs(probs, count=len(self.options), where=self.row.place)
+
+    @property
     def text(self) -> str:
         return str(self.value).lower() if isinstance(self.value, bool) else str(self.value).strip()
 
@@ -80,6 +116,28 @@ class Asked:
             f"answer {short(self.value)} is not among the options {short(list(self.options))}; "
             f"needed is {' or '.join(needed[form] for form in order)}"
         )
+
+
+def named_in(answer: object) -> list[str]:
+    """The classes that an answer names: itself, or those of soft labels.
+
+    Example:
+        >>> named_in(3), named_in({"bug": 0.7, "praise": 0.3})
+        (['3'], ['bug', 'praise'])
+    """
+    value = soft_labels_in(answer)
+    return [str(name) for name in value] if isinstance(value, Mapping) else [str(answer)]
+
+
+def soft_labels_in(answer: object) -> object:
+    """The answer, as JSON where it is a cell of a .csv file that holds an object or a list."""
+    text = answer.strip() if isinstance(answer, str) else ""
+    if text[:1] + text[-1:] not in ("{}", "[]"):
+        return list(answer) if isinstance(answer, tuple) else answer
+    try:
+        return json.loads(text)
+    except ValueError:
+        return answer
 
 
 @dataclass(frozen=True)
@@ -171,3 +229,7 @@ def _positions(text: str, texts: Sequence[str]) -> list[int]:
     """The place of the text: as it is, else in any case of letters."""
     exact = [position for position, other in enumerate(texts) if other == text]
     return exact or [position for position, other in enumerate(texts) if other.casefold() == text.casefold()]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -27,11 +27,13 @@ class EncodedExample:
         label_ids: for each label its tokens, at least one, in the place after the prompt. A label's
             log-probability is their sum.
         target: index of the right label, or None.
+        target_probs: the soft labels, or None.
     """
 
     prompt_ids: Ids
     label_ids: tuple[Ids, ...]
     target: int | None
+    target_probs: tuple[float, ...] | None = None
 
 
 def encode_examples(
@@ -74,7 +76,12 @@ def encode_examples(
             checked.add((example.labels, label_ids))
         window = Window(max_length, overlong, len(max(label_ids, key=len)), "prompt and longest label are")
         encoded.append(
-            EncodedExample(fit(f"example {example.id!r}", before, prompt, window), label_ids, example.target)
+            EncodedExample(
+                fit(f"example {example.id!r}", before, prompt, window),
+                label_ids,
+                example.target,
+                example.target_probs,
+            )
         )
     return encoded
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import DataError
+
+ROUNDING = 0.01  # of the sum of soft labels: they are published with two digits, or as counts of annotators
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,13 @@ class Example:
             model; what is scored where members have heads of their own.
         pair: the second text of a classification of pairs, such as a hypothesis beside its premise; not read
             by causal models.
+        target_probs: soft labels, a probability for each label, as annotators who disagree or a teacher give
+            them; the loss is then the cross-entropy to them, and `target` the most probable label where none is
+            given.
 
     Raises:
-        DataError: fewer than two labels, an empty or repeated label, or a target that is no index into them.
+        DataError: fewer than two labels, an empty or repeated label, a target that is no index into them, or
+            soft labels that are no probabilities of them.
 
     Example:
         >>> Example(id="1", prompt="Q: Is the sun a star?\\nA:", labels=(" yes", " no"), target=0).labels[0]
@@ -38,6 +45,7 @@ class Example:
     question: str = ""
     options: tuple[str, ...] = ()
     pair: str | None = None
+    target_probs: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         where = f"example {self.id!r}"
@@ -48,6 +56,11 @@ class Example:
             raise DataError(
                 f"{where}: label {self.labels.index('')} is empty; a label needs at least one character"
             )
+        if self.target_probs is not None:
+            probs = checked_probs(self.target_probs, count=len(self.labels), where=where)
+            object.__setattr__(self, "target_probs", probs)
+            if self.target is None:
+                object.__setattr__(self, "target", probs.index(max(probs)))
         if self.target is not None and not 0 <= self.target < len(self.labels):
             raise DataError(
                 f"{where}: target {self.target} is no index into its {len(self.labels)} labels "
@@ -76,6 +89,26 @@ class Task:
     def options(self) -> list[int]:
         """The option counts that occur, in rising order."""
         return sorted({len(example.labels) for example in (*self.train, *self.validation)})
+
+
+def checked_probs(values: Sequence[float], *, count: int, where: str) -> tuple[float, ...]:
+    """Soft labels as probabilities that sum to 1; what rounding left of that (`ROUNDING`) is shared out.
+
+    Raises:
+        DataError: not `count` of them, one that is no number of 0 or more, or another sum.
+    """
+    probs = tuple(float(value) for value in values)
+    if len(probs) != count:
+        raise DataError(
+            f"{where}: {len(probs)} soft labels for {count} labels; give one probability for each"
+        )
+    if not all(math.isfinite(value) and value >= 0 for value in probs):
+        wrong = next(value for value in probs if not (math.isfinite(value) and value >= 0))
+        raise DataError(f"{where}: soft label {wrong:g}; a probability is 0 or more")
+    total = math.fsum(probs)
+    if abs(total - 1) > ROUNDING:
+        raise DataError(f"{where}: its soft labels sum to {total:g}, not 1; give probabilities")
+    return tuple(value / total for value in probs)
 
 
 def check_distinct(texts: Iterable[str], *, kind: str, where: str) -> None:

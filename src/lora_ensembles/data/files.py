@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from ..errors import DataError
+from .answers import named_in
 from .cells import column_value
 from .columns import ColumnMapping, detect_columns
 from .examples import Example, Task
@@ -167,7 +168,8 @@ def classes_of_rows(
     if not rows:
         raise DataError(f"{name}: no rows; at least one question is needed")
     mapping = detect_columns(rows[0], labels=("", ""), labelled=True, given=columns)
-    classes = {str(column_value(row, mapping.answer)).strip() for row in rows if _usable(row, mapping)} - {""}
+    answers = [column_value(row, mapping.answer) for row in rows if _usable(row, mapping)]
+    classes = {name.strip() for answer in answers for name in named_in(answer)} - {""}
     if len(classes) < 2:
         raise DataError(
             f"{name}: column {mapping.answer!r} has {len(classes)} different values; "

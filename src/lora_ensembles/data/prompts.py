@@ -90,4 +90,13 @@ def _by_text(example: Example) -> Example:
         labels=tuple(f" {option}" for option in options),
         options=options,
         target=None if example.target is None else options.index(example.options[example.target]),
+        target_probs=_summed(example, options),
     )
+
+
+def _summed(example: Example, options: Sequence[str]) -> tuple[float, ...] | None:
+    """The soft labels of options that are there once: those of the same option are added."""
+    if example.target_probs is None:
+        return None
+    weights = list(zip(example.options, example.target_probs, strict=True))
+    return tuple(sum(weight for other, weight in weights if other == option) for option in options)

@@ -90,6 +90,14 @@ def read_whole(
     words = check_labels(labels) if labels is not None else None
     mapping = detect_columns(first, labels=words, labelled=labelled, given=columns)
     read, asked, wrong = _questions(every, mapping, words, labelled=labelled, skip=skip_bad_rows)
+    for number in [number for number, answer in asked.items() if answer.soft]:
+        try:
+            read[number] = dataclasses.replace(read[number], target_probs=asked.pop(number).probs())
+        except DataError as error:
+            if labelled and not skip_bad_rows:
+                raise
+            if labelled:
+                wrong[number] = error
     answers = read_answers(list(asked.values()), form=mapping.answer_form)
     for number, target in zip(asked, answers.targets, strict=True):
         if not isinstance(target, DataError):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..prediction.soft_labels import cross_entropy
+
 
 @dataclass(frozen=True)
 class RowLosses:
@@ -23,17 +25,22 @@ class RowLosses:
     right: Tensor
 
 
-def distribution_losses(predicted: Tensor, *, targets: Tensor, base: Tensor | None) -> RowLosses:
+def distribution_losses(
+    predicted: Tensor, *, targets: Tensor, base: Tensor | None, target_probs: Tensor | None = None
+) -> RowLosses:
     """Losses (M, B) of distributions over classes, options or labels, as log-probabilities (M, B, C), -inf
-    where there is none.
+    where there is none: -log p of `targets` (M, B), or with soft labels `target_probs` q (M, B, C) the
+    cross-entropy -sum_c q_c log p_c.
 
-    `targets` (M, B); with the base's log-probabilities (M, B, C), the divergence from them as well.
+    With the base's log-probabilities (M, B, C), the divergence from them as well.
     """
     targets = targets.to(predicted.device)
     divergence = None if base is None else _divergence(predicted, base.to(predicted.device))
-    return RowLosses(
-        -predicted.gather(2, targets[..., None])[..., 0], divergence, predicted.argmax(dim=-1) == targets
-    )
+    if target_probs is None:
+        loss = -predicted.gather(2, targets[..., None])[..., 0]
+    else:
+        loss = cross_entropy(predicted, target_probs.to(predicted.device))
+    return RowLosses(loss, divergence, predicted.argmax(dim=-1) == targets)
 
 
 def _divergence(predicted: Tensor, base: Tensor) -> Tensor:

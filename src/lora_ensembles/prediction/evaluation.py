@@ -12,7 +12,7 @@ from .completions import (
     evaluate_completion_members,
     evaluate_completions,
 )
-from .metrics import MemberSpread, accuracy, brier, coverage_area, ece, nll, ood_auroc
+from .metrics import MemberSpread, accuracy, brier, coverage_area, ece, kl_from_targets, nll, ood_auroc
 from .prediction import Prediction
 from .rewards import RewardMetrics, RewardPrediction, evaluate_rewards
 from .uncertainty import disagreement, expected_entropy, mutual_information, total_entropy
@@ -22,7 +22,8 @@ Result = Prediction | CompletionScores | RewardPrediction
 
 @dataclass(frozen=True)
 class Metrics:
-    """Every metric of one prediction; `ood_auroc` is None without out-of-distribution examples.
+    """Every metric of one prediction; `ood_auroc` is None without out-of-distribution examples,
+    `kl_from_targets` without soft labels, to which NLL and Brier score refer where there are such.
 
     `total_entropy`, `expected_entropy`, `mutual_information` (nats) and `disagreement` (0 to 1) are means
     over the examples.
@@ -40,6 +41,7 @@ class Metrics:
     mutual_information: float
     disagreement: float
     ood_auroc: float | None = None
+    kl_from_targets: float | None = None
 
     def to_dict(self) -> dict[str, int | float | None]:
         """The fields as a dictionary that `json.dumps` takes."""
@@ -135,9 +137,9 @@ def evaluate_members(
         _evaluate(result.member(m), None if ood is None else ood.member(m)) for m in range(result.num_members)
     ]
     # num_members is 1 by construction, and a lone member has neither mutual information nor disagreement
-    names = ["accuracy", "nll", "ece", "brier", "coverage_area", "total_entropy"] + (
-        [] if ood is None else ["ood_auroc"]
-    )
+    names = ["accuracy", "nll", "ece", "brier", "coverage_area", "total_entropy"]
+    names += [] if ood is None else ["ood_auroc"]
+    names += [] if result.target_probs is None else ["kl_from_targets"]
     return {name: MemberSpread(tuple(getattr(member, name) for member in members)) for name in names}
 
 
@@ -155,6 +157,7 @@ def _evaluate(prediction: Prediction, ood: Prediction | None) -> Metrics:
         mutual_information=mutual_information(prediction).mean().item(),
         disagreement=disagreement(prediction).mean().item(),
         ood_auroc=None if ood is None else ood_auroc(prediction, ood),
+        kl_from_targets=None if prediction.target_probs is None else kl_from_targets(prediction),
     )
 
 

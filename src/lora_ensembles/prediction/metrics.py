@@ -23,7 +23,7 @@ from torchmetrics.functional.classification import (
     multiclass_calibration_error,
 )
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from .selective import AccuracyCoverage, accuracy_by_doubt
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def accuracy(prediction: Prediction) -> float:
 
 def nll(prediction: Prediction) -> float:
     """The mean negative log-likelihood of the targets in nats, -1/N sum_n log(mean_m p_m(target_n)); 0 or
-    more, always finite.
+    more, always finite. With soft labels q, the mean cross-entropy -1/N sum_n sum_c q_nc log(mean_m p_m(c)).
 
     It is taken from log-probabilities: a target whose probability underflows (below 1e-45 in float32) still
     has a finite logarithm, where log(0) would turn the mean into inf. No probability is floored or smoothed.
@@ -92,6 +92,9 @@ def nll_of_each(prediction: Prediction) -> Tensor:
         DataError: the prediction is unlabelled.
     """
     targets = prediction.labelled_targets("nll")
+    if prediction.target_probs is not None:
+        finite = prediction.log_probs.double().masked_fill(~prediction.present, 0.0)
+        return -(prediction.target_probs * finite).sum(dim=-1)
     return -prediction.log_probs.gather(1, targets[:, None])[:, 0].double()
 
 
@@ -123,6 +126,7 @@ def ece(prediction: Prediction) -> float:
 
 def brier(prediction: Prediction) -> float:
     """The mean over examples of the squared error summed over options, sum_c (p_c - [c = target])^2: 0 to 2.
+    With soft labels q, sum_c (p_c - q_c)^2.
 
     torchmetrics has no multiclass Brier score. `Differs:` from the binary convention, which keeps one option
     only and ranges to 1.
@@ -152,9 +156,39 @@ def brier_of_each(prediction: Prediction) -> Tensor:
     Raises:
         DataError: the prediction is unlabelled.
     """
-    targets = prediction.labelled_targets("brier")
-    truth = torch.nn.functional.one_hot(targets, prediction.num_options)
+    truth: Tensor | None = prediction.target_probs
+    if truth is None:
+        targets = prediction.labelled_targets("brier")
+        truth = torch.nn.functional.one_hot(targets, prediction.num_options)
     return (prediction.probs.double() - truth).square().sum(dim=-1)
+
+
+def kl_from_targets(prediction: Prediction) -> float:
+    """The mean divergence of the ensemble's distribution from the soft labels, 1/N sum_n sum_c q_nc log(q_nc /
+    p_nc), in nats: the NLL less the entropy of the soft labels. 0 or more; 0 where both are the same.
+
+    Args:
+        prediction: a prediction of N examples with soft labels.
+
+    Returns:
+        Nats, 0 or more.
+
+    Raises:
+        DataError: no soft labels.
+
+    Example:
+        >>> from lora_ensembles.prediction.prediction import Prediction
+        >>> soft = torch.tensor([[0.5, 0.5]])
+        >>> round(kl_from_targets(Prediction(torch.tensor([[[0.8, 0.2]]]).log(), target_probs=soft)), 4)
+        0.2231
+    """
+    q = prediction.target_probs
+    if q is None:
+        raise DataError(
+            "kl_from_targets needs soft labels, and these examples have none; nll is the same up to a "
+            "constant where each has one right answer"
+        )
+    return (nll_of_each(prediction) + q.xlogy(q).sum(dim=-1)).mean().item()
 
 
 def ood_auroc(prediction: Prediction, ood: Prediction) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..data.inputs import as_examples, known_to
 from ..errors import ConfigError, DataError
+from .soft_labels import soft_targets
 
 if TYPE_CHECKING:
     from ..data import Example
@@ -37,6 +38,8 @@ class Prediction:
             is absent. Each row's probabilities sum to 1.
         targets: (N,) int64 index of the right option, or None when the examples are unlabelled.
         ids: the N examples' identifiers, in row order; empty means "0", "1", ...
+        target_probs: (N, C) soft labels q of the options, each row's sum 1, where examples have such: NLL and
+            Brier score are then taken against them.
         calibrated: (N, C) log-probabilities of the ensemble after calibration, which then stand for the mean of
             the members; None: not calibrated.
 
@@ -58,6 +61,7 @@ class Prediction:
     targets: Tensor | None = None
     ids: tuple[str, ...] = field(default=())
     calibrated: Tensor | None = None
+    target_probs: Tensor | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "member_log_probs", _checked_log_probs(self.member_log_probs))
@@ -69,6 +73,11 @@ class Prediction:
         object.__setattr__(self, "ids", ids)
         if self.targets is not None:
             object.__setattr__(self, "targets", _checked_targets(self.targets, self.present, ids))
+        if self.target_probs is not None:
+            probs = _checked_probs(self.target_probs, self.present)
+            object.__setattr__(self, "target_probs", probs)
+            if self.targets is None:
+                object.__setattr__(self, "targets", probs.argmax(dim=-1))
         if self.calibrated is not None:
             checked = _checked_log_probs(self.calibrated[None])[0]
             if bool(((checked > -math.inf) != self.present).any()):
@@ -164,7 +173,9 @@ class Prediction:
                 f"cannot select members {list(members)}; name one or more of 0 to {self.num_members - 1}, "
                 "each once"
             )
-        return Prediction(self.member_log_probs[list(members)], self.targets, self.ids)
+        return Prediction(
+            self.member_log_probs[list(members)], self.targets, self.ids, target_probs=self.target_probs
+        )
 
     def take(self, rows: Tensor) -> Prediction:
         """The prediction for some of the examples, in the order of `rows`, an int64 tensor of row numbers
@@ -177,6 +188,7 @@ class Prediction:
         vars(taken).update(
             member_log_probs=self.member_log_probs[:, rows],
             targets=None if self.targets is None else self.targets[rows],
+            target_probs=None if self.target_probs is None else self.target_probs[rows],
             ids=tuple(map(self.ids.__getitem__, rows.tolist())),
             members_log_probs=self.members_log_probs[rows],
             calibrated=None if self.calibrated is None else self.calibrated[rows],
@@ -189,7 +201,7 @@ class Prediction:
         """The prediction with the members' mean as the ensemble's probabilities."""
         if self.calibrated is None:
             return self
-        return Prediction(self.member_log_probs, self.targets, self.ids)
+        return Prediction(self.member_log_probs, self.targets, self.ids, target_probs=self.target_probs)
 
     def labelled_targets(self, what: str) -> Tensor:
         """The (N,) targets; `what` names the quantity that needs them.
@@ -255,7 +267,9 @@ def predict(predictor: Predictor, examples: Sequence[Example], *, max_rows: int 
     log_probs = predictor.member_log_probs(examples, max_rows=max_rows)
     labelled = [example.target for example in examples if example.target is not None]
     targets = torch.tensor(labelled) if len(labelled) == len(examples) else None
-    prediction = Prediction(log_probs, targets, tuple(example.id for example in examples))
+    soft = None if targets is None else soft_targets(examples, [len(example.labels) for example in examples])
+    ids = tuple(example.id for example in examples)
+    prediction = Prediction(log_probs, targets, ids, target_probs=soft)
     for row, (example, present) in enumerate(zip(examples, prediction.present.tolist(), strict=True)):
         if present != [option < len(example.labels) for option in range(prediction.num_options)]:
             raise ConfigError(
@@ -345,3 +359,21 @@ def _checked_targets(values: object, present: Tensor, ids: tuple[str, ...]) -> T
             "correct the target or the options"
         )
     return targets
+
+
+def _checked_probs(values: object, present: Tensor) -> Tensor:
+    probs = _tensor("target_probs", values).detach().to(device="cpu", dtype=torch.float64)
+    if probs.shape != present.shape:
+        raise ConfigError(
+            f"target_probs has shape {tuple(probs.shape)}; it must be (examples, options), "
+            f"here {tuple(present.shape)}"
+        )
+    sums = probs.masked_fill(~present, 0.0).sum(dim=-1)
+    wrong = ~((sums - 1).abs() <= _ROW_SUM_TOLERANCE) | (probs < 0).any(dim=-1) | probs.isnan().any(dim=-1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise DataError(
+            f"the soft labels of row {row} are {[round(p, 6) for p in probs[row].tolist()]}; "
+            f"give probabilities of its {int(present[row].sum())} options, which sum to 1"
+        )
+    return probs.masked_fill(~present, 0.0)

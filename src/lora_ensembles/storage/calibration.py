@@ -28,6 +28,8 @@ def held_out_file(kept: HeldOut) -> tuple[str, bytes]:
         "member_log_probs": prediction.member_log_probs.contiguous(),
         "targets": prediction.labelled_targets("calibration").contiguous(),
     }
+    if prediction.target_probs is not None:
+        tensors["target_probs"] = prediction.target_probs.contiguous()
     said = {"ids": json.dumps(prediction.ids), "marks": json.dumps(dict(kept.marks)), "source": kept.source}
     content = save(tensors, metadata={"format": "pt", **said})
     return HELD_OUT_FILE.format(hashlib.sha256(content).hexdigest()[:12]), content
@@ -73,11 +75,12 @@ def read_calibration(path: Path, content: dict[str, Any]) -> HeldOut | None:
     check_readable(file)
     try:
         with safe_open(file, framework="pt") as stored:
-            said = stored.metadata() or {}
+            said, names = stored.metadata() or {}, stored.keys()
             prediction = Prediction(
                 stored.get_tensor("member_log_probs"),
                 stored.get_tensor("targets"),
                 tuple(json.loads(said["ids"])),
+                target_probs=stored.get_tensor("target_probs") if "target_probs" in names else None,
             )
             marks = dict(json.loads(said["marks"]))
     except (SafetensorError, LoraEnsemblesError, ValueError, KeyError, TypeError) as error:

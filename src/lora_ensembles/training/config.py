@@ -68,8 +68,9 @@ class TrainConfig:
             beginning.
         loss: "vocabulary", -log p(answer | prompt) over the full vocabulary (Eq. 3); "labels", -log p of the
             right label among an example's own (Eq. 1), for which every label is read and the divergence of
-            `kl_weight` is over them as well; "auto" takes "labels" where all examples have the same labels
-            and one of these has several tokens, as the words of a classification do, else "vocabulary". Open
+            `kl_weight` is over them as well, and of soft labels the cross-entropy to them; "auto" takes
+            "labels" where an example has soft labels, or all have the same labels and one of these has several
+            tokens, as the words of a classification do, else "vocabulary". Open
             answers have the second only; members with heads of their own have a loss over their classes or
             options. docs/data.md shows what was measured.
         label_score: how a label of several tokens counts against the others, in training over labels and in

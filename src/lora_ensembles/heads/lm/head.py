@@ -113,11 +113,17 @@ def _over_labels(
     questions: Sequence[Example],
     encoded: Sequence[EncodedExample],
 ) -> bool:
-    """Whether the loss is over the label set: as asked; by default where questions share one set with a label
-    of several tokens.
+    """Whether the loss is over the label set: as asked; by default where questions have soft labels, or share
+    one set with a label of several tokens.
     """
-    if loss != "auto":
-        return loss == "labels"
+    soft = any(question.target_probs is not None for question in questions)
+    if loss == "vocabulary" and soft:
+        raise ConfigError(
+            "loss='vocabulary': it takes one right answer, and these examples have soft labels; leave it at "
+            "'auto', or set it to 'labels'"
+        )
+    if loss != "auto" or soft:
+        return loss == "labels" or soft
     one_set = len({question.labels for question in questions}) == 1
     return one_set and any(len(label) > 1 for example in encoded for label in example.label_ids)
 

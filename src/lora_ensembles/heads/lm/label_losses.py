@@ -30,6 +30,7 @@ from ...passes.memory import with_fewer_rows
 from ...passes.stacked_model import StackedModel
 from ...passes.texts import Texts
 from ...passes.trunk_states import TrunkStates
+from ...prediction.soft_labels import soft_targets
 from ...stack.head_config import LabelScore
 from ..losses import RowLosses, distribution_losses
 from ..task.table import TextTable
@@ -138,6 +139,7 @@ class LabelTable:
             targets=[example.target for example in encoded],
             choices=True,
             device=device,
+            target_probs=soft_targets(encoded, [len(example.label_ids) for example in encoded]),
         )
         branches = None
         if branched:
@@ -266,7 +268,7 @@ class LabelRows:
         return self.table.fingerprint()
 
     def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
-        ensemble, batch = self.ensemble, self.table.gather(indices)
+        ensemble, batch, probs = self.ensemble, self.table.gather(indices), self.table.rows.target_probs
         texts, kept = batch.texts, self.trunk_states
         numbers = (
             batch.slots + first_row * self.passes
@@ -283,6 +285,7 @@ class LabelRows:
             label_log_probs(batch.sums(log_probs), batch.lengths, self.label_score),
             targets=self.table.rows.targets[indices],
             base=None if self.base is None else self.base[indices],
+            target_probs=None if probs is None else probs[indices],
         )
 
 

@@ -152,9 +152,14 @@ class TokenTable:
         """The table of labelled examples.
 
         Raises:
-            DataError: there are none, or one has no target.
+            DataError: there are none, or one has no target or soft labels.
         """
         check_answered(encoded)
+        if any(example.target_probs is not None for example in encoded):
+            raise DataError(
+                "these examples have soft labels, and this training takes one right answer; "
+                "leave target_probs out"
+            )
         answers = [example.label_ids[example.target or 0] for example in encoded]
         rows = [[*example.prompt_ids, *answer] for example, answer in zip(encoded, answers, strict=True)]
         prompt_lengths = torch.tensor([len(example.prompt_ids) for example in encoded])

@@ -16,6 +16,7 @@ from ...data import Example
 from ...data.encoding import check_window
 from ...errors import ConfigError, DataError
 from ...passes.texts import text_window
+from ...prediction.soft_labels import soft_targets
 from ..resolve import HeadConfig
 from .table import TextTable
 
@@ -63,6 +64,7 @@ def encode_texts(
         targets=[example.target for example in examples],
         choices=head.kind != "sequence-classification",
         device=base.device,
+        target_probs=soft_targets(examples, [len(example.labels) for example in examples]),
     )
 
 

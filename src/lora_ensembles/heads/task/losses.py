@@ -120,6 +120,7 @@ class TextRows:
             scores,
             targets=self.table.targets[indices],
             base=None if self.base is None else self.base[indices],
+            target_probs=None if self.table.target_probs is None else self.table.target_probs[indices],
         )
 
     def _scores(self, numbers: Tensor, rows: Tensor, members: slice) -> Tensor:
@@ -173,10 +174,12 @@ def check_examples(
     return questions
 
 
-def choice_losses(batch: Choice, scores: Tensor, *, targets: Tensor, base: Tensor | None) -> RowLosses:
-    """Losses (M, B) from the scores (M, R, K) of a batch's texts and targets (M, B); with the base's
-    log-probabilities (M, B, C), the divergence from them as well."""
-    return distribution_losses(log_probs(batch.per_example(scores)), targets=targets, base=base)
+def choice_losses(
+    batch: Choice, scores: Tensor, *, targets: Tensor, base: Tensor | None, target_probs: Tensor | None
+) -> RowLosses:
+    """`distribution_losses` from the scores (M, R, K) of a batch's texts."""
+    predicted = log_probs(batch.per_example(scores))
+    return distribution_losses(predicted, targets=targets, base=base, target_probs=target_probs)
 
 
 def refuse_divergence(head: HeadConfig) -> None:

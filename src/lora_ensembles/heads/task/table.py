@@ -53,7 +53,8 @@ class TextTable:
     texts of each example.
 
     An example has one text that gets a score for each class (`choices` false), or one text an option, that
-    gets one score. `targets` (N,) is the index of the right class or option, -1 where it is not known.
+    gets one score. `targets` (N,) is the index of the right class or option, -1 where it is not known;
+    `target_probs` (N, C) the soft labels, where an example has such.
     """
 
     ids: Tensor
@@ -63,6 +64,7 @@ class TextTable:
     targets: Tensor
     choices: bool
     device: torch.device | str = "cpu"
+    target_probs: Tensor | None = None
 
     @classmethod
     def of(
@@ -75,6 +77,7 @@ class TextTable:
         targets: Sequence[int | None],
         choices: bool,
         device: torch.device | str = "cpu",
+        target_probs: Tensor | None = None,
     ) -> TextTable:
         """The table of texts given as token ids, `counts` of them an example."""
         return cls(
@@ -85,6 +88,7 @@ class TextTable:
             torch.tensor([-1 if target is None else target for target in targets]),
             choices,
             device,
+            target_probs,
         )
 
     def __len__(self) -> int:
@@ -126,7 +130,7 @@ class TextTable:
             self.text_lengths,
             self.counts,
             self.targets,
-            *([] if self.types is None else [self.types]),
+            *(values for values in (self.types, self.target_probs) if values is not None),
         ):
             digest.update(values.numpy().tobytes())
         return digest.hexdigest()[:16]
