@@ -84,8 +84,8 @@ def fingerprints(examples: Iterable[Example]) -> dict[str, str]:
 
 
 def _marks(example: Example) -> list[str]:
-    """Keys by which two examples are the same: their prompt; their question and its options in any order; or
-    their id and question.
+    """Keys by which two examples are the same: their prompt; their question and its options in any order; their
+    id and question; or their group.
 
     Not the id alone: files of different tasks all have a row "1". A second text belongs to the first, and
     both texts of a preference to its prompt.
@@ -100,6 +100,8 @@ def _marks(example: Example) -> list[str]:
     ]
     if example.question and example.options:
         parts.append(("question", example.question, *sorted(example.options)))
+    if example.group is not None:
+        parts.append(("group", example.group))
     return [hashlib.sha256(repr(part).encode()).hexdigest()[:24] for part in parts]
 
 

@@ -5,7 +5,6 @@ and how they become tokens.
 from __future__ import annotations
 
 from .columns import ColumnMapping
-from .completion_encoding import encode_completions, encode_prompts
 from .completions import (
     Completion,
     CompletionTask,
@@ -17,7 +16,6 @@ from .completions import (
     load_completions,
     read_completions,
 )
-from .encoding import EncodedExample, encode_examples
 from .examples import Example, Task
 from .files import found_classes, load_file, read_examples, task_from_files
 from .paper_tasks import (
@@ -36,6 +34,8 @@ from .preferences import (
     preferences_from_files,
 )
 from .prompts import LETTERS, render_label_prompt, render_prompt
+from .tokens.completions import encode_completions, encode_prompts
+from .tokens.questions import EncodedExample, encode_examples
 
 __all__ = [
     "LETTERS",

@@ -175,6 +175,7 @@ def row_to_question(row: Row, columns: ColumnMapping, *, labels: Sequence[str] |
         question=question,
         options=options,
         pair=pair,
+        group=row.group,
     )
 
 

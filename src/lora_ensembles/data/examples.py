@@ -28,6 +28,8 @@ class Example:
         target_probs: soft labels, a probability for each label, as annotators who disagree or a teacher give
             them; the loss is then the cross-entropy to them, and `target` the most probable label where none is
             given.
+        group: examples of one group, such as questions about one state, are never parted into training and
+            validation; None: in no group.
 
     Raises:
         DataError: fewer than two labels, an empty or repeated label, a target that is no index into them, or
@@ -46,6 +48,7 @@ class Example:
     options: tuple[str, ...] = ()
     pair: str | None = None
     target_probs: tuple[float, ...] | None = None
+    group: str | None = None
 
     def __post_init__(self) -> None:
         where = f"example {self.id!r}"

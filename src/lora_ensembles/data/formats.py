@@ -38,13 +38,15 @@ class Row:
     """One row: the place it came from ("train.csv, line 3"), an id where its columns have none, and the
     columns.
 
-    `problem` says why it could not be parsed, and the columns are empty then; None for a row that could.
+    `problem` says why it could not be parsed, and the columns are empty then; None for a row that could. Rows of
+    one `group` are about the same thing.
     """
 
     place: str
     id: str
     values: Mapping[str, object]
     problem: str | None = None
+    group: str | None = None
 
     def error(self, message: str) -> DataError:
         """An error that begins with the place."""

@@ -24,6 +24,7 @@ from . import (
     load_file,
 )
 from .completions import rows_to_completions
+from .decisions import decision_rows
 from .files import classes_of_rows
 from .formats import SUFFIXES, Row
 from .prompts import Answer, rendered
@@ -228,7 +229,7 @@ def _from_rows(
     labelled: bool,
     columns: ColumnMapping | None = None,
 ) -> list[Any]:
-    rows = [Row(f"{name}[{place}]", str(place), row) for place, row in enumerate(values)]
+    rows = list(decision_rows(Row(f"{name}[{place}]", str(place), row) for place, row in enumerate(values)))
     if is_open_ended(values[0], labelled=labelled) and {*values[0]} & {"completion", "messages"}:
         return list(rows_to_completions(iter(rows), name=name, labelled=labelled))
     columns = columns or (None if info is None else _columns(info))

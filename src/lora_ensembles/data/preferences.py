@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import DataError
 from .cells import MISSING, find_value, row_id, short, unknown_column
-from .completion_encoding import answer_text, prompt_text
 from .completions import Completion, Message
 from .examples import Example, Task
 from .formats import Row
 from .sources import named_rows
 from .splits import VALIDATION_SHARE, split_rows
+from .tokens.completions import answer_text, prompt_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ..errors import ConfigError, DataError, unknown_name
+from .decisions import decision_rows
 from .formats import FORMATS, SUFFIXES, Row, decoded, not_utf8, parquet_rows, parsed
 
 HUB_PREFIX = "hub:"
@@ -25,21 +26,24 @@ def stream_rows(stream: TextIO, *, name: str, format: str, keep_bad: bool = Fals
         text = stream.read()
     except UnicodeDecodeError as error:
         raise not_utf8(name, error) from None
-    rows = parsed(text, name=name, format=format)
+    rows = decision_rows(parsed(text, name=name, format=format))
     return rows if keep_bad else _good(rows)
 
 
 def named_rows(name: str | Path, *, keep_bad: bool = False) -> Iterator[Row]:
     """The rows of a file, or of 'hub:owner/name:split'; with `keep_bad`, those that cannot be parsed too, as
-    rows with a `problem`.
+    rows with a `problem`. A row that holds several questions about a state is one row for each.
 
     Raises:
         DataError: as `file_rows` and `hub_rows`.
     """
     if not str(name).startswith(HUB_PREFIX):
-        return file_rows(name, keep_bad=keep_bad)
-    repo, config, split = split_hub_name(str(name))
-    return hub_rows(repo, config=config, split=split)
+        rows = file_rows(name, keep_bad=keep_bad)
+    else:
+        repo, config, split = split_hub_name(str(name))
+        rows = hub_rows(repo, config=config, split=split)
+    rows = decision_rows(rows)
+    return rows if keep_bad else _good(rows)
 
 
 def file_rows(path: str | Path, *, keep_bad: bool = False) -> Iterator[Row]:

@@ -35,7 +35,7 @@ def split_rows(
 
     Raises:
         ConfigError: a share that is not between 0 and 1.
-        DataError: a single row.
+        DataError: a single row, or a single group of them.
     """
     if not 0 < share < 1:
         raise ConfigError(f"validation_share is {share}; a number between 0 and 1 is needed, such as 0.2")
@@ -44,7 +44,9 @@ def split_rows(
             f"{name}: 1 row cannot be split into training and validation; add rows or pass a validation file"
         )
     count = min(max(1, round(share * len(rows))), len(rows) - 1)
-    if stratified and classes_of(rows) is not None:
+    if any(_group(row) is not None for row in rows):
+        drawn = _drawn_groups(rows, count, seed=seed, name=name)
+    elif stratified and classes_of(rows) is not None:
         drawn = stratified_draw([_target(row) for row in rows], count, seed=seed, keep=1)
     else:
         drawn = set(random.Random(seed).sample(range(len(rows)), count))
@@ -90,6 +92,29 @@ def stratified_draw(strata: Sequence[Hashable], count: int, *, seed: int, keep: 
                 sizes[stratum] += 1
     rng = random.Random(seed)
     return {place for stratum, own in places.items() for place in rng.sample(own, sizes[stratum])}
+
+
+def _drawn_groups(rows: Sequence[object], count: int, *, seed: int, name: str) -> set[int]:
+    """Places of about `count` rows, of whole groups; a row without one is a group by itself."""
+    places: dict[Hashable, list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault(_group(row) or place, []).append(place)
+    if len(places) < 2:
+        raise DataError(
+            f"{name}: all its rows are about one case, which cannot be split into training and validation; "
+            "add cases or pass a validation file"
+        )
+    groups = list(places.values())
+    random.Random(seed).shuffle(groups)
+    drawn: set[int] = set()
+    for group in groups[:-1]:
+        if not drawn or len(drawn) + len(group) <= count:
+            drawn.update(group)
+    return drawn
+
+
+def _group(row: object) -> str | None:
+    return row.group if isinstance(row, Example) else None
 
 
 def _target(row: object) -> int | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ...data import Example
-from ...data.encoding import check_window
+from ...data.tokens.questions import check_window
 from ...errors import ConfigError, DataError
 from ...passes.texts import text_window
 from ...prediction.soft_labels import soft_targets

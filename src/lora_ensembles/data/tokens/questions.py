@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import ConfigError, DataError, unknown_name
-from .examples import Example
+from ...errors import ConfigError, DataError, unknown_name
+from ..examples import Example
 
 if TYPE_CHECKING:  # prompts and files are read without loading transformers
     from transformers import PreTrainedTokenizerBase

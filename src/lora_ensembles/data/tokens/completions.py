@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import DataError
-from .completions import Completion, Message, Prompt, problem_of
-from .encoding import (
+from ...errors import DataError
+from ..completions import Completion, Message, Prompt, problem_of
+from .questions import (
     EncodedExample,
     Ids,
     Window,
