@@ -29,7 +29,12 @@ GROUPS = {
         "Members on a base: make, load, save, grow, and hand back to PEFT and transformers.",
         ("LoraEnsemble", "HeadConfig", "load_base"),
     ),
-    "training": Group("Training", "All members in one stacked run.", ("train", "TrainConfig", "TrainResult")),
+    "training": Group(
+        "Training",
+        "All members in one stacked run, and one adapter that imitates them.",
+        ("train", "TrainConfig", "TrainResult", "distill"),
+        ("training.distill.Distilled",),
+    ),
     "data": Group(
         "Data",
         "Questions with options, texts with classes, preferences and open answers.",
@@ -52,7 +57,16 @@ GROUPS = {
         "Metrics",
         "Accuracy, calibration and their intervals.",
         (
-            *("evaluate", "evaluate_members", "accuracy", "nll", "ece", "brier", "coverage_area"),
+            *(
+                "evaluate",
+                "evaluate_members",
+                "accuracy",
+                "nll",
+                "ece",
+                "brier",
+                "coverage_area",
+                "kl_from_targets",
+            ),
             *("ood_auroc", "bootstrap_interval", "paired_difference"),
         ),
         (

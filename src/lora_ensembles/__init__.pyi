@@ -58,6 +58,7 @@ from .prediction.metrics import (
     brier as brier,
     coverage_area as coverage_area,
     ece as ece,
+    kl_from_targets as kl_from_targets,
     nll as nll,
     ood_auroc as ood_auroc,
 )
@@ -70,4 +71,5 @@ from .prediction.uncertainty import (
 )
 from .training.adapters import train as train
 from .training.config import TrainConfig as TrainConfig
+from .training.distill import distill as distill
 from .training.trainee import TrainResult as TrainResult

@@ -9,13 +9,8 @@ import pytest
 import torch
 
 from lora_ensembles.errors import ConfigError, DataError
-from lora_ensembles.prediction.intervals import (
-    Interval,
-    bootstrap_interval,
-    paired_difference,
-    t_quantile,
-    wilson,
-)
+from lora_ensembles.prediction.intervals import Interval, bootstrap_interval, paired_difference
+from lora_ensembles.prediction.intervals.shares import t_quantile, wilson
 from lora_ensembles.prediction.metrics import accuracy, ece, nll, ood_auroc
 from lora_ensembles.prediction.prediction import Prediction
 from lora_ensembles.prediction.selective import error_auroc

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lora_ensembles.prediction.completions import METRICS, CompletionScores
 from lora_ensembles.prediction.intervals import bootstrap_interval, paired_difference
+from lora_ensembles.prediction.intervals.studentised import coverage_area_of, ratio
 from lora_ensembles.prediction.metrics import brier, coverage_area, nll
 from lora_ensembles.prediction.prediction import Prediction
-from lora_ensembles.prediction.studentised import coverage_area_of, ratio
 from random_predictions import random_prediction
 
 

@@ -36,12 +36,14 @@ class HeldOut:
         calibration: what was fitted.
         marks: keys of all held-out examples, each with the example's id.
         source: where the examples came from, for a reader.
+        order_passes: orders of the options that predictions average over.
     """
 
     prediction: Prediction
     calibration: Calibration
     marks: Mapping[str, str]
     source: str = ""
+    order_passes: int = 1
 
     def refuse_scored(self, examples: Sequence[Example]) -> None:
         """Refuse labelled examples that the calibration was fitted on.
@@ -85,6 +87,7 @@ def calibrate(
     trained_on: Sequence[Example] = (),
     source: str = "",
     max_rows: int | None = None,
+    order_passes: int = 1,
 ) -> Calibration:
     """Fit a calibration on held-out examples and keep it with the ensemble.
 
@@ -100,6 +103,7 @@ def calibrate(
         trained_on: what the ensemble was trained on; held-out examples among them are refused.
         source: where the examples came from, for a reader of the saved ensemble.
         max_rows: as in `predict`.
+        order_passes: as in `predict`, which then averages over as many orders.
 
     Returns:
         The calibration; its `nll` says what each kind reached.
@@ -126,9 +130,9 @@ def calibrate(
         "calibrate on examples that were not",
     )
     ensemble.calibrated = None
-    prediction = predict(ensemble, held_out, max_rows=max_rows)
+    prediction = predict(ensemble, held_out, max_rows=max_rows, order_passes=order_passes)
     calibration, rest = _fitted(prediction, kind)
-    ensemble.calibrated = HeldOut(rest, calibration, fingerprints(held_out), source)
+    ensemble.calibrated = HeldOut(rest, calibration, fingerprints(held_out), source, order_passes)
     return calibration
 
 

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from ..calibration.kinds import Kind
 from ..errors import ConfigError, DataError
 from ..studies.report.page import Table
-from .common import Arguments, add_ensemble_flags, load_ensemble, say, show_table
+from .common import Arguments, add_ensemble_flags, add_order_flag, load_ensemble, say, show_table
 from .flags.data import add_column_flags, merged_answer, merged_columns, read_questions
 from .flags.memory import Memory, remembered
 from .screen.first_screen import few_rows, say_read
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="what is fitted (default: auto, the one with the lowest NLL on rows that it was not fitted on)",
     )
+    add_order_flag(parser)
     add_column_flags(parser)
 
 
@@ -71,6 +72,7 @@ def run(args: Arguments) -> dict[str, Any]:
         trained_on=trained_on,
         source=str(args.on),
         max_rows=args.max_rows,
+        order_passes=args.order_passes or 1,
     )
     assert ensemble.calibrated is not None
     write_calibration(args.ensemble, ensemble.calibrated)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..prediction.evaluation import Metrics
     from ..prediction.metrics import MemberSpread
 
-SHOWN = ("accuracy", "nll", "ece", "brier", "ood_auroc")
+SHOWN = ("accuracy", "nll", "ece", "brier", "kl_from_targets", "ood_auroc")
 SHOWN_OF_COMPLETIONS = ("nll_per_token", "perplexity")  # beside the nll, which is that of a whole answer
 NOT_GIVEN = argparse.SUPPRESS  # a flag with this default is in the namespace only if it was given
 
@@ -220,6 +220,17 @@ def add_ensemble_flags(parser: argparse.ArgumentParser, *, needed: bool = True) 
         help="most rows (members * questions) at once; lower it when memory runs out",
     )
     add_model_flags(parser, base=None)
+
+
+def add_order_flag(parser: argparse._ActionsContainer) -> None:
+    """--order-passes."""
+    parser.add_argument(
+        "--order-passes",
+        type=count,
+        metavar="K",
+        help="read the options of each question in K orders and average over them "
+        "(default: 1, or as in lora-ensembles calibrate)",
+    )
 
 
 def device_named(name: str) -> torch.device:

@@ -17,6 +17,7 @@ from .common import (
     SHOWN,
     Arguments,
     add_ensemble_flags,
+    add_order_flag,
     count,
     load_ensemble,
     metrics_table,
@@ -93,6 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only a sample of N rows of each set, class by class where rows have classes",
     )
     add_column_flags(parser)
+    add_order_flag(parser)
     parser.add_argument(
         "--intervals", action="store_true", help="95 %% intervals of the ensemble's metrics, over questions"
     )
@@ -138,6 +140,8 @@ def run(args: Arguments) -> dict[str, Any]:
     kept = None if args.baseline or ensemble is None else ensemble.calibrated
     if kept is not None:
         say(f"calibration: {kept.calibration}; single members are not calibrated")
+    if measured.get("order_flips") is not None:
+        say(f"order of the options: {measured['order_flips']:.1%} of pairs of orders give different answers")
     if intervals:
         measured["intervals"] = {
             metric: [interval.low, interval.high] for metric, interval in intervals.items()
@@ -170,10 +174,13 @@ def _measure_questions(
         + (f", {len(others)} of {pair[0]} out of distribution" if pair else "")
     )
     if args.baseline is None:
-        predictor = InParts(predictor, total=len(examples) + len(others), show=not args.no_progress)
-    prediction = predict(predictor, examples, max_rows=args.max_rows)
-    ood = predict(predictor, others, max_rows=args.max_rows) if pair else None
-    shown = {name: getattr(metrics, name) for name in SHOWN if name != "ood_auroc"}
+        total = (len(examples) + len(others)) * (args.order_passes or 1)
+        predictor = InParts(predictor, total=total, show=not args.no_progress)
+    asked = {"max_rows": args.max_rows, "order_passes": args.order_passes}
+    prediction = predict(predictor, examples, **asked)
+    ood = predict(predictor, others, **asked) if pair else None
+    left_out = {"ood_auroc"} if prediction.target_probs is not None else {"ood_auroc", "kl_from_targets"}
+    shown = {name: getattr(metrics, name) for name in SHOWN if name not in left_out}
     intervals = _intervals(shown, prediction) if args.intervals else {}
     if args.intervals and ood is not None:
         intervals["ood_auroc"] = bootstrap_interval(metrics.ood_auroc, prediction, ood=ood)
@@ -189,6 +196,8 @@ def _measure_completions(
 
     if args.ood not in (None, "none"):
         raise ConfigError("--ood: for questions with options; the rows here have open answers. Leave it out")
+    if args.order_passes is not None:
+        raise ConfigError("--order-passes: for questions with options; the rows here have open answers")
     examples = some(every, args.limit)
     say(f"{name}: {len(examples)} open answers")
     scores = score_completions(ensemble, examples, max_rows=args.max_rows)

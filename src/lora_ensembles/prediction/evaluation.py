@@ -13,6 +13,7 @@ from .completions import (
     evaluate_completions,
 )
 from .metrics import MemberSpread, accuracy, brier, coverage_area, ece, kl_from_targets, nll, ood_auroc
+from .orders import order_flips
 from .prediction import Prediction
 from .rewards import RewardMetrics, RewardPrediction, evaluate_rewards
 from .uncertainty import disagreement, expected_entropy, mutual_information, total_entropy
@@ -23,7 +24,8 @@ Result = Prediction | CompletionScores | RewardPrediction
 @dataclass(frozen=True)
 class Metrics:
     """Every metric of one prediction; `ood_auroc` is None without out-of-distribution examples,
-    `kl_from_targets` without soft labels, to which NLL and Brier score refer where there are such.
+    `kl_from_targets` without soft labels, to which NLL and Brier score refer where there are such, and
+    `order_flips`, the share of pairs of orders of the options that give different answers, without such orders.
 
     `total_entropy`, `expected_entropy`, `mutual_information` (nats) and `disagreement` (0 to 1) are means
     over the examples.
@@ -42,6 +44,7 @@ class Metrics:
     disagreement: float
     ood_auroc: float | None = None
     kl_from_targets: float | None = None
+    order_flips: float | None = None
 
     def to_dict(self) -> dict[str, int | float | None]:
         """The fields as a dictionary that `json.dumps` takes."""
@@ -158,6 +161,9 @@ def _evaluate(prediction: Prediction, ood: Prediction | None) -> Metrics:
         disagreement=disagreement(prediction).mean().item(),
         ood_auroc=None if ood is None else ood_auroc(prediction, ood),
         kl_from_targets=None if prediction.target_probs is None else kl_from_targets(prediction),
+        order_flips=None
+        if prediction.order_choices is None
+        else order_flips(prediction.order_choices).mean().item(),
     )
 
 

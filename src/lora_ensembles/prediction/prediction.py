@@ -8,25 +8,25 @@ absent options).
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from ..data.inputs import as_examples, known_to
 from ..errors import ConfigError, DataError
+from .checked import checked_log_probs, checked_probs, checked_targets
+from .orders import averaged_over_orders
+from .predictor import Predictor as Predictor
 from .soft_labels import soft_targets
 
 if TYPE_CHECKING:
     from ..data import Example
-
-# Log-softmax in float32 normalises to about 1e-6; a softmax done in bfloat16 (1e-2) or a logit given as a
-# log-probability is far outside.
-_ROW_SUM_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,8 @@ class Prediction:
         ids: the N examples' identifiers, in row order; empty means "0", "1", ...
         target_probs: (N, C) soft labels q of the options, each row's sum 1, where examples have such: NLL and
             Brier score are then taken against them.
+        order_choices: (K, N) option that the ensemble chooses in each of K orders of the options, where these were
+            averaged over (`predict`).
         calibrated: (N, C) log-probabilities of the ensemble after calibration, which then stand for the mean of
             the members; None: not calibrated.
 
@@ -62,9 +64,10 @@ class Prediction:
     ids: tuple[str, ...] = field(default=())
     calibrated: Tensor | None = None
     target_probs: Tensor | None = None
+    order_choices: Tensor | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "member_log_probs", _checked_log_probs(self.member_log_probs))
+        object.__setattr__(self, "member_log_probs", checked_log_probs(self.member_log_probs))
         ids = tuple(self.ids) or tuple(str(row) for row in range(self.num_examples))
         if len(ids) != self.num_examples:
             raise ConfigError(
@@ -72,14 +75,14 @@ class Prediction:
             )
         object.__setattr__(self, "ids", ids)
         if self.targets is not None:
-            object.__setattr__(self, "targets", _checked_targets(self.targets, self.present, ids))
+            object.__setattr__(self, "targets", checked_targets(self.targets, self.present, ids))
         if self.target_probs is not None:
-            probs = _checked_probs(self.target_probs, self.present)
+            probs = checked_probs(self.target_probs, self.present)
             object.__setattr__(self, "target_probs", probs)
             if self.targets is None:
                 object.__setattr__(self, "targets", probs.argmax(dim=-1))
         if self.calibrated is not None:
-            checked = _checked_log_probs(self.calibrated[None])[0]
+            checked = checked_log_probs(self.calibrated[None])[0]
             if bool(((checked > -math.inf) != self.present).any()):
                 raise ConfigError("calibrated and member_log_probs disagree about which options are absent")
             object.__setattr__(self, "calibrated", checked)
@@ -189,6 +192,7 @@ class Prediction:
             member_log_probs=self.member_log_probs[:, rows],
             targets=None if self.targets is None else self.targets[rows],
             target_probs=None if self.target_probs is None else self.target_probs[rows],
+            order_choices=None if self.order_choices is None else self.order_choices[:, rows],
             ids=tuple(map(self.ids.__getitem__, rows.tolist())),
             members_log_probs=self.members_log_probs[rows],
             calibrated=None if self.calibrated is None else self.calibrated[rows],
@@ -201,7 +205,7 @@ class Prediction:
         """The prediction with the members' mean as the ensemble's probabilities."""
         if self.calibrated is None:
             return self
-        return Prediction(self.member_log_probs, self.targets, self.ids, target_probs=self.target_probs)
+        return dataclasses.replace(self, calibrated=None)
 
     def labelled_targets(self, what: str) -> Tensor:
         """The (N,) targets; `what` names the quantity that needs them.
@@ -217,22 +221,13 @@ class Prediction:
         return self.targets
 
 
-class Predictor(Protocol):
-    """Anything that predicts: an ensemble, a baseline, or a wrapper around either."""
-
-    def member_log_probs(self, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
-        """(M, N, C) log-probabilities over each example's options, -inf at absent options; at most `max_rows`
-        rows in one forward.
-
-        Args:
-            examples: N labelled or unlabelled examples.
-            max_rows: the most rows (member and example pairs) in one forward pass; None: a number that suits
-                most machines.
-        """
-        ...
-
-
-def predict(predictor: Predictor, examples: Sequence[Example], *, max_rows: int | None = None) -> Prediction:
+def predict(
+    predictor: Predictor,
+    examples: Sequence[Example],
+    *,
+    max_rows: int | None = None,
+    order_passes: int | None = None,
+) -> Prediction:
     """The `Prediction` of a predictor for labelled or unlabelled examples.
 
     Targets are kept only if every example has one; a mixture of labelled and unlabelled examples is an
@@ -242,13 +237,16 @@ def predict(predictor: Predictor, examples: Sequence[Example], *, max_rows: int 
         predictor: an ensemble, a baseline or a wrapper.
         examples: N of them, with as many labels each as they have options.
         max_rows: the most rows (member and example pairs) in one forward; None leaves it to the predictor.
+        order_passes: read the options of each question in so many orders, and average each member's probabilities
+            over them; None: as many as the ensemble was calibrated with, else 1.
 
     Returns:
         (M, N, C) member log-probabilities with targets and ids.
 
     Raises:
         DataError: no examples; or labelled ones that the ensemble was calibrated on.
-        ConfigError: `max_rows` below 1, or a predictor whose result does not fit the examples.
+        ConfigError: `max_rows` or `order_passes` below 1, or another number of orders than the ensemble was
+            calibrated with; prompts that list no options; or a predictor whose result does not fit the examples.
 
     Example:
         >>> from types import SimpleNamespace
@@ -264,12 +262,18 @@ def predict(predictor: Predictor, examples: Sequence[Example], *, max_rows: int 
         raise DataError("no examples to predict; give at least one")
     if max_rows is not None and max_rows < 1:
         raise ConfigError(f"max_rows is {max_rows}; use at least 1, or None for the predictor's own choice")
-    log_probs = predictor.member_log_probs(examples, max_rows=max_rows)
+    kept: Any = getattr(predictor, "calibrated", None)  # of an ensemble that was calibrated
+    passes = _order_passes(order_passes, kept)
+    order_choices = None
+    if passes == 1:
+        log_probs = predictor.member_log_probs(examples, max_rows=max_rows)
+    else:
+        log_probs, order_choices = averaged_over_orders(predictor, examples, passes=passes, max_rows=max_rows)
     labelled = [example.target for example in examples if example.target is not None]
     targets = torch.tensor(labelled) if len(labelled) == len(examples) else None
     soft = None if targets is None else soft_targets(examples, [len(example.labels) for example in examples])
     ids = tuple(example.id for example in examples)
-    prediction = Prediction(log_probs, targets, ids, target_probs=soft)
+    prediction = Prediction(log_probs, targets, ids, target_probs=soft, order_choices=order_choices)
     for row, (example, present) in enumerate(zip(examples, prediction.present.tolist(), strict=True)):
         if present != [option < len(example.labels) for option in range(prediction.num_options)]:
             raise ConfigError(
@@ -277,7 +281,6 @@ def predict(predictor: Predictor, examples: Sequence[Example], *, max_rows: int 
                 f"{example.id!r} (row {row}), which has {len(example.labels)} labels; "
                 "it must give -inf exactly to the options after the last label"
             )
-    kept: Any = getattr(predictor, "calibrated", None)  # of an ensemble that was calibrated
     if kept is None:
         return prediction
     if prediction.targets is not None:
@@ -285,95 +288,10 @@ def predict(predictor: Predictor, examples: Sequence[Example], *, max_rows: int 
     return cast(Prediction, kept.calibration(prediction))
 
 
-def _checked_log_probs(values: object) -> Tensor:
-    log_probs = _tensor("member_log_probs", values)
-    if log_probs.ndim != 3 or 0 in log_probs.shape or log_probs.shape[2] < 2:
+def _order_passes(given: int | None, kept: Any) -> int:
+    calibrated = None if kept is None else kept.order_passes
+    if calibrated is not None and given not in (None, calibrated):
         raise ConfigError(
-            f"member_log_probs has shape {tuple(log_probs.shape)}; it must be (members, examples, options), "
-            "2 or more options"
+            f"order_passes={given}: the ensemble was calibrated with {calibrated}; leave it out, or calibrate again"
         )
-    if log_probs.dtype not in (torch.float32, torch.float64):
-        raise ConfigError(
-            f"member_log_probs is {log_probs.dtype}; cast the logits to float32 before the softmax "
-            "over the options"
-        )
-    log_probs = log_probs.detach().to(device="cpu", dtype=torch.float32)
-    if bool((log_probs >= 0).all()) and bool(((log_probs.sum(dim=-1) - 1).abs() <= _ROW_SUM_TOLERANCE).all()):
-        raise ConfigError(
-            "member_log_probs holds probabilities; give their logarithms: "
-            "member_log_probs.log(), or better log_softmax of the logits"
-        )
-    sums = log_probs.double().exp().sum(dim=-1)
-    wrong = ~(
-        (sums - 1.0).abs() <= _ROW_SUM_TOLERANCE
-    )  # `not within` and not `outside`: a NaN is outside nothing
-    if wrong.any():
-        member, row = wrong.nonzero()[0].tolist()
-        raise ConfigError(
-            f"the probabilities of member {member}, row {row} sum to {sums[member, row].item():.6g}, not 1; "
-            "give log-probabilities (log_softmax over the options, in float32), not logits"
-        )
-    absent = log_probs == -math.inf
-    if bool((absent != absent[0]).any()):
-        row, option = (absent != absent[0]).any(dim=0).nonzero()[0].tolist()
-        raise ConfigError(
-            f"option {option} of row {row} has log-probability -inf for some members and not for others; "
-            "-inf means absent. Where a probability is merely tiny, use log_softmax, not the log of a softmax"
-        )
-    return log_probs
-
-
-def _tensor(name: str, values: object) -> Tensor:
-    """A tensor of a tensor, an array or nested lists."""
-    if isinstance(values, Tensor):
-        return values
-    if values is None or isinstance(values, str | Mapping):
-        raise ConfigError(
-            f"{name} is of type {type(values).__name__}; it is a tensor, or an array of numbers"
-        )
-    try:
-        return torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"{name} is of type {type(values).__name__} and no array of numbers ({error}); "
-            "it is a tensor, or an array of numbers"
-        ) from error
-
-
-def _checked_targets(values: object, present: Tensor, ids: tuple[str, ...]) -> Tensor:
-    targets = _tensor("targets", values)
-    num_examples, num_options = present.shape
-    if targets.shape != (num_examples,) or targets.is_floating_point() or targets.dtype == torch.bool:
-        raise ConfigError(
-            f"targets is {targets.dtype} of shape {tuple(targets.shape)}; "
-            f"it must be integers of shape ({num_examples},)"
-        )
-    targets = targets.detach().to(device="cpu", dtype=torch.int64)
-    inside = (targets >= 0) & (targets < num_options)
-    valid = inside & present.gather(1, targets.clamp(0, num_options - 1)[:, None])[:, 0]
-    if not bool(valid.all()):
-        row = int((~valid).nonzero()[0])
-        raise DataError(
-            f"the target of example {ids[row]!r} (row {row}) is {int(targets[row])}, which is none "
-            f"of its {int(present[row].sum())} options (absent options have log-probability -inf); "
-            "correct the target or the options"
-        )
-    return targets
-
-
-def _checked_probs(values: object, present: Tensor) -> Tensor:
-    probs = _tensor("target_probs", values).detach().to(device="cpu", dtype=torch.float64)
-    if probs.shape != present.shape:
-        raise ConfigError(
-            f"target_probs has shape {tuple(probs.shape)}; it must be (examples, options), "
-            f"here {tuple(present.shape)}"
-        )
-    sums = probs.masked_fill(~present, 0.0).sum(dim=-1)
-    wrong = ~((sums - 1).abs() <= _ROW_SUM_TOLERANCE) | (probs < 0).any(dim=-1) | probs.isnan().any(dim=-1)
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise DataError(
-            f"the soft labels of row {row} are {[round(p, 6) for p in probs[row].tolist()]}; "
-            f"give probabilities of its {int(present[row].sum())} options, which sum to 1"
-        )
-    return probs.masked_fill(~present, 0.0)
+    return given if given is not None else calibrated or 1

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from .orders import order_flips
 from .uncertainty import disagreement, expected_entropy, mutual_information, total_entropy
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def _records(prediction: Prediction, examples: Sequence[Example]) -> Iterator[di
     choices = prediction.choices.tolist()
     votes = prediction.member_choices.T.tolist()
     uncertainties = {name: function(prediction).tolist() for name, function in UNCERTAINTIES.items()}
+    orders = prediction.order_choices
+    flips = None if orders is None else order_flips(orders).tolist()
     for row, example in enumerate(examples):
         labels = [label.strip() for label in example.labels]
         yield {
@@ -68,4 +71,5 @@ def _records(prediction: Prediction, examples: Sequence[Example]) -> Iterator[di
             "target": None if example.target is None else labels[example.target],
             "votes": [labels[choice] for choice in votes[row]],
             **{name: values[row] for name, values in uncertainties.items()},
+            **({} if flips is None else {"order_flips": flips[row]}),
         }

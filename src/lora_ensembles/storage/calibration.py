@@ -39,7 +39,8 @@ def write_held_out(path: Path, kept: HeldOut) -> dict[str, Any]:
     """Write the predictions on held-out examples; returns the entry in `ensemble.json`."""
     name, content = held_out_file(kept)
     bytes_written_aside(path / name, content)
-    return kept.calibration.to_dict() | {"source": kept.source, "held_out": name}
+    more = {"source": kept.source, "held_out": name, "order_passes": kept.order_passes}
+    return kept.calibration.to_dict() | more
 
 
 def write_calibration(path: Path, kept: HeldOut) -> None:
@@ -90,4 +91,10 @@ def read_calibration(path: Path, content: dict[str, Any]) -> HeldOut | None:
             f"{file} is of {prediction.num_members} members, and the ensemble has {len(content['members'])}; "
             "calibrate it again"
         )
-    return HeldOut(prediction, Calibration.from_dict(numbers), marks, said.get("source", ""))
+    return HeldOut(
+        prediction,
+        Calibration.from_dict(numbers),
+        marks,
+        said.get("source", ""),
+        numbers.get("order_passes", 1),
+    )

@@ -129,7 +129,7 @@ ENSEMBLE = record(
     {
         "head": record({"kind": _HEAD["kind"]}, _HEAD),
         "label_score": one_of(("sum", "mean")),
-        "calibration": record(_CALIBRATION),
+        "calibration": record(_CALIBRATION, {"order_passes": whole(1)}),
     },
     others=True,
 )

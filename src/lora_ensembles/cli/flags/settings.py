@@ -37,14 +37,14 @@ TRAIN_FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
 ADAPTER_FIELDS = ("r", "lora_alpha", "target_modules", "lora_dropout", "use_rslora", "modules_to_save")
 
 
-def add_training_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for each field of `TrainConfig`, explained by its docstring."""
+def add_training_flags(parser: argparse.ArgumentParser, *, without: Sequence[str] = ()) -> None:
+    """A flag for each field of `TrainConfig` but those named, explained by its docstring."""
     group = parser.add_argument_group(
         "training", "the fields of TrainConfig; what is not given comes from --preset"
     )
     meanings = _field_meanings()
     hints = get_type_hints(TrainConfig)
-    for name in TRAIN_FIELDS:
+    for name in [name for name in TRAIN_FIELDS if name not in without]:
         parse, choices, metavar = _value_kind(name, hints[name])
         group.add_argument(
             f"--{name.replace('_', '-')}",

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError, unknown_name
+from ..intervals.shares import wilson
 from ..metrics import nll_of_each
-from ..shares import wilson
 from ..uncertainty import disagreement, mutual_information
 from .style import MARKERS, SMALL, Theme, canvas, check_arms, entry, legend
 

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ...errors import DataError
-from ...prediction.shares import t_probability, t_quantile
+from ...prediction.intervals.shares import t_probability, t_quantile
 from .contrasts import Contrast
 from .paper import CLAIMS
 from .views import Records, View

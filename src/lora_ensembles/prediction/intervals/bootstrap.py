@@ -3,7 +3,7 @@ population the examples come from.
 
 Accuracy, a share of N answers, has Wilson's interval, and differences of it Bonett & Price's, which are right
 where few answers are wrong too. The calibration error, which is biased upwards, has one that is found by
-trying population values (`ece_intervals`). Means over examples (NLL, Brier, of open answers too) and the
+trying population values (`ece`). Means over examples (NLL, Brier, of open answers too) and the
 coverage area have the bootstrap-t (`studentised`), every other metric the bias-corrected and accelerated
 bootstrap (BCa; Efron 1987). `benchmarks/interval_coverage.py` simulates how often each holds the population
 value; docs/statistics.md has its numbers.
@@ -20,16 +20,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
-from .completions import (
+from ...errors import ConfigError, DataError
+from ..completions import (
     answer_nll,
     answer_nll_per_token,
     answer_perplexity,
     exp_or_inf,
     nll_of_each_answer,
 )
-from .ece_intervals import ece_difference_range, ece_range
-from .metrics import (
+from ..metrics import (
     accuracy,
     brier,
     brier_of_each,
@@ -39,11 +38,12 @@ from .metrics import (
     nll,
     nll_of_each,
 )
+from .ece import ece_difference_range, ece_range
 from .shares import accuracy_difference, t_quantile, wilson
 from .studentised import Studentised, coverage_area_of, ratio
 
 if TYPE_CHECKING:
-    from .prediction import Prediction
+    from ..prediction import Prediction
 
 Measured = TypeVar("Measured", bound="Resampled")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from .prediction import Prediction
+    from ..prediction import Prediction
 
 
 def wilson(share: float, count: int, *, level: float = 0.95) -> tuple[float, float]:

@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .metrics import NUM_BINS
+from ..metrics import NUM_BINS
 
 if TYPE_CHECKING:
-    from .prediction import Prediction
+    from ..prediction import Prediction
 
 HALVINGS = 12  # of a range of at most 0.5: ends are right to 1e-4, below what S samples resolve
 LARGEST = 1e6  # multiple of the estimated gaps, where every accuracy is at an end
