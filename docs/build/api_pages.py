@@ -102,6 +102,11 @@ GROUPS = {
             "BatchEnsemble",
         ),
     ),
+    "scikit-learn": Group(
+        "scikit-learn",
+        "The ensemble as an estimator; it needs the extra `sklearn`.",
+        ("LoraEnsembleClassifier",),
+    ),
     "errors": Group(
         "Errors",
         "One base class; [errors](../../errors.md) lists every message.",

@@ -5,6 +5,7 @@ it does not know.
 from __future__ import annotations
 
 import ast
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -18,7 +19,10 @@ def _homes() -> dict[str, str]:
 # A name is loaded when it is first used: torch and transformers take seconds, which `lora-ensembles --help`
 # or an error in a flag should not wait for.
 _HOME_OF = _homes()
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+# Names whose home can only be imported with another package; without it `import *` leaves them out, and
+# asking for one says what to install.
+_NEEDED_BY = {"LoraEnsembleClassifier": "sklearn"}
+__all__ = sorted(name for name in _HOME_OF if name not in _NEEDED_BY or find_spec(_NEEDED_BY[name]))  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> object:

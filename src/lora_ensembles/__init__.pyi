@@ -44,6 +44,7 @@ from .heads import (
     predict_rewards as predict_rewards,
 )
 from .heads.lm.completions import score_completions as score_completions
+from .integrations.sklearn import LoraEnsembleClassifier as LoraEnsembleClassifier
 from .prediction import plots as plots
 from .prediction.completions import (
     CompletionScores as CompletionScores,

@@ -10,11 +10,12 @@ from pathlib import Path
 
 ENSEMBLE_FILE = "ensemble.json"
 RUN_FOLDER = "training"
+CLASSIFIER_FILE = "classifier.json"  # of a classifier of scikit-learn, beside its ensemble's
 LOCK_FILE = ".lock"
 HELD_OUT_FILE = "held_out_{}.safetensors"  # with twelve digits of its own hash
 
 _MEMBER = r"member_\d+/(adapter_config\.json|adapter_model\.safetensors)"
-_ENSEMBLE = rf"(ensemble\.json|README\.md|held_out_[0-9a-f]{{12}}\.safetensors|{_MEMBER})"
+_ENSEMBLE = rf"(ensemble\.json|classifier\.json|README\.md|held_out_[0-9a-f]{{12}}\.safetensors|{_MEMBER})"
 _RUN = (
     r"training/(config\.json|environment\.json|log\.jsonl|tensorboard/events\.[^/]+"
     rf"|checkpoint/state\.(json|safetensors)|snapshots/epoch_\d+/{_ENSEMBLE})"
