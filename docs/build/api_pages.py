@@ -82,7 +82,7 @@ GROUPS = {
     "calibration": Group(
         "Calibration and decisions",
         "Probabilities corrected on held-out data, thresholds and sets with a guarantee.",
-        ("calibrate", "risk_threshold", "conformal_sets", "TemperatureScaled"),
+        ("calibrate", "risk_threshold", "conformal_sets", "rank", "TemperatureScaled"),
         (
             *("calibration.scaling.Calibration", "calibration.calibrated.HeldOut"),
             *("calibration.risk.RiskThreshold", "calibration.conformal.ConformalSets"),

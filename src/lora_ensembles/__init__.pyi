@@ -11,6 +11,7 @@ from .baselines import (
 from .calibration.calibrated import calibrate as calibrate
 from .calibration.conformal import conformal_sets as conformal_sets
 from .calibration.risk import risk_threshold as risk_threshold
+from .calibration.scores import rank as rank
 from .calibration.temperature import TemperatureScaled as TemperatureScaled
 from .data import (
     ColumnMapping as ColumnMapping,

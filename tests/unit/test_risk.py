@@ -4,6 +4,7 @@ within it as often as it says; the numbers are those of scipy, and what cannot b
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy
@@ -12,8 +13,10 @@ import torch
 from scipy import stats
 
 from lora_ensembles import ConfigError, DataError, Prediction
+from lora_ensembles.calibration.kinds import Score
 from lora_ensembles.calibration.risk import RiskThreshold, fewest_examples, most_errors, risk_threshold
-from lora_ensembles.calibration.scores import SCORES
+from lora_ensembles.calibration.scores import SCORES, rank, uncertainty_score
+from random_predictions import random_prediction
 
 DRAWS = 500
 
@@ -136,3 +139,21 @@ def test_the_fewest_examples_are_those_of_an_exact_test() -> None:
         least = fewest_examples(risk, delta)
         assert (1 - risk) ** least <= delta / 5 < (1 - risk) ** (least - 1)
     assert RiskThreshold("confidence", 0.1, 0.05, 0.05, 100, 50, 1).coverage == 0.5
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_rows_worth_labelling_are_those_of_the_highest_score(score: Score) -> None:
+    pool = random_prediction(5)
+    values = uncertainty_score(pool, score)
+    order = rank(pool, by=score)
+    assert sorted(order) == list(range(pool.num_examples))
+    assert all(values[first] >= values[second] for first, second in itertools.pairwise(order))
+    assert rank(pool, by=score, top=3) == order[:3]
+
+
+def test_a_rank_of_no_rows_or_by_an_unknown_score_is_refused() -> None:
+    pool = random_prediction(5)
+    with pytest.raises(ConfigError, match="top=0"):
+        rank(pool, top=0)
+    with pytest.raises(ConfigError, match="unknown score 'doubt'"):
+        rank(pool, by="doubt")  # type: ignore[arg-type]
