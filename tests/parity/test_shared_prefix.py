@@ -15,6 +15,7 @@ from lora_ensembles.data import EncodedExample, Example
 from lora_ensembles.heads.lm import scores as scoring
 from lora_ensembles.passes.answer_positions import answer_logits, read_prefix
 from lora_ensembles.passes.probe import probe_language_model
+from lora_ensembles.passes.shortcuts import shortcuts_of
 from tiny_models import (
     TRIED,
     adapter_config,
@@ -104,13 +105,48 @@ def test_labels_in_the_row_of_their_prompt_have_the_scores_of_rows_of_their_own(
     lowest = base.model.layers[0].mlp
     found, few = tokens_read(base, scored, by=lowest)
     whole = without_sharing(scored)
-    monkeypatch.setattr(scoring, "_score_branched", lambda *_: None)
+    monkeypatch.setattr(scoring, "_score_groups", lambda *_: None)
     after_prefix, more = tokens_read(base, scored, by=lowest)
     torch.testing.assert_close(found, whole, **TOLERANCE)
     torch.testing.assert_close(found, after_prefix, **TOLERANCE)
     assert found.isinf().sum() == 3  # of the last question, a label fewer for each of three members
     # Below the adapters one row for each question is read for all three members; after a prefix one for each.
     assert few < (1.05 if layers is None else 0.4) * more
+
+
+def about_states(*, words: bool) -> list[Example]:
+    """Four questions about each of three states, mixed, and one that has nothing in common with them; labels are
+    letters, or words of one to three tokens.
+    """
+    fillers = "the red fox saw a small bird near an old river and went home".split()
+    states = [
+        " ".join(fillers[(start + k * (start + 2)) % len(fillers)] for k in range(14)) for start in range(3)
+    ]
+    asked = ["is the fox home", "saw the bird a river", "is a small bird near", "went the fox"]
+    labels = (" yes", " no", " not at all") if words else (" yes", " no")
+    made = [
+        Example(f"{s}{q}", f"Q: {states[s]} {asked[q]}?\nA:", labels, (s + q) % 2)
+        for q in range(len(asked))
+        for s in range(len(states))
+    ]
+    return [*made, Example("lone", "home?", labels, 0), made[0]]  # and one that comes twice
+
+
+@pytest.mark.parametrize("words", [False, True], ids=["letters", "words"])
+@every_architecture
+def test_questions_about_one_state_read_it_once(name: str, words: bool) -> None:
+    ensemble, examples = build_ensemble(name, members=2, random_b=True), about_states(words=words)
+    for rows in (1, 64):
+        found, few = tokens_read(
+            ensemble.base, lambda rows=rows: ensemble.member_log_probs(examples, max_rows=rows)
+        )
+        expected, many = tokens_read(
+            ensemble.base,
+            lambda rows=rows: without_sharing(lambda: ensemble.member_log_probs(examples, max_rows=rows)),
+        )
+        torch.testing.assert_close(found, expected, **TOLERANCE)
+        if shortcuts_of(ensemble.base).branches:
+            assert many > 1.5 * few
 
 
 @pytest.mark.parametrize("rows", [1, 6, 64])

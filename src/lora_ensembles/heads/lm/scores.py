@@ -27,7 +27,7 @@ from ...passes.shared_prefix import (
 )
 from ...passes.texts import pad_rows
 from ...stack.head_config import LabelScore
-from .label_plan import label_plan
+from .branched import Group, by_beginning, by_prompt, score_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -130,8 +130,8 @@ def score_labels(
     (`label_score`), which does not favour short labels; see `label_log_probs`. Rows are sorted by length, so
     that batches hold little padding, the longest first, so that memory that is too small shows at once; the
     result is in the order given. With `read_prefix`, what rows have in common is read once where that pays:
-    the beginning of all prompts (demonstrations, instructions), or a prompt that several labels follow; the
-    latter in one row with its labels where `read_branches` can.
+    the beginning of all prompts (demonstrations, instructions), that of some (questions about one state), or a
+    prompt that several labels follow; the latter two in one row with what follows where `read_branches` can.
     Source: Eq. 1 of arXiv:2310.00035.
     """
     batches = _Batches(answer_logits, pad_id, rows_per_batch, device, read_branches)
@@ -196,11 +196,17 @@ def _score_shared(
         "beginning": whole - common * (sum(copies) - 1),
         "prompts": math.inf if single else labels + sum(prompts) + sum(copies),
     }
+    groups = by_beginning(encoded)
+    grouped = sum(group.tokens(encoded) for group in groups)
+    if whole >= WORTH_SHARING * grouped and WORTH_SHARING * grouped <= min(costs.values()):
+        scores = _score_groups(encoded, batches, groups)
+        if scores is not None:
+            return scores
     kind = min(costs, key=lambda name: costs[name])
     if whole < WORTH_SHARING * costs[kind]:
         return None
     if kind == "prompts":
-        branched = _score_branched(encoded, batches)
+        branched = _score_groups(encoded, batches, by_prompt(encoded))
         return branched if branched is not None else _score_by_prompt(encoded, batches, read_prefix)
     after = read_prefix(torch.tensor([encoded[0].prompt_ids[:common]], device=batches.device))
     if after is None:
@@ -220,41 +226,20 @@ def _common_prefix(encoded: Sequence[EncodedExample]) -> int:
     return min(same, min(len(example.prompt_ids) for example in encoded) - 1)
 
 
-def _score_branched(encoded: Sequence[EncodedExample], batches: _Batches) -> Tensor | None:
-    """Scores from one row for each example, which holds its prompt once and all its labels; None where such
-    rows cannot be read.
-    """
-    read = batches.read_branches
-    if read is None:
+def _score_groups(
+    encoded: Sequence[EncodedExample], batches: _Batches, groups: Sequence[Group]
+) -> Tensor | None:
+    """Scores from one row for each group; None where such rows cannot be read."""
+    if batches.read_branches is None:
         return None
-    plans = [label_plan(example.label_ids) for example in encoded]
-    rows = [sum(plan.beginnings, example.prompt_ids) for example, plan in zip(encoded, plans, strict=True)]
-    order = sorted(range(len(rows)), key=lambda n: -len(rows[n]))
-    scores: Tensor | None = None
-    shape = len(encoded), max(len(example.label_ids) for example in encoded)
-    at_once = max(1, batches.rows // shape[1])
-    for start in range(0, len(order), at_once):
-        numbers = order[start : start + at_once]
-        prompts = [len(encoded[n].prompt_ids) for n in numbers]
-        fields = [
-            plans[n].in_one_row() + torch.tensor([row, prompt - 1, 0, 0, 0])[:, None]
-            for row, (n, prompt) in enumerate(zip(numbers, prompts, strict=True))
-        ]
-        in_row, positions, tokens, labels, _ = torch.cat(fields, dim=1).to(batches.device)
-        places, which = torch.stack([in_row, positions]).unique(dim=1, return_inverse=True)
-        branches = Branches.of(prompts, [[len(one) for one in plans[n].beginnings] for n in numbers])
-        ids = pad_rows([rows[n] for n in numbers], batches.pad_id, device=batches.device)
-        every = branches.rows(torch.arange(len(numbers)), ids.shape[1], batches.device)
-        logits = read(ids, Places(*places), every)
-        if logits is None:
-            return None
-        log_probs = logits.float().log_softmax(dim=-1)[:, which, tokens]
-        if scores is None:
-            scores = torch.full((len(logits), *shape), -math.inf)
-        own = torch.zeros(len(logits), len(numbers) * shape[1], device=batches.device)
-        own.index_add_(1, in_row * shape[1] + labels, log_probs)
-        scores[:, numbers] = own.view(len(logits), len(numbers), shape[1]).cpu()
-    return scores
+    return score_groups(
+        encoded,
+        groups,
+        batches.read_branches,
+        pad_id=batches.pad_id,
+        rows=batches.rows,
+        device=batches.device,
+    )
 
 
 def _score_by_prompt(
