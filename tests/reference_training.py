@@ -48,8 +48,12 @@ def train_by_peft(
     seeds: MemberSeeds,
     encoded: Sequence[EncodedExample],
     recipe: Recipe,
+    *,
+    variants: int = 1,
 ) -> MemberWeights:
-    """The weights of the member with these seeds, after PEFT's own adapter met the same batches."""
+    """The weights of the member with these seeds, after PEFT's own adapter met the same batches; of `variants`
+    rows of an example that follow each other, one in an epoch.
+    """
     torch.manual_seed(seeds.init)
     model = get_peft_model(
         base, adapter
@@ -67,14 +71,18 @@ def train_by_peft(
         ],
         lr=recipe.learning_rate,
     )
-    per_epoch = math.ceil(len(encoded) / recipe.batch_size)
+    count = len(encoded) // variants
+    per_epoch = math.ceil(count / recipe.batch_size)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _factor(recipe, step, per_epoch * recipe.epochs)
     )
     for step in range(per_epoch * recipe.epochs):
         epoch, place = divmod(step, per_epoch)
-        order = epoch_order(seeds.order, epoch, len(encoded)).tolist()
-        batch = [encoded[n] for n in order[place * recipe.batch_size : (place + 1) * recipe.batch_size]]
+        order = epoch_order(seeds.order, epoch, count).tolist()
+        generator = torch.Generator().manual_seed(stream_key(seeds.order, "variants", epoch))
+        drawn = torch.randint(variants, (count,), generator=generator).tolist()
+        numbers = order[place * recipe.batch_size : (place + 1) * recipe.batch_size]
+        batch = [encoded[n * variants + drawn[n]] for n in numbers]
         if recipe.dropout:
             _place_dropout(model, recipe.dropout, seeds, step)
         if recipe.loss == "labels" and recipe.dropout:

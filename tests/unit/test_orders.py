@@ -6,17 +6,21 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import tiny_ensembles
+import tiny_heads
 from command_line import base_folder, call
-from lora_ensembles import LoraEnsemble, calibrate, evaluate, predict
-from lora_ensembles.data import Example, render_prompt
+from lora_ensembles import LastLayerEnsemble, LoraEnsemble, TrainConfig, calibrate, evaluate, predict, train
+from lora_ensembles.data import Example, encode_examples, render_prompt
 from lora_ensembles.errors import ConfigError
 from lora_ensembles.prediction.orders import option_orders, order_flips, reordered
+from lora_ensembles.training import loop
+from reference_training import Recipe, assert_same_weights, config_of, train_by_peft
 
 
 def other_questions(count: int) -> list[Example]:
@@ -136,3 +140,62 @@ def test_the_command_line_reports_how_often_the_order_changes_an_answer(
     assert made.code == 0, made.err
     assert 0 <= made.summary["ensemble"]["order_flips"] <= 1
     assert "order of the options:" in made.err
+
+
+@pytest.mark.parametrize("loss", ["labels", "vocabulary"])
+def test_a_member_that_trains_on_several_orders_equals_one_trained_by_peft(loss: str) -> None:
+    questions, recipe = tiny_ensembles.questions(8), Recipe(epochs=3, loss=loss)
+    ensemble = tiny_ensembles.ensemble(members=2)
+    config = dataclasses.replace(config_of(recipe), option_orders=3)
+    train(ensemble, questions, config, progress=False)
+    every = [reordered(question, order) for question in questions for order in option_orders(question, 3)]
+    expected = train_by_peft(
+        tiny_ensembles.llama(),
+        tiny_ensembles.adapter(),
+        ensemble.info.seeds[1],
+        encode_examples(every, tiny_ensembles.tokenizer()),
+        recipe,
+        variants=3,
+    )
+    assert_same_weights(ensemble.stack.member(1), expected)
+    plain = tiny_ensembles.ensemble(members=2)
+    train(plain, questions, config_of(recipe), progress=False)
+    assert not torch.allclose(plain.stack.b, ensemble.stack.b, atol=1e-3)
+
+
+def test_a_run_on_several_orders_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2, option_orders=4)
+    whole, halved = tiny_ensembles.ensemble(), tiny_ensembles.ensemble()
+    train(whole, tiny_ensembles.questions(8), config, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_epoch_row", _stop_after_the_first(loop._epoch_row))
+        with pytest.raises(KeyboardInterrupt):
+            train(halved, tiny_ensembles.questions(8), config, out=tmp_path / "run", progress=False)
+    again = tiny_ensembles.ensemble()
+    train(again, tiny_ensembles.questions(8), config, out=tmp_path / "run", resume=True, progress=False)
+    assert torch.equal(again.stack.b, whole.stack.b)
+
+
+def _stop_after_the_first(row: Any) -> Any:
+    calls: list[int] = []
+
+    def stopped(*arguments: Any, **settings: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return row(*arguments, **settings)
+
+    return stopped
+
+
+def test_orders_in_training_are_refused_where_no_answer_depends_on_them() -> None:
+    config = TrainConfig(epochs=1, option_orders=2)
+    with pytest.raises(ConfigError, match="option_orders=2: no answer here depends on the order"):
+        train(tiny_heads.build_ensemble(), tiny_heads.choice_examples(), config, progress=False)
+    baseline = LastLayerEnsemble(tiny_ensembles.llama(), tiny_ensembles.tokenizer(), num_members=2)
+    with pytest.raises(ConfigError, match="option_orders=2: a last-layer ensemble has no such setting"):
+        baseline.fit(tiny_ensembles.questions(8), config)
+    with pytest.raises(ConfigError, match="option_orders"):
+        TrainConfig(option_orders=0)

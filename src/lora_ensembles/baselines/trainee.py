@@ -77,12 +77,13 @@ def check_settings(config: TrainConfig, what: str) -> None:
     """Refuse settings that this training does not have, rather than ignore them.
 
     Raises:
-        ConfigError: dropout or a loss over labels are asked for.
+        ConfigError: dropout, a loss over labels or orders of options are asked for.
     """
     dropout = config.dropout if isinstance(config.dropout, list | tuple) else [config.dropout or 0.0]
     unsupported = {
         "dropout": any(dropout),
         "loss": config.loss == "labels",
+        "option_orders": config.option_orders > 1,
     }
     for name, asked in unsupported.items():
         if asked:

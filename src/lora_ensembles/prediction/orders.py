@@ -10,16 +10,16 @@ import dataclasses
 import math
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..data.examples import Example
 from ..data.prompts import LETTERS, render_prompt
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
-    from ..data import Example
     from .predictor import Predictor
 
 
@@ -72,6 +72,26 @@ def reordered(example: Example, order: Sequence[int]) -> Example:
         target=None if example.target is None else list(order).index(example.target),
         target_probs=None if soft is None else tuple(soft[place] for place in order),
     )
+
+
+def in_orders(examples: Sequence[Any], count: int, *, kind: str | None) -> Sequence[Any]:
+    """`count` examples for each one, with its options in as many orders; those that list none as they are.
+
+    Raises:
+        ConfigError: several orders for members that do not answer by letter.
+    """
+    if count == 1:
+        return examples
+    listed = [isinstance(example, Example) and is_listed(example) for example in examples]
+    if kind != "causal-lm" or not any(listed):
+        raise ConfigError(
+            f"option_orders={count}: no answer here depends on the order of listed options; leave it at 1"
+        )
+    return [
+        reordered(example, order) if can else example
+        for example, can in zip(examples, listed, strict=True)
+        for order in (option_orders(example, count) if can else [()] * count)
+    ]
 
 
 def check_listed(examples: Sequence[Example]) -> None:

@@ -20,6 +20,7 @@ from ..disk.atomic import added_to
 from ..disk.layout import ENSEMBLE_FILE
 from ..ensemble import LoraEnsemble
 from ..passes.decoder import recomputed
+from ..prediction.orders import in_orders
 from ..stack.dropout import stream_key
 from ..stack.sites import MemberWeights
 from ..storage.folder import read_ensemble, write_ensemble, write_members
@@ -130,9 +131,10 @@ class AdapterTrainee(Trainee):
             config.per_member(name, members)  # refused before the base is read
         if ensemble.head.trained:
             config.check_decay("weight_decay_head")
+        self.variants = config.option_orders
         self.rows = ensemble.head.training_rows(
             ensemble,
-            examples,
+            in_orders(examples, config.option_orders, kind=ensemble.info.head.kind),
             loss=config.loss,
             label_score=config.label_score,
             overlong=config.overlong,

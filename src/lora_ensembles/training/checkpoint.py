@@ -38,7 +38,7 @@ from .signals import Interrupted
 from .trainee import Trainee
 
 CHECKPOINT = "checkpoint"
-BEFORE = {"loss": "vocabulary"}
+BEFORE = {"loss": "vocabulary", "option_orders": 1}
 """What runs had before a setting existed, whose files do not name it."""
 
 

@@ -77,6 +77,9 @@ class TrainConfig:
             every prediction: by the "mean" of its tokens' log-probabilities, which does not favour short
             labels, or by their "sum" (Eq. 1). The same for labels of one token; not read where there are
             none.
+        option_orders: seeded orders of each question's lettered options, of which every member takes one anew for
+            every question in every epoch, so that it does not learn to favour a letter. 1: the order that is
+            given. The table of rows, and what is kept of them, grow by this factor.
 
     Raises:
         ConfigError: a setting is out of its range.
@@ -107,6 +110,7 @@ class TrainConfig:
     overlong: Literal["error", "left"] = "error"
     loss: Literal["auto", "labels", "vocabulary"] = "auto"
     label_score: Literal["sum", "mean"] = "mean"
+    option_orders: int = 1
 
     @classmethod
     def preset(cls, name: str, *, task: str | None = None) -> TrainConfig:
@@ -158,7 +162,7 @@ class TrainConfig:
         raise ConfigError(unknown_name("preset", name, PRESETS))
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "log_every", *OPTIONAL_COUNTS):
+        for name in ("epochs", "batch_size", "log_every", "option_orders", *OPTIONAL_COUNTS):
             if getattr(self, name) is not None or name not in OPTIONAL_COUNTS:
                 self._set(name, whole_number(name, getattr(self, name)))
         for name, choices in CHOICES.items():

@@ -128,7 +128,13 @@ def _prepare(trainee: Trainee, config: TrainConfig) -> _Run:
     return _Run(
         trainee,
         config,
-        MemberOrders(trainee.order_seeds, rows.lengths, config.batch_size, config.length_window),
+        MemberOrders(
+            trainee.order_seeds,
+            rows.lengths[:: trainee.variants],
+            config.batch_size,
+            config.length_window,
+            trainee.variants,
+        ),
         StackedAdamW.over(buffers, learning_rate=vectors["learning_rate"], decays=decays),
         vectors["kl_weight"],
         tuple(torch.zeros_like(buffer) for buffer in buffers),

@@ -55,13 +55,15 @@ def by_length(order: Tensor, lengths: Tensor, *, batch_size: int, window: int, e
 class MemberOrders:
     """The rows that each member reads in each step: a shuffle of its own in every epoch, cut into batches.
 
-    `seeds` are the members' order seeds; `length_window` is that of `TrainConfig`.
+    `seeds` are the members' order seeds, `lengths` those of the examples; `length_window` is that of
+    `TrainConfig`. Of an example with several variants each member draws one in every epoch.
     """
 
     seeds: Sequence[int]
     lengths: Tensor
     batch_size: int
     length_window: int | None = None
+    variants: int = 1  # rows of each example, one after the other, of which one is read
     _epoch: tuple[int, Tensor] | None = (
         None  # the epoch under way, and its orders (M, N): made once, read at each of its steps
     )
@@ -76,8 +78,16 @@ class MemberOrders:
         """
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, torch.stack([self._order(seed, epoch) for seed in self.seeds])
+            self._epoch = epoch, torch.stack([self._rows(seed, epoch) for seed in self.seeds])
         return self._epoch[1][:, place * self.batch_size : (place + 1) * self.batch_size]
+
+    def _rows(self, seed: int, epoch: int) -> Tensor:
+        order = self._order(seed, epoch)
+        if self.variants == 1:
+            return order
+        generator = torch.Generator().manual_seed(stream_key(seed, "variants", epoch))
+        drawn = torch.randint(self.variants, (len(order),), generator=generator)
+        return order * self.variants + drawn[order]
 
     def _order(self, seed: int, epoch: int) -> Tensor:
         order = epoch_order(seed, epoch, len(self.lengths))

@@ -36,6 +36,7 @@ class Trainee(ABC):
         dtype: in which the base computes.
         tokens_a_row: token vectors that a row of a pass holds, which says how many rows suit a CPU.
         can_recompute: whether there are layers whose activations can be computed twice, to save memory.
+        variants: rows of each example that follow each other, of which a member reads one in an epoch.
     """
 
     rows: TrainingRows
@@ -44,6 +45,7 @@ class Trainee(ABC):
     dtype: torch.dtype
     tokens_a_row: float
     can_recompute: bool = False
+    variants: int = 1
 
     @property
     @abstractmethod

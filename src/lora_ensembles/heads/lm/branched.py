@@ -37,8 +37,8 @@ class Group:
         return self.shared + sum(map(len, self.continuations(encoded)))
 
     def continuations(self, encoded: Sequence[EncodedExample]) -> list[tuple[int, ...]]:
-        """What follows the common beginning: of each example the rest of its prompt with each of the beginnings
-        of labels that are read.
+        """The tokens behind the common beginning: of each example the rest of its prompt, with each of the
+        beginnings of labels that are read.
         """
         return [
             encoded[number].prompt_ids[self.shared :] + beginning
@@ -71,7 +71,9 @@ def by_beginning(encoded: Sequence[EncodedExample]) -> list[Group]:
     groups: list[Group] = []
     for place, number in enumerate(order):
         shared = min(groups[-1].shared, common[place - 1]) if groups else 0
-        grown = None if common[place] > 2 * shared else _grown(groups[-1], number, shared, encoded)
+        grown = (
+            None if not groups or common[place] > 2 * shared else _grown(groups[-1], number, shared, encoded)
+        )
         if grown is None:
             groups.append(Group((number,), len(prompts[place])))
         else:
