@@ -136,6 +136,29 @@ def test_each_number_of_options_with_examples_enough_has_its_own_temperature() -
         fit_calibration(both, kind="vector")
 
 
+def test_each_type_of_decision_with_examples_enough_has_its_own_temperature() -> None:
+    parts = {"choice": made_up(300, sharpness=4.0), "score": made_up(300, sharpness=1.5, seed=1)}
+    few = made_up(40, seed=2)
+    whole = Prediction(
+        torch.cat([part.member_log_probs for part in (*parts.values(), few)], dim=1),
+        torch.cat([part.targets for part in (*parts.values(), few) if part.targets is not None]),
+        types=("choice",) * 300 + ("score",) * 300 + ("predicate",) * 40,
+    )
+    fitted = fit_calibration(whole, kind="temperature")
+    assert set(fitted.of_types) == {"choice of 4", "score of 4"}
+    for name, part in parts.items():
+        alone = fit_calibration(part, kind="temperature").temperatures[0]
+        assert fitted.of_types[f"{name} of 4"] == pytest.approx(alone, abs=1e-9)
+    own = {"choice": "choice of 4", "score": "score of 4"}
+    for row, kind in ((5, "choice"), (305, "score"), (610, "predicate")):
+        temperature = fitted.of_types[own[kind]] if kind in own else fitted.temperatures[0]
+        expected = (whole.log_probs[row].double() / temperature).log_softmax(-1)
+        torch.testing.assert_close(fitted(whole).log_probs[row].double(), expected, atol=1e-6, rtol=0)
+    again = Calibration.from_dict(json.loads(json.dumps(fitted.to_dict())))
+    assert again == fitted
+    assert "for score of 4 options" in str(fitted)
+
+
 def test_numbers_survive_json() -> None:
     for kind in ("none", "temperature", "member-temperature", "vector", "auto"):
         made = fit_calibration(made_up(), kind=kind)  # type: ignore[arg-type]

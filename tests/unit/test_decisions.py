@@ -120,6 +120,7 @@ def test_every_layout_gives_the_same_examples(tmp_path: Path, layout: str) -> No
     assert reply.target_probs == pytest.approx((0.8, 0.2))
     assert urgency.target_probs == pytest.approx((0.2, 0.5, 0.3))
     assert (queue.target, reply.target, urgency.target) == (0, 0, 1)
+    assert (queue.type, reply.type, urgency.type) == ("choice", "predicate", "score")
     assert all(one.prompt.startswith(f"Q: {STATE_TEXT}\n\n") for one in (queue, reply, urgency))
 
 

@@ -21,7 +21,8 @@ from .kinds import BOUNDS, FEWEST, FOLDS, KEEP_CHOICES, Kind
 from .temperature import best_temperature, scaled_log_probs, warn_at_bound
 
 LEAST_OF_A_COUNT = 100
-"""Examples of one number of options from which on it gets a temperature of its own."""
+"""Examples of one number of options, or of one type with such a number, from which on they get a temperature of
+their own."""
 GRID = 41  # temperatures between the bounds, on a logarithmic scale, between which the best is searched
 STEPS = 200  # of L-BFGS
 WEIGHT_DECAY = 1e-3
@@ -34,7 +35,8 @@ class Calibration:
 
     - "none": p, the mean of the members' probabilities.
     - "temperature": p^(1/T), normalised over the options (Guo et al. 2017, arXiv:1706.04599), with the mean p
-      and one T for each number of options that has examples enough, and one for all others.
+      and one T for each type of decision, and each number of options, that has examples enough, and one for all
+      others.
     - "member-temperature": the mean of the members' p_m^(1/T), with the T at which the *mean* is best. Members
       that are calibrated one by one average to an ensemble that is not sure enough (Rahaman & Thiery 2021,
       arXiv:2007.08792).
@@ -44,6 +46,8 @@ class Calibration:
         kind: one of the four.
         temperatures: of "temperature" and "member-temperature", by number of options; 0: of all examples, for
             numbers of options without one of their own.
+        of_types: the same by type of decision and number of options, such as "score of 4"; they go before those
+            of the number alone.
         weights: w of "vector", one for each of C options.
         biases: b of "vector".
         num_examples: the examples it was fitted on.
@@ -56,6 +60,7 @@ class Calibration:
     biases: tuple[float, ...] = ()
     num_examples: int = 0
     nll: Mapping[str, float] = field(default_factory=dict)
+    of_types: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def keeps_choices(self) -> bool:
@@ -79,10 +84,8 @@ class Calibration:
                 )
             return vector_scaled(prediction, torch.tensor([self.weights, self.biases]).double())
         out = torch.empty_like(prediction.log_probs)
-        counts = prediction.present.sum(dim=-1)
-        for count in counts.unique().tolist():
-            rows = (counts == count).nonzero()[:, 0]
-            temperature = self.temperatures.get(count, self.temperatures[0])
+        for name, count, rows in _strata(prediction):
+            temperature = self.of_types.get(name, self.temperatures.get(count, self.temperatures[0]))
             part = prediction.take(rows)
             if self.kind == "temperature":
                 out[rows] = scaled_log_probs(part, temperature)
@@ -104,11 +107,11 @@ class Calibration:
         elif self.kind == "none":
             how = "none"
         else:
-            many = len(self.temperatures) > 1
+            many = len(self.temperatures) > 1 or self.of_types
             own = [
                 f"{value:.3g}" + (f" for {count or 'other numbers of'} options" if many else "")
                 for count, value in sorted(self.temperatures.items())
-            ]
+            ] + [f"{value:.3g} for {name} options" for name, value in self.of_types.items()]
             how = f"{self.kind} {', '.join(own)}"
         return f"{how}, from {self.num_examples} held-out examples"
 
@@ -131,6 +134,7 @@ class Calibration:
             biases=tuple(content["biases"]),
             num_examples=content["num_examples"],
             nll=dict(content["nll"]),
+            of_types=dict(content.get("of_types", {})),
         )
 
 
@@ -215,14 +219,29 @@ def _fit(prediction: Prediction, kind: Kind) -> Calibration:
         weights, biases = _best_vector(prediction).tolist()
         return dataclasses.replace(made, weights=tuple(weights), biases=tuple(biases))
     best = best_temperature if kind == "temperature" else _best_member_temperature
-    temperatures = {0: best(prediction)}
+    temperatures, of_types = {0: best(prediction)}, {}
     counts = prediction.present.sum(dim=-1)
     values, sizes = counts.unique(return_counts=True)
     if len(values) > 1:
         for count, size in zip(values.tolist(), sizes.tolist(), strict=True):
             if size >= LEAST_OF_A_COUNT:
                 temperatures[count] = best(prediction.take((counts == count).nonzero()[:, 0]))
-    return dataclasses.replace(made, temperatures=temperatures)
+    if len(set(prediction.types)) > 1:
+        of_types = {
+            name: best(prediction.take(rows))
+            for name, _, rows in _strata(prediction)
+            if len(rows) >= LEAST_OF_A_COUNT and not name.startswith("None")
+        }
+    return dataclasses.replace(made, temperatures=temperatures, of_types=of_types)
+
+
+def _strata(prediction: Prediction) -> list[tuple[str, int, Tensor]]:
+    """The rows (n,) of each type of decision and number of options, with its name and that number."""
+    counts = prediction.present.sum(dim=-1).tolist()
+    rows: dict[tuple[str, int], list[int]] = {}
+    for row, (kind, count) in enumerate(zip(prediction.types or [None] * len(counts), counts, strict=True)):
+        rows.setdefault((f"{kind} of {count}", count), []).append(row)
+    return [(name, count, torch.tensor(own)) for (name, count), own in sorted(rows.items())]
 
 
 def _best_member_temperature(prediction: Prediction) -> float:
@@ -279,4 +298,6 @@ def _best_vector(prediction: Prediction) -> Tensor:
 def _warned(calibration: Calibration) -> Calibration:
     for count, value in calibration.temperatures.items():
         warn_at_bound(value, of=f" for {count} options" if count else "")
+    for name, value in calibration.of_types.items():
+        warn_at_bound(value, of=f" for {name} options")
     return calibration

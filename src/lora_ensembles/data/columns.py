@@ -176,6 +176,7 @@ def row_to_question(row: Row, columns: ColumnMapping, *, labels: Sequence[str] |
         options=options,
         pair=pair,
         group=row.group,
+        type=row.type,
     )
 
 

@@ -116,7 +116,7 @@ def _rows_of(row: Row) -> Iterator[Row]:
         return
     for values in made:
         place = f"{row.place}, question {values['question_id']!r}"
-        yield Row(place, str(values["id"]), values, group=group)
+        yield Row(place, str(values["id"]), values, group=group, type=str(values["type"]))
 
 
 def _json(value: Any) -> Any:

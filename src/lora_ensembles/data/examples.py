@@ -30,6 +30,7 @@ class Example:
             given.
         group: examples of one group, such as questions about one state, are never parted into training and
             validation; None: in no group.
+        type: of a typed decision, "predicate", "choice" or "score"; each may have a calibration of its own.
 
     Raises:
         DataError: fewer than two labels, an empty or repeated label, a target that is no index into them, or
@@ -49,6 +50,7 @@ class Example:
     pair: str | None = None
     target_probs: tuple[float, ...] | None = None
     group: str | None = None
+    type: str | None = None
 
     def __post_init__(self) -> None:
         where = f"example {self.id!r}"

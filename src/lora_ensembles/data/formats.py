@@ -39,7 +39,7 @@ class Row:
     columns.
 
     `problem` says why it could not be parsed, and the columns are empty then; None for a row that could. Rows of
-    one `group` are about the same thing.
+    one `group` are about the same thing; `type` is that of a typed decision.
     """
 
     place: str
@@ -47,6 +47,7 @@ class Row:
     values: Mapping[str, object]
     problem: str | None = None
     group: str | None = None
+    type: str | None = None
 
     def error(self, message: str) -> DataError:
         """An error that begins with the place."""

@@ -42,6 +42,7 @@ class Prediction:
             Brier score are then taken against them.
         order_choices: (K, N) option that the ensemble chooses in each of K orders of the options, where these were
             averaged over (`predict`).
+        types: the N examples' types of decision; empty where they have none.
         calibrated: (N, C) log-probabilities of the ensemble after calibration, which then stand for the mean of
             the members; None: not calibrated.
 
@@ -65,6 +66,7 @@ class Prediction:
     calibrated: Tensor | None = None
     target_probs: Tensor | None = None
     order_choices: Tensor | None = None
+    types: tuple[str | None, ...] = field(default=())
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "member_log_probs", checked_log_probs(self.member_log_probs))
@@ -74,6 +76,8 @@ class Prediction:
                 f"{len(ids)} ids for {self.num_examples} examples; give one id an example, in row order"
             )
         object.__setattr__(self, "ids", ids)
+        if len(self.types) not in (0, len(ids)):
+            raise ConfigError(f"{len(self.types)} types for {len(ids)} examples; give each one, or none")
         if self.targets is not None:
             object.__setattr__(self, "targets", checked_targets(self.targets, self.present, ids))
         if self.target_probs is not None:
@@ -177,7 +181,11 @@ class Prediction:
                 "each once"
             )
         return Prediction(
-            self.member_log_probs[list(members)], self.targets, self.ids, target_probs=self.target_probs
+            self.member_log_probs[list(members)],
+            self.targets,
+            self.ids,
+            target_probs=self.target_probs,
+            types=self.types,
         )
 
     def take(self, rows: Tensor) -> Prediction:
@@ -194,6 +202,7 @@ class Prediction:
             target_probs=None if self.target_probs is None else self.target_probs[rows],
             order_choices=None if self.order_choices is None else self.order_choices[:, rows],
             ids=tuple(map(self.ids.__getitem__, rows.tolist())),
+            types=tuple(map(self.types.__getitem__, rows.tolist())) if self.types else (),
             members_log_probs=self.members_log_probs[rows],
             calibrated=None if self.calibrated is None else self.calibrated[rows],
             probs=self.probs[rows],
@@ -273,7 +282,15 @@ def predict(
     targets = torch.tensor(labelled) if len(labelled) == len(examples) else None
     soft = None if targets is None else soft_targets(examples, [len(example.labels) for example in examples])
     ids = tuple(example.id for example in examples)
-    prediction = Prediction(log_probs, targets, ids, target_probs=soft, order_choices=order_choices)
+    types = tuple(getattr(example, "type", None) for example in examples)
+    prediction = Prediction(
+        log_probs,
+        targets,
+        ids,
+        target_probs=soft,
+        order_choices=order_choices,
+        types=types if any(types) else (),
+    )
     for row, (example, present) in enumerate(zip(examples, prediction.present.tolist(), strict=True)):
         if present != [option < len(example.labels) for option in range(prediction.num_options)]:
             raise ConfigError(

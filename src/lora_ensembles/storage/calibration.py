@@ -30,7 +30,13 @@ def held_out_file(kept: HeldOut) -> tuple[str, bytes]:
     }
     if prediction.target_probs is not None:
         tensors["target_probs"] = prediction.target_probs.contiguous()
-    said = {"ids": json.dumps(prediction.ids), "marks": json.dumps(dict(kept.marks)), "source": kept.source}
+    more = {"types": json.dumps(prediction.types)} if prediction.types else {}
+    said = {
+        **more,
+        "ids": json.dumps(prediction.ids),
+        "marks": json.dumps(dict(kept.marks)),
+        "source": kept.source,
+    }
     content = save(tensors, metadata={"format": "pt", **said})
     return HELD_OUT_FILE.format(hashlib.sha256(content).hexdigest()[:12]), content
 
@@ -81,6 +87,7 @@ def read_calibration(path: Path, content: dict[str, Any]) -> HeldOut | None:
                 stored.get_tensor("member_log_probs"),
                 stored.get_tensor("targets"),
                 tuple(json.loads(said["ids"])),
+                types=tuple(json.loads(said.get("types", "[]"))),
                 target_probs=stored.get_tensor("target_probs") if "target_probs" in names else None,
             )
             marks = dict(json.loads(said["marks"]))

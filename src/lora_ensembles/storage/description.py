@@ -129,7 +129,9 @@ ENSEMBLE = record(
     {
         "head": record({"kind": _HEAD["kind"]}, _HEAD),
         "label_score": one_of(("sum", "mean")),
-        "calibration": record(_CALIBRATION, {"order_passes": whole(1)}),
+        "calibration": record(
+            _CALIBRATION, {"order_passes": whole(1), "of_types": object_of(number(*BOUNDS))}
+        ),
     },
     others=True,
 )
