@@ -59,6 +59,7 @@ class WaitingLines:
     """
 
     def __init__(self, stream: TextIO, *, name: str):
+        self._stream = stream  # whose end would close the number
         self._whole: deque[bytes] = deque()
         self._begun: list[bytes] = []  # pieces of a line whose end has not come
         self._ended = False
@@ -140,6 +141,19 @@ def file_rows(path: str | Path, *, keep_bad: bool = False) -> Iterator[Row]:
         DataError: a wrong suffix, a file that cannot be read or is not UTF-8, or a line that cannot be
             parsed.
     """
+    format = format_of(path)
+    if format == "parquet":
+        return parquet_rows(path)
+    rows = parsed_lines(_text_lines(path), name=str(path), format=format)
+    return rows if keep_bad else _good(rows)
+
+
+def format_of(path: str | Path) -> str:
+    """The format that a file's suffix stands for.
+
+    Raises:
+        DataError: none.
+    """
     format = Path(path).suffix.lower().removeprefix(".")
     if format not in SUFFIXES:
         workbook = ", from an Excel workbook as CSV UTF-8" if format in ("xlsx", "xls", "ods") else ""
@@ -148,10 +162,7 @@ def file_rows(path: str | Path, *, keep_bad: bool = False) -> Iterator[Row]:
             "save it as .jsonl (one JSON object a line), .json (a list of objects), .csv, "
             f".tsv or .parquet{workbook}, or name a hub dataset as '{HUB_PREFIX}owner/name:split'"
         )
-    if format == "parquet":
-        return parquet_rows(path)
-    rows = parsed_lines(_text_lines(path), name=str(path), format=format)
-    return rows if keep_bad else _good(rows)
+    return format
 
 
 def _text_lines(path: str | Path) -> Iterator[str]:
