@@ -4,9 +4,11 @@ cannot be used; a pipe is read once, as it comes.
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -106,7 +108,7 @@ def _checked(args: Arguments, memory: Memory, *, labels: bool) -> Asked:
     skip, reader, keep = args.skip_bad_rows, None, []
     seen: dict[str, None] = {}
     total, good, error = 0, 0, None
-    progress = Progress(total=None, unit="row", show=not args.no_progress)
+    progress = Progress(total=None, unit="checked row", show=not args.no_progress)
     for row in named_rows(args.source, keep_bad=skip):
         total += 1
         progress.update()
@@ -131,12 +133,15 @@ def _checked(args: Arguments, memory: Memory, *, labels: bool) -> Asked:
         raise _no_rows(args.source, memory)
 
     def parts(first: int) -> Iterator[Part]:
-        rows, number = named_rows(args.source, keep_bad=skip), first
+        number = first  # of a file that grows, the rows that were checked
+        rows = itertools.islice(named_rows(args.source, keep_bad=skip), total)
         for part in _parts(rows, reader.read, first=first, skip=skip):
             number += len(part)
             yield part
-        if number != total:
-            raise DataError(f"{args.source}: {number} rows now, and {total} a moment ago; it was changed")
+        if number < total:
+            raise DataError(
+                f"{args.source}: {number} rows, and {total} when they were checked; it was changed, so start anew"
+            )
 
     return Asked(args.source, keep, isinstance(reader, _Texts), parts, total, tuple(seen))
 
@@ -171,9 +176,10 @@ def _as_they_come(args: Arguments, memory: Memory) -> Asked:
 
     def parts(first: int) -> Iterator[Part]:
         good, error = 0, None
-        for part in _parts(every(), read, first=first, skip=args.skip_bad_rows, waiting=lines.waiting):
-            good, error = good + len(part.rows), error or (part.bad[0].error if part.bad else None)
-            yield part
+        with nullcontext() if args.source == "-" else stream:
+            for part in _parts(every(), read, first=first, skip=args.skip_bad_rows, waiting=lines.waiting):
+                good, error = good + len(part.rows), error or (part.bad[0].error if part.bad else None)
+                yield part
         if error is not None and not good:
             raise DataError(error)
 

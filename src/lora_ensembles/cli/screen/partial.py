@@ -107,7 +107,7 @@ def check_partial(args: Arguments) -> None:
             raise CheckpointError(f"{args.out} exists already, and no run that was stopped; {NEW}")
         return
     with _locked_file(partial):
-        if not args.resume and not args.overwrite:
+        if _holds_rows(partial) and not args.resume and not args.overwrite:
             raise CheckpointError(
                 f"{partial} holds the rows of a run that was stopped; go on with it by --resume, or {NEW}"
             )
@@ -118,6 +118,11 @@ def _names(out: str) -> tuple[Path, Path, Path]:
     target = Path(os.path.realpath(out))  # a link stays, and what it points to is replaced
     partial = target.with_name(f"{target.name}.partial")
     return target, partial, partial.with_name(f"{partial.name}.json")
+
+
+def _holds_rows(path: Path) -> bool:
+    there = status(path)
+    return there is not None and there.st_size > 0
 
 
 @contextmanager
@@ -159,7 +164,7 @@ class _Partial:
         self._out = Path(args.out)
         self._stack = contextlib.ExitStack()
         settings = _settings(args, format=format, total=total)
-        resumed = args.resume and not is_missing(self._path)
+        resumed = args.resume and _holds_rows(self._path)
         if resumed:
             self._check(settings, args)
         else:  # first, so that no partial file is ever without it
@@ -305,7 +310,7 @@ def _ends_of_jsonl(file: BinaryIO) -> Iterator[tuple[int, object, bool]]:
         try:
             record = json.loads(line)
             found = record["row"], "error" in record
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return
         if not line.endswith(b"\n"):
             return
