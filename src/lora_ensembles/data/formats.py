@@ -8,6 +8,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -171,7 +172,7 @@ def parquet_rows(path: str | Path) -> Iterator[Row]:
         with open(path, "rb"), pyarrow.parquet.ParquetFile(path) as file:  # open says best what is wrong
             for batch in file.iter_batches(BATCH):
                 for values, number in zip(batch.to_pylist(), numbers, strict=False):
-                    yield Row(f"{path}, row {number}", f"{Path(path).name}:{number}", values)
+                    yield Row(f"{path}, row {number}", f"{os.path.basename(path)}:{number}", values)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise DataError(f"{path}: cannot be read: {reason}") from None
@@ -186,7 +187,7 @@ def _json_rows(text: str, name: str) -> Iterator[Row]:
         ) from None
     for number, value in enumerate(content, start=1):
         yield _object_row(
-            value, place=f"{name}, row {number}", id=f"{Path(name).name}:{number}", escapes=True
+            value, place=f"{name}, row {number}", id=f"{os.path.basename(name)}:{number}", escapes=True
         )
 
 
@@ -198,7 +199,7 @@ def _jsonl_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
 
 def jsonl_row(line: str, number: int, *, name: str) -> Row:
     """The row that a line of JSON holds."""
-    place, id = f"{name}, line {number}", f"{Path(name).name}:{number}"
+    place, id = f"{name}, line {number}", f"{os.path.basename(name)}:{number}"
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
@@ -244,7 +245,7 @@ def half_character(text: str) -> str | None:
 def _csv_rows(lines: Iterable[str], name: str, *, delimiter: str) -> Iterator[Row]:
     header: list[str] | None = None
     for number, cells in csv_records(lines, name=name, delimiter=delimiter):
-        place, id = f"{name}, line {number}", f"{Path(name).name}:{number}"
+        place, id = f"{name}, line {number}", f"{os.path.basename(name)}:{number}"
         if header is None:
             header = _csv_header(cells, place)
         elif len(cells) != len(header):
