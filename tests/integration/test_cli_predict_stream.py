@@ -331,6 +331,22 @@ def test_a_row_that_cannot_be_encoded_keeps_the_rows_before_it_and_skipping_it_g
     ]
 
 
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_a_kept_column_called_error_is_not_taken_for_what_is_wrong_with_a_row(
+    capsys, tmp_path, saved, format
+):
+    made = [{**question(n), "error": f"of {n}"} for n in range(20)]
+    made[18]["question"] = ""
+    rows, out = write(tmp_path / "rows.jsonl", made), tmp_path / f"a.{format}"
+    words = ["--skip-bad-rows", "--keep-columns", "error", "--json"]
+    done = call(capsys, "predict", saved, "--in", rows, "--out", out, *words)
+    assert (done.code, done.summary["bad_rows"]) == (0, 1)
+    with open(out, newline="") as stream:
+        records = list(csv.DictReader(stream)) if format == "csv" else list(map(json.loads, stream))
+    assert [record["input_error"] for record in records] == [f"of {n}" for n in range(20)]
+    assert [bool(record.get("error")) for record in records] == [n == 18 for n in range(20)]
+
+
 def test_of_a_file_that_grows_the_rows_that_were_checked_are_answered_and_one_that_shrinks_is_refused(
     capsys, monkeypatch, tmp_path, saved
 ):

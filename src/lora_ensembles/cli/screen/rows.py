@@ -27,7 +27,8 @@ def joined(record: Mapping[str, Any], number: int, row: Row, keep: Sequence[str]
     plain = {"row": number, **{name: _rounded(value) for name, value in record.items()}}
     for column in keep:
         value = find_value(row.values, column)
-        plain[f"{KEPT}{column}" if column in plain else column] = None if value is MISSING else value
+        taken = column in plain or column == "error"  # which says of a row that it is a bad one
+        plain[f"{KEPT}{column}" if taken else column] = None if value is MISSING else value
     return plain
 
 
