@@ -83,7 +83,7 @@ class RowReader(Protocol):
 
 
 def is_pipe(source: str) -> bool:
-    """Whether a source can be read only once: standard input, or a file that is no regular one."""
+    """Whether a source can be read only once: standard input, or a named pipe."""
     if source == "-":
         return True
     try:
