@@ -267,3 +267,14 @@ def test_page_says_what_was_not_measured_and_what_does_not_hold(
     (line,) = [line for line in page.splitlines() if line.startswith("| D1")]
     assert "3.00" in line
     assert "**no**" in line
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
+def test_a_prediction_that_is_killed_twice_has_every_row_once_and_its_memory_is_flat(tmp_path: Path) -> None:
+    import predict_stream
+
+    row = predict_stream.measure(tmp_path, 6000)
+
+    assert [stop["exit_code"] for stop in row["stops"]] == [-9, 143]
+    assert row["ok"], row

@@ -10,7 +10,7 @@ import math
 import pickle
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -398,6 +398,21 @@ def predicted_to(folder: Path, out: Path) -> object:
 provokes("output-is-input")(lambda folder: predicted_to(folder, folder / "data.jsonl"))
 provokes("unknown-suffix")(lambda folder: predicted_to(folder, folder / "x.xlsx"))
 provokes("no-place")(lambda folder: predicted_to(folder, folder / "data.jsonl" / "a.jsonl"))
+
+
+def resumed(folder: Path, *, flags: Sequence[str]) -> object:
+    """A call of `predict` after one that was stopped by a row that is too long for the base."""
+    rows = write_lines(folder, *[GOOD] * 300, {**GOOD, "question": "otter " * 500})
+    words = ["predict", str(saved(folder)), "--in", str(rows), "--out", str(folder / "answers.jsonl")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora_ensembles.cli.predict.load_ensemble", lambda args: load(args.ensemble))
+        with pytest.raises(errors.DataError, match="256 rows are kept"):
+            run_verb([*words, "--max-rows", "4", "--no-progress"])
+        return run_verb([*words, *flags])
+
+
+provokes("stopped-prediction")(lambda folder: resumed(folder, flags=["--max-rows", "4"]))
+provokes("other-prediction")(lambda folder: resumed(folder, flags=["--resume", "--max-rows", "8"]))
 
 
 @provokes("newer-format")

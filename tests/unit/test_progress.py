@@ -46,6 +46,26 @@ def test_off_a_terminal_a_line_is_written_for_each_tenth(total: int, monkeypatch
     assert lines[-1].startswith(f"{total} of {total} steps, loss {total - 1}, 0:00 so far, 0:00 left")
 
 
+def test_without_an_end_a_line_is_written_now_and_then_and_nothing_of_what_is_over_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    for stream in (io.StringIO(), Terminal()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        bar = Progress(total=None, unit="row")
+        bar.update(3)
+        bar.close()
+        assert stream.getvalue().strip() == ""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    bar = Progress(total=None, unit="row")
+    for _ in range(70):
+        now[0] += 1
+        bar.update(5)
+    assert stream.getvalue() == "150 rows, 0:30 so far\n300 rows, 1:00 so far\n"
+
+
 def test_off_a_terminal_a_line_is_written_when_none_was_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])

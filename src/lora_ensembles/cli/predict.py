@@ -12,29 +12,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..data.cells import row_id
-from ..data.formats import FORMATS as TEXT_FORMATS, Row
-from ..data.sources import named_rows, stream_rows
-from ..data.whole_file import BadRow
+from ..data.formats import FORMATS as TEXT_FORMATS
 from ..errors import ConfigError, DataError
 from ..training.progress import Progress
 from .common import (
     Arguments,
     add_ensemble_flags,
+    add_order_flag,
     load_ensemble,
     number,
-    read_standard_input,
     say,
     text_words,
 )
 from .flags import heads
-from .flags.data import add_column_flags, merged_answer, merged_columns
+from .flags.asked import Asked, Part, asked_rows, is_pipe
+from .flags.data import add_column_flags
 from .flags.guarantees import Guarantees, add_guarantee_flags, check_guarantees
 from .flags.memory import Memory, remembered
-from .screen.outputs import check_output, open_output
-from .screen.rows import FORMATS, bad_record, joined, kept_columns, write_rows
+from .screen.outputs import check_output
+from .screen.partial import Output, check_partial, rows_output
+from .screen.parts import ROWS
+from .screen.rows import FORMATS, RowWriter, bad_record, joined
 
 if TYPE_CHECKING:
-    from ..data import Example
     from ..ensemble import LoraEnsemble
 
 SUMMARY = "answer the questions of a file, with probabilities and uncertainty"
@@ -43,7 +43,8 @@ EXAMPLES = """examples:
   lora-ensembles predict runs/cqa --in questions.jsonl --out answers.csv
   lora-ensembles predict runs/exam --in exam.csv --question-column stem --options-column a,b,c,d --out answers.jsonl
   lora-ensembles predict runs/tickets --in new.csv --risk 0.05 --out answers.csv     abstain; after lora-ensembles calibrate
-  cat questions.jsonl | lora-ensembles predict runs/cqa --in - | jq .prediction"""
+  lora-ensembles predict runs/cqa --in big.parquet --out answers.jsonl --resume                 go on after a stop
+  tail -f questions.jsonl | lora-ensembles predict runs/cqa --in - | jq .prediction"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,63 +76,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
     data.add_argument(
+        "--resume", action="store_true", help="go on with an --out FILE of which a stopped run wrote a part"
+    )
+    data.add_argument(
         "--k",
         type=number,
         default=1.0,
         metavar="X",
         help="of a reward model: the lower bound is mean - K * std (default: 1)",
     )
+    add_order_flag(parser)
     add_column_flags(parser)
     add_guarantee_flags(parser)
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The rows of a file that can be answered, each with its number, the questions that they hold, and the
-    rows that cannot.
+@dataclass
+class Counts:
+    """The rows of an output, and how many of them are errors."""
 
-    `examples` is None for texts that a reward model scores as they are.
-    """
-
-    rows: tuple[Row, ...]
-    numbers: tuple[int, ...]
-    examples: tuple[Example, ...] | None
-    bad: tuple[BadRow, ...] = ()
+    rows: int
+    bad: int
 
 
 def run(args: Arguments) -> dict[str, Any]:
-    """Read, predict, write; returns the summary."""
+    """Read, predict, write, part by part; returns the summary."""
     begin = time.monotonic()
-    format = check_output(args, formats=FORMATS, format=args.format)
+    format = check_output(args, formats=FORMATS, format=args.format, resume=args.resume)
     if args.json and format == "csv" and args.out == "-":
         raise ConfigError(
             "--json would end the csv on standard output by a line that is none; give --out FILE"
         )
+    if args.resume and is_pipe(args.source):
+        raise ConfigError(f"--resume: {args.source} cannot be read again; put the rows into a file")
+    check_partial(args)
     memory = remembered(args.ensemble)
     _refuse_open_answers(args, memory)
     check_guarantees(args, calibrated=memory.calibrated)
-    asked = _asked(args, memory)  # before the base is loaded, since most mistakes are here
-    keep = kept_columns(args.keep_columns, asked.rows)
-    ensemble = load_ensemble(args)
-    kept = ensemble.calibrated
-    guarantees = Guarantees.of(args, kept)
-    records = _answered(args, ensemble, asked, keep, guarantees)
-    members = args.members or list(range(ensemble.num_members))
-    with open_output(args.out, overwrite=args.overwrite) as stream:
-        write_rows(records, stream, format=format, members=members)
+    # Before the base is loaded, since most mistakes are here.
+    asked = asked_rows(args, memory, labels=format == "csv")
+    with rows_output(args, format=format, total=asked.total) as output:
+        ensemble = load_ensemble(args)
+        kept = ensemble.calibrated
+        guarantees = Guarantees.of(args, kept)
+        counts = _answer_all(args, ensemble, asked, guarantees, output, format=format)
     seconds = round(time.monotonic() - begin, 1)
-    bad = sum("error" in record for record in records)
-    outcome = "questions answered" if asked.examples is not None else "texts scored"
-    left = f", {bad} bad rows with an error instead" if bad else ""
-    say(f"{len(records) - bad} {outcome} by {ensemble.num_members} members in {seconds} s{left}")
+    outcome = "texts scored" if asked.texts else "questions answered"
+    left = f", {counts.bad} bad rows with an error instead" if counts.bad else ""
+    before = f", {output.begun.rows} rows of them before" if output.begun.rows else ""
+    answered = counts.rows - counts.bad
+    say(f"{answered} {outcome} by {ensemble.num_members} members in {seconds} s{before}{left}")
     if kept is not None:
         say(f"calibration: {kept.calibration}")
     for sentence in guarantees.said():
         say(sentence)
     return {
-        "questions": len(records) - bad,
-        "bad_rows": bad,
+        "questions": answered,
+        "bad_rows": counts.bad,
         "members": ensemble.num_members,
         "out": args.out,
         "format": format,
@@ -149,85 +150,57 @@ def _refuse_open_answers(args: Arguments, memory: Memory) -> None:
         )
 
 
-def _asked(args: Arguments, memory: Memory) -> Asked:
-    """The rows of --in, read without what takes time to load unless chats must be rendered."""
-    from ..data.preferences import has_pair
-    from ..data.prompts import rendered
-    from ..data.whole_file import read_whole
-
-    skip = args.skip_bad_rows
-    if args.source == "-":
-        rows = stream_rows(read_standard_input(), name="<stdin>", format=args.in_format, keep_bad=skip)
-    else:
-        rows = named_rows(args.source, keep_bad=skip)
-    name = "<stdin>" if args.source == "-" else args.source
-    if memory.kind != "reward":
-        whole = read_whole(
-            rows,
-            name=name,
-            columns=merged_columns(args, memory.source),
-            labels=args.labels or memory.labels,
-            labelled=False,
-            skip_bad_rows=skip,
-        )
-        examples = rendered(whole.examples, merged_answer(args, memory.source))
-        return Asked(whole.rows, whole.numbers, examples, whole.bad)
-    every = list(rows)
-    if not every:
-        raise DataError(f"{name}: no rows; at least one text is needed")
-    if has_pair(every[0].values):
-        heads.refuse_pairs_from(args.source)
-        examples = _pairs(args, memory)
-        return Asked(tuple(every), tuple(range(len(every))), examples)
-    return _texts(every, skip=skip)
-
-
-def _texts(rows: Sequence[Row], *, skip: bool) -> Asked:
-    good, bad = [], []
-    for place, row in enumerate(rows):
-        try:
-            heads.reward_text(row)
-        except DataError as error:
-            if not skip:
-                raise
-            bad.append(BadRow(place, row, str(error)))
-        else:
-            good.append(place)
-    if not good:
-        raise DataError(bad[0].error)
-    return Asked(tuple(rows[place] for place in good), tuple(good), None, tuple(bad))
-
-
-def _pairs(args: Arguments, memory: Memory) -> tuple[Example, ...]:
-    from ..data.preferences import holds_chats, load_preferences
-    from ..embedded import resolve_tokenizer
-
-    chats = holds_chats(args.source)
-    return load_preferences(
-        args.source, tokenizer=resolve_tokenizer(args.base or memory.base) if chats else None
+def _answer_all(
+    args: Arguments,
+    ensemble: LoraEnsemble,
+    asked: Asked,
+    guarantees: Guarantees,
+    output: Output,
+    *,
+    format: str,
+) -> Counts:
+    """Answer the rows that the output does not have yet, each part written before the next is read."""
+    begun = output.begun
+    counts = Counts(begun.rows, begun.bad)
+    writer = RowWriter(
+        format,
+        members=args.members or list(range(ensemble.num_members)),
+        labels=asked.labels,
+        errors=args.skip_bad_rows,
+        columns=begun.columns,
     )
+    show = not args.no_progress and (asked.total is None or asked.total > ROWS)
+    progress = Progress(total=asked.total, unit="row", first=begun.rows, show=show)
+
+    def write(records: list[dict[str, Any]], *, last: bool = False) -> None:
+        before = writer.rows
+        text = writer.text(records, last=last)
+        output.write(text, rows=writer.rows - before)
+
+    for part in asked.parts(begun.rows):
+        records = _answered(args, ensemble, part, asked.keep, guarantees)
+        write(records)
+        counts.rows += len(records)
+        counts.bad += sum("error" in record for record in records)
+        progress.update(len(records))
+    write([], last=True)
+    progress.close()
+    return counts
 
 
 def _answered(
-    args: Arguments, ensemble: LoraEnsemble, asked: Asked, keep: Sequence[str], guarantees: Guarantees
+    args: Arguments, ensemble: LoraEnsemble, part: Part, keep: Sequence[str], guarantees: Guarantees
 ) -> list[dict[str, Any]]:
-    """A record for each row, in the order of the file."""
-    from .screen.parts import ROWS
-
-    records = {bad.number: bad_record(bad, keep) for bad in asked.bad}
-    total = len(asked.rows)
-    progress = Progress(total=total, unit="row", show=total > ROWS and not args.no_progress)
-    for start in range(0, total, ROWS):
-        part = range(start, min(start + ROWS, total))
-        for place, record in zip(part, _records(args, ensemble, asked, part, guarantees), strict=True):
-            number, row = asked.numbers[place], asked.rows[place]
-            records[number] = joined(record, number, row, keep)
-        progress.update(len(part))
-    return [records[number] for number in sorted(records)]
+    """A record for each row of a part, in the order of the file."""
+    records = {bad.number: bad_record(bad, keep) for bad in part.bad}
+    answers = _records(args, ensemble, part, range(len(part.rows)), guarantees) if part.rows else []
+    for place, row, record in zip(part.numbers, part.rows, answers, strict=True):
+        records[place] = joined(record, place, row, keep)
+    return [records[place] for place in sorted(records)]
 
 
 def _records(
-    args: Arguments, ensemble: LoraEnsemble, asked: Asked, places: range, guarantees: Guarantees
+    args: Arguments, ensemble: LoraEnsemble, part: Part, places: range, guarantees: Guarantees
 ) -> list[dict[str, Any]]:
     """The records of some rows; with --skip-bad-rows, a row that cannot be encoded gets an error, and the
     others are asked without it.
@@ -237,12 +210,12 @@ def _records(
 
     rows = slice(places.start, places.stop)
     try:
-        if asked.examples is None:
-            return heads.reward_records(ensemble, asked.rows[rows], args)
-        examples = asked.examples[rows]
+        examples = [example for example in part.examples[rows] if example is not None]
+        if not examples:
+            return heads.reward_records(ensemble, part.rows[rows], args)
         # Without targets: nothing is scored here, and rows that served to calibrate may be answered.
-        unlabelled = [dataclasses.replace(example, target=None) for example in examples]
-        prediction = predict(ensemble, unlabelled, max_rows=args.max_rows)
+        unlabelled = [dataclasses.replace(example, target=None, target_probs=None) for example in examples]
+        prediction = predict(ensemble, unlabelled, max_rows=args.max_rows, order_passes=args.order_passes)
         columns = guarantees.columns(prediction, examples)
         return [
             record | more
@@ -252,10 +225,10 @@ def _records(
         if not args.skip_bad_rows:
             raise
         if len(places) == 1:
-            return [{"id": row_id(asked.rows[places.start]), "error": str(error)}]
+            return [{"id": row_id(part.rows[places.start]), "error": str(error)}]
     half = len(places) // 2
     return [
         record
-        for part in (places[:half], places[half:])
-        for record in _records(args, ensemble, asked, part, guarantees)
+        for some in (places[:half], places[half:])
+        for record in _records(args, ensemble, part, some, guarantees)
     ]

@@ -150,6 +150,45 @@ class Answers:
     targets: tuple[int | DataError, ...]
 
 
+class FittingForms:
+    """The forms in which answers can be read, and how many of those that were added each one fits.
+
+    Args:
+        form: the one form to read them in, or "auto" for those that the rows allow.
+    """
+
+    def __init__(self, form: AnswerForm):
+        self._form = form
+        self._fits: dict[AnswerForm, int] = {}
+
+    def add(self, asked: Asked) -> None:
+        """Count one more answer."""
+        for form in asked.forms if self._form == "auto" else (self._form,):
+            self._fits[form] = self._fits.get(form, 0) + (len(asked.places(form)) == 1)
+
+    @property
+    def tried(self) -> list[AnswerForm]:
+        """The forms that were tried, in the order of their plainness."""
+        return list(self._fits)
+
+    @property
+    def chosen(self) -> AnswerForm:
+        """The form that fits most; at least one answer was added."""
+        return max(self._fits, key=lambda form: self._fits[form])
+
+    @property
+    def best(self) -> list[AnswerForm]:
+        """The forms that fit nearly as many as the chosen one."""
+        least = NEARLY_AS_MANY * self._fits[self.chosen]
+        return [form for form, fits in self._fits.items() if fits >= least]
+
+    def target(self, asked: Asked) -> int | None:
+        """The option that an answer means by these forms; None where they do not fit or do not agree."""
+        chosen = asked.places(self.chosen)
+        meant = {place for form in self.best for place in asked.places(form)}
+        return chosen[0] if len(chosen) == 1 and len(meant) == 1 else None
+
+
 def read_answers(asked: Sequence[Asked], *, form: AnswerForm) -> Answers:
     """The options that the answers mean, all of them read in the given form, or for "auto" in the one form
     that fits most of them.
@@ -159,20 +198,17 @@ def read_answers(asked: Sequence[Asked], *, form: AnswerForm) -> Answers:
     """
     if not asked:
         return Answers(None, ())
-    tried: list[AnswerForm] = (
-        [form]
-        if form != "auto"
-        else list(dict.fromkeys(candidate for row in asked for candidate in row.forms))
-    )
-    read = {candidate: [row.places(candidate) for row in asked] for candidate in tried}
-    fits = {candidate: sum(len(places) == 1 for places in rows) for candidate, rows in read.items()}
-    chosen = max(tried, key=lambda candidate: fits[candidate])
-    best = [candidate for candidate in tried if fits[candidate] >= NEARLY_AS_MANY * fits[chosen]]
+    forms = FittingForms(form)
+    for row in asked:
+        forms.add(row)
+    chosen, best = forms.chosen, forms.best
+    read = {candidate: [row.places(candidate) for row in asked] for candidate in forms.tried}
     targets: list[int | DataError] = []
     for number, row in enumerate(asked):
+        target = forms.target(row)
         meant = {place for candidate in best for place in read[candidate][number]}
-        if len(read[chosen][number]) == 1 and len(meant) == 1:
-            targets.append(read[chosen][number][0])
+        if target is not None:
+            targets.append(target)
         elif len(meant) > 1:
             targets.append(_ambiguous(row, {candidate: read[candidate][number] for candidate in best}))
         else:

@@ -6,17 +6,22 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+import os
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 from ..errors import DataError
 
 FORMATS = ("jsonl", "json", "csv", "tsv")  # of text; a stream can be in these
 SUFFIXES = (*FORMATS, "parquet")
+BATCH = 1024  # rows of a parquet file in memory at a time
+LONGEST_CELL = 2**31 - 1  # characters of a cell of csv: the most that the module takes on every system
 DELIMITERS = ";\t|"  # beside the comma: of a .csv file whose header has one of them and no comma
 # The first bytes of files that are no text, whatever their name says.
 MAGIC = {
@@ -54,41 +59,53 @@ class Row:
         return DataError(f"{self.place}: {message}")
 
 
-def decoded(content: bytes, *, name: str) -> str:
-    """The text of a file, UTF-8 with or without a byte-order mark.
+def decoded_lines(lines: Iterable[bytes], *, name: str) -> Iterator[str]:
+    """The lines of a text, UTF-8 with or without a byte-order mark, one at a time.
 
     Raises:
-        DataError: the bytes are of a known binary kind, or are not UTF-8; the line is named.
+        DataError: a line is not UTF-8; it is named.
     """
-    kind = _binary_kind(content)
+    for number, line in enumerate(lines, start=1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise not_utf8(name, error, first=number) from None
+        yield text.removeprefix("\ufeff") if number == 1 else text
+
+
+def check_text(file: BufferedReader, *, name: str) -> None:
+    """Refuse a file that is no text whatever its name says; it stays at its beginning.
+
+    Raises:
+        DataError: its first bytes are those of a known binary kind.
+    """
+    head = file.peek(max(map(len, MAGIC)))
+    kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
+    if kind == "a zip archive" and _is_workbook(file):
+        kind = "an xlsx file"
     if kind is not None:
         way_out = WAYS_OUT.get(kind, "unpack it and name the file inside")
         raise DataError(f"{name}: this is {kind}, no text, whatever its name says; {way_out}")
+
+
+def _is_workbook(file: BufferedReader) -> bool:
     try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise not_utf8(name, error) from None
+        names = zipfile.ZipFile(file).namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
+    return any(name.startswith("xl/") for name in names)
 
 
-def not_utf8(name: str, error: UnicodeDecodeError) -> DataError:
-    """The error for text in another encoding, which names the line."""
-    line = error.object[: error.start].count(b"\n") + 1
+def not_utf8(name: str, error: UnicodeDecodeError, *, first: int = 1) -> DataError:
+    """The error for text in another encoding, which names the line; `first` is the number of the text's
+    first one.
+    """
+    line = error.object[: error.start].count(b"\n") + first
     byte = error.object[error.start]
     return DataError(
         f"{name}, line {line}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8, "
         "it may be in Latin-1 or UTF-16 now"
     )
-
-
-def _binary_kind(content: bytes) -> str | None:
-    kind = next((kind for magic, kind in MAGIC.items() if content.startswith(magic)), None)
-    if kind == "a zip archive":
-        try:
-            names = zipfile.ZipFile(io.BytesIO(content)).namelist()
-        except (zipfile.BadZipFile, OSError, ValueError):
-            return kind
-        return "an xlsx file" if any(name.startswith("xl/") for name in names) else kind
-    return kind
 
 
 def parsed(text: str, *, name: str, format: str) -> Iterator[Row]:
@@ -97,12 +114,37 @@ def parsed(text: str, *, name: str, format: str) -> Iterator[Row]:
     Raises:
         DataError: the text as a whole cannot be parsed.
     """
-    text = text.removeprefix("\ufeff")
-    if format == "json" and text.lstrip().startswith("["):
-        return _json_rows(text, name)
-    if format in ("jsonl", "json"):  # JSON lines are often named .json
-        return _jsonl_rows(text, name)
-    return _csv_rows(text, name, delimiter="\t" if format == "tsv" else delimiter_of(text))
+    # Lines end at line feeds alone: JSON strings may hold U+2028 and its like.
+    return parsed_lines(io.StringIO(text.removeprefix("\ufeff"), newline="\n"), name=name, format=format)
+
+
+def parsed_lines(lines: Iterable[str], *, name: str, format: str) -> Iterator[Row]:
+    """As `parsed`, of lines that come one at a time, each with its line feed; but for a list in one .json
+    text, none is kept.
+
+    Raises:
+        DataError: the text as a whole cannot be parsed; rows may have come before.
+    """
+    lines = iter(lines)
+    blank, first = _blank_and_first(lines)
+    whole = itertools.chain(blank, first, lines)
+    if format == "json" and first and first[0].lstrip().startswith("["):
+        yield from _json_rows("".join(whole), name)
+    elif format in ("jsonl", "json"):  # JSON lines are often named .json
+        yield from _jsonl_rows(whole, name)
+    else:
+        delimiter = "\t" if format == "tsv" else delimiter_of("".join(first))
+        yield from _csv_rows(whole, name, delimiter=delimiter)
+
+
+def _blank_and_first(lines: Iterator[str]) -> tuple[list[str], list[str]]:
+    """The blank lines at the beginning, and the first other line, if there is one."""
+    blank: list[str] = []
+    for line in lines:
+        if line.strip():
+            return blank, [line]
+        blank.append(line)
+    return blank, []
 
 
 def delimiter_of(text: str) -> str:
@@ -120,7 +162,7 @@ def delimiter_of(text: str) -> str:
 
 
 def parquet_rows(path: str | Path) -> Iterator[Row]:
-    """The rows of a .parquet file.
+    """The rows of a .parquet file; some of them are in memory at a time.
 
     Raises:
         DataError: it cannot be read.
@@ -128,13 +170,15 @@ def parquet_rows(path: str | Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    numbers = itertools.count(1)
     try:
-        content = pyarrow.parquet.read_table(path).to_pylist()
+        with open(path, "rb"), pyarrow.parquet.ParquetFile(path) as file:  # open says best what is wrong
+            for batch in file.iter_batches(BATCH):
+                for values, number in zip(batch.to_pylist(), numbers, strict=False):
+                    yield Row(f"{path}, row {number}", f"{os.path.basename(path)}:{number}", values)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise DataError(f"{path}: cannot be read: {reason}") from None
-    for number, values in enumerate(content, start=1):
-        yield Row(f"{path}, row {number}", f"{Path(path).name}:{number}", values)
 
 
 def _json_rows(text: str, name: str) -> Iterator[Row]:
@@ -146,21 +190,19 @@ def _json_rows(text: str, name: str) -> Iterator[Row]:
         ) from None
     for number, value in enumerate(content, start=1):
         yield _object_row(
-            value, place=f"{name}, row {number}", id=f"{Path(name).name}:{number}", escapes=True
+            value, place=f"{name}, row {number}", id=f"{os.path.basename(name)}:{number}", escapes=True
         )
 
 
-def _jsonl_rows(text: str, name: str) -> Iterator[Row]:
-    for number, line in enumerate(
-        text.split("\n"), start=1
-    ):  # not splitlines: JSON strings may hold U+2028 and its like
+def _jsonl_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield jsonl_row(line, number, name=name)
+            yield jsonl_row(line.removesuffix("\n"), number, name=name)
 
 
 def jsonl_row(line: str, number: int, *, name: str) -> Row:
     """The row that a line of JSON holds."""
-    place, id = f"{name}, line {number}", f"{Path(name).name}:{number}"
+    place, id = f"{name}, line {number}", f"{os.path.basename(name)}:{number}"
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
@@ -203,10 +245,10 @@ def half_character(text: str) -> str | None:
     return None
 
 
-def _csv_rows(text: str, name: str, *, delimiter: str) -> Iterator[Row]:
+def _csv_rows(lines: Iterable[str], name: str, *, delimiter: str) -> Iterator[Row]:
     header: list[str] | None = None
-    for number, cells in _csv_records(text, name, delimiter):
-        place, id = f"{name}, line {number}", f"{Path(name).name}:{number}"
+    for number, cells in csv_records(lines, name=name, delimiter=delimiter):
+        place, id = f"{name}, line {number}", f"{os.path.basename(name)}:{number}"
         if header is None:
             header = _csv_header(cells, place)
         elif len(cells) != len(header):
@@ -219,33 +261,43 @@ def _csv_rows(text: str, name: str, *, delimiter: str) -> Iterator[Row]:
             yield Row(place, id, dict(zip(header, cells, strict=True)))
 
 
-_LIMIT_OF_CSV = (
-    threading.Lock()
-)  # two threads that set and put back a limit of the process would leave the wrong one
+# Two threads that set and put back a limit of the process would leave the wrong one.
+_LIMIT_OF_CSV = threading.Lock()
 
 
-def _csv_records(text: str, name: str, delimiter: str) -> list[tuple[int, list[str]]]:
-    """The records that are not empty, each with the line on which it begins: quoted cells may span lines."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    records: list[tuple[int, list[str]]] = []
-    # The limit of 131,072 characters is one of the process, so it is put back; no cell is longer than the
-    # text.
-    with _LIMIT_OF_CSV:
-        limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
-        try:
-            while True:
-                number = reader.line_num + 1
+def csv_records(lines: Iterable[str], *, name: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """The records that are not empty, each with the line on which it begins: quoted cells may span lines.
+
+    Raises:
+        DataError: a record that is not csv.
+    """
+    reader = csv.reader(_ended_anyhow(lines), delimiter=delimiter, strict=True)
+    while True:
+        number = reader.line_num + 1
+        # The limit of 131,072 characters is one of the process, so it is put back after each record.
+        with _LIMIT_OF_CSV:
+            limit = csv.field_size_limit(LONGEST_CELL)
+            try:
                 cells = next(reader, None)
-                if cells is None:
-                    return records
-                if cells:
-                    records.append((number, cells))
-        except csv.Error as error:
-            raise DataError(
-                f"{name}, line {number}: not csv ({error}); check the quotes of the cell that begins here"
-            ) from None
-        finally:
-            csv.field_size_limit(limit)
+            except csv.Error as error:
+                raise DataError(
+                    f"{name}, line {number}: not csv ({error}); check the quotes of the cell that begins here"
+                ) from None
+            finally:
+                csv.field_size_limit(limit)
+        if cells is None:
+            return
+        if cells:
+            yield number, cells
+
+
+def _ended_anyhow(lines: Iterable[str]) -> Iterator[str]:
+    """Lines parted at carriage returns as well, as some spreadsheets end them."""
+    for line in lines:
+        if "\r" in line.removesuffix("\r\n"):
+            yield from io.StringIO(line, newline="")
+        else:
+            yield line
 
 
 def _csv_header(cells: list[str], place: str) -> list[str]:

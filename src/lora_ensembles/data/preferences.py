@@ -106,7 +106,7 @@ def load_preferences(
         >>> load_preferences(path)[0].options
         (' 4', ' 5')
     """
-    examples = tuple(_preference(row, tokenizer) for row in named_rows(path))
+    examples = tuple(row_to_preference(row, tokenizer=tokenizer) for row in named_rows(path))
     if not examples:
         raise DataError(f"{path}: no rows; at least one pair is needed")
     return examples
@@ -143,7 +143,14 @@ def preferences_from_files(
     return Task(Path(train).stem, *split_rows(rows, share=validation_share, seed=seed, name=str(train)))
 
 
-def _preference(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Example:
+def row_to_preference(row: Row, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Example:
+    """The pair of a row; `tokenizer` renders chats.
+
+    Raises:
+        DataError: a row that cannot be used.
+    """
+    if row.problem is not None:
+        raise row.error(row.problem)
     for name in LABELS:
         if find_value(row.values, name) is MISSING:
             raise row.error(

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import select
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from ..errors import ConfigError, DataError, unknown_name
 from .decisions import decision_rows
-from .formats import FORMATS, SUFFIXES, Row, decoded, not_utf8, parquet_rows, parsed
+from .formats import (
+    FORMATS,
+    SUFFIXES,
+    Row,
+    check_text,
+    decoded_lines,
+    not_utf8,
+    parquet_rows,
+    parsed,
+    parsed_lines,
+)
 
 HUB_PREFIX = "hub:"
 
@@ -20,13 +33,91 @@ def stream_rows(stream: TextIO, *, name: str, format: str, keep_bad: bool = Fals
         ConfigError: another format.
         DataError: text that is not UTF-8, or a line that cannot be parsed.
     """
-    if format not in FORMATS:
-        raise ConfigError(unknown_name("format", format, FORMATS))
+    _check_format(format)
     try:
         text = stream.read()
     except UnicodeDecodeError as error:
         raise not_utf8(name, error) from None
     rows = decision_rows(parsed(text, name=name, format=format))
+    return rows if keep_bad else _good(rows)
+
+
+def _check_format(format: str) -> None:
+    if format not in FORMATS:
+        raise ConfigError(unknown_name("format", format, FORMATS))
+
+
+CHUNK = 2**16  # most bytes that are taken from a pipe at a time; a pipe of Linux holds as many
+
+
+class WaitingLines:
+    """The lines of an open text stream as they come, each with its line feed; `waiting` says whether the next
+    one can be had at once.
+
+    Args:
+        stream: standard input, or any text stream; one with a file number that was not read yet.
+        name: what errors call it.
+    """
+
+    def __init__(self, stream: TextIO, *, name: str):
+        self._stream = stream  # whose end would close the number
+        self._whole: deque[bytes] = deque()
+        self._begun: list[bytes] = []  # pieces of a line whose end has not come
+        self._ended = False
+        try:
+            self._number: int | None = stream.fileno()
+        except OSError:  # a stream of Python's own, which never lets anyone wait
+            self._number = None
+        self._lines = iter(stream) if self._number is None else decoded_lines(self._raw(), name=name)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._lines
+
+    def waiting(self) -> bool:
+        """Whether the next line, or the end, can be had without waiting for whoever writes.
+
+        Where the system cannot say, as of a pipe on Windows, it cannot.
+        """
+        if self._number is None:
+            return True
+        try:
+            while not self._whole and not self._ended and select.select([self._number], [], [], 0)[0]:
+                self._take()
+        except (OSError, ValueError):
+            return False
+        return bool(self._whole) or self._ended
+
+    def _raw(self) -> Iterator[bytes]:
+        while True:
+            while not self._whole and not self._ended:
+                self._take()
+            if not self._whole:
+                return
+            yield self._whole.popleft()
+
+    def _take(self) -> None:
+        assert self._number is not None
+        chunk = os.read(self._number, CHUNK)
+        self._ended = not chunk
+        *ends, begun = chunk.split(b"\n")
+        if ends or self._ended:
+            ends = [b"".join([*self._begun, *ends[:1]]), *ends[1:]]
+            self._begun = []
+            self._whole.extend(end + b"\n" for end in ends if not self._ended or end)
+        if begun:
+            self._begun.append(begun)
+
+
+def waiting_rows(lines: WaitingLines, *, name: str, format: str, keep_bad: bool = False) -> Iterator[Row]:
+    """The rows of lines that come one at a time; a row is made of no more lines than it has. With `keep_bad`,
+    as `named_rows`.
+
+    Raises:
+        ConfigError: another format.
+        DataError: text that is not UTF-8, or a line that cannot be parsed.
+    """
+    _check_format(format)
+    rows = decision_rows(parsed_lines(lines, name=name, format=format))
     return rows if keep_bad else _good(rows)
 
 
@@ -47,12 +138,25 @@ def named_rows(name: str | Path, *, keep_bad: bool = False) -> Iterator[Row]:
 
 
 def file_rows(path: str | Path, *, keep_bad: bool = False) -> Iterator[Row]:
-    """The rows of a .jsonl, .json, .csv, .tsv or .parquet file; text is UTF-8 with or without a byte-order
-    mark.
+    """The rows of a .jsonl, .json, .csv, .tsv or .parquet file, read as they are asked for; text is UTF-8
+    with or without a byte-order mark.
 
     Raises:
         DataError: a wrong suffix, a file that cannot be read or is not UTF-8, or a line that cannot be
             parsed.
+    """
+    format = format_of(path)
+    if format == "parquet":
+        return parquet_rows(path)
+    rows = parsed_lines(_text_lines(path), name=str(path), format=format)
+    return rows if keep_bad else _good(rows)
+
+
+def format_of(path: str | Path) -> str:
+    """The format that a file's suffix stands for.
+
+    Raises:
+        DataError: none.
     """
     format = Path(path).suffix.lower().removeprefix(".")
     if format not in SUFFIXES:
@@ -62,14 +166,16 @@ def file_rows(path: str | Path, *, keep_bad: bool = False) -> Iterator[Row]:
             "save it as .jsonl (one JSON object a line), .json (a list of objects), .csv, "
             f".tsv or .parquet{workbook}, or name a hub dataset as '{HUB_PREFIX}owner/name:split'"
         )
+    return format
+
+
+def _text_lines(path: str | Path) -> Iterator[str]:
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            check_text(file, name=str(path))
+            yield from decoded_lines(file, name=str(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if format == "parquet":
-        return parquet_rows(path)
-    rows = parsed(decoded(content, name=str(path)), name=str(path), format=format)
-    return rows if keep_bad else _good(rows)
 
 
 def _good(rows: Iterator[Row]) -> Iterator[Row]:

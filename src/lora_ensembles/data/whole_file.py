@@ -1,16 +1,17 @@
-"""A whole file of questions: its rows as examples, their answers read in one way, and the rows that cannot be
-used beside them.
+"""Questions of a file: its rows as examples, their answers read in one way, and the rows that cannot be used
+beside them; all together, or one at a time.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError
-from .answers import Asked, read_answers
+from .answers import Asked, FittingForms, read_answers
 from .columns import (
     ColumnMapping,
     asked_of,
@@ -57,6 +58,75 @@ class WholeFile:
         return list(self.rows[0].values) if self.rows else []
 
 
+class QuestionReader:
+    """A reader of questions one row at a time, which keeps none of them; else as `read_whole`.
+
+    `learn` is for a first pass over the rows: it counts in which forms the answers can be read. `read` gives
+    the answers that they are by what was learnt so far.
+
+    Args:
+        first: the first row that could be parsed, from which columns are found.
+        columns, labels, labelled: as for `read_whole`.
+
+    Raises:
+        DataError: columns that cannot be found, or label words that cannot be.
+    """
+
+    def __init__(
+        self,
+        first: Row,
+        *,
+        columns: ColumnMapping | Mapping[str, Any] | None = None,
+        labels: Sequence[str] | None = None,
+        labelled: bool = True,
+    ):
+        self._labelled = labelled
+        self._words = check_labels(labels) if labels is not None else None
+        self.columns = detect_columns(first, labels=self._words, labelled=labelled, given=columns)
+        self._forms = FittingForms(self.columns.answer_form)
+
+    def question(self, row: Row) -> tuple[Example, Asked | None]:
+        """The example of a row without its answer, and what it answers; None where it may lack that and does.
+
+        Raises:
+            DataError: a row that cannot be used.
+        """
+        example = row_to_question(row, self.columns, labels=self._words)
+        words = self._words is not None
+        try:
+            asked = asked_of(row, self.columns, example.options, words=words, labelled=self._labelled)
+        except DataError:
+            if self._labelled:
+                raise
+            asked = None
+        return example, asked
+
+    def learn(self, row: Row) -> Example:
+        """The example of a row without its answer, which counts for the form of all answers.
+
+        Raises:
+            DataError: a row that cannot be used.
+        """
+        example, asked = self.question(row)
+        if asked is not None and not asked.soft:
+            self._forms.add(asked)
+        return example
+
+    def read(self, row: Row) -> Example:
+        """The example of a row that was learnt; its target is None where the answer does not fit.
+
+        Raises:
+            DataError: a row that cannot be used.
+        """
+        example, asked = self.question(row)
+        if asked is not None and asked.soft:
+            with suppress(DataError):
+                return dataclasses.replace(example, target_probs=asked.probs())
+            return example
+        target = None if asked is None else self._forms.target(asked)
+        return example if target is None else dataclasses.replace(example, target=target)
+
+
 def read_whole(
     rows: Iterable[Row],
     *,
@@ -87,9 +157,9 @@ def read_whole(
         if every and every[0].problem is not None:
             raise every[0].error(every[0].problem)
         raise DataError(f"{name}: no rows; at least one question is needed")
-    words = check_labels(labels) if labels is not None else None
-    mapping = detect_columns(first, labels=words, labelled=labelled, given=columns)
-    read, asked, wrong = _questions(every, mapping, words, labelled=labelled, skip=skip_bad_rows)
+    reader = QuestionReader(first, columns=columns, labels=labels, labelled=labelled)
+    mapping = reader.columns
+    read, asked, wrong = _questions(every, reader, skip=skip_bad_rows)
     for number in [number for number, answer in asked.items() if answer.soft]:
         try:
             read[number] = dataclasses.replace(read[number], target_probs=asked.pop(number).probs())
@@ -117,14 +187,13 @@ def read_whole(
 
 
 def _questions(
-    rows: Sequence[Row], columns: ColumnMapping, labels: Sequence[str] | None, *, labelled: bool, skip: bool
+    rows: Sequence[Row], reader: QuestionReader, *, skip: bool
 ) -> tuple[dict[int, Example], dict[int, Asked], dict[int, DataError]]:
     """By number of row: the questions, what they answer, and what is wrong with those that cannot be used."""
     read, asked, wrong = {}, {}, {}
     for number, row in enumerate(rows):
         try:
-            question = row_to_question(row, columns, labels=labels)
-            answer = _answer(row, columns, question, words=labels is not None, labelled=labelled)
+            question, answer = reader.question(row)
         except DataError as error:
             if not skip:
                 raise
@@ -134,14 +203,3 @@ def _questions(
         if answer is not None:
             asked[number] = answer
     return read, asked, wrong
-
-
-def _answer(
-    row: Row, columns: ColumnMapping, question: Example, *, words: bool, labelled: bool
-) -> Asked | None:
-    try:
-        return asked_of(row, columns, question.options, words=words, labelled=labelled)
-    except DataError:
-        if labelled:
-            raise
-        return None

@@ -86,7 +86,7 @@ class FolderLock:
             handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise cannot_write(self._path, error) from error
-        if not _locked(handle):
+        if not locked(handle):
             owner = os.read(handle, 100).decode("ascii", errors="replace").strip()
             os.close(handle)
             raise CheckpointError(
@@ -110,8 +110,8 @@ class FolderLock:
             self._handle = -1
 
 
-def _locked(handle: int) -> bool:
-    """Whether the lock on an open file was free, and is this process's now."""
+def locked(handle: int) -> bool:
+    """Whether the lock on an open file was free, and is this process's now, until it closes the file."""
     try:
         import fcntl
     except ImportError:  # Windows

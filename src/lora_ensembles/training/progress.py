@@ -8,6 +8,7 @@ import time
 
 LINES = 10  # off a terminal: a line for each tenth of the way,
 SECONDS = 30.0  # or after so long without one
+DELAY = 2.0  # seconds before a bar without an end appears
 
 
 def on_terminal() -> bool:
@@ -19,13 +20,13 @@ class Progress:
     """A count that grows to `total`, shown on standard error.
 
     Args:
-        total: what the count grows to.
+        total: what the count grows to; None where nobody knows, and then nothing is shown of what is over soon.
         unit: what is counted.
         first: where it starts, of something that goes on after a break.
         show: whether to show anything.
     """
 
-    def __init__(self, *, total: int, unit: str, first: int = 0, show: bool = True):
+    def __init__(self, *, total: int | None, unit: str, first: int = 0, show: bool = True):
         self.total = total
         self._unit, self._done, self._show = unit, first, show
         self._notes: dict[str, str] = {}
@@ -35,7 +36,7 @@ class Progress:
         if show and on_terminal():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=first, unit=unit)
+            self._bar = tqdm(total=total, initial=first, unit=unit, delay=0.0 if total is not None else DELAY)
 
     def update(self, count: int = 1) -> None:
         """Count `count` more; at `total` the progress is closed."""
@@ -45,7 +46,7 @@ class Progress:
         elif self._show and self._is_due():
             self._shown, self._shown_at = self._done, time.monotonic()
             print(self._line(), file=sys.stderr, flush=True)
-        if self._done >= self.total:
+        if self.total is not None and self._done >= self.total:
             self.close()
 
     def note(self, notes: dict[str, str]) -> None:
@@ -60,14 +61,15 @@ class Progress:
             self._bar.close()
 
     def _is_due(self) -> bool:
-        return (
-            self._done >= self.total
-            or (self._done - self._shown) * LINES >= self.total
-            or time.monotonic() - self._shown_at >= SECONDS
+        reached = self.total is not None and (
+            self._done >= self.total or (self._done - self._shown) * LINES >= self.total
         )
+        return reached or time.monotonic() - self._shown_at >= SECONDS
 
     def _line(self) -> str:
         took = time.monotonic() - self._begin
+        if self.total is None:
+            return f"{self._done} {self._unit}s, {_clock(took)} so far"
         left = took / max(1, self._done - self._first) * (self.total - self._done)
         notes = "".join(f", {name} {value}" for name, value in self._notes.items())
         return (

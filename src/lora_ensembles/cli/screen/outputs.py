@@ -21,15 +21,17 @@ from ..common import Arguments
 STANDARD = "-"
 
 
-def check_output(args: Arguments, *, formats: Sequence[str], format: str | None = None) -> str:
+def check_output(
+    args: Arguments, *, formats: Sequence[str], format: str | None = None, resume: bool = False
+) -> str:
     """Refuse an --out that could not be written, or that is a part of what is read; returns the format, by
-    its suffix.
+    its suffix. One that exists may be there where a run goes on (`resume`) that was told to replace it.
 
     Raises:
         ConfigError: a suffix that stands for no format, or the file that is read.
         CheckpointError: it exists and --overwrite was not given, or it cannot be written.
     """
-    if _is_standard_output(args.out):
+    if is_standard_output(args.out):
         return format or formats[0]
     path = Path(args.out)
     there = status(path)
@@ -42,7 +44,7 @@ def check_output(args: Arguments, *, formats: Sequence[str], format: str | None 
     if format is None and suffix and suffix not in formats:
         suffixes = " or ".join(f".{name}" for name in formats)
         raise ConfigError(f"--out {path}: no format has the suffix {path.suffix!r}; name it {suffixes}")
-    if there is not None and not args.overwrite:
+    if there is not None and not args.overwrite and not resume:
         raise CheckpointError(f"{path} exists already; choose another name, or replace it by --overwrite")
     check_writable(path)
     return format or suffix or formats[0]
@@ -64,14 +66,15 @@ def _refuse_inputs(path: Path, there: os.stat_result | None, *, source: str | No
 @contextmanager
 def open_output(name: str, *, overwrite: bool) -> Iterator[TextIO]:
     """A file to write, whole or not at all, or standard output for "-" and its other names."""
-    if _is_standard_output(name):
+    if is_standard_output(name):
         yield sys.stdout
         return
     with file_written_aside(Path(name), replace=overwrite) as file:
         yield file
 
 
-def _is_standard_output(name: str) -> bool:
+def is_standard_output(name: str) -> bool:
+    """Whether an output is standard output: "-", or a device or file that it is connected to."""
     if name == STANDARD:
         return True
     with contextlib.suppress(OSError, ValueError):  # nothing there yet, or no standard output with a number
