@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import heapq
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from ..calibration.kinds import Score
 from ..data.cells import row_id
 from ..data.formats import FORMATS as TEXT_FORMATS
 from ..errors import ConfigError, DataError
@@ -19,6 +21,7 @@ from .common import (
     Arguments,
     add_ensemble_flags,
     add_order_flag,
+    count,
     load_ensemble,
     number,
     say,
@@ -44,6 +47,7 @@ EXAMPLES = """examples:
   lora-ensembles predict runs/exam --in exam.csv --question-column stem --options-column a,b,c,d --out answers.jsonl
   lora-ensembles predict runs/tickets --in new.csv --risk 0.05 --out answers.csv     abstain; after lora-ensembles calibrate
   lora-ensembles predict runs/cqa --in big.parquet --out answers.jsonl --resume                 go on after a stop
+  lora-ensembles predict runs/tickets --in pool.csv --top 100 --out label-next.csv              worth labelling next
   tail -f questions.jsonl | lora-ensembles predict runs/cqa --in - | jq .prediction"""
 
 
@@ -79,6 +83,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with an --out FILE of which a stopped run wrote a part"
     )
     data.add_argument(
+        "--top",
+        type=count,
+        metavar="N",
+        help="only the N rows of the highest --by, the highest first: those worth labelling next",
+    )
+    data.add_argument(
+        "--by",
+        choices=get_args(Score),
+        default="mutual_information",
+        help="the score of --top; of confidence the lowest (default: mutual_information)",
+    )
+    data.add_argument(
         "--k",
         type=number,
         default=1.0,
@@ -109,9 +125,13 @@ def run(args: Arguments) -> dict[str, Any]:
         )
     if args.resume and is_pipe(args.source):
         raise ConfigError(f"--resume: {args.source} cannot be read again; put the rows into a file")
+    if args.resume and args.top is not None:
+        raise ConfigError("--resume: with --top nothing is written before the last row; leave it out")
     check_partial(args)
     memory = remembered(args.ensemble)
     _refuse_open_answers(args, memory)
+    if args.top is not None and memory.kind == "reward":
+        raise ConfigError(f"--top: {args.ensemble} gives rewards, which have no {args.by}; leave it out")
     check_guarantees(args, calibrated=memory.calibrated)
     # Before the base is loaded, since most mistakes are here.
     asked = asked_rows(args, memory, labels=format == "csv")
@@ -126,6 +146,10 @@ def run(args: Arguments) -> dict[str, Any]:
     before = f", {output.begun.rows} rows of them before" if output.begun.rows else ""
     answered = counts.rows - counts.bad
     say(f"{answered} {outcome} by {ensemble.num_members} members in {seconds} s{before}{left}")
+    if args.top is not None:
+        say(
+            f"written: the {min(args.top, answered)} rows of the {'lowest' if args.by == 'confidence' else 'highest'} {args.by}"
+        )
     if kept is not None:
         say(f"calibration: {kept.calibration}")
     for sentence in guarantees.said():
@@ -177,15 +201,26 @@ def _answer_all(
         text = writer.text(records, last=last)
         output.write(text, rows=writer.rows - before)
 
+    best: list[dict[str, Any]] = []
     for part in asked.parts(begun.rows):
         records = _answered(args, ensemble, part, asked.keep, guarantees)
-        write(records)
+        if args.top is None:
+            write(records)
+        else:
+            best = _highest([*best, *records], args.top, by=args.by)
         counts.rows += len(records)
         counts.bad += sum("error" in record for record in records)
         progress.update(len(records))
-    write([], last=True)
+    write(best, last=True)
     progress.close()
     return counts
+
+
+def _highest(records: Sequence[dict[str, Any]], top: int, *, by: str) -> list[dict[str, Any]]:
+    """The records of the highest score, the highest first; of equal ones those that come first."""
+    sign = -1 if by == "confidence" else 1
+    scored = [record for record in records if "error" not in record]
+    return heapq.nlargest(top, scored, key=lambda record: (sign * record[by], -record["row"]))
 
 
 def _answered(
