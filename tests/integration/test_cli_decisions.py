@@ -124,3 +124,21 @@ def test_cases_and_soft_answers_are_predicted_row_by_row(
     assert [row["id"] for row in rows] == ["c0:a", "c0:b", "c1:a", "c1:b", "c2:a", "c2:b"]
     assert [row["target"] for row in rows] == [None, None, "b", "c", None, None]
     assert (rows[3]["case"], rows[3]["question_id"], rows[3]["type"]) == ("c1", "b", "choice")
+
+
+def test_the_out_of_distribution_set_may_be_a_file_without_answers(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strange = written(
+        tmp_path / "strange.jsonl",
+        [{"question": f"Colour {n} of the sea", "options": ["blue", "green", "red"]} for n in range(12)],
+    )
+    judged = written(tmp_path / "judged.jsonl", questions(12))
+    for more in ((), ("--file", judged)):
+        made = call(capsys, "evaluate", run_folder, *more, "--ood", strange, "--json")
+        assert made.code == 0, made.err
+        assert made.summary["ood"] == "strange"
+        assert 0 <= made.summary["ensemble"]["ood_auroc"] <= 1
+    lost = call(capsys, "evaluate", run_folder, "--ood", tmp_path / "lost.jsonl")
+    assert lost.code == 2
+    assert "cannot be read" in lost.err

@@ -85,7 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--ood",
         metavar="NAME",
-        help="out-of-distribution set; 'none' for none (default: the task's own, where its data is at hand)",
+        help="out-of-distribution set: one that has a name, or a FILE whose rows need no answers; 'none' for none "
+        "(default: the task's own, where its data is at hand)",
     )
     data.add_argument(
         "--limit",
@@ -225,7 +226,13 @@ def _rows(args: Arguments, memory: Memory) -> tuple[str, tuple[Any, ...], Sequen
     answer = merged_answer(args, memory.source)
     if args.file:
         examples, open_ended = _file_rows(args, memory)
-        source = Source(data=data, open_ended=open_ended, answer=answer)
+        source = Source(
+            data=data,
+            columns=merged_columns(args, memory.source),
+            labels=args.labels or memory.labels,
+            answer=answer,
+            open_ended=open_ended,
+        )
         return Path(args.file).stem, (), examples, source
     source = source_from_flags(args, train=None, validation=None) if args.task else memory.source
     if source.task is None and source.train is None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ...data.answers import AnswerForm
 from ...data.columns import ColumnMapping
+from ...data.formats import SUFFIXES
 from ...data.prompts import Answer, rendered
+from ...data.sources import HUB_PREFIX
 from ...errors import ConfigError, DataError
 from ..common import NOT_GIVEN, Arguments, say, text_words, whole_text, words
 
@@ -244,10 +246,10 @@ def has_open_answers(args: Arguments, file: str | Path) -> bool:
 def load_pair(
     name: str | None, source: Source, *, asked: str | None
 ) -> tuple[str, tuple[Example, ...]] | None:
-    """The out-of-distribution set that was asked for, or the one that belongs to the task where its data is
-    at hand.
+    """The out-of-distribution set that was asked for, a file or one that has a name, or the one that belongs to
+    the task where its data is at hand.
 
-    "none" asks for no set at all.
+    "none" asks for no set at all; rows of a file need no answers, and are read as those of the source.
 
     Raises:
         DataError: the set that was asked for is unknown or cannot be read.
@@ -256,6 +258,11 @@ def load_pair(
 
     if asked == "none":
         return None
+    if asked is not None and _is_file(asked):
+        whole = read_questions(
+            asked, columns=source.columns, labels=source.labels, labelled=False, answer=source.rendering
+        )
+        return Path(asked.rpartition(":")[2]).stem, whole.examples
     if asked is not None:
         return asked, load_ood(asked, data=source.data, answer=source.rendering)
     paired = OOD_PAIRS.get(name or "")
@@ -268,6 +275,10 @@ def load_pair(
     except DataError as error:
         say(f"no out-of-distribution AUROC: {error}")
         return None
+
+
+def _is_file(name: str) -> bool:
+    return name.startswith(HUB_PREFIX) or Path(name).suffix.lower().removeprefix(".") in SUFFIXES
 
 
 def source_from_flags(
