@@ -49,6 +49,7 @@ GROUPS = {
         "Members' log-probabilities, rewards, generated text and scores of given answers.",
         (
             *("predict", "Prediction", "Predictor", "predict_rewards"),
+            *("confidence", "label_mass"),
             *("generate_text", "GeneratedText", "score_completions", "CompletionScores"),
         ),
         ("prediction.rewards.RewardPrediction",),

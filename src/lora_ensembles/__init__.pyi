@@ -42,6 +42,7 @@ from .errors import (
 from .generation.text import GeneratedText as GeneratedText, generate_text as generate_text
 from .heads import (
     HeadConfig as HeadConfig,
+    label_mass as label_mass,
     predict_rewards as predict_rewards,
 )
 from .heads.lm.completions import score_completions as score_completions
@@ -50,6 +51,7 @@ from .prediction import plots as plots
 from .prediction.completions import (
     CompletionScores as CompletionScores,
 )
+from .prediction.confidence import confidence as confidence
 from .prediction.evaluation import evaluate as evaluate, evaluate_members as evaluate_members
 from .prediction.intervals import (
     bootstrap_interval as bootstrap_interval,

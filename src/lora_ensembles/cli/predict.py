@@ -38,7 +38,9 @@ from .screen.parts import ROWS
 from .screen.rows import FORMATS, RowWriter, bad_record, joined
 
 if TYPE_CHECKING:
+    from ..data import Example
     from ..ensemble import LoraEnsemble
+    from ..prediction.prediction import Prediction
 
 SUMMARY = "answer the questions of a file, with probabilities and uncertainty"
 EXAMPLES = """examples:
@@ -100,6 +102,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1.0,
         metavar="X",
         help="of a reward model: the lower bound is mean - K * std (default: 1)",
+    )
+    parser.add_argument(
+        "--confidence",
+        choices=("relative", "mass"),
+        help="a second confidence, in a column of its own: relative to chance, as transformers' decision pipeline has "
+        "it, or with the mass of the labels in the vocabulary, as vLLM has it; see docs/decisions.md",
     )
     add_order_flag(parser)
     add_column_flags(parser)
@@ -252,9 +260,12 @@ def _records(
         unlabelled = [dataclasses.replace(example, target=None, target_probs=None) for example in examples]
         prediction = predict(ensemble, unlabelled, max_rows=args.max_rows, order_passes=args.order_passes)
         columns = guarantees.columns(prediction, examples)
+        second = _second_confidence(args, ensemble, prediction, unlabelled)
         return [
-            record | more
-            for record, more in zip(prediction_records(prediction, examples), columns, strict=True)
+            record | more | beside
+            for record, more, beside in zip(
+                prediction_records(prediction, examples), columns, second, strict=True
+            )
         ]
     except DataError as error:
         if not args.skip_bad_rows:
@@ -267,3 +278,17 @@ def _records(
         for some in (places[:half], places[half:])
         for record in _records(args, ensemble, part, some, guarantees)
     ]
+
+
+def _second_confidence(
+    args: Arguments, ensemble: LoraEnsemble, prediction: Prediction, examples: Sequence[Example]
+) -> list[dict[str, float]]:
+    """The column of --confidence, for each row."""
+    from ..heads import label_mass
+    from ..prediction.confidence import confidence
+
+    if args.confidence is None:
+        return [{} for _ in examples]
+    mass = label_mass(ensemble, examples, max_rows=args.max_rows) if args.confidence == "mass" else None
+    values = confidence(prediction, kind=args.confidence, label_mass=mass)
+    return [{f"confidence_{args.confidence}": value} for value in values.tolist()]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from ..stack.head_config import HEAD_KINDS, HeadConfig, HeadKind
 from .base import Head, TrainingRows
-from .registry import head_of, member_log_probs
+from .registry import head_of, label_mass, member_log_probs
 from .resolve import adapter_for, resolve_head
 from .task.rewards import predict_rewards
 
@@ -18,6 +18,7 @@ __all__ = [
     "TrainingRows",
     "adapter_for",
     "head_of",
+    "label_mass",
     "member_log_probs",
     "predict_rewards",
     "resolve_head",

@@ -56,6 +56,20 @@ class LMHead(Head):
             label_score=model.info.label_score,
         )
 
+    def label_mass(self, model: StackedModel, examples: Sequence[Example], *, max_rows: int | None) -> Tensor:
+        """The share of each member's probability over the vocabulary that lies on an example's labels (M, N)."""
+        sums = score_examples(
+            examples,
+            model.shared_rows,
+            base=model.base,
+            tokenizer=model.tokenizer,
+            copies=model.num_members,
+            max_rows=max_rows,
+            overlong=model.info.overlong,
+            label_score=None,
+        )
+        return sums.logsumexp(dim=-1).exp().clamp_max(1.0)
+
     def check_rows(
         self,
         model: StackedModel,

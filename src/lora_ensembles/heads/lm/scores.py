@@ -81,7 +81,7 @@ def score_examples(
     copies: int,
     max_rows: int | None,
     overlong: Literal["error", "left"] = "error",
-    label_score: LabelScore = "sum",
+    label_score: LabelScore | None = "sum",
 ) -> Tensor:
     """(M, N, C) log-probabilities of the labels; `passes` gives what reads them with so many rows (copies *
     prompts) in flight.
@@ -121,25 +121,29 @@ def score_labels(
     device: torch.device | str = "cpu",
     read_prefix: ReadPrefix | None = None,
     read_branches: ReadBranches | None = None,
-    label_score: LabelScore = "sum",
+    label_score: LabelScore | None = "sum",
 ) -> Tensor:
     """log p(label | prompt) normalised over each example's labels (M, N, C), float32; -inf where an example
     has fewer than C labels.
 
     A label of several tokens counts with the sum of their log-probabilities, or with their mean
-    (`label_score`), which does not favour short labels; see `label_log_probs`. Rows are sorted by length, so
+    (`label_score`), which does not favour short labels; see `label_log_probs`. None gives the sums as they are, over
+    the full vocabulary. Rows are sorted by length, so
     that batches hold little padding, the longest first, so that memory that is too small shows at once; the
     result is in the order given. With `read_prefix`, what rows have in common is read once where that pays:
     the beginning of all prompts (demonstrations, instructions), that of some (questions about one state), or a
     prompt that several labels follow; the latter two in one row with what follows where `read_branches` can.
     Source: Eq. 1 of arXiv:2310.00035.
     """
-    batches = _Batches(answer_logits, pad_id, rows_per_batch, device, read_branches)
+    batches = _Batches(answer_logits, pad_id, rows_per_batch, device, read_branches, label_score is None)
     single = all(len(label) == 1 for example in encoded for label in example.label_ids)
     flat = None if read_prefix is None else _score_shared(encoded, batches, read_prefix, single=single)
     if flat is None:
         flat = (_score_single if single else _score_sequences)(encoded, batches)
-    return label_log_probs(flat, label_lengths(encoded), label_score)
+    lengths = label_lengths(encoded)
+    if label_score is None:
+        return flat.float().masked_fill(lengths == 0, -math.inf)
+    return label_log_probs(flat, lengths, label_score)
 
 
 def label_lengths(encoded: Sequence[EncodedExample]) -> Tensor:
@@ -172,13 +176,16 @@ def label_log_probs(sums: Tensor, lengths: Tensor, label_score: LabelScore) -> T
 
 @dataclass(frozen=True)
 class _Batches:
-    """The way from rows to logits: by what, padded with what, how many at once, and where."""
+    """The way from rows to logits: by what, padded with what, how many at once, and where; and whether labels of
+    one token are scored over the whole vocabulary, which changes nothing between them.
+    """
 
     answer_logits: AnswerLogits
     pad_id: int
     rows: int
     device: torch.device | str
     read_branches: ReadBranches | None = None
+    whole: bool = False
 
 
 def _score_shared(
@@ -298,6 +305,7 @@ def _score_single(encoded: Sequence[EncodedExample], batches: _Batches) -> Tenso
         logits = batches.answer_logits(ids, last)[
             :, :, 0
         ].float()  # (M, B, V); float32 before any probability
+        logits = logits.log_softmax(dim=-1) if batches.whole else logits
         labels = pad_rows(
             [
                 [label[0] for label in example.label_ids] + [-1] * (options - len(example.label_ids))
