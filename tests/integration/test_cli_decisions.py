@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from command_line import base_folder, call
+from lora_ensembles import FewShot, accuracy, load_base, predict, task_from_files
+from lora_ensembles.data.prompts import rendered
 
 OPTIONS = ["planet", "star", "moon"]
 
@@ -142,3 +145,36 @@ def test_the_out_of_distribution_set_may_be_a_file_without_answers(
     lost = call(capsys, "evaluate", run_folder, "--ood", tmp_path / "lost.jsonl")
     assert lost.code == 2
     assert "cannot be read" in lost.err
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_answer_auto_takes_what_the_base_itself_is_right_by(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
+) -> None:
+    rng = random.Random(seed)  # the base is untrained, so either kind of answer may win
+    rows = [row | {"answer": rng.choice(OPTIONS)} for row in questions(40)]
+    train, out = written(tmp_path / "train.jsonl", rows), tmp_path / "run"
+    given = ("--base", base_folder(), "--members", "2", "--epochs", "1", "--answer", "auto", "--out", out)
+    made = call(capsys, "train", "--train", train, *given, "--json")
+    assert made.code == 0, made.err
+    base, tokenizer = load_base(base_folder())
+    asked = task_from_files(train).train
+    right = {
+        answer: accuracy(predict(FewShot(base, tokenizer, (), shots=0), rendered(asked, answer)))
+        for answer in ("letter", "text")
+    }
+    chosen = "text" if right["text"] > right["letter"] else "letter"
+    assert f"members answer by {chosen}" in made.err
+    remembered = json.loads((out / "ensemble.json").read_text())["task"]["source"]
+    assert remembered["answer"] == chosen
+    evaluated = call(capsys, "evaluate", out, "--json").summary  # the rows are rendered as they were
+    assert evaluated["ensemble"]["nll"] == pytest.approx(made.summary["ensemble"]["nll"], abs=1e-5)
+
+
+def test_answer_auto_needs_options_to_choose_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"text": f"It is {word} {n}.", "label": word} for n in range(6) for word in ("late", "early")]
+    train = written(tmp_path / "train.jsonl", rows)
+    given = ("--labels", "late,early", "--base", base_folder(), "--answer", "auto", "--out", tmp_path / "run")
+    made = call(capsys, "train", "--train", train, *given)
+    assert made.code == 2
+    assert "no question has lettered options" in made.err

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..calibration.kinds import FEWEST
+from ..data.prompts import rendered
 from ..disk.atomic import check_writable
 from ..disk.claimed import check_free
 from ..disk.layout import RUN_FOLDER
@@ -28,6 +29,7 @@ from .common import (
     words,
 )
 from .flags import heads, settings
+from .flags.answer import AUTO, chosen_answer, in_answers
 from .flags.data import Source, add_column_flags, source_from_flags
 from .flags.fitting_head import CLASSIFIER, fitting_head, other_way
 from .screen.first_screen import few_rows, same_file, say_parts, say_read
@@ -35,7 +37,6 @@ from .screen.first_screen import few_rows, same_file, say_parts, say_read
 if TYPE_CHECKING:
     from ..data import CompletionTask, Example, Task
     from ..ensemble import LoraEnsemble
-    from ..heads import HeadConfig
     from ..training.trainee import TrainResult
 
 SUMMARY = "train an ensemble"
@@ -57,7 +58,7 @@ EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_data_arguments(parser)
-    add_column_flags(parser)
+    add_column_flags(parser, auto=True)
     _add_ensemble_arguments(parser)
     _add_run_arguments(parser)
 
@@ -167,6 +168,7 @@ def run(args: Arguments) -> dict[str, Any]:
         chosen = args.head == CLASSIFIER
     heads.check_head_flags(args)
     heads.check_head_source(args.head, task=args.task, train=train)
+    auto, args.answer = args.answer == AUTO, None if args.answer == AUTO else args.answer
     source = source_from_flags(args, train=train, validation=args.validation, head=args.head)
     config = settings.train_config(
         args, default="embedded" if is_embedded(args.base) else "default", task=source.task
@@ -185,7 +187,12 @@ def run(args: Arguments) -> dict[str, Any]:
     say_parts(task)
     held_out, task = _held_out(task, args)
     try:
-        ensemble = _build(args, source, task, heads.head_config(args))
+        base, tokenizer = heads.load_base(args, heads.head_config(args), source.labels)
+        if auto:
+            answer = chosen_answer(base, tokenizer, task.train)
+            source, task = dataclasses.replace(source, answer=answer), in_answers(task, answer)
+            held_out = rendered(held_out, answer)
+        ensemble = _build(args, source, task, (base, tokenizer))
     except DataError as error:  # such as a base of which transformers has no classifier
         raise DataError(
             f"{error}. {other_way(train, source.labels)}" if chosen and train else str(error)
@@ -224,13 +231,20 @@ def _limited(task: Task | CompletionTask, args: Arguments) -> Task | CompletionT
     return dataclasses.replace(task, **parts)
 
 
-def _build(args: Arguments, source: Source, task: Task | CompletionTask, head: HeadConfig) -> LoraEnsemble:
+def _build(
+    args: Arguments, source: Source, task: Task | CompletionTask, model: tuple[Any, Any]
+) -> LoraEnsemble:
     from ..ensemble import LoraEnsemble
 
-    base, tokenizer = heads.load_base(args, head, source.labels)
-    adapter = settings.adapter_config(args, base)
+    base, tokenizer = model
     ensemble = LoraEnsemble(
-        base, tokenizer, num_members=args.members, adapter=adapter, seed=args.seed, vary=args.vary, head=head
+        base,
+        tokenizer,
+        num_members=args.members,
+        adapter=settings.adapter_config(args, base),
+        seed=args.seed,
+        vary=args.vary,
+        head=heads.head_config(args),
     )
     remembered = {
         "name": task.name,

@@ -153,8 +153,8 @@ def read_questions(
     return dataclasses.replace(whole, examples=rendered(whole.examples, answer))
 
 
-def add_column_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for each field of `ColumnMapping`, and --labels."""
+def add_column_flags(parser: argparse.ArgumentParser, *, auto: bool = False) -> None:
+    """A flag for each field of `ColumnMapping`, --labels, and --answer, which takes "auto" in training."""
     group = parser.add_argument_group(
         "columns of your own file", "default: found from the first row; see docs/data.md"
     )
@@ -181,9 +181,10 @@ def add_column_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--answer",
-        choices=get_args(Answer),
-        help="how questions with options are answered: by the letter of an option, or by its text "
-        "(default: letter, or as in training)",
+        choices=(*get_args(Answer), *(["auto"] if auto else [])),
+        help="how questions with options are answered: by the letter of an option, or by its text"
+        + (", or auto, by what the base itself is right more often (default: letter)" if auto else "")
+        + ("" if auto else " (default: as in training)"),
     )
 
 
