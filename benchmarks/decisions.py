@@ -71,7 +71,7 @@ class Setting:
 TOP = (24, 25, 26, 27, 28, 29)  # of 30: the others run once for all members and epochs
 SETTINGS = (
     Setting("world", "embedded", "world-obqa", "letter", 5, 150, 10, 2e-3, 16, pool=250, orders=ORDERS),
-    Setting("letters", "smollm2", "arce", "letter", 3, 400, 3, 1e-3, 8, test=300, layers=TOP, orders=ORDERS),
+    Setting("letters", "smollm2", "arce", "letter", 3, 300, 2, 1e-3, 8, test=150, layers=TOP, orders=ORDERS),
     Setting("words", "smollm2", "arce", "text", 5, 400, 2, 1e-3, 8, test=1000, layers=TOP, pool=800),
 )
 
