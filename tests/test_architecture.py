@@ -299,8 +299,15 @@ def test_no_function_is_long() -> None:
     assert {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES} == {}
 
 
+CALLED_WITH_ANYTHING = {"lora_ensemble_reward"}  # TRL passes the columns of its data
+
+
 def stands_for_another(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether it takes a foreign function's place and shows that one's signature."""
+    """Whether it takes a foreign function's place and shows that one's signature, or is called by a foreign
+    program with whatever that one has.
+    """
+    if function.name in CALLED_WITH_ANYTHING:
+        return True
     return any(ast.unparse(decorator).startswith("functools.wraps(") for decorator in function.decorator_list)
 
 
