@@ -20,6 +20,7 @@ import tiny_heads
 from lora_ensembles import (
     Example,
     LastLayerEnsemble,
+    LastLayerHeads,
     LoraEnsemble,
     Prediction,
     TrainConfig,
@@ -88,18 +89,33 @@ def test_heads_trained_on_soft_labels_equal_peft(kind: str) -> None:
 def test_soft_labels_that_are_sure_train_as_right_answers_do() -> None:
     config = TrainConfig(loss="labels", epochs=2, batch_size=4, learning_rate=3e-3)
     weights = []
-    for sure in (False, True):
-        examples = [
-            dataclasses.replace(
-                one,
-                target_probs=tuple(float(c == one.target) for c in range(len(one.labels))) if sure else None,
-            )
-            for one in phrase_examples()
-        ]
+    for certain in (False, True):
+        examples = sure(phrase_examples()) if certain else phrase_examples()
         ensemble = build_ensemble(members=2)
         train(ensemble, examples, config, progress=False)
         weights.append(ensemble.stack.b.clone())
     torch.testing.assert_close(*weights, atol=1e-6, rtol=1e-5)  # one sum in place of one number picked
+
+
+def test_a_last_layer_ensemble_of_heads_takes_soft_labels() -> None:
+    config = TrainConfig(epochs=2, batch_size=4, learning_rate=3e-2)
+    hard = tiny_heads.class_examples()
+    found = []
+    for examples in (hard, sure(hard), softened(hard)):
+        model = tiny_heads.build("bert", "sequence-classification"), tiny_heads.tokenizer()
+        ensemble = LastLayerHeads(*model, num_members=2, head="sequence-classification")
+        ensemble.fit(examples, config)
+        found.append(ensemble.member_log_probs(hard))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found[2], found[0], atol=1e-2)
+
+
+def sure(examples: Sequence[Example]) -> list[Example]:
+    """The examples with soft labels that are sure of the right answer."""
+    return [
+        dataclasses.replace(one, target_probs=tuple(float(c == one.target) for c in range(len(one.labels))))
+        for one in examples
+    ]
 
 
 def test_the_loss_that_suits_soft_labels_is_chosen_and_the_other_refused() -> None:
