@@ -43,6 +43,7 @@ class Prediction:
         order_choices: (K, N) option that the ensemble chooses in each of K orders of the options, where these were
             averaged over (`predict`).
         types: the N examples' types of decision; empty where they have none.
+        groups: the N examples' groups, which intervals draw in place of examples; empty where they have none.
         calibrated: (N, C) log-probabilities of the ensemble after calibration, which then stand for the mean of
             the members; None: not calibrated.
 
@@ -67,6 +68,7 @@ class Prediction:
     target_probs: Tensor | None = None
     order_choices: Tensor | None = None
     types: tuple[str | None, ...] = field(default=())
+    groups: tuple[str | None, ...] = field(default=())
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "member_log_probs", checked_log_probs(self.member_log_probs))
@@ -76,8 +78,9 @@ class Prediction:
                 f"{len(ids)} ids for {self.num_examples} examples; give one id an example, in row order"
             )
         object.__setattr__(self, "ids", ids)
-        if len(self.types) not in (0, len(ids)):
-            raise ConfigError(f"{len(self.types)} types for {len(ids)} examples; give each one, or none")
+        for name, values in (("types", self.types), ("groups", self.groups)):
+            if len(values) not in (0, len(ids)):
+                raise ConfigError(f"{len(values)} {name} for {len(ids)} examples; give each one, or none")
         if self.targets is not None:
             object.__setattr__(self, "targets", checked_targets(self.targets, self.present, ids))
         if self.target_probs is not None:
@@ -186,6 +189,7 @@ class Prediction:
             self.ids,
             target_probs=self.target_probs,
             types=self.types,
+            groups=self.groups,
         )
 
     def take(self, rows: Tensor) -> Prediction:
@@ -203,6 +207,7 @@ class Prediction:
             order_choices=None if self.order_choices is None else self.order_choices[:, rows],
             ids=tuple(map(self.ids.__getitem__, rows.tolist())),
             types=tuple(map(self.types.__getitem__, rows.tolist())) if self.types else (),
+            groups=tuple(map(self.groups.__getitem__, rows.tolist())) if self.groups else (),
             members_log_probs=self.members_log_probs[rows],
             calibrated=None if self.calibrated is None else self.calibrated[rows],
             probs=self.probs[rows],
@@ -282,7 +287,7 @@ def predict(
     targets = torch.tensor(labelled) if len(labelled) == len(examples) else None
     soft = None if targets is None else soft_targets(examples, [len(example.labels) for example in examples])
     ids = tuple(example.id for example in examples)
-    types = tuple(getattr(example, "type", None) for example in examples)
+    types, groups = (tuple(getattr(one, name, None) for one in examples) for name in ("type", "group"))
     prediction = Prediction(
         log_probs,
         targets,
@@ -290,6 +295,7 @@ def predict(
         target_probs=soft,
         order_choices=order_choices,
         types=types if any(types) else (),
+        groups=groups if any(groups) else (),
     )
     for row, (example, present) in enumerate(zip(examples, prediction.present.tolist(), strict=True)):
         if present != [option < len(example.labels) for option in range(prediction.num_options)]:

@@ -11,16 +11,14 @@ value; docs/statistics.md has its numbers.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError, DataError
+from ...errors import ConfigError
 from ..completions import (
     answer_nll,
     answer_nll_per_token,
@@ -38,18 +36,16 @@ from ..metrics import (
     nll,
     nll_of_each,
 )
+from .bca import BCa
+from .clusters import clusters_of, each_by_itself, over_groups
 from .ece import ece_difference_range, ece_range
-from .shares import accuracy_difference, t_quantile, wilson
+from .shares import accuracy_difference, wilson
 from .studentised import Studentised, coverage_area_of, ratio
 
 if TYPE_CHECKING:
     from ..prediction import Prediction
 
 Measured = TypeVar("Measured", bound="Resampled")
-
-JACKKNIFE_GROUPS = (
-    100  # examples left out together: their skewness says as much of the acceleration as that of each alone
-)
 
 
 class Resampled(Protocol):
@@ -99,7 +95,8 @@ def bootstrap_interval(
 ) -> Interval:
     """The metric with its interval over examples; members are kept as they are.
 
-    Each of the `samples` draws takes N examples with replacement. The same seed gives the same interval. What
+    Each of the `samples` draws takes N examples with replacement, or where examples come in groups (questions about one
+    case) as many groups. The same seed gives the same interval. What
     it covers is the choice of the examples; that of the training runs is `evaluate_members`' spread. The
     functions of `metrics` and `completion_metrics` have intervals of their own kind, see the module; a
     function that wraps one has not, so pass them as they are.
@@ -133,6 +130,12 @@ def bootstrap_interval(
     sets = (prediction,) if ood is None else (prediction, ood)
     estimate = metric(*sets)
     untyped_metric: Any = metric
+    groups = [clusters_of(one) for one in sets]
+    if any(groups):
+        every = tuple(own or each_by_itself(one) for one, own in zip(sets, groups, strict=True))
+        of_each = _OF_EACH[untyped_metric](prediction) if ood is None and untyped_metric in _OF_EACH else None
+        drawn_groups = BCa(every, estimate, samples, level, seed)
+        return Interval(estimate, *over_groups(metric, drawn_groups, of_each=of_each), level)
     if untyped_metric is accuracy:
         return Interval(estimate, *wilson(estimate, prediction.num_examples, level=level), level)
     if untyped_metric is ece:
@@ -141,7 +144,7 @@ def bootstrap_interval(
     studentised = _STUDENTISED[untyped_metric](prediction) if untyped_metric in _STUDENTISED else None
     if studentised and (ends := studentised.ends(samples=samples, level=level, seed=seed)):
         return Interval(estimate, *ends, level)
-    return Interval(estimate, *_bca(metric, sets, estimate, samples, level, seed), level)
+    return Interval(estimate, *BCa(sets, estimate, samples, level, seed).ends(metric), level)
 
 
 def paired_difference(
@@ -187,6 +190,15 @@ def paired_difference(
     _check_pair(first, second)
     estimate = metric(first) - metric(second)
     untyped_metric: Any = metric
+    groups = clusters_of(first, of=_Pair(first, second))
+    if groups is not None:
+        values = _OF_EACH.get(untyped_metric)
+        of_each = None if values is None else values(first).double() - values(second).double()
+        drawn = BCa((groups,), estimate, samples, level, seed)
+        difference = over_groups(
+            lambda pair: metric(pair.first) - metric(pair.second), drawn, of_each=of_each
+        )
+        return Interval(estimate, *difference, level)
     if untyped_metric is ece:
         return Interval(
             estimate, *ece_difference_range(first, second, samples=samples, level=level, seed=seed), level
@@ -197,12 +209,8 @@ def paired_difference(
         mean = ratio(_MEANS[untyped_metric](first) - _MEANS[untyped_metric](second))
         if ends := mean.ends(samples=samples, level=level, seed=seed):
             return Interval(estimate, *ends, level)
-    both = _Pair(first, second)
-    return Interval(
-        estimate,
-        *_bca(lambda pair: metric(pair.first) - metric(pair.second), (both,), estimate, samples, level, seed),
-        level,
-    )
+    both = BCa((_Pair(first, second),), estimate, samples, level, seed)
+    return Interval(estimate, *both.ends(lambda pair: metric(pair.first) - metric(pair.second)), level)
 
 
 def _coverage_area(prediction: Prediction) -> Studentised | None:
@@ -227,6 +235,13 @@ _STUDENTISED: dict[Any, Callable[[Any], Studentised | None]] = {
 }
 
 
+def _right(prediction: Prediction) -> Tensor:
+    return (prediction.choices == prediction.labelled_targets("accuracy")).double()
+
+
+_OF_EACH: dict[Any, Callable[[Any], Tensor]] = {accuracy: _right, **_MEANS}
+
+
 @dataclass(frozen=True)
 class _Pair:
     """Two predictions of the same examples, drawn together."""
@@ -240,97 +255,6 @@ class _Pair:
 
     def take(self, rows: Tensor) -> _Pair:
         return _Pair(self.first.take(rows), self.second.take(rows))
-
-
-def _bca(
-    metric: Callable[..., float],
-    sets: tuple[Any, ...],
-    estimate: float,
-    samples: int,
-    level: float,
-    seed: int,
-) -> tuple[float, float]:
-    """The ends of the BCa interval; each set is drawn on its own.
-
-    An end is the quantile Phi(z0 + (z0 + z) / (1 - a (z0 + z))) of the draws, with z0 from the share of draws
-    below the estimate and the acceleration a from the skewness of the jackknife. z is sqrt(N / (N - 1)) times
-    Student's quantile in place of the normal one, since the draws of N examples are narrower than samples are
-    by about as much (Hesterberg 2015, arXiv:1411.5279).
-    """
-    draws = _drawn(metric, sets, samples, seed)
-    below = ((draws < estimate).double().mean() + 0.5 * (draws == estimate).double().mean()).item()
-    bias = NormalDist().inv_cdf(min(max(below, 0.5 / len(draws)), 1 - 0.5 / len(draws)))
-    acceleration = _acceleration(metric, sets)
-    count = min(prediction.num_examples for prediction in sets)
-    z = t_quantile(level, max(1, count - 1)) * math.sqrt(count / max(1, count - 1))
-    shares = []
-    for end in (-z, z):
-        room = 1 - acceleration * (bias + end)
-        shares.append(NormalDist().cdf(bias + (bias + end) / room) if room > 0 else float(end > 0))
-    low, high = draws.quantile(torch.tensor(sorted(shares), dtype=torch.float64)).tolist()
-    return low, high
-
-
-def _drawn(metric: Callable[..., float], sets: tuple[Any, ...], samples: int, seed: int) -> Tensor:
-    """The metric of each draw (S,); draws in which it has no value (no wrong answer, for an AUROC of errors)
-    are left out.
-    """
-    resamples = (
-        _resamples(prediction.num_examples, samples, seed + place) for place, prediction in enumerate(sets)
-    )
-    values = torch.tensor(
-        [_value(metric, sets, rows) for rows in zip(*resamples, strict=True)], dtype=torch.float64
-    )
-    values = values[~values.isnan()]
-    if len(values) < max(2, samples / 2):
-        raise DataError(
-            f"the metric has a value in {len(values)} of {samples} draws of the {sets[0].num_examples} "
-            "examples; an interval needs most of them: measure more examples"
-        )
-    return values
-
-
-def _acceleration(metric: Callable[..., float], sets: tuple[Any, ...]) -> float:
-    """A sixth of the skewness of the influences, from leaving out groups of examples of one set at a time."""
-    influences = []
-    for place, prediction in enumerate(sets):
-        groups = torch.randperm(prediction.num_examples, generator=torch.Generator().manual_seed(0)).chunk(
-            JACKKNIFE_GROUPS
-        )
-        if len(groups) < 2:
-            continue
-        left = [
-            _value(
-                metric,
-                sets,
-                tuple(
-                    torch.cat([*groups[:n], *groups[n + 1 :]])
-                    if other == place
-                    else torch.arange(whole.num_examples)
-                    for other, whole in enumerate(sets)
-                ),
-            )
-            for n in range(len(groups))
-        ]
-        values = torch.tensor(left, dtype=torch.float64)
-        values = values[~values.isnan()]
-        influences.append(values.mean() - values if len(values) else values)
-    every = torch.cat(influences) if influences else torch.zeros(1, dtype=torch.float64)
-    spread = every.square().sum().item() ** 1.5
-    return every.pow(3).sum().item() / (6 * spread) if 0 < spread < math.inf else 0.0
-
-
-def _value(metric: Callable[..., float], sets: tuple[Any, ...], rows: tuple[Tensor, ...]) -> float:
-    try:
-        return metric(*(prediction.take(chosen) for prediction, chosen in zip(sets, rows, strict=True)))
-    except DataError:
-        return math.nan
-
-
-def _resamples(num_examples: int, samples: int, seed: int) -> Iterator[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(samples):
-        yield torch.randint(num_examples, (num_examples,), generator=generator)
 
 
 def _check_pair(first: Prediction, second: Prediction) -> None:
