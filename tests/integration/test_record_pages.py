@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from lora_ensembles.studies.predictions import differences
+
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
@@ -60,3 +62,18 @@ def test_the_tables_of_label_words_are_those_of_the_records() -> None:
     assert len(records) >= 14
     assert label_loss.table(records) in text
     assert label_loss.differences(records) in text
+
+
+def test_the_tables_of_decisions_are_those_of_the_records() -> None:
+    pages = script("decisions_page")
+    blocks = pages.blocks(pages.RESULTS)
+    assert set(blocks) == set(pages.PAGES)
+    for name, block in blocks.items():
+        text = pages.PAGES[name].read_text(encoding="utf-8")
+        assert pages.with_block(text, name, block) == text
+
+
+def test_the_records_of_decisions_are_what_their_predictions_give() -> None:
+    pages = script("decisions_page")
+    for found in pages.recorded(pages.RESULTS).values():
+        assert differences(found.record["result"], found.sheet) == []
