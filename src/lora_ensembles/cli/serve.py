@@ -134,16 +134,16 @@ def run(args: Arguments) -> dict[str, Any]:
     from ..serve.http.app import build_app
     from ..serve.http.server import listen, run as serve
 
-    listener = listen(args.host, args.port)  # before the models are loaded, since it may be taken
-    catalogue = Catalogue({name: _loaded(args, path) for name, path in names.items()})
-    app = build_app(catalogue, Engine(batching, waiting=args.max_waiting), settings)
-    place = f"http://{args.host}:{listener.getsockname()[1]}"
-    for model in catalogue:
-        if model.member is None:
-            kept = f"; calibration: {model.calibration}" if model.calibration else ""
-            say(f"{model.name}: {model.ensemble.num_members} members{kept}")
-    say(f"serving on {place}; Ctrl-C or SIGTERM ends it")
-    serve(app, listener)
+    with listen(args.host, args.port) as listener:  # before the models are loaded, since it may be taken
+        catalogue = Catalogue({name: _loaded(args, path) for name, path in names.items()})
+        app = build_app(catalogue, Engine(batching, waiting=args.max_waiting), settings)
+        for model in catalogue:
+            if model.member is None:
+                kept = f"; calibration: {model.calibration}" if model.calibration else ""
+                say(f"{model.name}: {model.ensemble.num_members} members{kept}")
+        place = f"http://{args.host}:{listener.getsockname()[1]}"
+        say(f"serving on {place}; Ctrl-C or SIGTERM ends it")
+        serve(app, listener)
     say("all accepted requests were answered")
     return {"served": list(names), "address": place}
 

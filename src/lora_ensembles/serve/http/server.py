@@ -39,12 +39,15 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: the address is taken, or not this machine's.
     """
+    made: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, kind, protocol)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
     except OSError as error:
+        if made is not None:
+            made.close()
         raise ConfigError(
             f"{host}:{port}: no connections can be taken there: {error.strerror or error}; "
             "choose another host or port"
