@@ -4,6 +4,7 @@ app within the test's process.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -85,9 +86,9 @@ class Saved:
 
 def save_all(home: Path) -> Saved:
     """An ensemble of three members for each kind of request; "cases" is calibrated."""
-    cases = _language_model(seed=1)
+    cases = language_model(seed=1)
     save(home, "cases", cases, calibrated_on=300)
-    tickets = _language_model(seed=2)
+    tickets = language_model(seed=2)
     _remember(tickets, {"labels": TICKETS})
     save(home, "tickets", tickets)
     for name, kind in (
@@ -106,14 +107,16 @@ def save_all(home: Path) -> Saved:
     return Saved(home)
 
 
-def _language_model(*, seed: int) -> LoraEnsemble:
+def language_model(*, seed: int) -> LoraEnsemble:
     ensemble = LoraEnsemble(*load_base(base_folder()), num_members=3, seed=seed)
     ensemble.stack.b.copy_(torch.randn(ensemble.stack.b.shape, generator=torch.Generator().manual_seed(seed)))
     ensemble.stack.refresh()
     return ensemble
 
 
-def save(home: Path, name: str, ensemble: LoraEnsemble, *, calibrated_on: int = 0) -> None:
+def save(
+    home: Path, name: str, ensemble: LoraEnsemble, *, calibrated_on: int = 0, order_passes: int = 1
+) -> None:
     """Save an ensemble, calibrated on questions of cases with answers drawn at random."""
     if calibrated_on:
         model = next(iter(Catalogue({name: ensemble})))
@@ -123,19 +126,15 @@ def save(home: Path, name: str, ensemble: LoraEnsemble, *, calibrated_on: int = 
             held_out += case_examples(model, made["state"], made["questions"], case=made["id"])
         drawn = random.Random(0)
         answered = [Example(**{**vars(one), "target": drawn.randrange(len(one.labels))}) for one in held_out]
-        calibrate(ensemble, answered, kind="temperature")
+        calibrate(ensemble, answered, kind="temperature", order_passes=order_passes)
     ensemble.save_pretrained(home / name)
 
 
 def _remember(ensemble: LoraEnsemble, source: Mapping[str, Any]) -> None:
-    import dataclasses
-
     ensemble.info = dataclasses.replace(ensemble.info, task={"source": dict(source)})
 
 
 def _name_classes(ensemble: LoraEnsemble, classes: tuple[str, ...]) -> None:
-    import dataclasses
-
     head = dataclasses.replace(ensemble.info.head, classes=classes)
     ensemble.info = dataclasses.replace(ensemble.info, head=head)
 

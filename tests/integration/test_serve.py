@@ -4,6 +4,7 @@ what `lora-ensembles predict` gives for the same case.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,20 @@ import openai
 import pytest
 
 from lora_ensembles import predict_rewards
-from served import NAMES, TICKETS, Process, Saved, case, offline, save_all, served, text
+from served import (
+    NAMES,
+    TICKETS,
+    Process,
+    Saved,
+    case,
+    language_model,
+    offline,
+    save,
+    save_all,
+    served,
+    served_here,
+    text,
+)
 
 CLOSE = 1e-5  # batches of other sizes sum in another order
 KEY = "secret-1"
@@ -199,6 +213,22 @@ def test_a_choice_is_scored_by_members_with_heads_of_their_own(
     assert answered[0]["probability"] == pytest.approx(expected[0]["probs"]["a"], abs=CLOSE)
     probs = [one["probability"] for one in answered[1]["probabilities"]]
     assert probs == pytest.approx(list(expected[1]["probs"].values()), abs=CLOSE)
+
+
+def test_answers_in_words_and_means_over_orders_are_those_of_predict(saved: Saved, tmp_path: Path) -> None:
+    asked = [case(number) for number in range(20, 23)]
+    for name, source, orders in (("words", {"answer": "text"}, 1), ("orders", {}, 3)):
+        ensemble = language_model(seed=4)
+        ensemble.info = dataclasses.replace(ensemble.info, task={"source": source})
+        save(tmp_path, name, ensemble, calibrated_on=60, order_passes=orders)
+        rows = iter(offline(tmp_path / name, asked, tmp_path))
+        with served_here({name: ensemble}) as client:
+            for one in asked:
+                body = {"model": name, "input": one["state"], "questions": one["questions"], "id": one["id"]}
+                for answer in client.post("/v1/decisions", json=body).json()["answers"]:
+                    expected = list(next(rows)["probs"].values())
+                    probs = [part["probability"] for part in answer.get("probabilities", [answer])]
+                    assert probs == pytest.approx(expected[: len(probs)], abs=CLOSE)
 
 
 @pytest.mark.parametrize(("name", "labels"), [("tickets", TICKETS), ("classes", ["one", "two", "three"])])

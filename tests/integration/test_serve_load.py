@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from starlette.testclient import TestClient
 
 from command_line import base_folder
 from lora_ensembles import LoraEnsemble, MissingExtraError, load_base
@@ -23,6 +25,8 @@ from lora_ensembles.cli import main
 from lora_ensembles.serve import extra
 from lora_ensembles.serve.catalogue import Catalogue
 from lora_ensembles.serve.engine import Engine, EngineStopped, QueueFull
+from lora_ensembles.serve.http.app import build_app
+from lora_ensembles.serve.http.door import Door
 from lora_ensembles.serve.jobs import Job, Questions
 from lora_ensembles.serve.settings import Batching, Limits, Promises, Settings, read_keys
 from served import case, save, served, served_here
@@ -194,6 +198,35 @@ def test_a_fault_of_the_model_is_500_and_the_worker_goes_on(
         assert "a private detail" in caplog.text
         assert client.post("/v1/decisions", json=BODY).status_code == 200
         assert client.get("/ready").status_code == 200
+
+
+def test_a_server_that_stops_says_so_and_is_not_ready(tiny: LoraEnsemble) -> None:
+    engine = Engine()
+    with TestClient(build_app(Catalogue({"tiny": tiny}), engine, Settings())) as client:
+        engine.stop()
+        refused = client.post("/v1/decisions", json=BODY)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        assert client.get("/ready").status_code == 503
+        assert client.get("/health").status_code == 200
+
+
+def test_a_body_that_does_not_come_is_408() -> None:
+    sent: list[Any] = []
+
+    async def app(*_: object) -> None:
+        raise AssertionError("no route is reached")
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(SECONDS)
+        return {}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    door = Door(app, Settings(Limits(seconds=0.05)))
+    scope = {"type": "http", "method": "POST", "path": "/classify", "headers": []}
+    asyncio.run(door(scope, receive, send))
+    assert sent[0]["status"] == 408
 
 
 def test_the_queue_is_bounded_and_cancelled_requests_take_no_place(tiny: LoraEnsemble) -> None:

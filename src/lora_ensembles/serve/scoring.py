@@ -73,7 +73,11 @@ def num_tokens(ensemble: LoraEnsemble, work: Questions | Texts) -> int:
         return int(table.text_lengths.sum())
     if isinstance(ensemble.head, TaskHead):
         return int(ensemble.head.table(ensemble, work.examples).text_lengths.sum())
-    encoded = encode_examples(work.examples, tokenizer, max_length=context_window(base), overlong=overlong)
+    window = context_window(base)
+    longest = max(work.examples, key=lambda example: len(example.prompt))
+    # The longest first: a hundred prompts of which none fits would be tokenised for nothing.
+    encode_examples([longest], tokenizer, max_length=window, overlong=overlong)
+    encoded = encode_examples(work.examples, tokenizer, max_length=window, overlong=overlong)
     return sum(len(example.prompt_ids) for example in encoded)
 
 
