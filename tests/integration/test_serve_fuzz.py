@@ -189,6 +189,21 @@ def _floats(value: Any) -> Iterator[float]:
 
 
 @pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/classify", {"input": []}),  # these were once faults of the server
+        ("/v1/decisions", {"risk": 5e-324}),
+        ("/v1/decisions", {"coverage": 5e-324}),
+        ("/v1/decisions", {"risk": 1 - 2**-53}),
+    ],
+)
+def test_values_at_the_edge_are_refused(client: TestClient, path: str, fields: dict[str, Any]) -> None:
+    answer = client.post(path, json={**right_body(path), **fields})
+    assert answer.status_code == 400
+    check_shape(answer)
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",

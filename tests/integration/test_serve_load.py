@@ -22,6 +22,7 @@ from starlette.testclient import TestClient
 from command_line import base_folder
 from lora_ensembles import LoraEnsemble, MissingExtraError, load_base
 from lora_ensembles.cli import main
+from lora_ensembles.data import Example
 from lora_ensembles.serve import extra
 from lora_ensembles.serve.catalogue import Catalogue
 from lora_ensembles.serve.engine import Engine, EngineStopped, QueueFull
@@ -169,17 +170,25 @@ def test_requests_that_wait_together_are_one_prediction(
         engine.submit(jobs_of(tiny, 1)[0])
 
 
-def test_a_request_that_cannot_be_read_fails_alone(tiny: LoraEnsemble) -> None:
+@pytest.mark.parametrize(
+    ("question", "problem"),
+    [
+        (tiny_questions(1, start=800)[0], "the window is 64"),
+        (Example("x", "otter", ("lake", "lake forest"), None), "label"),
+    ],
+)
+def test_a_request_that_cannot_be_read_fails_alone(
+    tiny: LoraEnsemble, question: Example, problem: str
+) -> None:
     good, bad = jobs_of(tiny, 2)
-    long = tiny_questions(1, start=800)[0]  # beyond the window of 64 tokens
-    bad.work = Questions((long,))
+    bad.work = Questions((question,))
     other = Job(good.model, Questions(tuple(tiny_questions(3))))
     with Engine(Batching(wait=0.2)) as engine:
         for job in (good, bad, other):
             engine.submit(job)
         assert len(good.future.result(SECONDS).results) == 1
         assert len(other.future.result(SECONDS).results) == 3
-        with pytest.raises(ValueError, match="the window is 64"):
+        with pytest.raises(ValueError, match=problem):
             bad.future.result(SECONDS)
 
 

@@ -5,15 +5,18 @@ Shapes: M members, N examples, C options.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 
 from ..data import Example, encode_examples
+from ..data.tokens.questions import leading_ids, tokenise
 from ..ensemble import LoraEnsemble
 from ..errors import LoraEnsemblesError
 from ..heads import predict_rewards
+from ..heads.lm.head import LMHead
 from ..heads.task.encoding import plain_table
 from ..heads.task.head import TaskHead
 from ..passes.shared_prefix import context_window
@@ -23,62 +26,104 @@ from .catalogue import ServedModel
 from .jobs import Answered, Job, Outcome, Questions, Scored, Texts
 from .rules import Rules
 
+Results = list[Answered] | list[Scored]
+
 
 def outcomes(jobs: Sequence[Job], rules: Rules, *, max_rows: int | None) -> list[Outcome | Exception]:
     """The outcome of each job, or its error; the jobs are about models of one ensemble.
 
-    A job that cannot be encoded gets its own error. If the others cannot be predicted together, each is predicted
-    alone, so that none fails for a neighbour's fault.
+    If they cannot be predicted together, those that cannot be encoded get their own error and the others are tried
+    again; if these fail too, each is predicted alone, so that none fails for a neighbour's fault.
     """
-    made: list[Outcome | Exception] = [RuntimeError("not computed")] * len(jobs)
-    tokens: dict[int, int] = {}
-    for place, job in enumerate(jobs):
-        try:
-            tokens[place] = num_tokens(job.model.ensemble, job.work)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to this job
-            made[place] = error
-    good = list(tokens)
-    for group in [good] if len(good) > 1 else [[place] for place in good]:
-        try:
-            results = _results([jobs[place] for place in group], rules, max_rows=max_rows)
-        except Exception as error:  # noqa: BLE001
-            results = [error] if len(group) == 1 else _one_by_one([jobs[n] for n in group], rules, max_rows)
-        for place, result in zip(group, results, strict=True):
-            made[place] = result if isinstance(result, Exception) else Outcome(result, tokens[place])
-    return made
+    made = _together(jobs, rules, max_rows=max_rows)
+    if not isinstance(made, Exception):
+        return made
+    if len(jobs) == 1:
+        return [made]
+    mistakes = [_mistake(job) for job in jobs]
+    good = [job for job, mistake in zip(jobs, mistakes, strict=True) if mistake is None]
+    again = _together(good, rules, max_rows=max_rows) if 0 < len(good) < len(jobs) else made
+    if isinstance(again, Exception):
+        again = [outcomes([job], rules, max_rows=max_rows)[0] for job in good]
+    rest = iter(again)
+    return [next(rest) if mistake is None else mistake for mistake in mistakes]
 
 
-Results = list[Answered] | list[Scored]
+def _together(
+    jobs: Sequence[Job], rules: Rules, *, max_rows: int | None
+) -> list[Outcome | Exception] | Exception:
+    """The outcomes of one prediction of all jobs, or the error that it ended with."""
+    ensemble, works = jobs[0].model.ensemble, [job.work for job in jobs]
+    try:
+        for work in works:
+            check_longest(ensemble, work)
+        tokens = num_tokens(ensemble, works)
+        results = _results(jobs, rules, max_rows=max_rows)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to one of the jobs
+        return error
+    return [
+        result if isinstance(result, Exception) else Outcome(result, count)
+        for result, count in zip(results, tokens, strict=True)
+    ]
 
 
-def _one_by_one(jobs: Sequence[Job], rules: Rules, max_rows: int | None) -> list[Results | Exception]:
-    made: list[Results | Exception] = []
-    for job in jobs:
-        try:
-            made += _results([job], rules, max_rows=max_rows)
-        except Exception as error:  # noqa: BLE001
-            made.append(error)
-    return made
+def _mistake(job: Job) -> Exception | None:
+    """The error with which a job cannot be encoded."""
+    ensemble = job.model.ensemble
+    try:
+        if isinstance(job.work, Questions) and isinstance(ensemble.head, LMHead):
+            _encode(ensemble, job.work.examples)
+        else:
+            num_tokens(ensemble, [job.work])
+    except Exception as error:  # noqa: BLE001
+        return error
+    return None
 
 
-def num_tokens(ensemble: LoraEnsemble, work: Questions | Texts) -> int:
-    """The tokens of the prompts or texts of a request, as if each was read by itself.
+def check_longest(ensemble: LoraEnsemble, work: Questions | Texts) -> None:
+    """Refuse questions of which the longest does not fit the window, before all of them are tokenised.
 
     Raises:
-        DataError: one cannot be encoded: it is longer than the window, or holds no token.
+        DataError: it does not fit.
     """
-    base, tokenizer, overlong = ensemble.base, ensemble.tokenizer, ensemble.info.overlong
-    if isinstance(work, Texts):
-        table = plain_table(work.texts, base, tokenizer, head=ensemble.info.head, overlong=overlong)
-        return int(table.text_lengths.sum())
+    window = context_window(ensemble.base)
+    if isinstance(work, Questions) and isinstance(ensemble.head, LMHead) and window is not None:
+        longest = max(work.examples, key=lambda example: len(example.prompt))
+        if len(longest.prompt) > window:  # a token has a character or more
+            _encode(ensemble, [longest])
+
+
+def num_tokens(ensemble: LoraEnsemble, works: Sequence[Questions | Texts]) -> list[int]:
+    """The tokens of the prompts or texts of each request, as if each text was read by itself; of those that are cut to
+    the window, the window.
+
+    Raises:
+        DataError: a text is longer than the window, or holds no token.
+    """
+    base, tokenizer, info = ensemble.base, ensemble.tokenizer, ensemble.info
     if isinstance(ensemble.head, TaskHead):
-        return int(ensemble.head.table(ensemble, work.examples).text_lengths.sum())
-    window = context_window(base)
-    longest = max(work.examples, key=lambda example: len(example.prompt))
-    # The longest first: a hundred prompts of which none fits would be tokenised for nothing.
-    encode_examples([longest], tokenizer, max_length=window, overlong=overlong)
-    encoded = encode_examples(work.examples, tokenizer, max_length=window, overlong=overlong)
-    return sum(len(example.prompt_ids) for example in encoded)
+        if isinstance(works[0], Texts):
+            texts = [text for work in works for text in cast(Texts, work).texts]
+            table = plain_table(texts, base, tokenizer, head=info.head, overlong=info.overlong)
+        else:
+            table = ensemble.head.table(ensemble, _examples(works))
+        lengths = torch.zeros(len(table), dtype=torch.int64).index_add(0, table.owner, table.text_lengths)
+    else:
+        texts = [example.prompt for example in _examples(works)]
+        prompts = tokenise(tokenizer, texts)
+        before, window = len(leading_ids(tokenizer, texts[0], prompts[0])), context_window(base)
+        lengths = torch.tensor([min(before + len(ids), window or sys.maxsize) for ids in prompts])
+    return [int(part.sum()) for part in lengths.split([len(work) for work in works])]
+
+
+def _examples(works: Sequence[Questions | Texts]) -> list[Example]:
+    return [example for work in works for example in cast(Questions, work).examples]
+
+
+def _encode(ensemble: LoraEnsemble, examples: Sequence[Example]) -> None:
+    """Tokenise examples, and refuse what cannot be."""
+    window, overlong = context_window(ensemble.base), ensemble.info.overlong
+    encode_examples(examples, ensemble.tokenizer, max_length=window, overlong=overlong)
 
 
 def _results(jobs: Sequence[Job], rules: Rules, *, max_rows: int | None) -> list[Results | Exception]:
@@ -89,7 +134,7 @@ def _results(jobs: Sequence[Job], rules: Rules, *, max_rows: int | None) -> list
         scores = predict_rewards(ensemble, texts, max_rows=max_rows).member_scores.split(sizes, dim=1)
         return [_scored(job.model, part) for job, part in zip(jobs, scores, strict=True)]
     works = [cast(Questions, job.work) for job in jobs]
-    examples = [example for work in works for example in work.examples]
+    examples = _examples(works)
     prediction = predict(ensemble, examples, max_rows=max_rows)
     made: list[Results | Exception] = []
     for job, work, rows in zip(jobs, works, torch.arange(len(examples)).split(sizes), strict=True):

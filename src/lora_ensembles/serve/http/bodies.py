@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
-Share = Annotated[float, Field(gt=0, lt=1)]
+# Beyond, 1 - x is 1 or 0 to a float, or no number of held-out rows could be enough.
+Share = Annotated[float, Field(ge=1e-4, le=1 - 1e-4)]
 Content = StrictStr | list[dict[str, Any]]
 
 
@@ -99,7 +100,7 @@ class SystemOneRequest(Asking):
 class ClassifyRequest(Asking):
     """A request of vLLM's `/classify`, of one text or several."""
 
-    input: StrictStr | list[StrictStr]
+    input: StrictStr | Annotated[list[StrictStr], Field(min_length=1)]
     user: Any = None
 
 
