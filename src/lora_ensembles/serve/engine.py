@@ -87,14 +87,23 @@ class Engine:
             EngineStopped: the engine was told to stop.
         """
         with self._changed:
+            self.check_room()
+            self._queue.append(job)
+            self._changed.notify_all()
+        return job.future
+
+    def check_room(self) -> None:
+        """Refuse a request now that would be refused when it is ready.
+
+        Raises:
+            QueueFull, EngineStopped: as `submit`.
+        """
+        with self._changed:
             if self._stopping or not self._thread.is_alive():
                 raise EngineStopped("the server is shutting down")
             self._forget_cancelled()
             if len(self._queue) >= self._most:
                 raise QueueFull(self._retry_after())
-            self._queue.append(job)
-            self._changed.notify_all()
-        return job.future
 
     def num_waiting(self, name: str | None = None) -> int:
         """The number of requests that wait, for one model or for any."""

@@ -11,7 +11,7 @@ from typing import Any, cast
 from fastapi import Request
 
 from ..catalogue import ROUTES, Catalogue, ServedModel
-from ..engine import Engine
+from ..engine import Engine, EngineStopped, QueueFull
 from ..jobs import Answered, Job, Outcome, Questions, Scored, Texts
 from ..settings import Settings
 from .access_log import notes_of
@@ -48,6 +48,10 @@ class Desk:
             raise ApiError(
                 400, f"{questions} questions; a request has at most {most}", code="too_many_questions"
             )
+        try:
+            self.engine.check_room()  # before anything is rendered: many are turned away when there is much to do
+        except (QueueFull, EngineStopped) as error:
+            raise self._failed(name, error) from error
         return model
 
     def check_length(self, *texts: str) -> None:
@@ -88,11 +92,15 @@ class Desk:
         try:
             outcome = await self._computed(request, job)
         except Exception as error:
-            failure = as_api_error(error)
-            self.metrics.failed(job.model.name, failure.status)
-            raise failure from error
+            raise self._failed(job.model.name, error) from error
         self.metrics.answered(job, outcome, time.perf_counter() - begin)
         return outcome
+
+    def _failed(self, name: str, error: Exception) -> ApiError:
+        """An error as an answer, counted."""
+        failure = as_api_error(error)
+        self.metrics.failed(name, failure.status)
+        return failure
 
     async def _computed(self, request: Request, job: Job) -> Outcome:
         """The outcome of a job, as long as somebody waits for it and the time lasts."""
