@@ -278,3 +278,12 @@ def test_a_prediction_that_is_killed_twice_has_every_row_once_and_its_memory_is_
 
     assert [stop["exit_code"] for stop in row["stops"]] == [-9, 143]
     assert row["ok"], row
+
+
+def test_an_answer_to_another_case_is_not_taken_for_the_right_one() -> None:
+    from serve_load import Case, right
+
+    case = Case({}, [[0.25, 0.75, 0.0], [0.5, 0.3, 0.2]])
+    answers = [{"probability": 0.25}, {"probabilities": [{"probability": p} for p in (0.5, 0.3, 0.2)]}]
+    assert right(case, {"answers": answers})
+    assert not right(case, {"answers": [{"probability": 0.2501}, answers[1]]})

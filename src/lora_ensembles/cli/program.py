@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import ConfigError, LoraEnsemblesError, unknown_name
 from ..training.signals import ending_raised, exit_code
-from . import calibrate, demo, distill, evaluate, generate, plan, predict, report, study, tasks, train
+from . import calibrate, demo, distill, evaluate, generate, plan, predict, report, serve, study, tasks, train
 from .common import Arguments, Parser, flags_of
 from .screen.quiet import hush
 from .screen.streams import open_streams, report_failure, send_nowhere, system_error
@@ -29,6 +29,7 @@ VERBS = {
     "calibrate": calibrate,
     "predict": predict,
     "generate": generate,
+    "serve": serve,
     "distill": distill,
     "study": study,
     "report": report,

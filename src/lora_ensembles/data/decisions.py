@@ -126,7 +126,7 @@ def _json(value: Any) -> Any:
         return value
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or nested so deeply that it is meant as a text
         return value
 
 

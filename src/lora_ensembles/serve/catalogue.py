@@ -1,0 +1,108 @@
+"""The models of a server by name: each ensemble, and each of its members as `name/member_000`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.prompts import Answer
+from ..ensemble import LoraEnsemble
+from ..errors import ConfigError, unknown_name
+from ..storage.folder import member_folder
+
+ROUTES = {
+    "decisions": "/v1/decisions and /v1/systemone",
+    "classes": "/classify",
+    "rewards": "/score and /rerank",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """A model that requests can name: an ensemble, or one of its members.
+
+    Attributes:
+        name: as requests give it.
+        ensemble: that computes it.
+        member: its index where it is one member; None: the whole ensemble.
+        task: the name of what it answers, a key of `ROUTES`.
+    """
+
+    name: str
+    ensemble: LoraEnsemble
+    member: int | None
+    task: str
+
+    @property
+    def answer(self) -> Answer:
+        """The kind of answer of its training: the letter of an option, or its text."""
+        source: Mapping[str, Any] = self.ensemble.info.task.get("source") or {}
+        answer: Answer = source.get("answer") or "letter"
+        return answer
+
+    @property
+    def calibration(self) -> str | None:
+        """The saved calibration in words; None without one, and for a member, since it is that of all."""
+        kept = self.ensemble.calibrated
+        return None if kept is None or self.member is not None else str(kept.calibration)
+
+
+class Catalogue:
+    """The models of a server.
+
+    Args:
+        ensembles: by the name that requests give.
+
+    Raises:
+        ConfigError: no ensemble, one without a route, or a name that stands for two models.
+    """
+
+    def __init__(self, ensembles: Mapping[str, LoraEnsemble]):
+        self._models: dict[str, ServedModel] = {}
+        if not ensembles:
+            raise ConfigError("no ensemble to serve; give at least one folder")
+        for name, ensemble in ensembles.items():
+            task = task_of(name, ensemble)
+            members = [f"{name}/{member_folder(index)}" for index in range(ensemble.num_members)]
+            for index, own in enumerate([name, *members]):
+                if own in self._models:
+                    raise ConfigError(f"two models are called {own!r}; rename one of their folders")
+                self._models[own] = ServedModel(own, ensemble, index - 1 if index else None, task)
+
+    def __iter__(self) -> Any:
+        return iter(self._models.values())
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The names in their order: each ensemble before its members."""
+        return list(self._models)
+
+    def __getitem__(self, name: str) -> ServedModel:
+        """The model of a name.
+
+        Raises:
+            KeyError: there is none; the message names the nearest.
+        """
+        if name not in self._models:
+            raise KeyError(unknown_name("model", name[:200], self.names))
+        return self._models[name]
+
+
+def task_of(name: str, ensemble: LoraEnsemble) -> str:
+    """The name of what an ensemble answers, a key of `ROUTES`: "decisions", "classes" or "rewards".
+
+    Raises:
+        ConfigError: it was trained on open answers, for which no route is there.
+    """
+    source: Mapping[str, Any] = ensemble.info.task.get("source") or {}
+    if source.get("open_ended"):
+        raise ConfigError(
+            f"{name} was trained on open answers, and the server answers questions with options, texts with "
+            "classes, and rewards; let it write by lora-ensembles generate"
+        )
+    kind = ensemble.info.head.kind
+    if kind == "reward":
+        return "rewards"
+    return "classes" if kind == "sequence-classification" or source.get("labels") else "decisions"

@@ -1,0 +1,130 @@
+"""Desk: the way of a request from its route to the engine and back, the same for every route."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from fastapi import Request
+
+from ..catalogue import ROUTES, Catalogue, ServedModel
+from ..engine import Engine, EngineStopped, QueueFull
+from ..jobs import Answered, Job, Outcome, Questions, Scored, Texts
+from ..settings import Settings
+from .access_log import notes_of
+from .failures import GONE, ApiError, as_api_error
+from .metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The parts of a server that every route needs."""
+
+    catalogue: Catalogue
+    engine: Engine
+    settings: Settings
+    metrics: Metrics
+
+    def model(self, request: Request, name: str, *, task: str, questions: int) -> ServedModel:
+        """The model that a request names, for a route that needs one of this task.
+
+        Raises:
+            ApiError: no such model, one of another task, or more questions than one request may have.
+        """
+        notes_of(request.scope).update(model=name[:200], questions=questions)
+        try:
+            model = self.catalogue[name]
+        except KeyError as error:
+            raise ApiError(404, str(error.args[0]), param="model", code="model_not_found") from None
+        most = self.settings.limits.questions
+        if model.task != task:
+            raise ApiError(
+                400, f"{name} answers {ROUTES[model.task]}", param="model", code="model_not_supported"
+            )
+        if questions > most:
+            raise ApiError(
+                400, f"{questions} questions; a request has at most {most}", code="too_many_questions"
+            )
+        try:
+            self.engine.check_room()  # before anything is rendered: many are turned away when there is much to do
+        except (QueueFull, EngineStopped) as error:
+            raise self._failed(name, error) from error
+        return model
+
+    def check_length(self, *texts: str) -> None:
+        """Refuse texts that are together longer than a prompt may be.
+
+        Raises:
+            ApiError: they are.
+        """
+        length, most = sum(map(len, texts)), self.settings.limits.prompt_chars
+        if length > most:
+            raise ApiError(
+                400, f"a prompt of {length} characters; at most {most} are read", code="prompt_too_long"
+            )
+
+    async def answers(
+        self, request: Request, model: ServedModel, work: Questions
+    ) -> tuple[list[Answered], Outcome]:
+        """The answers to questions, and the outcome that they are of."""
+        for example in work.examples:
+            self.check_length(example.prompt, *example.options)
+        prompts = [example.prompt for example in work.examples]
+        outcome = await self._outcome(request, Job(model, work), prompts)
+        return cast(list[Answered], outcome.results), outcome
+
+    async def scores(
+        self, request: Request, model: ServedModel, texts: Sequence[str]
+    ) -> tuple[list[Scored], Outcome]:
+        """The rewards of texts, and the outcome that they are of."""
+        for text in texts:
+            self.check_length(text)
+        outcome = await self._outcome(request, Job(model, Texts(tuple(texts))), texts)
+        return cast(list[Scored], outcome.results), outcome
+
+    async def _outcome(self, request: Request, job: Job, prompts: Sequence[str]) -> Outcome:
+        if self.settings.log_prompts:
+            notes_of(request.scope)["prompts"] = list(prompts)
+        begin = time.perf_counter()
+        try:
+            outcome = await self._computed(request, job)
+        except Exception as error:
+            raise self._failed(job.model.name, error) from error
+        self.metrics.answered(job, outcome, time.perf_counter() - begin)
+        return outcome
+
+    def _failed(self, name: str, error: Exception) -> ApiError:
+        """An error as an answer, counted."""
+        failure = as_api_error(error)
+        self.metrics.failed(name, failure.status)
+        return failure
+
+    async def _computed(self, request: Request, job: Job) -> Outcome:
+        """The outcome of a job, as long as somebody waits for it and the time lasts."""
+        answer = asyncio.wrap_future(self.engine.submit(job))
+        gone = asyncio.ensure_future(_gone(request))
+        either: set[asyncio.Future[Any]] = {answer, gone}
+        try:
+            done, _ = await asyncio.wait(
+                either,
+                timeout=self.settings.limits.seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            gone.cancel()
+            if not answer.done():  # then the engine does not compute it, unless it has begun
+                answer.cancel()
+        if answer in done:
+            return answer.result()
+        if gone in done:
+            raise ApiError(GONE, "the client has gone", code="client_closed_request")
+        seconds = self.settings.limits.seconds
+        raise ApiError(504, f"no answer within {seconds:g} s", code="timeout")
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
