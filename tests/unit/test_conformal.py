@@ -113,3 +113,9 @@ def test_what_cannot_be_promised_is_refused(
     with pytest.raises(kind, match=message):
         conformal_sets(population(count, 4), **settings)
     assert conformal_sets(population(9, 4), coverage=0.9).num_examples == 9
+
+
+def test_the_smallest_coverage_takes_the_smallest_score() -> None:
+    held_out = population(40, 1)
+    tiny, small = (conformal_sets(held_out, coverage=coverage).threshold for coverage in (1e-12, 0.5))
+    assert tiny <= small

@@ -116,6 +116,7 @@ def test_the_most_errors_are_those_of_exact_binomial_tests(risk: float, level: f
         (80, {"risk": 0.05}, DataError, "80 held-out examples cannot show .* that takes 90 at least"),
         (300, {"risk": 0.02, "delta": 0.3}, DataError, "no threshold of confidence keeps the share of wrong"),
         (300, {"risk": 0.0}, ConfigError, "risk=0.0; it is a number between 0 and 1"),
+        (300, {"risk": 5e-324}, ConfigError, "no number of held-out examples shows an error that low"),
         (300, {"risk": 0.1, "delta": 1.0}, ConfigError, "delta=1.0; it is a number between 0 and 1"),
         (300, {"risk": 0.1, "score": "entropy"}, ConfigError, "unknown score 'entropy'"),
     ],

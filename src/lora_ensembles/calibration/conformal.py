@@ -83,7 +83,7 @@ def conformal_sets(held_out: Prediction, *, coverage: float = 0.9, method: Metho
     targets = held_out.labelled_targets("conformal prediction")
     total = held_out.num_examples
     # Nine tenths in binary lie a hair above nine tenths: without the rounding 9 examples would be too few.
-    rank = math.ceil(round((total + 1) * coverage, 9))
+    rank = max(1, math.ceil(round((total + 1) * coverage, 9)))
     if rank > total:
         least = math.ceil(round(coverage / (1 - coverage), 9))
         raise DataError(

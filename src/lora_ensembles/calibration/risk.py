@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from ..checks import check_share
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..prediction.prediction import Prediction
 from .kinds import Score
 from .scores import uncertainty_score
 
+MOST_EXAMPLES = 10**9  # that anyone holds out
 STARTS = (0.0, 0.1, 0.25, 0.5, 0.75)
 """Shares of the held-out examples at which a sequence of tests begins; 0: as early as a test can succeed."""
 
@@ -157,11 +158,19 @@ def fewest_examples(risk: float, delta: float) -> int:
 
     (1 - risk)^n <= delta / 5 for the five starts.
 
+    Raises:
+        ConfigError: a risk so low that it is more than `MOST_EXAMPLES`.
+
     Example:
         >>> fewest_examples(0.05, 0.05), fewest_examples(0.1, 0.1)
         (90, 38)
     """
-    return math.ceil(math.log(delta / len(STARTS)) / math.log1p(-risk))
+    count = math.log(delta / len(STARTS)) / math.log1p(-risk)
+    if not count < MOST_EXAMPLES:
+        raise ConfigError(
+            f"risk={risk}: no number of held-out examples shows an error that low; allow a higher risk"
+        )
+    return math.ceil(count)
 
 
 @functools.lru_cache(maxsize=8)
