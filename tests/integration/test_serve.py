@@ -4,8 +4,11 @@ what `lora-ensembles predict` gives for the same case.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -336,3 +339,16 @@ def test_probes_need_no_key_and_the_rest_does(server: Process) -> None:
         assert refused.headers["www-authenticate"] == "Bearer"
         assert refused.json()["error"]["code"] == "invalid_api_key"
     assert httpx.get(f"{server.url}/metrics", headers={"authorization": "bearer other"}).status_code == 200
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_runs_no_other_script(server: Process) -> None:
+    answer = httpx.get(f"{server.url}/")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/html")
+    assert not re.findall(r"""(?:src|href)\s*=\s*.(?!data:)|https?://|@import|url\(""", answer.text)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    for element in ("script", "style"):
+        (text,) = re.findall(rf"<{element}>(.*?)</{element}>", answer.text, re.S)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{element}-src 'sha256-{digest}'" in policy

@@ -22,6 +22,7 @@ from .desk import Desk
 from .door import Door
 from .failures import ApiError, answer_with_errors, documented
 from .metrics import Metrics
+from .page import page_routes
 from .replies import ModelCard, ModelList, Status
 from .rewards import reward_routes
 
@@ -54,7 +55,7 @@ def build_app(catalogue: Catalogue, engine: Engine, settings: Settings) -> FastA
     )
     answer_with_errors(app)
     routers = (_models(desk), _state(desk), decision_routes(desk), class_routes(desk), reward_routes(desk))
-    for router in routers:
+    for router in (*routers, page_routes()):
         app.include_router(router)
     _without_422(app)
     app.add_middleware(Door, settings=settings)

@@ -14,7 +14,7 @@ from ...data.formats import half_character
 from ..settings import Settings
 from .failures import ApiError
 
-OPEN = ("/health", "/ready")  # for probes, which have no key
+OPEN = ("/", "/health", "/ready")  # for probes, which have no key, and the page, which asks for one
 
 
 class Door:
