@@ -66,11 +66,25 @@ def test_the_tables_of_label_words_are_those_of_the_records() -> None:
 
 def test_the_tables_of_decisions_are_those_of_the_records() -> None:
     pages = script("decisions_page")
-    blocks = pages.blocks(pages.RESULTS)
-    assert set(blocks) == set(pages.PAGES)
-    for name, block in blocks.items():
+    found = pages.recorded(pages.RESULTS)
+    assert set(found) == {"words", "letters", "world"}
+    for name, block in (("orders", pages.orders_table(found)), ("distilled", pages.distilled_table(found))):
         text = pages.PAGES[name].read_text(encoding="utf-8")
         assert pages.with_block(text, name, block) == text
+    text = pages.PAGES["guarantee"].read_text(encoding="utf-8")
+    for line in pages.risk_lines(
+        pages.guarantee_rows(found, risks=pages.RISKS[-1:])
+    ):  # the others take as long
+        assert line in text
+
+
+def test_promises_on_real_questions_are_broken_no_more_often_than_they_say() -> None:
+    pages = script("decisions_page")
+    text = pages.PAGES["guarantee"].read_text(encoding="utf-8")
+    block = text.split("<!-- guarantee: measured -->")[1].split("| coverage |")[0]
+    rows = [line.split("|") for line in block.splitlines() if line.startswith("| 0.")]
+    assert len(rows) == 2 * len(pages.RISKS)
+    assert all(float(row[4]) <= pages.DELTA for row in rows)
 
 
 def test_the_records_of_decisions_are_what_their_predictions_give() -> None:
