@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+from breadth import EVERY
+
 REPOSITORY = Path(__file__).parents[2]
 BENCHMARKS = REPOSITORY / "benchmarks"
 
@@ -271,6 +273,7 @@ def test_page_says_what_was_not_measured_and_what_does_not_hold(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
+@pytest.mark.skipif(not EVERY, reason="for `make test-all`: tests of the command line kill it too")
 def test_a_prediction_that_is_killed_twice_has_every_row_once_and_its_memory_is_flat(tmp_path: Path) -> None:
     import predict_stream
 

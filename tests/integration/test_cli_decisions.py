@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from command_line import base_folder, call
-from lora_ensembles import FewShot, accuracy, load_base, predict, task_from_files
+from lora_ensembles import FewShot, accuracy, load_base, load_file, predict
 from lora_ensembles.data.prompts import rendered
+from lora_ensembles.data.splits import VALIDATION_SHARE, split_rows
 
 OPTIONS = ["planet", "star", "moon"]
 
@@ -158,7 +159,7 @@ def test_answer_auto_takes_what_the_base_itself_is_right_by(
     made = call(capsys, "train", "--train", train, *given, "--json")
     assert made.code == 0, made.err
     base, tokenizer = load_base(base_folder())
-    asked = task_from_files(train).train
+    asked, _ = split_rows(load_file(train), share=VALIDATION_SHARE, seed=0, name="train", stratified=False)
     right = {
         answer: accuracy(predict(FewShot(base, tokenizer, (), shots=0), rendered(asked, answer)))
         for answer in ("letter", "text")
