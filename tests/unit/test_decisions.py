@@ -23,7 +23,7 @@ CRITERIA = {"billing": "Money and invoices.", "bug": "Something does not work."}
 LEVELS = ["can wait", "this week", "today"]
 
 # The columns of LocalLLaMA/typed-decisions: JSON texts, questions by name, "noul" for yes or no.
-HUB = {
+HUB: dict[str, Any] = {
     "id": "case-1",
     "workflow": "triage",
     "state": json.dumps(STATE),
@@ -46,7 +46,7 @@ HUB = {
         }
     ),
 }
-FLAT = {
+FLAT: dict[str, Any] = {
     "id": "case-1",
     "workflow": "triage",
     "request": {
@@ -68,7 +68,7 @@ FLAT = {
         "urgency": {"0": 0.2, "1": 0.5, "2": 0.3},
     },
 }
-OPENAI = {
+OPENAI: dict[str, Any] = {
     "id": "case-1",
     "workflow": "triage",
     "state": STATE,
@@ -140,6 +140,56 @@ def test_one_right_answer_is_named_as_people_write_it(
     assert all(one.target_probs is None for one in examples)
 
 
+def test_answers_in_the_order_of_the_options_may_stand_under_probabilities(tmp_path: Path) -> None:
+    answers = {"queue": {"probabilities": [0.9, 0.1]}, "reply": [0.8, 0.2]}
+    queue, reply, _ = load_file(
+        written(tmp_path / "cases.jsonl", OPENAI | {"answers": answers}), labelled=False
+    )
+    assert queue.target_probs == pytest.approx((0.9, 0.1))
+    assert reply.target_probs == pytest.approx((0.8, 0.2))
+
+
+def test_fields_that_a_table_fills_with_null_are_not_there() -> None:
+    import datasets
+
+    rows = [
+        OPENAI,
+        {**FLAT["request"], "id": "case-2", "workflow": "triage", "answers": {"reply": {"true": 1.0}}},
+    ]
+    rows[0] = rows[0] | {"answers": {"queue": {"billing": 0.9, "bug": 0.1}}}
+    table = datasets.Dataset.from_list([row | {"questions": _as_list(row["questions"])} for row in rows])
+    assert table[0]["questions"][1]["choices"] is None
+    examples = as_examples(table)
+    assert [one.id for one in examples] == [
+        f"case-{n}:{name}" for n in (1, 2) for name in ("queue", "reply", "urgency")
+    ]
+    assert [one.target_probs for one in examples] == [(0.9, 0.1), None, None, None, (1.0, 0.0), None]
+    assert examples[2].options == examples[5].options == ("0: can wait", "1: this week", "2: today")
+
+
+def _as_list(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Questions whose fields have one type in all rows, as a table needs them."""
+    made = []
+    for question in questions:
+        fields = {
+            name: value for name, value in question.items() if name not in ("options", "levels", "criteria")
+        }
+        levels = question.get("levels")
+        if levels is not None:
+            fields["levels"] = [{"label": one} if isinstance(one, str) else one for one in levels]
+        if "options" in question:
+            fields["choices"] = [{"value": name, "description": said} for name, said in CRITERIA.items()]
+        made.append(fields)
+    return made
+
+
+def test_a_text_that_is_no_usable_json_stays_a_text() -> None:
+    for text in ("[" * 20_000 + "]" * 20_000, '{"a": "\\ud83d"}', "{braces}"):
+        row = Row("f.jsonl, line 1", "1", {**OPENAI, "state": text})
+        first, *_ = decision_rows([row])
+        assert first.values["question"] == f"{text}\n\nWhich queue?"
+
+
 def test_a_chat_is_a_state_too_and_columns_of_the_row_stay() -> None:
     chat = [{"role": "user", "content": "It crashes."}, {"role": "assistant", "content": "When?"}]
     row = Row("f.jsonl, line 3", "f.jsonl:3", {**OPENAI, "state": chat})
@@ -177,6 +227,16 @@ def test_a_chat_is_a_state_too_and_columns_of_the_row_stay() -> None:
         ({"answers": {"queue": "sales"}}, "question 'queue': unknown answer 'sales'"),
         ({"answers": {"que": "bug"}}, "unknown question 'que'"),
         ({"answers": OPENAI["answers"] | {"reply": {"yes": 0.8, "no": 0.8}}}, "sum to 1.6"),
+        ({"answers": OPENAI["answers"] | {"reply": {"yes": 10**400}}}, "too large; give probabilities"),
+        ({"answers": {"reply": {"yes": 0.8, "true": 0.2}}}, "'reply': its answer .* names an option twice"),
+        (
+            {"answers": {"reply": {"probabilities": 0.8}}},
+            "'reply': its probabilities are 0.8; give one for each",
+        ),
+        (
+            {"answers": OPENAI["answers"] | {"reply": {"probabilities": [{"value": "yes"}]}}},
+            "sum to 0, not 1",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_case_is_said_with_its_line(

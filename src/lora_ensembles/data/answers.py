@@ -5,14 +5,13 @@ labels without a word.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import DataError
-from .cells import short
+from .cells import json_cell, short
 from .examples import checked_probs
 from .formats import Row
 from .prompts import LETTERS
@@ -131,13 +130,7 @@ def named_in(answer: object) -> list[str]:
 
 def soft_labels_in(answer: object) -> object:
     """The answer, as JSON where it is a cell of a .csv file that holds an object or a list."""
-    text = answer.strip() if isinstance(answer, str) else ""
-    if text[:1] + text[-1:] not in ("{}", "[]"):
-        return list(answer) if isinstance(answer, tuple) else answer
-    try:
-        return json.loads(text)
-    except ValueError:
-        return answer
+    return list(answer) if isinstance(answer, tuple) else json_cell(answer)
 
 
 @dataclass(frozen=True)

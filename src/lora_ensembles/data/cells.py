@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 
 from ..errors import unknown_name
-from .sources import Row
+from .formats import Row, half_character
 
 MISSING = object()
 
@@ -77,19 +77,35 @@ def list_cell(row: Row, column: str) -> list[object]:
     Raises:
         DataError: no such column, or no list in it.
     """
-    value = column_value(row, column)
-    if isinstance(value, str) and value.lstrip().startswith("["):  # a csv cell
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise row.error(
-                f'column {column!r} holds {short(value)}, which is no JSON list such as ["red", "blue"]'
-            ) from None
+    value = json_cell(column_value(row, column))
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        raise row.error(
+            f'column {column!r} holds {short(value)}, which is no JSON list such as ["red", "blue"]'
+        )
     if not isinstance(value, list | tuple):
         raise row.error(
             f"column {column!r} holds {short(value)}; a list is needed, or map several columns to the options"
         )
     return list(value)
+
+
+def json_cell(value: object) -> object:
+    """A value, as JSON where it is a text that holds an object or a list, as a cell of a .csv file does; a text that
+    is no JSON that can be used stays a text.
+
+    Example:
+        >>> json_cell('{"bug": 0.7}'), json_cell("[sic]")
+        ({'bug': 0.7}, '[sic]')
+    """
+    text = value.strip() if isinstance(value, str) else ""
+    if text[:1] + text[-1:] not in ("{}", "[]"):
+        return value
+    try:
+        content = json.loads(text)
+        cut = "\\ud" in text.lower() and half_character(json.dumps(content, ensure_ascii=False))
+    except (ValueError, RecursionError):
+        return value
+    return value if cut else content
 
 
 def row_id(row: Row, column: str | None = None) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
 from ..errors import DataError, unknown_name
-from .cells import MISSING, find_value, row_id, short
+from .cells import MISSING, find_value, json_cell, row_id, short
 from .formats import Row
 from .sources import named_rows, stream_rows
 from .splits import VALIDATION_SHARE, split_rows
@@ -230,14 +229,9 @@ def _from_texts(row: Row, *, labelled: bool) -> tuple[Prompt, str | None]:
 
 
 def _from_messages(row: Row, *, labelled: bool) -> tuple[Prompt, str | None]:
-    value = find_value(row.values, "messages")
-    if isinstance(value, str):  # a csv cell
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise row.error(
-                f"column 'messages' holds {short(value)}, which is no JSON list of messages"
-            ) from None
+    value = json_cell(find_value(row.values, "messages"))
+    if isinstance(value, str):
+        raise row.error(f"column 'messages' holds {short(value)}, which is no JSON list of messages")
     if not isinstance(value, list | tuple) or not value:
         raise row.error(
             f'column \'messages\' holds {short(value)}; a list of messages {{"role": ..., "content": ...}} '

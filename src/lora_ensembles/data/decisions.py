@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError, unknown_name
+from .cells import json_cell, short
 from .formats import Row
 
 STATE, QUESTIONS = "state", "questions"
@@ -86,16 +87,17 @@ def _rows_of(row: Row) -> Iterator[Row]:
         outer: dict[str, Any] = dict(row.values)
         request: Mapping[str, Any] = outer.pop("request", {})
         whole: dict[str, Any] = {**outer, **request}
-        state, questions = _json(whole.pop(STATE)), _listed(_json(whole.pop(QUESTIONS)))
-        answers: Any = next((_json(whole.pop(name)) for name in ANSWERS if name in whole), None) or {}
+        state, questions = json_cell(whole.pop(STATE)), _listed(json_cell(whole.pop(QUESTIONS)))
+        answers: Any = next((json_cell(whole.pop(name)) for name in ANSWERS if name in whole), None) or {}
         if not questions:
             raise DataError("no questions; a state needs at least one")
         decisions = [_decision(question, number) for number, question in enumerate(questions)]
         if not isinstance(answers, Mapping):
             raise DataError(f"its answers are a {type(answers).__name__}; give an object, by question")
-        for name in answers:
-            if name not in [one.id for one in decisions]:
-                raise DataError(unknown_name("question", str(name), [one.id for one in decisions]))
+        answers, ids = _given(answers), [one.id for one in decisions]
+        unknown = next((name for name in answers if name not in ids), None)
+        if unknown is not None:
+            raise DataError(unknown_name("question", str(unknown), ids))
         case, text = str(whole.pop("id", None) or row.id), _state_text(state)
         group = hashlib.sha256(f"{case}\n{text}".encode()).hexdigest()[:16]
         made = [
@@ -119,26 +121,21 @@ def _rows_of(row: Row) -> Iterator[Row]:
         yield Row(place, str(values["id"]), values, group=group, type=str(values["type"]))
 
 
-def _json(value: Any) -> Any:
-    """A value, as JSON where it is a text that holds an object or a list."""
-    text = value.strip() if isinstance(value, str) else ""
-    if text[:1] + text[-1:] not in ("{}", "[]"):
-        return value
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # no JSON, or nested so deeply that it is meant as a text
-        return value
-
-
 def _listed(questions: Any) -> list[Mapping[str, Any]]:
-    """Questions as a list, each with its id; they may be an object, by id."""
+    """Questions as a list, each with its id and the fields that are given; they may be an object, by id."""
     if isinstance(questions, Mapping):
         questions = [
-            {"id": name, **one} if isinstance(one, Mapping) else one for name, one in questions.items()
+            {"id": name, **one} if isinstance(one, Mapping) else one
+            for name, one in _given(questions).items()
         ]
     if not isinstance(questions, list) or not all(isinstance(one, Mapping) for one in questions):
         raise DataError("its questions are no list of objects; give one object for each question")
-    return questions
+    return [_given(one) for one in questions]
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are not null: in a table, such as a parquet file, an object has the fields of all rows."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _decision(question: Mapping[str, Any], number: int) -> Decision:
@@ -150,16 +147,16 @@ def _decision(question: Mapping[str, Any], number: int) -> Decision:
     if not text or not text.strip():
         raise DataError(f"question {id!r} has no text; give it as {TEXTS[0]!r}")
     type = TYPES[given]
-    criteria = _json(question.get("criteria"))
+    criteria = json_cell(question.get("criteria"))
     if type == "predicate":
         said = criteria if isinstance(criteria, Mapping) else {}
         named = {
             name: said.get(flag, said.get(name, "")) for name, flag in zip(YES_NO, TRUE_FALSE, strict=True)
         }
     elif type == "choice":
-        named = _named(_json(question.get("choices", question.get("options", criteria))), key="value")
+        named = _named(json_cell(question.get("choices", question.get("options", criteria))), key="value")
     else:
-        named = _levels(_json(question.get("levels", criteria)))
+        named = _levels(json_cell(question.get("levels", criteria)))
     if len(named) < 2:
         raise DataError(f"question {id!r} has {len(named)} options; at least 2 are needed")
     return Decision(id, type, text.strip(), tuple(named), tuple(str(one or "") for one in named.values()))
@@ -204,15 +201,25 @@ def _state_text(state: Any) -> str:
 
 def _answer(answer: Any, decision: Decision) -> object:
     """The answer as one of the options, or as probabilities in their order."""
-    if isinstance(answer, Mapping):
-        inner = answer.get("probabilities", answer)
-        if isinstance(inner, list):  # as a server gives them: names beside probabilities
-            inner = {str(one.get("value", one.get("label"))): one.get("probability") for one in inner}
-        probs = {_name(name, decision): value for name, value in inner.items()}
-        return [probs.get(name, 0.0) for name in decision.names]
-    if isinstance(answer, list):
-        return answer
-    return decision.options[decision.names.index(_name(answer, decision))]
+    inner = answer.get("probabilities", answer) if isinstance(answer, Mapping) else answer
+    if isinstance(inner, list) and inner and all(isinstance(one, Mapping) for one in inner):
+        # As a server gives them: names beside probabilities.
+        pairs = [(one.get("value", one.get("label")), one.get("probability")) for one in inner]
+    elif isinstance(inner, Mapping):
+        pairs = list(inner.items())
+    elif isinstance(inner, list):
+        return inner
+    elif isinstance(answer, Mapping):
+        raise DataError(
+            f"question {decision.id!r}: its probabilities are {short(inner)}; give one for each option"
+        )
+    else:
+        return decision.options[decision.names.index(_name(answer, decision))]
+    given = [(name, value) for name, value in pairs if value is not None]
+    probs = {_name(name, decision): value for name, value in given}
+    if len(probs) < len(given):
+        raise DataError(f"question {decision.id!r}: its answer {short(answer)} names an option twice")
+    return [probs.get(name, 0.0) for name in decision.names]
 
 
 def _name(given: Any, decision: Decision) -> str:

@@ -102,7 +102,10 @@ def checked_probs(values: Sequence[float], *, count: int, where: str) -> tuple[f
     Raises:
         DataError: not `count` of them, one that is no number of 0 or more, or another sum.
     """
-    probs = tuple(float(value) for value in values)
+    try:
+        probs = tuple(float(value) for value in values)
+    except OverflowError:  # a whole number beyond any float
+        raise DataError(f"{where}: a soft label is too large; give probabilities") from None
     if len(probs) != count:
         raise DataError(
             f"{where}: {len(probs)} soft labels for {count} labels; give one probability for each"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError
-from .cells import MISSING, find_value, row_id, short, unknown_column
+from .cells import MISSING, find_value, json_cell, row_id, short, unknown_column
 from .completions import Completion, Message
 from .examples import Example, Task
 from .formats import Row
@@ -179,12 +178,7 @@ def _parsed(row: Row, column: str) -> object:
     value = find_value(row.values, column)
     if value in (MISSING, None):
         return ""
-    if isinstance(value, str) and value.startswith('[{"'):  # a csv cell with messages
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
+    return json_cell(value) if isinstance(value, str) and value.startswith('[{"') else value
 
 
 def _messages(row: Row, name: str, value: object) -> tuple[Message, ...]:
