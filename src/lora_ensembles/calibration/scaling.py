@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError, unknown_name
 from ..prediction.metrics import nll
 from ..prediction.prediction import Prediction
+from ..prediction.soft_labels import cross_entropy
 from .kinds import BOUNDS, FEWEST, FOLDS, KEEP_CHOICES, Kind
 from .temperature import best_temperature, scaled_log_probs, warn_at_bound
 
@@ -272,10 +273,7 @@ def _best_vector(prediction: Prediction) -> Tensor:
     """
     if not bool(prediction.present.all()):
         raise DataError("vector scaling needs examples with the same options; here their numbers differ")
-    truth = prediction.target_probs
-    if truth is None:
-        targets = prediction.labelled_targets("calibration")
-        truth = torch.nn.functional.one_hot(targets, prediction.num_options)
+    truth = prediction.labelled_probs("calibration")
     logits = prediction.log_probs.double().clamp_min(-100.0)
     start = torch.stack([torch.ones(prediction.num_options), torch.zeros(prediction.num_options)]).double()
     numbers = start.clone().requires_grad_()
@@ -286,7 +284,7 @@ def _best_vector(prediction: Prediction) -> Tensor:
     def closure() -> Tensor:
         optimizer.zero_grad()
         scaled = (logits * numbers[0] + numbers[1]).log_softmax(dim=-1)
-        loss = -(truth * scaled).sum(dim=-1).mean() + WEIGHT_DECAY * (numbers - start).square().sum()
+        loss = cross_entropy(scaled, truth).mean() + WEIGHT_DECAY * (numbers - start).square().sum()
         loss.backward()
         return loss
 

@@ -17,6 +17,7 @@ from ..data import Example
 from ..errors import ConfigError
 from ..passes.stacked_model import num_trained_parameters
 from ..prediction.prediction import Prediction, Predictor, predict
+from ..prediction.soft_labels import cross_entropy
 from .held_out import fingerprints, refuse_known
 from .kinds import BOUNDS
 
@@ -185,18 +186,16 @@ def best_temperature(prediction: Prediction) -> float:
         >>> round(0.9 ** (1 / T) / (0.9 ** (1 / T) + 0.1 ** (1 / T)), 6)
         0.75
     """
-    targets = prediction.labelled_targets("fitting a temperature")
+    truth = prediction.labelled_probs("fitting a temperature")
     if _is_uniform(prediction):
         return 1.0
     log_probs = prediction.log_probs.double()
     finite = log_probs.masked_fill(~prediction.present, 0.0)  # 0 * -inf would be nan in the expectation
-    right = finite.gather(1, targets[:, None])[:, 0]
-    if prediction.target_probs is not None:
-        right = (prediction.target_probs * finite).sum(dim=-1)
+    loss = cross_entropy(log_probs, truth)
 
     def slope(inverse: float) -> float:
         weights = (log_probs * inverse).softmax(dim=-1)
-        return float(((weights * finite).sum(dim=-1) - right).mean())
+        return float(((weights * finite).sum(dim=-1) + loss).mean())
 
     low, high = -math.log(BOUNDS[1]), -math.log(BOUNDS[0])
     if slope(math.exp(low)) >= 0:

@@ -25,6 +25,7 @@ from torchmetrics.functional.classification import (
 
 from ..errors import ConfigError, DataError
 from .selective import AccuracyCoverage, accuracy_by_doubt
+from .soft_labels import cross_entropy
 
 if TYPE_CHECKING:
     from .prediction import Prediction
@@ -93,8 +94,7 @@ def nll_of_each(prediction: Prediction) -> Tensor:
     """
     targets = prediction.labelled_targets("nll")
     if prediction.target_probs is not None:
-        finite = prediction.log_probs.double().masked_fill(~prediction.present, 0.0)
-        return -(prediction.target_probs * finite).sum(dim=-1)
+        return cross_entropy(prediction.log_probs.double(), prediction.target_probs)
     return -prediction.log_probs.gather(1, targets[:, None])[:, 0].double()
 
 
@@ -156,11 +156,7 @@ def brier_of_each(prediction: Prediction) -> Tensor:
     Raises:
         DataError: the prediction is unlabelled.
     """
-    truth: Tensor | None = prediction.target_probs
-    if truth is None:
-        targets = prediction.labelled_targets("brier")
-        truth = torch.nn.functional.one_hot(targets, prediction.num_options)
-    return (prediction.probs.double() - truth).square().sum(dim=-1)
+    return (prediction.probs.double() - prediction.labelled_probs("brier")).square().sum(dim=-1)
 
 
 def kl_from_targets(prediction: Prediction) -> float:

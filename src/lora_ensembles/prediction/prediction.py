@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ..data.inputs import as_examples, known_to
 from ..errors import ConfigError, DataError
@@ -233,6 +234,16 @@ class Prediction:
                 "give every example a target"
             )
         return self.targets
+
+    def labelled_probs(self, what: str) -> Tensor:
+        """The (N, C) float64 soft labels; of examples with one right answer alone, 1 for that; `what` as above.
+
+        Raises:
+            DataError: the examples are unlabelled.
+        """
+        if self.target_probs is not None:
+            return self.target_probs
+        return one_hot(self.labelled_targets(what), self.num_options).double()
 
 
 def predict(
