@@ -27,14 +27,35 @@ LONGEST = 1024
 
 @dataclass(frozen=True)
 class Group:
-    """Examples by their numbers, whose prompts begin with the same `shared` tokens."""
+    """Examples by their numbers, whose prompts begin with the same `shared` tokens.
+
+    Attributes:
+        numbers: of the examples.
+        shared: tokens of the common beginning.
+        copies: the continuations: for each example as many as beginnings of its labels are read.
+        whole: tokens of all continuations, each with its whole prompt.
+    """
 
     numbers: tuple[int, ...]
     shared: int
+    copies: int
+    whole: int
 
-    def tokens(self, encoded: Sequence[EncodedExample]) -> int:
+    @classmethod
+    def of(cls, number: int, example: EncodedExample) -> Group:
+        """The group of one example, which shares its prompt with itself."""
+        beginnings, prompt = label_plan(example.label_ids).beginnings, len(example.prompt_ids)
+        return cls((number,), prompt, len(beginnings), prompt * len(beginnings) + sum(map(len, beginnings)))
+
+    def joined(self, other: Group, shared: int) -> Group:
+        """This group and another one, which begin with the same `shared` tokens."""
+        numbers = (*self.numbers, *other.numbers)
+        return Group(numbers, shared, self.copies + other.copies, self.whole + other.whole)
+
+    @property
+    def tokens(self) -> int:
         """The tokens of the group's row."""
-        return self.shared + sum(map(len, self.continuations(encoded)))
+        return self.whole - self.shared * (self.copies - 1)
 
     def continuations(self, encoded: Sequence[EncodedExample]) -> list[tuple[int, ...]]:
         """The tokens behind the common beginning: of each example the rest of its prompt, with each of the
@@ -49,7 +70,7 @@ class Group:
 
 def by_prompt(encoded: Sequence[EncodedExample]) -> list[Group]:
     """A group for each example: its prompt is read once for all its labels."""
-    return [Group((number,), len(example.prompt_ids)) for number, example in enumerate(encoded)]
+    return [Group.of(number, example) for number, example in enumerate(encoded)]
 
 
 def by_beginning(encoded: Sequence[EncodedExample]) -> list[Group]:
@@ -65,19 +86,18 @@ def by_beginning(encoded: Sequence[EncodedExample]) -> list[Group]:
         >>> [(group.numbers, group.shared) for group in by_beginning(encoded)]
         [((0, 1, 3), 3), ((2,), 2)]
     """
-    order = sorted(range(len(encoded)), key=lambda number: encoded[number].prompt_ids)
-    prompts = [encoded[number].prompt_ids for number in order]
+    order = sorted(by_prompt(encoded), key=lambda alone: encoded[alone.numbers[0]].prompt_ids)
+    prompts = [encoded[alone.numbers[0]].prompt_ids for alone in order]
     common = [_common(one, other) for one, other in itertools.pairwise(prompts)] + [0]
-    groups: list[Group] = []
-    for place, number in enumerate(order):
-        shared = min(groups[-1].shared, common[place - 1]) if groups else 0
-        grown = (
-            None if not groups or common[place] > 2 * shared else _grown(groups[-1], number, shared, encoded)
-        )
-        if grown is None:
-            groups.append(Group((number,), len(prompts[place])))
-        else:
+    groups = order[:1]
+    for place, alone in enumerate(order[1:], start=1):
+        shared = min(groups[-1].shared, common[place - 1])
+        grown = groups[-1].joined(alone, shared)
+        saves = grown.tokens < groups[-1].tokens + alone.tokens
+        if saves and shared > 0 and common[place] <= 2 * shared and grown.tokens <= LONGEST:
             groups[-1] = grown
+        else:
+            groups.append(alone)
     return groups
 
 
@@ -88,16 +108,6 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     pairs = zip(one, other, strict=False)
     same = next((place for place, (left, right) in enumerate(pairs) if left != right), len(one))
     return min(same, len(one) - 1, len(other) - 1)
-
-
-def _grown(group: Group, number: int, shared: int, encoded: Sequence[EncodedExample]) -> Group | None:
-    """The group with one example more; None where that reads no fewer tokens, or the row grows too long."""
-    if shared < 1:
-        return None
-    grown = Group((*group.numbers, number), shared)
-    apart = group.tokens(encoded) + Group((number,), len(encoded[number].prompt_ids)).tokens(encoded)
-    tokens = grown.tokens(encoded)
-    return grown if tokens < apart and tokens <= LONGEST else None
 
 
 def score_groups(
@@ -115,9 +125,9 @@ def score_groups(
     """
     scores: Tensor | None = None
     options = max(len(example.label_ids) for example in encoded)
-    widest = max(len(group.continuations(encoded)) for group in groups)
+    widest = max(group.copies for group in groups)
     at_once = max(1, rows // max(options, widest))
-    order = sorted(groups, key=lambda group: -group.tokens(encoded))
+    order = sorted(groups, key=lambda group: -group.tokens)
     for start in range(0, len(order), at_once):
         batch = order[start : start + at_once]
         fields = torch.cat([_label_tokens(encoded, group, row) for row, group in enumerate(batch)], dim=1)

@@ -203,9 +203,9 @@ def _score_shared(
         "beginning": whole - common * (sum(copies) - 1),
         "prompts": math.inf if single else labels + sum(prompts) + sum(copies),
     }
-    groups = by_beginning(encoded)
-    grouped = sum(group.tokens(encoded) for group in groups)
-    if whole >= WORTH_SHARING * grouped and WORTH_SHARING * grouped <= min(costs.values()):
+    groups = by_beginning(encoded) if batches.read_branches is not None else []
+    grouped = WORTH_SHARING * sum(group.tokens for group in groups)
+    if groups and grouped <= min(whole, *costs.values()):
         scores = _score_groups(encoded, batches, groups)
         if scores is not None:
             return scores
