@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import lora_ensembles
 import tiny_models
@@ -129,6 +130,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, wo
     with pytest.raises(ConfigError, match=message):
         raise ConfigError(done.err)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gpu_that_is_not_there_is_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = call(capsys, "train", "--task", "world-obqa", "--out", tmp_path / "run", "--device", "cuda")
+    assert done.code == 2
+    assert done.err.splitlines()[-1].endswith(
+        "--device cuda: torch finds no GPU here; leave it at 'auto', or install a torch build for your GPU"
+    )
 
 
 def test_interrupt_is_exit_code_130_without_a_traceback(capsys, monkeypatch):

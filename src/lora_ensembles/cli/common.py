@@ -18,7 +18,6 @@ from ..errors import ConfigError
 from ..studies.report.page import Table
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..ensemble import LoraEnsemble
@@ -233,22 +232,6 @@ def add_order_flag(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def device_named(name: str) -> torch.device:
-    """The device that "auto", "cpu" or "cuda" means on this machine.
-
-    Raises:
-        ConfigError: "cuda" without a GPU that torch can use.
-    """
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "--device cuda: torch finds no GPU here; leave it at 'auto', or install a torch build "
-            "for your GPU"
-        )
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
 def load_model(
     name: str,
     *,
@@ -260,14 +243,13 @@ def load_model(
     quantization: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A base by name, on a device, and its tokenizer; `head` and what follows as in `load_base`."""
-    from ..embedded import load_base
+    from ..embedded import device_named, load_base, move
 
     place = device_named(device)
     base, tokenizer = load_base(
         name, revision=revision, dtype=dtype, head=head, num_labels=num_labels, quantization=quantization
     )
-    if base.device != place:  # a base in 8 bits refuses even to stay where it is
-        base.to(place)  # type: ignore[arg-type]
+    move(base, place)
     return base, tokenizer
 
 

@@ -10,8 +10,10 @@ from ..data.world.tasks import (
 )
 from .loading import (
     EMBEDDED_BASE,
+    device_named,
     is_embedded,
     load_base,
+    move,
     resolve_tokenizer,
 )
 
@@ -19,9 +21,11 @@ __all__ = [
     "EMBEDDED_BASE",
     "EMBEDDED_OPEN_TASK",
     "EMBEDDED_TASKS",
+    "device_named",
     "is_embedded",
     "load_base",
     "load_embedded_completions",
     "load_embedded_task",
+    "move",
     "resolve_tokenizer",
 ]

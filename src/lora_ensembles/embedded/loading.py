@@ -12,6 +12,7 @@ from .gguf import SMOLLM2, SMOLLM2_ON_HUB, dequantised, gguf_file
 from .quiet import without_report
 
 if TYPE_CHECKING:  # the embedded tasks are read without waiting for torch
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED_BASE = "lora-ensembles/embedded-base"
@@ -80,6 +81,35 @@ def load_base(
     elif gguf_file(name) is not None:
         base.config._name_or_path = base.name_or_path = name
     return base.eval(), tokenizer
+
+
+def device_named(name: Any) -> torch.device:
+    """The device of torch of this name; "auto": a GPU if there is one.
+
+    Raises:
+        ConfigError: torch knows no such device, or finds no GPU.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        made = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device={name!r}; it is 'auto', or one that torch knows, such as 'cpu'") from error
+    if made.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device={name!r}: torch finds no GPU here; leave it at 'auto', or install a torch build for your GPU"
+        )
+    return made
+
+
+def move(model: Any, device: torch.device) -> None:
+    """Move a model, or an ensemble, to a device where it is not there yet: a base in 8 bits refuses even to stay
+    where it is.
+    """
+    if model.device != device:
+        model.to(device)
 
 
 def is_embedded(name: str) -> bool:

@@ -21,17 +21,18 @@ from ...checks import number_between
 from ...data import Example
 from ...disk.atomic import written_aside
 from ...disk.layout import CLASSIFIER_FILE
+from ...embedded import device_named, move
 from ...ensemble import LoraEnsemble
 from ...errors import DataError
 from ...prediction.prediction import Prediction, predict
-from ...prediction.uncertainty import disagreement, expected_entropy, mutual_information, total_entropy
+from ...prediction.uncertainty import disagreement, split_entropy
 from ...stack.head_config import HeadConfig, HeadKind
 from ...storage.folder import base_name, write_members
 from ...storage.hub import ensemble_folder
 from ...training.adapters import train
 from ...training.config import PerMember, TrainConfig
 from .saved import Saved
-from .settings import new_ensemble, own_copy, placed, seed_of, train_config
+from .settings import new_ensemble, own_copy, seed_of, train_config
 from .texts import Texts, known_targets, label_words, read_labels, read_texts
 
 if TYPE_CHECKING:
@@ -199,13 +200,9 @@ class LoraEnsembleClassifier(ClassifierMixin, BaseEstimator):
             that choose different classes.
         """
         prediction = self._prediction(X)
-        measures = {
-            "predictive_entropy": total_entropy,
-            "aleatoric": expected_entropy,
-            "epistemic": mutual_information,
-            "disagreement": disagreement,
-        }
-        return {name: measure(prediction).numpy() for name, measure in measures.items()}
+        names = ("predictive_entropy", "aleatoric", "epistemic")
+        parts = (part.float().numpy() for part in split_entropy(prediction.member_log_probs))
+        return {**dict(zip(names, parts, strict=True)), "disagreement": disagreement(prediction).numpy()}
 
     def calibrate(self, X: Any, y: Any) -> Calibration:
         """Calibrate the probabilities on texts that were not trained on; `predict_proba` then gives calibrated
@@ -276,8 +273,8 @@ class LoraEnsembleClassifier(ClassifierMixin, BaseEstimator):
         ensemble = LoraEnsemble.from_pretrained(folder, base=model, tokenizer=tokenizer)
         if base is not None:
             parameters |= {"base": base, "device": "auto", "dtype": None}
-        elif ensemble.device != (place := placed(parameters["device"])):
-            ensemble.to(place)
+        else:
+            move(ensemble, device_named(parameters["device"]))
         parameters["base"] = parameters["base"] or base_name(ensemble.base)
         parameters["adapter"] = ensemble.adapter if parameters["adapter"] else None
         made = cls(**parameters)

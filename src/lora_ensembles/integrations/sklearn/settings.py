@@ -6,10 +6,9 @@ import copy
 import dataclasses
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from sklearn.utils import check_random_state
 
-from ...embedded import is_embedded, load_base
+from ...embedded import device_named, is_embedded, load_base, move
 from ...ensemble import LoraEnsemble
 from ...errors import ConfigError
 from ...heads.resolve import usual_targets
@@ -155,25 +154,6 @@ def check_stays(classifier: Parameters) -> None:
         )
 
 
-def placed(device: Any) -> torch.device:
-    """The device of this name; "auto": a GPU if there is one.
-
-    Raises:
-        ConfigError: torch knows no such device, or finds no GPU.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        made = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(
-            f"device={device!r}; it is 'auto', or one that torch knows, such as 'cpu'"
-        ) from error
-    if made.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={device!r}, and torch finds no GPU here; leave it at 'auto'")
-    return made
-
-
 def _head(classifier: Parameters) -> HeadConfig:
     """The head that is asked for; by default a class of each text, as on the command line, or what the class of
     a loaded model says.
@@ -215,7 +195,5 @@ def _loaded(classifier: Parameters, head: HeadConfig, num_classes: int) -> Loade
         head=str(head.kind),
         num_labels=num_classes if fresh_head else None,
     )
-    place = placed(classifier.device)
-    if base.device != place:  # a base in 8 bits refuses even to stay where it is
-        base.to(place)  # type: ignore[arg-type]
+    move(base, device_named(classifier.device))
     return base, tokenizer
