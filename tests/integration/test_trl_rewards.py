@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import torch
 import tiny_ensembles
 import tiny_heads
 from lora_ensembles import ConfigError, DataError, LoraEnsemble, load_base, predict_rewards
+from lora_ensembles.data import load_preferences
 from lora_ensembles.integrations.trl import reward_function
 
-CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 
 
 def rewards() -> LoraEnsemble:
@@ -49,15 +54,26 @@ def test_completions_of_one_prompt_are_centred_for_each_member() -> None:
     assert [found[1], found[3]] == [0.0, 0.0]
 
 
-def test_chats_are_rendered_by_the_ensembles_own_template() -> None:
+def test_chats_are_rendered_as_the_pairs_of_the_training_are(tmp_path: Path) -> None:
     ensemble = rewards()
     prompt, answer = [{"role": "user", "content": "Hi"}], [{"role": "assistant", "content": "Hello."}]
     with pytest.raises(DataError, match="no chat template"):
         reward_function(ensemble)(prompts=[prompt], completions=[answer])
     ensemble.tokenizer.chat_template = CHAT
     found = reward_function(ensemble, k=0.0)(prompts=[prompt], completions=[answer])
-    expected = predict_rewards(ensemble, ["user: Hi\nassistant: Hello.\n"]).mean
+    (tmp_path / "pairs.jsonl").write_text(
+        json.dumps(
+            {"prompt": prompt, "chosen": answer, "rejected": [{"role": "assistant", "content": "No."}]}
+        )
+    )
+    (pair,) = load_preferences(tmp_path / "pairs.jsonl", tokenizer=ensemble.tokenizer)
+    assert (
+        pair.prompt + pair.options[0] == "user: Hi\nassistant: Hello.\n"
+    )  # the tokenizer writes the beginning
+    expected = predict_rewards(ensemble, pair.prompt + pair.options[0]).mean
     assert found == pytest.approx(expected.tolist(), abs=1e-6)
+    with pytest.raises(DataError, match="the assistant's message at its end"):
+        reward_function(ensemble)(prompts=[prompt], completions=[prompt])
     with pytest.raises(DataError, match="both texts, or both lists"):
         reward_function(ensemble)(prompts=["Hi"], completions=[answer])
 

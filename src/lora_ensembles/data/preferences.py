@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -221,8 +221,23 @@ def _rendered(
         raise row.error("chat messages are rendered by the tokenizer's template; pass tokenizer=, or texts")
     pair = [Completion(row.id, good[:-1], message.content) for message in (good[-1], bad[-1])]
     text = prompt_text(good[:-1], tokenizer, where=row.place)
-    start = _leading_token(text, tokenizer)
-    return text[len(start) :], answer_text(pair[0], text, tokenizer), answer_text(pair[1], text, tokenizer)
+    prompt_only = text.removeprefix(_leading_token(text, tokenizer))
+    return prompt_only, answer_text(pair[0], text, tokenizer), answer_text(pair[1], text, tokenizer)
+
+
+def chat_text(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, where: str) -> str:
+    """A chat that ends in an answer as the text that reward models are trained on: what the template writes, without
+    the token in front, which the tokenizer puts there again.
+
+    Raises:
+        DataError: no answer at the end, or a template that cannot render it; it begins with `where`.
+    """
+    *before, last = messages
+    if not before or last.role != "assistant":
+        raise DataError(f"{where}: a chat needs a prompt, and the assistant's message at its end")
+    text = prompt_text(tuple(before), tokenizer, where=where)
+    answer = answer_text(Completion(where, tuple(before), last.content), text, tokenizer)
+    return (text + answer).removeprefix(_leading_token(text, tokenizer))
 
 
 def _leading_token(text: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -5,6 +5,7 @@ Shapes: M members, N texts.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -54,9 +55,22 @@ class RewardPrediction:
             raise ConfigError(f"k={k}; the lower bound is mean - k * std with k of at least 0")
         return self.mean - k * self.std
 
-    def centred(self) -> RewardPrediction:
-        """The same with each member's mean over these texts at 0."""
-        return RewardPrediction(self.member_scores - self.member_scores.mean(dim=1, keepdim=True), self.ids)
+    def centred(self, groups: Sequence[Hashable] = ()) -> RewardPrediction:
+        """The same with each member's mean over these texts at 0; of N texts in groups, such as those that answer one
+        prompt, over the texts of each group.
+
+        Example:
+            >>> rewards = RewardPrediction(torch.tensor([[1.0, 3.0, 7.0]]))
+            >>> rewards.centred(["a", "a", "b"]).member_scores.tolist()
+            [[-1.0, 1.0, 0.0]]
+        """
+        rows: dict[Hashable, list[int]] = {}
+        for row, group in enumerate(groups or [None] * self.member_scores.shape[1]):
+            rows.setdefault(group, []).append(row)
+        scores = self.member_scores.clone()
+        for own in rows.values():
+            scores[:, own] -= scores[:, own].mean(dim=1, keepdim=True)
+        return RewardPrediction(scores, self.ids)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ...data.inputs import as_prompts
+from ...data.preferences import chat_text
 from ...ensemble import LoraEnsemble
 from ...errors import ConfigError, DataError
 from ...heads import predict_rewards
-from ...prediction.rewards import RewardPrediction
 
 Chat = Sequence[Mapping[str, Any]]
 
@@ -58,30 +58,20 @@ def reward_function(
         pairs = zip(prompts, completions, strict=True)
         texts = [_text(ensemble, prompt, completion) for prompt, completion in pairs]
         rewards = predict_rewards(ensemble, texts, max_rows=max_rows)
-        bound: list[float] = (_centred(rewards, prompts) if centred else rewards).lower_bound(k).tolist()
+        if centred:
+            rewards = rewards.centred([repr(prompt) for prompt in prompts])
+        bound: list[float] = rewards.lower_bound(k).tolist()
         return bound
 
     return lora_ensemble_reward
 
 
-def _centred(rewards: RewardPrediction, prompts: Sequence[str | Chat]) -> RewardPrediction:
-    """The rewards less each member's mean over the completions of the same prompt."""
-    rows: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        rows.setdefault(repr(prompt), []).append(row)
-    scores = rewards.member_scores.clone()
-    for own in rows.values():
-        scores[:, own] -= scores[:, own].mean(dim=1, keepdim=True)
-    return dataclasses.replace(rewards, member_scores=scores)
-
-
 def _text(ensemble: LoraEnsemble, prompt: str | Chat, completion: str | Chat) -> str:
+    """A prompt with its completion as in the ensemble's training."""
     if isinstance(prompt, str) and isinstance(completion, str):
         return prompt + completion
     if isinstance(prompt, str) or isinstance(completion, str):
         raise DataError("a prompt and its completion are both texts, or both lists of messages")
-    tokenizer: Any = ensemble.tokenizer
-    if tokenizer.chat_template is None:
-        raise DataError("prompts are chats, and the ensemble's tokenizer has no chat template; pass texts")
-    text: str = tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
-    return text
+    (chat,) = as_prompts([[*prompt, *completion]])
+    assert not isinstance(chat, str)
+    return chat_text(chat, ensemble.tokenizer, where="reward_function")
