@@ -122,7 +122,7 @@ def test_openai_client_gets_every_type_of_answer_as_predict_gives_it(
     assert beside["confidence_kind"] == "top"
 
 
-def test_calibration_and_promises_are_none_where_nothing_was_held_out(server: Process) -> None:
+def test_calibration_and_guarantees_are_none_where_nothing_was_held_out(server: Process) -> None:
     asked = case(1)
     body = {"model": "choices", "input": "why", "questions": asked["questions"][1:2], "risk": 0.5}
     answered = post(server, "/v1/decisions", body).json()

@@ -27,9 +27,9 @@ from lora_ensembles.serve import extra
 from lora_ensembles.serve.catalogue import Catalogue
 from lora_ensembles.serve.engine import Engine, EngineStopped, QueueFull
 from lora_ensembles.serve.http.app import build_app
-from lora_ensembles.serve.http.door import Door
+from lora_ensembles.serve.http.request_checks import RequestChecks
 from lora_ensembles.serve.jobs import Job, Questions
-from lora_ensembles.serve.settings import Batching, Limits, Promises, Settings, read_keys
+from lora_ensembles.serve.settings import Batching, Guarantees, Limits, Settings, read_keys
 from served import case, save, served, served_here
 from tiny_ensembles import ensemble as tiny_ensemble, questions as tiny_questions
 
@@ -232,9 +232,9 @@ def test_a_body_that_does_not_come_is_408() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    door = Door(app, Settings(Limits(seconds=0.05)))
+    checks = RequestChecks(app, Settings(Limits(seconds=0.05)))
     scope = {"type": "http", "method": "POST", "path": "/classify", "headers": []}
-    asyncio.run(door(scope, receive, send))
+    asyncio.run(checks(scope, receive, send))
     assert sent[0]["status"] == 408
 
 
@@ -305,12 +305,12 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: 
         read_keys(tmp_path / "gone")
 
 
-def test_a_promise_that_cannot_be_kept_is_an_error_at_the_start(tmp_path: Path) -> None:
+def test_a_guarantee_that_cannot_be_given_is_an_error_at_the_start(tmp_path: Path) -> None:
     ensemble = case_ensemble()
     save(tmp_path, "cases", ensemble, calibrated_on=30)
     with (
         pytest.raises(ValueError, match="that takes 459 at least"),
-        served_here({"cases": ensemble}, Settings(promises=Promises(risk=0.01))),
+        served_here({"cases": ensemble}, Settings(guarantees=Guarantees(risk=0.01))),
     ):
         pass
     with served_here({"cases": ensemble}) as client:

@@ -212,13 +212,18 @@ def add_ensemble_flags(parser: argparse.ArgumentParser, *, needed: bool = True) 
     parser.add_argument(
         "--only", dest="members", type=numbers, metavar="0,1", help="only these members (default: all)"
     )
+    add_rows_flag(parser)
+    add_model_flags(parser, base=None)
+
+
+def add_rows_flag(parser: argparse._ActionsContainer) -> None:
+    """--max-rows."""
     parser.add_argument(
         "--max-rows",
         type=count,
         metavar="N",
         help="most rows (members * questions) at once; lower it when memory runs out",
     )
-    add_model_flags(parser, base=None)
 
 
 def add_order_flag(parser: argparse._ActionsContainer) -> None:

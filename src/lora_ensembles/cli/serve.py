@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..serve.extra import check_installed
+from ..serve.settings import Batching, Guarantees, Limits, Settings, read_keys
 from .common import (
     Arguments,
     above_zero,
     add_model_flags,
+    add_rows_flag,
     count,
     load_ensemble,
     number,
@@ -25,7 +27,6 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..ensemble import LoraEnsemble
-    from ..serve.settings import Batching, Settings
 
 SUMMARY = "serve ensembles over HTTP"
 EXAMPLES = """examples:
@@ -64,56 +65,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_limits(parser)
     _add_batching(parser)
-    promises = parser.add_argument_group(
-        "promises, where a request asks for none; after lora-ensembles calibrate"
+    guarantees = parser.add_argument_group(
+        "guarantees, where a request asks for none; after lora-ensembles calibrate"
     )
-    promises.add_argument("--risk", type=share, metavar="X", help="as in lora-ensembles predict")
-    promises.add_argument("--coverage", type=share, metavar="X", help="as in lora-ensembles predict")
+    guarantees.add_argument("--risk", type=share, metavar="X", help="as in lora-ensembles predict")
+    guarantees.add_argument("--coverage", type=share, metavar="X", help="as in lora-ensembles predict")
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("limits of a request")
+    group, usual = parser.add_argument_group("limits of a request"), Limits()
     group.add_argument(
-        "--max-body-mb", type=above_zero, default=1, metavar="X", help="size of its body (default: 1)"
+        "--max-body-mb",
+        type=above_zero,
+        default=usual.body_bytes / 2**20,
+        metavar="X",
+        help="size of its body (default: %(default)g)",
     )
-    group.add_argument("--max-questions", type=count, default=400, metavar="N", help="(default: 400)")
+    for flag, default, meaning in (
+        ("--max-questions", usual.questions, "questions, texts or documents"),
+        ("--max-prompt-chars", usual.prompt_chars, "characters of one question with its state"),
+        ("--max-waiting", usual.waiting, "requests that may wait; the next is turned away with 429"),
+    ):
+        group.add_argument(
+            flag, type=count, default=default, metavar="N", help=f"{meaning} (default: {default})"
+        )
     group.add_argument(
-        "--max-prompt-chars",
-        type=count,
-        default=100_000,
-        metavar="N",
-        help="characters of one question with its state (default: 100000)",
-    )
-    group.add_argument(
-        "--timeout", type=above_zero, default=60, metavar="S", help="seconds until an answer (default: 60)"
+        "--timeout",
+        type=above_zero,
+        default=usual.seconds,
+        metavar="S",
+        help="seconds until an answer (default: %(default)g)",
     )
 
 
 def _add_batching(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("batching")
+    group, usual = parser.add_argument_group("batching"), Batching()
     group.add_argument(
-        "--max-waiting",
+        "--batch-questions",
         type=count,
-        default=256,
+        default=usual.questions,
         metavar="N",
-        help="requests that may wait; the next is turned away with 429 (default: 256)",
-    )
-    group.add_argument(
-        "--batch-questions", type=count, default=64, metavar="N", help="predicted together (default: 64)"
+        help="predicted together (default: %(default)s)",
     )
     group.add_argument(
         "--batch-wait-ms",
         type=number,
-        default=2.0,
+        default=1000 * usual.wait,
         metavar="X",
-        help="milliseconds that a request waits for others (default: 2)",
+        help="milliseconds that a request waits for others (default: %(default)g)",
     )
-    group.add_argument(
-        "--max-rows",
-        type=count,
-        metavar="N",
-        help="most rows (members * questions) at once; lower it when memory runs out",
-    )
+    add_rows_flag(group)
 
 
 def port(text: str) -> int:
@@ -141,7 +142,8 @@ def run(args: Arguments) -> dict[str, Any]:
             if model.member is None:
                 kept = f"; calibration: {model.calibration}" if model.calibration else ""
                 say(f"{model.name}: {model.ensemble.num_members} members{kept}")
-        place = f"http://{args.host}:{listener.getsockname()[1]}"
+        host = f"[{args.host}]" if ":" in args.host else args.host  # of IPv6
+        place = f"http://{host}:{listener.getsockname()[1]}"
         say(f"serving on {place}; Ctrl-C or SIGTERM ends it")
         serve(app, listener)
     say("all accepted requests were answered")
@@ -149,8 +151,6 @@ def run(args: Arguments) -> dict[str, Any]:
 
 
 def _settings(args: Arguments) -> tuple[Settings, Batching]:
-    from ..serve.settings import Batching, Limits, Promises, Settings, read_keys
-
     limits = Limits(
         round(args.max_body_mb * 2**20),
         args.max_questions,
@@ -160,7 +160,7 @@ def _settings(args: Arguments) -> tuple[Settings, Batching]:
     )
     settings = Settings(
         limits,
-        Promises(args.risk, args.coverage),
+        Guarantees(args.risk, args.coverage),
         read_keys(args.api_key_file),
         tuple(args.origins),
         args.log_prompts,

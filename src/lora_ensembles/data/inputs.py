@@ -89,7 +89,7 @@ def read_new(source: object, info: EnsembleInfo) -> list[Any]:
     if (info.task.get("source") or {}).get("open_ended"):
         return list(load_completions(path, labelled=False))
     return list(
-        load_file(path, columns=_columns(info), labels=_labels(info), labelled=False, answer=_answer(info))
+        load_file(path, columns=_columns(info), labels=_labels(info), labelled=False, answer=answer_of(info))
     )
 
 
@@ -237,10 +237,11 @@ def _from_rows(
     if labels is None and labelled and info is not None and info.head.kind == "sequence-classification":
         columns, labels = classes_of_rows(rows, name=name, columns=columns)
     whole = read_whole(rows, name=name, columns=columns, labels=labels, labelled=labelled)
-    return list(rendered(whole.examples, "letter" if info is None else _answer(info)))
+    return list(rendered(whole.examples, "letter" if info is None else answer_of(info)))
 
 
-def _answer(info: EnsembleInfo) -> Answer:
+def answer_of(info: EnsembleInfo) -> Answer:
+    """The kind of answer of an ensemble's training: the letter of an option, or its text."""
     answer: Answer = (info.task.get("source") or {}).get("answer") or "letter"
     return answer
 

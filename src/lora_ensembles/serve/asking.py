@@ -10,7 +10,7 @@ from ..data import ColumnMapping, Example
 from ..data.columns import row_to_question
 from ..data.decisions import decision_rows
 from ..data.formats import Row
-from ..data.inputs import as_examples
+from ..data.inputs import answer_of, as_examples
 from ..data.prompts import rendered
 from ..errors import DataError
 from .catalogue import ServedModel
@@ -38,7 +38,7 @@ def case_examples(
     for row in rows:
         if row.problem is not None:
             raise DataError(row.problem)
-    return rendered([row_to_question(row, ColumnMapping()) for row in rows], model.answer)
+    return rendered([row_to_question(row, ColumnMapping()) for row in rows], answer_of(model.ensemble.info))
 
 
 def class_examples(model: ServedModel, texts: Sequence[str]) -> tuple[Example, ...]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.prompts import Answer
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError, unknown_name
 from ..storage.folder import member_folder
@@ -34,13 +33,6 @@ class ServedModel:
     ensemble: LoraEnsemble
     member: int | None
     task: str
-
-    @property
-    def answer(self) -> Answer:
-        """The kind of answer of its training: the letter of an option, or its text."""
-        source: Mapping[str, Any] = self.ensemble.info.task.get("source") or {}
-        answer: Answer = source.get("answer") or "letter"
-        return answer
 
     @property
     def calibration(self) -> str | None:

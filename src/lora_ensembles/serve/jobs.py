@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 
 from ..data import Example
 from .catalogue import ServedModel
-from .settings import Promises
+from .settings import Guarantees
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions with options, or texts with classes, and the promises about their answers."""
+    """Questions with options, or texts with classes, and the guarantees about their answers."""
 
     examples: tuple[Example, ...]
-    promises: Promises = field(default_factory=Promises)
+    guarantees: Guarantees = field(default_factory=Guarantees)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -63,6 +63,10 @@ class Scored:
     mean: float
     std: float
     members: list[float]
+
+    def lower_bound(self, k: float) -> float:
+        """mean - k * std."""
+        return self.mean - k * self.std
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from ..calibration.conformal import ConformalSets
 from ..calibration.risk import RiskThreshold
 from ..ensemble import LoraEnsemble
 from ..prediction.prediction import Prediction
-from .settings import Promises
+from .settings import Guarantees
 
 MOST = 256  # rules that are kept: a client may ask for any number
 
@@ -19,36 +19,36 @@ class Rules:
         self._sets: dict[tuple[int, float], ConformalSets] = {}
 
     def of(
-        self, ensemble: LoraEnsemble, prediction: Prediction, promises: Promises
+        self, ensemble: LoraEnsemble, prediction: Prediction, guarantees: Guarantees
     ) -> tuple[list[bool] | None, list[list[bool]] | None]:
         """Of each example whether the ensemble abstains, and which options are in its set; None of what is not
         asked for, and of both where the ensemble is not calibrated.
 
         Raises:
-            DataError: the held-out examples are too few for it, or keep no such promise.
+            DataError: the held-out examples are too few for it, or give no such guarantee.
         """
         kept = ensemble.calibrated
         if kept is None:
             return None, None
         abstain = inside = None
         ruled = kept.ruled(prediction)
-        if promises.risk is not None:
-            answered = self._threshold(ensemble, promises.risk).answered(ruled)
+        if guarantees.risk is not None:
+            answered = self._threshold(ensemble, guarantees.risk).answered(ruled)
             abstain = (~answered).tolist()
-        if promises.coverage is not None:
-            inside = self._set(ensemble, promises.coverage).sets(ruled).tolist()
+        if guarantees.coverage is not None:
+            inside = self._set(ensemble, guarantees.coverage).sets(ruled).tolist()
         return abstain, inside
 
-    def check(self, ensemble: LoraEnsemble, promises: Promises) -> None:
-        """Make the rules of a promise now.
+    def check(self, ensemble: LoraEnsemble, guarantees: Guarantees) -> None:
+        """Make the rules of these guarantees now.
 
         Raises:
             DataError: as `of`.
         """
-        if ensemble.calibrated is not None and promises.risk is not None:
-            self._threshold(ensemble, promises.risk)
-        if ensemble.calibrated is not None and promises.coverage is not None:
-            self._set(ensemble, promises.coverage)
+        if ensemble.calibrated is not None and guarantees.risk is not None:
+            self._threshold(ensemble, guarantees.risk)
+        if ensemble.calibrated is not None and guarantees.coverage is not None:
+            self._set(ensemble, guarantees.coverage)
 
     def _threshold(self, ensemble: LoraEnsemble, risk: float) -> RiskThreshold:
         key = (id(ensemble), risk)

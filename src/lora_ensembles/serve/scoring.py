@@ -21,6 +21,7 @@ from ..heads.task.encoding import plain_table
 from ..heads.task.head import TaskHead
 from ..passes.shared_prefix import context_window
 from ..prediction.prediction import Prediction, predict
+from ..prediction.rewards import RewardPrediction
 from ..prediction.uncertainty import split_entropy
 from .catalogue import ServedModel
 from .jobs import Answered, Job, Outcome, Questions, Scored, Texts
@@ -140,19 +141,16 @@ def _results(jobs: Sequence[Job], rules: Rules, *, max_rows: int | None) -> list
     for job, work, rows in zip(jobs, works, torch.arange(len(examples)).split(sizes), strict=True):
         try:
             made.append(_answered(job.model, work, prediction.take(rows), rules))
-        except LoraEnsemblesError as error:  # a promise that cannot be given
+        except LoraEnsemblesError as error:  # a guarantee that cannot be given
             made.append(error)
     return made
 
 
 def _scored(model: ServedModel, scores: torch.Tensor) -> list[Scored]:
     """Rewards (M, N), of all members or of one."""
-    scores = scores if model.member is None else scores[[model.member]]
-    std, mean = torch.std_mean(scores, dim=0, correction=0)
-    return [
-        Scored(mean, std, own)
-        for mean, std, own in zip(mean.tolist(), std.tolist(), scores.T.tolist(), strict=True)
-    ]
+    rewards = RewardPrediction(scores if model.member is None else scores[[model.member]])
+    values = zip(rewards.mean.tolist(), rewards.std.tolist(), rewards.member_scores.T.tolist(), strict=True)
+    return [Scored(*value) for value in values]
 
 
 def _answered(model: ServedModel, work: Questions, prediction: Prediction, rules: Rules) -> list[Answered]:
@@ -160,7 +158,7 @@ def _answered(model: ServedModel, work: Questions, prediction: Prediction, rules
         prediction = prediction.select([model.member])
         abstain = inside = None
     else:
-        abstain, inside = rules.of(model.ensemble, prediction, work.promises)
+        abstain, inside = rules.of(model.ensemble, prediction, work.guarantees)
     members = prediction.member_log_probs.exp().transpose(0, 1).tolist()  # (N, M, C)
     parts = [part.tolist() for part in split_entropy(prediction.member_log_probs)]
     return [

@@ -60,8 +60,8 @@ class Batching:
 
 
 @dataclass(frozen=True)
-class Promises:
-    """The promises about answers that a request may ask for: `risk` the largest share of wrong answers among those
+class Guarantees:
+    """The guarantees about answers that a request may ask for: `risk` the largest share of wrong answers among those
     given, `coverage` the probability with which a set of options holds the right one; None: not asked for.
 
     Raises:
@@ -77,9 +77,9 @@ class Promises:
             if value is not None:
                 check_share(one.name, value)
 
-    def over(self, other: Promises) -> Promises:
+    def over(self, other: Guarantees) -> Guarantees:
         """These, with the other's in place of those that are not asked for."""
-        return Promises(
+        return Guarantees(
             other.risk if self.risk is None else self.risk,
             other.coverage if self.coverage is None else self.coverage,
         )
@@ -91,14 +91,14 @@ class Settings:
 
     Attributes:
         limits: of each request.
-        promises: where a request asks for none.
+        guarantees: where a request asks for none.
         keys: that let a request in; none: everybody is let in.
         origins: of pages that browsers may call the server from.
         log_prompts: whether the log of requests holds what was asked.
     """
 
     limits: Limits = field(default_factory=Limits)
-    promises: Promises = field(default_factory=Promises)
+    guarantees: Guarantees = field(default_factory=Guarantees)
     keys: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     log_prompts: bool = False

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +15,7 @@ from ...calibration.temperature import best_temperature
 from ...data import encode_examples
 from ...data.decisions import decision_rows
 from ...data.formats import Row
+from ...data.inputs import answer_of
 from ...data.prompts import LETTERS
 from ...data.tokens.questions import leading_ids, tokenise
 from ...data.whole_file import read_whole
@@ -87,8 +88,8 @@ def export_decision(ensemble: LoraEnsemble, path: str | Path, *, member: int = 0
         ['decision.json', 'decision_template.jinja', 'member_000']
     """
     check_indices([member], ensemble.num_members)
-    source: dict[str, Any] = ensemble.info.task.get("source") or {}
-    if ensemble.info.head.kind != "causal-lm" or source.get("answer") == "text" or source.get("labels"):
+    labels = (ensemble.info.task.get("source") or {}).get("labels")
+    if ensemble.info.head.kind != "causal-lm" or answer_of(ensemble.info) == "text" or labels:
         raise ConfigError(
             "export_decision: the pipeline reads the letter of an option from a language model, and these members "
             "answer in another way (a head of their own, label words, or the options' texts)"

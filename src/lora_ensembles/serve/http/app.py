@@ -1,4 +1,4 @@
-"""The app: routes, errors, door and log around one engine."""
+"""The app: routes, errors, checks of requests and their log around one engine."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..settings import Settings
 from .access_log import AccessLog
 from .classes import class_routes
 from .decisions import decision_routes
-from .desk import Desk
-from .door import Door
+from .dispatch import Dispatcher
 from .failures import ApiError, answer_with_errors, documented
 from .metrics import Metrics
 from .page import page_routes
 from .replies import ModelCard, ModelList, Status
+from .request_checks import RequestChecks
 from .rewards import reward_routes
 
 OWNER = "lora-ensembles"
@@ -33,12 +33,12 @@ def build_app(catalogue: Catalogue, engine: Engine, settings: Settings) -> FastA
     """The app that serves the models of a catalogue by an engine, which it starts, and stops at its end.
 
     Raises:
-        DataError: an ensemble's held-out examples are too few for the promises of the settings.
+        DataError: an ensemble's held-out examples are too few for the guarantees of the settings.
     """
     for model in catalogue:
         if model.member is None:
-            engine.rules.check(model.ensemble, settings.promises)
-    desk = Desk(catalogue, engine, settings, Metrics(engine, catalogue))
+            engine.rules.check(model.ensemble, settings.guarantees)
+    dispatcher = Dispatcher(catalogue, engine, settings, Metrics(engine, catalogue))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -54,11 +54,17 @@ def build_app(catalogue: Catalogue, engine: Engine, settings: Settings) -> FastA
         redoc_url=None,
     )
     answer_with_errors(app)
-    routers = (_models(desk), _state(desk), decision_routes(desk), class_routes(desk), reward_routes(desk))
+    routers = (
+        _models(dispatcher),
+        _state(dispatcher),
+        decision_routes(dispatcher),
+        class_routes(dispatcher),
+        reward_routes(dispatcher),
+    )
     for router in (*routers, page_routes()):
         app.include_router(router)
     _without_422(app)
-    app.add_middleware(Door, settings=settings)
+    app.add_middleware(RequestChecks, settings=settings)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -70,26 +76,26 @@ def build_app(catalogue: Catalogue, engine: Engine, settings: Settings) -> FastA
     return app
 
 
-def _models(desk: Desk) -> APIRouter:
+def _models(dispatcher: Dispatcher) -> APIRouter:
     router = APIRouter(tags=["models"])
 
     @router.get("/v1/models", responses={200: {"model": ModelList}, **documented(401, 500)})
     async def models() -> JSONResponse:
         """List the ensembles and their members."""
-        return JSONResponse({"object": "list", "data": [_card(model) for model in desk.catalogue]})
+        return JSONResponse({"object": "list", "data": [_card(model) for model in dispatcher.catalogue]})
 
     @router.get("/v1/models/{name:path}", responses={200: {"model": ModelCard}, **documented(401, 404, 500)})
     async def model(name: str) -> JSONResponse:
         """Describe one model."""
         try:
-            return JSONResponse(_card(desk.catalogue[name]))
+            return JSONResponse(_card(dispatcher.catalogue[name]))
         except KeyError as error:
             raise ApiError(404, str(error.args[0]), param="model", code="model_not_found") from None
 
     return router
 
 
-def _state(desk: Desk) -> APIRouter:
+def _state(dispatcher: Dispatcher) -> APIRouter:
     router = APIRouter(tags=["server"])
 
     @router.get("/health", responses={200: {"model": Status}, **documented(500)})
@@ -100,14 +106,14 @@ def _state(desk: Desk) -> APIRouter:
     @router.get("/ready", responses={200: {"model": Status}, **documented(500, 503)})
     async def ready() -> JSONResponse:
         """Say whether requests are taken."""
-        if not desk.engine.alive:
+        if not dispatcher.engine.alive:
             raise ApiError(503, "no requests are taken", code="not_ready")
         return JSONResponse({"status": "ready"})
 
     @router.get("/metrics", response_class=PlainTextResponse, responses=documented(401, 500))
     async def metrics() -> PlainTextResponse:
         """Give the metrics as Prometheus reads them."""
-        return PlainTextResponse(desk.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return PlainTextResponse(dispatcher.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     return router
 

@@ -11,14 +11,14 @@ from fastapi.responses import JSONResponse
 
 from ..asking import class_examples
 from ..jobs import Answered, Questions
-from ..settings import Promises
+from ..settings import Guarantees
 from .bodies import ClassifyRequest
 from .decisions import CONFIDENCE, ERRORS
-from .desk import Desk
+from .dispatch import Dispatcher
 from .replies import ClassifyReply, beside, usage_of
 
 
-def class_routes(desk: Desk) -> APIRouter:
+def class_routes(dispatcher: Dispatcher) -> APIRouter:
     """The route for texts with classes."""
     router = APIRouter(tags=["classes"])
 
@@ -26,11 +26,11 @@ def class_routes(desk: Desk) -> APIRouter:
     async def classify(request: Request, body: ClassifyRequest) -> JSONResponse:
         """Give each text a class."""
         texts = [body.input] if isinstance(body.input, str) else body.input
-        model = desk.model(request, body.model, task="classes", questions=len(texts))
-        desk.check_length(max(texts, key=len, default=""))
-        promises = Promises(body.risk, body.coverage).over(desk.settings.promises)
+        model = dispatcher.model(request, body.model, task="classes", questions=len(texts))
+        dispatcher.check_length(max(texts, key=len, default=""))
+        guarantees = Guarantees(body.risk, body.coverage).over(dispatcher.settings.guarantees)
         examples = class_examples(model, texts)
-        answers, outcome = await desk.answers(request, model, Questions(examples, promises))
+        answers, outcome = await dispatcher.answers(request, model, Questions(examples, guarantees))
         labels = [label.strip() for label in examples[0].labels]
         return JSONResponse(
             {

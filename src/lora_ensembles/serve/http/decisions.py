@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from ...errors import DataError
 from ..asking import case_examples, state_of, text_of
 from ..jobs import Answered, Outcome, Questions
-from ..settings import Promises
+from ..settings import Guarantees
 from .bodies import (
     Asking,
     ChoiceQuestion,
@@ -22,7 +22,7 @@ from .bodies import (
     SystemOneQuestion,
     SystemOneRequest,
 )
-from .desk import Desk
+from .dispatch import Dispatcher
 from .failures import documented
 from .replies import DecisionReply, SystemOneReply, beside
 
@@ -30,7 +30,7 @@ CONFIDENCE = "top"  # the calibrated probability of the most probable option; se
 ERRORS = documented(400, 401, 404, 408, 413, 429, 500, 503, 504)
 
 
-def decision_routes(desk: Desk) -> APIRouter:
+def decision_routes(dispatcher: Dispatcher) -> APIRouter:
     """The routes for questions about a state."""
     router = APIRouter(tags=["decisions"])
 
@@ -38,14 +38,14 @@ def decision_routes(desk: Desk) -> APIRouter:
     async def decisions(request: Request, body: DecisionRequest) -> JSONResponse:
         """Answer predicates, choices and scores about an input."""
         asked = [_in_file(question, number) for number, question in enumerate(body.questions)]
-        answers, outcome = await _answers(desk, request, body, lambda: state_of(body.input), asked)
+        answers, outcome = await _answers(dispatcher, request, body, lambda: state_of(body.input), asked)
         replies = [_reply(question, answer) for question, answer in zip(body.questions, answers, strict=True)]
         tokens = {"input_tokens": outcome.tokens, "output_tokens": 0, "total_tokens": outcome.tokens}
         details = {
             "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
             "output_tokens_details": {"reasoning_tokens": 0},
         }
-        return JSONResponse(_whole(desk, body, replies, {**tokens, **details}))
+        return JSONResponse(_whole(dispatcher, body, replies, {**tokens, **details}))
 
     @router.post("/v1/systemone", responses={200: {"model": SystemOneReply}, **ERRORS})
     async def systemone(request: Request, body: SystemOneRequest) -> JSONResponse:
@@ -54,39 +54,39 @@ def decision_routes(desk: Desk) -> APIRouter:
             {**question.model_dump(), "id": name, "instructions": _text(question.instructions)}
             for name, question in body.questions.items()
         ]
-        answers, outcome = await _answers(desk, request, body, lambda: body.state, asked)
+        answers, outcome = await _answers(dispatcher, request, body, lambda: body.state, asked)
         replies = {
             name: _named_reply(question, answer)
             for (name, question), answer in zip(body.questions.items(), answers, strict=True)
         }
         usage = {"input_tokens": outcome.tokens, "output_tokens": 0}
-        return JSONResponse(_whole(desk, body, replies, usage))
+        return JSONResponse(_whole(dispatcher, body, replies, usage))
 
     return router
 
 
 async def _answers(
-    desk: Desk,
+    dispatcher: Dispatcher,
     request: Request,
     body: DecisionRequest | SystemOneRequest,
     state: Callable[[], object],
     questions: Sequence[Mapping[str, Any]],
 ) -> tuple[list[Answered], Outcome]:
     """The answers to questions that are written as in a file."""
-    model = desk.model(request, body.model, task="decisions", questions=len(questions))
+    model = dispatcher.model(request, body.model, task="decisions", questions=len(questions))
     said = state()
-    desk.check_length(said if isinstance(said, str) else json.dumps(said, ensure_ascii=False))
+    dispatcher.check_length(said if isinstance(said, str) else json.dumps(said, ensure_ascii=False))
     examples = case_examples(model, said, questions, case=body.id)
-    promises = Promises(body.risk, body.coverage).over(desk.settings.promises)
-    return await desk.answers(request, model, Questions(examples, promises))
+    guarantees = Guarantees(body.risk, body.coverage).over(dispatcher.settings.guarantees)
+    return await dispatcher.answers(request, model, Questions(examples, guarantees))
 
 
-def _whole(desk: Desk, body: Asking, answers: object, usage: Mapping[str, Any]) -> dict[str, Any]:
+def _whole(dispatcher: Dispatcher, body: Asking, answers: object, usage: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model": body.model,
         "answers": answers,
         "usage": usage,
-        "calibration": desk.catalogue[body.model].calibration,
+        "calibration": dispatcher.catalogue[body.model].calibration,
         "confidence_kind": CONFIDENCE,
     }
 

@@ -14,13 +14,13 @@ from ..jobs import Scored
 from .bodies import Document, RerankRequest, ScoreRequest
 from .classes import listed
 from .decisions import ERRORS
-from .desk import Desk
+from .dispatch import Dispatcher
 from .replies import RerankReply, ScoreReply, usage_of
 
 PAIRS = (("queries", "documents"), ("text_1", "text_2"), ("data_1", "data_2"))
 
 
-def reward_routes(desk: Desk) -> APIRouter:
+def reward_routes(dispatcher: Dispatcher) -> APIRouter:
     """The routes for rewards; those that begin with /v1 and /v2 are the same under the names that clients use."""
     router = APIRouter(tags=["rewards"])
 
@@ -29,9 +29,9 @@ def reward_routes(desk: Desk) -> APIRouter:
     async def score(request: Request, body: ScoreRequest) -> JSONResponse:
         """Score answers to prompts."""
         firsts, seconds = pairs_of(body)
-        model = desk.model(request, body.model, task="rewards", questions=len(seconds))
+        model = dispatcher.model(request, body.model, task="rewards", questions=len(seconds))
         texts = [first + second for first, second in zip(firsts, seconds, strict=True)]
-        scores, outcome = await desk.scores(request, model, texts)
+        scores, outcome = await dispatcher.scores(request, model, texts)
         data = [
             {"index": number, "object": "score", "score": one.mean, **_beside(one, body.k)}
             for number, one in enumerate(scores)
@@ -44,8 +44,8 @@ def reward_routes(desk: Desk) -> APIRouter:
     async def rerank(request: Request, body: RerankRequest) -> JSONResponse:
         """Put answers to a prompt in the order of their rewards."""
         documents = [one.text if isinstance(one, Document) else one for one in body.documents]
-        model = desk.model(request, body.model, task="rewards", questions=len(documents))
-        scores, outcome = await desk.scores(request, model, [body.query + text for text in documents])
+        model = dispatcher.model(request, body.model, task="rewards", questions=len(documents))
+        scores, outcome = await dispatcher.scores(request, model, [body.query + text for text in documents])
         results = [
             {
                 "index": number,
@@ -91,8 +91,8 @@ def _listed(texts: str | list[str]) -> list[str]:
 
 
 def _beside(score: Scored, k: float) -> dict[str, Any]:
-    return {"std": score.std, "lower_bound": score.mean - k * score.std, "members": score.members}
+    return {"std": score.std, "lower_bound": score.lower_bound(k), "members": score.members}
 
 
 def _rank(score: Scored, body: RerankRequest) -> float:
-    return score.mean if body.rank_by == "mean" else score.mean - body.k * score.std
+    return score.mean if body.rank_by == "mean" else score.lower_bound(body.k)

@@ -1,4 +1,4 @@
-"""The door of the server: keys, the size of bodies, and JSON that can be used; pure ASGI, in front of all routes."""
+"""Checks in front of all routes: keys, the size of bodies, and JSON that can be used; pure ASGI."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .failures import ApiError
 OPEN = ("/", "/health", "/ready")  # for probes, which have no key, and the page, which asks for one
 
 
-class Door:
+class RequestChecks:
     """Middleware that refuses requests without a key, and bodies that are too large or no JSON."""
 
     def __init__(self, app: ASGIApp, settings: Settings):

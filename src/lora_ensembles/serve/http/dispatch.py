@@ -1,4 +1,4 @@
-"""Desk: the way of a request from its route to the engine and back, the same for every route."""
+"""Dispatcher: the way of a request from its route to the engine and back, the same for every route."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .metrics import Metrics
 
 
 @dataclass(frozen=True)
-class Desk:
+class Dispatcher:
     """The parts of a server that every route needs."""
 
     catalogue: Catalogue
