@@ -38,7 +38,7 @@ from lora_ensembles.calibration.held_out import fingerprints
 from lora_ensembles.data.splits import sample
 from lora_ensembles.errors import LoraEnsemblesError
 from lora_ensembles.heads import HeadConfig, adapter_for
-from lora_ensembles.prediction.orders import option_orders, reordered
+from lora_ensembles.prediction.orders import option_orders, reordered, restored
 from lora_ensembles.studies.predictions import Sheet
 from lora_ensembles.studies.store import cell, record_file
 from lora_ensembles.studies.under_way import UnderWay
@@ -127,10 +127,7 @@ def _in_order(ensemble: LoraEnsemble, test: Sequence[Example], number: int) -> P
         return predict(ensemble, test)
     orders = [option_orders(example, number + 1)[number] for example in test]
     asked = [reordered(example, order) for example, order in zip(test, orders, strict=True)]
-    found = predict(ensemble, asked).member_log_probs
-    own = found.clone()
-    for row, order in enumerate(orders):
-        own[:, row, list(order)] = found[:, row, : len(order)]
+    own = restored(predict(ensemble, asked).member_log_probs, orders)
     targets = torch.tensor([example.target for example in test])
     return Prediction(own, targets, tuple(example.id for example in test))
 

@@ -251,16 +251,6 @@ def draw(rows: Mapping[str, Sequence[Promise]]) -> Any:
     return finish(figure, None, keys, columns=2)
 
 
-def blocks(folder: Path) -> dict[str, str]:
-    """The text between the marks of the pages."""
-    found = recorded(folder)
-    made = {"orders": orders_table(found), "distilled": distilled_table(found)}
-    if "words" in found:
-        rows = guarantee_rows(found)
-        made["guarantee"] = guarantee_table(found, rows)
-    return made
-
-
 def with_block(text: str, name: str, block: str) -> str:
     """A page with the text between the marks of a block replaced."""
     begin, end = f"<!-- {name}: measured -->", f"<!-- {name}: end -->"
@@ -269,16 +259,22 @@ def with_block(text: str, name: str, block: str) -> str:
 
 
 def page(folder: Path, *, check: bool) -> None:
-    made = blocks(folder)
+    """Write the tables and the figure of the records that are there, or compare the tables."""
+    found = recorded(folder)
+    made = {"orders": orders_table(found), "distilled": distilled_table(found)}
+    rows = guarantee_rows(found) if "words" in found else {}
+    if rows:
+        made["guarantee"] = guarantee_table(found, rows)
     for name, block in made.items():
         path = PAGES[name]
         text = path.read_text(encoding="utf-8")
         new = with_block(text, name, block)
-        if check and new != text:
+        if not check:
+            path.write_text(new, encoding="utf-8")
+        elif new != text:
             sys.exit(f"error: {path} is not what {folder} gives; run `python benchmarks/decisions_page.py`")
-        path.write_text(new, encoding="utf-8")
-    if "guarantee" in made and not check:
-        save_figure(draw(guarantee_rows(recorded(folder))), folder / "guarantee.png")
+    if rows and not check:
+        save_figure(draw(rows), folder / "guarantee.png")
     print(json.dumps({"blocks": sorted(made)}))
 
 

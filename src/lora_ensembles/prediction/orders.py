@@ -74,6 +74,14 @@ def reordered(example: Example, order: Sequence[int]) -> Example:
     )
 
 
+def restored(log_probs: Tensor, orders: Sequence[Sequence[int]]) -> Tensor:
+    """Log-probabilities (M, N, C) of reordered examples, with the options of each back in its own order."""
+    own = log_probs.clone()
+    for row, order in enumerate(orders):
+        own[:, row, list(order)] = log_probs[:, row, : len(order)]
+    return own
+
+
 def in_orders(examples: Sequence[Any], count: int, *, kind: str | None) -> Sequence[Any]:
     """`count` examples for each one, with its options in as many orders; those that list none as they are.
 
@@ -94,18 +102,6 @@ def in_orders(examples: Sequence[Any], count: int, *, kind: str | None) -> Seque
     ]
 
 
-def check_listed(examples: Sequence[Example]) -> None:
-    """Refuse to change the order of options that no prompt lists.
-
-    Raises:
-        ConfigError: as it says.
-    """
-    if not any(is_listed(example) for example in examples):
-        raise ConfigError(
-            "order_passes: no prompt lists its options after letters, so their order changes nothing; leave it out"
-        )
-
-
 def averaged_over_orders(
     predictor: Predictor, examples: Sequence[Example], *, passes: int, max_rows: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -120,18 +116,19 @@ def averaged_over_orders(
     """
     if passes < 1:
         raise ConfigError(f"order_passes is {passes}; use at least 1, which keeps the order that is given")
-    check_listed(examples)
     listed = [place for place, example in enumerate(examples) if is_listed(example)]
+    if not listed:
+        raise ConfigError(
+            "order_passes: no prompt lists its options after letters, so their order changes nothing; leave it out"
+        )
     first = predictor.member_log_probs(examples, max_rows=max_rows).double()
-    parts, orders = [first], [option_orders(examples[place], passes) for place in listed]
+    parts, every_order = [first], [option_orders(examples[place], passes) for place in listed]
     for number in range(1, passes):
-        asked = [
-            reordered(examples[place], order[number]) for place, order in zip(listed, orders, strict=True)
-        ]
+        orders = [own[number] for own in every_order]
+        asked = [reordered(examples[place], order) for place, order in zip(listed, orders, strict=True)]
         found = predictor.member_log_probs(asked, max_rows=max_rows).double()
         part = first.clone()
-        for row, (place, order) in enumerate(zip(listed, orders, strict=True)):
-            part[:, place, list(order[number])] = found[:, row, : len(order[number])]
+        part[:, listed, : found.shape[2]] = restored(found, orders)
         parts.append(part)
     every = torch.stack(parts)  # (K, M, N, C)
     choices = every.logsumexp(dim=1).argmax(dim=-1)
