@@ -232,7 +232,7 @@ def test_a_record_goes_on_from_the_last_epoch_of_the_run_that_was_stopped(
     # In the first of two runs, of which two epochs of four are kept, and at the end of the second.
     for stop in (total // 3, total - total // 4 - 1):
         steps.made, steps.stop = 0, stop
-        with pytest.raises(Interrupted, match=r"terminated.*the same command goes on from there"):
+        with pytest.raises(Interrupted, match=r"^terminated; the same command goes on from there$"):
             swept(out)
         assert (out / "unfinished").is_dir()
         assert not list(out.glob("*.json"))

@@ -231,17 +231,19 @@ def _fit(prediction: Prediction, kind: Kind) -> Calibration:
         of_types = {
             name: best(prediction.take(rows))
             for name, _, rows in _strata(prediction)
-            if len(rows) >= LEAST_OF_A_COUNT and not name.startswith("None")
+            if name and len(rows) >= LEAST_OF_A_COUNT
         }
     return dataclasses.replace(made, temperatures=temperatures, of_types=of_types)
 
 
 def _strata(prediction: Prediction) -> list[tuple[str, int, Tensor]]:
-    """The rows (n,) of each type of decision and number of options, with its name and that number."""
+    """The rows (n,) of each type of decision and number of options, with its name, which is empty where there is no
+    type, and that number.
+    """
     counts = prediction.present.sum(dim=-1).tolist()
     rows: dict[tuple[str, int], list[int]] = {}
     for row, (kind, count) in enumerate(zip(prediction.types or [None] * len(counts), counts, strict=True)):
-        rows.setdefault((f"{kind} of {count}", count), []).append(row)
+        rows.setdefault(("" if kind is None else f"{kind} of {count}", count), []).append(row)
     return [(name, count, torch.tensor(own)) for (name, count), own in sorted(rows.items())]
 
 

@@ -155,9 +155,8 @@ def run(args: Arguments) -> dict[str, Any]:
     answered = counts.rows - counts.bad
     say(f"{answered} {outcome} by {ensemble.num_members} members in {seconds} s{before}{left}")
     if args.top is not None:
-        say(
-            f"written: the {min(args.top, answered)} rows of the {'lowest' if args.by == 'confidence' else 'highest'} {args.by}"
-        )
+        end = "lowest" if args.by == "confidence" else "highest"
+        say(f"written: the {min(args.top, answered)} rows of the {end} {args.by}")
     if kept is not None:
         say(f"calibration: {kept.calibration}")
     for sentence in guarantees.said():

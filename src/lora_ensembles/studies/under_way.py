@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import LoraEnsemblesError
+from ..training.checkpoint import KEPT
 from ..training.signals import Interrupted
 
 _SECONDS = "seconds"
@@ -53,7 +54,7 @@ class UnderWay:
             if self.folder.is_dir():
                 (self.folder / _SECONDS).write_text(f"{self.seconds:.1f}\n")
                 if isinstance(error, LoraEnsemblesError | Interrupted):
-                    told = str(error).partition(". The checkpoint of step")[0]
+                    told = str(error).partition(KEPT)[0]
                     error.args = (f"{told}; the same command goes on from there", *error.args[1:])
             raise
 

@@ -38,6 +38,7 @@ from .signals import Interrupted
 from .trainee import Trainee
 
 CHECKPOINT = "checkpoint"
+KEPT = ". The checkpoint of step"  # what begins the advice behind an error, for callers that have their own
 BEFORE = {"loss": "vocabulary", "option_orders": 1}
 """What runs had before a setting existed, whose files do not name it."""
 
@@ -134,7 +135,7 @@ class RunFolder:
         if self.saved_step is not None:
             if isinstance(error, LoraEnsemblesError | Interrupted):
                 error.args = (
-                    f"{error}. The checkpoint of step {self.saved_step} is kept in {self.out}: "
+                    f"{error}{KEPT} {self.saved_step} is kept in {self.out}: "
                     "go on from it by resume=True, or replace the run by overwrite=True",
                     *error.args[1:],
                 )

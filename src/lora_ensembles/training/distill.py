@@ -1,4 +1,4 @@
-"""One adapter for the price of one: a single member trained on the distribution of a whole ensemble.
+"""Distillation: a single member trained on the probabilities of a whole ensemble.
 
 Shapes: M members, N examples, C labels.
 """
@@ -110,7 +110,7 @@ def distill(
         adapter: the student's; None: that of the ensemble's members.
         seed: of the student.
         validation: labelled examples, on which single member, student and ensemble are compared.
-        held_out: labelled examples to calibrate the student on; None: it has the calibration that it learnt.
+        held_out: labelled examples to calibrate the student on; without, it has the calibration that it learnt.
         progress: show a progress bar.
 
     Returns:

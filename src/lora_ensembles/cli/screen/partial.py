@@ -29,7 +29,7 @@ from ...errors import CheckpointError, ConfigError, DataError, LoraEnsemblesErro
 from ...storage.hub import ensemble_folder
 from ...training.signals import Interrupted
 from ..common import Arguments, flags_of
-from .outputs import STANDARD, is_standard_output, open_output
+from .outputs import is_standard_output, open_output
 from .parts import ROWS
 
 # Flags that change no row, or whose value is compared in another way; rows that were written before a bad one
@@ -82,7 +82,7 @@ def rows_output(args: Arguments, *, format: str, total: int | None) -> Iterator[
 
 def is_resumable(out: str) -> bool:
     """Whether rows go to a file that takes its name at the end: not to standard output, a device or a pipe."""
-    if out == STANDARD or is_standard_output(out):
+    if is_standard_output(out):
         return False
     there = status(Path(out))
     return there is None or stat.S_ISREG(there.st_mode)
