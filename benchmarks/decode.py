@@ -23,18 +23,16 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
-import json
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from limits import Peak, decode_seconds, peak, prompt_seconds
 from peers import Work, put, wrap
-from timing import WINDOWS, interleaved, ratio_lines, rounded, worst, write_record
+from timing import WINDOWS, add_record_flags, end_with, interleaved, ratio_lines, rounded, worst
 from torch import Tensor
 from transformers import CompileConfig
 from workloads import SHAPES, Shape, build, scaled, shape_of, sharing, tokenizer
@@ -297,8 +295,7 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="time compiled arms without a GPU too; needs a C++ compiler"
     )
-    parser.add_argument("--out", type=Path, help="write the record there")
-    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    add_record_flags(parser)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*compile_config.*")
     row = rounded(
@@ -307,11 +304,7 @@ def main() -> None:
         )
     )
     print(shown(row))
-    whole = write_record(
-        arguments.out, {"rows": [row]}, device="cuda" if torch.cuda.is_available() else "cpu"
-    )
-    if arguments.json:
-        print(json.dumps(whole))
+    end_with({"rows": [row]}, arguments, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 if __name__ == "__main__":

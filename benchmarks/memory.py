@@ -10,15 +10,13 @@ is held to be in memory once: the ensemble's base has the storage addresses that
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from limits import RANK, member_bytes, storages
-from timing import rounded, write_record
+from timing import add_record_flags, end_with, rounded
 from torch.profiler import ProfilerActivity, profile
 from workloads import SHAPES, build, questions, scaled, sharing, tokenizer
 
@@ -130,8 +128,7 @@ def main() -> None:
         action="store_true",
         help="a small model of the same architecture; the default without a GPU",
     )
-    parser.add_argument("--out", type=Path, help="write the record there")
-    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    add_record_flags(parser)
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     small = (arguments.scaled or device == "cpu") and arguments.profile in ("T1", "T2")
@@ -146,9 +143,7 @@ def main() -> None:
     print(f"difference           {row['difference_bytes']:14,d} bytes")
     print(f"formula              {row['formula_bytes']:14,d} bytes  (within {TOLERANCE:.0%})")
     print(f"base in memory once  {row['base_in_memory_once']}")
-    whole = write_record(arguments.out, {"rows": [rounded(row)]}, device=device)
-    if arguments.json:
-        print(json.dumps(whole))
+    end_with({"rows": [rounded(row)]}, arguments, device=device)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from timing import rounded, write_record
+from timing import add_record_flags, end_with, rounded
 from workloads import SHAPES, build, tokenizer
 
 from lora_ensembles import LoraEnsemble
@@ -154,8 +154,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--out", type=Path, help="write the record there")
-    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    add_record_flags(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="predict-stream-") as folder:
         row = rounded(measure(Path(folder), arguments.rows), digits=5)
@@ -167,9 +166,7 @@ def main() -> None:
         print(f"signal {stop['signal']:<8}{stop['rows']:12,d} rows were written")
     print(f"resumed        {'the same bytes' if row['same_bytes_after_resuming'] else 'OTHER BYTES'}")
     print(f"every row once in order  {row['every_row_once_in_order']}")
-    whole = write_record(arguments.out, row)
-    if arguments.json:
-        print(json.dumps(whole))
+    end_with(row, arguments)
     sys.exit(0 if row["ok"] else 1)
 
 

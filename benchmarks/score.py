@@ -19,16 +19,14 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from limits import peak, scoring_flops
 from peers import Work, put, wrap
-from timing import WINDOWS, interleaved, ratio_lines, rounded, worst, write_record
+from timing import WINDOWS, add_record_flags, end_with, interleaved, ratio_lines, rounded, worst
 from torch import Tensor
 from transformers import PreTrainedModel
 from workloads import SHAPES, Shape, build, questions, scaled, sharing, tokenizer
@@ -348,16 +346,11 @@ def main() -> None:
         help="a small model of the same architecture; the default without a GPU",
     )
     parser.add_argument("--windows", type=int, default=WINDOWS, help="interleaved runs of every arm")
-    parser.add_argument("--out", type=Path, help="write the record there")
-    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    add_record_flags(parser)
     arguments = parser.parse_args()
     row = rounded(measure(arguments.profile, windows=arguments.windows, small=arguments.scaled))
     print(shown(row))
-    whole = write_record(
-        arguments.out, {"rows": [row]}, device="cuda" if torch.cuda.is_available() else "cpu"
-    )
-    if arguments.json:
-        print(json.dumps(whole))
+    end_with({"rows": [row]}, arguments, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 if __name__ == "__main__":

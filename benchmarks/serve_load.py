@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import itertools
 import os
 import random
 import signal
@@ -30,12 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 from predict_stream import resident_mb
-from timing import rounded, write_record
+from timing import add_record_flags, end_with, rounded
 
 from lora_ensembles import LoraEnsemble, load_base, predict
 from lora_ensembles.serve.asking import case_examples
-from lora_ensembles.serve.catalogue import Catalogue
+from lora_ensembles.serve.catalogue import Catalogue, ServedModel
 
 MEMBERS = 4
 CASES = 64  # different ones, asked in turn
@@ -101,7 +102,7 @@ def make_case(number: int) -> dict[str, Any]:
     }
 
 
-def prepare(folder: Path) -> list[Case]:
+def prepare(folder: Path) -> tuple[ServedModel, list[Case]]:
     """Save an ensemble whose members differ, and answer the cases offline."""
     ensemble = LoraEnsemble(*load_base(), num_members=MEMBERS)
     ensemble.stack.b.normal_()
@@ -113,7 +114,21 @@ def prepare(folder: Path) -> list[Case]:
         body = make_case(number)
         examples = case_examples(model, body["input"], body["questions"])
         cases.append(Case(body, predict(ensemble, examples).probs.tolist()))
-    return cases
+    return model, cases
+
+
+def offline(model: ServedModel, cases: Sequence[Case], *, seconds: float) -> float:
+    """Cases a second that `predict` answers on one thread without a server, as many together as clients ask."""
+    threads, together, done = torch.get_num_threads(), WAITING // 2, 0
+    torch.set_num_threads(1)
+    begin = time.perf_counter()
+    while time.perf_counter() < begin + seconds:
+        bodies = [case.body for case in itertools.islice(itertools.cycle(cases), done, done + together)]
+        examples = [case_examples(model, body["input"], body["questions"]) for body in bodies]
+        predict(model.ensemble, [one for own in examples for one in own])
+        done += together
+    torch.set_num_threads(threads)
+    return done / (time.perf_counter() - begin)
 
 
 def right(case: Case, reply: dict[str, Any]) -> bool:
@@ -207,7 +222,8 @@ async def until_stopped(
 
 def measure(folder: Path, *, clients: int, seconds: float) -> dict[str, Any]:
     """The whole run."""
-    cases = prepare(folder)
+    model, cases = prepare(folder)
+    without_server = offline(model, cases, seconds=max(2.0, seconds / 8))
     with server(folder) as (process, url):
         asyncio.run(load(url, cases, clients=4, seconds=1.0, rate=None))  # warm
         first = resident_mb(process.pid)
@@ -237,6 +253,7 @@ def measure(folder: Path, *, clients: int, seconds: float) -> dict[str, Any]:
         "members": MEMBERS,
         "clients": clients,
         "max_waiting": WAITING,
+        "offline_answers_per_second": without_server,
         **parts,
         "resident_mb": {"before": first, "after": last},
         "ok": bad == 0 and code == 0 and overload.counts["2xx"] > 0,
@@ -249,17 +266,15 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--clients", type=int, default=50)
-    parser.add_argument("--out", type=Path, help="write the record there")
-    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    add_record_flags(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="serve-load-") as folder:
         row = rounded(measure(Path(folder), clients=arguments.clients, seconds=arguments.seconds), digits=4)
+    print(f"{'offline':<12}{row['offline_answers_per_second']} answers per second without a server")
     for name in ("capacity", "overload", "stopped"):
         print(f"{name:<12}" + ", ".join(f"{key} {value}" for key, value in row[name].items()))
     print(f"resident    {row['resident_mb']['before']} MB before, {row['resident_mb']['after']} MB after")
-    whole = write_record(arguments.out, row)
-    if arguments.json:
-        print(json.dumps(whole))
+    end_with(row, arguments)
     sys.exit(0 if row["ok"] else 1)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import WINDOWS, interleaved, ratio_lines, rounded, write_record
+from timing import WINDOWS, add_record_flags, end_with, interleaved, ratio_lines, rounded
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from workloads import SHAPES, Shape, config_of, tokenizer
 
@@ -132,14 +131,11 @@ def main() -> None:
         help="shape of the model that adapters are loaded into",
     )
     parser.add_argument("--windows", type=int, default=WINDOWS, help="interleaved runs of every arm")
-    parser.add_argument("--out", type=Path, help="write the record there")
-    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    add_record_flags(parser)
     arguments = parser.parse_args()
     row = rounded(measure(arguments.profile, windows=arguments.windows))
     print(shown(row))
-    whole = write_record(arguments.out, {"rows": [row]})
-    if arguments.json:
-        print(json.dumps(whole))
+    end_with({"rows": [row]}, arguments)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ record of a run.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -113,6 +114,21 @@ def write_record(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(whole, indent=2) + "\n")
     return whole
+
+
+def add_record_flags(parser: argparse.ArgumentParser) -> None:
+    """--out and --json, which `end_with` reads."""
+    parser.add_argument("--out", type=Path, help="write the record there")
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+
+
+def end_with(
+    record: Mapping[str, Any], arguments: argparse.Namespace, *, device: torch.device | str = "cpu"
+) -> None:
+    """Write a record, and print it as the last line, where that was asked for."""
+    whole = write_record(arguments.out, record, device=device)
+    if arguments.json:
+        print(json.dumps(whole))
 
 
 def worst(*values: float) -> float:

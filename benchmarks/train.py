@@ -14,13 +14,11 @@ where the time of the embedded demo's steps goes.
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 import breakdown
 import torch
-from timing import WINDOWS, rounded, write_record
+from timing import WINDOWS, add_record_flags, end_with, rounded
 from training_rows import Place, Profile, rows_of, shown
 
 PROFILES = {
@@ -72,8 +70,7 @@ def main() -> None:
     parser.add_argument(
         "--breakdown", action="store_true", help="where the time of the embedded demo's steps goes"
     )
-    parser.add_argument("--out", type=Path, help="write the record there")
-    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    add_record_flags(parser)
     arguments = parser.parse_args()
     if arguments.breakdown:
         record = rounded(breakdown.measure(windows=arguments.windows))
@@ -82,9 +79,7 @@ def main() -> None:
         rows = measure(arguments.profile, windows=arguments.windows, small=arguments.scaled)
         record = {"rows": rows}
         print("\n".join(map(shown, rows)))
-    whole = write_record(arguments.out, record, device="cuda" if torch.cuda.is_available() else "cpu")
-    if arguments.json:
-        print(json.dumps(whole))
+    end_with(record, arguments, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 if __name__ == "__main__":
