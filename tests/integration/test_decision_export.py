@@ -53,12 +53,11 @@ def cases() -> list[dict[str, Any]]:
 
 
 def by_pipeline(path: Path) -> list[dict[str, Any]]:
-    from transformers import AutoTokenizer, pipeline
+    from transformers import pipeline
 
     base, tokenizer = load_base()
     tokenizer.chat_template = "unused"
     decide = pipeline("decision", model=base, tokenizer=tokenizer, decision_config=str(path))
-    assert AutoTokenizer is not None
     return [decide({"state": state, "questions": ASKED}) for state in STATES]
 
 

@@ -73,7 +73,7 @@ def test_two_sets_are_drawn_by_their_own_groups() -> None:
 
 
 def test_the_interval_of_cases_holds_the_populations_accuracy_as_often_as_it_says() -> None:
-    """Cases whose questions are all easy or all hard: 0.9 or 0.5 are right, 0.7 in the population."""
+    """Cases whose questions are all easy or all hard: 0.95 or 0.45 are right, 0.7 in the population."""
     generator, held, wrong, draws = torch.Generator().manual_seed(0), 0, 0, 200
     for draw in range(draws):
         rates = torch.where(torch.rand(40, generator=generator) < 0.5, 0.95, 0.45).repeat_interleave(COPIES)

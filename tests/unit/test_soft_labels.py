@@ -18,6 +18,7 @@ from torch.nn import functional as F
 import reference_heads
 import tiny_heads
 from lora_ensembles import (
+    CheckpointError,
     Example,
     LastLayerEnsemble,
     LastLayerHeads,
@@ -141,7 +142,7 @@ def test_a_fingerprint_of_a_run_tells_soft_labels_apart(tmp_path: Path) -> None:
     train(
         build_ensemble(members=2), softened(phrase_examples()), config, out=tmp_path / "run", progress=False
     )
-    with pytest.raises(Exception, match="data"):
+    with pytest.raises(CheckpointError, match="data was"):
         train(
             build_ensemble(members=2),
             softened(phrase_examples(), seed=1),
