@@ -1,4 +1,7 @@
-"""The README as the package index shows it: links and pictures lead to the repository. All else is in pyproject.toml."""
+"""The README as the package index shows it: links and pictures lead to the repository.
+
+All else is in pyproject.toml.
+"""
 
 import re
 from pathlib import Path

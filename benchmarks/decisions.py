@@ -3,7 +3,8 @@
 Three questions, each a record of its own, with what every member says of every question beside it:
 
     words    ARC-Easy in words on SmolLM2-135M-Instruct. An ensemble's answers to 800 test questions, for
-             thresholds and sets under a guarantee; and one adapter distilled from it on other training questions.
+             thresholds and sets under a guarantee; and one adapter distilled from it on other training
+             questions.
     letters  The same model and task by letters, with the options in eight orders.
     world    The embedded base on world-obqa: in eight orders, and distilled.
 
@@ -110,7 +111,9 @@ def measure(setting: Setting, data: Path | None, sheet: Sheet, under_way: UnderW
 def _parts(
     setting: Setting, data: Path | None
 ) -> tuple[Sequence[Example], Sequence[Example], Sequence[Example]]:
-    """Questions to train on, others to learn from without their answers, and test questions that are neither."""
+    """Questions to train on, others to learn from without their answers,
+    and test questions that are neither.
+    """
     source = None if setting.task.startswith("world") else data
     task = load_task(setting.task, data=source, answer=setting.answer)  # type: ignore[arg-type]
     drawn = sample(task.train, setting.train + setting.pool, seed=setting.seed)

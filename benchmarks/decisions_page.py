@@ -69,7 +69,8 @@ def mixed(predictions: Sequence[Prediction]) -> Prediction:
 def orders_table(found: Mapping[str, Found]) -> str:
     """Markdown: single orders against averages over four, of the single members and of the ensemble."""
     lines = [
-        "| questions | of | answers that change with the order: one order / mean of 4 | accuracy | NLL | ECE |",
+        "| questions | of | answers that change with the order: one order / mean of 4 "
+        "| accuracy | NLL | ECE |",
         "|---|---|---|---|---|---|",
     ]
     for kind in ("letters", "world"):

@@ -1,11 +1,12 @@
 """Memory and resumption of `lora-ensembles predict` on a long file:
 `python benchmarks/predict_stream.py --rows 1000000 --out results/predict-stream.json`.
 
-A tiny Llama with two members answers a .jsonl file of short questions with the label words yes and no, twice. The
-first run is left alone; its resident memory is sampled, and what it has after a tenth of the rows is held against
-what it has at the end. The second run is killed (SIGKILL) at 40 % of the rows, told to end (SIGTERM) at 70 %, and
-goes on by --resume each time; its output must be the first one's, byte for byte, with every row number once and in
-order. Memory is read from /proc, so this needs Linux. A million rows take some minutes on one core.
+A tiny Llama with two members answers a .jsonl file of short questions with the label words yes and no, twice.
+The first run is left alone; its resident memory is sampled, and what it has after a tenth of the rows is held
+against what it has at the end. The second run is killed (SIGKILL) at 40 % of the rows, told to end (SIGTERM)
+at 70 %, and goes on by --resume each time; its output must be the first one's, byte for byte, with every row
+number once and in order. Memory is read from /proc, so this needs Linux. A million rows take some minutes on
+one core.
 """
 
 from __future__ import annotations

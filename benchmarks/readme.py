@@ -61,7 +61,8 @@ def costs() -> Iterator[tuple[str, str, str]]:
     a, tuned = train["A"], train["A'"]  # arms of docs/performance.md
     yield (
         "training of 5 members, two CPU cores",
-        f"{a:.1f} times as fast as 5 runs of PEFT with the Trainer, {tuned:.1f} times as fast as a tuned loop",
+        f"{a:.1f} times as fast as 5 runs of PEFT with the Trainer, "
+        f"{tuned:.1f} times as fast as a tuned loop",
         "`make bench`",
     )
     yield (
@@ -77,8 +78,8 @@ def costs() -> Iterator[tuple[str, str, str]]:
     base, members = plan["base"] / GIGABYTE, plan["members"] / GIGABYTE
     yield (
         "memory of 5 members in training, Llama-2-7B",
-        f"{members:.2f} GB of adapters, gradients and optimiser state in addition to a base of {base:.1f} GB; "
-        f"{'fits' if plan['fits'] else 'does not fit'} {plan['memory_gb']} GB",
+        f"{members:.2f} GB of adapters, gradients and optimiser state in addition to a base of {base:.1f} "
+        f"GB; {'fits' if plan['fits'] else 'does not fit'} {plan['memory_gb']} GB",
         "`python benchmarks/plans.py --out results/plans.json`",
     )
 

@@ -1,11 +1,14 @@
-"""The server at twice its capacity: `python benchmarks/serve_load.py --seconds 20 --clients 50 --out results/serve-load.json`.
+"""The server at twice its capacity:
+`python benchmarks/serve_load.py --seconds 20 --clients 50 --out results/serve-load.json`.
 
-Members on the embedded base answer cases of three questions each, in a process of its own on this machine. First the
-clients ask as fast as they get answers, which gives the capacity; then they ask at twice that rate, whether answers come
-or not, so that the queue fills and requests are turned away. Each answer is held against that of `predict` for the same
-case. At the end the server is told to stop (SIGTERM) while all clients ask; what it accepted must be answered.
+Members on the embedded base answer cases of three questions each, in a process of its own on this machine.
+First the clients ask as fast as they get answers, which gives the capacity; then they ask at twice that rate,
+whether answers come or not, so that the queue fills and requests are turned away. Each answer is held against
+that of `predict` for the same case. At the end the server is told to stop (SIGTERM) while all clients ask;
+what it accepted must be answered.
 
-Clients and server share the machine's cores, so the numbers are those of a server that has about half of them.
+Clients and server share the machine's cores, so the numbers are those of a server that has about half of
+them.
 """
 
 from __future__ import annotations
@@ -118,7 +121,9 @@ def prepare(folder: Path) -> tuple[ServedModel, list[Case]]:
 
 
 def offline(model: ServedModel, cases: Sequence[Case], *, seconds: float) -> float:
-    """Cases a second that `predict` answers on one thread without a server, as many together as clients ask."""
+    """Cases a second that `predict` answers on one thread without a server,
+    as many together as clients ask.
+    """
     threads, together, done = torch.get_num_threads(), WAITING // 2, 0
     torch.set_num_threads(1)
     begin = time.perf_counter()
@@ -181,8 +186,8 @@ async def ask(client: httpx.AsyncClient, case: Case, tally: Tally) -> None:
 
 
 async def load(url: str, cases: Sequence[Case], *, clients: int, seconds: float, rate: float | None) -> Tally:
-    """So many clients for so long, each on a connection of its own; at a rate of requests a second over all of
-    them, or each as soon as it has its answer.
+    """So many clients for so long, each on a connection of its own; at a rate of requests a second over all
+    of them, or each as soon as it has its answer.
     """
     tally = Tally()
     begin = time.perf_counter()
@@ -207,8 +212,8 @@ async def load(url: str, cases: Sequence[Case], *, clients: int, seconds: float,
 async def until_stopped(
     url: str, cases: Sequence[Case], process: subprocess.Popen[str], *, clients: int
 ) -> Tally:
-    """Requests at once, in the middle of which the server is told to stop: when the first has its answer, all others
-    have been accepted or turned away.
+    """Requests at once, in the middle of which the server is told to stop: when the first has its answer, all
+    others have been accepted or turned away.
     """
     tally = Tally()
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, headers={"connection": "close"}) as client:

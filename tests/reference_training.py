@@ -51,8 +51,8 @@ def train_by_peft(
     *,
     variants: int = 1,
 ) -> MemberWeights:
-    """The weights of the member with these seeds, after PEFT's own adapter met the same batches; of `variants`
-    rows of an example that follow each other, one in an epoch.
+    """The weights of the member with these seeds, after PEFT's own adapter met the same batches; of
+    `variants` rows of an example that follow each other, one in an epoch.
     """
     torch.manual_seed(seeds.init)
     model = get_peft_model(

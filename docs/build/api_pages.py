@@ -91,8 +91,8 @@ GROUPS = {
     ),
     "plots": Group(
         "Plots",
-        "`from lora_ensembles import plots`; each returns a matplotlib figure. The [gallery](../../gallery.md) shows "
-        "them.",
+        "`from lora_ensembles import plots`; each returns a matplotlib figure. The "
+        "[gallery](../../gallery.md) shows them.",
         tuple(f"plots.{name}" for name in plots.__all__),
     ),
     "baselines": Group(

@@ -13,7 +13,8 @@ def cli_page() -> str:
     lines = [
         "# Command-line flags",
         "",
-        f"{program.description} The [guide to the command line](../command-line.md) says what each verb does.",
+        f"{program.description} The [guide to the command line](../command-line.md) "
+        "says what each verb does.",
         "",
     ]
     for verb, parser in verbs.items():

@@ -22,7 +22,9 @@ _HOME_OF = _homes()
 # Names whose home can only be imported with another package; without it `import *` leaves them out, and
 # asking for one says what to install.
 _NEEDED_BY = {"LoraEnsembleClassifier": "sklearn"}
-__all__ = sorted(name for name in _HOME_OF if name not in _NEEDED_BY or find_spec(_NEEDED_BY[name]))  # noqa: PLE0605
+__all__ = sorted(  # noqa: PLE0605
+    name for name in _HOME_OF if name not in _NEEDED_BY or find_spec(_NEEDED_BY[name])
+)
 
 
 def __getattr__(name: str) -> object:

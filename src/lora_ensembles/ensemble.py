@@ -202,8 +202,8 @@ class LoraEnsemble(StackedModel):
         """The ensemble that `save_pretrained` wrote, or some of its members, from a folder, or from
         "owner/name" of the Hugging Face hub.
 
-        The base is loaded by its recorded name, in the dtype it was saved with and quantised as it was, unless
-        given.
+        The base is loaded by its recorded name, in the dtype it was saved with and quantised as it was,
+        unless given.
 
         Args:
             path: a folder, or "owner/name" of the hub.

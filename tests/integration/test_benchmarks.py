@@ -29,8 +29,8 @@ def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def every_family(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """What `bench.py --quick` prints: its last line, the record it writes, and the whole; rows of one window may
-    not hold, and then it ends with 1.
+    """What `bench.py --quick` prints: its last line, the record it writes, and the whole; rows of one window
+    may not hold, and then it ends with 1.
     """
     record, printed = tmp_path_factory.mktemp("bench") / "cpu.json", io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):

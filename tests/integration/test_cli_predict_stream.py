@@ -1,4 +1,6 @@
-"""Predict part by part: in little memory, as rows come, and on from where a run was stopped, to the same bytes."""
+"""Predict part by part: in little memory, as rows come,
+and on from where a run was stopped, to the same bytes.
+"""
 
 from __future__ import annotations
 

@@ -122,7 +122,10 @@ def test_the_page_says_what_the_base_is_and_what_a_figure_shows(report: Path) ->
     text = (report / "report.md").read_text(encoding="utf-8")
     assert "a transformer of 1.3 million parameters" in text.partition("## ")[0]
     figure_2 = text.partition("### Figure 2")[2].partition("### ")[0]
-    said = "C1 supported (1 of 1 clauses supported). The least certain clause is \u201caccuracy\u201d: +0.010 (95 % "
+    said = (
+        "C1 supported (1 of 1 clauses supported). "
+        "The least certain clause is \u201caccuracy\u201d: +0.010 (95 % "
+    )
     assert f"**Here.** {said}" in figure_2
     rank = text.partition("### The rank of the adapters\n")[2]
     assert "**Here.** Highest accuracy: rank " in rank.partition("### ")[0]

@@ -1,4 +1,6 @@
-"""`LoraEnsembleClassifier`: it trains what `train` trains, and does what scikit-learn asks of an estimator."""
+"""`LoraEnsembleClassifier`: it trains what `train` trains,
+and does what scikit-learn asks of an estimator.
+"""
 
 from __future__ import annotations
 
@@ -406,8 +408,8 @@ def test_mapie_makes_sets_of_a_fitted_classifier(fitted: LoraEnsembleClassifier)
     conformal.conformalize(np.array(TEXTS), np.array(LABELS))
     labels, sets = conformal.predict_set(np.array(NEW))
     assert labels.tolist() == fitted.predict(NEW).tolist()
-    # LAC: the score of a calibration text is 1 - p(its class), and a class is in the set where 1 - p is at most
-    # the ceil((n + 1) * level)-th smallest of n scores.
+    # LAC: the score of a calibration text is 1 - p(its class), and a class is in the set where 1 - p is at
+    # most the ceil((n + 1) * level)-th smallest of n scores.
     probs = fitted.predict_proba(TEXTS)
     scores = np.sort(1 - probs[range(len(TEXTS)), np.searchsorted(fitted.classes_, LABELS)])
     limit = scores[int(np.ceil((len(TEXTS) + 1) * 0.7)) - 1]

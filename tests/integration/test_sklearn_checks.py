@@ -1,8 +1,8 @@
 """scikit-learn's own checks of estimators, on `LoraEnsembleClassifier`.
 
-They pass numbers, and for an estimator that takes texts scikit-learn leaves nearly all of them out. So they run
-twice more: on the classifier as it is, where a table says which must fail and why; and on one that reads each
-number as a word, where all must pass.
+They pass numbers, and for an estimator that takes texts scikit-learn leaves nearly all of them out. So they
+run twice more: on the classifier as it is, where a table says which must fail and why; and on one that reads
+each number as a word, where all must pass.
 """
 
 from __future__ import annotations

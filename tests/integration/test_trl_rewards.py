@@ -1,4 +1,6 @@
-"""An ensemble of reward models as a reward function: what it returns, and a run of TRL's own trainer on it."""
+"""An ensemble of reward models as a reward function:
+what it returns, and a run of TRL's own trainer on it.
+"""
 
 from __future__ import annotations
 

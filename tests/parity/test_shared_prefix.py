@@ -115,8 +115,8 @@ def test_labels_in_the_row_of_their_prompt_have_the_scores_of_rows_of_their_own(
 
 
 def about_states(*, words: bool) -> list[Example]:
-    """Four questions about each of three states, mixed, and one that has nothing in common with them; labels are
-    letters, or words of one to three tokens.
+    """Four questions about each of three states, mixed, and one that has nothing in common with them; labels
+    are letters, or words of one to three tokens.
     """
     fillers = "the red fox saw a small bird near an old river and went home".split()
     states = [

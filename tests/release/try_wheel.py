@@ -24,7 +24,8 @@ QUESTIONS = [
     for n in range(40)
 ]
 SCRIPT = """
-from lora_ensembles import LoraEnsemble, Prediction, TrainConfig, evaluate, load_base, load_task, predict, train
+from lora_ensembles import LoraEnsemble, Prediction, TrainConfig, evaluate, \
+load_base, load_task, predict, train
 
 base, tokenizer = load_base()
 ensemble: LoraEnsemble = LoraEnsemble(base, tokenizer, num_members=2, seed=0)
@@ -49,7 +50,9 @@ def main(wheel: Path) -> None:
 
 
 def describe(wheel: Path) -> None:
-    """Print the files of a wheel by folder, and refuse a heavy one, or one with files that are not the package's."""
+    """Print the files of a wheel by folder, and refuse a heavy one,
+    or one with files that are not the package's.
+    """
     with zipfile.ZipFile(wheel) as archive:
         files = archive.infolist()
     megabytes = wheel.stat().st_size / 1e6

@@ -1,5 +1,6 @@
-"""Calibration of an ensemble: numbers are those of independent optimisers, the kind with the least NLL on other
-examples is chosen, and the calibration travels with the ensemble, on disk too, and ends with its members.
+"""Calibration of an ensemble: numbers are those of independent optimisers, the kind with the least NLL on
+other examples is chosen, and the calibration travels with the ensemble, on disk too, and ends with its
+members.
 """
 
 from __future__ import annotations
@@ -318,4 +319,7 @@ def test_a_kind_that_can_change_an_answer_leaves_the_other_half_for_guarantees()
     temperature = calibrate(made, examples, kind="temperature")  # type: ignore[arg-type]
     assert temperature.num_examples == 2_000
     assert made.calibrated.prediction.num_examples == 2_000  # type: ignore[attr-defined]
-    assert torch.equal(made.calibrated.ruled(kept.prediction).choices, kept.prediction.choices)  # type: ignore[attr-defined]
+    assert torch.equal(
+        made.calibrated.ruled(kept.prediction).choices,  # type: ignore[attr-defined]
+        kept.prediction.choices,
+    )

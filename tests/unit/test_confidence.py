@@ -50,7 +50,9 @@ def test_relative_confidence_by_its_formula() -> None:
 
 
 @pytest.mark.parametrize("examples", [letter_examples(), phrase_examples()], ids=["letters", "words"])
-def test_the_mass_of_labels_is_their_share_of_the_whole_vocabulary(examples: list) -> None:  # type: ignore[type-arg]
+def test_the_mass_of_labels_is_their_share_of_the_whole_vocabulary(
+    examples: list,  # type: ignore[type-arg]
+) -> None:
     ensemble = build_ensemble(members=2, random_b=True)
     found = label_mass(ensemble, examples)
     for row, example in enumerate(examples):

@@ -43,7 +43,8 @@ def test_coverage_over_many_draws_is_what_theory_says(method: Method) -> None:
         seen.append(covered(new, rule.sets(new)))
         nearer = option_scores(new, method) <= 0.95 * rule.threshold
         moved.append(covered(new, nearer))
-    # Without ties the coverage of one threshold is Beta(k, n + 1 - k) over the draws, with k = ceil((n + 1) 0.9).
+    # Without ties the coverage of one threshold is Beta(k, n + 1 - k) over the draws,
+    # with k = ceil((n + 1) 0.9).
     rank = math.ceil((count + 1) * coverage)
     beta = stats.beta(rank, count + 1 - rank)
     deviation = math.sqrt(beta.var() + coverage * (1 - coverage) / 400)

@@ -43,7 +43,9 @@ def test_copies_of_an_example_say_no_more_than_the_example(metric) -> None:  # t
 
 
 @pytest.mark.parametrize("metric", [accuracy, ece])
-def test_intervals_of_cases_are_wider_than_those_of_as_many_single_questions(metric) -> None:  # type: ignore[no-untyped-def]
+def test_intervals_of_cases_are_wider_than_those_of_as_many_single_questions(  # type: ignore[no-untyped-def]
+    metric,
+) -> None:
     once = random_prediction(5, examples=80)
     grouped = bootstrap_interval(metric, repeated(once, grouped=True), samples=300)
     loose = bootstrap_interval(metric, repeated(once, grouped=False), samples=300)

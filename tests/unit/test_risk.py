@@ -41,8 +41,8 @@ def test_the_error_of_the_answers_stays_within_the_risk_as_often_as_promised(
     found = [risk_threshold(population(20_000, generator), risk=risk, delta=delta) for _ in range(DRAWS)]
     slack = 2 * math.sqrt(delta * (1 - delta) / DRAWS)
     assert sum(error_below(rule.threshold) > risk for rule in found) / DRAWS <= delta + slack
-    # A threshold that is 5 % further from the surest answers breaks the promise; what is answered is nearly all
-    # that could be.
+    # A threshold that is 5 % further from the surest answers breaks the promise; what is answered is nearly
+    # all that could be.
     assert sum(error_below(1.05 * rule.threshold) > risk for rule in found) / DRAWS > delta + slack
     possible = risk / 0.4 / 0.5
     assert sum(rule.coverage for rule in found) / DRAWS == pytest.approx(possible, rel=0.1)

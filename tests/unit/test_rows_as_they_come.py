@@ -1,5 +1,5 @@
-"""Rows that are read as they are asked for: no more of a file than that, lines of a pipe as they come, and the
-answers that reading the whole file gives.
+"""Rows that are read as they are asked for: no more of a file than that, lines of a pipe as they come, and
+the answers that reading the whole file gives.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The calibration of an ensemble: its predictions on held-out examples are kept, with what was fitted on them,
-for the probabilities, thresholds and sets of everything that is predicted later.
+"""The calibration of an ensemble: its predictions on held-out examples are kept, with what was fitted on
+them, for the probabilities, thresholds and sets of everything that is predicted later.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ class HeldOut:
 
     A guarantee needs examples that nothing was fitted on which changes an answer. Where the calibration keeps
     every choice ("none", "temperature"), thresholds and sets are made from the probabilities *before* it, and
-    applied to these: so all held-out examples serve both. Otherwise half of them were fitted on, and thresholds
-    and sets are made from the calibrated probabilities of the other half.
+    applied to these: so all held-out examples serve both. Otherwise half of them were fitted on, and
+    thresholds and sets are made from the calibrated probabilities of the other half.
 
     Attributes:
-        prediction: of the members, labelled and not calibrated; of the examples that guarantees are made from.
+        prediction: of the members, labelled and not calibrated; of the examples that guarantees are made
+            from.
         calibration: what was fitted.
         marks: keys of all held-out examples, each with the example's id.
         source: where the examples came from, for a reader.
@@ -97,9 +98,9 @@ def calibrate(
     Args:
         ensemble: of M members.
         held_out: N labelled examples, from the population that will be answered.
-        kind: see `Calibration`; "auto" takes the one with the lowest NLL on parts of `held_out` that it was not
-            fitted on. A kind that may change an answer is fitted on half of the examples (see `HeldOut`), and
-            needs 20 of them to be chosen.
+        kind: see `Calibration`; "auto" takes the one with the lowest NLL on parts of `held_out` that it was
+            not fitted on. A kind that may change an answer is fitted on half of the examples (see `HeldOut`),
+            and needs 20 of them to be chosen.
         trained_on: what the ensemble was trained on; held-out examples among them are refused.
         source: where the examples came from, for a reader of the saved ensemble.
         max_rows: as in `predict`.
@@ -116,7 +117,9 @@ def calibrate(
         >>> from lora_ensembles import LoraEnsemble, load_base, load_task, predict
         >>> task = load_task("world-cqa")
         >>> ensemble = LoraEnsemble(*load_base(), num_members=2)
-        >>> calibration = calibrate(ensemble, task.validation[:120], trained_on=task.train, kind="temperature")
+        >>> calibration = calibrate(
+        ...     ensemble, task.validation[:120], trained_on=task.train, kind="temperature"
+        ... )
         >>> 0.2 < calibration.temperatures[0] < 5
         True
         >>> predict(ensemble, task.validation[120:130]).calibrated is not None

@@ -26,8 +26,8 @@ FREE = 2
 class ConformalSets:
     """A rule that gives each example the set of its options whose score is at most `threshold`.
 
-    The set holds the right option with probability at least `coverage`, over the draw of the held-out examples
-    and of the new one, if both are of one population; without ties at most 1 / (N + 1) above it.
+    The set holds the right option with probability at least `coverage`, over the draw of the held-out
+    examples and of the new one, if both are of one population; without ties at most 1 / (N + 1) above it.
 
     Attributes:
         method: "lac", "aps" or "raps".
@@ -74,7 +74,9 @@ def conformal_sets(held_out: Prediction, *, coverage: float = 0.9, method: Metho
         DataError: the prediction is unlabelled, or has too few examples: N >= coverage / (1 - coverage).
 
     Example:
-        >>> held_out = Prediction(torch.tensor([[[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]]]).log(), torch.tensor([0, 0, 0]))
+        >>> held_out = Prediction(
+        ...     torch.tensor([[[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]]]).log(), torch.tensor([0, 0, 0])
+        ... )
         >>> rule = conformal_sets(held_out, coverage=0.5)
         >>> rule.sets(Prediction(torch.tensor([[[0.85, 0.15], [0.5, 0.5]]]).log())).tolist()
         [[True, False], [False, False]]
@@ -98,10 +100,10 @@ def option_scores(prediction: Prediction, method: Method) -> Tensor:
     """(N, C) float64 score of each option, higher where it fits less; infinite where an option is absent.
 
     LAC: -log p(c), which orders options and examples as 1 - p(c) does and keeps its digits near 1 (Sadinle et
-    al. 2019, arXiv:1609.00451). APS: the sum of the probabilities of all options that are at least as probable,
-    c's own included (Romano et al. 2020, arXiv:2006.02544), `Differs:` by no random part, so coverage lies
-    above what is asked. RAPS: APS plus `PENALTY` for each option beyond the first `FREE` (Angelopoulos et al.
-    2021, arXiv:2009.14193).
+    al. 2019, arXiv:1609.00451). APS: the sum of the probabilities of all options that are at least as
+    probable, c's own included (Romano et al. 2020, arXiv:2006.02544), `Differs:` by no random part, so
+    coverage lies above what is asked. RAPS: APS plus `PENALTY` for each option beyond the first `FREE`
+    (Angelopoulos et al. 2021, arXiv:2009.14193).
 
     Raises:
         ConfigError: no such method.

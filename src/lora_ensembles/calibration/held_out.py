@@ -84,8 +84,8 @@ def fingerprints(examples: Iterable[Example]) -> dict[str, str]:
 
 
 def _marks(example: Example) -> list[str]:
-    """Keys by which two examples are the same: their prompt; their question and its options in any order; their
-    id and question; or their group.
+    """Keys by which two examples are the same: their prompt; their question and its options in any order;
+    their id and question; or their group.
 
     Not the id alone: files of different tasks all have a row "1". A second text belongs to the first, and
     both texts of a preference to its prompt.

@@ -138,8 +138,8 @@ def risk_threshold(
         seen = (errors[enough] / counts[enough]).min().item()
         raise DataError(
             f"no threshold of {score} keeps the share of wrong answers at or below {risk:g} with probability "
-            f"{1 - delta:g} on {total} held-out examples: the share seen on the most certain ones is {seen:.3g} at "
-            "its lowest; allow a higher risk, or hold out more examples"
+            f"{1 - delta:g} on {total} held-out examples: the share seen on the most certain ones is "
+            f"{seen:.3g} at its lowest; allow a higher risk, or hold out more examples"
         )
     return RiskThreshold(
         score, thresholds[best].item(), risk, delta, total, int(counts[best]), int(errors[best])

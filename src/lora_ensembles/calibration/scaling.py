@@ -22,8 +22,8 @@ from .kinds import BOUNDS, FEWEST, FOLDS, KEEP_CHOICES, Kind
 from .temperature import best_temperature, scaled_log_probs, warn_at_bound
 
 LEAST_OF_A_COUNT = 100
-"""Examples of one number of options, or of one type with such a number, from which on they get a temperature of
-their own."""
+"""Examples of one number of options, or of one type with such a number, from which on they get a temperature
+of their own."""
 GRID = 41  # temperatures between the bounds, on a logarithmic scale, between which the best is searched
 STEPS = 200  # of L-BFGS
 WEIGHT_DECAY = 1e-3
@@ -36,19 +36,20 @@ class Calibration:
 
     - "none": p, the mean of the members' probabilities.
     - "temperature": p^(1/T), normalised over the options (Guo et al. 2017, arXiv:1706.04599), with the mean p
-      and one T for each type of decision, and each number of options, that has examples enough, and one for all
-      others.
-    - "member-temperature": the mean of the members' p_m^(1/T), with the T at which the *mean* is best. Members
-      that are calibrated one by one average to an ensemble that is not sure enough (Rahaman & Thiery 2021,
-      arXiv:2007.08792).
-    - "vector": softmax_c(w_c log p(c) + b_c), a weight and a bias for each option (vector scaling of Guo et al.).
+      and one T for each type of decision, and each number of options, that has examples enough, and one for
+      all others.
+    - "member-temperature": the mean of the members' p_m^(1/T), with the T at which the *mean* is best.
+      Members that are calibrated one by one average to an ensemble that is not sure enough (Rahaman & Thiery
+      2021, arXiv:2007.08792).
+    - "vector": softmax_c(w_c log p(c) + b_c), a weight and a bias for each option (vector scaling of
+      Guo et al.).
 
     Attributes:
         kind: one of the four.
         temperatures: of "temperature" and "member-temperature", by number of options; 0: of all examples, for
             numbers of options without one of their own.
-        of_types: the same by type of decision and number of options, such as "score of 4"; they go before those
-            of the number alone.
+        of_types: the same by type of decision and number of options, such as "score of 4"; they go before
+            those of the number alone.
         weights: w of "vector", one for each of C options.
         biases: b of "vector".
         num_examples: the examples it was fitted on.
@@ -144,10 +145,10 @@ def fit_calibration(
 ) -> Calibration:
     """The calibration of least NLL on held-out examples.
 
-    With "auto" each kind is fitted on four fifths of the examples and scored on the last fifth, five times over;
-    the kind with the lowest NLL is fitted again on all. Of equal ones the first of "none", "temperature",
-    "member-temperature" and "vector" is taken; "vector" takes part where all examples have the same number of
-    options, and at least ten times as many examples as it has numbers.
+    With "auto" each kind is fitted on four fifths of the examples and scored on the last fifth, five times
+    over; the kind with the lowest NLL is fitted again on all. Of equal ones the first of "none",
+    "temperature", "member-temperature" and "vector" is taken; "vector" takes part where all examples have the
+    same number of options, and at least ten times as many examples as it has numbers.
 
     Args:
         held_out: a labelled prediction of examples that the predictor was not trained on.
@@ -156,12 +157,14 @@ def fit_calibration(
 
     Raises:
         ConfigError: no such kind.
-        DataError: the prediction is unlabelled; too few examples to compare kinds; or "vector" on examples whose
-            numbers of options differ.
+        DataError: the prediction is unlabelled; too few examples to compare kinds; or "vector" on examples
+            whose numbers of options differ.
 
     Example:
         >>> sure = torch.tensor([[0.9, 0.1]]).log().expand(1, 40, 2)
-        >>> calibration = fit_calibration(Prediction(sure, torch.tensor([0, 0, 0, 1] * 10)), kind="temperature")
+        >>> calibration = fit_calibration(
+        ...     Prediction(sure, torch.tensor([0, 0, 0, 1] * 10)), kind="temperature"
+        ... )
         >>> calibration(Prediction(sure)).probs[0].round(decimals=3).tolist()  # right three times in four
         [0.75, 0.25]
     """
@@ -237,8 +240,8 @@ def _fit(prediction: Prediction, kind: Kind) -> Calibration:
 
 
 def _strata(prediction: Prediction) -> list[tuple[str, int, Tensor]]:
-    """The rows (n,) of each type of decision and number of options, with its name, which is empty where there is no
-    type, and that number.
+    """The rows (n,) of each type of decision and number of options, with its name, which is empty where there
+    is no type, and that number.
     """
     counts = prediction.present.sum(dim=-1).tolist()
     rows: dict[tuple[str, int], list[int]] = {}

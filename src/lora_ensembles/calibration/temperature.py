@@ -65,7 +65,8 @@ class TemperatureScaled:
         >>> scaled.member_log_probs(held_out)
         Traceback (most recent call last):
         ...
-        lora_ensembles.errors.DataError: example 'world-cqa/validation/0' was used to fit the temperature (as ...
+        lora_ensembles.errors.DataError: example 'world-cqa/validation/0' was used to fit the temperature
+            (as ...
     """
 
     predictor: Predictor

@@ -53,7 +53,8 @@ def run(args: Arguments) -> dict[str, Any]:
     memory = remembered(args.ensemble)
     if memory.source.open_ended or memory.kind == "reward":
         raise ConfigError(
-            f"{args.ensemble} does not answer with options, so there are no probabilities of answers to calibrate"
+            f"{args.ensemble} does not answer with options, "
+            "so there are no probabilities of answers to calibrate"
         )
     whole = read_questions(
         args.on,

@@ -1,5 +1,5 @@
-"""Distil a saved ensemble into one adapter: a single member is trained on the ensemble's probabilities for rows
-that need no answers.
+"""Distil a saved ensemble into one adapter: a single member is trained on the ensemble's probabilities for
+rows that need no answers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ EXAMPLES = """examples:
   lora-ensembles distill runs/cqa --in questions.jsonl --out runs/one --rank 16 --json"""
 
 
-# Fields of TrainConfig that are the teacher's, that stand among other flags, or that a run without a folder has
-# no use for.
+# Fields of TrainConfig that are the teacher's, that stand among other flags, or that a run without a folder
+# has no use for.
 NOT_OF_A_STUDENT = ("loss", "label_score", "overlong", "max_rows", "snapshot_epochs", "checkpoint_every")
 
 
@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--validation",
         metavar="FILE",
-        help="labelled rows to compare on (default: those that the ensemble was measured on, where they are at hand)",
+        help="labelled rows to compare on (default: "
+        "those that the ensemble was measured on, where they are at hand)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the student is saved")
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the student (default: 0)")
@@ -99,7 +100,8 @@ def run(args: Arguments) -> dict[str, Any]:
         show_table(_table(table))
     if calibrated is not None:
         say(
-            f"the student learnt calibrated probabilities; the teacher's calibration: {calibrated.calibration}"
+            "the student learnt calibrated probabilities; "
+            f"the teacher's calibration: {calibrated.calibration}"
         )
     say(f"saved to {args.out}; next: lora-ensembles predict {args.out} --in FILE")
     return {
@@ -135,7 +137,8 @@ def _validation(args: Arguments, memory: Memory) -> tuple[Any, ...]:
         return tuple(source.load().task.validation)
     except (DataError, ConfigError, OSError) as error:
         say(
-            f"note: the rows that {args.ensemble} was measured on cannot be read ({error}); pass --validation FILE"
+            f"note: the rows that {args.ensemble} was measured on cannot be read ({error}); "
+            "pass --validation FILE"
         )
         return ()
 

@@ -52,14 +52,17 @@ if TYPE_CHECKING:
 
 SUMMARY = "measure a saved ensemble"
 EXAMPLES = """examples:
-  lora-ensembles evaluate runs/cqa                                      on the validation part of the task it was trained on
+  lora-ensembles evaluate runs/cqa\
+                                      on the validation part of the task it was trained on
   lora-ensembles evaluate runs/cqa --intervals --json
   lora-ensembles evaluate runs/obqa --task arcc --data datasets --ood mmlu
   lora-ensembles evaluate runs/exam --file exam-2024.csv --only 0,1,2
-  lora-ensembles evaluate runs/chats --file more-chats.jsonl             open answers: how probable they are, token by token
+  lora-ensembles evaluate runs/chats --file more-chats.jsonl\
+             open answers: how probable they are, token by token
   lora-ensembles evaluate runs/obqa --baseline temperature               a baseline on the same questions
   lora-ensembles evaluate --baseline last-layer --task world-cqa
-  lora-ensembles evaluate --baseline last-layer --head multiple-choice --task arcc --data datasets --base bert-base-uncased
+  lora-ensembles evaluate --baseline last-layer --head multiple-choice --task arcc --data datasets\
+ --base bert-base-uncased
   lora-ensembles evaluate runs/obqa --base /models/llama-2-7b --dtype bfloat16"""
 
 
@@ -85,8 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--ood",
         metavar="NAME",
-        help="out-of-distribution set: one that has a name, or a FILE whose rows need no answers; 'none' for none "
-        "(default: the task's own, where its data is at hand)",
+        help="out-of-distribution set: one that has a name, or a FILE whose rows need no answers; 'none' for "
+        "none (default: the task's own, where its data is at hand)",
     )
     data.add_argument(
         "--limit",

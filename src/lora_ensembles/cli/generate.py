@@ -39,7 +39,8 @@ SUMMARY = "write text, with the uncertainty of every token"
 EXAMPLES = """examples:
   lora-ensembles generate runs/mine --prompt 'Otters live in'
   lora-ensembles generate runs/mine --prompt 'Where do otters live?' --chat --max-new-tokens 200
-  lora-ensembles generate runs/mine --prompt 'Once' --do-sample --temperature 0.7 --top-p 0.9 --num-return-sequences 3
+  lora-ensembles generate runs/mine --prompt 'Once' --do-sample --temperature 0.7 --top-p 0.9\
+ --num-return-sequences 3
   lora-ensembles generate runs/mine --prompt 'Once' --num-beams 4 --json
   lora-ensembles generate runs/mine --in prompts.jsonl --out texts.jsonl"""
 

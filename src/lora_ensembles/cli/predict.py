@@ -46,10 +46,14 @@ SUMMARY = "answer the questions of a file, with probabilities and uncertainty"
 EXAMPLES = """examples:
   lora-ensembles predict runs/cqa --in questions.jsonl                     to standard output
   lora-ensembles predict runs/cqa --in questions.jsonl --out answers.csv
-  lora-ensembles predict runs/exam --in exam.csv --question-column stem --options-column a,b,c,d --out answers.jsonl
-  lora-ensembles predict runs/tickets --in new.csv --risk 0.05 --out answers.csv     abstain; after lora-ensembles calibrate
-  lora-ensembles predict runs/cqa --in big.parquet --out answers.jsonl --resume                 go on after a stop
-  lora-ensembles predict runs/tickets --in pool.csv --top 100 --out label-next.csv              worth labelling next
+  lora-ensembles predict runs/exam --in exam.csv --question-column stem --options-column a,b,c,d\
+ --out answers.jsonl
+  lora-ensembles predict runs/tickets --in new.csv --risk 0.05 --out answers.csv\
+     abstain; after lora-ensembles calibrate
+  lora-ensembles predict runs/cqa --in big.parquet --out answers.jsonl --resume\
+                 go on after a stop
+  lora-ensembles predict runs/tickets --in pool.csv --top 100 --out label-next.csv\
+              worth labelling next
   tail -f questions.jsonl | lora-ensembles predict runs/cqa --in - | jq .prediction"""
 
 
@@ -106,8 +110,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--confidence",
         choices=("relative", "mass"),
-        help="a second confidence, in a column of its own: relative to chance, as transformers' decision pipeline has "
-        "it, or with the mass of the labels in the vocabulary, as vLLM has it; see docs/decisions.md",
+        help="a second confidence, in a column of its own: relative to chance, as transformers' decision "
+        "pipeline has it, or with the mass of the labels in the vocabulary, as vLLM has it; "
+        "see docs/decisions.md",
     )
     add_order_flag(parser)
     add_column_flags(parser)

@@ -44,7 +44,8 @@ EXAMPLES = """examples:
   lora-ensembles predict runs/cqa --in questions.jsonl --out answers.jsonl
   lora-ensembles generate runs/cqa --prompt 'Otters live in'
 
-exit codes: 0 done, 2 a mistake in the call or its data (one line on standard error), 130 interrupted, 143 terminated"""
+exit codes: 0 done, 2 a mistake in the call or its data (one line on standard error),\
+ 130 interrupted, 143 terminated"""
 
 
 def run(argv: list[str]) -> int:

@@ -14,7 +14,8 @@ from .study import claims_table
 
 SUMMARY = "claims, figures and tables of a study's records on one page"
 EXAMPLES = """examples:
-  lora-ensembles report runs/study                       report.html, report.md and figures/ beside the records
+  lora-ensembles report runs/study\
+                       report.html, report.md and figures/ beside the records
   lora-ensembles report runs/study --out runs/report     in another folder
   lora-ensembles report results/embedded --out runs/report --json"""
 

@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 SUMMARY = "reproduce the paper's evidence"
 EXAMPLES = """examples:
-  lora-ensembles study all --quick --out runs/study                    every figure in minutes, on a smaller grid
-  lora-ensembles study all --out runs/study                            the full grid on the embedded base; goes on where it stopped
+  lora-ensembles study all --quick --out runs/study\
+                    every figure in minutes, on a smaller grid
+  lora-ensembles study all --out runs/study\
+                            the full grid on the embedded base; goes on where it stopped
   lora-ensembles study sweep --tasks world-cqa --out runs/study        one kind of record of the list above
   lora-ensembles study claims --from runs/study --json                 what the records say of each claim
-  lora-ensembles study all --base meta-llama/Llama-2-7b-hf --dtype bfloat16 --data datasets --out runs/llama"""
+  lora-ensembles study all --base meta-llama/Llama-2-7b-hf --dtype bfloat16 --data datasets\
+ --out runs/llama"""
 WHAT = ("all", "claims", *KINDS)
 
 

@@ -42,18 +42,28 @@ if TYPE_CHECKING:
 SUMMARY = "train an ensemble"
 KINDS_OF_ROWS = {"open_ended": "open answers", "preferences": "pairs"}
 EXAMPLES = """examples:
-  lora-ensembles train tickets.csv                                      columns text and label; into runs/tickets
+  lora-ensembles train tickets.csv\
+                                      columns text and label; into runs/tickets
   lora-ensembles train --task world-cqa --out runs/cqa
-  lora-ensembles train --task obqa --data datasets --base meta-llama/Llama-2-7b-hf --dtype bfloat16 --preset paper --out runs/obqa
-  lora-ensembles train --train exam.csv --question-column stem --options-column a,b,c,d --answer-column correct --out runs/exam
-  lora-ensembles train --train reviews.jsonl --labels positive,negative --base Qwen/Qwen3-0.6B --members 8 --out runs/reviews
-  lora-ensembles train --train chats.jsonl --base Qwen/Qwen3-0.6B --out runs/chats   open answers: prompt and completion, or messages
-  lora-ensembles train --task world-obqa --members 3 --weight-decay-b 0.01,20,50 --epochs 10 --out runs/sweep   one value a member
-  lora-ensembles train --head multiple-choice --task arcc --data datasets --base bert-base-uncased --out runs/arcc
-  lora-ensembles train --head sequence-classification --train reviews.csv --base roberta-base --out runs/reviews   columns text and label
-  lora-ensembles train --head reward --train pairs.jsonl --base Qwen/Qwen3-0.6B --out runs/reward   prompt, chosen and rejected
+  lora-ensembles train --task obqa --data datasets --base meta-llama/Llama-2-7b-hf --dtype bfloat16\
+ --preset paper --out runs/obqa
+  lora-ensembles train --train exam.csv --question-column stem --options-column a,b,c,d\
+ --answer-column correct --out runs/exam
+  lora-ensembles train --train reviews.jsonl --labels positive,negative --base Qwen/Qwen3-0.6B --members 8\
+ --out runs/reviews
+  lora-ensembles train --train chats.jsonl --base Qwen/Qwen3-0.6B --out runs/chats\
+   open answers: prompt and completion, or messages
+  lora-ensembles train --task world-obqa --members 3 --weight-decay-b 0.01,20,50 --epochs 10 --out runs/sweep\
+   one value a member
+  lora-ensembles train --head multiple-choice --task arcc --data datasets --base bert-base-uncased\
+ --out runs/arcc
+  lora-ensembles train --head sequence-classification --train reviews.csv --base roberta-base\
+ --out runs/reviews   columns text and label
+  lora-ensembles train --head reward --train pairs.jsonl --base Qwen/Qwen3-0.6B --out runs/reward\
+   prompt, chosen and rejected
   lora-ensembles train --config settings.yaml --out runs/again --seed 1
-  lora-ensembles train --task world-cqa --out runs/cqa --resume                                                 go on after a break"""
+  lora-ensembles train --task world-cqa --out runs/cqa --resume\
+                                                 go on after a break"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -310,8 +320,8 @@ def _held_out(
     )
     if len(held_out) < FEWEST:
         raise DataError(
-            f"--calibrate {args.calibrate:g}: that is {len(held_out)} of {len(task.train)} training rows, too few to "
-            f"calibrate on; hold {FEWEST} or more out"
+            f"--calibrate {args.calibrate:g}: that is {len(held_out)} of {len(task.train)} training rows, "
+            f"too few to calibrate on; hold {FEWEST} or more out"
         )
     say(f"{len(held_out)} of {len(task.train)} training rows are held out to calibrate on")
     return held_out, dataclasses.replace(task, train=rest)

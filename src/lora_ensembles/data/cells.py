@@ -90,8 +90,8 @@ def list_cell(row: Row, column: str) -> list[object]:
 
 
 def json_cell(value: object) -> object:
-    """A value, as JSON where it is a text that holds an object or a list, as a cell of a .csv file does; a text that
-    is no JSON that can be used stays a text.
+    """A value, as JSON where it is a text that holds an object or a list, as a cell of a .csv file does; a
+    text that is no JSON that can be used stays a text.
 
     Example:
         >>> json_cell('{"bug": 0.7}'), json_cell("[sic]")

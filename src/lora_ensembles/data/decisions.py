@@ -1,10 +1,10 @@
 """Typed decisions: rows that hold a state and several questions about it, as one row for each question.
 
-A state is a text, a chat or any JSON; a question is a predicate (yes or no), a choice among named options, or a
-score on ordered levels. Three layouts are read: that of OpenAI's Decisions API (`instructions`, `choices` with
-descriptions, `levels`), the flat one of published data (`question`, `options` or `criteria`, `levels`, with
-`labels` by question), and that of LocalLLaMA/typed-decisions on the hub, whose columns `state`, `questions` and
-`gold` are JSON texts.
+A state is a text, a chat or any JSON; a question is a predicate (yes or no), a choice among named options, or
+a score on ordered levels. Three layouts are read: that of OpenAI's Decisions API (`instructions`, `choices`
+with descriptions, `levels`), the flat one of published data (`question`, `options` or `criteria`, `levels`,
+with `labels` by question), and that of LocalLLaMA/typed-decisions on the hub, whose columns `state`,
+`questions` and `gold` are JSON texts.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def decision_rows(rows: Iterable[Row]) -> Iterator[Row]:
     """The rows, with one row for each question in place of those that hold a state and questions about it.
 
     Such a row has the columns `question` (the state, an empty line, and the question's text), `options`,
-    `answer` (a name, or probabilities in the order of the options), `type`, `case` and `question_id`, and those of
-    the whole row; its `id` is that of the row and the question's. A row that cannot be read has a `problem`.
+    `answer` (a name, or probabilities in the order of the options), `type`, `case` and `question_id`, and
+    those of the whole row; its `id` is that of the row and the question's. A row that cannot be read has a
+    `problem`.
 
     Example:
         >>> values = {"id": "7", "state": "The door is open.", "questions": [
@@ -134,7 +135,9 @@ def _listed(questions: Any) -> list[Mapping[str, Any]]:
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that are not null: in a table, such as a parquet file, an object has the fields of all rows."""
+    """The fields that are not null:
+    in a table, such as a parquet file, an object has the fields of all rows.
+    """
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -26,8 +26,8 @@ class Example:
         pair: the second text of a classification of pairs, such as a hypothesis beside its premise; not read
             by causal models.
         target_probs: soft labels, a probability for each label, as annotators who disagree or a teacher give
-            them; the loss is then the cross-entropy to them, and `target` the most probable label where none is
-            given.
+            them; the loss is then the cross-entropy to them, and `target` the most probable label where none
+            is given.
         group: examples of one group, such as questions about one state, are never parted into training and
             validation; None: in no group.
         type: of a typed decision, "predicate", "choice" or "score"; each may have a calibration of its own.

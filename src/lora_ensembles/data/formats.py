@@ -43,8 +43,8 @@ class Row:
     """One row: the place it came from ("train.csv, line 3"), an id where its columns have none, and the
     columns.
 
-    `problem` says why it could not be parsed, and the columns are empty then; None for a row that could. Rows of
-    one `group` are about the same thing; `type` is that of a typed decision.
+    `problem` says why it could not be parsed, and the columns are empty then; None for a row that could. Rows
+    of one `group` are about the same thing; `type` is that of a typed decision.
     """
 
     place: str

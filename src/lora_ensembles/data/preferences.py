@@ -226,8 +226,8 @@ def _rendered(
 
 
 def chat_text(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, where: str) -> str:
-    """A chat that ends in an answer as the text that reward models are trained on: what the template writes, without
-    the token in front, which the tokenizer puts there again.
+    """A chat that ends in an answer as the text that reward models are trained on: what the template writes,
+    without the token in front, which the tokenizer puts there again.
 
     Raises:
         DataError: no answer at the end, or a template that cannot render it; it begins with `where`.

@@ -99,14 +99,15 @@ def device_named(name: Any) -> torch.device:
         raise ConfigError(f"device={name!r}; it is 'auto', or one that torch knows, such as 'cpu'") from error
     if made.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            f"device={name!r}: torch finds no GPU here; leave it at 'auto', or install a torch build for your GPU"
+            f"device={name!r}: torch finds no GPU here; "
+            "leave it at 'auto', or install a torch build for your GPU"
         )
     return made
 
 
 def move(model: Any, device: torch.device) -> None:
-    """Move a model, or an ensemble, to a device where it is not there yet: a base in 8 bits refuses even to stay
-    where it is.
+    """Move a model, or an ensemble, to a device where it is not there yet: a base in 8 bits refuses even to
+    stay where it is.
     """
     if model.device != device:
         model.to(device)

@@ -37,8 +37,8 @@ def member_log_probs(
 def label_mass(model: StackedModel, examples: Sequence[Example], *, max_rows: int | None = None) -> Tensor:
     """The share of the vocabulary's probability that lies on each example's labels, the mean over members.
 
-    Near 1 the model answers by one of the labels; near 0 it would write something else, and the probabilities of
-    the labels say little.
+    Near 1 the model answers by one of the labels; near 0 it would write something else, and the probabilities
+    of the labels say little.
 
     Args:
         model: an ensemble that answers with the language model's own head.
@@ -49,7 +49,8 @@ def label_mass(model: StackedModel, examples: Sequence[Example], *, max_rows: in
         (N,) float32 from 0 to 1.
 
     Raises:
-        ConfigError: members with heads of their own, which give probabilities to nothing but classes or options.
+        ConfigError: members with heads of their own, which give probabilities to nothing but classes or
+            options.
 
     Example:
         >>> from lora_ensembles import LoraEnsemble, load_base, load_task
@@ -61,7 +62,7 @@ def label_mass(model: StackedModel, examples: Sequence[Example], *, max_rows: in
     head = head_of(model.info.head)
     if not isinstance(head, LMHead):
         raise ConfigError(
-            f"label_mass: members with {model.info.head.kind} heads have no vocabulary; every probability is on "
-            "their classes or options"
+            f"label_mass: members with {model.info.head.kind} heads have no vocabulary; every probability is "
+            "on their classes or options"
         )
     return head.label_mass(model, examples, max_rows=max_rows).mean(dim=0)

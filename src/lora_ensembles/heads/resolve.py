@@ -56,8 +56,9 @@ def resolve_head(base: nn.Module, asked: HeadConfig | HeadKind | None) -> HeadCo
     problem = getattr(base.config, "problem_type", None)
     if config.kind == "sequence-classification" and problem not in (None, "single_label_classification"):
         raise ConfigError(
-            f"the base's config has problem_type={problem!r}, and classes are read as exclusive here: one label of "
-            "several; set base.config.problem_type to None if they are, else train a classifier for each label"
+            f"the base's config has problem_type={problem!r}, and classes are read as exclusive here: one "
+            "label of several; set base.config.problem_type to None if they are, "
+            "else train a classifier for each label"
         )
     if config.init == "base" and config.owned and _head_drawn_anew(base):
         raise ConfigError(

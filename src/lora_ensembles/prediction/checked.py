@@ -22,7 +22,8 @@ def checked_log_probs(values: object) -> Tensor:
     """Log-probabilities (M, N, C) in float32 on the CPU, checked to be such.
 
     Raises:
-        ConfigError: another shape or type, no log-probabilities, or members that disagree about what is absent.
+        ConfigError: another shape or type, no log-probabilities, or members that disagree about what is
+            absent.
     """
     log_probs = tensor_of("member_log_probs", values)
     if log_probs.ndim != 3 or 0 in log_probs.shape or log_probs.shape[2] < 2:

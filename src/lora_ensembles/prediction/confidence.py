@@ -24,13 +24,16 @@ def confidence(
     """The confidence of each example by one of the definitions in use.
 
     - "top": the probability of the most probable option, max_c p(c); `Prediction.confidence`.
-    - "relative": that of transformers' decision pipeline. With n options and the most probable one b: of a choice
-      (p(b) - 1/n) / (1 - 1/n), 0 where it is below chance; of a score 1 - sum_c p(c) |c - b| / u, with u the mean
-      distance of the levels from their middle; of a predicate the probability of "yes", the first option.
-    - "mass": that of vLLM, max_c p(c) times the share of the vocabulary's probability that lies on the labels.
+    - "relative": that of transformers' decision pipeline. With n options and the most probable one b: of a
+      choice (p(b) - 1/n) / (1 - 1/n), 0 where it is below chance; of a score 1 - sum_c p(c) |c - b| / u,
+      with u the mean distance of the levels from their middle; of a predicate the probability of "yes", the
+      first option.
+    - "mass": that of vLLM, max_c p(c) times the share of the vocabulary's probability that lies on the
+      labels.
 
     Args:
-        prediction: of N examples; its `types` say which are scores and predicates, and all others are choices.
+        prediction: of N examples; its `types` say which are scores and predicates, and all others are
+            choices.
         kind: one of the three.
         label_mass: (N,) of "mass", as `label_mass` gives it.
 

@@ -25,7 +25,8 @@ Result = Prediction | CompletionScores | RewardPrediction
 class Metrics:
     """Every metric of one prediction; `ood_auroc` is None without out-of-distribution examples,
     `kl_from_targets` without soft labels, to which NLL and Brier score refer where there are such, and
-    `order_flips`, the share of pairs of orders of the options that give different answers, without such orders.
+    `order_flips`, the share of pairs of orders of the options that give different answers, without such
+    orders.
 
     `total_entropy`, `expected_entropy`, `mutual_information` (nats) and `disagreement` (0 to 1) are means
     over the examples.

@@ -160,8 +160,9 @@ def brier_of_each(prediction: Prediction) -> Tensor:
 
 
 def kl_from_targets(prediction: Prediction) -> float:
-    """The mean divergence of the ensemble's distribution from the soft labels, 1/N sum_n sum_c q_nc log(q_nc /
-    p_nc), in nats: the NLL less the entropy of the soft labels. 0 or more; 0 where both are the same.
+    """The mean divergence of the ensemble's distribution from the soft labels,
+    1/N sum_n sum_c q_nc log(q_nc / p_nc), in nats: the NLL less the entropy of the soft labels. 0 or more;
+    0 where both are the same.
 
     Args:
         prediction: a prediction of N examples with soft labels.

@@ -1,5 +1,5 @@
-"""The order of a question's options: read in several seeded orders and averaged, since a model that answers by
-letter favours places.
+"""The order of a question's options: read in several seeded orders and averaged, since a model that answers
+by letter favours places.
 
 Shapes: M members, N examples, C options, K orders.
 """
@@ -34,8 +34,8 @@ def is_listed(example: Example) -> bool:
 
 
 def option_orders(example: Example, passes: int, *, seed: int = 0) -> list[tuple[int, ...]]:
-    """K orders of an example's options: as they are, and others that follow from the seed and the example's id,
-    no order twice as long as there are others.
+    """K orders of an example's options: as they are, and others that follow from the seed and the example's
+    id, no order twice as long as there are others.
 
     Example:
         >>> from lora_ensembles.data import load_task
@@ -119,7 +119,8 @@ def averaged_over_orders(
     listed = [place for place, example in enumerate(examples) if is_listed(example)]
     if not listed:
         raise ConfigError(
-            "order_passes: no prompt lists its options after letters, so their order changes nothing; leave it out"
+            "order_passes: no prompt lists its options after letters, so their order changes nothing; "
+            "leave it out"
         )
     first = predictor.member_log_probs(examples, max_rows=max_rows).double()
     parts, every_order = [first], [option_orders(examples[place], passes) for place in listed]

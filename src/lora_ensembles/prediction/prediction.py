@@ -41,12 +41,12 @@ class Prediction:
         ids: the N examples' identifiers, in row order; empty means "0", "1", ...
         target_probs: (N, C) soft labels q of the options, each row's sum 1, where examples have such: NLL and
             Brier score are then taken against them.
-        order_choices: (K, N) option that the ensemble chooses in each of K orders of the options, where these were
-            averaged over (`predict`).
+        order_choices: (K, N) option that the ensemble chooses in each of K orders of the options, where these
+            were averaged over (`predict`).
         types: the N examples' types of decision; empty where they have none.
         groups: the N examples' groups, which intervals draw in place of examples; empty where they have none.
-        calibrated: (N, C) log-probabilities of the ensemble after calibration, which then stand for the mean of
-            the members; None: not calibrated.
+        calibrated: (N, C) log-probabilities of the ensemble after calibration, which then stand for the mean
+            of the members; None: not calibrated.
 
     Raises:
         ConfigError: a tensor of the wrong shape or type, rows that are not log-probabilities (logits, for
@@ -124,8 +124,8 @@ class Prediction:
 
     @property
     def log_probs(self) -> Tensor:
-        """(N, C) float32 log-probabilities of the ensemble: the calibrated ones, or else the log of the members'
-        mean.
+        """(N, C) float32 log-probabilities of the ensemble: the calibrated ones, or else the log of the
+        members' mean.
         """
         return self.members_log_probs if self.calibrated is None else self.calibrated
 
@@ -236,7 +236,8 @@ class Prediction:
         return self.targets
 
     def labelled_probs(self, what: str) -> Tensor:
-        """The (N, C) float64 soft labels; of examples with one right answer alone, 1 for that; `what` as above.
+        """The (N, C) float64 soft labels; of examples with one right answer alone, 1 for that; `what` as
+        above.
 
         Raises:
             DataError: the examples are unlabelled.
@@ -262,8 +263,8 @@ def predict(
         predictor: an ensemble, a baseline or a wrapper.
         examples: N of them, with as many labels each as they have options.
         max_rows: the most rows (member and example pairs) in one forward; None leaves it to the predictor.
-        order_passes: read the options of each question in so many orders, and average each member's probabilities
-            over them; None: as many as the ensemble was calibrated with, else 1.
+        order_passes: read the options of each question in so many orders, and average each member's
+            probabilities over them; None: as many as the ensemble was calibrated with, else 1.
 
     Returns:
         (M, N, C) member log-probabilities with targets and ids.
@@ -271,7 +272,8 @@ def predict(
     Raises:
         DataError: no examples; or labelled ones that the ensemble was calibrated on.
         ConfigError: `max_rows` or `order_passes` below 1, or another number of orders than the ensemble was
-            calibrated with; prompts that list no options; or a predictor whose result does not fit the examples.
+            calibrated with; prompts that list no options; or a predictor whose result does not fit the
+            examples.
 
     Example:
         >>> from types import SimpleNamespace
@@ -326,6 +328,7 @@ def _order_passes(given: int | None, kept: Any) -> int:
     calibrated = None if kept is None else kept.order_passes
     if calibrated is not None and given not in (None, calibrated):
         raise ConfigError(
-            f"order_passes={given}: the ensemble was calibrated with {calibrated}; leave it out, or calibrate again"
+            f"order_passes={given}: the ensemble was calibrated with {calibrated}; "
+            "leave it out, or calibrate again"
         )
     return given if given is not None else calibrated or 1

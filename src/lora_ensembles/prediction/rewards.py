@@ -56,8 +56,8 @@ class RewardPrediction:
         return self.mean - k * self.std
 
     def centred(self, groups: Sequence[Hashable] = ()) -> RewardPrediction:
-        """The same with each member's mean over these texts at 0; of N texts in groups, such as those that answer one
-        prompt, over the texts of each group.
+        """The same with each member's mean over these texts at 0; of N texts in groups, such as those that
+        answer one prompt, over the texts of each group.
 
         Example:
             >>> rewards = RewardPrediction(torch.tensor([[1.0, 3.0, 7.0]]))

@@ -35,7 +35,7 @@ def soft_targets(examples: Sequence[Any], counts: Sequence[int]) -> Tensor | Non
 
 
 def cross_entropy(predicted: Tensor, target_probs: Tensor) -> Tensor:
-    """-sum_c q_c log p_c over the last axis, of log-probabilities and soft labels of one shape; absent labels,
-    of log-probability -inf, have no part in it.
+    """-sum_c q_c log p_c over the last axis, of log-probabilities and soft labels of one shape; absent
+    labels, of log-probability -inf, have no part in it.
     """
     return -(target_probs * predicted.masked_fill(predicted == -torch.inf, 0.0)).sum(dim=-1)

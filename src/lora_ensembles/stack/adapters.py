@@ -80,7 +80,7 @@ def check_stackable(config: LoraConfig, *, head: bool = False) -> None:
         Traceback (most recent call last):
         ...
         lora_ensembles.errors.AdapterError: LoraConfig(use_dora=True) cannot be stacked: DoRA rescales the base weight by a norm ...
-    """
+    """  # noqa: E501 - printed output
     if not isinstance(config, LoraConfig):
         raise AdapterError(f"the adapter is described by a peft.LoraConfig; got {type(config).__name__}")
     if config.init_lora_weights not in STACKABLE_INITS:

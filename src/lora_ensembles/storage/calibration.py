@@ -1,5 +1,5 @@
-"""The calibration of a saved ensemble: its numbers in `ensemble.json`, and beside it the members' predictions on
-the held-out examples.
+"""The calibration of a saved ensemble: its numbers in `ensemble.json`, and beside it the members' predictions
+on the held-out examples.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def write_calibration(path: Path, kept: HeldOut) -> None:
     content = read_description(path)
     if len(content["members"]) != kept.prediction.num_members:
         raise CheckpointError(
-            f"{path} holds {len(content['members'])} members, and {kept.prediction.num_members} were calibrated; "
-            "calibrate the whole ensemble"
+            f"{path} holds {len(content['members'])} members, and {kept.prediction.num_members} were "
+            "calibrated; calibrate the whole ensemble"
         )
     before = content.get("calibration", {}).get("held_out")
     content["calibration"] = write_held_out(path, kept)
@@ -70,7 +70,8 @@ def write_calibration(path: Path, kept: HeldOut) -> None:
 
 
 def read_calibration(path: Path, content: dict[str, Any]) -> HeldOut | None:
-    """The calibration of the ensemble in a folder whose `ensemble.json` holds `content`; None where it has none.
+    """The calibration of the ensemble in a folder whose `ensemble.json` holds `content`; None where it has
+    none.
 
     Raises:
         CheckpointError: its file is missing, corrupt, or of another ensemble.

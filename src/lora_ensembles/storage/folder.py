@@ -281,8 +281,8 @@ def base_source(path: Path, saved: SavedEnsemble) -> str:
 
 
 def load_recorded_base(path: Path, saved: SavedEnsemble) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base of a saved ensemble by its recorded name, in the dtype it was saved with and quantised as it was,
-    and its tokenizer.
+    """The base of a saved ensemble by its recorded name, in the dtype it was saved with and quantised as it
+    was, and its tokenizer.
 
     Raises:
         DataError: it cannot be loaded.

@@ -222,6 +222,9 @@ def _initial(
         own.init_lora_weights = arm.init  # type: ignore[assignment]
     if arm.rank is not None:
         ratio = arm.rank / adapter.r
-        own.r, own.lora_alpha = arm.rank, adapter.lora_alpha * (ratio**0.5 if adapter.use_rslora else ratio)  # type: ignore[assignment]
+        own.r, own.lora_alpha = (
+            arm.rank,
+            adapter.lora_alpha * (ratio**0.5 if adapter.use_rslora else ratio),  # type: ignore[assignment]
+        )
     weights = initial_weights(base, own, seed=seed, head_init=head_init)
     return dataclasses.replace(weights, b={name: arm.start_b * matrix for name, matrix in weights.b.items()})

@@ -1,4 +1,6 @@
-"""The training runs of a record that is being measured, on disk: a study that is stopped goes on from them."""
+"""The training runs of a record that is being measured, on disk:
+a study that is stopped goes on from them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ class UnderWay:
     Example:
         >>> import tempfile
         >>> under_way = UnderWay(Path(tempfile.mkdtemp()) / "sweep-words")
-        >>> under_way.run("none", 0) == under_way.run("none", 0), under_way.run("none", 0) == under_way.run("KL", 0)
+        >>> (
+        ...     under_way.run("none", 0) == under_way.run("none", 0),
+        ...     under_way.run("none", 0) == under_way.run("KL", 0),
+        ... )
         (True, False)
     """
 

@@ -69,17 +69,17 @@ class TrainConfig:
         loss: "vocabulary", -log p(answer | prompt) over the full vocabulary (Eq. 3); "labels", -log p of the
             right label among an example's own (Eq. 1), for which every label is read and the divergence of
             `kl_weight` is over them as well, and of soft labels the cross-entropy to them; "auto" takes
-            "labels" where an example has soft labels, or all have the same labels and one of these has several
-            tokens, as the words of a classification do, else "vocabulary". Open
-            answers have the second only; members with heads of their own have a loss over their classes or
-            options. docs/data.md shows what was measured.
+            "labels" where an example has soft labels, or all have the same labels and one of these has
+            several tokens, as the words of a classification do, else "vocabulary". Open answers have the
+            second only; members with heads of their own have a loss over their classes or options.
+            docs/data.md shows what was measured.
         label_score: how a label of several tokens counts against the others, in training over labels and in
             every prediction: by the "mean" of its tokens' log-probabilities, which does not favour short
             labels, or by their "sum" (Eq. 1). The same for labels of one token; not read where there are
             none.
-        option_orders: seeded orders of each question's lettered options, of which every member takes one anew for
-            every question in every epoch, so that it does not learn to favour a letter. 1: the order that is
-            given. The table of rows, and what is kept of them, grow by this factor.
+        option_orders: seeded orders of each question's lettered options, of which every member takes one anew
+            for every question in every epoch, so that it does not learn to favour a letter. 1: the order that
+            is given. The table of rows, and what is kept of them, grow by this factor.
 
     Raises:
         ConfigError: a setting is out of its range.
@@ -88,7 +88,8 @@ class TrainConfig:
         >>> TrainConfig(learning_rate=1e-3, weight_decay_b=1e3)
         Traceback (most recent call last):
         ...
-        lora_ensembles.errors.ConfigError: learning_rate * weight_decay_b = 0.001 * 1000.0 = 1; it must be below 1, or a step ...
+        lora_ensembles.errors.ConfigError: learning_rate * weight_decay_b = 0.001 * 1000.0 = 1; it must be
+            below 1, or a step ...
     """
 
     epochs: int = 5

@@ -65,8 +65,8 @@ class Distilled:
     predicted: Timed | None = None
 
     def table(self) -> dict[str, dict[str, float]]:
-        """Accuracy, NLL (nats), ECE, Brier score and milliseconds a question of a single member, the student and
-        the ensemble; a single member's metrics are the mean over the teacher's members.
+        """Accuracy, NLL (nats), ECE, Brier score and milliseconds a question of a single member, the student
+        and the ensemble; a single member's metrics are the mean over the teacher's members.
 
         Returns:
             A row for each of "single member", "student" and "ensemble".
@@ -96,21 +96,23 @@ def distill(
 
     The student minimises the cross-entropy -sum_c q_c log p_c to the ensemble's q (Hinton et al. 2015,
     arXiv:1503.02531, at temperature 1), which is its divergence from the ensemble up to a constant. q is
-    calibrated where the ensemble is, so the student learns calibrated probabilities. What a single distribution
-    cannot hold is lost: mutual information and the members' disagreement.
+    calibrated where the ensemble is, so the student learns calibrated probabilities. What a single
+    distribution cannot hold is lost: mutual information and the members' disagreement.
 
-    The student takes the ensemble's place on the base, as after `ensemble.unload()`: save the ensemble before.
+    The student takes the ensemble's place on the base, as after `ensemble.unload()`: save the ensemble
+    before.
 
     Args:
         ensemble: the teacher, of M members whose answers have labels, classes or options.
-        examples: N examples or texts; the more the better, and best not those that it was trained on, on which
-            it is far too sure.
-        config: of the training; None: the defaults. The loss is over the labels, and labels and long prompts are
-            read as the ensemble reads them; `max_rows` holds for the predictions too.
+        examples: N examples or texts; the more the better, and best not those that it was trained on, on
+            which it is far too sure.
+        config: of the training; None: the defaults. The loss is over the labels, and labels and long prompts
+            are read as the ensemble reads them; `max_rows` holds for the predictions too.
         adapter: the student's; None: that of the ensemble's members.
         seed: of the student.
         validation: labelled examples, on which single member, student and ensemble are compared.
-        held_out: labelled examples to calibrate the student on; without, it has the calibration that it learnt.
+        held_out: labelled examples to calibrate the student on; without, it has the calibration that it
+            learnt.
         progress: show a progress bar.
 
     Returns:

@@ -20,7 +20,8 @@ class Progress:
     """A count that grows to `total`, shown on standard error.
 
     Args:
-        total: what the count grows to; None where nobody knows, and then nothing is shown of what is over soon.
+        total: what the count grows to; None where nobody knows, and then nothing is shown of what is over
+            soon.
         unit: what is counted.
         first: where it starts, of something that goes on after a break.
         show: whether to show anything.

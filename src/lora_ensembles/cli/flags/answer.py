@@ -41,8 +41,8 @@ def chosen_answer(
     right = {answer: accuracy(predict(bare, rendered(asked, answer))) for answer in ("letter", "text")}
     chosen: Answer = "text" if right["text"] > right["letter"] else "letter"
     say(
-        f"--answer auto: of {len(asked)} training questions the base itself gets {right['letter']:.0%} right by letter "
-        f"and {right['text']:.0%} in words; members answer by {chosen}"
+        f"--answer auto: of {len(asked)} training questions the base itself gets {right['letter']:.0%} right "
+        f"by letter and {right['text']:.0%} in words; members answer by {chosen}"
     )
     return chosen
 

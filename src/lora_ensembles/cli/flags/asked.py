@@ -140,7 +140,8 @@ def _checked(args: Arguments, memory: Memory, *, labels: bool) -> Asked:
             yield part
         if number < total:
             raise DataError(
-                f"{args.source}: {number} rows, and {total} when they were checked; it was changed, so start anew"
+                f"{args.source}: {number} rows, and {total} when they were checked; "
+                "it was changed, so start anew"
             )
 
     return Asked(args.source, keep, isinstance(reader, _Texts), parts, total, tuple(seen))

@@ -247,8 +247,8 @@ def has_open_answers(args: Arguments, file: str | Path) -> bool:
 def load_pair(
     name: str | None, source: Source, *, asked: str | None
 ) -> tuple[str, tuple[Example, ...]] | None:
-    """The out-of-distribution set that was asked for, a file or one that has a name, or the one that belongs to
-    the task where its data is at hand.
+    """The out-of-distribution set that was asked for, a file or one that has a name, or the one that belongs
+    to the task where its data is at hand.
 
     "none" asks for no set at all; rows of a file need no answers, and are read as those of the source.
 

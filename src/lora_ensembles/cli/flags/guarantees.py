@@ -1,4 +1,6 @@
-"""The flags of `predict` that promise something: answers that are seldom wrong, and sets that hold the right one."""
+"""The flags of `predict` that promise something:
+answers that are seldom wrong, and sets that hold the right one.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ def add_guarantee_flags(parser: argparse.ArgumentParser) -> None:
         "--risk",
         type=share,
         metavar="X",
-        help="abstain on rows so that at most this share of the answers given is wrong; adds the column abstain",
+        help="abstain on rows so that at most this share of the answers given is wrong; "
+        "adds the column abstain",
     )
     group.add_argument(
         "--delta",
@@ -46,7 +49,8 @@ def add_guarantee_flags(parser: argparse.ArgumentParser) -> None:
         "--coverage",
         type=share,
         metavar="X",
-        help="give sets of labels that hold the right one with this probability; adds the column prediction_set",
+        help="give sets of labels that hold the right one with this probability; "
+        "adds the column prediction_set",
     )
     group.add_argument(
         "--set-method", choices=get_args(Method), default="lac", help="how sets are made (default: lac)"
@@ -64,8 +68,8 @@ def check_guarantees(args: Arguments, *, calibrated: bool) -> None:
         return
     if not calibrated:
         raise ConfigError(
-            f"{flag}: {args.ensemble} was not calibrated, so there are no held-out rows to promise anything by; "
-            f"first lora-ensembles calibrate {args.ensemble} --on FILE, with labelled rows"
+            f"{flag}: {args.ensemble} was not calibrated, so there are no held-out rows to promise anything "
+            f"by; first lora-ensembles calibrate {args.ensemble} --on FILE, with labelled rows"
         )
     if args.members is not None:
         raise ConfigError(f"{flag}: the held-out rows were answered by all members; leave --only out")

@@ -35,15 +35,17 @@ from .parts import ROWS
 # Flags that change no row, or whose value is compared in another way; rows that were written before a bad one
 # are the same with --skip-bad-rows.
 NOT_COMPARED = (
-    "base", "ensemble", "format", "json", "no_progress", "out", "overwrite", "parser", "resume", "skip_bad_rows",
-    "source", "verb",
+    "base", "ensemble", "format", "json", "no_progress", "out", "overwrite", "parser", "resume",
+    "skip_bad_rows", "source", "verb",
 )  # fmt: skip
 NEW = "start anew by --overwrite, or choose another --out"
 
 
 @dataclass(frozen=True)
 class Begun:
-    """The rows that an output has already, how many of them are errors, its bytes, and the columns of a csv."""
+    """The rows that an output has already, how many of them are errors, its bytes,
+    and the columns of a csv.
+    """
 
     rows: int = 0
     bad: int = 0
@@ -81,7 +83,9 @@ def rows_output(args: Arguments, *, format: str, total: int | None) -> Iterator[
 
 
 def is_resumable(out: str) -> bool:
-    """Whether rows go to a file that takes its name at the end: not to standard output, a device or a pipe."""
+    """Whether rows go to a file that takes its name at the end:
+    not to standard output, a device or a pipe.
+    """
     if is_standard_output(out):
         return False
     there = status(Path(out))
@@ -203,8 +207,8 @@ class _Partial:
         self._replaces = bool(before.get("replaces"))
         if status(self._target) is not None and not self._replaces:
             raise CheckpointError(
-                f"{args.out} exists already, and the run that was stopped was not told to replace it; move it away, "
-                f"or {NEW}"
+                f"{args.out} exists already, and the run that was stopped was not told to replace it; "
+                f"move it away, or {NEW}"
             )
 
     def write(self, text: str, *, rows: int) -> None:
@@ -243,8 +247,8 @@ class _Partial:
             there = status(self._target)
             if there is not None and not self._replaces:
                 raise CheckpointError(
-                    f"{self._out} was made by another program in the meantime; the rows are in {self._path}: move "
-                    "the other away, and finish by --resume"
+                    f"{self._out} was made by another program in the meantime; the rows are in {self._path}: "
+                    "move the other away, and finish by --resume"
                 )
             if there is not None:
                 os.chmod(self._path, stat.S_IMODE(there.st_mode))

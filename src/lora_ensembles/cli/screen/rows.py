@@ -112,9 +112,9 @@ class RowWriter:
             unknown = [name for name in row if name not in known]
             if unknown:
                 raise ConfigError(
-                    f"row {record.get('row')} ({record.get('id')}) has a value for {unknown[0]}, a column that "
-                    "the header of the csv, which was written before, does not have; write --format jsonl, or "
-                    "read a file, which is read twice for the columns of all its rows"
+                    f"row {record.get('row')} ({record.get('id')}) has a value for {unknown[0]}, a column "
+                    "that the header of the csv, which was written before, does not have; write --format "
+                    "jsonl, or read a file, which is read twice for the columns of all its rows"
                 )
             writer.writerow(row)
         self.rows += len(records)

@@ -1,5 +1,5 @@
-"""Scores from rows that hold the common beginning of some prompts once, and behind it what follows in each: the
-labels of a question, or several questions about one state with their labels.
+"""Scores from rows that hold the common beginning of some prompts once, and behind it what follows in each:
+the labels of a question, or several questions about one state with their labels.
 
 Shapes: M members, N examples, B rows of a batch, C labels, S label tokens of an example.
 """
@@ -74,8 +74,8 @@ def by_prompt(encoded: Sequence[EncodedExample]) -> list[Group]:
 
 
 def by_beginning(encoded: Sequence[EncodedExample]) -> list[Group]:
-    """Groups of examples whose prompts begin alike, as long as each more saves tokens and the row stays within
-    `LONGEST`.
+    """Groups of examples whose prompts begin alike, as long as each more saves tokens and the row stays
+    within `LONGEST`.
 
     Prompts are taken in alphabetical order, in which those that begin alike are neighbours. One that has more
     than twice as much in common with the next one as with the group begins a group of its own.
@@ -102,8 +102,8 @@ def by_beginning(encoded: Sequence[EncodedExample]) -> list[Group]:
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """The number of tokens that two prompts begin with alike; at least the last one of each is its own, at which
-    its labels begin.
+    """The number of tokens that two prompts begin with alike; at least the last one of each is its own, at
+    which its labels begin.
     """
     pairs = zip(one, other, strict=False)
     same = next((place for place, (left, right) in enumerate(pairs) if left != right), len(one))

@@ -57,7 +57,9 @@ class LMHead(Head):
         )
 
     def label_mass(self, model: StackedModel, examples: Sequence[Example], *, max_rows: int | None) -> Tensor:
-        """The share of each member's probability over the vocabulary that lies on an example's labels (M, N)."""
+        """The share of each member's probability over the vocabulary that lies on an example's labels
+        (M, N).
+        """
         sums = score_examples(
             examples,
             model.shared_rows,

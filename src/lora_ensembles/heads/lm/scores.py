@@ -127,13 +127,13 @@ def score_labels(
     has fewer than C labels.
 
     A label of several tokens counts with the sum of their log-probabilities, or with their mean
-    (`label_score`), which does not favour short labels; see `label_log_probs`. None gives the sums as they are, over
-    the full vocabulary. Rows are sorted by length, so
-    that batches hold little padding, the longest first, so that memory that is too small shows at once; the
-    result is in the order given. With `read_prefix`, what rows have in common is read once where that pays:
-    the beginning of all prompts (demonstrations, instructions), that of some (questions about one state), or a
-    prompt that several labels follow; the latter two in one row with what follows where `read_branches` can.
-    Source: Eq. 1 of arXiv:2310.00035.
+    (`label_score`), which does not favour short labels; see `label_log_probs`. None gives the sums as they
+    are, over the full vocabulary. Rows are sorted by length, so that batches hold little padding, the longest
+    first, so that memory that is too small shows at once; the result is in the order given. With
+    `read_prefix`, what rows have in common is read once where that pays: the beginning of all prompts
+    (demonstrations, instructions), that of some (questions about one state), or a prompt that several labels
+    follow; the latter two in one row with what follows where `read_branches` can. Source: Eq. 1 of
+    arXiv:2310.00035.
     """
     batches = _Batches(answer_logits, pad_id, rows_per_batch, device, read_branches, label_score is None)
     single = all(len(label) == 1 for example in encoded for label in example.label_ids)
@@ -176,8 +176,8 @@ def label_log_probs(sums: Tensor, lengths: Tensor, label_score: LabelScore) -> T
 
 @dataclass(frozen=True)
 class _Batches:
-    """The way from rows to logits: by what, padded with what, how many at once, and where; and whether labels of
-    one token are scored over the whole vocabulary, which changes nothing between them.
+    """The way from rows to logits: by what, padded with what, how many at once, and where; and whether labels
+    of one token are scored over the whole vocabulary, which changes nothing between them.
     """
 
     answer_logits: AnswerLogits

@@ -1,5 +1,5 @@
-"""One member in the files of transformers' `pipeline("decision")`: its adapter, a template that writes our prompt,
-and a temperature of its own.
+"""One member in the files of transformers' `pipeline("decision")`: its adapter, a template that writes our
+prompt, and a temperature of its own.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ PROMPT = """
 {%- set ns = namespace(state="") -%}
 {%- if state is string -%}
     {%- set ns.state = state|trim -%}
-{%- elif state is sequence and state is not mapping and state and state[0] is mapping and state[0].content is defined -%}
+{%- elif state is sequence and state is not mapping and state and state[0] is mapping \
+and state[0].content is defined -%}
     {%- for message in state -%}
-        {%- set ns.state = ns.state ~ ("\\n" if not loop.first else "") ~ (message.role or "user") ~ ": " ~ message.content -%}
+        {%- set ns.state = ns.state ~ ("\\n" if not loop.first else "") ~ (message.role or "user") \
+~ ": " ~ message.content -%}
     {%- endfor -%}
 {%- else -%}
     {%- set ns.state = state|tojson -%}
@@ -64,10 +66,10 @@ PROBE = {
 def export_decision(ensemble: LoraEnsemble, path: str | Path, *, member: int = 0) -> None:
     """Write one member so that transformers' decision pipeline answers as it does.
 
-    `pipeline("decision", model=BASE, decision_config=path)` then gives the member's probabilities for predicates,
-    choices and scores; it needs transformers 5.24 or newer. Where the ensemble is calibrated, the member gets the
-    temperature of least NLL on the same held-out examples, for each type. A pipeline knows one adapter: the
-    ensemble's mean and its epistemic uncertainty stay here.
+    `pipeline("decision", model=BASE, decision_config=path)` then gives the member's probabilities for
+    predicates, choices and scores; it needs transformers 5.24 or newer. Where the ensemble is calibrated, the
+    member gets the temperature of least NLL on the same held-out examples, for each type. A pipeline knows
+    one adapter: the ensemble's mean and its epistemic uncertainty stay here.
 
     Args:
         ensemble: of members that answer by letter with the language model's head.
@@ -75,8 +77,8 @@ def export_decision(ensemble: LoraEnsemble, path: str | Path, *, member: int = 0
         member: the index of the member.
 
     Raises:
-        ConfigError: no such member, members that answer in another way, or a tokenizer to which a letter behind a
-            bracket is another token than the letter alone.
+        ConfigError: no such member, members that answer in another way, or a tokenizer to which a letter
+            behind a bracket is another token than the letter alone.
         CheckpointError: `path` is not empty, or cannot be written.
 
     Example:
@@ -91,8 +93,8 @@ def export_decision(ensemble: LoraEnsemble, path: str | Path, *, member: int = 0
     labels = (ensemble.info.task.get("source") or {}).get("labels")
     if ensemble.info.head.kind != "causal-lm" or answer_of(ensemble.info) == "text" or labels:
         raise ConfigError(
-            "export_decision: the pipeline reads the letter of an option from a language model, and these members "
-            "answer in another way (a head of their own, label words, or the options' texts)"
+            "export_decision: the pipeline reads the letter of an option from a language model, and these "
+            "members answer in another way (a head of their own, label words, or the options' texts)"
         )
     leading = _leading(ensemble)
     config = copy.deepcopy(ensemble.adapter)
@@ -114,7 +116,8 @@ def export_decision(ensemble: LoraEnsemble, path: str | Path, *, member: int = 0
 
 
 def _leading(ensemble: LoraEnsemble) -> str:
-    """The text of the tokens that the tokenizer puts in front of a prompt, which a template must write itself.
+    """The text of the tokens that the tokenizer puts in front of a prompt, which a template must write
+    itself.
 
     Raises:
         ConfigError: letters are other tokens in the prompt than by themselves.
@@ -126,8 +129,8 @@ def _leading(ensemble: LoraEnsemble) -> str:
     alone = [tuple(ids) for ids in tokenizer(list(example.labels), add_special_tokens=False)["input_ids"]]
     if list(encoded.label_ids) != alone:
         raise ConfigError(
-            f"export_decision: to {type(tokenizer).__name__} a letter behind a bracket is another token than the letter "
-            "alone, which is what the pipeline reads"
+            f"export_decision: to {type(tokenizer).__name__} a letter behind a bracket is another token than "
+            "the letter alone, which is what the pipeline reads"
         )
     (ids,) = tokenise(tokenizer, [example.prompt])
     return "".join(tokenizer.convert_ids_to_tokens(list(leading_ids(tokenizer, example.prompt, ids))))

@@ -1,5 +1,5 @@
-"""A LoRA ensemble as a classifier of scikit-learn. Needs the extra `sklearn`, and is imported when it is first
-asked for.
+"""A LoRA ensemble as a classifier of scikit-learn. Needs the extra `sklearn`, and is imported when it is
+first asked for.
 """
 
 from __future__ import annotations

@@ -47,26 +47,26 @@ if TYPE_CHECKING:
 class LoraEnsembleClassifier(ClassifierMixin, BaseEstimator):
     """A LoRA ensemble as a classifier of scikit-learn: texts in, classes and their probabilities out.
 
-    X is a list, a tuple, an array or a Series of N texts, or an array or a DataFrame with one column of texts or
-    two, the texts of pairs. y holds N class labels: texts, whole numbers or truth values. Parameters are checked in
-    `fit`. With equal parameters, data and an integer `random_state`, `fit` trains exactly the ensemble that
-    `train` does.
+    X is a list, a tuple, an array or a Series of N texts, or an array or a DataFrame with one column of texts
+    or two, the texts of pairs. y holds N class labels: texts, whole numbers or truth values. Parameters are
+    checked in `fit`. With equal parameters, data and an integer `random_state`, `fit` trains exactly the
+    ensemble that `train` does.
 
     Args:
-        base: the name of a model, as in `load_base`, or a pair (model, tokenizer). A pair is loaded once and its
-            weights, which stay frozen, are shared by all clones.
+        base: the name of a model, as in `load_base`, or a pair (model, tokenizer). A pair is loaded once and
+            its weights, which stay frozen, are shared by all clones.
         num_members: number of members, at least 1.
         rank, alpha: of the adapters; None: those of `adapter`.
         adapter: a `peft.LoraConfig`; None: the paper's (rank 8, alpha 32) on the query and value projections.
         head: "sequence-classification": each member learns a head of its own, on a base of any kind.
-            "causal-lm": the language model chooses among the names of the classes. A `HeadConfig`: either with
-            its settings. None: a head of their own for a base by name, and what the model is for a pair.
-        class_names: words that the language model chooses among, one for each class in sorted order; None: the
-            classes as texts.
+            "causal-lm": the language model chooses among the names of the classes. A `HeadConfig`: either
+            with its settings. None: a head of their own for a base by name, and what the model is for a pair.
+        class_names: words that the language model chooses among, one for each class in sorted order; None:
+            the classes as texts.
         max_length: most tokens of a text; None: the base's window. For "sequence-classification".
         epochs, batch_size, learning_rate, weight_decay_b: as in `TrainConfig`; None: those of `config`.
-        config: all other settings of training; None: the preset "embedded" for the embedded base, "default" for
-            others.
+        config: all other settings of training; None: the preset "embedded" for the embedded base, "default"
+            for others.
         calibration_share: share of the texts that is held out to calibrate on, from 0 (none) to below 1.
         random_state: seed of the ensemble and of what is held out. A `numpy.random.RandomState`, or None for
             numpy's global one: a seed is drawn from it.
@@ -77,13 +77,15 @@ class LoraEnsembleClassifier(ClassifierMixin, BaseEstimator):
     Attributes:
         classes_: (C,) sorted classes.
         ensemble_: the trained `LoraEnsemble`.
-        num_columns_: 1 for texts, 2 for pairs of texts. (There is no `n_features_in_`: that is of numbers, and
-            MAPIE tries an estimator that has it on some.)
+        num_columns_: 1 for texts, 2 for pairs of texts. (There is no `n_features_in_`: that is of numbers,
+            and MAPIE tries an estimator that has it on some.)
         feature_names_in_: the columns of the DataFrame that it was trained on, if it was one.
 
     Example:
         >>> clf = LoraEnsembleClassifier(num_members=2, epochs=1)
-        >>> clf = clf.fit(["It crashed.", "I paid twice.", "No sound.", "Refund me."], ["bug", "bill", "bug", "bill"])
+        >>> clf = clf.fit(
+        ...     ["It crashed.", "I paid twice.", "No sound.", "Refund me."], ["bug", "bill", "bug", "bill"]
+        ... )
         >>> clf.predict_proba(["It does not start."]).shape
         (1, 2)
     """
@@ -175,8 +177,8 @@ class LoraEnsembleClassifier(ClassifierMixin, BaseEstimator):
         return np.asarray(self.classes_[prediction.choices.numpy()])
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """(N, C) float32 probabilities in the order of `classes_`: the mean of the members', or the calibrated
-        ones.
+        """(N, C) float32 probabilities in the order of `classes_`: the mean of the members', or the
+        calibrated ones.
         """
         return self._prediction(X).probs.numpy()
 
@@ -195,9 +197,9 @@ class LoraEnsembleClassifier(ClassifierMixin, BaseEstimator):
             X: N texts or pairs of texts.
 
         Returns:
-            (N,) arrays: "predictive_entropy", the entropy of the mean, and its parts "aleatoric" (the members' mean
-            entropy) and "epistemic" (mutual information), in nats; "disagreement", the share of pairs of members
-            that choose different classes.
+            (N,) arrays: "predictive_entropy", the entropy of the mean, and its parts "aleatoric" (the
+            members' mean entropy) and "epistemic" (mutual information), in nats; "disagreement", the share of
+            pairs of members that choose different classes.
         """
         prediction = self._prediction(X)
         names = ("predictive_entropy", "aleatoric", "epistemic")
@@ -205,8 +207,8 @@ class LoraEnsembleClassifier(ClassifierMixin, BaseEstimator):
         return {**dict(zip(names, parts, strict=True)), "disagreement": disagreement(prediction).numpy()}
 
     def calibrate(self, X: Any, y: Any) -> Calibration:
-        """Calibrate the probabilities on texts that were not trained on; `predict_proba` then gives calibrated
-        ones.
+        """Calibrate the probabilities on texts that were not trained on; `predict_proba` then gives
+        calibrated ones.
 
         Args:
             X: N texts or pairs of texts.
@@ -216,8 +218,8 @@ class LoraEnsembleClassifier(ClassifierMixin, BaseEstimator):
             The calibration, which the ensemble keeps and `save` writes.
 
         Raises:
-            DataError: as `calibration.calibrated.calibrate`; a text that was trained on; or a label that is no
-                class.
+            DataError: as `calibration.calibrated.calibrate`; a text that was trained on; or a label that is
+                no class.
         """
         texts = self._read(X)
         targets = known_targets(y, self.classes_, len(texts.rows))

@@ -155,8 +155,8 @@ def check_stays(classifier: Parameters) -> None:
 
 
 def _head(classifier: Parameters) -> HeadConfig:
-    """The head that is asked for; by default a class of each text, as on the command line, or what the class of
-    a loaded model says.
+    """The head that is asked for; by default a class of each text, as on the command line, or what the class
+    of a loaded model says.
     """
     head, length = classifier.head, classifier.max_length
     config = head if isinstance(head, HeadConfig) else HeadConfig(head)

@@ -113,7 +113,8 @@ def read_labels(source: Any, count: int) -> tuple[np.ndarray, list[int]]:
     """
     if source is None:
         raise DataError(
-            "LoraEnsembleClassifier requires y to be passed, but the target y is None; give a class for each text"
+            "LoraEnsembleClassifier requires y to be passed, but the target y is None; "
+            "give a class for each text"
         )
     try:
         column = column_or_1d(source, warn=True)
@@ -167,7 +168,7 @@ def label_words(classes: np.ndarray, names: Sequence[str] | None = None) -> tupl
         return check_labels([str(value) for value in classes.tolist()])
     if isinstance(names, str) or len(names) != len(classes) or not all(isinstance(n, str) for n in names):
         raise ConfigError(
-            f"class_names={names!r} for the classes {short(classes.tolist())}; give one text for each, in this "
-            "order, or None for the classes themselves"
+            f"class_names={names!r} for the classes {short(classes.tolist())}; give one text for each, in "
+            "this order, or None for the classes themselves"
         )
     return check_labels(names)

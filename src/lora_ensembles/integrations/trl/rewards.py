@@ -17,24 +17,24 @@ Chat = Sequence[Mapping[str, Any]]
 def reward_function(
     ensemble: LoraEnsemble, *, k: float = 1.0, centred: bool = False, max_rows: int | None = None
 ) -> Callable[..., list[float]]:
-    """A function for `reward_funcs` of TRL's `GRPOTrainer` and others: the lower bound mean - k * std of the members'
-    rewards for a prompt with its completion.
+    """A function for `reward_funcs` of TRL's `GRPOTrainer` and others: the lower bound mean - k * std of the
+    members' rewards for a prompt with its completion.
 
-    A policy that is trained on one reward model learns to please its mistakes; where the members disagree, the
-    lower bound pays less.
+    A policy that is trained on one reward model learns to please its mistakes; where the members disagree,
+    the lower bound pays less.
 
     Args:
         ensemble: members with reward heads. The trainer's own model must be another one: the ensemble's base
             carries its members.
         k: of the standard deviation over members, which is 0 for a single one.
-        centred: subtract each member's mean over the completions of one prompt first. Pairs leave a member's offset
-            open, and the standard deviation holds the offsets otherwise. For trainers that compare several
-            completions of a prompt, as GRPO does; a prompt's only completion gets 0.
+        centred: subtract each member's mean over the completions of one prompt first. Pairs leave a member's
+            offset open, and the standard deviation holds the offsets otherwise. For trainers that compare
+            several completions of a prompt, as GRPO does; a prompt's only completion gets 0.
         max_rows: as in `predict_rewards`.
 
     Returns:
-        A function of prompts and completions, texts or chats, which ignores what else a trainer passes. Chats are
-        rendered by the ensemble's tokenizer.
+        A function of prompts and completions, texts or chats, which ignores what else a trainer passes. Chats
+        are rendered by the ensemble's tokenizer.
 
     Raises:
         ConfigError: the ensemble is no reward model.

@@ -21,7 +21,8 @@ JACKKNIFE_GROUPS = (
 
 @dataclass(frozen=True)
 class BCa:
-    """The bias-corrected and accelerated bootstrap of a metric (Efron 1987); each of the sets is drawn on its own.
+    """The bias-corrected and accelerated bootstrap of a metric (Efron 1987); each of the sets is drawn on its
+    own.
 
     Attributes:
         sets: predictions, or what else is drawn from.
@@ -38,10 +39,10 @@ class BCa:
     def ends(self, metric: Callable[..., float]) -> tuple[float, float]:
         """The ends of the interval.
 
-        An end is the quantile Phi(z0 + (z0 + z) / (1 - a (z0 + z))) of the draws, with z0 from the share of draws
-        below the estimate and the acceleration a from the skewness of the jackknife. z is sqrt(N / (N - 1)) times
-        Student's quantile in place of the normal one, since the draws of N examples are narrower than samples are
-        by about as much (Hesterberg 2015, arXiv:1411.5279).
+        An end is the quantile Phi(z0 + (z0 + z) / (1 - a (z0 + z))) of the draws, with z0 from the share of
+        draws below the estimate and the acceleration a from the skewness of the jackknife. z is
+        sqrt(N / (N - 1)) times Student's quantile in place of the normal one, since the draws of N examples
+        are narrower than samples are by about as much (Hesterberg 2015, arXiv:1411.5279).
         """
         draws = _drawn(metric, self.sets, self.samples, self.seed)
         below = (

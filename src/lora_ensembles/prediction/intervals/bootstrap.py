@@ -95,11 +95,11 @@ def bootstrap_interval(
 ) -> Interval:
     """The metric with its interval over examples; members are kept as they are.
 
-    Each of the `samples` draws takes N examples with replacement, or where examples come in groups (questions about one
-    case) as many groups. The same seed gives the same interval. What
-    it covers is the choice of the examples; that of the training runs is `evaluate_members`' spread. The
-    functions of `metrics` and `completion_metrics` have intervals of their own kind, see the module; a
-    function that wraps one has not, so pass them as they are.
+    Each of the `samples` draws takes N examples with replacement, or where examples come in groups (questions
+    about one case) as many groups. The same seed gives the same interval. What it covers is the choice of the
+    examples; that of the training runs is `evaluate_members`' spread. The functions of `metrics` and
+    `completion_metrics` have intervals of their own kind, see the module; a function that wraps one has not,
+    so pass them as they are.
 
     Args:
         metric: of a prediction, or of a prediction and `ood`.

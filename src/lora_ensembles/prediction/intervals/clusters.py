@@ -74,8 +74,8 @@ def each_by_itself(prediction: Any) -> Clusters:
 
 
 def over_groups(metric: Callable[..., float], drawn: BCa, *, of_each: Tensor | None) -> tuple[float, float]:
-    """The ends of a metric's interval over draws of groups; of one that is the mean of a value `of_each` example
-    (N,) by the bootstrap-t of the groups' sums.
+    """The ends of a metric's interval over draws of groups; of one that is the mean of a value `of_each`
+    example (N,) by the bootstrap-t of the groups' sums.
     """
     if of_each is not None:
         mean = drawn.sets[0].mean(of_each)

@@ -18,8 +18,8 @@ from .comparison import NAMES, Comparison, DemoSettings
 Rows = Mapping[str, Mapping[str, Any]]
 NEAR_CHANCE = 0.1  # of an AUROC, on either side of 0.5
 PICTURES = {
-    "reliability": "Accuracy against confidence: below the diagonal a model is surer than it is right. Bins of "
-    "fewer than ten questions are merged; grey is what chance alone does to a calibrated model.",
+    "reliability": "Accuracy against confidence: below the diagonal a model is surer than it is right. Bins "
+    "of fewer than ten questions are merged; grey is what chance alone does to a calibrated model.",
     "risk_coverage": "Errors among the questions that are answered, if only the surest are; lower is better.",
     "wrong_confidence": "How sure each one was of its wrong answers: mass near 1 is what harms in use.",
 }
@@ -50,10 +50,13 @@ def row_meanings(compared: Comparison, settings: DemoSettings) -> dict[str, str]
     members, learnt = compared.plain.prediction.num_members, compared.learnt
     meanings = (
         f"the frozen base, prompted with {settings.shots} solved questions; mean of {settings.draws} draws",
-        f"one LoRA adapter, as usual fine-tuning gives it; right on {learnt['plain']:.0%} of its training questions",
-        f"the mean of the probabilities of these {members} members, each trained from its own seed and data order",
-        f"the same with strong weight decay of B (Eq. 5 of the paper), the half of an adapter that starts at zero: "
-        f"its members memorise less, and are right on {learnt['decay']:.0%} of their training questions",
+        "one LoRA adapter, as usual fine-tuning gives it; "
+        f"right on {learnt['plain']:.0%} of its training questions",
+        f"the mean of the probabilities of these {members} members, "
+        "each trained from its own seed and data order",
+        "the same with strong weight decay of B (Eq. 5 of the paper), the half of an adapter that starts at "
+        f"zero: its members memorise less, and are right on {learnt['decay']:.0%} of their training "
+        "questions",
     )
     return dict(zip(row_names(members).values(), meanings, strict=True))
 
@@ -70,10 +73,10 @@ def reading(rows: Rows, alone: Mapping[str, Any], *, options: int, ood: str) -> 
     single, ensemble = rows["single"], rows["ensemble"]
     sentences = [
         f"Against its own members the ensemble's accuracy is {_moved(single, ensemble, 'accuracy')}, its NLL "
-        f"{_moved(single, ensemble, 'nll')} and its ECE {_moved(single, ensemble, 'ece')}. NLL is in nats; guessing "
-        f"evenly has {math.log(options):.2f}. ± is the standard deviation over members.",
-        f"With decay of B a single member has NLL {alone['nll']:.3f} (without: {single['nll']:.3f}); averaging changes "
-        f"it by {signed(rows['ensemble_decay']['nll'] - alone['nll'])} there, and by "
+        f"{_moved(single, ensemble, 'nll')} and its ECE {_moved(single, ensemble, 'ece')}. NLL is in nats; "
+        f"guessing evenly has {math.log(options):.2f}. ± is the standard deviation over members.",
+        f"With decay of B a single member has NLL {alone['nll']:.3f} (without: {single['nll']:.3f}); "
+        f"averaging changes it by {signed(rows['ensemble_decay']['nll'] - alone['nll'])} there, and by "
         f"{signed(ensemble['nll'] - single['nll'])} without decay.",
         f"OOD AUROC tells questions of {ood} from the task's own by the largest probability; 0.5 is chance.",
     ]

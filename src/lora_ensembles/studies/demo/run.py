@@ -28,8 +28,8 @@ REPORT_FILE, RESULTS_FILE = "report.html", "results.json"
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The metrics by row; the table for a reader, its rows' meanings and sentences on what it shows; how long it
-    took, and where the report is.
+    """The metrics by row; the table for a reader, its rows' meanings and sentences on what it shows; how long
+    it took, and where the report is.
     """
 
     metrics: dict[str, dict[str, Any]]

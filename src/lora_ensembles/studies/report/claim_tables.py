@@ -82,7 +82,8 @@ def finding(claim: Claim) -> str:
     which = "deciding" if claim.verdict == "contradicted" else "least certain"
     return (
         f"{words} ({counted(claim)} clauses supported). The {which} clause is \u201c{part.name}\u201d: "
-        f"{signed(part.difference)} (95 % interval {interval(part)}), where the claim expects a value {part.expected}."
+        f"{signed(part.difference)} (95 % interval {interval(part)}), "
+        f"where the claim expects a value {part.expected}."
     )
 
 

@@ -22,20 +22,24 @@ STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; color: #1d2430; }
 body { max-width: 64rem; margin: 2.5rem auto; padding: 0 1.25rem; }
-h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.4rem; } h3 { font-size: 1rem; margin: 1.8rem 0 .4rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.4rem; } \
+h3 { font-size: 1rem; margin: 1.8rem 0 .4rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; line-height: 1.4; }
 th, td { padding: .35rem .55rem; text-align: right; border-bottom: 1px solid #dde2ea; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 thead th { border-bottom: 2px solid #1d2430; white-space: normal; vertical-align: bottom; }
-table.many { font-size: .75rem; } .many th, .many td { padding: .35rem .2rem; } .many td.prose { min-width: 9.5rem; }
+table.many { font-size: .75rem; } .many th, .many td { padding: .35rem .2rem; } \
+.many td.prose { min-width: 9.5rem; }
 td.prose { white-space: normal; min-width: 16rem; } th.prose, td.prose { text-align: left; }
 td.chosen { font-weight: 700; background: #e6effa; } td.against { font-weight: 700; background: #fbe3d6; }
-nav summary { font-weight: 700; } nav ol { columns: 20rem; padding-left: 1.2rem; font-size: .9rem; } h3 a, nav a, td a { color: #1b5fa8; }
+nav summary { font-weight: 700; } nav ol { columns: 20rem; padding-left: 1.2rem; font-size: .9rem; } \
+h3 a, nav a, td a { color: #1b5fa8; }
 figure { margin: 0; } figcaption { color: #566072; font-size: .9rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.5rem; }
 img { width: 100%; height: auto; }
-.beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 0 2rem; color: #3a4353; font-size: .9rem; }
+.beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 0 2rem; \
+color: #3a4353; font-size: .9rem; }
 .beside h4 { margin: .8rem 0 0; font-size: .9rem; color: #1d2430; } .beside p { margin: .2rem 0 0; }
 figure.wide img { max-width: 52rem; }
 pre { background: #f5f7fa; padding: .9rem 1rem; overflow-x: auto; font-size: .85rem; }
@@ -337,6 +341,7 @@ def page(title: str, sections: Sequence[Section], *, intro: str, contents: bool 
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n{paragraph(intro)}\n"
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{html.escape(title)}</h1>\n{paragraph(intro)}\n"
         f"{chr(10).join(parts)}\n</body>\n</html>\n"
     )
