@@ -30,6 +30,7 @@ from lora_ensembles.cli import main
 from lora_ensembles.data import Example
 from lora_ensembles.serve.asking import case_examples
 from lora_ensembles.serve.catalogue import Catalogue
+from lora_ensembles.serve.completions.engines import CompletionEngines
 from lora_ensembles.serve.engine import Engine
 from lora_ensembles.serve.http.app import build_app
 from lora_ensembles.serve.settings import Batching, Settings
@@ -159,7 +160,9 @@ def served_here(
     """A client of the app within this process."""
     settings = settings or Settings()
     engine = Engine(batching, waiting=settings.limits.waiting)
-    app = build_app(Catalogue(ensembles), engine, settings)
+    catalogue = Catalogue(ensembles)
+    completions = CompletionEngines(catalogue, most=settings.limits.waiting)
+    app = build_app(catalogue, engine, completions, settings)
     with TestClient(app, raise_server_exceptions=raising) as client:
         yield client
 

@@ -25,6 +25,7 @@ from lora_ensembles.cli import main
 from lora_ensembles.data import Example
 from lora_ensembles.serve import extra
 from lora_ensembles.serve.catalogue import Catalogue
+from lora_ensembles.serve.completions.engines import CompletionEngines
 from lora_ensembles.serve.engine import Engine, EngineStopped, QueueFull
 from lora_ensembles.serve.http.app import build_app
 from lora_ensembles.serve.http.request_checks import RequestChecks
@@ -211,7 +212,9 @@ def test_a_fault_of_the_model_is_500_and_the_worker_goes_on(
 
 def test_a_server_that_stops_says_so_and_is_not_ready(tiny: LoraEnsemble) -> None:
     engine = Engine()
-    with TestClient(build_app(Catalogue({"tiny": tiny}), engine, Settings())) as client:
+    catalogue = Catalogue({"tiny": tiny})
+    completions = CompletionEngines(catalogue, most=4)
+    with TestClient(build_app(catalogue, engine, completions, Settings())) as client:
         engine.stop()
         refused = client.post("/v1/decisions", json=BODY)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")

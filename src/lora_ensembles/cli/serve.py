@@ -84,6 +84,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     for flag, default, meaning in (
         ("--max-questions", usual.questions, "questions, texts or documents"),
         ("--max-prompt-chars", usual.prompt_chars, "characters of one question with its state"),
+        ("--max-new-tokens", usual.new_tokens, "tokens of a text that is written"),
         ("--max-waiting", usual.waiting, "requests that may wait; the next is turned away with 429"),
     ):
         group.add_argument(
@@ -115,6 +116,12 @@ def _add_batching(parser: argparse.ArgumentParser) -> None:
         help="milliseconds that a request waits for others (default: %(default)g)",
     )
     add_rows_flag(group)
+    group.add_argument(
+        "--cached-tokens",
+        type=count,
+        metavar="N",
+        help="tokens of prompts and texts whose keys and values are kept (default: a tenth of the memory)",
+    )
 
 
 def port(text: str) -> int:
@@ -131,17 +138,21 @@ def run(args: Arguments) -> dict[str, Any]:
     settings, batching = _settings(args)
     names = _names(args.ensembles)
     from ..serve.catalogue import Catalogue
+    from ..serve.completions.engines import CompletionEngines
     from ..serve.engine import Engine
     from ..serve.http.app import build_app
     from ..serve.http.server import listen, run as serve
 
     with listen(args.host, args.port) as listener:  # before the models are loaded, since it may be taken
         catalogue = Catalogue({name: _loaded(args, path) for name, path in names.items()})
-        app = build_app(catalogue, Engine(batching, waiting=args.max_waiting), settings)
+        completions = CompletionEngines(catalogue, most=args.max_waiting, cached_tokens=args.cached_tokens)
+        app = build_app(catalogue, Engine(batching, waiting=args.max_waiting), completions, settings)
         for model in catalogue:
             if model.member is None:
                 kept = f"; calibration: {model.calibration}" if model.calibration else ""
-                say(f"{model.name}: {model.ensemble.num_members} members{kept}")
+                writes = "completions" in model.tasks
+                text = f"; batches of text: {completions.of(model).batching}" if writes else ""
+                say(f"{model.name}: {model.ensemble.num_members} members{kept}{text}")
         host = f"[{args.host}]" if ":" in args.host else args.host  # of IPv6
         place = f"http://{host}:{listener.getsockname()[1]}"
         say(f"serving on {place}; Ctrl-C or SIGTERM ends it")
@@ -156,6 +167,7 @@ def _settings(args: Arguments) -> tuple[Settings, Batching]:
         args.max_questions,
         args.max_prompt_chars,
         args.max_waiting,
+        args.max_new_tokens,
         float(args.timeout),
     )
     settings = Settings(

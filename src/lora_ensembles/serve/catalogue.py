@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError, unknown_name
+from ..heads.lm.head import LMHead
 from ..storage.folder import member_folder
 
 ROUTES = {
     "decisions": "/v1/decisions and /v1/systemone",
     "classes": "/classify",
     "rewards": "/score and /rerank",
+    "completions": "/v1/completions and /v1/chat/completions",
 }
 
 
@@ -26,13 +29,20 @@ class ServedModel:
         name: as requests give it.
         ensemble: that computes it.
         member: its index where it is one member; None: the whole ensemble.
-        task: the name of what it answers, a key of `ROUTES`.
+        tasks: the names of what it answers, keys of `ROUTES`.
+        lock: held by whoever computes with the ensemble; one for it and its members.
     """
 
     name: str
     ensemble: LoraEnsemble
     member: int | None
-    task: str
+    tasks: tuple[str, ...]
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def routes(self) -> str:
+        """The routes that it answers, in words."""
+        return ", ".join(ROUTES[task] for task in self.tasks)
 
     @property
     def calibration(self) -> str | None:
@@ -48,7 +58,7 @@ class Catalogue:
         ensembles: by the name that requests give.
 
     Raises:
-        ConfigError: no ensemble, one without a route, or a name that stands for two models.
+        ConfigError: no ensemble, or a name that stands for two models.
     """
 
     def __init__(self, ensembles: Mapping[str, LoraEnsemble]):
@@ -56,12 +66,12 @@ class Catalogue:
         if not ensembles:
             raise ConfigError("no ensemble to serve; give at least one folder")
         for name, ensemble in ensembles.items():
-            task = task_of(name, ensemble)
+            tasks, lock = tasks_of(ensemble), threading.Lock()
             members = [f"{name}/{member_folder(index)}" for index in range(ensemble.num_members)]
             for index, own in enumerate([name, *members]):
                 if own in self._models:
                     raise ConfigError(f"two models are called {own!r}; rename one of their folders")
-                self._models[own] = ServedModel(own, ensemble, index - 1 if index else None, task)
+                self._models[own] = ServedModel(own, ensemble, index - 1 if index else None, tasks, lock)
 
     def __iter__(self) -> Any:
         return iter(self._models.values())
@@ -82,19 +92,15 @@ class Catalogue:
         return self._models[name]
 
 
-def task_of(name: str, ensemble: LoraEnsemble) -> str:
-    """The name of what an ensemble answers, a key of `ROUTES`: "decisions", "classes" or "rewards".
-
-    Raises:
-        ConfigError: it was trained on open answers, for which no route is there.
+def tasks_of(ensemble: LoraEnsemble) -> tuple[str, ...]:
+    """The names of what an ensemble answers, keys of `ROUTES`: what it was trained on, and text if it is a language
+    model.
     """
     source: Mapping[str, Any] = ensemble.info.task.get("source") or {}
+    kind, writes = ensemble.info.head.kind, isinstance(ensemble.head, LMHead)
+    text = ("completions",) if writes else ()
     if source.get("open_ended"):
-        raise ConfigError(
-            f"{name} was trained on open answers, and the server answers questions with options, texts with "
-            "classes, and rewards; let it write by lora-ensembles generate"
-        )
-    kind = ensemble.info.head.kind
+        return text
     if kind == "reward":
-        return "rewards"
-    return "classes" if kind == "sequence-classification" or source.get("labels") else "decisions"
+        return ("rewards",)
+    return ("classes" if kind == "sequence-classification" or source.get("labels") else "decisions", *text)

@@ -36,7 +36,7 @@ class EngineStopped(Exception):
 class Engine:
     """A worker thread that predicts what requests ask, those that wait for models of one ensemble together.
 
-    Nothing but this thread touches the models. A request whose future was cancelled while it waited is dropped
+    The models of an ensemble are computed under its lock, which text that it writes takes too. A request whose future was cancelled while it waited is dropped
     before it is computed. The first of those that wait decides which ensemble is next; with it go all that wait for
     the same one, up to `batching.questions`.
 
@@ -126,7 +126,8 @@ class Engine:
 
     def _compute(self, jobs: Sequence[Job]) -> None:
         begin = time.monotonic()
-        made = outcomes(jobs, self.rules, max_rows=self._batching.max_rows)
+        with jobs[0].model.lock:
+            made = outcomes(jobs, self.rules, max_rows=self._batching.max_rows)
         seconds = time.monotonic() - begin
         rate = sum(len(job.work) for job in jobs) / max(seconds, 1e-6)
         self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate

@@ -21,14 +21,16 @@ class Limits:
         body_bytes: of a request's body.
         questions: of a request: questions of a case, texts or documents.
         prompt_chars: of the text of one question, its state included.
-        waiting: requests that wait for the models; the next one is turned away.
-        seconds: that a request may wait and compute.
+        waiting: requests that wait for the models, and texts that are written or wait; the next is turned away.
+        new_tokens: of a text that is written.
+        seconds: that a request may wait and compute, and between two tokens of a stream.
     """
 
     body_bytes: int = 2**20
     questions: int = MOST_QUESTIONS
     prompt_chars: int = 100_000
     waiting: int = 256
+    new_tokens: int = 1024
     seconds: float = 60.0
 
     def __post_init__(self) -> None:

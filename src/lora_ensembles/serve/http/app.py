@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 
-from ..catalogue import ROUTES, Catalogue, ServedModel
+from ..catalogue import Catalogue, ServedModel
+from ..completions.engines import CompletionEngines
 from ..engine import Engine
 from ..settings import Settings
 from .access_log import AccessLog
@@ -25,12 +26,15 @@ from .page import page_routes
 from .replies import ModelCard, ModelList, Status
 from .request_checks import RequestChecks
 from .rewards import reward_routes
+from .text.routes import text_routes
 
 OWNER = "lora-ensembles"
 
 
-def build_app(catalogue: Catalogue, engine: Engine, settings: Settings) -> FastAPI:
-    """The app that serves the models of a catalogue by an engine, which it starts, and stops at its end.
+def build_app(
+    catalogue: Catalogue, engine: Engine, completions: CompletionEngines, settings: Settings
+) -> FastAPI:
+    """The app that serves the models of a catalogue by engines, which it starts, and stops at its end.
 
     Raises:
         DataError: an ensemble's held-out examples are too few for the guarantees of the settings.
@@ -38,11 +42,12 @@ def build_app(catalogue: Catalogue, engine: Engine, settings: Settings) -> FastA
     for model in catalogue:
         if model.member is None:
             engine.rules.check(model.ensemble, settings.guarantees)
-    dispatcher = Dispatcher(catalogue, engine, settings, Metrics(engine, catalogue))
+    metrics = Metrics(engine, completions, catalogue)
+    dispatcher = Dispatcher(catalogue, engine, completions, settings, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with engine:
+        with engine, completions.running():
             yield
 
     # Pages that show the document would load scripts from another host.
@@ -60,6 +65,7 @@ def build_app(catalogue: Catalogue, engine: Engine, settings: Settings) -> FastA
         decision_routes(dispatcher),
         class_routes(dispatcher),
         reward_routes(dispatcher),
+        text_routes(dispatcher),
     )
     for router in (*routers, page_routes()):
         app.include_router(router)
@@ -106,7 +112,7 @@ def _state(dispatcher: Dispatcher) -> APIRouter:
     @router.get("/ready", responses={200: {"model": Status}, **documented(500, 503)})
     async def ready() -> JSONResponse:
         """Say whether requests are taken."""
-        if not dispatcher.engine.alive:
+        if not (dispatcher.engine.alive and dispatcher.completions.alive):
             raise ApiError(503, "no requests are taken", code="not_ready")
         return JSONResponse({"status": "ready"})
 
@@ -125,7 +131,7 @@ def _card(model: ServedModel) -> dict[str, Any]:
         "created": 0,  # an ensemble does not say when it was made
         "owned_by": OWNER,
         "parent": None if model.member is None else model.name.rpartition("/")[0],
-        "routes": ROUTES[model.task],
+        "routes": model.routes,
         "num_members": model.ensemble.num_members if model.member is None else 1,
         "calibration": model.calibration,
     }

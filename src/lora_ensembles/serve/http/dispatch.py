@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from fastapi import Request
 
-from ..catalogue import ROUTES, Catalogue, ServedModel
+from ..catalogue import Catalogue, ServedModel
+from ..completions.engines import CompletionEngines
 from ..engine import Engine, EngineStopped, QueueFull
 from ..jobs import Answered, Job, Outcome, Questions, Scored, Texts
 from ..settings import Settings
 from .access_log import notes_of
 from .failures import GONE, ApiError, as_api_error
 from .metrics import Metrics
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Dispatcher:
 
     catalogue: Catalogue
     engine: Engine
+    completions: CompletionEngines
     settings: Settings
     metrics: Metrics
 
@@ -40,16 +45,17 @@ class Dispatcher:
         except KeyError as error:
             raise ApiError(404, str(error.args[0]), param="model", code="model_not_found") from None
         most = self.settings.limits.questions
-        if model.task != task:
-            raise ApiError(
-                400, f"{name} answers {ROUTES[model.task]}", param="model", code="model_not_supported"
-            )
+        if task not in model.tasks:
+            raise ApiError(400, f"{name} answers {model.routes}", param="model", code="model_not_supported")
         if questions > most:
             raise ApiError(
                 400, f"{questions} questions; a request has at most {most}", code="too_many_questions"
             )
         try:
-            self.engine.check_room()  # before anything is rendered: many are turned away when there is much to do
+            if task == "completions":
+                self.completions.of(model).check_room(questions)
+            else:
+                self.engine.check_room()  # before anything is rendered: many are turned away when there is much to do
         except (QueueFull, EngineStopped) as error:
             raise self._failed(name, error) from error
         return model
@@ -89,12 +95,19 @@ class Dispatcher:
         if self.settings.log_prompts:
             notes_of(request.scope)["prompts"] = list(prompts)
         begin = time.perf_counter()
-        try:
-            outcome = await self._computed(request, job)
-        except Exception as error:
-            raise self._failed(job.model.name, error) from error
+        with self.counting_failures(job.model.name):
+            answer = asyncio.wrap_future(self.engine.submit(job))
+            outcome = await self.while_wanted(request, answer)
         self.metrics.answered(job, outcome, time.perf_counter() - begin)
         return outcome
+
+    @contextmanager
+    def counting_failures(self, name: str) -> Iterator[None]:
+        """Turn an error into an answer, and count it for a model."""
+        try:
+            yield
+        except Exception as error:
+            raise self._failed(name, error) from error
 
     def _failed(self, name: str, error: Exception) -> ApiError:
         """An error as an answer, counted."""
@@ -102,9 +115,12 @@ class Dispatcher:
         self.metrics.failed(name, failure.status)
         return failure
 
-    async def _computed(self, request: Request, job: Job) -> Outcome:
-        """The outcome of a job, as long as somebody waits for it and the time lasts."""
-        answer = asyncio.wrap_future(self.engine.submit(job))
+    async def while_wanted(self, request: Request, answer: asyncio.Future[Result]) -> Result:
+        """An answer, as long as somebody waits for it and the time lasts; else it is cancelled.
+
+        Raises:
+            ApiError: the client has gone, or the time is over.
+        """
         gone = asyncio.ensure_future(_gone(request))
         either: set[asyncio.Future[Any]] = {answer, gone}
         try:

@@ -76,11 +76,16 @@ class ApiError(Exception):
         self.status, self.message, self.param, self.code = status, message, param, code
         self.headers = dict(headers or {})
 
+    @property
+    def body(self) -> dict[str, Any]:
+        """The fields of `ErrorResponse`."""
+        kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        said = {"message": self.message[:MOST_SHOWN], "type": kind, "param": self.param, "code": self.code}
+        return {"error": said}
+
     def response(self) -> JSONResponse:
         """The answer itself."""
-        kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        body = {"message": self.message[:MOST_SHOWN], "type": kind, "param": self.param, "code": self.code}
-        return JSONResponse({"error": body}, status_code=self.status, headers=self.headers)
+        return JSONResponse(self.body, status_code=self.status, headers=self.headers)
 
 
 def as_api_error(error: Exception) -> ApiError:

@@ -1,0 +1,126 @@
+"""The engine that writes the texts of each ensemble: continuous batching where it was tried and is right."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ...errors import LoraEnsemblesError
+from ...generation.text import score_texts
+from ..catalogue import Catalogue, ServedModel
+from .continuous import ContinuousEngine, NotContinuous
+from .engine import CompletionEngine
+from .job import CompletionJob
+from .sampling import SamplingParams
+from .static import StaticEngine
+
+logger = logging.getLogger(__name__)
+
+TRIED = (5, 9)  # tokens of the prompts that are tried
+TRIED_TOKENS = 3  # written to each
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; of others:
+COARSE_TOLERANCE = 0.1
+PATIENCE = 120.0  # seconds for the trial
+
+
+class CompletionEngines:
+    """The engines of a server's ensembles that can write text.
+
+    Args:
+        catalogue: the models.
+        most: texts of an ensemble that may be open, written or waiting.
+        cached_tokens: the tokens that the cache of each ensemble holds; None: by the memory that is free.
+    """
+
+    def __init__(self, catalogue: Catalogue, *, most: int, cached_tokens: int | None = None):
+        self._engines = {
+            id(model.ensemble): make_engine(model, most=most, cached_tokens=cached_tokens)
+            for model in catalogue
+            if model.member is None and "completions" in model.tasks
+        }
+
+    def __iter__(self) -> Iterator[CompletionEngine]:
+        return iter(self._engines.values())
+
+    def of(self, model: ServedModel) -> CompletionEngine:
+        """The engine of a model's ensemble."""
+        return self._engines[id(model.ensemble)]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Take jobs; at the end finish those that are open."""
+        for engine in self:
+            engine.start()
+        try:
+            yield
+        finally:
+            for engine in self:
+                engine.stop()
+
+    @property
+    def alive(self) -> bool:
+        """Whether all take jobs."""
+        return all(engine.alive for engine in self)
+
+    def num_running(self, name: str) -> int:
+        """The number of texts that have begun, for one model."""
+        return sum(engine.num_running(name) for engine in self)
+
+    def num_waiting(self, name: str) -> int:
+        """The number of texts that wait for their first token, for one model."""
+        return sum(engine.num_waiting(name) for engine in self)
+
+
+def make_engine(model: ServedModel, *, most: int, cached_tokens: int | None = None) -> CompletionEngine:
+    """An engine of continuous batching if the ensemble's base can be served so, which is tried; else of static batches,
+    which says the reason.
+    """
+    try:
+        check(model)
+        return ContinuousEngine(model, most=most, cached_tokens=cached_tokens)
+    except NotContinuous as error:
+        logger.warning("%s: texts are written in static batches: %s", model.name, error)
+        return StaticEngine(model, most=most, reason=str(error))
+
+
+def check(model: ServedModel) -> None:
+    """Write to two prompts by continuous batching, and hold each token against a pass over the finished text.
+
+    Raises:
+        NotContinuous: it fails, or its probabilities differ.
+    """
+    ensemble = model.ensemble
+    engine = ContinuousEngine(model, most=len(TRIED), cached_tokens=sum(TRIED) + 64)
+    usable = min(ensemble.base.config.get_text_config().vocab_size, len(ensemble.tokenizer))
+    params = SamplingParams(TRIED_TOKENS, temperature=0.0)
+    jobs = [
+        CompletionJob(
+            model, tuple((7 * place + size) % usable for place in range(size)), params, ends=frozenset()
+        )
+        for size in TRIED
+    ]
+    engine.start()
+    try:
+        for job in jobs:
+            engine.submit(job)
+        made = [job.future.result(PATIENCE) for job in jobs]
+    except LoraEnsemblesError:
+        raise
+    except Exception as error:
+        raise NotContinuous(f"it was tried and failed: {str(error) or type(error).__name__}") from error
+    finally:
+        engine.stop()
+    with model.lock:
+        texts = [
+            (job.prompt, [one.token for one in text.tokens]) for job, text in zip(jobs, made, strict=True)
+        ]
+        expected = score_texts(ensemble, texts)
+    largest = max(
+        (torch.tensor([one.members for one in text.tokens]).T - split.member_log_probs).abs().max().item()
+        for text, split in zip(made, expected, strict=True)
+    )
+    if not largest <= TOLERANCE.get(ensemble.base.dtype, COARSE_TOLERANCE):
+        raise NotContinuous(f"it was tried, and log-probabilities differ by {largest:.3g}")
