@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import signal
 import socket
@@ -348,9 +349,11 @@ def test_mistakes_of_the_command_line_are_one_line(
         extra.check_installed()
 
 
-def test_an_ensemble_of_open_answers_is_refused(tiny: LoraEnsemble) -> None:
-    import dataclasses
-
+def test_an_ensemble_of_open_answers_writes_text_only(tiny: LoraEnsemble) -> None:
     tiny.info = dataclasses.replace(tiny.info, task={"source": {"open_ended": True}})
-    with pytest.raises(ValueError, match="trained on open answers"):
-        Catalogue({"tiny": tiny})
+    assert Catalogue({"tiny": tiny})["tiny"].tasks == ("completions",)
+    with served_here({"tiny": tiny}) as client:
+        asked = [{"type": "predicate", "instructions": "Is it?"}]
+        answer = client.post("/v1/decisions", json={"model": "tiny", "input": "a", "questions": asked})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"] == "tiny answers /v1/completions and /v1/chat/completions"

@@ -1,4 +1,4 @@
-"""What engines that write text have in common: which jobs are open, how many there may be, and their end."""
+"""The common part of engines that write text: the open jobs, their number, and their end."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,10 +11,11 @@ import torch
 from ...errors import LoraEnsemblesError
 from ...generation.text import score_texts
 from ..catalogue import Catalogue, ServedModel
+from . import continuous
 from .continuous import ContinuousEngine, NotContinuous
 from .engine import CompletionEngine
-from .job import CompletionJob
-from .sampling import SamplingParams
+from .job import Completion, CompletionJob
+from .params import SamplingParams
 from .static import StaticEngine
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,6 @@ def check(model: ServedModel) -> None:
         NotContinuous: it fails, or its probabilities differ.
     """
     ensemble = model.ensemble
-    engine = ContinuousEngine(model, most=len(TRIED), cached_tokens=sum(TRIED) + 64)
     usable = min(ensemble.base.config.get_text_config().vocab_size, len(ensemble.tokenizer))
     params = SamplingParams(TRIED_TOKENS, temperature=0.0)
     jobs = [
@@ -102,17 +102,13 @@ def check(model: ServedModel) -> None:
         )
         for size in TRIED
     ]
-    engine.start()
     try:
-        for job in jobs:
-            engine.submit(job)
-        made = [job.future.result(PATIENCE) for job in jobs]
+        with _quiet():
+            made = _written(model, jobs)
     except LoraEnsemblesError:
         raise
     except Exception as error:
         raise NotContinuous(f"it was tried and failed: {str(error) or type(error).__name__}") from error
-    finally:
-        engine.stop()
     with model.lock:
         texts = [
             (job.prompt, [one.token for one in text.tokens]) for job, text in zip(jobs, made, strict=True)
@@ -124,3 +120,28 @@ def check(model: ServedModel) -> None:
     )
     if not largest <= TOLERANCE.get(ensemble.base.dtype, COARSE_TOLERANCE):
         raise NotContinuous(f"it was tried, and log-probabilities differ by {largest:.3g}")
+
+
+def _written(model: ServedModel, jobs: Sequence[CompletionJob]) -> list[Completion]:
+    engine = ContinuousEngine(model, most=len(jobs), cached_tokens=sum(TRIED) + 64)
+    engine.start()
+    try:
+        for job in jobs:
+            engine.submit(job)
+        return [job.future.result(PATIENCE) for job in jobs]
+    finally:
+        engine.stop()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what engines log of a failure to themselves; the reason is said by who asks for the trial."""
+    loggers = [logging.getLogger(name) for name in ("ContinuousBatchingLogger", continuous.__name__)]
+    before = [one.disabled for one in loggers]
+    for one in loggers:
+        one.disabled = True
+    try:
+        yield
+    finally:
+        for one, disabled in zip(loggers, before, strict=True):
+            one.disabled = disabled

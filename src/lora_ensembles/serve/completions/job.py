@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from ..catalogue import ServedModel
-from .sampling import CompletionToken, SamplingParams
+from .params import CompletionToken, SamplingParams
 
 FinishReason = Literal["stop", "length"]
 OnToken = Callable[[CompletionToken], None]
@@ -139,7 +139,7 @@ class _GrowingText:
         return piece, self._show(len(self._whole) - held), False
 
     def rest(self) -> str:
-        """What has not been shown of the whole text, which is finished."""
+        """The rest of the whole text, which is finished."""
         self._whole = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         return self._show(len(self._whole))
 

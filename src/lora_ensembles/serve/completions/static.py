@@ -92,6 +92,7 @@ def write_batch(model: ServedModel, jobs: list[CompletionJob]) -> None:
     """Write the texts of some jobs, padded on the left, until all are done."""
     ensemble = model.ensemble
     view: Any = as_causal_lm(ensemble)
+    view.generation_config.eos_token_id = None  # each job knows its own
     seen: list[Tensor] = []
     handle = view.register_forward_hook(
         lambda _view, _given, output: seen.__setitem__(slice(None), [output.member_log_probs[:, :, -1]])
@@ -137,5 +138,5 @@ class _AllDone(StoppingCriteria):
     def __init__(self, jobs: list[CompletionJob]):
         self._jobs = jobs
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         return torch.tensor([job.done for job in self._jobs], device=input_ids.device)

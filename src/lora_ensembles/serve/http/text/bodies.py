@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
-from ...completions.sampling import MOST_TOP
+from ...completions.params import MOST_TOP
 from ..bodies import Body, Content
 
 MOST_CHOICES = 128  # as in OpenAI's API

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from ...completions.sampling import CompletionToken
+from ...completions.params import CompletionToken
 from ..replies import Usage
 
 Reason = Literal["stop", "length"]

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ....data import Message, Prompt
 from ...asking import text_of
 from ...completions.job import Completion
-from ...completions.sampling import CompletionToken
+from ...completions.params import CompletionToken
 from ..decisions import ERRORS
 from ..dispatch import Dispatcher
 from ..failures import as_api_error
@@ -137,10 +137,10 @@ async def _streamed(
     events = stream(dispatcher, asked)
     await anext(events)  # the jobs are accepted
     usage = body.stream_options is not None and body.stream_options.include_usage
-    beside = {"usage": None} if usage else {}
 
-    def chunk(choices: list[dict[str, Any]], **others: Any) -> str:
-        return f"data: {json.dumps({**head, 'choices': choices, **beside, **others})}\n\n"
+    def chunk(choices: list[dict[str, Any]], used: dict[str, int] | None = None) -> str:
+        beside = {"usage": used} if usage else {}
+        return f"data: {json.dumps({**head, 'choices': choices, **beside})}\n\n"
 
     async def parts() -> AsyncIterator[str]:
         texts: list[Completion] = []
@@ -166,7 +166,7 @@ async def _streamed(
                     )
                     offsets[number] += len(event.piece)
             if usage:
-                yield chunk([], usage=_usage(asked, texts))
+                yield chunk([], _usage(asked, texts))
             yield "data: [DONE]\n\n"
         except Exception as error:  # noqa: BLE001 - the answer has begun; its end says what happened
             yield f"data: {json.dumps(as_api_error(error).body)}\n\n"

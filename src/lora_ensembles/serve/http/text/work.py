@@ -15,7 +15,7 @@ from ....data import Prompt, encode_prompts
 from ....errors import DataError
 from ...catalogue import ServedModel
 from ...completions.job import Completion, CompletionJob
-from ...completions.sampling import CompletionToken, SamplingParams
+from ...completions.params import CompletionToken, SamplingParams
 from ..dispatch import Dispatcher
 from ..failures import ApiError
 from .bodies import TextRequest
@@ -25,7 +25,7 @@ DEFAULT_TOKENS = 16  # of a completion without max_tokens, as in OpenAI's API
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a request for text wants: prompts as token ids, the texts of each, and how they are written.
+    """A request for text: prompts as token ids, the number of texts of each, and their settings.
 
     Attributes:
         params: the seed is that of the first text.
