@@ -31,6 +31,7 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
+TEXT = ("/v1/completions", "/v1/chat/completions")
 MODELS = {"decisions": ("cases", "choices"), "classify": ("tickets", "classes"), "rewards": ("rewards",)}
 QUIET = settings(
     max_examples=60,
@@ -45,11 +46,15 @@ QUIET = settings(
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     saved: Saved = save_all(tmp_path_factory.mktemp("saved"))
     every = {name: saved.load(name) for group in MODELS.values() for name in group}
-    with served_here(every, Settings(Limits(body_bytes=50_000, questions=40)), raising=False) as made:
+    every["cases"].tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    limits = Limits(body_bytes=50_000, questions=40, new_tokens=8)
+    with served_here(every, Settings(limits), raising=False) as made:
         yield made
 
 
 def models_for(path: str) -> tuple[str, ...]:
+    if path in TEXT:
+        return ("cases",)
     if path in ("/v1/decisions", "/v1/systemone"):
         return MODELS["decisions"]
     return MODELS["classify"] if path == "/classify" else MODELS["rewards"]
@@ -116,11 +121,20 @@ NEAR = st.one_of(
     st.lists(st.text(max_size=5), max_size=3),
     st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
 )
-PATHS = ["/v1/decisions", "/v1/systemone", "/classify", "/score", "/rerank"]
+PATHS = ["/v1/decisions", "/v1/systemone", "/classify", "/score", "/rerank", *TEXT]
 
 
 def right_body(path: str) -> dict[str, Any]:
     asked = case(7)
+    written = {
+        "max_tokens": 3,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "n": 2,
+        "seed": 1,
+        "stop": ["x"],
+        "stream": False,
+    }
     body: dict[str, dict[str, Any]] = {
         "/v1/decisions": {
             "input": [{"role": "user", "content": [{"type": "input_text", "text": asked["state"]}]}],
@@ -136,6 +150,13 @@ def right_body(path: str) -> dict[str, Any]:
         "/classify": {"input": [text(1), text(2)]},
         "/score": {"queries": text(1), "documents": [text(2)], "k": 0.5},
         "/rerank": {"query": text(1), "documents": [text(2), {"text": text(3)}], "top_n": 1},
+        "/v1/completions": {"prompt": [text(1), text(2)], "logprobs": 2, **written},
+        "/v1/chat/completions": {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": text(1)}]}],
+            "logprobs": True,
+            "top_logprobs": 1,
+            **written,
+        },
     }
     return {"model": models_for(path)[0], **body[path]}
 
@@ -172,6 +193,9 @@ def test_right_requests_with_one_field_changed_are_answered_or_refused(client: T
 
 
 def check_shape(answer: Any) -> None:
+    if answer.headers["content-type"].startswith("text/event-stream"):
+        assert answer.text.endswith("data: [DONE]\n\n")
+        return
     content = answer.json()
     if answer.status_code != 200:
         assert content.keys() == {"error"}
