@@ -7,8 +7,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -400,3 +402,62 @@ def test_time_limits_hold_for_texts(ensemble: LoraEnsemble) -> None:
 
 def test_prompts_are_logged_only_when_asked(server: Process) -> None:
     assert "Q: " not in json.dumps(server.log)
+
+
+def test_models_are_reloaded_without_a_lost_request(folder: Path, tmp_path: Path) -> None:
+    """While clients ask on, every answer is the old model's or the new one's; a folder that is broken changes nothing."""
+    home = tmp_path / "writer"
+    shutil.copytree(folder, home)
+    new = LoraEnsemble(*load_base(str(folder.parent / "base")), num_members=3, seed=9)
+    new.stack.b.copy_(0.3 * torch.randn(new.stack.b.shape, generator=torch.Generator().manual_seed(9)))
+    new.stack.refresh()
+    old = LoraEnsemble.from_pretrained(folder)
+    expected = [(written(old, prompt(n), 6).text, written(new, prompt(n), 6).text) for n in range(6)]
+    assert all(before != after for before, after in expected)
+    asked = [{"type": "predicate", "instructions": "Is it raining?", "name": "wet"}]
+    stop = threading.Event()
+    seen: list[tuple[int, int, str]] = []
+    decided: list[tuple[int, float]] = []
+
+    with served(home) as server:
+
+        def ask(own: int) -> None:
+            while not stop.is_set():
+                body = {"model": "writer", "prompt": prompt(own), "max_tokens": 6, "temperature": 0}
+                answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+                seen.append((own, answer.status_code, answer.json()["choices"][0]["text"]))
+                question = {"model": "writer", "input": "Rain falls.", "questions": asked}
+                answer = httpx.post(f"{server.url}/v1/decisions", json=question, timeout=60)
+                decided.append((answer.status_code, answer.json()["answers"][0]["probability"]))
+
+        clients = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+        for client in clients:
+            client.start()
+        _until(lambda: len(seen) > 12)
+        new.save_pretrained(tmp_path / "new")
+        home.rename(tmp_path / "old")
+        (tmp_path / "new").rename(home)
+        server.process.send_signal(signal.SIGHUP)
+        _until(lambda: any(line.startswith("reloaded") for line in server.lines))
+        after = len(seen)
+        _until(lambda: len(seen) > after + 24)
+        (home / "ensemble.json").write_text("{")
+        server.process.send_signal(signal.SIGHUP)
+        _until(lambda: any(line.startswith("not reloaded") for line in server.lines))
+        broken = len(seen)
+        _until(lambda: len(seen) > broken + 12)
+        stop.set()
+        for client in clients:
+            client.join()
+    assert {status for _, status, _ in seen} == {status for status, _ in decided} == {200}
+    assert all(text in expected[own] for own, _, text in seen)
+    assert all(text == expected[own][1] for own, _, text in seen[after + 12 :])
+    assert seen[0][2] == expected[seen[0][0]][0]
+    assert decided[0][1] != pytest.approx(decided[-1][1], abs=1e-4)
+
+
+def _until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)

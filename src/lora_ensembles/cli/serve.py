@@ -141,12 +141,17 @@ def run(args: Arguments) -> dict[str, Any]:
     from ..serve.completions.engines import CompletionEngines
     from ..serve.engine import Engine
     from ..serve.http.app import build_app
+    from ..serve.http.reload import Reload
     from ..serve.http.server import listen, run as serve
 
     with listen(args.host, args.port) as listener:  # before the models are loaded, since it may be taken
-        catalogue = Catalogue({name: _loaded(args, path) for name, path in names.items()})
+
+        def load() -> Catalogue:
+            return Catalogue({name: _loaded(args, path) for name, path in names.items()})
+
+        catalogue, reload = load(), Reload(load)
         completions = CompletionEngines(catalogue, most=args.max_waiting, cached_tokens=args.cached_tokens)
-        app = build_app(catalogue, Engine(batching, waiting=args.max_waiting), completions, settings)
+        app = build_app(catalogue, Engine(batching, waiting=args.max_waiting), completions, settings, reload)
         for model in catalogue:
             if model.member is None:
                 kept = f"; calibration: {model.calibration}" if model.calibration else ""
@@ -155,8 +160,8 @@ def run(args: Arguments) -> dict[str, Any]:
                 say(f"{model.name}: {model.ensemble.num_members} members{kept}{text}")
         host = f"[{args.host}]" if ":" in args.host else args.host  # of IPv6
         place = f"http://{host}:{listener.getsockname()[1]}"
-        say(f"serving on {place}; Ctrl-C or SIGTERM ends it")
-        serve(app, listener)
+        say(f"serving on {place}; Ctrl-C or SIGTERM ends it, SIGHUP reloads the folders")
+        serve(app, listener, reload)
     say("all accepted requests were answered")
     return {"served": list(names), "address": place}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -76,7 +75,11 @@ class Catalogue:
     def __iter__(self) -> Any:
         return iter(self._models.values())
 
-    @functools.cached_property
+    def become(self, other: Catalogue) -> None:
+        """Take another's models in place of these."""
+        self._models = other._models
+
+    @property
     def names(self) -> list[str]:
         """The names in their order: each ensemble before its members."""
         return list(self._models)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 from ..calibration.conformal import ConformalSets
 from ..calibration.risk import RiskThreshold
 from ..ensemble import LoraEnsemble
 from ..prediction.prediction import Prediction
 from .settings import Guarantees
 
-MOST = 256  # rules that are kept: a client may ask for any number
+MOST = 256  # rules of an ensemble that are kept: a client may ask for any number
 
 
 class Rules:
     """Thresholds and sets by ensemble and number."""
 
     def __init__(self) -> None:
-        self._thresholds: dict[tuple[int, float], RiskThreshold] = {}
-        self._sets: dict[tuple[int, float], ConformalSets] = {}
+        # An ensemble that is no longer served takes its rules with it.
+        self._thresholds: WeakKeyDictionary[LoraEnsemble, dict[float, RiskThreshold]] = WeakKeyDictionary()
+        self._sets: WeakKeyDictionary[LoraEnsemble, dict[float, ConformalSets]] = WeakKeyDictionary()
 
     def of(
         self, ensemble: LoraEnsemble, prediction: Prediction, guarantees: Guarantees
@@ -51,22 +54,22 @@ class Rules:
             self._set(ensemble, guarantees.coverage)
 
     def _threshold(self, ensemble: LoraEnsemble, risk: float) -> RiskThreshold:
-        key = (id(ensemble), risk)
-        if key not in self._thresholds:
-            _make_room(self._thresholds)
+        kept = self._thresholds.setdefault(ensemble, {})
+        if risk not in kept:
+            _make_room(kept)
             assert ensemble.calibrated is not None
-            self._thresholds[key] = ensemble.calibrated.risk_threshold(risk=risk)
-        return self._thresholds[key]
+            kept[risk] = ensemble.calibrated.risk_threshold(risk=risk)
+        return kept[risk]
 
     def _set(self, ensemble: LoraEnsemble, coverage: float) -> ConformalSets:
-        key = (id(ensemble), coverage)
-        if key not in self._sets:
-            _make_room(self._sets)
+        kept = self._sets.setdefault(ensemble, {})
+        if coverage not in kept:
+            _make_room(kept)
             assert ensemble.calibrated is not None
-            self._sets[key] = ensemble.calibrated.conformal_sets(coverage=coverage)
-        return self._sets[key]
+            kept[coverage] = ensemble.calibrated.conformal_sets(coverage=coverage)
+        return kept[coverage]
 
 
-def _make_room(kept: dict[tuple[int, float], RiskThreshold] | dict[tuple[int, float], ConformalSets]) -> None:
+def _make_room(kept: dict[float, RiskThreshold] | dict[float, ConformalSets]) -> None:
     if len(kept) >= MOST:
         kept.clear()

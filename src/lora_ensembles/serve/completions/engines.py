@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,11 +38,35 @@ class CompletionEngines:
     """
 
     def __init__(self, catalogue: Catalogue, *, most: int, cached_tokens: int | None = None):
-        self._engines = {
-            id(model.ensemble): make_engine(model, most=most, cached_tokens=cached_tokens)
+        self._most, self._cached_tokens = most, cached_tokens
+        self._engines = self._made(catalogue)
+
+    def _made(self, catalogue: Catalogue) -> dict[int, CompletionEngine]:
+        return {
+            id(model.ensemble): make_engine(model, most=self._most, cached_tokens=self._cached_tokens)
             for model in catalogue
             if model.member is None and "completions" in model.tasks
         }
+
+    def successors(self, catalogue: Catalogue) -> CompletionEngines:
+        """Engines of other models, with the same settings."""
+        return CompletionEngines(catalogue, most=self._most, cached_tokens=self._cached_tokens)
+
+    def become(self, other: CompletionEngines) -> CompletionEngines:
+        """Take another's engines, which were started, in place of these, which are given back."""
+        before = copy.copy(self)
+        self._engines = other._engines
+        return before
+
+    def start(self) -> None:
+        """Take jobs from now on."""
+        for engine in self:
+            engine.start()
+
+    def stop(self) -> None:
+        """Take no more jobs, and finish those that are open."""
+        for engine in self:
+            engine.stop()
 
     def __iter__(self) -> Iterator[CompletionEngine]:
         return iter(self._engines.values())
@@ -53,13 +78,11 @@ class CompletionEngines:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Take jobs; at the end finish those that are open."""
-        for engine in self:
-            engine.start()
+        self.start()
         try:
             yield
         finally:
-            for engine in self:
-                engine.stop()
+            self.stop()
 
     @property
     def alive(self) -> bool:

@@ -23,6 +23,7 @@ from .dispatch import Dispatcher
 from .failures import ApiError, answer_with_errors, documented
 from .metrics import Metrics
 from .page import page_routes
+from .reload import Reload, check_guarantees
 from .replies import ModelCard, ModelList, Status
 from .request_checks import RequestChecks
 from .rewards import reward_routes
@@ -32,21 +33,25 @@ OWNER = "lora-ensembles"
 
 
 def build_app(
-    catalogue: Catalogue, engine: Engine, completions: CompletionEngines, settings: Settings
+    catalogue: Catalogue,
+    engine: Engine,
+    completions: CompletionEngines,
+    settings: Settings,
+    reload: Reload | None = None,
 ) -> FastAPI:
     """The app that serves the models of a catalogue by engines, which it starts, and stops at its end.
 
     Raises:
         DataError: an ensemble's held-out examples are too few for the guarantees of the settings.
     """
-    for model in catalogue:
-        if model.member is None:
-            engine.rules.check(model.ensemble, settings.guarantees)
     metrics = Metrics(engine, completions, catalogue)
     dispatcher = Dispatcher(catalogue, engine, completions, settings, metrics)
+    check_guarantees(dispatcher, catalogue)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if reload is not None:
+            reload.attach(dispatcher)
         with engine, completions.running():
             yield
 

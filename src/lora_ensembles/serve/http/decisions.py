@@ -11,10 +11,10 @@ from fastapi.responses import JSONResponse
 
 from ...errors import DataError
 from ..asking import case_examples, state_of, text_of
+from ..catalogue import ServedModel
 from ..jobs import Answered, Outcome, Questions
 from ..settings import Guarantees
 from .bodies import (
-    Asking,
     ChoiceQuestion,
     DecisionRequest,
     PredicateQuestion,
@@ -38,14 +38,16 @@ def decision_routes(dispatcher: Dispatcher) -> APIRouter:
     async def decisions(request: Request, body: DecisionRequest) -> JSONResponse:
         """Answer predicates, choices and scores about an input."""
         asked = [_in_file(question, number) for number, question in enumerate(body.questions)]
-        answers, outcome = await _answers(dispatcher, request, body, lambda: state_of(body.input), asked)
+        model, answers, outcome = await _answers(
+            dispatcher, request, body, lambda: state_of(body.input), asked
+        )
         replies = [_reply(question, answer) for question, answer in zip(body.questions, answers, strict=True)]
         tokens = {"input_tokens": outcome.tokens, "output_tokens": 0, "total_tokens": outcome.tokens}
         details = {
             "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
             "output_tokens_details": {"reasoning_tokens": 0},
         }
-        return JSONResponse(_whole(dispatcher, body, replies, {**tokens, **details}))
+        return JSONResponse(_whole(model, replies, {**tokens, **details}))
 
     @router.post("/v1/systemone", responses={200: {"model": SystemOneReply}, **ERRORS})
     async def systemone(request: Request, body: SystemOneRequest) -> JSONResponse:
@@ -54,13 +56,13 @@ def decision_routes(dispatcher: Dispatcher) -> APIRouter:
             {**question.model_dump(), "id": name, "instructions": _text(question.instructions)}
             for name, question in body.questions.items()
         ]
-        answers, outcome = await _answers(dispatcher, request, body, lambda: body.state, asked)
+        model, answers, outcome = await _answers(dispatcher, request, body, lambda: body.state, asked)
         replies = {
             name: _named_reply(question, answer)
             for (name, question), answer in zip(body.questions.items(), answers, strict=True)
         }
         usage = {"input_tokens": outcome.tokens, "output_tokens": 0}
-        return JSONResponse(_whole(dispatcher, body, replies, usage))
+        return JSONResponse(_whole(model, replies, usage))
 
     return router
 
@@ -71,22 +73,23 @@ async def _answers(
     body: DecisionRequest | SystemOneRequest,
     state: Callable[[], object],
     questions: Sequence[Mapping[str, Any]],
-) -> tuple[list[Answered], Outcome]:
-    """The answers to questions that are written as in a file."""
+) -> tuple[ServedModel, list[Answered], Outcome]:
+    """The answers to questions that are written as in a file, and the model that gave them."""
     model = dispatcher.model(request, body.model, task="decisions", questions=len(questions))
     said = state()
     dispatcher.check_length(said if isinstance(said, str) else json.dumps(said, ensure_ascii=False))
     examples = case_examples(model, said, questions, case=body.id)
     guarantees = Guarantees(body.risk, body.coverage).over(dispatcher.settings.guarantees)
-    return await dispatcher.answers(request, model, Questions(examples, guarantees))
+    answers, outcome = await dispatcher.answers(request, model, Questions(examples, guarantees))
+    return model, answers, outcome
 
 
-def _whole(dispatcher: Dispatcher, body: Asking, answers: object, usage: Mapping[str, Any]) -> dict[str, Any]:
+def _whole(model: ServedModel, answers: object, usage: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "model": body.model,
+        "model": model.name,
         "answers": answers,
         "usage": usage,
-        "calibration": dispatcher.catalogue[body.model].calibration,
+        "calibration": model.calibration,
         "confidence_kind": CONFIDENCE,
     }
 

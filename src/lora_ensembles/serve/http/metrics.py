@@ -88,7 +88,7 @@ class Recent(Collector):
     """Gauges that are read when they are asked for: the queue, and means over the last answers of each model."""
 
     def __init__(self, engine: Engine, completions: CompletionEngines, catalogue: Catalogue):
-        self._engines, self._names = (engine, completions), catalogue.names
+        self._engines, self._catalogue = (engine, completions), catalogue
         self._of_tokens: dict[str, deque[float]] = {}
         self._epistemic: dict[str, deque[float]] = {}
         self._abstained: dict[str, deque[bool]] = {}
@@ -107,7 +107,7 @@ class Recent(Collector):
         """The gauges as they stand."""
         running = _gauge("num_requests_running", "Requests that are computed now.")
         waiting = _gauge("num_requests_waiting", "Requests that wait.")
-        for name in self._names:
+        for name in self._catalogue.names:
             running.add_metric([name], sum(engine.num_running(name) for engine in self._engines))
             waiting.add_metric([name], sum(engine.num_waiting(name) for engine in self._engines))
         epistemic = _gauge(

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI
 
 from ...errors import ConfigError
+from .reload import Reload
 
 
 class _Server(uvicorn.Server):
     """uvicorn's server, which ends a program that was told to end as one that is done; a second signal ends it at
-    once.
+    once, and SIGHUP reloads.
     """
+
+    def __init__(self, config: uvicorn.Config, reload: Reload):
+        super().__init__(config)
+        self._reload = reload
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        handlers: dict[int, Callable[..., object]] = dict.fromkeys(
+            (signal.SIGTERM, signal.SIGINT), self.handle_exit
+        )
+        if hasattr(signal, "SIGHUP"):
+            handlers[signal.SIGHUP] = lambda *_: self._reload.start()
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
@@ -55,7 +64,7 @@ def listen(host: str, port: int) -> socket.socket:
     return made
 
 
-def run(app: FastAPI, listener: socket.socket) -> None:
+def run(app: FastAPI, listener: socket.socket, reload: Reload) -> None:
     """Serve until SIGTERM or SIGINT; then answer what was accepted, and return."""
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, ws="none")
-    _Server(config).run(sockets=[listener])
+    _Server(config, reload).run(sockets=[listener])
