@@ -1,5 +1,5 @@
-"""Tiny saved ensembles of every kind that a server can have, a server of them as a process of its own, and the same
-app within the test's process.
+"""Tiny saved ensembles of every kind that a server can have, a server of them as a process of its own, and
+the same app within the test's process.
 """
 
 from __future__ import annotations

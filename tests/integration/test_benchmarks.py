@@ -284,9 +284,14 @@ def test_a_prediction_that_is_killed_twice_has_every_row_once_and_its_memory_is_
 
 
 def test_an_answer_to_another_case_is_not_taken_for_the_right_one() -> None:
-    from serve_load import Case, right
+    from serve_load import ROUTES, Case, right
 
-    case = Case({}, [[0.25, 0.75, 0.0], [0.5, 0.3, 0.2]])
+    case = Case(ROUTES["decisions"], {}, [[0.25, 0.75, 0.0], [0.5, 0.3, 0.2]])
     answers = [{"probability": 0.25}, {"probabilities": [{"probability": p} for p in (0.5, 0.3, 0.2)]}]
     assert right(case, {"answers": answers})
     assert not right(case, {"answers": [{"probability": 0.2501}, answers[1]]})
+    written = Case(ROUTES["completions"], {}, ("a b", [-0.5, -1.0]))
+    choice = {"text": "a b", "logprobs": {"token_logprobs": [-0.5, -1.0]}}
+    assert right(written, {"choices": [choice]})
+    assert not right(written, {"choices": [{**choice, "text": "a c"}]})
+    assert not right(written, {"choices": [{**choice, "logprobs": {"token_logprobs": [-0.5, -1.001]}}]})

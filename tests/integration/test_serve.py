@@ -1,5 +1,5 @@
-"""The server as clients see it: the official client of OpenAI, every kind of model, and each probability equal to
-what `lora-ensembles predict` gives for the same case.
+"""The server as clients see it: the official client of OpenAI, every kind of model, and each probability
+equal to what `lora-ensembles predict` gives for the same case.
 """
 
 from __future__ import annotations
@@ -300,24 +300,24 @@ def test_sixteen_clients_at_once_get_their_own_answers(server: Process, saved: S
 
 
 def test_errors_reach_the_client_as_those_of_openai(client: openai.OpenAI) -> None:
-    question = {"type": "predicate", "instructions": "Is it?"}
+    question: Any = {"type": "predicate", "instructions": "Is it?"}
     with pytest.raises(openai.NotFoundError, match="did you mean 'cases'") as lost:
-        client.decisions.create(model="case", input="x", questions=[question])  # type: ignore[list-item]
+        client.decisions.create(model="case", input="x", questions=[question])
     assert lost.value.code == "model_not_found"
     assert lost.value.param == "model"
     with pytest.raises(openai.BadRequestError, match="401 questions; a request has at most 400"):
-        client.decisions.create(model="cases", input="x", questions=[question] * 401)  # type: ignore[list-item]
+        client.decisions.create(model="cases", input="x", questions=[question] * 401)
     with pytest.raises(openai.BadRequestError, match="at least 1 item"):
         client.decisions.create(model="cases", input="x", questions=[])
     with pytest.raises(openai.BadRequestError, match="cases answers /v1/decisions") as other:
         client.post("/../classify", body={"model": "cases", "input": "x"}, cast_to=object)
     assert other.value.code == "model_not_supported"
-    image = [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]
+    image: Any = [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]
     with pytest.raises(openai.BadRequestError, match="reads texts and JSON"):
-        client.decisions.create(model="cases", input=image, questions=[question])  # type: ignore[arg-type, list-item]
+        client.decisions.create(model="cases", input=image, questions=[question])
     wrong = client.with_options(api_key="secret-2")
     with pytest.raises(openai.AuthenticationError, match="a key of this server is needed") as refused:
-        wrong.decisions.create(model="cases", input="x", questions=[question])  # type: ignore[list-item]
+        wrong.decisions.create(model="cases", input="x", questions=[question])
     assert refused.value.code == "invalid_api_key"
 
 

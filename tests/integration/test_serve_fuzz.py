@@ -1,5 +1,5 @@
-"""Requests drawn at random: by schemathesis from the OpenAPI document, and by hypothesis from fields that come near
-right ones. None ends in a fault of the server, or in an answer that the document does not name.
+"""Requests drawn at random: by schemathesis from the OpenAPI document, and by hypothesis from fields that
+come near right ones. None ends in a fault of the server, or in an answer that the document does not name.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def models_for(path: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_drawn_requests_get_documented_answers(client: TestClient, known: bool) -> None:
-    """With a model's name put into the bodies, so that many requests reach the models, and as they are drawn."""
+    """With a model's name put into the bodies, so that many reach the models, and as they are drawn."""
     schema = schemathesis.openapi.from_dict(client.get("/openapi.json").json())
     statuses: list[int] = []
     for found in schema.get_all_operations():

@@ -1,4 +1,4 @@
-"""The server under load: the bounded queue, clients that go away, time-outs, limits, and its end by a signal."""
+"""The server under load: the bounded queue, clients that go away, time-outs, limits, and its end."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def test_an_answer_that_takes_too_long_is_504_and_the_next_ones_are_given(tiny: 
 
 
 def test_clients_that_went_away_are_dropped_and_all_others_answered_even_at_the_end(tmp_path: Path) -> None:
-    """Over real connections: of requests that wait together, the one whose client hangs up is not computed; and
-    SIGTERM ends the server only when every request that it accepted has its answer.
+    """Over real connections: of requests that wait together, the one whose client hangs up is not computed;
+    and SIGTERM ends the server only when every request that it accepted has its answer.
     """
     save(tmp_path, "cases", case_ensemble())
     asked = case(1)

@@ -1,5 +1,5 @@
-"""Text over HTTP: the official client of OpenAI, continuous and static batches, and every token and probability equal
-to what `generate` gives for the same prompt.
+"""Text over HTTP: the official client of OpenAI, continuous and static batches, and every token and
+probability equal to what `generate` gives for the same prompt.
 """
 
 from __future__ import annotations
@@ -405,7 +405,9 @@ def test_prompts_are_logged_only_when_asked(server: Process) -> None:
 
 
 def test_models_are_reloaded_without_a_lost_request(folder: Path, tmp_path: Path) -> None:
-    """While clients ask on, every answer is the old model's or the new one's; a folder that is broken changes nothing."""
+    """While clients ask on, every answer is the old model's or the new one's; a folder that is broken changes
+    nothing.
+    """
     home = tmp_path / "writer"
     shutil.copytree(folder, home)
     new = LoraEnsemble(*load_base(str(folder.parent / "base")), num_members=3, seed=9)

@@ -25,7 +25,8 @@ def case_examples(
 ) -> tuple[Example, ...]:
     """The examples of a state and the questions about it, as `decision_rows` reads them from a file.
 
-    The id of a case matters only where answers are averaged over orders of the options, which are drawn from it.
+    The id of a case matters only where answers are averaged over orders of the options, which are drawn from
+    it.
 
     Raises:
         DataError: a question that cannot be read.

@@ -96,8 +96,8 @@ class Catalogue:
 
 
 def tasks_of(ensemble: LoraEnsemble) -> tuple[str, ...]:
-    """The names of what an ensemble answers, keys of `ROUTES`: what it was trained on, and text if it is a language
-    model.
+    """The names of what an ensemble answers, keys of `ROUTES`: what it was trained on, and text if it is a
+    language model.
     """
     source: Mapping[str, Any] = ensemble.info.task.get("source") or {}
     kind, writes = ensemble.info.head.kind, isinstance(ensemble.head, LMHead)

@@ -22,7 +22,7 @@ LONGEST_RETRY = 60  # seconds that a client is told to wait at most
 
 
 class QueueFull(Exception):
-    """A request that found no place in the queue; `retry_after` is the seconds after which there may be one."""
+    """A request that found no place in the queue; there may be one after `retry_after` seconds."""
 
     def __init__(self, retry_after: int):
         super().__init__(f"the queue is full; try again in {retry_after} s")
@@ -36,9 +36,9 @@ class EngineStopped(Exception):
 class Engine:
     """A worker thread that predicts what requests ask, those that wait for models of one ensemble together.
 
-    The models of an ensemble are computed under its lock, which text that it writes takes too. A request whose future was cancelled while it waited is dropped
-    before it is computed. The first of those that wait decides which ensemble is next; with it go all that wait for
-    the same one, up to `batching.questions`.
+    The models of an ensemble are computed under its lock, which text that it writes takes too. A request
+    whose future was cancelled while it waited is dropped before it is computed. The first of those that wait
+    decides which ensemble is next; with it go all that wait for the same one, up to `batching.questions`.
 
     Args:
         batching: how many are predicted together, and how long a request waits for others.

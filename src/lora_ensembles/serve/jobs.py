@@ -71,8 +71,8 @@ class Scored:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results of a request: one for each question or text, the tokens that were read of it, and the seconds
-    that it waited and was computed.
+    """The results of a request: one for each question or text, the tokens that were read of it, and the
+    seconds that it waited and was computed.
     """
 
     results: list[Answered] | list[Scored]

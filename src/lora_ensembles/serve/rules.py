@@ -24,8 +24,8 @@ class Rules:
     def of(
         self, ensemble: LoraEnsemble, prediction: Prediction, guarantees: Guarantees
     ) -> tuple[list[bool] | None, list[list[bool]] | None]:
-        """Of each example whether the ensemble abstains, and which options are in its set; None of what is not
-        asked for, and of both where the ensemble is not calibrated.
+        """Of each example whether the ensemble abstains, and which options are in its set; None of what is
+        not asked for, and of both where the ensemble is not calibrated.
 
         Raises:
             DataError: the held-out examples are too few for it, or give no such guarantee.

@@ -33,8 +33,8 @@ Results = list[Answered] | list[Scored]
 def outcomes(jobs: Sequence[Job], rules: Rules, *, max_rows: int | None) -> list[Outcome | Exception]:
     """The outcome of each job, or its error; the jobs are about models of one ensemble.
 
-    If they cannot be predicted together, those that cannot be encoded get their own error and the others are tried
-    again; if these fail too, each is predicted alone, so that none fails for a neighbour's fault.
+    If they cannot be predicted together, those that cannot be encoded get their own error and the others are
+    tried again; if these fail too, each is predicted alone, so that none fails for a neighbour's fault.
     """
     made = _together(jobs, rules, max_rows=max_rows)
     if not isinstance(made, Exception):
@@ -95,8 +95,8 @@ def check_longest(ensemble: LoraEnsemble, work: Questions | Texts) -> None:
 
 
 def num_tokens(ensemble: LoraEnsemble, works: Sequence[Questions | Texts]) -> list[int]:
-    """The tokens of the prompts or texts of each request, as if each text was read by itself; of those that are cut to
-    the window, the window.
+    """The tokens of the prompts or texts of each request, as if each text was read by itself; of those that
+    are cut to the window, the window.
 
     Raises:
         DataError: a text is longer than the window, or holds no token.

@@ -21,7 +21,8 @@ class Limits:
         body_bytes: of a request's body.
         questions: of a request: questions of a case, texts or documents.
         prompt_chars: of the text of one question, its state included.
-        waiting: requests that wait for the models, and texts that are written or wait; the next is turned away.
+        waiting: requests that wait for the models, and texts that are written or wait; the next is turned
+            away.
         new_tokens: of a text that is written.
         seconds: that a request may wait and compute, and between two tokens of a stream.
     """
@@ -63,8 +64,9 @@ class Batching:
 
 @dataclass(frozen=True)
 class Guarantees:
-    """The guarantees about answers that a request may ask for: `risk` the largest share of wrong answers among those
-    given, `coverage` the probability with which a set of options holds the right one; None: not asked for.
+    """The guarantees about answers that a request may ask for: `risk` the largest share of wrong answers
+    among those given, `coverage` the probability with which a set of options holds the right one; None: not
+    asked for.
 
     Raises:
         ConfigError: a number that is not between 0 and 1.

@@ -1,9 +1,10 @@
 """Continuous batching: transformers' own engine, with the members in the head axis of its paged cache.
 
 The engine puts the tokens of all requests into one row, and a request joins or leaves between two passes. The
-ensemble's row is repeated for its M members, whose keys and values (M, H, T, d) are kept as one row of M * H heads,
-so that the engine's scheduling, paging and sharing of prompts need to know nothing of members. The engine is given
-the log of the mean probability, and takes as next token what `write_next` has chosen for each request.
+ensemble's row is repeated for its M members, whose keys and values (M, H, T, d) are kept as one row of M * H
+heads, so that the engine's scheduling, paging and sharing of prompts need to know nothing of members. The
+engine is given the log of the mean probability, and takes as next token what `write_next` has chosen for each
+request.
 
 Shapes: M members, R requests, T tokens of all requests, V vocabulary, H heads of keys and values of width d.
 """
@@ -37,7 +38,7 @@ PAGE = 32  # tokens of a page of the cache
 PASS_TOKENS = {"cpu": 256}  # of one pass, where a prompt that is longer is read in parts; on others:
 PASS_TOKENS_ELSEWHERE = 2048
 MEMORY_SHARE = 0.1  # of the device's, for the cache
-MOST_CACHED = 65_536  # tokens
+MOST_CACHED = 16_384  # tokens
 
 
 class NotContinuous(LoraEnsemblesError):
@@ -84,7 +85,7 @@ class ContinuousEngine(CompletionEngine):
         self._manager.cancel_request(key)
 
     def _delivered(self, output: Any) -> None:
-        """Hear of a request that transformers' engine has ended; `write_next` has finished its job, unless it failed."""
+        """Hear of a request that has ended; `write_next` has finished its job, unless it failed."""
         if output.error is not None:
             with self._lock:
                 job = self._open.get(output.request_id)
@@ -109,7 +110,8 @@ def check_supported(base: Any) -> None:
     config = base.config.get_text_config()
     if config._attn_implementation != "sdpa":
         raise NotContinuous(
-            f"the base computes its attention by {config._attn_implementation!r}, and members share a pass by 'sdpa' only"
+            f"the base computes its attention by {config._attn_implementation!r}, "
+            "and members share a pass by 'sdpa' only"
         )
     try:
         kinds = set(group_layers_by_attn_type(config))
@@ -117,7 +119,8 @@ def check_supported(base: Any) -> None:
         kinds = set(config.layer_types)
     if kinds != {"full_attention"}:
         raise NotContinuous(
-            f"the base has layers of {', '.join(sorted(kinds - {'full_attention'}))}; members share full attention only"
+            f"the base has layers of {', '.join(sorted(kinds - {'full_attention'}))}; "
+            "members share full attention only"
         )
 
 
@@ -137,7 +140,7 @@ def _paged_view(model: ServedModel) -> Any:
 
 
 def _forward(view: Any, base_forward: Any, arguments: dict[str, Any]) -> CausalLMOutput:
-    """One pass over the tokens of several requests in one row; keeps the members' log-probabilities (M, R, V)."""
+    """One pass over the tokens of several requests in one row; keeps the members' log-probabilities."""
     ensemble = view.ensemble
     members, places = ensemble.num_members, arguments.get("logits_indices")
     for name in ("input_ids", "position_ids"):
@@ -153,7 +156,7 @@ def _forward(view: Any, base_forward: Any, arguments: dict[str, Any]) -> CausalL
 
 
 def _make_manager(view: Any, members: int, cached: int, delivered: Callable[[Any], None]) -> Any:
-    """transformers' manager, with members in the heads of its cache and `write_next` in the place of its sampling."""
+    """transformers' manager, with members in the heads of its cache, and `write_next` as its sampling."""
     from transformers import ContinuousBatchingConfig
     from transformers.generation.continuous_batching.cb_logits_processors import (
         ContinuousBatchingLogitsProcessor,
@@ -228,7 +231,7 @@ def _update(
     layer: int,
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    """Add keys and values (M, H, T, d) to a cache of M * H heads, and return those of all tokens (M, H, S, d)."""
+    """Add keys and values (M, H, T, d) to a cache of M * H heads; those of all tokens, (M, H, S, d)."""
     keys, values = (one.reshape(1, -1, *one.shape[2:]) for one in (keys, values))
     keys, values = update(keys, values, layer, kwargs)
     return keys.reshape(members, -1, *keys.shape[2:]), values.reshape(members, -1, *values.shape[2:])

@@ -99,8 +99,8 @@ class CompletionEngines:
 
 
 def make_engine(model: ServedModel, *, most: int, cached_tokens: int | None = None) -> CompletionEngine:
-    """An engine of continuous batching if the ensemble's base can be served so, which is tried; else of static batches,
-    which says the reason.
+    """An engine of continuous batching if the ensemble's base can be served so, which is tried; else of
+    static batches, which says the reason.
     """
     try:
         check(model)

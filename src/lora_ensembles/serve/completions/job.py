@@ -127,7 +127,9 @@ class _GrowingText:
         self._shown = 0
 
     def add(self, token: int) -> tuple[str, str, bool]:
-        """The text that the token adds, the text that may be shown since the last call, and whether a stop text came."""
+        """The text that the token adds, the text that may be shown since the last call, and whether a stop
+        text came.
+        """
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         before, self._whole = self._whole, self._whole if text.endswith("�") else text

@@ -30,8 +30,8 @@ class _Judged:
 def write_next(jobs: Sequence[CompletionJob], member_log_probs: Tensor) -> list[int]:
     """Choose the next token of each job from the members' log-probabilities (M, R, V), and add it to the job.
 
-    Jobs of an ensemble use the mean of the members' probabilities (Eq. 2 of arXiv:2310.00035), jobs of a single
-    member that member's own.
+    Jobs of an ensemble use the mean of the members' probabilities (Eq. 2 of arXiv:2310.00035), jobs of a
+    single member that member's own.
     """
     tokens = [0] * len(jobs)
     for member in dict.fromkeys(job.model.member for job in jobs):

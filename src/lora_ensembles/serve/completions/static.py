@@ -1,5 +1,5 @@
-"""Static batches, where continuous batching does not work: requests that wait together are written together by
-transformers' `generate`, to the end of the longest.
+"""Static batches, where continuous batching does not work: requests that wait together are written together
+by transformers' `generate`, to the end of the longest.
 
 Shapes: M members, R requests, T tokens.
 """

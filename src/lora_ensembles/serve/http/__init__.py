@@ -1,3 +1,3 @@
-"""The HTTP side of the server; nothing of it is imported before the packages of the extra `serve` are known to
-be there.
+"""The HTTP side of the server; nothing of it is imported before the packages of the extra `serve` are known
+to be there.
 """

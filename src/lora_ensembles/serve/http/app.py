@@ -143,7 +143,7 @@ def _card(model: ServedModel) -> dict[str, Any]:
 
 
 def _without_422(app: FastAPI) -> None:
-    """Leave FastAPI's own answer to a wrong field out of the document: here that is 400, in OpenAI's shape."""
+    """Leave FastAPI's own answer to a wrong field out of the document; here that is 400."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""The bodies of requests. Fields of the original APIs that change nothing here are named and passed over; any other
-unknown field is an error, since it may be one that was misspelt.
+"""The bodies of requests. Fields of the original APIs that change nothing here are named and passed over; any
+other unknown field is an error, since it may be one that was misspelt.
 """
 
 from __future__ import annotations

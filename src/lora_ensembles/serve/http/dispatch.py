@@ -55,7 +55,7 @@ class Dispatcher:
             if task == "completions":
                 self.completions.of(model).check_room(questions)
             else:
-                self.engine.check_room()  # before anything is rendered: many are turned away when there is much to do
+                self.engine.check_room()  # before anything is rendered
         except (QueueFull, EngineStopped) as error:
             raise self._failed(name, error) from error
         return model

@@ -63,7 +63,9 @@ class Metrics:
                 self._recent.add(name, result)
 
     def wrote(self, name: str, texts: Sequence[Completion], tokens: int, seconds: float) -> None:
-        """Count a request for text that was answered, `seconds` after its prompts of so many tokens were read."""
+        """Count a request for text that was answered, `seconds` after its prompts of so many tokens were
+        read.
+        """
         self._success.labels(name).inc()
         self._tokens.labels(name).inc(tokens)
         self._written.labels(name).inc(sum(len(text.tokens) for text in texts))
@@ -85,7 +87,7 @@ class Metrics:
 
 
 class Recent(Collector):
-    """Gauges that are read when they are asked for: the queue, and means over the last answers of each model."""
+    """Gauges, read when they are asked for: the queue, and means over the last answers of each model."""
 
     def __init__(self, engine: Engine, completions: CompletionEngines, catalogue: Catalogue):
         self._engines, self._catalogue = (engine, completions), catalogue

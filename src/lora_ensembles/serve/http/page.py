@@ -1,4 +1,6 @@
-"""The page at `/`: a form that asks `/v1/decisions` and shows the members' votes; it loads nothing from elsewhere."""
+"""The page at `/`: a form that asks `/v1/decisions` and shows the members' votes; it loads nothing from
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ def page_routes() -> APIRouter:
     html = FILE.read_text(encoding="utf-8")
     hashes = {name: _hashes(html, name) for name in ("script", "style")}
     policy = (
-        "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'; "
         f"script-src {hashes['script']}; style-src {hashes['style']}"
     )
     headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"}

@@ -15,7 +15,8 @@ logger = logging.getLogger(__name__)
 
 
 class Reload:
-    """Loads new models in a thread, and puts them in the place of the old ones between two steps of the event loop.
+    """Loads new models in a thread, and puts them in the place of the old ones between two steps of the event
+    loop.
 
     Every request is answered by the models that it met: those that have begun finish with the old ones.
 

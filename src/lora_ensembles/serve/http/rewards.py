@@ -21,7 +21,9 @@ PAIRS = (("queries", "documents"), ("text_1", "text_2"), ("data_1", "data_2"))
 
 
 def reward_routes(dispatcher: Dispatcher) -> APIRouter:
-    """The routes for rewards; those that begin with /v1 and /v2 are the same under the names that clients use."""
+    """The routes for rewards; those that begin with /v1 and /v2 are the same under the names that clients
+    use.
+    """
     router = APIRouter(tags=["rewards"])
 
     @router.post("/v1/score", include_in_schema=False)

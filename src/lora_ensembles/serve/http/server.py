@@ -1,4 +1,6 @@
-"""The app on a port, until a signal ends it: no new connections, and every request that was accepted is answered."""
+"""The app on a port, until a signal ends it: no new connections, and every request that was accepted is
+answered.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from .reload import Reload
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which ends a program that was told to end as one that is done; a second signal ends it at
-    once, and SIGHUP reloads.
+    """uvicorn's server, which ends a program that was told to end as one that is done; a second signal ends
+    it at once, and SIGHUP reloads.
     """
 
     def __init__(self, config: uvicorn.Config, reload: Reload):

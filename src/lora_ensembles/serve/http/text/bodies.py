@@ -1,5 +1,5 @@
-"""The bodies of requests for text. Fields of OpenAI's that change nothing here are accepted, those that would change
-the text but cannot be followed are refused by name.
+"""The bodies of requests for text. Fields of OpenAI's that change nothing here are accepted, those that would
+change the text but cannot be followed are refused by name.
 """
 
 from __future__ import annotations

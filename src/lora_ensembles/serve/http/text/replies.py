@@ -14,8 +14,8 @@ Reason = Literal["stop", "length"]
 
 
 class TokenUncertainties(BaseModel):
-    """The uncertainty of each token of a text, in nats; `agreement` is the share of members whose most probable token
-    it is, `member_logprobs` the log-probability that each member gives it.
+    """The uncertainty of each token of a text, in nats; `agreement` is the share of members whose most
+    probable token it is, `member_logprobs` the log-probability that each member gives it.
     """
 
     tokens: list[str]
