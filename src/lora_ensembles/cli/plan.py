@@ -70,6 +70,7 @@ def run(args: Arguments) -> dict[str, Any]:
     from transformers import AutoConfig
 
     from ..embedded.loading import base_source
+    from ..stack.capacity import cached_bytes
     from ..training.memory_plan import plan_training
 
     source = base_source(args.base)
@@ -97,8 +98,11 @@ def run(args: Arguments) -> dict[str, Any]:
     rows.append(
         ("rows in flight", f"{plan.rows} of {args.members * args.batch_size}, {plan.parts} parts a step")
     )
+    cached = cached_bytes(config, members=args.members, dtype=getattr(torch, args.dtype))
+    rows.append(("1,000 tokens kept, served", f"{1000 * cached / GB:.3f} GB"))
     rows.append(("a step at the limit", f"{seconds:.4g} s at {args.tflops:g} TFLOP/s"))
     summary = {"base": args.base, **plan.to_dict(), "seconds_a_step_at_the_limit": seconds}
+    summary["cached_bytes_a_token"] = cached
     summary["max_rows"] = plan.rows if plan.parts > 1 else None
     if args.examples is not None:
         steps = -(-args.examples // args.batch_size) * args.epochs

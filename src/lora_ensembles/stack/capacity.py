@@ -22,6 +22,7 @@ from .sites import MemberWeights
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from transformers import PretrainedConfig
 
 BYTES_A_PARAMETER = 16  # of training, in fp32: weight, gradient and the two moments of AdamW
 USUAL_RANK = 256  # of a rank beyond it, the layers' sides are looked at before a member is made
@@ -62,6 +63,35 @@ def parameters_of(member: MemberWeights) -> int:
     """The number of parameters of a member: its adapters and its head."""
     parts = [*member.a.values(), *member.b.values(), *member.head.values()]
     return sum(part.numel() for part in parts)
+
+
+def heads_of(config: PretrainedConfig) -> tuple[int, int]:
+    """The number of heads of a base's keys and values, and their width; zeros of a base without attention.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> heads_of(LlamaConfig(hidden_size=64, num_attention_heads=8, num_key_value_heads=2))
+        (2, 8)
+    """
+    own = config.get_text_config()
+    queries = getattr(own, "num_attention_heads", None)
+    if not queries:
+        return 0, 0
+    heads = getattr(own, "num_key_value_heads", None) or queries
+    return heads, getattr(own, "head_dim", None) or own.hidden_size // queries
+
+
+def cached_bytes(config: PretrainedConfig, *, members: int, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of all members for one token, while text is written.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> small = LlamaConfig(hidden_size=64, num_attention_heads=8, num_hidden_layers=3)
+        >>> cached_bytes(small, members=5, dtype=torch.bfloat16)
+        3840
+    """
+    heads, width = heads_of(config)
+    return 2 * members * config.get_text_config().num_hidden_layers * heads * width * dtype.itemsize
 
 
 def memory_of(device: torch.device) -> int:

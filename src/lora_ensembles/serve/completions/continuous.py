@@ -26,7 +26,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from ...errors import LoraEnsemblesError
 from ...heads.whole_model import mean_log_probs, view_as_model
 from ...passes.shared_prefix import context_window
-from ...stack.capacity import memory_of
+from ...stack.capacity import cached_bytes, heads_of, memory_of
 from ..catalogue import ServedModel
 from .engine import CompletionEngine
 from .job import CompletionJob
@@ -129,11 +129,11 @@ def _paged_view(model: ServedModel) -> Any:
     base: Any = model.ensemble.base
     view = view_as_model(model.ensemble, _forward)
     members, inner = model.ensemble.num_members, base.config.get_text_config()
+    heads, width = heads_of(inner)
     config = copy.deepcopy(base.config)
     text = config.get_text_config()
-    heads = getattr(inner, "num_key_value_heads", None) or inner.num_attention_heads
     # What the cache is sized by; the layers have their own config.
-    text.head_dim = getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads
+    text.head_dim = width
     text.num_key_value_heads, text.num_attention_heads = members * heads, members * inner.num_attention_heads
     view.__dict__.update(config=config, lock=model.lock, last_log_probs=None)
     return view
@@ -239,6 +239,5 @@ def _update(
 
 def _room_for_tokens(view: Any) -> int:
     """The tokens whose keys and values of all members fit into a share of the device's memory."""
-    config = view.config.get_text_config()
-    each = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * view.dtype.itemsize
+    each = cached_bytes(view.ensemble.base.config, members=view.ensemble.num_members, dtype=view.dtype)
     return max(PAGE, min(MOST_CACHED, int(MEMORY_SHARE * memory_of(view.device) / each)))
