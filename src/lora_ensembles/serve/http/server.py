@@ -15,6 +15,9 @@ from fastapi import FastAPI
 from ...errors import ConfigError
 from .reload import Reload
 
+KEEP_ALIVE = 75  # seconds that an idle connection stays open: longer than clients keep theirs, so that none
+# asks on a connection in the moment in which it is closed
+
 
 class _Server(uvicorn.Server):
     """uvicorn's server, which ends a program that was told to end as one that is done; a second signal ends
@@ -68,5 +71,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 def run(app: FastAPI, listener: socket.socket, reload: Reload) -> None:
     """Serve until SIGTERM or SIGINT; then answer what was accepted, and return."""
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, ws="none")
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE,
+    )
     _Server(config, reload).run(sockets=[listener])
