@@ -28,6 +28,7 @@ from ...heads.whole_model import mean_log_probs, view_as_model
 from ...passes.shared_prefix import context_window
 from ...stack.capacity import cached_bytes, heads_of, memory_of
 from ..catalogue import ServedModel
+from ..engine import EngineStopped
 from .engine import CompletionEngine
 from .job import CompletionJob
 from .sampling import write_next
@@ -65,7 +66,7 @@ class ContinuousEngine(CompletionEngine):
     def batching(self) -> str:
         return "continuous"
 
-    def _start(self) -> None:
+    def start(self) -> None:
         self._manager.start()
 
     def _finish(self) -> None:
@@ -77,9 +78,11 @@ class ContinuousEngine(CompletionEngine):
 
     def _take(self, key: str, job: CompletionJob) -> None:
         ends = sorted(job.ends) or [-1]
-        self._manager.add_request(
+        taken = self._manager.add_request(
             list(job.prompt), key, max_new_tokens=job.params.max_tokens, eos_token_id=ends, job=job
         )
+        if taken is None:  # it has failed since it was asked
+            job.fail(EngineStopped("the engine has failed"))
 
     def _drop(self, key: str) -> None:
         self._manager.cancel_request(key)

@@ -7,10 +7,13 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 
 from ..catalogue import ServedModel
 from ..engine import LONGEST_RETRY, EngineStopped, QueueFull
 from .job import CompletionJob
+
+COUNTED = 32  # texts that the time of waiting is reckoned from
 
 
 class CompletionEngine(ABC):
@@ -32,8 +35,7 @@ class CompletionEngine(ABC):
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._stopping = False
-        self._rate = 0.0  # texts a second, a running mean
-        self._last = 0.0
+        self._ends: deque[float] = deque(maxlen=COUNTED)  # when the last texts ended
 
     @property
     @abstractmethod
@@ -41,8 +43,8 @@ class CompletionEngine(ABC):
         """The way in which texts are written together, in words."""
 
     @abstractmethod
-    def _start(self) -> None:
-        """Begin to take jobs."""
+    def start(self) -> None:
+        """Take jobs from now on."""
 
     @abstractmethod
     def _finish(self) -> None:
@@ -57,12 +59,8 @@ class CompletionEngine(ABC):
         """Compute a job no further."""
 
     @abstractmethod
-    def _alive(self) -> bool: ...
-
-    def start(self) -> None:
-        """Take jobs from now on."""
-        self._last = time.monotonic()
-        self._start()
+    def _alive(self) -> bool:
+        """Whether the engine's thread runs."""
 
     def stop(self) -> None:
         """Take no more jobs, and finish those that are open."""
@@ -98,8 +96,7 @@ class CompletionEngine(ABC):
             raise EngineStopped("the server is shutting down" if self._stopping else "the engine has failed")
         with self._lock:
             if len(self._open) + jobs > self._most:
-                seconds = len(self._open) / self._rate if self._rate else 1.0
-                raise QueueFull(min(LONGEST_RETRY, max(1, math.ceil(seconds))))
+                raise QueueFull(self._retry_after())
 
     def num_running(self, name: str | None = None) -> int:
         """The number of texts that have begun, for one model or for any."""
@@ -118,13 +115,12 @@ class CompletionEngine(ABC):
         """Forget a job that has ended; the engine is told where it was cancelled or stopped by a text."""
         with self._lock:
             self._open.pop(key, None)
-            now = time.monotonic()
-            rate = 1 / max(now - self._last, 1e-3)
-            self._rate, self._last = rate if not self._rate else 0.9 * self._rate + 0.1 * rate, now
+            self._ends.append(time.monotonic())
         self._drop(key)
 
-    def _fail_all(self, error: Exception) -> None:
-        with self._lock:
-            jobs = list(self._open.values())
-        for job in jobs:
-            job.fail(error)
+    def _retry_after(self) -> int:
+        """Seconds in which half of the open texts should have ended, as fast as the last ones did."""
+        if len(self._ends) < 2:
+            return 1
+        each = (time.monotonic() - self._ends[0]) / len(self._ends)
+        return min(LONGEST_RETRY, max(1, math.ceil(each * len(self._open) / 2)))

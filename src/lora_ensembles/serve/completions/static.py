@@ -50,7 +50,7 @@ class StaticEngine(CompletionEngine):
     def batching(self) -> str:
         return f"static: {self._reason}"
 
-    def _start(self) -> None:
+    def start(self) -> None:
         self._thread.start()
 
     def _finish(self) -> None:
