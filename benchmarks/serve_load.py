@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import math
 import os
 import random
 import signal
@@ -58,8 +59,8 @@ ROUTES = {"decisions": "/v1/decisions", "completions": "/v1/completions"}
 
 @dataclass(frozen=True)
 class Case:
-    """A request, and what is right: the probabilities of `predict`, or the text and log-probabilities of
-    `generate`.
+    """A request, and what is right: the probabilities of `predict`, or the text of `generate` and the
+    log-probabilities of its tokens.
     """
 
     route: str
@@ -110,7 +111,8 @@ def right(case: Case, reply: dict[str, Any]) -> bool:
     if case.route == ROUTES["completions"]:
         choice = reply["choices"][0]
         text, log_probs = case.expected
-        return bool(choice["text"] == text and _close(choice["logprobs"]["token_logprobs"], log_probs))
+        given = map(math.exp, choice["logprobs"]["token_logprobs"])
+        return bool(choice["text"] == text and _close([*given], [*map(math.exp, log_probs)]))
     return all(
         _close([one["probability"] for one in answer.get("probabilities", [answer])], expected)
         for answer, expected in zip(reply["answers"], case.expected, strict=True)
