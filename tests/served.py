@@ -120,11 +120,10 @@ def save(
 ) -> None:
     """Save an ensemble, calibrated on questions of cases with answers drawn at random."""
     if calibrated_on:
-        model = next(iter(Catalogue({name: ensemble})))
         held_out: list[Example] = []
         for number in range(10_000, 10_000 + calibrated_on // 3):
             made = case(number)
-            held_out += case_examples(model, made["state"], made["questions"], case=made["id"])
+            held_out += case_examples(ensemble.info, made["state"], made["questions"], case=made["id"])
         drawn = random.Random(0)
         answered = [Example(**{**vars(one), "target": drawn.randrange(len(one.labels))}) for one in held_out]
         calibrate(ensemble, answered, kind="temperature", order_passes=order_passes)
