@@ -90,7 +90,7 @@ def save_all(home: Path) -> Saved:
     cases = language_model(seed=1)
     save(home, "cases", cases, calibrated_on=300)
     tickets = language_model(seed=2)
-    _remember(tickets, {"labels": TICKETS})
+    remember(tickets, {"labels": TICKETS})
     save(home, "tickets", tickets)
     for name, kind in (
         ("classes", "sequence-classification"),
@@ -130,7 +130,8 @@ def save(
     ensemble.save_pretrained(home / name)
 
 
-def _remember(ensemble: LoraEnsemble, source: Mapping[str, Any]) -> None:
+def remember(ensemble: LoraEnsemble, source: Mapping[str, Any]) -> None:
+    """Let an ensemble say that it was trained on this source."""
     ensemble.info = dataclasses.replace(ensemble.info, task={"source": dict(source)})
 
 

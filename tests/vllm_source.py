@@ -60,11 +60,14 @@ def function(module: str, name: str) -> ast.FunctionDef:
     return next(node for node in tree(module).body if isinstance(node, ast.FunctionDef) and node.name == name)
 
 
-def constant(module: str, name: str) -> Any:
-    """The value of a constant of a module."""
+def value(module: str, name: str) -> str:
+    """The expression that a name of a module is given."""
     for node in tree(module).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-            return ast.literal_eval(node.value)
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.AnnAssign) and node.value is not None:
+            targets = [node.target]
+        if [ast.unparse(target) for target in targets] == [name]:
+            return ast.unparse(node.value)  # type: ignore[attr-defined]
     raise AssertionError(f"{module} has no {name}")
 
 
@@ -96,6 +99,10 @@ def loaded(modules: Sequence[str], stubs: Mapping[str, ModuleType]) -> Iterator[
         for length in range(1, name.count(".") + 1):
             package = ".".join(name.split(".")[:length])
             made.setdefault(package, stub(__path__=[]))
+    for name, module in made.items():
+        parent, _, own = name.rpartition(".")
+        if parent:
+            setattr(made[parent], own, module)
     before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "vllm"}
     for name in before:
         del sys.modules[name]

@@ -7,7 +7,6 @@ The rules are those of vLLM 0.33: `vllm/lora/peft_helper.py`, `vllm/lora/utils.p
 
 from __future__ import annotations
 
-import ast
 import functools
 import json
 import math
@@ -214,12 +213,8 @@ def test_vllms_own_loader_reads_every_member_as_it_was_trained(
 def test_the_rules_that_are_written_here_are_vllms() -> None:
     names = vllm_source.fields("vllm.lora.peft_helper", "PEFTHelper")
     assert {*REFUSED, "modules_to_save", "bias", "rank_pattern", "alpha_pattern", "use_rslora"} <= set(names)
-    ranks = next(
-        node.value
-        for node in vllm_source.tree("vllm.config.lora").body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MaxLoRARanks"
-    )
-    assert ast.unparse(ranks) == f"Literal[{', '.join(map(str, RANKS))}]"
+    ranks = vllm_source.value("vllm.config.lora", "MaxLoRARanks")
+    assert ranks == f"Literal[{', '.join(map(str, RANKS))}]"
     parse = functions_of_utils()["parse_fine_tuned_lora_name"]
     assert parse(f"{PREFIX}model.layers.0.q_proj.lora_A.weight") == ("model.layers.0.q_proj", True)
     assert parse(f"{PREFIX}score.weight") == ("score", False)
