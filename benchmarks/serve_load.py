@@ -153,7 +153,7 @@ def make_cases(model: ServedModel) -> dict[str, list[Case]]:
     decisions, completions = [], []
     for number in range(CASES):
         body = decision_body(number)
-        examples = case_examples(model, body["input"], body["questions"])
+        examples = case_examples(model.ensemble.info, body["input"], body["questions"])
         decisions.append(Case(ROUTES["decisions"], body, predict(model.ensemble, examples).probs.tolist()))
         body = completion_body(number)
         config = GenerationConfig(max_new_tokens=body["max_tokens"])
@@ -190,7 +190,7 @@ def offline(model: ServedModel, cases: Sequence[Case], *, seconds: float) -> flo
     begin = time.perf_counter()
     while time.perf_counter() < begin + seconds:
         bodies = [case.body for case in itertools.islice(itertools.cycle(cases), done, done + together)]
-        examples = [case_examples(model, body["input"], body["questions"]) for body in bodies]
+        examples = [case_examples(model.ensemble.info, body["input"], body["questions"]) for body in bodies]
         predict(model.ensemble, [one for own in examples for one in own])
         done += together
     torch.set_num_threads(threads)

@@ -90,7 +90,7 @@ def save_all(home: Path) -> Saved:
     cases = language_model(seed=1)
     save(home, "cases", cases, calibrated_on=300)
     tickets = language_model(seed=2)
-    _remember(tickets, {"labels": TICKETS})
+    remember(tickets, {"labels": TICKETS})
     save(home, "tickets", tickets)
     for name, kind in (
         ("classes", "sequence-classification"),
@@ -120,18 +120,18 @@ def save(
 ) -> None:
     """Save an ensemble, calibrated on questions of cases with answers drawn at random."""
     if calibrated_on:
-        model = next(iter(Catalogue({name: ensemble})))
         held_out: list[Example] = []
         for number in range(10_000, 10_000 + calibrated_on // 3):
             made = case(number)
-            held_out += case_examples(model, made["state"], made["questions"], case=made["id"])
+            held_out += case_examples(ensemble.info, made["state"], made["questions"], case=made["id"])
         drawn = random.Random(0)
         answered = [Example(**{**vars(one), "target": drawn.randrange(len(one.labels))}) for one in held_out]
         calibrate(ensemble, answered, kind="temperature", order_passes=order_passes)
     ensemble.save_pretrained(home / name)
 
 
-def _remember(ensemble: LoraEnsemble, source: Mapping[str, Any]) -> None:
+def remember(ensemble: LoraEnsemble, source: Mapping[str, Any]) -> None:
+    """Let an ensemble say that it was trained on this source."""
     ensemble.info = dataclasses.replace(ensemble.info, task={"source": dict(source)})
 
 

@@ -82,17 +82,17 @@ MAX_FILE_LINES = 399
 MAX_FUNCTION_LINES = 70  # docstring included
 
 
+# The package, what plugs into other programs, and the scripts that people read beside them.
+SOURCES = ("src", "integrations", "benchmarks", "examples")
+
+
 def package_files(source: Path) -> list[Path]:
     return sorted((source / PACKAGE).rglob("*.py"))
 
 
 def own_files() -> list[Path]:
-    """The package, and the scripts that people read beside it."""
-    return [
-        path
-        for folder in ("src", "benchmarks", "examples")
-        for path in sorted((REPOSITORY / folder).rglob("*.py"))
-    ]
+    """All files of `SOURCES`."""
+    return [path for folder in SOURCES for path in sorted((REPOSITORY / folder).rglob("*.py"))]
 
 
 def parse(path: Path) -> ast.Module:
@@ -249,11 +249,7 @@ def test_no_folder_is_crowded() -> None:
 def test_no_pickle_is_imported_written_or_read() -> None:
     found = []
     for path in own_files():
-        source = next(
-            REPOSITORY / folder
-            for folder in ("src", "benchmarks", "examples")
-            if path.is_relative_to(REPOSITORY / folder)
-        )
+        source = next(REPOSITORY / folder for folder in SOURCES if path.is_relative_to(REPOSITORY / folder))
         nodes = list(ast.walk(parse(path)))
         found += [
             f"{place(path, node)}: {name}"

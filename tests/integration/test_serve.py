@@ -22,7 +22,6 @@ import pytest
 from lora_ensembles import predict_rewards
 from lora_ensembles.data import encode_examples
 from lora_ensembles.serve.asking import case_examples
-from lora_ensembles.serve.catalogue import Catalogue
 from served import (
     NAMES,
     TICKETS,
@@ -113,7 +112,7 @@ def test_openai_client_gets_every_type_of_answer_as_predict_gives_it(
     assert score.score == pytest.approx(sum(one.value * one.probability for one in score.probabilities))
     assert [one.label for one in score.probabilities] == ["dry", "damp", "wet"]
     ensemble = saved.load("cases")
-    examples = case_examples(next(iter(Catalogue({"cases": ensemble}))), asked["state"], asked["questions"])
+    examples = case_examples(ensemble.info, asked["state"], asked["questions"])
     encoded = encode_examples(examples, ensemble.tokenizer)
     tokens = sum(len(one.prompt_ids) for one in encoded)
     assert decision.usage.input_tokens == decision.usage.total_tokens == tokens

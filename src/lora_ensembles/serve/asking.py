@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data import ColumnMapping, Example
 from ..data.columns import row_to_question
@@ -13,7 +13,9 @@ from ..data.formats import Row
 from ..data.inputs import answer_of, as_examples
 from ..data.prompts import rendered
 from ..errors import DataError
-from .catalogue import ServedModel
+
+if TYPE_CHECKING:
+    from ..stack.info import EnsembleInfo
 
 CASE = "request"  # the id of a case that has none
 CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
@@ -21,9 +23,10 @@ OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
 def case_examples(
-    model: ServedModel, state: object, questions: Sequence[Mapping[str, Any]], *, case: str | None = None
+    info: EnsembleInfo, state: object, questions: Sequence[Mapping[str, Any]], *, case: str | None = None
 ) -> tuple[Example, ...]:
-    """The examples of a state and the questions about it, as `decision_rows` reads them from a file.
+    """The examples of a state and the questions about it, as `decision_rows` reads them from a file, for the
+    ensemble that this memory is of.
 
     The id of a case matters only where answers are averaged over orders of the options, which are drawn from
     it.
@@ -39,16 +42,16 @@ def case_examples(
     for row in rows:
         if row.problem is not None:
             raise DataError(row.problem)
-    return rendered([row_to_question(row, ColumnMapping()) for row in rows], answer_of(model.ensemble.info))
+    return rendered([row_to_question(row, ColumnMapping()) for row in rows], answer_of(info))
 
 
-def class_examples(model: ServedModel, texts: Sequence[str]) -> tuple[Example, ...]:
-    """The examples of texts with the classes that the model was trained on.
+def class_examples(info: EnsembleInfo, texts: Sequence[str]) -> tuple[Example, ...]:
+    """The examples of texts with the classes that the ensemble was trained on.
 
     Raises:
-        DataError: an empty text, or a model that was trained on pairs of texts.
+        DataError: an empty text, or an ensemble that was trained on pairs of texts.
     """
-    return tuple(as_examples(list(texts), model.ensemble.info, name="input"))
+    return tuple(as_examples(list(texts), info, name="input"))
 
 
 def state_of(given: str | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> object:

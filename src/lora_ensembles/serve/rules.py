@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
+from ..calibration.calibrated import HeldOut
 from ..calibration.conformal import ConformalSets
 from ..calibration.risk import RiskThreshold
-from ..ensemble import LoraEnsemble
 from ..prediction.prediction import Prediction
 from .settings import Guarantees
 
 MOST = 256  # rules of an ensemble that are kept: a client may ask for any number
+
+
+class Calibrated(Protocol):
+    """An ensemble that may keep a calibration."""
+
+    @property
+    def calibrated(self) -> HeldOut | None: ...
 
 
 class Rules:
@@ -18,11 +26,11 @@ class Rules:
 
     def __init__(self) -> None:
         # An ensemble that is no longer served takes its rules with it.
-        self._thresholds: WeakKeyDictionary[LoraEnsemble, dict[float, RiskThreshold]] = WeakKeyDictionary()
-        self._sets: WeakKeyDictionary[LoraEnsemble, dict[float, ConformalSets]] = WeakKeyDictionary()
+        self._thresholds: WeakKeyDictionary[Calibrated, dict[float, RiskThreshold]] = WeakKeyDictionary()
+        self._sets: WeakKeyDictionary[Calibrated, dict[float, ConformalSets]] = WeakKeyDictionary()
 
     def of(
-        self, ensemble: LoraEnsemble, prediction: Prediction, guarantees: Guarantees
+        self, ensemble: Calibrated, prediction: Prediction, guarantees: Guarantees
     ) -> tuple[list[bool] | None, list[list[bool]] | None]:
         """Of each example whether the ensemble abstains, and which options are in its set; None of what is
         not asked for, and of both where the ensemble is not calibrated.
@@ -42,7 +50,7 @@ class Rules:
             inside = self._set(ensemble, guarantees.coverage).sets(ruled).tolist()
         return abstain, inside
 
-    def check(self, ensemble: LoraEnsemble, guarantees: Guarantees) -> None:
+    def check(self, ensemble: Calibrated, guarantees: Guarantees) -> None:
         """Make the rules of these guarantees now.
 
         Raises:
@@ -53,7 +61,7 @@ class Rules:
         if ensemble.calibrated is not None and guarantees.coverage is not None:
             self._set(ensemble, guarantees.coverage)
 
-    def _threshold(self, ensemble: LoraEnsemble, risk: float) -> RiskThreshold:
+    def _threshold(self, ensemble: Calibrated, risk: float) -> RiskThreshold:
         kept = self._thresholds.setdefault(ensemble, {})
         if risk not in kept:
             _make_room(kept)
@@ -61,7 +69,7 @@ class Rules:
             kept[risk] = ensemble.calibrated.risk_threshold(risk=risk)
         return kept[risk]
 
-    def _set(self, ensemble: LoraEnsemble, coverage: float) -> ConformalSets:
+    def _set(self, ensemble: Calibrated, coverage: float) -> ConformalSets:
         kept = self._sets.setdefault(ensemble, {})
         if coverage not in kept:
             _make_room(kept)

@@ -155,10 +155,21 @@ def _scored(model: ServedModel, scores: torch.Tensor) -> list[Scored]:
 
 def _answered(model: ServedModel, work: Questions, prediction: Prediction, rules: Rules) -> list[Answered]:
     if model.member is not None:
-        prediction = prediction.select([model.member])
-        abstain = inside = None
-    else:
-        abstain, inside = rules.of(model.ensemble, prediction, work.guarantees)
+        return answers_of(prediction.select([model.member]), work.examples)
+    abstain, inside = rules.of(model.ensemble, prediction, work.guarantees)
+    return answers_of(prediction, work.examples, abstain=abstain, inside=inside)
+
+
+def answers_of(
+    prediction: Prediction,
+    examples: Sequence[Example],
+    *,
+    abstain: Sequence[bool] | None = None,
+    inside: Sequence[list[bool]] | None = None,
+) -> list[Answered]:
+    """The answers that a prediction of M members gives to its N examples; `abstain` and `inside` as
+    `Rules.of` gives them.
+    """
     members = prediction.member_log_probs.exp().transpose(0, 1).tolist()  # (N, M, C)
     parts = [part.tolist() for part in split_entropy(prediction.member_log_probs)]
     return [
@@ -169,7 +180,7 @@ def _answered(model: ServedModel, work: Questions, prediction: Prediction, rules
             None if abstain is None else abstain[row],
             None if inside is None else inside[row][: _width(example)],
         )
-        for row, (example, probs) in enumerate(zip(work.examples, prediction.probs.tolist(), strict=True))
+        for row, (example, probs) in enumerate(zip(examples, prediction.probs.tolist(), strict=True))
     ]
 
 

@@ -341,7 +341,7 @@ def read_members(
     configs = [read_adapter_config(path, head=head) for path in folders]
     for path, config in zip(folders, configs, strict=True):
         named = config.base_model_name_or_path
-        if check_base and named and _last_part(named) != _last_part(base_name(base)):
+        if check_base and named and last_part(named) != last_part(base_name(base)):
             raise AdapterError(
                 f"{path} was trained on base {named!r}, the base given is {base_name(base)!r}; "
                 "load that base, or pass check_base=False if it is the same model under another name"
@@ -367,7 +367,13 @@ def base_name(base: nn.Module) -> str:
     return str(getattr(base.config, "_name_or_path", "") or "")
 
 
-def _last_part(name: str) -> str:
+def last_part(name: str) -> str:
+    """The name of a base without what it lies in.
+
+    Example:
+        >>> last_part("meta-llama/Llama-3.1-8B")
+        'Llama-3.1-8B'
+    """
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
+from ..asking import text_of
+
 # Beyond, 1 - x is 1 or 0 to a float, or no number of held-out rows could be enough.
 Share = Annotated[float, Field(ge=1e-4, le=1 - 1e-4)]
 Content = StrictStr | list[dict[str, Any]]
@@ -68,6 +70,16 @@ class ScoreQuestion(Body):
 
 
 Question = Annotated[PredicateQuestion | ChoiceQuestion | ScoreQuestion, Field(discriminator="type")]
+
+
+def as_row(question: PredicateQuestion | ChoiceQuestion | ScoreQuestion, number: int) -> dict[str, Any]:
+    """A question as a row of a file has it; `number` is its place in the request.
+
+    Raises:
+        DataError: its instructions are no text.
+    """
+    fields = question.model_dump(exclude_none=True)
+    return {**fields, "instructions": text_of(question.instructions, f"questions[{number}].instructions")}
 
 
 class DecisionRequest(Asking):

@@ -13,9 +13,9 @@ from ..asking import class_examples
 from ..jobs import Answered, Questions
 from ..settings import Guarantees
 from .bodies import ClassifyRequest
-from .decisions import CONFIDENCE, ERRORS
+from .decisions import ERRORS
 from .dispatch import Dispatcher
-from .replies import ClassifyReply, beside, usage_of
+from .replies import CONFIDENCE, ClassifyReply, beside, usage_of
 
 
 def class_routes(dispatcher: Dispatcher) -> APIRouter:
@@ -29,7 +29,7 @@ def class_routes(dispatcher: Dispatcher) -> APIRouter:
         model = dispatcher.model(request, body.model, task="classes", questions=len(texts))
         dispatcher.check_length(max(texts, key=len, default=""))
         guarantees = Guarantees(body.risk, body.coverage).over(dispatcher.settings.guarantees)
-        examples = class_examples(model, texts)
+        examples = class_examples(model.ensemble.info, texts)
         answers, outcome = await dispatcher.answers(request, model, Questions(examples, guarantees))
         labels = [label.strip() for label in examples[0].labels]
         return JSONResponse(

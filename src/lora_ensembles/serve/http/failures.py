@@ -101,14 +101,19 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, "the server met a fault of its own; its log has more", code="internal_error")
 
 
+def wrong_field(error: RequestValidationError) -> ApiError:
+    """The first field that is wrong in a body, as an answer."""
+    first = error.errors()[0]
+    param = ".".join(str(part) for part in first["loc"] if part != "body") or None
+    return ApiError(400, str(first["msg"]), param=param, code="invalid_value")
+
+
 def answer_with_errors(app: FastAPI) -> None:
     """Let an app give every error in this shape."""
 
     async def on_validation(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"] if part != "body") or None
-        return ApiError(400, str(first["msg"]), param=param, code="invalid_value").response()
+        return wrong_field(error).response()
 
     async def on_http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)

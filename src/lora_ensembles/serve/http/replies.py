@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from ..jobs import Answered, Outcome
+from .bodies import ChoiceQuestion, PredicateQuestion, ScoreQuestion, SystemOneQuestion
+
+CONFIDENCE = "top"  # the calibrated probability of the most probable option; see docs/decisions.md
 
 
 class Uncertainty(BaseModel):
@@ -156,6 +160,81 @@ class SystemOneReply(BaseModel):
     usage: SystemOneUsage
     calibration: str | None
     confidence_kind: Literal["top"]
+
+
+def decision_usage(tokens: int) -> dict[str, Any]:
+    """The fields of `DecisionUsage` of prompts with so many tokens."""
+    return {
+        "input_tokens": tokens,
+        "output_tokens": 0,
+        "total_tokens": tokens,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": 0},
+    }
+
+
+def whole_reply(
+    model: str, answers: object, usage: Mapping[str, Any], *, calibration: str | None
+) -> dict[str, Any]:
+    """The fields of `DecisionReply` or `SystemOneReply`; `calibration` in words."""
+    return {
+        "model": model,
+        "answers": answers,
+        "usage": usage,
+        "calibration": calibration,
+        "confidence_kind": CONFIDENCE,
+    }
+
+
+def reply_to(
+    question: PredicateQuestion | ChoiceQuestion | ScoreQuestion, answer: Answered
+) -> dict[str, Any]:
+    """The answer to a question of `/v1/decisions`."""
+    base = {"type": question.type, "name": question.name}
+    if isinstance(question, PredicateQuestion):
+        return {**base, "probability": answer.probs[0], **beside(answer, [True, False])}
+    confidence = answer.probs[answer.best]
+    if isinstance(question, ChoiceQuestion):
+        values = [choice.value for choice in question.choices]
+        probabilities: list[dict[str, Any]] = [
+            {"value": value, "probability": prob} for value, prob in zip(values, answer.probs, strict=True)
+        ]
+        chosen: dict[str, Any] = {"choice": values[answer.best], "confidence": confidence}
+        return {**base, **chosen, "probabilities": probabilities, **beside(answer, values)}
+    probabilities = [
+        {"value": number, "label": level.label, "probability": prob}
+        for number, (level, prob) in enumerate(zip(question.levels, answer.probs, strict=True))
+    ]
+    scored: dict[str, Any] = {"score": _mean_level(answer), "confidence": confidence}
+    numbers = list(range(len(answer.probs)))
+    return {**base, **scored, "probabilities": probabilities, **beside(answer, numbers)}
+
+
+def named_reply_to(question: SystemOneQuestion, answer: Answered) -> dict[str, Any]:
+    """The answer to a question of `/v1/systemone`."""
+    if question.type == "noul":
+        return {"type": "noul", "noul": answer.probs[0], **beside(answer, [True, False])}
+    criteria = question.criteria or []
+    confidence = answer.probs[answer.best]
+    if question.type == "choice":
+        names = [str(one) for one in criteria]
+        chosen: dict[str, Any] = {"type": "choice", "choice": names[answer.best], "confidence": confidence}
+    else:
+        names = [str(number) for number in range(len(answer.probs))]
+        legend = dict(zip(names, criteria, strict=True))
+        chosen = {
+            "type": "score",
+            "score": _mean_level(answer),
+            "legend": legend,
+            "confidence": confidence,
+        }
+    probabilities = dict(zip(names, answer.probs, strict=True))
+    return {**chosen, "probabilities": probabilities, **beside(answer, names)}
+
+
+def _mean_level(answer: Answered) -> float:
+    """The mean of the levels' numbers, counted from 0."""
+    return sum(number * prob for number, prob in enumerate(answer.probs))
 
 
 class Usage(BaseModel):
