@@ -1,11 +1,16 @@
-"""The breadth of the suite: some known architectures in `make test`, each of them in `make test-all`."""
+"""The breadth of the suite: some known architectures in `make test`; each of them, and what takes long and is
+tried in another way too, in `make test-all`.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 
+import pytest
+
 EVERY = bool(os.environ.get("LORA_ENSEMBLES_EVERY"))
+LONG = pytest.mark.skipif(not EVERY, reason="takes long: for `make test-all`")
 
 
 def tried(names: Iterable[str], some: Iterable[str]) -> tuple[str, ...]:

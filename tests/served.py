@@ -6,17 +6,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import random
+import shutil
 import socket
-import subprocess
 import sys
-import threading
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -167,18 +168,46 @@ def served_here(
         yield client
 
 
+# Servers are forked from a process that has imported the libraries, once for all tests of a worker.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([__name__])
+
+
 @dataclass
 class Process:
-    """A server in a process of its own, its address, and the lines that it wrote to standard error."""
+    """A server in a process of its own, its address, and the files of its two streams."""
 
-    process: subprocess.Popen[str]
+    process: Any
     url: str
-    lines: list[str] = field(default_factory=list)
+    out: Path
+    err: Path
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines that it has written to standard error."""
+        return self.err.read_text().splitlines()
 
     @property
     def log(self) -> list[dict[str, Any]]:
         """The log of requests."""
-        return [json.loads(line) for line in self.lines if line.startswith("{")]
+        return [json.loads(line) for line in self.lines if line.startswith("{") and line.endswith("}")]
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.process.pid, number)
+
+    def ended(self, seconds: float) -> int | None:
+        """Its exit code, if it ends within these seconds."""
+        self.process.join(seconds)
+        code: int | None = self.process.exitcode
+        return code
+
+
+def _serve(words: Sequence[str], out: Path, err: Path) -> None:
+    for path, number in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    torch.set_num_threads(1)
+    sys.exit(main(["serve", *words]))
 
 
 @contextmanager
@@ -186,38 +215,30 @@ def served(*words: str | Path) -> Iterator[Process]:
     """A server with these words of its command line, on a free port, until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "lora_ensembles.cli", "serve", *map(str, words)]
-    process = subprocess.Popen(
-        [*command, "--port", str(port), "--json", "--device", "cpu"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    made = Process(process, f"http://127.0.0.1:{port}")
-    assert process.stderr is not None
-    stream = process.stderr
-    reader = threading.Thread(target=lambda: made.lines.extend(iter(stream.readline, "")), daemon=True)
-    reader.start()
+    streams = Path(tempfile.mkdtemp(prefix="served-"))
+    out, err = streams / "out", streams / "err"
+    err.touch()
+    command = [*map(str, words), "--port", str(port), "--json", "--device", "cpu"]
+    process: Any = FORKS.Process(target=_serve, args=(command, out, err))
+    process.start()
+    made = Process(process, f"http://127.0.0.1:{port}", out, err)
     try:
         _wait_for(made)
         yield made
     finally:
         process.terminate()
-        process.wait(timeout=30)
-        reader.join(timeout=10)
-        stream.close()
-        if process.stdout is not None:
-            process.stdout.close()
+        process.join(30)
+        assert process.exitcode is not None
+        shutil.rmtree(streams)
 
 
 def _wait_for(made: Process) -> None:
     for _ in range(600):
-        assert made.process.poll() is None, "".join(made.lines)
+        assert made.process.exitcode is None, "\n".join(made.lines)
         try:
             with urllib.request.urlopen(f"{made.url}/ready", timeout=5) as answer:
                 assert answer.status == 200
             return
         except OSError:
             time.sleep(0.05)
-    raise AssertionError(f"not ready: {''.join(made.lines)}")
+    raise AssertionError(f"not ready: {made.lines}")

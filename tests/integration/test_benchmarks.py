@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from breadth import EVERY
+from breadth import LONG
 
 REPOSITORY = Path(__file__).parents[2]
 BENCHMARKS = REPOSITORY / "benchmarks"
@@ -43,6 +43,7 @@ def every_family(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, An
     return json.loads(output.splitlines()[-1]), json.loads(record.read_text()), output
 
 
+@LONG
 @pytest.mark.slow
 def test_all_families_run_in_one_process_and_end_with_the_promised_line(
     every_family: tuple[dict[str, Any], dict[str, Any], str],
@@ -64,6 +65,7 @@ def test_all_families_run_in_one_process_and_end_with_the_promised_line(
     assert {"versions", "device", "commit", "threads"} <= whole["environment"].keys()
 
 
+@LONG
 def test_decoding_counts_one_graph_and_scoring_has_every_peer(
     every_family: tuple[dict[str, Any], dict[str, Any], str],
 ) -> None:
@@ -77,6 +79,7 @@ def test_decoding_counts_one_graph_and_scoring_has_every_peer(
     assert rows["tiny-E2"]["ratios"].keys() == {"unshared", "C"}
 
 
+@LONG
 def test_training_prints_tokens_limit_memory_operators_and_padding(
     every_family: tuple[dict[str, Any], dict[str, Any], str],
 ) -> None:
@@ -273,7 +276,7 @@ def test_page_says_what_was_not_measured_and_what_does_not_hold(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
-@pytest.mark.skipif(not EVERY, reason="for `make test-all`: tests of the command line kill it too")
+@LONG
 def test_a_prediction_that_is_killed_twice_has_every_row_once_and_its_memory_is_flat(tmp_path: Path) -> None:
     import predict_stream
 

@@ -50,7 +50,7 @@ def test_a_study_goes_from_nothing_to_claims_and_costs_nothing_the_second_time(c
     whole = dict.fromkeys(("sweep", "randomness", "pool", "few_shot", "last_layer"), 1)
     assert done.summary["records"] == whole | {"methods": 1, "initialisation": 1, "rank": 1, "strength": 1}
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*-*.json")}
-    for kind, count in done.summary["records"].items():  # what `all` goes through, without a second report
+    for kind, count in (("sweep", 1), ("strength", 1)):  # what `all` goes through, without a second report
         assert call(capsys, "study", kind, "--quick", "--out", out, "--json").summary["records"] == {
             kind: count
         }

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from breadth import LONG
 from command_line import call, shell_words
 from lora_ensembles.studies.demo import run as demo_run
 
@@ -52,12 +53,21 @@ def blocks(page: Path) -> Iterator[Block]:
 ALL = [page for page in sorted(DOCS.rglob("*.md")) if "tutorials" not in page.parts]
 WITH_BLOCKS = [page for page in ALL if page.name not in GENERATED and any(blocks(page))]
 
+TAKE_LONG = (
+    "command-line.md",
+    "how-to/distill.md",
+)  # whose commands the tests of the command line run as well
+
 
 def name(page: Path) -> str:
     return str(page.relative_to(DOCS))
 
 
-@pytest.mark.parametrize("page", WITH_BLOCKS, ids=name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[LONG] if name(page) in TAKE_LONG else ()) for page in WITH_BLOCKS],
+    ids=name,
+)
 def test_blocks_of_the_page_run_in_order(page, capsys, monkeypatch, tmp_path):
     if page.name in NEEDED:
         pytest.importorskip(NEEDED[page.name], reason="part of the development extra on Linux only")

@@ -26,6 +26,7 @@ from lm_eval.api.registry import Registry, get_model
 from lm_eval.tasks import TaskManager
 from peft import PeftModel
 
+from breadth import LONG
 from command_line import base_folder
 from lora_ensembles import (
     CheckpointError,
@@ -347,6 +348,7 @@ def test_a_mistake_on_the_command_line_is_one_line(capsys: pytest.CaptureFixture
     assert error.count("\n") == 1
 
 
+@LONG
 def test_the_command_line_runs_without_a_network_and_writes_no_pickle(
     saved: Path, data: Path, tmp_path: Path
 ):

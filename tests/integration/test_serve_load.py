@@ -74,8 +74,8 @@ def test_a_full_queue_is_429_with_the_seconds_to_wait(tiny: LoraEnsemble) -> Non
     settings = Settings(Limits(waiting=2))
     one_by_one = Batching(questions=1, wait=0)
     with (
-        held(tiny) as gate,
         served_here({"tiny": tiny}, settings, batching=one_by_one) as client,
+        held(tiny) as gate,
         ThreadPoolExecutor(4) as pool,
     ):
         metric = 'lora_ensembles:num_requests_%s{model_name="tiny"} %d'
@@ -96,7 +96,7 @@ def test_a_full_queue_is_429_with_the_seconds_to_wait(tiny: LoraEnsemble) -> Non
 
 def test_an_answer_that_takes_too_long_is_504_and_the_next_ones_are_given(tiny: LoraEnsemble) -> None:
     settings = Settings(Limits(seconds=0.2))
-    with held(tiny) as gate, served_here({"tiny": tiny}, settings) as client:
+    with served_here({"tiny": tiny}, settings) as client, held(tiny) as gate:
         late = client.post("/v1/decisions", json=BODY)
         assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
         gate.set()
@@ -135,11 +135,10 @@ def test_clients_that_went_away_are_dropped_and_all_others_answered_even_at_the_
 
         answers = [pool.submit(ask) for _ in range(24)]
         until(lambda: f"{waiting}24" in metrics())
-        server.process.send_signal(signal.SIGTERM)
+        server.send(signal.SIGTERM)
         assert [one.result() for one in answers] == [200] * 24
-        assert server.process.wait(timeout=SECONDS) == 0
-        assert server.process.stdout is not None
-        assert json.loads(server.process.stdout.read())["served"] == ["cases"]
+        assert server.ended(SECONDS) == 0
+        assert json.loads(server.out.read_text())["served"] == ["cases"]
 
 
 def case_ensemble() -> LoraEnsemble:

@@ -10,12 +10,14 @@ import torch
 from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from breadth import LONG
 from lora_ensembles import BatchEnsemble, LoraEnsemble, SingleMember
 from tiny_ensembles import tokenizer
 
 TEXT = (Path(__file__).parents[2] / "docs" / "baselines.md").read_text(encoding="utf-8")
 
 
+@LONG
 def test_the_example_runs_and_prints_every_baseline(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     exec(compile(code, "docs/baselines.md", "exec"), {})

@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from breadth import LONG
 from lora_ensembles import LoraEnsemble
 from lora_ensembles.errors import AdapterError, CheckpointError, ConfigError
 from tiny_models import adapter_config, build, build_ensemble, tokenizer
@@ -74,6 +75,7 @@ def test_members_of_other_layers_and_folders_without_an_adapter_are_refused_and_
     assert (ensemble.info.next_index, len(ensemble.info.seeds)) == (2, 2)
 
 
+@LONG
 def test_an_adapter_of_the_size_of_a_13b_models_loads_in_a_fifth_of_a_second(tmp_path: Path) -> None:
     # Rank 8 on the query and value projections of 40 layers 5120 wide: 6.6M weights, 26 MB. The same layers,
     # on a base with nothing else.
