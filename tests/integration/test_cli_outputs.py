@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import lora_ensembles.cli.predict as verb
+from breadth import LONG
 from command_line import base_folder, call
 from lora_ensembles import LoraEnsemble, load_base
 from tiny_ensembles import adapter, files_below
@@ -142,6 +143,7 @@ def test_given_format_lets_any_suffix_pass_and_links_stay(capsys, tmp_path, save
     ]
 
 
+@LONG
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="needs /dev/stdout")
 def test_the_device_of_standard_output_is_standard_output_and_cuts_no_file_off(tmp_path, saved, rows):
     words = f'"{sys.executable}" -m lora_ensembles.cli predict "{saved}" --in "{rows}" --out /dev/stdout'

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from breadth import LONG
 from command_line import base_folder, call
 
 TOPICS = {
@@ -447,6 +448,7 @@ def test_half_a_character_in_a_file_is_named_with_its_line(
     assert "f.jsonl, line 2: column 'text' holds \\ud83d" in done.err
 
 
+@LONG
 def test_a_table_on_a_terminal_of_few_signs_keeps_its_columns(trained: Path) -> None:
     words = [sys.executable, "-m", "lora_ensembles.cli", "evaluate", str(trained / "run")]
 

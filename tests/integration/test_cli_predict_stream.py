@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 import lora_ensembles.cli.predict as verb
+from breadth import LONG
 from command_line import Outcome, base_folder, call
 from lora_ensembles import LoraEnsemble, load_base
 from lora_ensembles.cli.flags import asked
@@ -421,6 +422,7 @@ def pipe(saved) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@LONG
 def test_rows_are_answered_as_they_come_from_a_pipe(pipe):
     assert pipe.stdin is not None
     assert pipe.stdout is not None

@@ -53,10 +53,8 @@ def blocks(page: Path) -> Iterator[Block]:
 ALL = [page for page in sorted(DOCS.rglob("*.md")) if "tutorials" not in page.parts]
 WITH_BLOCKS = [page for page in ALL if page.name not in GENERATED and any(blocks(page))]
 
-TAKE_LONG = (
-    "command-line.md",
-    "how-to/distill.md",
-)  # whose commands the tests of the command line run as well
+# The tests of the command line and of quantised bases run what these show, too.
+TAKE_LONG = ("command-line.md", "how-to/distill.md", "how-to/four-bit.md")
 
 
 def name(page: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from breadth import LONG
 from command_line import call
 from lora_ensembles.errors import DataError
 from lora_ensembles.studies.claims.judge import Claim, Part
@@ -180,6 +181,7 @@ def test_records_without_a_sweep_or_of_two_grids_are_refused(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@LONG
 def test_the_verb_writes_beside_the_records_or_elsewhere_and_names_what_has_no_records(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
