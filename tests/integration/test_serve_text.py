@@ -393,6 +393,38 @@ def test_a_failed_engine_says_so(ensemble: LoraEnsemble, monkeypatch: pytest.Mon
         assert client.post("/v1/completions", json=body).status_code == 503
 
 
+@pytest.mark.parametrize("field", [{"temperature": 1.4e-45}, {"temperature": 1e-3}, {"top_p": 1e-9}])
+def test_the_smallest_numbers_take_the_most_probable_token(
+    server: Process, ensemble: LoraEnsemble, field: dict[str, float]
+) -> None:
+    body = {"model": "writer", "prompt": prompt(7), "max_tokens": 5, **field}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=30)
+    assert answer.json()["choices"][0]["text"] == written(ensemble, prompt(7), 5).text
+
+
+def test_a_job_that_fails_does_so_alone(ensemble: LoraEnsemble) -> None:
+    model = Catalogue({"writer": ensemble})["writer"]
+    engine, ids = ContinuousEngine(model, most=4), ids_of(ensemble, prompt(8))
+
+    def hang_up(_: object) -> None:
+        raise RuntimeError("nobody listens")
+
+    params = SamplingParams(4, temperature=0.0)
+    jobs = [
+        CompletionJob(model, ids, params, ends=frozenset(), on_token=on_token) for on_token in (hang_up, None)
+    ]
+    engine.start()
+    try:
+        for job in jobs:
+            engine.submit(job)
+        with pytest.raises(RuntimeError, match="nobody listens"):
+            jobs[0].future.result(60)
+        assert jobs[1].future.result(60).text == written(ensemble, prompt(8), 4).text
+        assert engine.alive
+    finally:
+        engine.stop()
+
+
 def test_time_limits_hold_for_texts(ensemble: LoraEnsemble) -> None:
     with served_here({"writer": ensemble}, Settings(Limits(seconds=0.05))) as client:
         body = {"model": "writer", "prompt": "Q:", "max_tokens": 1000, "temperature": 0}

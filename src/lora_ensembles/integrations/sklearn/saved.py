@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +106,10 @@ class Saved:
             parameters["config"] = TrainConfig(**fields | kept)
         columns = content["column_names"]
         try:
-            classes = np.array(content["classes"]["values"], dtype=content["classes"]["dtype"])
-        except (ValueError, OverflowError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", DeprecationWarning)  # NumPy 1 warns where NumPy 2 refuses
+                classes = np.array(content["classes"]["values"], dtype=content["classes"]["dtype"])
+        except (ValueError, OverflowError, DeprecationWarning) as error:
             raise CheckpointError(
                 f"{path}: classes.values do not fit their dtype ({error}); {ADVICE}"
             ) from error

@@ -77,9 +77,9 @@ class ContinuousEngine(CompletionEngine):
         return manager.is_running() and manager.background_thread_status.can_accept_new_requests() is None
 
     def _take(self, key: str, job: CompletionJob) -> None:
-        ends = sorted(job.ends) or [-1]
+        # Only the job knows its end-of-sequence tokens and stop texts; when it is done, this is cancelled.
         taken = self._manager.add_request(
-            list(job.prompt), key, max_new_tokens=job.params.max_tokens, eos_token_id=ends, job=job
+            list(job.prompt), key, max_new_tokens=job.params.max_tokens, eos_token_id=-1, job=job
         )
         if taken is None:  # it has failed since it was asked
             job.fail(EngineStopped("the engine has failed"))

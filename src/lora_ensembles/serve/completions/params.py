@@ -13,7 +13,7 @@ class SamplingParams:
 
     Attributes:
         max_tokens: the most tokens.
-        temperature: of the probabilities that tokens are drawn from; 0 takes the most probable token.
+        temperature: of the probabilities that tokens are drawn from; below 0.001 the most probable is taken.
         top_p: tokens are drawn from the most probable ones that together have this probability.
         seed: of drawing; None: another one each time.
         stop: texts that end the text, and are not part of it.

@@ -17,6 +17,8 @@ from ...generation.uncertainty import TokenUncertainty, token_uncertainty
 from ...heads.whole_model import mean_log_probs
 from .job import CompletionJob
 
+LEAST_TEMPERATURE = 1e-3  # below it the most probable token is taken: quotients would be infinite
+
 
 @dataclass(frozen=True)
 class _Judged:
@@ -40,7 +42,10 @@ def write_next(jobs: Sequence[CompletionJob], member_log_probs: Tensor) -> list[
         judged = _judge([jobs[row] for row in rows], own)
         for place, row in enumerate(rows):
             tokens[row] = judged.tokens[place]
-            jobs[row].add(tokens[row], *_described(judged, place, jobs[row].params.top))
+            try:
+                jobs[row].add(tokens[row], *_described(judged, place, jobs[row].params.top))
+            except Exception as error:  # noqa: BLE001 - it is this job's, and the others go on
+                jobs[row].fail(error)
     return tokens
 
 
@@ -48,7 +53,7 @@ def _judge(jobs: Sequence[CompletionJob], member_log_probs: Tensor) -> _Judged:
     mean = mean_log_probs(member_log_probs)  # (R, V)
     tokens = mean.argmax(dim=-1)
     for row, job in enumerate(jobs):
-        if job.params.temperature > 0:
+        if job.params.temperature >= LEAST_TEMPERATURE:
             tokens[row] = _drawn(mean[row], job)
     most = max(job.params.top for job in jobs)
     top = mean.topk(min(most, mean.shape[-1]), dim=-1)
