@@ -40,6 +40,10 @@ from tiny_models import build_ensemble
 CLOSE = 5e-5  # nats: passes of other sizes sum in another order
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
+needs_engine = pytest.mark.skipif(
+    not continuous.has_engine(), reason="continuous batching needs transformers 5.17 or newer"
+)
+
 
 def prompt(number: int) -> str:
     drawn = random.Random(number)
@@ -345,6 +349,7 @@ def test_a_client_that_goes_away_frees_its_place(server: Process) -> None:
     assert "lora_ensembles:generation_tokens_total" in metrics
 
 
+@needs_engine
 def test_a_long_prompt_is_read_in_parts(ensemble: LoraEnsemble) -> None:
     """Beyond the tokens of one pass, and beside short ones."""
     prompts = [" ".join(WORDS * 20), prompt(1)]
@@ -353,6 +358,7 @@ def test_a_long_prompt_is_read_in_parts(ensemble: LoraEnsemble) -> None:
     assert [text.text for text in texts] == [written(ensemble, one, 6).text for one in prompts]
 
 
+@needs_engine
 def test_requests_that_do_not_fit_into_the_cache_together_wait(ensemble: LoraEnsemble) -> None:
     model, prompts = Catalogue({"writer": ensemble})["writer"], [prompt(number) for number in range(12)]
     texts = run(ContinuousEngine(model, most=20, cached_tokens=128), prompts, [20] * 12)
@@ -373,6 +379,7 @@ def test_requests_that_do_not_fit_into_the_cache_together_wait(ensemble: LoraEns
 def test_each_base_is_served_by_the_engine_that_is_right_for_it(name: str, continuously: bool) -> None:
     ensemble = build_ensemble(name, members=2, random_b=True)
     engine = make_engine(Catalogue({name: ensemble})[name], most=10)
+    continuously = continuously and continuous.has_engine()
     assert isinstance(engine, ContinuousEngine if continuously else StaticEngine), engine.batching
     prompts, counts = [prompt(number) for number in range(5)], [4 + number for number in range(5)]
     for text, given, count in zip(run(engine, prompts, counts), prompts, counts, strict=True):
@@ -380,6 +387,7 @@ def test_each_base_is_served_by_the_engine_that_is_right_for_it(name: str, conti
         assert [one.token for one in text.tokens] == list(expected.token_ids)
 
 
+@needs_engine
 def test_a_failed_engine_says_so(ensemble: LoraEnsemble, monkeypatch: pytest.MonkeyPatch) -> None:
     with served_here({"writer": ensemble}, raising=False) as client:
 
@@ -402,6 +410,7 @@ def test_the_smallest_numbers_take_the_most_probable_token(
     assert answer.json()["choices"][0]["text"] == written(ensemble, prompt(7), 5).text
 
 
+@needs_engine
 def test_a_job_that_fails_does_so_alone(ensemble: LoraEnsemble) -> None:
     model = Catalogue({"writer": ensemble})["writer"]
     engine, ids = ContinuousEngine(model, most=4), ids_of(ensemble, prompt(8))

@@ -12,6 +12,7 @@ Shapes: M members, R requests, T tokens of all requests, V vocabulary, H heads o
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutput
@@ -97,29 +99,29 @@ class ContinuousEngine(CompletionEngine):
                 job.fail(RuntimeError(output.error))
 
 
+def has_engine() -> bool:
+    """Whether the installed transformers has an engine with pages; before 5.17 it was built otherwise."""
+    made: Any = getattr(transformers, "ContinuousBatchingConfig", None)
+    return made is not None and "page_size" in inspect.signature(made).parameters
+
+
 def check_supported(base: Any) -> None:
     """Refuse what is known not to work; whether the rest works is tried.
 
     Raises:
         NotContinuous: with the reason.
     """
-    try:
-        from transformers.generation.continuous_batching.cache import group_layers_by_attn_type
-        from transformers.generation.continuous_batching.cb_logits_processors import (  # noqa: F401
-            ContinuousBatchingLogitsProcessor,
-        )
-    except ImportError:
-        raise NotContinuous("the installed transformers has no engine for it that is known here") from None
+    if not has_engine():
+        raise NotContinuous("it needs transformers 5.17 or newer")
     config = base.config.get_text_config()
     if config._attn_implementation != "sdpa":
         raise NotContinuous(
             f"the base computes its attention by {config._attn_implementation!r}, "
             "and members share a pass by 'sdpa' only"
         )
-    try:
-        kinds = set(group_layers_by_attn_type(config))
-    except ValueError:
-        kinds = set(config.layer_types)
+    sliding = getattr(config, "sliding_window", None) is not None
+    layers = getattr(config, "layer_types", None)
+    kinds = set(layers or ["sliding_attention" if sliding else "full_attention"])
     if kinds != {"full_attention"}:
         raise NotContinuous(
             f"the base has layers of {', '.join(sorted(kinds - {'full_attention'}))}; "
