@@ -7,7 +7,7 @@ and completions of 8 to 24 tokens. First the clients ask as fast as they get ans
 capacity; then they ask at twice that rate, whether answers come or not, so that the queue fills and requests
 are turned away. Each answer is held against that of `predict` or `generate` for the same request. At the end
 the ensemble's server is told to stop (SIGTERM) while all clients ask, and what it accepted must be answered;
-another is killed (SIGKILL) while they ask, and must serve again after as long as it took to load.
+another is killed (SIGKILL) while they ask, and started again.
 
 Clients and server share the machine's cores, so the numbers are those of a server that has about half of
 them.

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from timing import add_record_flags, end_with, interleaved, rounded
 from transformers import GenerationConfig
 
@@ -114,11 +113,8 @@ def main() -> None:
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--windows", type=int, default=3)
-    parser.add_argument("--threads", type=int, help="of torch")
     add_record_flags(parser)
     arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     row = rounded(measure(arguments.base, members=arguments.members, windows=arguments.windows), digits=4)
     for one in row["rows"]:
         print(", ".join(f"{key} {value}" for key, value in one.items()))

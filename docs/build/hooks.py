@@ -1,4 +1,4 @@
-"""What the documentation site is built from, beside the pages in docs/: pages made from README, CHANGELOG,
+"""The parts of the documentation site beside the pages in docs/: pages made from README, CHANGELOG,
 the parser and the public names; pictures of the records; formulas as MathML; and llms.txt.
 
 mkdocs calls these functions (https://www.mkdocs.org/dev-guide/plugins/#events).

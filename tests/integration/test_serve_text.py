@@ -223,9 +223,12 @@ def test_a_chat_streams_each_of_its_answers(client: openai.OpenAI, ensemble: Lor
         n=2,
         stream=True,
     )
-    said = {0: "", 1: ""}
+    said, pieces = {0: "", 1: ""}, {0: "", 1: ""}
     for chunk in chat:
-        said[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+        choice = chunk.choices[0]
+        said[choice.index] += choice.delta.content or ""
+        pieces[choice.index] += "".join(choice.model_dump()["uncertainty"]["tokens"])  # of every chunk
+    assert pieces == said
     assert said[0] == said[1] == written(ensemble, (Message("user", "Hello"),), 5).text
 
 
@@ -353,7 +356,7 @@ def test_a_client_that_goes_away_frees_its_place(server: Process) -> None:
 def test_a_long_prompt_is_read_in_parts(ensemble: LoraEnsemble) -> None:
     """Beyond the tokens of one pass, and beside short ones."""
     prompts = [" ".join(WORDS * 20), prompt(1)]
-    assert len(ids_of(ensemble, prompts[0])) > continuous.PASS_TOKENS["cpu"]
+    assert len(ids_of(ensemble, prompts[0])) > 256  # PASS_TOKENS
     texts = run(ContinuousEngine(Catalogue({"writer": ensemble})["writer"], most=10), prompts, [6, 6])
     assert [text.text for text in texts] == [written(ensemble, one, 6).text for one in prompts]
 
@@ -394,7 +397,7 @@ def test_a_failed_engine_says_so(ensemble: LoraEnsemble, monkeypatch: pytest.Mon
         def failing(*_: object) -> None:
             raise RuntimeError("out of order")
 
-        monkeypatch.setattr(continuous, "write_next", failing)
+        monkeypatch.setattr("lora_ensembles.serve.completions.paged.write_next", failing)
         body = {"model": "writer", "prompt": "Q:", "max_tokens": 3}
         assert client.post("/v1/completions", json=body).status_code == 500
         assert client.get("/ready").status_code == 503
@@ -441,8 +444,18 @@ def test_time_limits_hold_for_texts(ensemble: LoraEnsemble) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
 
 
-def test_prompts_are_logged_only_when_asked(server: Process) -> None:
+def test_prompts_are_logged_only_when_asked(
+    server: Process, ensemble: LoraEnsemble, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "Q: " not in json.dumps(server.log)
+    with served_here({"writer": ensemble}, Settings(log_prompts=True)) as client:
+        client.post("/v1/completions", json={"model": "writer", "prompt": prompt(1), "max_tokens": 1})
+        chat = [{"role": "user", "content": "Where do otters live?"}]
+        client.post("/v1/chat/completions", json={"model": "writer", "messages": chat, "max_tokens": 1})
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    (text,), (asked,) = [line["prompts"] for line in lines]
+    assert prompt(1) in text
+    assert "user: Where do otters live?" in asked
 
 
 def test_models_are_reloaded_without_a_lost_request(folder: Path, tmp_path: Path) -> None:
@@ -484,6 +497,7 @@ def test_models_are_reloaded_without_a_lost_request(folder: Path, tmp_path: Path
         _until(lambda: any(line.startswith("reloaded") for line in server.lines))
         after = len(seen)
         _until(lambda: len(seen) > after + 24)
+        whole = (home / "ensemble.json").read_text()
         (home / "ensemble.json").write_text("{")
         server.send(signal.SIGHUP)
         _until(lambda: any(line.startswith("not reloaded") for line in server.lines))
@@ -492,6 +506,10 @@ def test_models_are_reloaded_without_a_lost_request(folder: Path, tmp_path: Path
         stop.set()
         for client in clients:
             client.join()
+        (home / "ensemble.json").write_text(whole)
+        server.send(signal.SIGHUP)
+        server.send(signal.SIGTERM)  # a reload that is under way keeps no server from its end
+        assert server.ended(30) == 0
     assert {status for _, status, _ in seen} == {status for status, _ in decided} == {200}
     assert all(text in expected[own] for own, _, text in seen)
     assert all(text == expected[own][1] for own, _, text in seen[after + 12 :])

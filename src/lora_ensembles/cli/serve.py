@@ -1,5 +1,5 @@
-"""Serve ensembles over HTTP: decisions in the shape of OpenAI's API, classes and rewards in that of vLLM's,
-all with uncertainty; see docs/serving.md.
+"""Serve ensembles over HTTP: decisions and text in the shape of OpenAI's API, classes and rewards in that of
+vLLM's, all with uncertainty; see docs/serving.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,13 @@
-"""Settings of Hugging Face's `generate` that cannot work, refused by name before a token is written."""
+"""Settings and inputs of Hugging Face's `generate`: settings that cannot work are refused by name before a
+token is written.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 from transformers import GenerationConfig
 
 from ..checks import number_between, whole_number
@@ -45,3 +51,30 @@ def checked(config: GenerationConfig, batch_size: int) -> GenerationConfig:
     except ValueError as error:
         raise ConfigError(f"these settings of generate do not fit each other: {error}") from error
     return config
+
+
+def end_ids(*given: int | Sequence[int] | None) -> frozenset[int]:
+    """The end-of-sequence tokens of the first setting that names any; none where none does.
+
+    Example:
+        >>> end_ids(None, 2), sorted(end_ids([3, 1], 2)), end_ids(None)
+        (frozenset({2}), [1, 3], frozenset())
+    """
+    found = next((one for one in given if one is not None), ())
+    return frozenset((found,) if isinstance(found, int) else found)
+
+
+def left_padded(
+    prompts: Sequence[Sequence[int]], pad_id: int, *, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Prompts of token ids as rows that end together, and their attention mask, both (B, T).
+
+    Example:
+        >>> ids, mask = left_padded([[5, 6], [7]], 0, device=torch.device("cpu"))
+        >>> ids.tolist(), mask.tolist()
+        ([[5, 6], [0, 7]], [[1, 1], [0, 1]])
+    """
+    length = max(map(len, prompts))
+    ids = [[pad_id] * (length - len(row)) + list(row) for row in prompts]
+    mask = [[0] * (length - len(row)) + [1] * len(row) for row in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

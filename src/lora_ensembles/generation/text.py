@@ -21,7 +21,7 @@ from ..passes.shared_prefix import context_window
 from ..passes.stacked_model import StackedModel
 from ..passes.texts import pad_rows
 from .causal_lm import as_causal_lm
-from .decoding import checked
+from .decoding import checked, end_ids, left_padded
 from .streaming import OnToken, UncertaintyStreamer
 from .uncertainty import TokenUncertainty, token_uncertainty
 
@@ -155,13 +155,8 @@ def _decode(
     token.
     """
     generation: Any = model
-    length = max(map(len, prompts))
-    ids = torch.tensor(
-        [[ensemble.pad_id] * (length - len(row)) + list(row) for row in prompts], device=ensemble.device
-    )
-    mask = torch.tensor(
-        [[0] * (length - len(row)) + [1] * len(row) for row in prompts], device=ensemble.device
-    )
+    ids, mask = left_padded(prompts, ensemble.pad_id, device=ensemble.device)
+    length = ids.shape[1]
     devices = [ensemble.device] if ensemble.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices, enabled=seed is not None):
         if seed is not None:
@@ -183,18 +178,11 @@ def _decode(
                 f"memory ran out with {len(prompts)} prompts at once; lower batch_size (--max-rows), "
                 "num_beams or max_new_tokens"
             ) from error
-    ends = _end_ids(model, config)
+    ends = end_ids(config.eos_token_id, generation.generation_config.eos_token_id)
     return [_cut(row, ends, ensemble.tokenizer.pad_token_id) for row in generated[:, length:].tolist()]
 
 
-def _end_ids(model: PreTrainedModel, config: GenerationConfig) -> set[int]:
-    end_ids: Any = (
-        config.eos_token_id if config.eos_token_id is not None else model.generation_config.eos_token_id
-    )
-    return set() if end_ids is None else {end_ids} if isinstance(end_ids, int) else set(end_ids)
-
-
-def _cut(row: list[int], ends: set[int], pad: int | None) -> list[int]:
+def _cut(row: list[int], ends: frozenset[int], pad: int | None) -> list[int]:
     end = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
     while (
         end and row[end - 1] == pad and pad not in ends

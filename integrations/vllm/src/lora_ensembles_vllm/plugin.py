@@ -18,7 +18,7 @@ from lora_ensembles.errors import LoraEnsemblesError
 from lora_ensembles.serve.http.bodies import DecisionRequest
 from lora_ensembles.serve.http.failures import GONE, ApiError, as_api_error, documented, wrong_field
 from lora_ensembles.serve.http.replies import DecisionReply
-from lora_ensembles.serve.http.request_checks import check_json
+from lora_ensembles.serve.http.request_checks import check_json, disconnected
 
 from .decisions import Decisions
 from .engine import Engine, add_members, check_engine
@@ -105,7 +105,7 @@ async def _while_wanted(request: Request, work: Coroutine[Any, Any, dict[str, An
     Raises:
         ApiError: the client has gone.
     """
-    reply, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    reply, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected(request))
     try:
         await asyncio.wait((reply, gone), return_when=asyncio.FIRST_COMPLETED)
         if reply.done():
@@ -114,8 +114,3 @@ async def _while_wanted(request: Request, work: Coroutine[Any, Any, dict[str, An
     finally:
         reply.cancel()
         gone.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -1,7 +1,6 @@
 """Static batches, where continuous batching does not work: requests that wait together are written together
 by transformers' `generate`, to the end of the longest.
 
-Shapes: M members, R requests, T tokens.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from transformers import (
 )
 
 from ...generation.causal_lm import as_causal_lm
+from ...generation.decoding import left_padded
 from ...passes.shared_prefix import context_window
 from ..catalogue import ServedModel
 from .engine import CompletionEngine
@@ -97,14 +97,12 @@ def write_batch(model: ServedModel, jobs: list[CompletionJob]) -> None:
     handle = view.register_forward_hook(
         lambda _view, _given, output: seen.__setitem__(slice(None), [output.member_log_probs[:, :, -1]])
     )
-    longest = max(len(job.prompt) for job in jobs)
-    rows = [[ensemble.pad_id] * (longest - len(job.prompt)) + list(job.prompt) for job in jobs]
-    mask = [[0] * (longest - len(job.prompt)) + [1] * len(job.prompt) for job in jobs]
+    ids, mask = left_padded([job.prompt for job in jobs], ensemble.pad_id, device=ensemble.device)
     try:
         with model.lock:
             view.generate(
-                torch.tensor(rows, device=ensemble.device),
-                attention_mask=torch.tensor(mask, device=ensemble.device),
+                ids,
+                attention_mask=mask,
                 generation_config=GenerationConfig(
                     max_new_tokens=max(job.params.max_tokens for job in jobs),
                     do_sample=False,

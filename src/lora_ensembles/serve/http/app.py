@@ -23,7 +23,7 @@ from .dispatch import Dispatcher
 from .failures import ApiError, answer_with_errors, documented
 from .metrics import Metrics
 from .page import page_routes
-from .reload import Reload, check_guarantees
+from .reload import Reload
 from .replies import ModelCard, ModelList, Status
 from .request_checks import RequestChecks
 from .rewards import reward_routes
@@ -46,7 +46,7 @@ def build_app(
     """
     metrics = Metrics(engine, completions, catalogue)
     dispatcher = Dispatcher(catalogue, engine, completions, settings, metrics)
-    check_guarantees(dispatcher, catalogue)
+    dispatcher.check_guarantees(catalogue)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -19,6 +19,7 @@ from ..settings import Settings
 from .access_log import notes_of
 from .failures import GONE, ApiError, as_api_error
 from .metrics import Metrics
+from .request_checks import disconnected
 
 Result = TypeVar("Result")
 
@@ -72,6 +73,21 @@ class Dispatcher:
                 400, f"a prompt of {length} characters; at most {most} are read", code="prompt_too_long"
             )
 
+    def log_prompts(self, request: Request, prompts: Callable[[], Sequence[str]]) -> None:
+        """Put what was asked into the log of requests, where the server was told to."""
+        if self.settings.log_prompts:
+            notes_of(request.scope)["prompts"] = list(prompts())
+
+    def check_guarantees(self, catalogue: Catalogue) -> None:
+        """Make the thresholds and sets of the server's own guarantees for some models.
+
+        Raises:
+            DataError: an ensemble's held-out examples are too few for them.
+        """
+        for model in catalogue:
+            if model.member is None:
+                self.engine.rules.check(model.ensemble, self.settings.guarantees)
+
     async def answers(
         self, request: Request, model: ServedModel, work: Questions
     ) -> tuple[list[Answered], Outcome]:
@@ -92,8 +108,7 @@ class Dispatcher:
         return cast(list[Scored], outcome.results), outcome
 
     async def _outcome(self, request: Request, job: Job, prompts: Sequence[str]) -> Outcome:
-        if self.settings.log_prompts:
-            notes_of(request.scope)["prompts"] = list(prompts)
+        self.log_prompts(request, lambda: prompts)
         begin = time.perf_counter()
         with self.counting_failures(job.model.name):
             answer = asyncio.wrap_future(self.engine.submit(job))
@@ -121,7 +136,7 @@ class Dispatcher:
         Raises:
             ApiError: the client has gone, or the time is over.
         """
-        gone = asyncio.ensure_future(_gone(request))
+        gone = asyncio.ensure_future(disconnected(request))
         either: set[asyncio.Future[Any]] = {answer, gone}
         try:
             done, _ = await asyncio.wait(
@@ -139,8 +154,3 @@ class Dispatcher:
             raise ApiError(GONE, "the client has gone", code="client_closed_request")
         seconds = self.settings.limits.seconds
         raise ApiError(504, f"no answer within {seconds:g} s", code="timeout")
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

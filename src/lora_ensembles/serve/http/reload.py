@@ -56,9 +56,9 @@ class Reload:
         assert dispatcher is not None
         assert loop is not None
         catalogue = self._load()
-        check_guarantees(dispatcher, catalogue)
+        dispatcher.check_guarantees(catalogue)
         completions = dispatcher.completions.successors(catalogue)
-        completions.start()
+        completions.start()  # in threads that, like this one, keep no program from its end
         done: Future[None] = Future()
 
         def exchange() -> None:  # no request is between its look for a model and its place in a queue
@@ -69,14 +69,3 @@ class Reload:
 
         loop.call_soon_threadsafe(exchange)
         done.result()
-
-
-def check_guarantees(dispatcher: Dispatcher, catalogue: Catalogue) -> None:
-    """Make the thresholds and sets of the server's own guarantees for some models.
-
-    Raises:
-        DataError: an ensemble's held-out examples are too few for them.
-    """
-    for model in catalogue:
-        if model.member is None:
-            dispatcher.engine.rules.check(model.ensemble, dispatcher.settings.guarantees)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...data.formats import half_character
@@ -112,3 +113,9 @@ def _refuse_constant(name: str) -> NoReturn:
 def _half(content: Any) -> str | None:
     """A half of a character anywhere in a content, as its escape."""
     return half_character(json.dumps(content, ensure_ascii=False))
+
+
+async def disconnected(request: Request) -> None:
+    """Wait until the client of a request, whose body has been read, goes away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -20,7 +20,7 @@ from ..dispatch import Dispatcher
 from ..failures import as_api_error
 from .bodies import ChatRequest, CompletionRequest, TextRequest
 from .replies import ChatReply, CompletionReply, chat_logprobs, completion_logprobs, uncertainty_of
-from .work import DEFAULT_TOKENS, Wanted, stream, wanted, whole
+from .work import DEFAULT_TOKENS, Given, Wanted, stream, wanted, whole
 
 # The fields of a choice, of tokens whose text begins at an offset.
 Choice = Callable[[Sequence[CompletionToken], int], dict[str, Any]]
@@ -79,7 +79,7 @@ def text_routes(dispatcher: Dispatcher) -> APIRouter:
 
         if body.stream:
             head = _head("chatcmpl", "chat.completion.chunk", body)
-            first = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+            first = {"delta": {"role": "assistant", "content": ""}}
             return await _streamed(dispatcher, asked, body, head, choice, first=first)
         head = _head("chatcmpl", "chat.completion", body)
         return JSONResponse(_whole(head, asked, await whole(dispatcher, request, asked), choice))
@@ -87,7 +87,7 @@ def text_routes(dispatcher: Dispatcher) -> APIRouter:
     return router
 
 
-def _prompts(body: CompletionRequest) -> list[Prompt | Sequence[int]]:
+def _prompts(body: CompletionRequest) -> list[Given]:
     given: Any = body.prompt
     several = isinstance(given, list) and not isinstance(given[0], int)
     return list(given) if several else [given]
@@ -148,7 +148,7 @@ async def _streamed(
         try:
             if first is not None:
                 for number in range(len(offsets)):
-                    yield chunk([{"index": number, **first}])
+                    yield chunk([{"index": number, **choice((), 0), **first, "finish_reason": None}])
             async for number, event in events:
                 if event is None:
                     continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from fastapi import Request
 
 from ....data import Prompt, encode_prompts
 from ....errors import DataError
+from ....generation.decoding import end_ids
 from ...catalogue import ServedModel
 from ...completions.job import Completion, CompletionJob
 from ...completions.params import CompletionToken, SamplingParams
@@ -21,6 +23,7 @@ from ..failures import ApiError
 from .bodies import TextRequest
 
 DEFAULT_TOKENS = 16  # of a completion without max_tokens, as in OpenAI's API
+Given = Prompt | list[int]  # a text, a chat, or token ids
 
 
 @dataclass(frozen=True)
@@ -44,32 +47,23 @@ class Wanted:
 
     def jobs(self, listeners: Sequence[Any] | None = None) -> list[CompletionJob]:
         """The jobs, those of a prompt after one another; `listeners` hear of their tokens."""
-        ends, params, made = ends_of(self.model), self.params, []
+        base, tokenizer = self.model.ensemble.base, self.model.ensemble.tokenizer
+        ends = end_ids(getattr(base.generation_config, "eos_token_id", None), tokenizer.eos_token_id)
+        params, made = self.params, []
         for number in range(len(self.prompts) * self.number):
             prompt, copy = divmod(number, self.number)
             seed = None if params.seed is None else params.seed + copy
-            own = SamplingParams(
-                params.max_tokens, params.temperature, params.top_p, seed, params.stop, params.top
-            )
+            own = dataclasses.replace(params, seed=seed)
             on_token = listeners[number] if listeners else None
             made.append(CompletionJob(self.model, self.prompts[prompt], own, ends=ends, on_token=on_token))
         return made
-
-
-def ends_of(model: ServedModel) -> frozenset[int]:
-    """The end-of-sequence tokens of a model, as `generate` takes them."""
-    ensemble = model.ensemble
-    given: Any = getattr(ensemble.base.generation_config, "eos_token_id", None)
-    if given is None:
-        given = ensemble.tokenizer.eos_token_id
-    return frozenset(() if given is None else (given,) if isinstance(given, int) else given)
 
 
 def wanted(
     dispatcher: Dispatcher,
     request: Request,
     body: TextRequest,
-    prompts: Sequence[Prompt | Sequence[int]],
+    prompts: Sequence[Given],
     *,
     max_tokens: int | None,
     top: int,
@@ -89,6 +83,8 @@ def wanted(
             param="max_tokens",
         )
     ids = [_encoded(dispatcher, model, prompt) for prompt in prompts]
+    tokenizer: Any = model.ensemble.tokenizer
+    dispatcher.log_prompts(request, lambda: [tokenizer.decode(own) for own in ids])
     room = limits.new_tokens if longest is None else longest - max(map(len, ids))
     if room < (max_tokens or 1):
         raise ApiError(
@@ -109,19 +105,15 @@ def wanted(
     return Wanted(model, tuple(ids), params, number)
 
 
-def _encoded(dispatcher: Dispatcher, model: ServedModel, prompt: Prompt | Sequence[int]) -> tuple[int, ...]:
-    tokenizer: Any = model.ensemble.tokenizer
-    if isinstance(prompt, str):
-        dispatcher.check_length(prompt)
-    elif prompt and isinstance(prompt[0], int):
+def _encoded(dispatcher: Dispatcher, model: ServedModel, prompt: Given) -> tuple[int, ...]:
+    if isinstance(prompt, list):
         usable = model.ensemble.base.config.get_text_config().vocab_size
-        ids = tuple(int(str(token)) for token in prompt)
-        if max(ids) >= usable:
-            raise DataError(f"a prompt holds token {max(ids)}; the model has {usable}, counted from 0")
-        return ids
-    else:
-        dispatcher.check_length(*(message.content for message in prompt))  # type: ignore[union-attr]
-    return tuple(encode_prompts([prompt], tokenizer)[0])  # type: ignore[list-item]
+        if max(prompt) >= usable:
+            raise DataError(f"a prompt holds token {max(prompt)}; the model has {usable}, counted from 0")
+        return tuple(prompt)
+    texts = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+    dispatcher.check_length(*texts)
+    return tuple(encode_prompts([prompt], model.ensemble.tokenizer)[0])
 
 
 async def whole(dispatcher: Dispatcher, request: Request, asked: Wanted) -> list[Completion]:
