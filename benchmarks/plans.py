@@ -14,7 +14,7 @@ from typing import Any
 from timing import write_record
 from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen3Config
 
-from lora_ensembles.training.memory_plan import plan_training
+from lora_ensembles.planning.memory import plan_training
 
 
 def shape(vocabulary: int, hidden: int, mlp: int, layers: int, heads: tuple[int, int]) -> dict[str, int]:

@@ -30,6 +30,7 @@ ROOMS = (
     "errors",
     "checks",
     "disk",
+    "distributed",
     "stack",
     "data",
     "passes",
@@ -41,6 +42,7 @@ ROOMS = (
     "generation",
     "ensemble",
     "training",
+    "planning",
     "baselines",
     "studies",
     "integrations",
@@ -65,6 +67,7 @@ EXTRAS = {
     "pydantic",
     "uvicorn",
     "prometheus_client",
+    "ray",
 }
 # A class of theirs is the base of one of ours, so these folders import it, and are imported when asked for.
 OPENED_LATE = {

@@ -16,11 +16,11 @@ from peft import LoraConfig
 
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.errors import ConfigError
+from lora_ensembles.planning.memory import plan_training
 from lora_ensembles.stack.adapters import check_numbers
 from lora_ensembles.stack.capacity import BYTES_A_PARAMETER, memory_of, parameters_of
 from lora_ensembles.stack.seeds import member_seeds
 from lora_ensembles.training.config import TrainConfig
-from lora_ensembles.training.memory_plan import plan_training
 from tiny_ensembles import adapter, ensemble, llama, tokenizer
 
 

@@ -13,9 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 from lora_ensembles.data import Example
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.errors import AdapterError, ConfigError
+from lora_ensembles.planning.memory import plan_training
 from lora_ensembles.training.adapters import train
 from lora_ensembles.training.config import TrainConfig
-from lora_ensembles.training.memory_plan import plan_training
 from tiny_models import tokenizer
 
 WORDS = 40

@@ -23,7 +23,7 @@ from ..stack.lora import fold_members
 from ..storage.folder import fingerprint
 from ..training.config import TrainConfig
 from ..training.trainee import Trainee
-from ..training.validation import check_answers, validate
+from ..training.validation import answers, check_answers, measured
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,9 +54,14 @@ class BaselineTrainee(Trainee):
         }
 
     def validate(
-        self, examples: Sequence[Example] | Sequence[Completion], *, max_rows: int | None, last: bool
+        self,
+        examples: Sequence[Example] | Sequence[Completion],
+        *,
+        epoch: int,
+        max_rows: int | None,
+        last: bool,
     ) -> dict[str, Any]:
-        return validate(self.predictor, examples, max_rows=max_rows, last=last)
+        return measured(answers(self.predictor, examples, max_rows=max_rows), examples, last=last)
 
 
 def check_validation(examples: Sequence[Example]) -> None:

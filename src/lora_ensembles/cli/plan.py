@@ -70,8 +70,8 @@ def run(args: Arguments) -> dict[str, Any]:
     from transformers import AutoConfig
 
     from ..embedded.loading import base_source
+    from ..planning.memory import plan_training
     from ..stack.capacity import cached_bytes
-    from ..training.memory_plan import plan_training
 
     source = base_source(args.base)
     try:

@@ -32,6 +32,7 @@ from .flags import heads, settings
 from .flags.answer import AUTO, chosen_answer, in_answers
 from .flags.data import Source, add_column_flags, source_from_flags
 from .flags.fitting_head import CLASSIFIER, fitting_head, other_way
+from .flags.workers import add_worker_flags, check_worker_flags
 from .screen.first_screen import few_rows, same_file, say_parts, say_read
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ EXAMPLES = """examples:
   lora-ensembles train --head reward --train pairs.jsonl --base Qwen/Qwen3-0.6B --out runs/reward\
    prompt, chosen and rejected
   lora-ensembles train --config settings.yaml --out runs/again --seed 1
+  lora-ensembles train tickets.csv --members 8 --on ray --workers 4\
+             slices of the members on the workers of a Ray cluster
   lora-ensembles train --task world-cqa --out runs/cqa --resume\
                                                  go on after a break"""
 
@@ -156,6 +159,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="hold this share of the training rows out, and calibrate the ensemble on them",
     )
+    add_worker_flags(run_group, what="slices of the members")
     run_group.add_argument("--no-progress", action="store_true", help="no progress bar")
 
 
@@ -167,6 +171,7 @@ def run(args: Arguments) -> dict[str, Any]:
     from ..embedded import is_embedded, resolve_tokenizer
 
     begin = time.monotonic()
+    check_worker_flags(args)
     train = _own_file(args)
     if args.out is None:
         raise ConfigError("train: --out DIR is needed; the ensemble is saved there")
@@ -282,6 +287,8 @@ def _train(ensemble: LoraEnsemble, task: Task | CompletionTask, config: Any, arg
         resume=args.resume,
         overwrite=args.overwrite,
         progress=not args.no_progress,
+        on=args.on,
+        workers=args.workers,
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from .atomic import cannot_write, status
-from .layout import ENSEMBLE_FILE, LOCK_FILE, RUN_FOLDER, foreign_files
+from .layout import ENSEMBLE_FILE, LOCK_FILE, RUN_FOLDER, WORKERS_FOLDER, foreign_files
 
 NAMED = 3  # foreign files in a message
 
@@ -45,7 +45,7 @@ def check_free(out: Path, *, resume: bool, overwrite: bool) -> None:
             "or replace it by overwrite=True"
         )
     foreign = foreign_files(out)
-    if foreign or not entries & {ENSEMBLE_FILE, RUN_FOLDER}:
+    if foreign or not entries & {ENSEMBLE_FILE, RUN_FOLDER, WORKERS_FOLDER}:
         named = ", ".join(foreign[:NAMED]) + (", ..." if len(foreign) > NAMED else "")
         raise CheckpointError(
             f"{out} holds {named or 'no run and no ensemble'}, so it is not overwritten; "

@@ -10,6 +10,7 @@ from pathlib import Path
 
 ENSEMBLE_FILE = "ensemble.json"
 RUN_FOLDER = "training"
+WORKERS_FOLDER = "workers"  # of a run over several workers, until it ends
 CLASSIFIER_FILE = "classifier.json"  # of a classifier of scikit-learn, beside its ensemble's
 LOCK_FILE = ".lock"
 HELD_OUT_FILE = "held_out_{}.safetensors"  # with twelve digits of its own hash
@@ -20,9 +21,17 @@ _RUN = (
     r"training/(config\.json|environment\.json|log\.jsonl|tensorboard/events\.[^/]+"
     rf"|checkpoint/state\.(json|safetensors)|snapshots/epoch_\d+/{_ENSEMBLE})"
 )
+_SLICE = r"members_\d+-\d+"  # the run of some members
+_WORKERS = (
+    rf"workers/(slices\.json|start/{_ENSEMBLE}|{_SLICE}/({_ENSEMBLE}|{_RUN}|\.lock"
+    r"|validation/\.?epoch_[^/]+))"
+)
 # What a killed process leaves: folders that had not got their name yet.
-_LEFT = r"(training/)?(snapshots/)?\.(unfinished|(training|checkpoint|epoch_\d+)\.[^/]+)/.+"
-_OWN = re.compile(rf"{_ENSEMBLE}|{_RUN}|{_LEFT}|{re.escape(LOCK_FILE)}")
+_LEFT = (
+    rf"(workers/{_SLICE}/)?(training/)?(snapshots/)?"
+    r"\.(unfinished|(training|workers|checkpoint|epoch_\d+)\.[^/]+)/.+"
+)
+_OWN = re.compile(rf"{_ENSEMBLE}|{_RUN}|{_WORKERS}|{_LEFT}|{re.escape(LOCK_FILE)}")
 
 
 def is_own(name: str) -> bool:

@@ -1,39 +1,30 @@
-"""Training of a LoRA ensemble: its adapters, and its members' heads, by the one loop.
+"""Training of a LoRA ensemble: its adapters, and its members' heads, by the one loop, here or over workers.
 
-Shapes: M members, B rows of a member, N examples, P parameters of a member.
+Shapes: M members, N examples.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import Literal
 
 from ..data import Completion, Example
 from ..data.inputs import as_examples, with_labels
-from ..disk.atomic import added_to
-from ..disk.layout import ENSEMBLE_FILE
+from ..disk.layout import ENSEMBLE_FILE, WORKERS_FOLDER
+from ..distributed.cluster import check_engine
 from ..ensemble import LoraEnsemble
-from ..passes.decoder import recomputed
-from ..prediction.orders import in_orders
-from ..stack.dropout import stream_key
-from ..stack.sites import MemberWeights
-from ..storage.folder import read_ensemble, write_ensemble, write_members
+from ..errors import ConfigError
+from .adapter_trainee import AdapterTrainee
 from .config import TrainConfig
 from .loop import check_options, run
-from .trainee import Trainee, TrainResult
-from .validation import check_validation, validate
-
-BUFFERS = ("a", "b", "head")  # of the stack; a causal language model's members have no head
-DECAYS = ("weight_decay_a", "weight_decay_b", "weight_decay_head")
+from .trainee import TrainResult
+from .validation import check_validation
+from .workers.run import train_over_workers
 
 
-def train(
+def train(  # noqa: PLR0913 - the door, of which most calls name two or three
     ensemble: LoraEnsemble,
     examples: Sequence[Example] | Sequence[Completion],
     config: TrainConfig | None = None,
@@ -43,6 +34,8 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    on: Literal["ray"] | None = None,
+    workers: int | None = None,
 ) -> TrainResult:
     """Train all members on `examples`, each in an order of its own; the ensemble holds the result.
 
@@ -61,6 +54,10 @@ def train(
     end finishes the step under way and saves a checkpoint first; a second one ends at once. With a
     `validation` split, metrics of the ensemble and of its members are taken after every epoch.
 
+    With `on="ray"`, slices of the members are trained by `workers` workers of a Ray cluster, each of which
+    loads the base by its name. Members do not know each other in training, so the result is the same, and so
+    is `out`, which must lie on a disk that all nodes see. A worker that is lost goes on from its checkpoint.
+
     Args:
         ensemble: M untrained or trained members, which get the new weights.
         examples: N rows to train on.
@@ -70,6 +67,10 @@ def train(
         resume: go on from the last checkpoint in `out`.
         overwrite: replace what `out` holds.
         progress: show a progress bar.
+        on: "ray" to train over the workers of a Ray cluster, that of RAY_ADDRESS or this machine; None: in
+            this process.
+        workers: slices to cut the members into; None: one for each GPU of the cluster, or for each node where
+            there is none.
 
     Returns:
         Losses and metrics of every epoch, and the members after those of `config.snapshot_epochs`.
@@ -87,18 +88,34 @@ def train(
     """
     config = config or TrainConfig()
     check_options(out=out, resume=resume, overwrite=overwrite)
+    check_engine(on, workers)
+    if on is not None and out is None:
+        raise ConfigError(f"on={on!r} without `out`; pass the folder in which the workers keep their runs")
     ensemble.calibrated = None  # the weights that it was made for are gone
     examples = as_examples(examples, ensemble.info, labelled=True)
     validation = as_examples(validation, ensemble.info, name="validation", labelled=True)
     ensemble.info = with_labels(ensemble.info, examples)
     check_validation(ensemble, examples, validation, config)
-    trainee = AdapterTrainee(ensemble, examples, config)
-    ensemble.info = dataclasses.replace(
+    info = dataclasses.replace(
         ensemble.info,
         overlong=config.overlong,
         label_score=config.label_score,
         head=ensemble.head.named(examples),
     )
+    if on is not None and out is not None and not (resume and _is_finished(Path(out))):
+        ensemble.info = info
+        return train_over_workers(
+            ensemble,
+            examples,
+            config,
+            validation=validation,
+            out=Path(out),
+            begin="resume" if resume else "overwrite" if overwrite else "new",
+            workers=workers,
+            progress=progress,
+        )
+    trainee = AdapterTrainee(ensemble, examples, config)
+    ensemble.info = info
     return run(
         trainee,
         config,
@@ -110,109 +127,6 @@ def train(
     )
 
 
-class AdapterTrainee(Trainee):
-    """The adapters and heads of a LoRA ensemble in training."""
-
-    can_recompute = True
-
-    def __init__(
-        self,
-        ensemble: LoraEnsemble,
-        examples: Sequence[Example] | Sequence[Completion],
-        config: TrainConfig,
-    ):
-        self.ensemble = ensemble
-        members, stack = ensemble.num_members, ensemble.stack
-        ensemble.base.eval()
-        kl_weight = config.per_member("kl_weight", members)
-        dropout = config.per_member("dropout", members, default=ensemble.adapter.lora_dropout)
-        self.decays = DECAYS[: len(stack.buffers)]
-        for name in ("learning_rate", *self.decays):
-            config.per_member(name, members)  # refused before the base is read
-        if ensemble.head.trained:
-            config.check_decay("weight_decay_head")
-        self.variants = config.option_orders
-        self.rows = ensemble.head.training_rows(
-            ensemble,
-            in_orders(examples, config.option_orders, kind=ensemble.info.head.kind),
-            loss=config.loss,
-            label_score=config.label_score,
-            overlong=config.overlong,
-            rows=config.max_rows or config.batch_size * members,
-            with_kl=bool((kl_weight > 0).any()),
-            with_dropout=bool((dropout > 0).any()),
-        )
-        self.dropout: Tensor | None = dropout.to(ensemble.device) if (dropout > 0).any() else None  # (M,)
-        self.order_seeds = [seeds.order for seeds in ensemble.info.seeds]
-        self.dtype: torch.dtype = ensemble.base.dtype
-        self.tokens_a_row = self.rows.lengths.float().mean().item()
-
-    @property
-    def buffers(self) -> dict[str, Tensor]:
-        return dict(zip(BUFFERS, self.ensemble.stack.buffers, strict=False))
-
-    @property
-    def device(self) -> torch.device:
-        return self.ensemble.device
-
-    def begin_step(self, gradients: Sequence[Tensor]) -> None:
-        self.ensemble.stack.begin_step(gradients)
-
-    def add_gradients(self, loss: Tensor, totals: tuple[Tensor, ...]) -> None:
-        self.ensemble.stack.add_gradients(loss, totals)
-
-    def unreached(self) -> list[list[slice]]:
-        return self.ensemble.stack.unreached()
-
-    def refresh(self) -> None:
-        self.ensemble.stack.refresh()
-
-    def in_step(self, step: int) -> AbstractContextManager[None]:
-        if self.dropout is None:
-            return nullcontext()
-        keys = [stream_key(seed, "dropout", step) for seed in self.order_seeds]
-        return self.ensemble.stack.dropout(self.dropout, keys)
-
-    def recomputed(self) -> AbstractContextManager[None]:
-        return recomputed(self.ensemble.base, self.ensemble.stack.remembered)
-
-    def settings(self, config: TrainConfig) -> dict[str, Any]:
-        settings, ensemble = config.to_dict(), self.ensemble
-        stack = ensemble.stack
-        del settings["log_every"], settings["checkpoint_every"], settings["max_rows"]  # they change no result
-        settings = ensemble.head.run_settings(settings, self.rows.loss)
-        seeds = [[seeds.init, seeds.order] for seeds in ensemble.info.seeds]
-        settings["adapter"] = {
-            "targets": sorted({site.name.rpartition(".")[2] for site in stack.sites}),
-            "ranks": sorted({rank for ranks in stack.ranks for rank in ranks.values()}),
-            "scalings": sorted({scaling for scalings in stack.scaling for scaling in scalings}),
-            "dropout": ensemble.adapter.lora_dropout,
-        }
-        return {
-            **settings,
-            "member_seeds": seeds,
-            "base": ensemble.fingerprint,
-            "data": self.rows.fingerprint(),
-        }
-
-    def validate(
-        self, examples: Sequence[Example] | Sequence[Completion], *, max_rows: int | None, last: bool
-    ) -> dict[str, Any]:
-        return validate(self.ensemble, examples, max_rows=max_rows, last=last)
-
-    def members(self) -> list[MemberWeights]:
-        return [self.ensemble.stack.member(index) for index in range(self.num_members)]
-
-    def save(self, path: Path) -> None:
-        write_ensemble(self.ensemble, path)
-
-    def load(self, path: Path) -> list[MemberWeights]:
-        return read_ensemble(path).weights
-
-    def finish(self, out: Path) -> None:
-        """Put the ensemble's files beside `training`; `ensemble.json` comes last, so a folder that has it is
-        complete.
-        """
-        if not (out / ENSEMBLE_FILE).exists():
-            with added_to(out, last=ENSEMBLE_FILE) as aside:
-                write_members(self.ensemble, aside, home=out)
+def _is_finished(out: Path) -> bool:
+    """Whether a run over workers has ended, so that nothing is left of it but what one process writes."""
+    return (out / ENSEMBLE_FILE).exists() and not (out / WORKERS_FOLDER).exists()

@@ -29,7 +29,7 @@ from ..disk.atomic import (
     written_aside,
 )
 from ..disk.claimed import FolderLock, check_free, clear
-from ..disk.layout import ENSEMBLE_FILE, LOCK_FILE, RUN_FOLDER
+from ..disk.layout import ENSEMBLE_FILE, LOCK_FILE, RUN_FOLDER, WORKERS_FOLDER
 from ..disk.provenance import environment
 from ..disk.schema import anything, check, list_of, number, object_of, read_json, record, whole
 from ..errors import CheckpointError, LoraEnsemblesError
@@ -38,6 +38,7 @@ from .signals import Interrupted
 from .trainee import Trainee
 
 CHECKPOINT = "checkpoint"
+TENSORS_FILE, STATE_FILE = "state.safetensors", "state.json"
 KEPT = ". The checkpoint of step"  # what begins the advice behind an error, for callers that have their own
 BEFORE = {"loss": "vocabulary", "option_orders": 1}
 """What runs had before a setting existed, whose files do not name it."""
@@ -98,6 +99,8 @@ class RunFolder:
             if not overwrite:  # another process was here since it was found free
                 raise CheckpointError(f"{self.out} exists already; choose another folder")
             clear(self.out)
+        if (self.out / WORKERS_FOLDER).is_dir():
+            raise CheckpointError(f"{self.out} holds a run over workers; go on with it by on='ray'")
         if (self.out / ENSEMBLE_FILE).exists() and not (self.folder / "config.json").is_file():
             raise CheckpointError(
                 f"{self.out} holds an ensemble but no run that could go on; choose another folder"
@@ -175,8 +178,8 @@ class RunFolder:
         """Replace the checkpoint by the present state; the old one stays until the new one is complete."""
         tensors = {name: tensor.contiguous() for name, tensor in _state(trainee, optimizer).items()}
         with written_aside(self.folder / CHECKPOINT, replace=True) as aside:
-            save_file(tensors, aside / "state.safetensors")
-            (aside / "state.json").write_text(json.dumps(dataclasses.asdict(progress)) + "\n")
+            save_file(tensors, aside / TENSORS_FILE)
+            (aside / STATE_FILE).write_text(json.dumps(dataclasses.asdict(progress)) + "\n")
         self.saved_step = progress.step
 
     def restore(self, trainee: Trainee, optimizer: StackedAdamW) -> Progress:
@@ -191,9 +194,9 @@ class RunFolder:
             self._cut_log(0)
             return Progress()
         try:
-            saved = load_file(folder / "state.safetensors")
-            content = read_json(folder / "state.json")
-            check(content, _STATE, file=folder / "state.json", advice="it is no run's")
+            saved = load_file(folder / TENSORS_FILE)
+            content = read_json(folder / STATE_FILE)
+            check(content, _STATE, file=folder / STATE_FILE, advice="it is no run's")
             sums = content["partial"].get("sums")
             if sums is not None and [len(row) for row in sums] != [trainee.num_members] * 2:
                 raise CheckpointError(f"partial.sums is not 2 by {trainee.num_members}")
@@ -239,14 +242,24 @@ class RunFolder:
             file.writelines(rows)
 
     def save_snapshot(self, trainee: Trainee, epoch: int) -> None:
-        path = self.folder / "snapshots" / f"epoch_{epoch:03d}"
+        path = snapshot_folder(self.out, epoch)
         if not path.exists():  # a resumed run passes the same epoch with the same weights again
             trainee.save(path)
 
     def snapshots(self, trainee: Trainee) -> dict[int, list[Any]]:
         """The snapshots that were saved so far, by epoch."""
-        paths = sorted((self.folder / "snapshots").glob("epoch_*"))
-        return {int(path.name.removeprefix("epoch_")): trainee.load(path) for path in paths}
+        return {epoch: trainee.load(path) for epoch, path in snapshot_folders(self.out).items()}
+
+
+def snapshot_folder(out: Path, epoch: int) -> Path:
+    """The folder of the members after an epoch, in a run's output."""
+    return out / RUN_FOLDER / "snapshots" / f"epoch_{epoch:03d}"
+
+
+def snapshot_folders(out: Path) -> dict[int, Path]:
+    """The folders of all snapshots in a run's output, by epoch."""
+    paths = sorted((out / RUN_FOLDER / "snapshots").glob("epoch_*"))
+    return {int(path.name.removeprefix("epoch_")): path for path in paths}
 
 
 def _state(trainee: Trainee, optimizer: StackedAdamW) -> dict[str, Any]:

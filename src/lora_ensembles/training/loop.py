@@ -181,11 +181,12 @@ def _loop(
 
 
 def _epoch_row(run: _Run, step: int, *, validation: Examples, reporter: Reporter) -> dict[str, Any]:
-    row = {"step": step, "epoch": step // run.steps_per_epoch, **reporter.epoch_means()}
+    epoch = step // run.steps_per_epoch
+    row = {"step": step, "epoch": epoch, **reporter.epoch_means()}
     if not validation:
         return row
-    last = step == run.total_steps
-    return row | run.trainee.validate(validation, max_rows=run.config.max_rows, last=last)
+    last, max_rows = step == run.total_steps, run.config.max_rows
+    return row | run.trainee.validate(validation, epoch=epoch, max_rows=max_rows, last=last)
 
 
 def _guarded_step(run: _Run, step: int) -> StepOutcome:

@@ -5,6 +5,7 @@ installed.
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ class Reporter:
         self._folder = folder
         self._bar = Progress(total=total, first=first, unit="step", show=show)
         self._shown_as = shown_as
-        self._board = _tensorboard(folder)
+        self._board = None if folder is None else _tensorboard(folder.folder)
         self._sums = torch.zeros(2, members, dtype=torch.float64)
         self._count = 0  # rows of a member
 
@@ -102,25 +103,44 @@ class Reporter:
         self._folder.log(row)
         if self._board is not None:
             try:
-                self._draw(self._board, row)
+                _draw(self._board, row)
             except OSError as error:
-                raise cannot_write(_board_folder(self._folder), error) from error
+                raise cannot_write(_board_folder(self._folder.folder), error) from error
 
-    def _draw(self, board: Board, row: dict[str, Any]) -> None:
-        for name in ("loss", "accuracy"):
-            for member, value in enumerate(row.get(name, [])):
-                board.add_scalar(f"{name}/member_{member:03d}", value, row["step"])
-        for name, value in row.get("ensemble", {}).items():
-            if isinstance(value, int | float):
-                board.add_scalar(f"validation/{name}", value, row["step"])
+
+def redrawn(folder: Path) -> None:
+    """Draw the log of a run's folder for TensorBoard, where that is installed.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    board = _tensorboard(folder)
+    if board is None:
+        return
+    try:
+        for line in (folder / "log.jsonl").read_text().splitlines():
+            _draw(board, json.loads(line))
+    except OSError as error:
+        raise cannot_write(_board_folder(folder), error) from error
+    finally:
+        board.close()
+
+
+def _draw(board: Board, row: dict[str, Any]) -> None:
+    for name in ("loss", "accuracy"):
+        for member, value in enumerate(row.get(name, [])):
+            board.add_scalar(f"{name}/member_{member:03d}", value, row["step"])
+    for name, value in row.get("ensemble", {}).items():
+        if isinstance(value, int | float):
+            board.add_scalar(f"validation/{name}", value, row["step"])
 
 
 def _listed(values: Tensor) -> list[float]:
     return [round(value, 6) for value in values.tolist()]
 
 
-def _tensorboard(folder: RunFolder | None) -> Board | None:
-    if folder is None or importlib.util.find_spec("tensorboard") is None:
+def _tensorboard(folder: Path) -> Board | None:
+    if importlib.util.find_spec("tensorboard") is None:
         return None
     try:
         return Board(_board_folder(folder))
@@ -128,5 +148,5 @@ def _tensorboard(folder: RunFolder | None) -> Board | None:
         raise cannot_write(_board_folder(folder), error) from error
 
 
-def _board_folder(folder: RunFolder) -> Path:
-    return folder.folder / "tensorboard"
+def _board_folder(folder: Path) -> Path:
+    return folder / "tensorboard"

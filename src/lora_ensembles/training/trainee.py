@@ -62,9 +62,15 @@ class Trainee(ABC):
 
     @abstractmethod
     def validate(
-        self, examples: Sequence[Example] | Sequence[Completion], *, max_rows: int | None, last: bool
+        self,
+        examples: Sequence[Example] | Sequence[Completion],
+        *,
+        epoch: int,
+        max_rows: int | None,
+        last: bool,
     ) -> dict[str, Any]:
-        """Metrics of the ensemble and of its members on examples, as a row of the history holds them."""
+        """Metrics of the ensemble and of its members on examples, as a row of the history holds them;
+        `epoch` is counted from 1."""
 
     @property
     def num_members(self) -> int:

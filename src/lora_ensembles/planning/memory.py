@@ -35,7 +35,7 @@ from ..passes.shortcuts import ALL, allow
 from ..stack.adapters import PREFIX, check_numbers, check_stackable, default_adapter_config
 from ..stack.buffers import AdapterStack
 from ..stack.sites import MemberWeights
-from .optim import StackedAdamW
+from ..training.optim import StackedAdamW
 
 if TYPE_CHECKING:
     from peft import LoraConfig

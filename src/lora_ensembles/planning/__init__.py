@@ -1,0 +1,1 @@
+"""Plans of a training run: memory and time, before anything is downloaded or allocated."""

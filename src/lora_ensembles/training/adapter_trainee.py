@@ -1,0 +1,153 @@
+"""A LoRA ensemble in training: its adapters, and its members' heads.
+
+Shapes: M members, B rows of a member, N examples, P parameters of a member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import Completion, Example
+from ..disk.atomic import added_to
+from ..disk.layout import ENSEMBLE_FILE
+from ..ensemble import LoraEnsemble
+from ..passes.decoder import recomputed
+from ..prediction.orders import in_orders
+from ..stack.dropout import stream_key
+from ..stack.sites import MemberWeights
+from ..storage.folder import read_ensemble, write_ensemble, write_members
+from .config import TrainConfig
+from .trainee import Trainee
+from .validation import answers, keep_answers, measured
+
+BUFFERS = ("a", "b", "head")  # of the stack; a causal language model's members have no head
+DECAYS = ("weight_decay_a", "weight_decay_b", "weight_decay_head")
+
+
+class AdapterTrainee(Trainee):
+    """The adapters and heads of a LoRA ensemble in training.
+
+    With `kept_answers`, members that are a slice of an ensemble: what they answer to the validation examples
+    is kept in that folder for who has the answers of all.
+    """
+
+    can_recompute = True
+
+    def __init__(
+        self,
+        ensemble: LoraEnsemble,
+        examples: Sequence[Example] | Sequence[Completion],
+        config: TrainConfig,
+        *,
+        kept_answers: Path | None = None,
+    ):
+        self.ensemble, self.kept_answers = ensemble, kept_answers
+        members, stack = ensemble.num_members, ensemble.stack
+        ensemble.base.eval()
+        kl_weight = config.per_member("kl_weight", members)
+        dropout = config.per_member("dropout", members, default=ensemble.adapter.lora_dropout)
+        self.decays = DECAYS[: len(stack.buffers)]
+        for name in ("learning_rate", *self.decays):
+            config.per_member(name, members)  # refused before the base is read
+        if ensemble.head.trained:
+            config.check_decay("weight_decay_head")
+        self.variants = config.option_orders
+        self.rows = ensemble.head.training_rows(
+            ensemble,
+            in_orders(examples, config.option_orders, kind=ensemble.info.head.kind),
+            loss=config.loss,
+            label_score=config.label_score,
+            overlong=config.overlong,
+            rows=config.max_rows or config.batch_size * members,
+            with_kl=bool((kl_weight > 0).any()),
+            with_dropout=bool((dropout > 0).any()),
+        )
+        self.dropout: Tensor | None = dropout.to(ensemble.device) if (dropout > 0).any() else None  # (M,)
+        self.order_seeds = [seeds.order for seeds in ensemble.info.seeds]
+        self.dtype: torch.dtype = ensemble.base.dtype
+        self.tokens_a_row = self.rows.lengths.float().mean().item()
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        return dict(zip(BUFFERS, self.ensemble.stack.buffers, strict=False))
+
+    @property
+    def device(self) -> torch.device:
+        return self.ensemble.device
+
+    def begin_step(self, gradients: Sequence[Tensor]) -> None:
+        self.ensemble.stack.begin_step(gradients)
+
+    def add_gradients(self, loss: Tensor, totals: tuple[Tensor, ...]) -> None:
+        self.ensemble.stack.add_gradients(loss, totals)
+
+    def unreached(self) -> list[list[slice]]:
+        return self.ensemble.stack.unreached()
+
+    def refresh(self) -> None:
+        self.ensemble.stack.refresh()
+
+    def in_step(self, step: int) -> AbstractContextManager[None]:
+        if self.dropout is None:
+            return nullcontext()
+        keys = [stream_key(seed, "dropout", step) for seed in self.order_seeds]
+        return self.ensemble.stack.dropout(self.dropout, keys)
+
+    def recomputed(self) -> AbstractContextManager[None]:
+        return recomputed(self.ensemble.base, self.ensemble.stack.remembered)
+
+    def settings(self, config: TrainConfig) -> dict[str, Any]:
+        settings, ensemble = config.to_dict(), self.ensemble
+        stack = ensemble.stack
+        del settings["log_every"], settings["checkpoint_every"], settings["max_rows"]  # they change no result
+        settings = ensemble.head.run_settings(settings, self.rows.loss)
+        seeds = [[seeds.init, seeds.order] for seeds in ensemble.info.seeds]
+        settings["adapter"] = {
+            "targets": sorted({site.name.rpartition(".")[2] for site in stack.sites}),
+            "ranks": sorted({rank for ranks in stack.ranks for rank in ranks.values()}),
+            "scalings": sorted({scaling for scalings in stack.scaling for scaling in scalings}),
+            "dropout": ensemble.adapter.lora_dropout,
+        }
+        return {
+            **settings,
+            "member_seeds": seeds,
+            "base": ensemble.fingerprint,
+            "data": self.rows.fingerprint(),
+        }
+
+    def validate(
+        self,
+        examples: Sequence[Example] | Sequence[Completion],
+        *,
+        epoch: int,
+        max_rows: int | None,
+        last: bool,
+    ) -> dict[str, Any]:
+        result = answers(self.ensemble, examples, max_rows=max_rows)
+        if self.kept_answers is None:
+            return measured(result, examples, last=last)
+        keep_answers(result, self.kept_answers, epoch=epoch)
+        return {}
+
+    def members(self) -> list[MemberWeights]:
+        return [self.ensemble.stack.member(index) for index in range(self.num_members)]
+
+    def save(self, path: Path) -> None:
+        write_ensemble(self.ensemble, path)
+
+    def load(self, path: Path) -> list[MemberWeights]:
+        return read_ensemble(path).weights
+
+    def finish(self, out: Path) -> None:
+        """Put the ensemble's files beside `training`; `ensemble.json` comes last, so a folder that has it is
+        complete.
+        """
+        if not (out / ENSEMBLE_FILE).exists():
+            with added_to(out, last=ENSEMBLE_FILE) as aside:
+                write_members(self.ensemble, aside, home=out)

@@ -1,0 +1,230 @@
+"""Slices of the members trained by the workers of a Ray cluster give what one process gives, bit for bit,
+also where workers are killed.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from breadth import EVERY, LONG
+from lora_ensembles import LoraEnsemble, TrainConfig, load_base, load_task, train
+from lora_ensembles.data import Completion
+from lora_ensembles.distributed.cluster import cluster
+from lora_ensembles.errors import CheckpointError, ConfigError, TrainingError
+
+CONFIG = TrainConfig(
+    epochs=3,
+    batch_size=4,
+    learning_rate=(1e-3, 2e-3, 3e-3),
+    weight_decay_b=20.0,
+    kl_weight=0.1,
+    dropout=0.2,
+    max_grad_norm=1.0,
+    snapshot_epochs=(1, 3),
+    checkpoint_every=4,
+    log_every=1,
+    # A pass holds the members of a slice in both: products of other shapes are rounded in another way.
+    max_rows=8,
+)
+KILLS = 10 if EVERY else 2
+FORKS = multiprocessing.get_context("spawn")  # Ray knows of no forked driver
+TASK = load_task("world-cqa")
+TRAIN, VALIDATION = TASK.train[:40], TASK.validation[:12]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def started() -> Iterator[None]:
+    """One cluster of this machine for all tests."""
+    with cluster():
+        yield
+
+
+def build(members: int = 3) -> LoraEnsemble:
+    return LoraEnsemble(*load_base(), num_members=members, seed=5)
+
+
+def run(
+    out: Path, *, workers: int | None, config: TrainConfig = CONFIG, resume: bool = False
+) -> LoraEnsemble:
+    ensemble = build()
+    train(
+        ensemble,
+        TRAIN,
+        config,
+        validation=VALIDATION,
+        out=out,
+        resume=resume,
+        progress=False,
+        on=None if workers is None else "ray",
+        workers=workers,
+    )
+    return ensemble
+
+
+def content(out: Path) -> dict[str, bytes]:
+    """Every file of a run but TensorBoard's, whose events hold the time."""
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and "tensorboard" not in path.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def of_one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("one") / "run"
+    run(out, workers=None)
+    return content(out)
+
+
+@contextmanager
+def workers_killed(times: int, *, seed: int) -> Iterator[list[int]]:
+    """While processes that train a slice are killed, so many, at random moments; yields their ids."""
+    killed: list[int] = []
+    ended = threading.Event()
+    moments = random.Random(seed)
+
+    def kill() -> None:
+        while len(killed) < times and not ended.wait(moments.uniform(0.2, 2.0)):
+            there = [number for number in processes_named("ray::train_members") if number not in killed]
+            if there:
+                os.kill(there[0], signal.SIGKILL)
+                killed.append(there[0])
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        thread.join()
+
+
+def processes_named(name: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                title = (entry / "cmdline").read_bytes()
+            except OSError:  # it ended
+                continue
+            if title.startswith(name.encode()):
+                found.append(int(entry.name))
+    return found
+
+
+def check_equal(made: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    """Hold two runs' files to each other: all to the bit, but metrics of all members, which are those of
+    predictions in passes of other shapes.
+    """
+    assert made.keys() == expected.keys()
+    measured = ("training/log.jsonl", "training/checkpoint/state.json")
+    assert [name for name in made if name not in measured and made[name] != expected[name]] == []
+    rows, others = (
+        map(json.loads, content["training/log.jsonl"].splitlines()) for content in (made, expected)
+    )
+    for row, other in zip(rows, others, strict=True):
+        assert row.keys() == other.keys()
+        for name in row:
+            assert row[name] == other[name] or name in ("ensemble", "members")
+        for name, value in row.get("ensemble", {}).items():
+            assert value == pytest.approx(other["ensemble"][name], abs=1e-6)
+        for name, values in row.get("members", {}).items():
+            assert values == pytest.approx(other["members"][name], abs=1e-6)
+
+
+@LONG
+def test_two_workers_write_what_one_process_writes_bit_for_bit(
+    of_one_process: dict[str, bytes], tmp_path: Path
+) -> None:
+    run(tmp_path / "run", workers=2)
+    check_equal(content(tmp_path / "run"), of_one_process)
+
+
+def test_members_are_the_same_to_the_bit_where_workers_are_killed(
+    of_one_process: dict[str, bytes], tmp_path: Path
+) -> None:
+    with workers_killed(KILLS, seed=0) as killed:
+        ensemble = run(tmp_path / "run", workers=2)
+    assert len(killed) == KILLS
+    check_equal(content(tmp_path / "run"), of_one_process)
+    saved = LoraEnsemble.from_pretrained(tmp_path / "run")
+    assert torch.equal(ensemble.stack.a, saved.stack.a)
+    assert torch.equal(ensemble.stack.b, saved.stack.b)
+
+
+@LONG
+def test_a_run_whose_driver_is_killed_goes_on(of_one_process: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    driver = FORKS.Process(target=run_alone, args=(out,))
+    driver.start()
+    while driver.is_alive() and not list(out.glob("workers/*/training/checkpoint")):
+        time.sleep(0.05)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.join()
+    assert not (out / "ensemble.json").exists()
+    with pytest.raises(CheckpointError, match="holds a run over workers; go on with it by on='ray'"):
+        run(out, workers=None, resume=True)
+    run(out, workers=2, resume=True)
+    check_equal(content(out), of_one_process)
+    run(out, workers=2, resume=True)  # nothing is left to do
+    check_equal(content(out), of_one_process)
+
+
+def run_alone(out: Path) -> None:
+    """A run on a cluster of its own."""
+    run(out, workers=2)
+
+
+@LONG
+def test_open_answers_and_members_with_heads_are_trained_over_workers(tmp_path: Path) -> None:
+    texts = [Completion(f"q{row}", question.prompt, " the lake") for row, question in enumerate(TRAIN)]
+    config = TrainConfig(epochs=2, batch_size=4, max_rows=4)
+    for kind, rows in (("causal-lm", texts), ("sequence-classification", TRAIN)):
+        base, tokenizer = load_base(head=kind, num_labels=None if kind == "causal-lm" else 4)
+        histories = []
+        for on in (None, "ray"):
+            ensemble = LoraEnsemble(base, tokenizer, num_members=2, head=kind)
+            out = tmp_path / f"{kind}-{on}"
+            made = train(ensemble, rows, config, validation=rows[:8], out=out, progress=False, on=on)
+            histories.append(made.history)
+            ensemble.unload()
+        files = [content(tmp_path / f"{kind}-{on}") for on in (None, "ray")]
+        check_equal(*files)
+        assert histories[0][0].keys() == histories[1][0].keys()
+
+
+def test_an_error_of_a_worker_is_the_callers_and_leaves_nothing(tmp_path: Path) -> None:
+    config = replace(CONFIG, learning_rate=1e38, weight_decay_b=0.0, weight_decay_a=0.0)
+    with pytest.raises(TrainingError, match=r"member 0 is nan at step 2: its learning rate 1e\+38"):
+        run(tmp_path / "run", workers=2, config=config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_that_do_not_fit_workers_are_refused(tmp_path: Path) -> None:
+    ensemble = build()
+    with pytest.raises(ConfigError, match="workers=2 without an engine"):
+        train(ensemble, TRAIN, out=tmp_path / "a", workers=2)
+    with pytest.raises(ConfigError, match="on='slurm'; known: 'ray'"):
+        train(ensemble, TRAIN, out=tmp_path / "a", on="slurm")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="on='ray' without `out`"):
+        train(ensemble, TRAIN, on="ray")
+    with pytest.raises(ConfigError, match="2 values for 3 members"):
+        train(ensemble, TRAIN, TrainConfig(learning_rate=[1e-3, 1e-4]), out=tmp_path / "a", on="ray")
+    ensemble.base.config._name_or_path = ""
+    with pytest.raises(ConfigError, match="built in code, so workers cannot load it by name"):
+        train(ensemble, TRAIN, out=tmp_path / "a", on="ray")
+    assert not (tmp_path / "a").exists()
