@@ -9,15 +9,29 @@ from .few_shot import FewShot
 from .last_layer import LastLayerEnsemble
 from .last_layer_heads import LastLayerHeads
 from .mc_dropout import MCDropout
+from .posterior.blob import BLoB
+from .posterior.ivon import IVON
+from .posterior.scalabl import ScalaBL
+from .posterior.snapshot import SnapshotEnsemble
+from .posterior.swag import SWAG
+from .posterior.tfb import TFB
 from .single_member import SingleMember, num_trained_parameters
+from .soup import Soup
 
 __all__ = [
+    "IVON",
+    "SWAG",
+    "TFB",
+    "BLoB",
     "BatchEnsemble",
     "FewShot",
     "LastLayerEnsemble",
     "LastLayerHeads",
     "MCDropout",
+    "ScalaBL",
     "SingleMember",
+    "SnapshotEnsemble",
+    "Soup",
     "TemperatureScaled",
     "held_out_split",
     "num_trained_parameters",

@@ -337,8 +337,8 @@ class _OffsetsTrainee(BaselineTrainee):
     def buffers(self) -> dict[str, Tensor]:
         return {"inputs": self._ensemble.inputs, "outputs": self._ensemble.outputs}
 
-    def begin_step(self, gradients: Sequence[Tensor]) -> None:
-        super().begin_step(gradients)
+    def begin_step(self, gradients: Sequence[Tensor], step: int) -> None:
+        super().begin_step(gradients, step)
         self._reached.clear()
 
     def add_gradients(self, loss: Tensor, totals: tuple[Tensor, ...]) -> None:

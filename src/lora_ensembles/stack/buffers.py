@@ -45,6 +45,7 @@ class AdapterStack:
             replace_module(base, site.name, layer)
         self.heads = HeadStack(base, members, context=self.context, dtype=dtype)
         self._detached = False
+        self.perturbation_gradient: Tensor | None = None  # (M, P_a), while A is perturbed
         self._reached: set[int] = set()  # leaves of autograd that had a gradient in this step
         self._apart = [module for module in base.modules() if chooses_by_batch(module)]
         for module in self._apart:
@@ -74,7 +75,11 @@ class AdapterStack:
     def set_members(self, members: Sequence[MemberWeights]) -> None:
         """Replace all members; smaller ranks are padded with zeros, which changes nothing that
         is computed.
+
+        Raises:
+            AdapterError: they adapt other layers, or layers of another size.
         """
+        self.sites = adapter_sites({layer.name: layer.base_layer for layer in self.layers}, members)
         self.heads.set_members(members)
         device = next(self.layers[0].base_layer.parameters()).device
         count_a = sum(site.rank * site.in_features for site in self.sites)
@@ -104,9 +109,7 @@ class AdapterStack:
         self.heads.check(members)
         sites, first = adapter_sites(modules, members), self.num_members
         if any(new.rank > old.rank for new, old in zip(sites, self.sites, strict=True)):
-            everyone = [*(self.member(index) for index in range(first)), *members]
-            self.sites = adapter_sites(modules, everyone)
-            self.set_members(everyone)
+            self.set_members([*(self.member(index) for index in range(first)), *members])
             return
         self.ranks += [
             {site.name: weights.a[site.name].shape[0] for site in self.sites} for weights in members
@@ -166,9 +169,14 @@ class AdapterStack:
         if not loss.requires_grad:
             raise AdapterError(f"the loss depends on no adapter: {NOT_REACHED}")
         parameters = [parameter for layer in self.layers for parameter in (layer.lora_a, layer.lora_b)]
-        gradients = torch.autograd.grad(loss, parameters + self.heads.parameters, allow_unused=True)
+        perturbed = [layer.perturbation for layer in self.layers if layer.perturbation is not None]
+        leaves = [*parameters, *self.heads.parameters, *perturbed]
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         views = [view for site in self.sites for view in (site.view_a(totals[0]), site.view_b(totals[1]))]
         views += self.heads.views(totals[-1])
+        if perturbed:
+            assert self.perturbation_gradient is not None
+            views += [site.view_a(self.perturbation_gradient) for site in self.sites]
         for leaf, (view, gradient) in enumerate(zip(views, gradients, strict=True)):
             if gradient is not None:  # None: the pass did not reach this layer
                 view.add_(gradient)
@@ -255,6 +263,22 @@ class AdapterStack:
         stream for each member.
         """
         return self.context.dropping(probability, keys)
+
+    @contextmanager
+    def perturbed(self, perturbation: Tensor, keys: Sequence[int]) -> Iterator[None]:
+        """Context in which A of every layer is perturbed, (M, P_a), with random signs for each token by the
+        members' keys; `add_gradients` adds the perturbation's gradient to `perturbation_gradient`.
+        """
+        if self.perturbation_gradient is None or self.perturbation_gradient.shape != perturbation.shape:
+            self.perturbation_gradient = torch.zeros_like(perturbation)
+        self.context.sign_keys = keys
+        for site, layer in zip(self.sites, self.layers, strict=True):
+            layer.perturbation = nn.Parameter(site.view_a(perturbation).to(self.dtype))
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.perturbation = None
 
     @contextmanager
     def repeated(self, member: int, copies: int) -> Iterator[None]:

@@ -29,6 +29,7 @@ class ForwardContext:
         None  # (M,) probability of dropping a feature of the adapters' input; None: no dropout
     )
     dropout_keys: Sequence[int] = ()  # one random stream per member
+    sign_keys: Sequence[int] = ()  # one random stream of signs per member, where A is perturbed
     first_row: int = 0  # index, in each member's batch, of the first row that the pass holds
     row_numbers: Tensor | None = (
         None  # (M, rows of a member) their indices, where they do not follow each other

@@ -84,6 +84,7 @@ class StackedLoraLinear(nn.Module):
         self.by_row = (
             False  # whether it sees rows in front, with any number of tokens; else all tokens of all rows
         )
+        self.perturbation: nn.Parameter | None = None  # (M, R, D_in), of A; see `AdapterStack.perturbed`
         self._transposed: tuple[Tensor, Tensor]
 
     def bind(self, lora_a: Tensor, lora_b: Tensor, scaling: Sequence[float]) -> None:
@@ -126,8 +127,10 @@ class StackedLoraLinear(nn.Module):
         if grouped.dtype != a.dtype:
             grouped = grouped.to(a.dtype)
         if context.dropout is not None:
-            grouped = grouped * self._dropout_factors(x, members)
+            grouped = grouped * self._dropout_factors(x)
         low = torch.bmm(grouped, a)
+        if self.perturbation is not None:
+            low = low + self._perturbed(grouped, x)
         if alpha is None:
             low, alpha = low * self.scaling[context.members, None, None], 1.0
         if result.dtype != a.dtype:  # a quantised layer may answer in another precision than the base's
@@ -136,6 +139,22 @@ class StackedLoraLinear(nn.Module):
         return torch.baddbmm(result.reshape(members, -1, result.shape[-1]), low, b, alpha=alpha).view(
             result.shape
         )
+
+    def _perturbed(self, grouped: Tensor, x: Tensor) -> Tensor:
+        """The perturbation of A's output (M, B * T, R), with signs of its own for each token's features and
+        ranks: Flipout, Wen et al. 2018 (arXiv:1803.04386), Eq. 4.
+        """
+        assert self.perturbation is not None
+        active = self.perturbation[self.context.members]
+        into = self._signs(x, x.shape[-1], "in")
+        out = self._signs(x, active.shape[1], "out")
+        return torch.bmm(grouped * into, active.transpose(1, 2)) * out
+
+    def _signs(self, x: Tensor, features: int, name: str) -> Tensor:
+        """Random signs (M, B * T, features), by the same hash as dropout."""
+        keys = [stream_key(key, self.index, name) for key in self.context.sign_keys[self.context.members]]
+        half = torch.full((len(keys),), 0.5, device=x.device)
+        return self._factors(x, keys, half, features) - 1.0
 
     def sees_all(self, x: Tensor) -> bool:
         """Whether an input holds every row of every member, in order."""
@@ -177,15 +196,20 @@ class StackedLoraLinear(nn.Module):
             "take it out of target_modules"
         )
 
-    def _dropout_factors(self, x: Tensor, members: int) -> Tensor:
+    def _dropout_factors(self, x: Tensor) -> Tensor:
         context = self.context
         assert context.dropout is not None
-        rows = context.rows // members  # not from x: some layers see the tokens of all rows in one axis
         keys = [stream_key(key, self.index) for key in context.dropout_keys[context.members]]
+        return self._factors(x, keys, context.dropout[context.members], x.shape[-1])
+
+    def _factors(self, x: Tensor, keys: Sequence[int], probability: Tensor, features: int) -> Tensor:
+        """`dropout_factors` (M, B * T, features) for the tokens of an input."""
+        context = self.context
+        rows = context.rows // len(keys)  # not from x: some layers see the tokens of all rows in one axis
         return dropout_factors(
             torch.tensor(keys, device=x.device),
-            context.dropout[context.members],
-            shape=(rows, x.numel() // (context.rows * x.shape[-1]), x.shape[-1]),
+            probability,
+            shape=(rows, x.numel() // (context.rows * x.shape[-1]), features),
             first_row=context.first_row,
             row_numbers=context.row_numbers,
         ).to(self.lora_a.dtype)

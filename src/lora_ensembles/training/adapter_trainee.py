@@ -23,7 +23,7 @@ from ..stack.dropout import stream_key
 from ..stack.sites import MemberWeights
 from ..storage.folder import read_ensemble, write_ensemble, write_members
 from .config import TrainConfig
-from .trainee import Trainee
+from .trainee import Observer, Trainee
 from .validation import answers, keep_answers, measured
 
 BUFFERS = ("a", "b", "head")  # of the stack; a causal language model's members have no head
@@ -46,8 +46,9 @@ class AdapterTrainee(Trainee):
         config: TrainConfig,
         *,
         kept_answers: Path | None = None,
+        observer: Observer | None = None,
     ):
-        self.ensemble, self.kept_answers = ensemble, kept_answers
+        self.ensemble, self.kept_answers, self.observer = ensemble, kept_answers, observer
         members, stack = ensemble.num_members, ensemble.stack
         ensemble.base.eval()
         kl_weight = config.per_member("kl_weight", members)
@@ -81,11 +82,19 @@ class AdapterTrainee(Trainee):
     def device(self) -> torch.device:
         return self.ensemble.device
 
-    def begin_step(self, gradients: Sequence[Tensor]) -> None:
+    def begin_step(self, gradients: Sequence[Tensor], step: int) -> None:
         self.ensemble.stack.begin_step(gradients)
 
     def add_gradients(self, loss: Tensor, totals: tuple[Tensor, ...]) -> None:
         self.ensemble.stack.add_gradients(loss, totals)
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        return {} if self.observer is None else self.observer.kept
+
+    def stepped(self, step: int, total: int) -> None:
+        if self.observer is not None:
+            self.observer.stepped(self.buffers, step)
 
     def unreached(self) -> list[list[slice]]:
         return self.ensemble.stack.unreached()

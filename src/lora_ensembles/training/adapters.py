@@ -16,12 +16,13 @@ from ..disk.layout import ENSEMBLE_FILE, WORKERS_FOLDER
 from ..distributed.cluster import check_engine
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
+from ..stack.info import EnsembleInfo
 from .adapter_trainee import AdapterTrainee
 from .config import TrainConfig
 from .loop import check_options, run
 from .trainee import TrainResult
 from .validation import check_validation
-from .workers.run import train_over_workers
+from .workers.run import Rows, train_over_workers
 
 
 def train(  # noqa: PLR0913 - the door, of which most calls name two or three
@@ -91,17 +92,8 @@ def train(  # noqa: PLR0913 - the door, of which most calls name two or three
     check_engine(on, workers)
     if on is not None and out is None:
         raise ConfigError(f"on={on!r} without `out`; pass the folder in which the workers keep their runs")
-    ensemble.calibrated = None  # the weights that it was made for are gone
-    examples = as_examples(examples, ensemble.info, labelled=True)
-    validation = as_examples(validation, ensemble.info, name="validation", labelled=True)
-    ensemble.info = with_labels(ensemble.info, examples)
-    check_validation(ensemble, examples, validation, config)
-    info = dataclasses.replace(
-        ensemble.info,
-        overlong=config.overlong,
-        label_score=config.label_score,
-        head=ensemble.head.named(examples),
-    )
+    examples, validation = prepared(ensemble, examples, validation, config)
+    info = trained_info(ensemble, examples, config)
     if on is not None and out is not None and not (resume and _is_finished(Path(out))):
         ensemble.info = info
         return train_over_workers(
@@ -124,6 +116,32 @@ def train(  # noqa: PLR0913 - the door, of which most calls name two or three
         resume=resume,
         overwrite=overwrite,
         progress=progress,
+    )
+
+
+def prepared(
+    ensemble: LoraEnsemble, examples: Rows, validation: Rows, config: TrainConfig
+) -> tuple[Rows, Rows]:
+    """The examples as the ensemble reads them; it forgets its calibration, whose weights are gone.
+
+    Raises:
+        DataError: one cannot be used.
+    """
+    ensemble.calibrated = None
+    examples = as_examples(examples, ensemble.info, labelled=True)
+    validation = as_examples(validation, ensemble.info, name="validation", labelled=True)
+    ensemble.info = with_labels(ensemble.info, examples)
+    check_validation(ensemble, examples, validation, config)
+    return examples, validation
+
+
+def trained_info(ensemble: LoraEnsemble, examples: Rows, config: TrainConfig) -> EnsembleInfo:
+    """The memory of an ensemble after training."""
+    return dataclasses.replace(
+        ensemble.info,
+        overlong=config.overlong,
+        label_score=config.label_score,
+        head=ensemble.head.named(examples),
     )
 
 

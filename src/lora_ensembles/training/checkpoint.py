@@ -33,14 +33,14 @@ from ..disk.layout import ENSEMBLE_FILE, LOCK_FILE, RUN_FOLDER, WORKERS_FOLDER
 from ..disk.provenance import environment
 from ..disk.schema import anything, check, list_of, number, object_of, read_json, record, whole
 from ..errors import CheckpointError, LoraEnsemblesError
-from .optim import StackedAdamW
+from .optim import Optimizer
 from .signals import Interrupted
 from .trainee import Trainee
 
 CHECKPOINT = "checkpoint"
 TENSORS_FILE, STATE_FILE = "state.safetensors", "state.json"
 KEPT = ". The checkpoint of step"  # what begins the advice behind an error, for callers that have their own
-BEFORE = {"loss": "vocabulary", "option_orders": 1}
+BEFORE = {"loss": "vocabulary", "option_orders": 1, "cycles": 1}
 """What runs had before a setting existed, whose files do not name it."""
 
 
@@ -174,7 +174,7 @@ class RunFolder:
         except OSError as error:
             raise cannot_write(path, error) from error
 
-    def save(self, trainee: Trainee, optimizer: StackedAdamW, progress: Progress) -> None:
+    def save(self, trainee: Trainee, optimizer: Optimizer, progress: Progress) -> None:
         """Replace the checkpoint by the present state; the old one stays until the new one is complete."""
         tensors = {name: tensor.contiguous() for name, tensor in _state(trainee, optimizer).items()}
         with written_aside(self.folder / CHECKPOINT, replace=True) as aside:
@@ -182,7 +182,7 @@ class RunFolder:
             (aside / STATE_FILE).write_text(json.dumps(dataclasses.asdict(progress)) + "\n")
         self.saved_step = progress.step
 
-    def restore(self, trainee: Trainee, optimizer: StackedAdamW) -> Progress:
+    def restore(self, trainee: Trainee, optimizer: Optimizer) -> Progress:
         """Bring members and optimiser to the last checkpoint, if there is one, and cut the log back to it.
 
         Raises:
@@ -262,8 +262,8 @@ def snapshot_folders(out: Path) -> dict[int, Path]:
     return {int(path.name.removeprefix("epoch_")): path for path in paths}
 
 
-def _state(trainee: Trainee, optimizer: StackedAdamW) -> dict[str, Any]:
+def _state(trainee: Trainee, optimizer: Optimizer) -> dict[str, Any]:
     named = trainee.buffers
     for name, moments in zip(tuple(named), optimizer.states, strict=True):
         named |= {f"{name}.first_moment": moments.first, f"{name}.second_moment": moments.second}
-    return named
+    return named | trainee.kept

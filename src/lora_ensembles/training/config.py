@@ -54,6 +54,7 @@ class TrainConfig:
             `lora_dropout`.
         schedule: "constant", or "linear" or "cosine" to zero after `warmup_steps` of linear rise.
         warmup_steps: steps of linear rise from 0, before the schedule, as in transformers.
+        cycles: times that the schedule falls to zero, and starts again.
         max_grad_norm: largest gradient norm of a member, over its own parameters; None: no clipping.
         max_rows: most rows in flight: members * batch rows, and times the texts of an example where members
             have heads of their own. A step that has more is split over members, then over rows, with the same
@@ -102,6 +103,7 @@ class TrainConfig:
     dropout: PerMember | None = None
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = 0
+    cycles: int = 1
     max_grad_norm: float | None = None
     max_rows: int | None = None
     length_window: int | None = None
@@ -163,7 +165,7 @@ class TrainConfig:
         raise ConfigError(unknown_name("preset", name, PRESETS))
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "log_every", "option_orders", *OPTIONAL_COUNTS):
+        for name in ("epochs", "batch_size", "cycles", "log_every", "option_orders", *OPTIONAL_COUNTS):
             if getattr(self, name) is not None or name not in OPTIONAL_COUNTS:
                 self._set(name, whole_number(name, getattr(self, name)))
         for name, choices in CHOICES.items():
@@ -285,6 +287,7 @@ def schedule_factor(config: TrainConfig, step: int, total: int) -> float:
     if step < config.warmup_steps:
         return step / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    done = done * config.cycles % 1.0
     if config.schedule == "linear":
         return 1 - done
     if config.schedule == "cosine":

@@ -22,7 +22,7 @@ from ..errors import ConfigError, TrainingError
 from ..passes.memory import ran_out_of_memory, rows_in_flight, with_fewer_rows
 from .checkpoint import Progress, RunFolder
 from .config import TrainConfig, schedule_factor
-from .optim import StackedAdamW, clip_per_member, gradient_norms
+from .optim import Optimizer, clip_per_member, gradient_norms
 from .orders import MemberOrders, split_step
 from .reporting import Reporter, StepOutcome
 from .signals import Interrupted, signals_held, word
@@ -38,7 +38,7 @@ class _Run:
     trainee: Trainee
     config: TrainConfig
     orders: MemberOrders
-    optimizer: StackedAdamW
+    optimizer: Optimizer
     kl_weight: Tensor  # (M,)
     gradients: tuple[Tensor, ...]  # fp32, as the buffers
     max_rows: int  # most rows in flight: as configured, or as many as memory held
@@ -121,10 +121,11 @@ def _prepare(trainee: Trainee, config: TrainConfig) -> _Run:
     members, device, rows = trainee.num_members, trainee.device, trainee.rows
     vectors = {
         name: config.per_member(name, members).to(device)
-        for name in ("learning_rate", "kl_weight", *trainee.decays)
+        for name in ("learning_rate", "kl_weight", *filter(None, trainee.decays))
     }
     buffers = tuple(trainee.buffers.values())
-    decays = [vectors[name] for name in trainee.decays]
+    none = torch.zeros_like(vectors["learning_rate"])
+    decays = [vectors[name] if name else none for name in trainee.decays]
     return _Run(
         trainee,
         config,
@@ -135,7 +136,7 @@ def _prepare(trainee: Trainee, config: TrainConfig) -> _Run:
             config.length_window,
             trainee.variants,
         ),
-        StackedAdamW.over(buffers, learning_rate=vectors["learning_rate"], decays=decays),
+        trainee.optimizer(learning_rate=vectors["learning_rate"], decays=decays),
         vectors["kl_weight"],
         tuple(torch.zeros_like(buffer) for buffer in buffers),
         config.max_rows
@@ -228,19 +229,21 @@ def _step(run: _Run, step: int) -> StepOutcome:
     buffers = tuple(trainee.buffers.values())
     run.optimizer.step(buffers, run.gradients, factor=factor, unreached=trainee.unreached())
     trainee.refresh()
+    trainee.stepped(step + 1, run.total_steps)
     return outcome
 
 
 def _backward(run: _Run, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Gradients of every member's own mean loss; returns that loss and the answer accuracy, (M,) each."""
     # Here, not after the update: a step for which memory ran out begins again.
-    run.trainee.begin_step(run.gradients)
+    run.trainee.begin_step(run.gradients, step)
     members, rows = indices.shape
     loss, accuracy = torch.zeros(2, members, rows, device=run.trainee.device)
     for which, chunk in split_step(members, rows, max(1, run.max_rows // run.trainee.rows.passes)):
         row_loss, row_accuracy = _row_losses(run, indices[which, chunk], which, chunk.start, step)
         run.trainee.add_gradients(row_loss.sum() / rows, run.gradients)
         loss[which, chunk], accuracy[which, chunk] = row_loss.detach(), row_accuracy
+    run.trainee.end_gradients(run.gradients)
     return loss.mean(dim=1), accuracy.mean(dim=1)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +27,29 @@ class AdamState:
     @classmethod
     def zeros_like(cls, parameters: Tensor) -> AdamState:
         return cls(torch.zeros_like(parameters), torch.zeros_like(parameters))
+
+
+class Optimizer(Protocol):
+    """An optimiser of flat buffers (M, P), whose members never meet.
+
+    Attributes:
+        states: of each buffer, what a checkpoint keeps.
+        steps: updates made.
+    """
+
+    states: tuple[AdamState, ...]
+    steps: int
+
+    def step(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        *,
+        factor: float = 1.0,
+        unreached: Sequence[Sequence[slice]] = (),
+    ) -> None:
+        """One update in place; see `StackedAdamW.step`."""
+        ...
 
 
 @dataclass

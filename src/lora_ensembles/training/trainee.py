@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,6 +22,7 @@ from ..disk.atomic import written_aside
 from ..errors import ConfigError
 from ..heads.base import TrainingRows
 from .config import TrainConfig
+from .optim import Optimizer, StackedAdamW
 
 PARAMETERS_FILE = "parameters.safetensors"
 
@@ -32,7 +33,7 @@ class Trainee(ABC):
     Attributes:
         rows: what they learn from.
         order_seeds: of each member's order of the rows.
-        decays: the settings of `TrainConfig` by which each of the buffers decays.
+        decays: the settings of `TrainConfig` by which each of the buffers decays; None: it does not.
         dtype: in which the base computes.
         tokens_a_row: token vectors that a row of a pass holds, which says how many rows suit a CPU.
         can_recompute: whether there are layers whose activations can be computed twice, to save memory.
@@ -41,7 +42,7 @@ class Trainee(ABC):
 
     rows: TrainingRows
     order_seeds: list[int]
-    decays: tuple[str, ...]
+    decays: tuple[str | None, ...]
     dtype: torch.dtype
     tokens_a_row: float
     can_recompute: bool = False
@@ -80,10 +81,29 @@ class Trainee(ABC):
     def device(self) -> torch.device:
         return next(iter(self.buffers.values())).device
 
-    def begin_step(self, gradients: Sequence[Tensor]) -> None:
-        """Zero the gradients; a step for which memory ran out begins again."""
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside the buffers and their moments: tensors that training changes in
+        place.
+        """
+        return {}
+
+    def optimizer(self, *, learning_rate: Tensor, decays: Sequence[Tensor]) -> Optimizer:
+        """The optimiser of the buffers, from the learning rate and a decay of each, (M,): AdamW."""
+        return StackedAdamW.over(tuple(self.buffers.values()), learning_rate=learning_rate, decays=decays)
+
+    def begin_step(self, gradients: Sequence[Tensor], step: int) -> None:
+        """Zero the gradients; a step for which memory ran out begins again. Steps count from 0."""
         for gradient in gradients:
             gradient.zero_()
+
+    def end_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Complete the gradients of a step, once all its passes are made."""
+        return
+
+    def stepped(self, step: int, total: int) -> None:
+        """Take notice of an update: `step` of `total` are done."""
+        return
 
     def unreached(self) -> Sequence[Sequence[slice]]:
         """The columns of each buffer that no pass of the step reached, which do not decay; none
@@ -127,6 +147,19 @@ class Trainee(ABC):
         result.
         """
         return
+
+
+class Observer(Protocol):
+    """A view of members in training, with a memory of its own."""
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """The tensors of its memory, which it changes in place; checkpoints hold them."""
+        ...
+
+    def stepped(self, buffers: dict[str, Tensor], step: int) -> None:
+        """Take notice of the buffers after `step` updates."""
+        ...
 
 
 @dataclass(frozen=True)

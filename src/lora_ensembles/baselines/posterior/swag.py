@@ -1,0 +1,204 @@
+"""SWAG and MultiSWAG: a Gaussian from the weights that training passes late in its course.
+
+Shapes: M members, P parameters of a member, K deviations that are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...checks import number_between, whole_number
+from ...data import Example
+from ...ensemble import LoraEnsemble
+from ...errors import ConfigError
+from ...stack.sites import MemberWeights
+from ...training.adapter_trainee import AdapterTrainee
+from ...training.adapters import prepared, trained_info
+from ...training.config import TrainConfig
+from ...training.loop import run
+from ...training.trainee import TrainResult
+from .base import WeightPosterior
+from .flat import member_of, scaling_of
+
+MOMENTS = 50  # weights that are taken in where the caller does not say how often
+
+
+@dataclass
+class Moments:
+    """Running moments of flat weights (M, P): their mean, the mean of their squares, and the last K
+    deviations from the mean as it was then.
+
+    Attributes:
+        rank: K.
+        count: weights taken in.
+        mean, square: (M, P).
+        deviations: (K, M, P); those from `count` on are zero.
+    """
+
+    rank: int
+    mean: Tensor
+    square: Tensor
+    deviations: Tensor
+    count: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+
+    @classmethod
+    def like(cls, flat: Tensor, *, rank: int) -> Moments:
+        """Moments of nothing yet."""
+        zeros = torch.zeros_like(flat)
+        return cls(rank, zeros, zeros.clone(), flat.new_zeros(rank, *flat.shape))
+
+    def add(self, flat: Tensor) -> None:
+        """Take in the weights of one moment."""
+        self.count += 1
+        count = int(self.count)
+        self.mean.lerp_(flat, 1 / count)
+        self.square.lerp_(flat.square(), 1 / count)
+        self.deviations[(count - 1) % self.rank] = flat - self.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """The diagonal variances (M, P)."""
+        return (self.square - self.mean.square()).clamp_min(0.0)
+
+    def sample(self, member: int, generator: torch.Generator, *, scale: float = 1.0) -> Tensor:
+        """A draw (P,): mean + scale (sd * z1 / sqrt(2) + D z2 / sqrt(2 (K - 1)))."""
+        kept = min(int(self.count), self.rank)
+        mean = self.mean[member].cpu()
+        draw = self.variance[member].cpu().sqrt() * torch.randn(mean.shape, generator=generator)
+        draw = draw / math.sqrt(2)
+        if kept > 1:
+            weights = torch.randn(kept, generator=generator) / math.sqrt(2 * (kept - 1))
+            draw = draw + weights @ self.deviations[:kept, member].cpu()
+        return mean + scale * draw
+
+
+class SWAG(WeightPosterior):
+    """A Gaussian around the mean of the weights in the last part of training: their variances, and the plane
+    of their last K deviations.
+
+    theta = mean + scale (sd * z1 / sqrt(2) + D z2 / sqrt(2 (K - 1))), z1 and z2 standard normal. With M
+    members it is MultiSWAG, a mixture of M such. Source: Maddox et al. 2019 (arXiv:1902.02476), Eq. 1, for
+    LoRA as in Onal et al. 2024 (arXiv:2405.03425); Wilson & Izmailov 2020 (arXiv:2002.08791) for MultiSWAG.
+    `Differs:` deviations are of the flat A, B and heads; the step size is that of `TrainConfig`: a constant
+    schedule, as here by default, gives the walk around an optimum that SWAG needs.
+
+    Args:
+        ensemble: M untrained members.
+        samples: S.
+        seed: of the samples.
+        share: of the steps, at the end, whose weights are taken in.
+        every: steps between two of them; None: so many that 50 are, or each where there are fewer.
+        rank: K.
+        scale: of the spread; 0: the mean alone (SWA).
+
+    Raises:
+        ConfigError: a number out of its range, or too few steps to take two weights in.
+
+    Example:
+        >>> from lora_ensembles import LoraEnsemble, TrainConfig, load_base, load_task
+        >>> task = load_task("world-cqa")
+        >>> swag = SWAG(LoraEnsemble(*load_base(), num_members=2), samples=3)
+        >>> trained = swag.fit(task.train[:64], TrainConfig(epochs=2, learning_rate=2e-3))
+        >>> swag.member_log_probs(task.validation[:4]).shape
+        torch.Size([6, 4, 5])
+    """
+
+    def __init__(
+        self,
+        ensemble: LoraEnsemble,
+        *,
+        samples: int = 10,
+        seed: int = 0,
+        share: float = 0.5,
+        every: int | None = None,
+        rank: int = 20,
+        scale: float = 1.0,
+    ):
+        super().__init__(ensemble, samples=samples, seed=seed)
+        self.share = number_between("share", share, above=0, most=1)
+        self.every = None if every is None else whole_number("every", every)
+        self.rank = whole_number("rank", rank, least=2)
+        self.scale = number_between("scale", scale, least=0)
+        self._walk: _Walk | None = None
+        self._scaling = [scaling_of(ensemble.stack, mode) for mode in range(self.num_modes)]
+
+    def fit(
+        self,
+        examples: Sequence[Example],
+        config: TrainConfig | None = None,
+        *,
+        validation: Sequence[Example] = (),
+        out: str | Path | None = None,
+        resume: bool = False,
+        progress: bool = False,
+    ) -> TrainResult:
+        """Train the members, take in their weights, and draw the samples; see `train`.
+
+        Raises:
+            ConfigError: as `train`; or too few steps to take two weights in.
+            DataError, CheckpointError, TrainingError: as `train`.
+        """
+        config = config or TrainConfig()
+        steps = math.ceil(len(examples) / config.batch_size) * config.epochs
+        late = steps - int((1 - self.share) * steps)
+        every = self.every or max(1, late // MOMENTS)
+        if late // every < 2:
+            raise ConfigError(
+                f"share={self.share:g} of {steps} steps, every {every}: {late // every} weights would be "
+                "taken in, and 2 are needed; train longer, or take a larger share"
+            )
+        read, held_out = prepared(self.ensemble, examples, validation, config)
+        self._walk = _Walk.of(self.ensemble, rank=self.rank, first=steps - late, every=every)
+        trainee = AdapterTrainee(self.ensemble, read, config, observer=self._walk)
+        self.ensemble.info = trained_info(self.ensemble, read, config)
+        result = run(trainee, config, validation=held_out, out=out, resume=resume, progress=progress)
+        self._samples_drawn()
+        return result
+
+    def sample(self, mode: int, generator: torch.Generator) -> MemberWeights:
+        assert self._walk is not None
+        flats = [moments.sample(mode, generator, scale=self.scale) for moments in self._walk.moments.values()]
+        return member_of(self.ensemble.stack, flats, self._scaling[mode])
+
+    @property
+    def num_trained_parameters(self) -> int:
+        return sum(buffer.shape[1] for buffer in self.ensemble.stack.buffers)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """An `Observer` that takes in the weights after every so many steps beyond the first ones."""
+
+    moments: dict[str, Moments]
+    first: int
+    every: int
+
+    @classmethod
+    def of(cls, ensemble: LoraEnsemble, *, rank: int, first: int, every: int) -> _Walk:
+        names = ("a", "b", "head")
+        flats = zip(names, ensemble.stack.buffers, strict=False)
+        return cls({name: Moments.like(flat, rank=rank) for name, flat in flats}, first, every)
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, moments in self.moments.items():
+            tensors |= {
+                f"{name}.mean": moments.mean,
+                f"{name}.square": moments.square,
+                f"{name}.deviations": moments.deviations,
+                f"{name}.count": moments.count,
+            }
+        return tensors
+
+    def stepped(self, buffers: dict[str, Tensor], step: int) -> None:
+        late = step - self.first
+        if late > 0 and late % self.every == 0:
+            for name, flat in buffers.items():
+                self.moments[name].add(flat)
