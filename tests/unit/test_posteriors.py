@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from lora_ensembles import LoraEnsemble, TrainConfig, evaluate, predict, train
-from lora_ensembles.baselines import IVON, SWAG, TFB, BLoB, ScalaBL, SnapshotEnsemble, Soup
+from lora_ensembles.baselines import IVON, SWAG, TFB, BLoB, RankMask, ScalaBL, SnapshotEnsemble, Soup
 from lora_ensembles.baselines.posterior.base import WeightPosterior
 from lora_ensembles.baselines.posterior.blob import gaussian_kl
 from lora_ensembles.baselines.posterior.ivon import StackedIVON
+from lora_ensembles.baselines.posterior.rank_mask import bernoulli_kl
 from lora_ensembles.baselines.posterior.swag import Moments
 from lora_ensembles.baselines.posterior.tfb import split_by_singular_values
 from lora_ensembles.baselines.soup import mean_of_members
@@ -32,6 +33,7 @@ KINDS: dict[str, Callable[[LoraEnsemble], WeightPosterior]] = {
     "SWAG": lambda made: SWAG(made, samples=3),
     "IVON": lambda made: IVON(made, samples=3),
     "ScalaBL": lambda made: ScalaBL(made, samples=3),
+    "RankMask": lambda made: RankMask(made, samples=3),
     "BLoB": lambda made: BLoB(made, samples=3),
     "snapshots": lambda made: SnapshotEnsemble(made, samples=2),
 }
@@ -212,7 +214,7 @@ def test_the_divergence_of_blob_is_that_of_torch() -> None:
 
 
 def test_the_gradients_of_the_divergences_are_those_of_autograd() -> None:
-    for kind in (BLoB, ScalaBL):
+    for kind in (BLoB, ScalaBL, RankMask):
         made = ensemble(members=2, trained=True)
         posterior = kind(made, samples=1, kl_weight=3.0)
         posterior.fit(questions(4), TrainConfig(epochs=1, batch_size=4, learning_rate=0.0, loss="labels"))
@@ -223,7 +225,11 @@ def test_the_gradients_of_the_divergences_are_those_of_autograd() -> None:
             made.stack.perturbation_gradient.zero_()
         family.carry_over(zeros, zeros, totals)
         leaves = {name: flat.clone().requires_grad_() for name, flat in family.buffers.items()}
-        if kind is BLoB:
+        if kind is RankMask:
+            prior = Bernoulli(torch.tensor(posterior.prior))
+            kl = kl_divergence(Bernoulli(logits=leaves["logits"]), prior)
+            torch.testing.assert_close(kl.sum(dim=-1), bernoulli_kl(leaves["logits"], posterior.prior))
+        elif kind is BLoB:
             kl = gaussian_kl(leaves["a"], leaves["rho"].square(), posterior.prior)
         else:
             kl = gaussian_kl(leaves["log_mean"].exp(), leaves["log_spread"].exp(), posterior.prior)
@@ -255,6 +261,32 @@ def test_scales_carry_the_gradient_of_a_over_as_autograd_does() -> None:
     loss.backward()
     for (name, leaf), total in zip(leaves.items(), totals, strict=True):
         torch.testing.assert_close(total, leaf.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_masks_carry_the_gradient_of_a_over_as_autograd_does() -> None:
+    made = ensemble(members=2, trained=True)
+    posterior = RankMask(made, samples=1, kl_weight=0.0)
+    posterior.fit(questions(4), TrainConfig(epochs=1, batch_size=4, learning_rate=0.0, loss="labels"))
+    family = posterior._family
+    family._stack = stack = ensemble(members=2, trained=True).stack
+    weights = [torch.zeros_like(flat) for flat in stack.buffers]
+    family.place(weights, [1, 2])
+    gradients = [torch.randn(flat.shape, generator=torch.Generator().manual_seed(3)) for flat in weights]
+    totals = [torch.zeros_like(flat) for flat in family.buffers.values()]
+    family.carry_over(weights, gradients, totals)
+    logits, a = (family.buffers[name].clone().requires_grad_() for name in ("logits", "a"))
+    uniform = torch.stack(
+        [torch.rand(logits.shape[1], generator=torch.Generator().manual_seed(key)) for key in (1, 2)]
+    )
+    mask = ((logits + uniform.log() - (1 - uniform).log()) / posterior.temperature).sigmoid()
+    first, loss = 0, torch.zeros(())
+    for site in stack.sites:
+        own = mask[:, first : first + site.rank, None] * site.view_a(a)
+        loss = loss + (own * site.view_a(gradients[0])).sum()
+        first += site.rank
+    loss.backward()
+    torch.testing.assert_close(totals[0], a.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(totals[2], logits.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_flipout_has_no_bias_and_rows_of_their_own_noise() -> None:

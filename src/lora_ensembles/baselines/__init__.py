@@ -11,6 +11,7 @@ from .last_layer_heads import LastLayerHeads
 from .mc_dropout import MCDropout
 from .posterior.blob import BLoB
 from .posterior.ivon import IVON
+from .posterior.rank_mask import RankMask
 from .posterior.scalabl import ScalaBL
 from .posterior.snapshot import SnapshotEnsemble
 from .posterior.swag import SWAG
@@ -28,6 +29,7 @@ __all__ = [
     "LastLayerEnsemble",
     "LastLayerHeads",
     "MCDropout",
+    "RankMask",
     "ScalaBL",
     "SingleMember",
     "SnapshotEnsemble",
