@@ -89,6 +89,8 @@ def check_settings(config: TrainConfig, what: str) -> None:
         "dropout": any(dropout),
         "loss": config.loss == "labels",
         "option_orders": config.option_orders > 1,
+        "anchored": config.anchored,
+        "shared_a": config.shared_a,
     }
     for name, asked in unsupported.items():
         if asked:

@@ -17,12 +17,14 @@ from ..data import Completion, Example
 from ..disk.atomic import added_to
 from ..disk.layout import ENSEMBLE_FILE
 from ..ensemble import LoraEnsemble
+from ..errors import ConfigError
 from ..passes.decoder import recomputed
 from ..prediction.orders import in_orders
 from ..stack.dropout import stream_key
 from ..stack.sites import MemberWeights
 from ..storage.folder import read_ensemble, write_ensemble, write_members
 from .config import TrainConfig
+from .optim import Optimizer, StackedAdamW
 from .trainee import Observer, Trainee
 from .validation import answers, keep_answers, measured
 
@@ -54,6 +56,12 @@ class AdapterTrainee(Trainee):
         kl_weight = config.per_member("kl_weight", members)
         dropout = config.per_member("dropout", members, default=ensemble.adapter.lora_dropout)
         self.decays = DECAYS[: len(stack.buffers)]
+        self._anchors = [flat.detach().clone() for flat in stack.buffers] if config.anchored else None
+        self._shared_a = config.shared_a
+        if config.shared_a and not bool((stack.a == stack.a[:1]).all()):
+            raise ConfigError(
+                "shared_a=True, and the members begin with an A each; make the ensemble with vary=['order']"
+            )
         for name in ("learning_rate", *self.decays):
             config.per_member(name, members)  # refused before the base is read
         if ensemble.head.trained:
@@ -90,7 +98,17 @@ class AdapterTrainee(Trainee):
 
     @property
     def kept(self) -> dict[str, Tensor]:
-        return {} if self.observer is None else self.observer.kept
+        anchors = dict(zip(BUFFERS, self._anchors or (), strict=False))
+        observed = {} if self.observer is None else self.observer.kept
+        return {f"{name}.anchor": flat for name, flat in anchors.items()} | observed
+
+    def optimizer(self, *, learning_rate: Tensor, decays: Sequence[Tensor]) -> Optimizer:
+        flats = self.ensemble.stack.buffers
+        return StackedAdamW.over(flats, learning_rate=learning_rate, decays=decays, anchors=self._anchors)
+
+    def end_gradients(self, gradients: Sequence[Tensor]) -> None:
+        if self._shared_a:  # of the sum of the members' losses
+            gradients[0].copy_(gradients[0].sum(dim=0).expand_as(gradients[0]))
 
     def stepped(self, step: int, total: int) -> None:
         if self.observer is not None:

@@ -40,7 +40,14 @@ from .trainee import Trainee
 CHECKPOINT = "checkpoint"
 TENSORS_FILE, STATE_FILE = "state.safetensors", "state.json"
 KEPT = ". The checkpoint of step"  # what begins the advice behind an error, for callers that have their own
-BEFORE = {"loss": "vocabulary", "option_orders": 1, "cycles": 1}
+BEFORE = {
+    "loss": "vocabulary",
+    "option_orders": 1,
+    "cycles": 1,
+    "data_share": None,
+    "anchored": False,
+    "shared_a": False,
+}
 """What runs had before a setting existed, whose files do not name it."""
 
 

@@ -81,6 +81,12 @@ class TrainConfig:
         option_orders: seeded orders of each question's lettered options, of which every member takes one anew
             for every question in every epoch, so that it does not learn to favour a letter. 1: the order that
             is given. The table of rows, and what is kept of them, grow by this factor.
+        data_share: share of the examples that each member is trained on, drawn by it for itself; 1: as many
+            as there are, with repeats (a bootstrap sample). None: all of them.
+        anchored: decays pull weights back to where the member began, not to 0 (anchored ensembles,
+            arXiv:1810.05546).
+        shared_a: all members have one A, with a B each; they must begin with the same A, as they do where
+            nothing but the order varies (HydraLoRA, arXiv:2404.19245).
 
     Raises:
         ConfigError: a setting is out of its range.
@@ -114,6 +120,9 @@ class TrainConfig:
     loss: Literal["auto", "labels", "vocabulary"] = "auto"
     label_score: Literal["sum", "mean"] = "mean"
     option_orders: int = 1
+    data_share: float | None = None
+    anchored: bool = False
+    shared_a: bool = False
 
     @classmethod
     def preset(cls, name: str, *, task: str | None = None) -> TrainConfig:
@@ -171,6 +180,11 @@ class TrainConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(unknown_name(name, str(getattr(self, name)), choices))
+        if self.data_share is not None:
+            self._set("data_share", number_between("data_share", self.data_share, above=0, most=1))
+        for name in ("anchored", "shared_a"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={getattr(self, name)!r}; it is True or False")
         self._set("warmup_steps", whole_number("warmup_steps", self.warmup_steps, least=0))
         if self.max_grad_norm is not None:
             norm = real_number("max_grad_norm", self.max_grad_norm)

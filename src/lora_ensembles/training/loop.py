@@ -135,6 +135,7 @@ def _prepare(trainee: Trainee, config: TrainConfig) -> _Run:
             config.batch_size,
             config.length_window,
             trainee.variants,
+            config.data_share,
         ),
         trainee.optimizer(learning_rate=vectors["learning_rate"], decays=decays),
         vectors["kl_weight"],

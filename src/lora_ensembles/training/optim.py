@@ -65,10 +65,16 @@ class StackedAdamW:
     decays: tuple[Tensor, ...]
     states: tuple[AdamState, ...]
     steps: int = field(default=0)
+    anchors: Sequence[Tensor] | None = None  # shaped as the buffers: where decay leads; None: to 0
 
     @classmethod
     def over(
-        cls, buffers: Sequence[Tensor], *, learning_rate: Tensor, decays: Sequence[Tensor]
+        cls,
+        buffers: Sequence[Tensor],
+        *,
+        learning_rate: Tensor,
+        decays: Sequence[Tensor],
+        anchors: Sequence[Tensor] | None = None,
     ) -> StackedAdamW:
         """One that has made no step yet; the rate and a decay for each buffer are (M,)."""
         states = tuple(AdamState.zeros_like(buffer) for buffer in buffers)
@@ -76,6 +82,7 @@ class StackedAdamW:
             learning_rate[:, None],
             tuple(decay[:, None] for _, decay in zip(buffers, decays, strict=True)),
             states,
+            anchors=anchors,
         )
 
     def step(
@@ -104,15 +111,16 @@ class StackedAdamW:
                 for columns in still
                 for whole in (parameter, state.first, state.second)
             ]
-            self._update(parameter, gradient, state, rate=rate, decay=decay)
+            if self.anchors is None:
+                parameter.mul_(1 - rate * decay)
+            else:
+                parameter.lerp_(self.anchors[number], rate * decay)
+            self._update(parameter, gradient, state, rate=rate)
             for whole, columns, before in kept:
                 whole[:, columns] = before
 
-    def _update(
-        self, parameter: Tensor, gradient: Tensor, state: AdamState, *, rate: Tensor, decay: Tensor
-    ) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, state: AdamState, *, rate: Tensor) -> None:
         beta1, beta2 = BETAS
-        parameter.mul_(1 - rate * decay)
         state.first.lerp_(gradient, 1 - beta1)
         state.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         denominator = (state.second / (1 - beta2**self.steps)).sqrt_().add_(EPSILON)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..stack.dropout import stream_key
+from .config import TrainConfig
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
@@ -25,6 +26,30 @@ def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(stream_key(seed, "epoch", epoch))
     return torch.randperm(count, generator=generator)
+
+
+def rows_per_epoch(count: int, share: float | None) -> int:
+    """Rows that a member reads in an epoch, of `count` and with a `data_share`."""
+    return count if share is None else max(1, round(share * count))
+
+
+def steps_in_all(count: int, config: TrainConfig) -> int:
+    """Steps of a run over `count` examples."""
+    return math.ceil(rows_per_epoch(count, config.data_share) / config.batch_size) * config.epochs
+
+
+def own_rows(seed: int, count: int, share: float) -> Tensor:
+    """The rows that the member with this order seed is trained on, the same in every epoch: `share` of
+    `count` rows without repeats, or for a share of 1 as many as there are with repeats, a bootstrap sample.
+
+    Example:
+        >>> len(set(own_rows(7, 10, 0.5).tolist())), len(own_rows(7, 10, 1.0))
+        (5, 10)
+    """
+    generator = torch.Generator().manual_seed(stream_key(seed, "own rows"))
+    if share == 1:
+        return torch.randint(count, (count,), generator=generator)
+    return torch.randperm(count, generator=generator)[: rows_per_epoch(count, share)]
 
 
 def by_length(order: Tensor, lengths: Tensor, *, batch_size: int, window: int, epoch: int) -> Tensor:
@@ -55,8 +80,8 @@ def by_length(order: Tensor, lengths: Tensor, *, batch_size: int, window: int, e
 class MemberOrders:
     """The rows that each member reads in each step: a shuffle of its own in every epoch, cut into batches.
 
-    `seeds` are the members' order seeds, `lengths` those of the examples; `length_window` is that of
-    `TrainConfig`. Of an example with several variants each member draws one in every epoch.
+    `seeds` are the members' order seeds, `lengths` those of the examples; `length_window` and `data_share`
+    are those of `TrainConfig`. Of an example with several variants each member draws one in every epoch.
     """
 
     seeds: Sequence[int]
@@ -64,13 +89,19 @@ class MemberOrders:
     batch_size: int
     length_window: int | None = None
     variants: int = 1  # rows of each example, one after the other, of which one is read
+    data_share: float | None = None  # of the examples, drawn by each member for itself
     _epoch: tuple[int, Tensor] | None = (
         None  # the epoch under way, and its orders (M, N): made once, read at each of its steps
     )
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.lengths) / self.batch_size)
+        return math.ceil(self.rows_per_epoch / self.batch_size)
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows of a member in an epoch."""
+        return rows_per_epoch(len(self.lengths), self.data_share)
 
     def batch(self, step: int) -> Tensor:
         """The rows (M, B) of a step, counted from 0 over all epochs; the last batch of an epoch may be
@@ -90,7 +121,9 @@ class MemberOrders:
         return order * self.variants + drawn[order]
 
     def _order(self, seed: int, epoch: int) -> Tensor:
-        order = epoch_order(seed, epoch, len(self.lengths))
+        order = epoch_order(seed, epoch, self.rows_per_epoch)
+        if self.data_share is not None:
+            order = own_rows(seed, len(self.lengths), self.data_share)[order]
         if self.length_window is None:
             return order
         return by_length(

@@ -22,6 +22,7 @@ from ...training.adapter_trainee import AdapterTrainee
 from ...training.adapters import prepared, trained_info
 from ...training.config import TrainConfig
 from ...training.loop import run
+from ...training.orders import steps_in_all
 from ...training.trainee import TrainResult
 from .base import WeightPosterior
 from .flat import member_of, scaling_of
@@ -145,7 +146,7 @@ class SWAG(WeightPosterior):
             DataError, CheckpointError, TrainingError: as `train`.
         """
         config = config or TrainConfig()
-        steps = math.ceil(len(examples) / config.batch_size) * config.epochs
+        steps = steps_in_all(len(examples), config)
         late = steps - int((1 - self.share) * steps)
         every = self.every or max(1, late // MOMENTS)
         if late // every < 2:

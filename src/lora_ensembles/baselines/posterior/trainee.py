@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...data import Completion, Example
 from ...ensemble import LoraEnsemble
+from ...errors import ConfigError
 from ...stack.dropout import stream_key
 from ...training.adapter_trainee import AdapterTrainee
 from ...training.adapters import prepared, trained_info
@@ -137,6 +138,9 @@ def fit(
     Raises:
         ConfigError, DataError, CheckpointError, TrainingError: as `train`.
     """
+    for name in ("anchored", "shared_a"):
+        if getattr(config, name):
+            raise ConfigError(f"{name}=True: a posterior has no such setting; leave it out")
     examples, validation = prepared(ensemble, examples, validation, config)
     inner = AdapterTrainee(ensemble, examples, config)
     ensemble.info = trained_info(ensemble, examples, config)

@@ -45,6 +45,11 @@ def add_training_flags(parser: argparse.ArgumentParser, *, without: Sequence[str
     meanings = _field_meanings()
     hints = get_type_hints(TrainConfig)
     for name in [name for name in TRAIN_FIELDS if name not in without]:
+        meaning = f"{meanings[name]} ({_preset_values(name)})".replace("%", "%%")
+        if hints[name] is bool:
+            flag = f"--{name.replace('_', '-')}"
+            group.add_argument(flag, action="store_true", default=NOT_GIVEN, help=meaning)
+            continue
         parse, choices, metavar = _value_kind(name, hints[name])
         group.add_argument(
             f"--{name.replace('_', '-')}",
@@ -52,7 +57,7 @@ def add_training_flags(parser: argparse.ArgumentParser, *, without: Sequence[str
             choices=choices,
             default=NOT_GIVEN,
             metavar=metavar,
-            help=f"{meanings[name]} ({_preset_values(name)})".replace("%", "%%"),
+            help=meaning,
         )
 
 

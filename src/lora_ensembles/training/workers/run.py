@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ from ...errors import ConfigError
 from ...storage.folder import write_ensemble, write_members
 from ..checkpoint import snapshot_folder
 from ..config import PER_MEMBER_FIELDS, TrainConfig
+from ..orders import steps_in_all
 from ..progress import Progress
 from ..reporting import redrawn
 from ..signals import Interrupted, signals_held, word
@@ -68,7 +68,7 @@ def train_over_workers(
             part = share(ray, len(folder.slices))
             jobs = folder.jobs(config, device=part.device)
             waiting = [job for job in jobs if not job.done]
-            total = math.ceil(len(examples) / config.batch_size) * config.epochs * ensemble.num_members
+            total = steps_in_all(len(examples), config) * ensemble.num_members
             bar = Progress(total=total, first=steps_done(jobs), unit="member step", show=progress)
             with signals_held() as held:
                 done = steps_done(jobs)
