@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ...errors import ConfigError, DataError, unknown_name
 from ..common import Arguments, count, load_model, say, whole
@@ -27,13 +27,36 @@ BASELINES = (
     "batch-ensemble",
     "temperature",
     "temperature-single",
+    "tfb",
+    "soup",
+    "swag",
+    "multi-swag",
+    "ivon",
+    "snapshot",
+    "scalabl",
+    "blob",
+    "rank-mask",
 )
+POSTERIORS = {
+    "swag": "SWAG",
+    "multi-swag": "SWAG",
+    "ivon": "IVON",
+    "snapshot": "SnapshotEnsemble",
+    "scalabl": "ScalaBL",
+    "blob": "BLoB",
+    "rank-mask": "RankMask",
+}
+"""Classes that train a distribution over adapters, of which --size samples are the members."""
+MODES = 3  # of multi-swag
+IVON_RATE = 0.1  # IVON's step is scaled by its Hessian's start, so that AdamW's rate does not fit it
 OF_LABEL_TOKENS = ("few-shot", "batch-ensemble")  # these are causal language models
 OF_AN_ENSEMBLE = (
     "single",
     "mc-dropout",
     "temperature",
     "temperature-single",
+    "tfb",
+    "soup",
 )  # these ask a trained ensemble in another way
 DROPOUT = 0.1
 FIT_SHARE = 0.2  # of the validation part, on which a temperature is fitted and which is not scored
@@ -47,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=5,
         metavar="N",
-        help="members, passes or draws of the baseline (default: 5)",
+        help="members, passes, draws or samples of the baseline (default: 5)",
     )
     group.add_argument("--seed", type=whole, default=0, metavar="N", help="of the baseline (default: 0)")
     group.add_argument(
@@ -105,7 +128,7 @@ def predictor(
         DataError: no training questions, where some are needed.
         ConfigError: a setting that cannot work.
     """
-    from ...baselines import FewShot, MCDropout, SingleMember
+    from ...baselines import TFB, FewShot, MCDropout, SingleMember, Soup
 
     examples = train[: args.limit_train]
     if ensemble is None and not examples:
@@ -119,6 +142,8 @@ def predictor(
         return shown, validation
     if args.baseline in ("last-layer", "batch-ensemble"):
         return _trained(args, examples, task), validation
+    if args.baseline in POSTERIORS:
+        return _posterior(args, examples, task), validation
     ensemble = ensemble or _ensemble(
         args, examples, task, dropout=DROPOUT if args.baseline == "mc-dropout" else 0.0
     )
@@ -132,6 +157,15 @@ def predictor(
         return MCDropout(ensemble, passes=args.size, dropout=dropout, seed=args.seed), validation
     if args.baseline == "single":
         return SingleMember(ensemble, 0), validation
+    if args.baseline == "soup":
+        return Soup(ensemble), validation
+    if args.baseline == "tfb":
+        if not examples:
+            raise DataError("--baseline tfb finds its spread on training questions, and there are none")
+        tfb = TFB(ensemble, samples=args.size, seed=args.seed)
+        tfb.fit(examples)
+        say(f"beta {', '.join(f'{beta:.4f}' for beta in tfb.betas)}, found on {len(examples)} questions")
+        return tfb, validation
     return _tempered(args, ensemble, train, validation)
 
 
@@ -182,6 +216,27 @@ def _trained(args: Arguments, examples: tuple[Example, ...], task: str | None) -
     say(f"training {args.size} members of a {args.baseline} ensemble on {len(examples)} questions")
     made.fit(examples, _config(args, task), progress=True)
     return made
+
+
+def _posterior(args: Arguments, examples: tuple[Example, ...], task: str | None) -> Predictor:
+    from ... import baselines
+    from ...ensemble import LoraEnsemble
+
+    base, tokenizer = _model(args)
+    modes = MODES if args.baseline == "multi-swag" else 1
+    adapter = settings.adapter_config(args, base)
+    made = LoraEnsemble(
+        base, tokenizer, num_members=modes, adapter=adapter, seed=args.seed, head=head_config(args)
+    )
+    config = _config(args, task)
+    if args.baseline == "ivon":
+        config = dataclasses.replace(config, learning_rate=IVON_RATE)
+    if args.baseline == "snapshot":
+        config = dataclasses.replace(config, epochs=max(1, config.epochs // args.size) * args.size)
+    posterior = getattr(baselines, POSTERIORS[args.baseline])(made, samples=args.size, seed=args.seed)
+    say(f"training {args.baseline} on {len(examples)} questions; {args.size} samples of each mode are asked")
+    posterior.fit(examples, config, progress=True)
+    return cast("Predictor", posterior)
 
 
 def _ensemble(
