@@ -199,7 +199,16 @@ def test_open_answers_and_members_with_heads_are_trained_over_workers(tmp_path: 
         for on in (None, "ray"):
             ensemble = LoraEnsemble(base, tokenizer, num_members=2, head=kind)
             out = tmp_path / f"{kind}-{on}"
-            made = train(ensemble, rows, config, validation=rows[:8], out=out, progress=False, on=on)
+            made = train(
+                ensemble,
+                rows,
+                config,
+                validation=rows[:8],
+                out=out,
+                progress=False,
+                on=on,
+                workers=on and 2,  # with a thread each, as this process
+            )
             histories.append(made.history)
             ensemble.unload()
         files = [content(tmp_path / f"{kind}-{on}") for on in (None, "ray")]
