@@ -30,6 +30,7 @@ ROOMS = (
     "errors",
     "checks",
     "disk",
+    "distributed",
     "stack",
     "data",
     "passes",
@@ -47,6 +48,7 @@ ROOMS = (
     "serve",
     "__init__",
     "cli",
+    "__main__",
 )
 
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
