@@ -132,6 +132,13 @@ def trained(made: LoraEnsemble, out: Path | None, **changes: object) -> Result:
     return {"log_probs": predict(made, examples).member_log_probs}
 
 
+def loaded(name: str, bases: Path, saved: Path, *, shard: str) -> Result:
+    """What the members of a saved ensemble say on a base over the ranks."""
+    base, _ = load_base(str(bases / name), shard=shard)  # type: ignore[arg-type]
+    made = LoraEnsemble.from_pretrained(saved, base=base, tokenizer=tokenizer())
+    return {"log_probs": predict(made, letter_examples()).member_log_probs}
+
+
 def interrupted(made: LoraEnsemble, out: Path) -> Result:
     """A run that the second rank is told to end, after its first step."""
     refresh = made.stack.refresh
@@ -214,6 +221,7 @@ TWO_FSDP: dict[str, Case] = {
         for name in ("gqa", "tied", "mixtral", "gpt2")
     },
     "fsdp_trained": with_out("gqa", "fsdp", trained, "fsdp_trained"),
+    "fsdp_loaded": lambda folder: loaded("gqa", folder / "bases", folder / "fsdp_trained", shard="fsdp"),
     "fsdp_trunk": lambda folder: trained(ensemble("gqa", folder / "bases", shard="fsdp", layers=[1]), None),
     "fsdp_in_chunks": case("gqa", "fsdp", in_chunks, out=None),
     "fsdp_uneven": lambda folder: logits_and_gradients(
@@ -229,6 +237,7 @@ TWO_TP: dict[str, Case] = {
         for name in ("gqa", "tied", "mixtral", "gpt2", "phi3", "gqa_float64", "tied_float64")
     },
     "tp_trained": with_out("gqa_float64", "tp", trained, "tp_trained"),
+    "tp_loaded": lambda folder: loaded("gqa_float64", folder / "bases", folder / "tp_trained", shard="tp"),
     "tp_interrupted": with_out("gqa_float64", "tp", interrupted, "tp_interrupted"),
     "tp_taken": with_out("gqa", "tp", trained, "rows.jsonl"),
 }

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import errors
-from ..errors import ConfigError, LoraEnsemblesError
+from ..errors import CheckpointError, ConfigError, LoraEnsemblesError
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
@@ -97,7 +97,7 @@ class Ranks:
 
     def on_first(self, function: Callable[[], Any]) -> Any:
         """The result of `function`, called by the first rank alone, of those that JSON knows; an error of the
-        library is raised by all ranks.
+        library, or of the system, is raised by all ranks.
 
         The others wait for it, so that what it writes is there when they go on.
         """
@@ -108,13 +108,13 @@ class Ranks:
         if self.first:
             try:
                 outcome = {"result": function()}
-            except LoraEnsemblesError as error:
+            except (LoraEnsemblesError, OSError) as error:
                 raised, outcome = error, {"error": type(error).__name__, "message": str(error)}
         outcome = self.told(outcome)
         if raised is not None:
             raise raised
         if "error" in outcome:
-            raise getattr(errors, outcome["error"], ConfigError)(outcome["message"])
+            raise getattr(errors, outcome["error"], CheckpointError)(outcome["message"])
         return outcome["result"]
 
     def _first_of_world(self) -> int:
