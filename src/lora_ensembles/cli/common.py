@@ -246,15 +246,23 @@ def load_model(
     head: str = "causal-lm",
     num_labels: int | None = None,
     quantization: Mapping[str, Any] | None = None,
+    shard: Any = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A base by name, on a device, and its tokenizer; `head` and what follows as in `load_base`."""
     from ..embedded import device_named, load_base, move
 
     place = device_named(device)
     base, tokenizer = load_base(
-        name, revision=revision, dtype=dtype, head=head, num_labels=num_labels, quantization=quantization
+        name,
+        revision=revision,
+        dtype=dtype,
+        head=head,
+        num_labels=num_labels,
+        quantization=quantization,
+        shard=shard,
     )
-    move(base, place)
+    if shard is None:  # else each rank has its part where it belongs
+        move(base, place)
     return base, tokenizer
 
 

@@ -10,6 +10,7 @@ from ..disk.layout import names_a_folder
 from ..errors import ConfigError, DataError
 from .gguf import SMOLLM2, SMOLLM2_ON_HUB, dequantised, gguf_file
 from .quiet import without_report
+from .sharded import Shard, check_shard, load_sharded
 
 if TYPE_CHECKING:  # the embedded tasks are read without waiting for torch
     import torch
@@ -33,6 +34,7 @@ def load_base(
     head: str = "causal-lm",
     num_labels: int | None = None,
     quantization: Mapping[str, Any] | None = None,
+    shard: Shard | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A base model by name and its tokenizer.
 
@@ -47,13 +49,16 @@ def load_base(
         num_labels: classes of a sequence classifier; 1: a reward model.
         quantization: fields of a quantisation config of transformers, such as
             `BitsAndBytesConfig(load_in_4bit=True).to_dict()`; a checkpoint that is quantised keeps its own.
+        shard: over the processes that torchrun started, each of which has one GPU and calls this: "fsdp" cuts
+            every weight and splits the members, "tp" has each layer computed by all; None: whole, here.
 
     Returns:
         The model, in evaluation mode, and its tokenizer.
 
     Raises:
         DataError: the model cannot be loaded, or a checkpoint for a head holds no weights of its body.
-        ConfigError: an unknown dtype.
+        ConfigError: an unknown dtype; or `shard` without torchrun, with releases that are too old for it, or
+            for a base that cannot be cut so.
 
     Example:
         >>> base, tokenizer = load_base()
@@ -62,6 +67,8 @@ def load_base(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    if shard is not None:
+        check_shard(shard)
     if not name:
         raise DataError(
             "the ensemble's base was built in code and has no name to load it by; pass base= and tokenizer="
@@ -71,7 +78,9 @@ def load_base(
     if num_labels is not None:  # a head of another number of classes is not the one that is wanted
         how |= {"num_labels": num_labels, "ignore_mismatched_sizes": True}
     try:
-        base = _model(base_source(name), head, quantization, how)
+        base = _model(base_source(name), head, quantization, how, shard=shard)
+    except ConfigError:
+        raise
     except (OSError, ValueError, ImportError) as error:  # the last: what a quantised base needs is missing
         raise _not_loaded(name, error) from error
     if head != "causal-lm":
@@ -148,7 +157,12 @@ def resolve_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTo
 
 
 def _model(
-    source: str, head: str, quantization: Mapping[str, Any] | None, how: dict[str, Any]
+    source: str,
+    head: str,
+    quantization: Mapping[str, Any] | None,
+    how: dict[str, Any],
+    *,
+    shard: Shard | None = None,
 ) -> PreTrainedModel:
     """The model that transformers loads with the keywords `how`, of the class that a head asks for."""
     import transformers
@@ -160,7 +174,10 @@ def _model(
     if quantization and getattr(config, "quantization_config", None) is None:
         how = how | {"quantization_config": dict(quantization)}
     with without_report(newly_initialised=head != "causal-lm"):
-        model: PreTrainedModel = getattr(transformers, AUTO[head]).from_pretrained(source, **how)
+        auto_class = getattr(transformers, AUTO[head])
+        if shard is not None:
+            return load_sharded(auto_class, source, config=config, shard=shard, how=how)
+        model: PreTrainedModel = auto_class.from_pretrained(source, **how)
     return model
 
 

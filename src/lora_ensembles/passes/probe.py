@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import AdapterError, ConfigError, LoraEnsemblesError
 from ..stack.int8 import chooses_by_batch
+from ..stack.sharding.devices import check_one_device
 from .answer_positions import answer_logits, logits_at, read_prefix
 from .branches import Branches
 from .decoder import Places
@@ -76,11 +77,7 @@ def check_plain(base: nn.Module) -> None:
         raise ConfigError(
             f"{type(base).__name__} has no table of token embeddings, so it does not read rows of token ids"
         ) from error
-    devices = {parameter.device for parameter in base.parameters()}
-    if len(devices) > 1:
-        raise AdapterError(
-            f"the base lies on several devices ({', '.join(map(str, devices))}); load it on one"
-        )
+    check_one_device(base)
 
 
 def check_language_model(base: Any) -> None:

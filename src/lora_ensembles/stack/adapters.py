@@ -30,6 +30,7 @@ from ..errors import AdapterError, CheckpointError
 from .adapter_options import check_adapter_options
 from .dropout import stream_key
 from .head_config import HeadInit
+from .sharding.layout import as_if_whole, whole_copy
 from .sites import MemberWeights, replace_module
 
 PREFIX = "base_model.model."
@@ -140,7 +141,7 @@ def initial_weights(
     check_numbers(config)
     described = copy.deepcopy(config)
     described.base_model_name_or_path = None  # PEFT would warn of a base that lies under another name now
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), as_if_whole(base):
         # Between PEFT and transformers, whose property PEFT reads; no caller can act on it.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
         # PEFT says of Conv1D layers that it corrects this field by itself, as it then does.
@@ -179,10 +180,9 @@ def initial_head(base: Any, originals: dict[str, nn.Module], *, seed: int | None
             torch.manual_seed(stream_key(seed, "head"))
         for name, original in originals.items():
             _check_head(name, original)
-            copied = copy.deepcopy(original).cpu().float()
-            for module in copied.modules():
-                if seed is not None:
-                    base._init_weights(module)
+            copied = whole_copy(original).cpu().float()
+            for module in () if seed is None else copied.modules():
+                base._init_weights(module)
             head |= {
                 f"{name}.{own}": parameter.detach().clone() for own, parameter in copied.named_parameters()
             }

@@ -1,6 +1,7 @@
 """Places of adapters: the adapted layers of a base, and the place of each in a member's flat parameters.
 
-Shapes: M members, D features, R rank, P parameters of one member.
+Shapes: M members, D features (of this rank, where a base is tensor-parallel), R rank, P parameters of one
+member.
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError
+from .sharding.cut import Cut
+from .sharding.layout import WHOLE, Sharding
 
 
 @dataclass(frozen=True)
 class AdapterSite:
     """One adapted layer: its name in the base model, its sizes, and where it lies in a member's flat
     parameters.
+
+    Of a layer that lies over several ranks, `cut` says which part is this rank's, and the sizes are those of
+    the part.
     """
 
     name: str
@@ -28,6 +34,18 @@ class AdapterSite:
     rank: int
     start_a: int
     start_b: int
+    cut: Cut | None = None
+
+    @property
+    def whole_features(self) -> tuple[int, int]:
+        """(D_in, D_out) of the whole layer."""
+        if self.cut is None:
+            return self.in_features, self.out_features
+        colwise = self.cut.kind == "colwise"
+        return (
+            self.in_features if colwise else self.cut.whole,
+            self.cut.whole if colwise else self.out_features,
+        )
 
     def view_a(self, flat: Tensor) -> Tensor:
         """The (M, R, D_in) view of flat A parameters (M, P_a)."""
@@ -55,13 +73,15 @@ class MemberWeights:
     head: dict[str, Tensor] = field(default_factory=dict)
 
 
-def adapter_sites(modules: Mapping[str, nn.Module], members: Sequence[MemberWeights]) -> list[AdapterSite]:
+def adapter_sites(
+    modules: Mapping[str, nn.Module], members: Sequence[MemberWeights], *, sharding: Sharding = WHOLE
+) -> list[AdapterSite]:
     """The layers that the members adapt, of all that a base has by name, at the largest rank that a member
-    has there.
+    has there; of a base over several ranks, the parts of this one.
 
     Raises:
         AdapterError: members that adapt different layers, or layers that the base does not have, or has in
-            another size.
+            another size, or that are cut in a way that adapters do not follow.
     """
     # In the base's order, not that of the weights: a layer's place names its random stream, which must be the
     # same after loading.
@@ -82,6 +102,8 @@ def adapter_sites(modules: Mapping[str, nn.Module], members: Sequence[MemberWeig
             )
         in_features, out_features = _features(name, modules[name])
         rank = max(weights.a[name].shape[0] for weights in members)
+        if sharding.splits_members:
+            rank = sharding.ranks.largest(rank)
         for weights in members:
             shape = (weights.a[name].shape[1], weights.b[name].shape[0])
             if shape != (in_features, out_features):
@@ -89,7 +111,12 @@ def adapter_sites(modules: Mapping[str, nn.Module], members: Sequence[MemberWeig
                     f"layer {name!r} of the base maps {in_features} to {out_features} features, "
                     f"the adapter {shape[0]} to {shape[1]}; it was trained on another base model"
                 )
-        sites.append(AdapterSite(name, in_features, out_features, rank, start_a, start_b))
+        cut = sharding.cut(name, modules[name], features=(in_features, out_features))
+        if cut is not None and cut.kind == "colwise":
+            out_features = cut.size
+        elif cut is not None:
+            in_features = cut.size
+        sites.append(AdapterSite(name, in_features, out_features, rank, start_a, start_b, cut))
         start_a, start_b = start_a + rank * in_features, start_b + rank * out_features
     return sites
 

@@ -83,7 +83,14 @@ def load_base(
     elif kind == "sequence-classification" and head.init == "fresh":
         assert labels is not None  # a source for classification has them
         num_labels = len(labels)
-    return load_model(args.base, dtype=args.dtype, device=args.device, head=kind, num_labels=num_labels)
+    return load_model(
+        args.base,
+        dtype=args.dtype,
+        device=args.device,
+        head=kind,
+        num_labels=num_labels,
+        shard=getattr(args, "shard_base", None),
+    )
 
 
 def reward_text(row: Row) -> str:
