@@ -16,6 +16,7 @@ from ..errors import AdapterError
 from .context import ALL_MEMBERS, ForwardContext
 from .head_layers import HeadStack
 from .int8 import chooses_by_batch, per_member
+from .layers import device_of
 from .lora import StackedLoraLinear
 from .sites import AdapterSite, MemberWeights, adapter_sites, grown, replace_module
 
@@ -76,7 +77,7 @@ class AdapterStack:
         is computed.
         """
         self.heads.set_members(members)
-        device = next(self.layers[0].base_layer.parameters()).device
+        device = device_of(self.layers[0].base_layer)
         count_a = sum(site.rank * site.in_features for site in self.sites)
         count_b = sum(site.rank * site.out_features for site in self.sites)
         self.a = torch.zeros(len(members), count_a, device=device)

@@ -5,15 +5,13 @@ Shapes: M members, D features, R rank, P parameters of one member.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError
+from .layers import features
 
 
 @dataclass(frozen=True)
@@ -94,16 +92,14 @@ def adapter_sites(modules: Mapping[str, nn.Module], members: Sequence[MemberWeig
     return sites
 
 
-def _features(name: str, layer: Any) -> tuple[int, int]:
-    if isinstance(layer, Conv1D):  # GPT-2 keeps its weight transposed
-        return layer.nx, layer.nf
-    try:  # some models keep these sizes as tensors
-        return operator.index(layer.in_features), operator.index(layer.out_features)
-    except (AttributeError, TypeError):
+def _features(name: str, layer: nn.Module) -> tuple[int, int]:
+    sizes = features(layer)
+    if sizes is None:
         raise AdapterError(
             f"the adapter has weights for layer {name!r}, which is a {type(layer).__name__} in this base; "
             "is this its base?"
-        ) from None
+        )
+    return sizes
 
 
 def grown(flat: Tensor, count: int) -> Tensor:

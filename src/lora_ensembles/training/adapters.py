@@ -20,6 +20,7 @@ from ..disk.atomic import added_to
 from ..disk.layout import ENSEMBLE_FILE
 from ..ensemble import LoraEnsemble
 from ..passes.decoder import recomputed
+from ..passes.probe import check_gradients
 from ..prediction.orders import in_orders
 from ..stack.dropout import stream_key
 from ..stack.sites import MemberWeights
@@ -75,6 +76,7 @@ def train(
         Losses and metrics of every epoch, and the members after those of `config.snapshot_epochs`.
 
     Raises:
+        AdapterError: a quantised layer of the base passes no gradient to the adapters below it.
         ConfigError: a setting does not fit the number of members, or `resume` comes without `out` or with
             `overwrite`.
         DataError: an example, of `validation` too, cannot be encoded or has no answer; or questions and open
@@ -131,6 +133,7 @@ class AdapterTrainee(Trainee):
             config.per_member(name, members)  # refused before the base is read
         if ensemble.head.trained:
             config.check_decay("weight_decay_head")
+        check_gradients(ensemble.base, stack, ensemble.whole_pass)
         self.variants = config.option_orders
         self.rows = ensemble.head.training_rows(
             ensemble,

@@ -1,0 +1,91 @@
+"""Quantised bases as transformers loads them: the two ways that have a flag, and what a method needs to be
+loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import DataError
+
+NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+INT8 = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+QUANTIZE: dict[str, dict[str, Any]] = {"nf4": NF4 | {"bnb_4bit_use_double_quant": True}, "int8": INT8}
+"""Fields of a quantisation config by the word of --quantize; NF4 with double quantisation is that of QLoRA
+(Dettmers et al. 2023, arXiv:2305.14314, Sec. 3)."""
+
+PACKAGES = {
+    "bitsandbytes": "'lora-ensembles[bnb]'",
+    "gptq": "gptqmodel optimum",
+    "awq": "gptqmodel",
+    "compressed-tensors": "compressed-tensors",
+    "torchao": "torchao",
+    "hqq": "hqq",
+    "quanto": "optimum-quanto",
+    "aqlm": "'aqlm[cpu,gpu]'",
+    "vptq": "vptq",
+    "spqr": "'spqr_quant[gpu]'",
+    "higgs": "flute-kernel fast_hadamard_transform",
+    "eetq": "kernels",
+    "mxfp4": "kernels",
+    "nvfp4": "kernels",
+    "fp8": "kernels",
+    "mxfp8": "kernels",
+    "metal": "kernels",
+    "fbgemm_fp8": "fbgemm-gpu-genai",
+    "fp_quant": "fp_quant",
+    "fouroversix": "fouroversix",
+    "quark": "amd-quark",
+    "auto-round": "auto-round",
+    "sinq": "sinq",
+}
+"""The packages by which transformers loads a base of a method, as pip takes them."""
+
+
+def method_of(config: Any, asked: Mapping[str, Any] | None) -> str | None:
+    """The method by which a base is quantised: a checkpoint's own, else that of the fields asked for; None: it
+    is not.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> method_of(SimpleNamespace(quantization_config={"quant_method": "gptq"}), NF4)
+        'gptq'
+    """
+    fields = getattr(config, "quantization_config", None) or asked
+    if not fields:
+        return None
+    named = fields.get("quant_method") if isinstance(fields, Mapping) else fields.quant_method
+    return str(getattr(named, "value", named) or "bitsandbytes")
+
+
+def same_method(config: Any, asked: Mapping[str, Any]) -> bool:
+    """Whether a loaded base is quantised by the method and in the bits that are asked for."""
+    own = config.quantization_config
+    fields = own if isinstance(own, Mapping) else own.to_dict()
+    bits = ("load_in_4bit", "load_in_8bit")
+    same = all(bool(fields.get(name)) == bool(asked.get(name)) for name in bits)
+    return same and method_of(config, None) == method_of(None, asked)
+
+
+@contextmanager
+def loading(name: str, method: str | None) -> Iterator[None]:
+    """Context in which transformers loads the base `name`, whose errors say what a quantised one needs.
+
+    Raises:
+        DataError: a package of the method is missing, or this machine cannot run it.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    # NameError: transformers uses names of a package that it has found missing.
+    except (ImportError, RuntimeError, ValueError, NameError, AttributeError) as error:
+        if method is None or "out of memory" in str(error):
+            raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DataError(
+            f"base model {name!r} cannot be loaded: it is quantised by {method}, and transformers says: {reason} "
+            f"(it needs a device that {method} runs on, and pip install {PACKAGES.get(method, method)})"
+        ) from error

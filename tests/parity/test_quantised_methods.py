@@ -1,0 +1,352 @@
+"""Adapters on every kind of quantised base that runs on a CPU: stacked = PEFT on the same base, in logits, gradients
+and five steps of training; what passes no gradient, or mixes rows, is refused by name.
+
+Each base is made as a user makes it, by transformers from a saved model and a quantisation config, except those of
+HQQ, which transformers 5 does not load. Only bitsandbytes is part of the development extra; the others are tried
+after `pip install --no-deps torchao optimum-quanto hqq termcolor compressed-tensors loguru`.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lora_ensembles import LoraEnsemble, TrainConfig, load_base, predict, train
+from lora_ensembles.data import encode_examples
+from lora_ensembles.embedded.quantised import QUANTIZE
+from lora_ensembles.errors import AdapterError, DataError
+from lora_ensembles.passes.layer_trials import gradient_missing, quantised_layers, rows_together
+from lora_ensembles.stack.layers import keep_differentiable
+from reference_training import Recipe, assert_same_weights, config_of, train_by_peft
+from tiny_models import adapter_config, build, letter_examples, pad, random_rows, randomise_b, tokenizer
+
+LLAMA, GPT2 = "llama_all_linear", "gpt2"
+MEMBERS = 2
+FIVE_STEPS = Recipe(epochs=5, batch_size=10)
+GROUP = 8  # divides every side of these layers
+Make = Callable[[Path], PreTrainedModel]
+
+# Not ours: the libraries' notes on their own kernels, and on names that they will drop.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*(float16 during quantization|MatMul8bitLt|Some matrices).*"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:(torchao|optimum|hqq|compressed_tensors).*"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:(torchao|optimum|hqq|compressed_tensors).*"),
+]
+
+
+def loaded(config: Callable[[], Any]) -> Make:
+    """Loads a saved model with the quantisation config that `config` makes."""
+
+    def make(folder: Path) -> PreTrainedModel:
+        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=config(), dtype=torch.float32
+        )
+        return model
+
+    return make
+
+
+def bnb(**settings: Any) -> Make:
+    return loaded(lambda: transformers.BitsAndBytesConfig(**settings))
+
+
+def torchao(name: str, **settings: Any) -> Make:
+    def config() -> Any:
+        from torchao import quantization
+
+        if name.startswith("Intx"):
+            settings.update(weight_dtype=torch.int4, granularity=quantization.PerGroup(GROUP))
+        return transformers.TorchAoConfig(getattr(quantization, name)(**settings))
+
+    return loaded(config)
+
+
+def quanto(weights: str) -> Make:
+    return loaded(lambda: transformers.QuantoConfig(weights=weights))
+
+
+def hqq(bits: int) -> Make:
+    def make(folder: Path) -> PreTrainedModel:
+        from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        how = BaseQuantizeConfig(nbits=bits, group_size=GROUP)
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, nn.Linear) and name != "lm_head":
+                made = HQQLinear(layer, copy.deepcopy(how), compute_dtype=torch.float32, device="cpu")
+                model.set_submodule(name, made)
+        return model
+
+    return make
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to quantise a base.
+
+    Attributes:
+        package: what has to be installed.
+        make: the quantised model of a folder.
+        rounds_inputs: whether inputs are rounded too, so that a difference of 1e-7 can become one of 1e-2.
+    """
+
+    package: str
+    make: Make
+    rounds_inputs: bool = False
+
+
+DOUBLE = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+METHODS = {
+    "nf4": Method("bitsandbytes", bnb(load_in_4bit=True, bnb_4bit_quant_type="nf4")),
+    "fp4": Method("bitsandbytes", bnb(load_in_4bit=True, bnb_4bit_quant_type="fp4")),
+    "nf4-double": Method("bitsandbytes", bnb(**DOUBLE)),
+    "int8": Method("bitsandbytes", bnb(load_in_8bit=True, llm_int8_threshold=0.0), rounds_inputs=True),
+    "torchao-int8": Method("torchao", torchao("Int8WeightOnlyConfig")),
+    "torchao-float8": Method("torchao", torchao("Float8WeightOnlyConfig")),
+    "torchao-int4": Method("torchao", torchao("IntxWeightOnlyConfig")),
+    "quanto-int8": Method("optimum.quanto", quanto("int8")),
+    "quanto-int4": Method("optimum.quanto", quanto("int4")),
+    "quanto-float8": Method("optimum.quanto", quanto("float8")),
+    "hqq-4": Method("hqq", hqq(4)),
+    "hqq-8": Method("hqq", hqq(8)),
+}
+# GPT-2's Conv1D is another layer before quantisation; the libraries beside bitsandbytes leave it as it is.
+TRIED = [(method, LLAMA) for method in METHODS] + [("nf4-double", GPT2), ("int8", GPT2)]
+every_method = pytest.mark.parametrize(("method", "name"), TRIED)
+Bases = Callable[[str, str], PreTrainedModel]
+
+
+def needs(package: str) -> None:
+    try:
+        found = importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        found = False
+    if not found:
+        pytest.skip(f"{package} is not installed")
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
+    """Makes a tiny model, quantised by a method: the same on every call."""
+    folder = tmp_path_factory.mktemp("bases")
+
+    def make(method: str, name: str) -> PreTrainedModel:
+        needs(METHODS[method].package)
+        if not (folder / name).exists():
+            build(name).save_pretrained(folder / name)
+        base = METHODS[method].make(folder / name).eval()
+        keep_differentiable(base)  # PEFT's reference by the same kernel as the stack
+        return base
+
+    return make
+
+
+def ensemble_on(base: PreTrainedModel, name: str) -> LoraEnsemble:
+    return LoraEnsemble(base, tokenizer(), num_members=MEMBERS, adapter=adapter_config(name))
+
+
+@every_method
+def test_logits_and_gradients_on_a_quantised_base_equal_pefts(
+    method: str, name: str, bases: Bases, tmp_path: Path
+) -> None:
+    ensemble = ensemble_on(bases(method, name), name)
+    assert len(quantised_layers(ensemble.base)) >= len(ensemble.stack.sites)
+    randomise_b(ensemble)
+    ids, mask = pad(random_rows([13, 7, 9], seed=1))
+    logits = ensemble(ids)
+    totals = ensemble.stack.zero_gradients()
+    ensemble.stack.add_gradients((logits * mask[..., None]).square().sum(), totals)
+    ensemble.save_pretrained(tmp_path / "saved")
+    for m in range(MEMBERS):
+        reference = PeftModel.from_pretrained(
+            bases(method, name), str(tmp_path / "saved" / f"member_{m:03d}"), is_trainable=True
+        ).eval()
+        expected = reference(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        # fp32 sums in another order. Rounded inputs are the same numbers in both.
+        torch.testing.assert_close(logits[m][mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
+        (expected * mask[..., None]).square().sum().backward()
+        parameters = dict(reference.named_parameters())
+        for site in ensemble.stack.sites:
+            for matrix, found in (("A", site.view_a(totals[0])[m]), ("B", site.view_b(totals[1])[m])):
+                gradient = parameters[f"base_model.model.{site.name}.lora_{matrix}.default.weight"].grad
+                assert gradient is not None
+                assert (found - gradient).norm() <= 1e-5 * gradient.norm()
+
+
+@every_method
+def test_five_steps_of_training_on_a_quantised_base_equal_pefts(method: str, name: str, bases: Bases) -> None:
+    base = bases(method, name)
+    ensemble, examples = ensemble_on(base, name), letter_examples()
+    train(ensemble, examples, config_of(FIVE_STEPS), progress=False)
+    encoded = encode_examples(examples, tokenizer())
+    for m, seeds in enumerate(ensemble.info.seeds):
+        expected = train_by_peft(bases(method, name), adapter_config(name), seeds, encoded, FIVE_STEPS)
+        found = ensemble.stack.member(m)
+        if not METHODS[method].rounds_inputs:
+            assert_same_weights(found, expected)
+            continue
+        # After a step weights differ by 1e-7, which may move an input over the border between two 8-bit
+        # numbers: a change by 1/127 of the largest, in one feature of a token.
+        for site, b in expected.b.items():
+            assert (found.b[site] - b).norm() <= 0.2 * b.norm()
+
+
+@every_method
+def test_an_ensemble_on_a_quantised_base_is_loaded_on_the_same_base_and_on_no_other(
+    method: str, name: str, bases: Bases, tmp_path: Path
+) -> None:
+    base = bases(method, name)
+    ensemble, examples = ensemble_on(base, name), letter_examples()
+    randomise_b(ensemble)
+    ensemble.save_pretrained(tmp_path / "run")
+    expected = predict(ensemble, examples)
+    again = bases(method, name)
+    if not method.startswith("hqq"):  # transformers does not load it by its config
+        tokenizer().save_pretrained(again.config._name_or_path)
+        loaded = LoraEnsemble.from_pretrained(tmp_path / "run")
+        torch.testing.assert_close(predict(loaded, examples).probs, expected.probs, atol=1e-6, rtol=0)
+        assert quantised_layers(loaded.base).keys() == quantised_layers(ensemble.base).keys()
+    plain = build(name)
+    plain.config._name_or_path = again.config._name_or_path
+    LoraEnsemble.from_pretrained(tmp_path / "run", base=plain, tokenizer=tokenizer())  # the same base
+    other = build(name)
+    with torch.no_grad():
+        other.get_input_embeddings().weight.mul_(2)
+    with pytest.raises(AdapterError, match="was trained on base"):
+        LoraEnsemble.from_pretrained(tmp_path / "run", base=other, tokenizer=tokenizer())
+
+
+def test_inputs_that_torchao_rounds_pass_no_gradient_and_training_is_refused(
+    bases: Bases, tmp_path: Path
+) -> None:
+    needs("torchao")
+    build(LLAMA).save_pretrained(tmp_path)
+    ensemble = ensemble_on(torchao("Int8DynamicActivationInt8WeightConfig")(tmp_path), LLAMA)
+    assert predict(ensemble, letter_examples()).probs.isfinite().all()
+    with pytest.raises(
+        AdapterError,
+        match=r"layer 'model.layers.0.self_attn.o_proj' is a Linear with a Int8Tensor .*"
+        r"not be trained: its result carries no gradient",
+    ):
+        train(ensemble, letter_examples(), TrainConfig(epochs=1), progress=False)
+
+
+class Rounded(nn.Linear):
+    """A linear layer with an 8-bit weight, whose inputs are rounded by one scale: of each token, or of all."""
+
+    def __init__(self, layer: nn.Linear, *, over: str, gradient: str):
+        super().__init__(layer.in_features, layer.out_features, bias=False)
+        self.scale = float(layer.weight.abs().max()) / 127
+        weight = (layer.weight.detach() / self.scale).round().to(torch.int8)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.over, self.gradient = over, gradient
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.abs().amax(dim=-1, keepdim=True) if self.over == "token" else x.abs().max()
+        size = size.clamp(min=1e-6)
+        rounded = (x * 127 / size).round() * size / 127
+        if self.gradient == "through":  # the straight-through estimator
+            rounded = x + (rounded - x).detach()
+        elif self.gradient == "none":
+            rounded = rounded.detach()
+        return nn.functional.linear(rounded, self.weight.to(x.dtype) * self.scale)
+
+
+def rounded_llama(**settings: str) -> PreTrainedModel:
+    model = build(LLAMA)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and name != "lm_head":
+            model.set_submodule(name, Rounded(layer, **settings))
+    return model
+
+
+def test_a_layer_that_scales_its_inputs_over_all_rows_is_refused() -> None:
+    with pytest.raises(
+        AdapterError,
+        match=r"layer 'model.layers.0.self_attn.q_proj' is a Rounded, on which members cannot be stacked: "
+        r"its result for a row changes with the rows beside it, by \d",
+    ):
+        ensemble_on(rounded_llama(over="batch", gradient="through"), LLAMA)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "reason"),
+    [
+        ("none", "its result carries no gradient"),
+        ("scale", r"its gradient is not that of what it computes \("),  # through the largest input alone
+    ],
+)
+def test_a_layer_that_passes_no_gradient_or_a_wrong_one_predicts_and_is_not_trained(
+    gradient: str, reason: str
+) -> None:
+    ensemble = ensemble_on(rounded_llama(over="token", gradient=gradient), LLAMA)
+    assert predict(ensemble, letter_examples()).probs.isfinite().all()
+    with pytest.raises(AdapterError, match=rf"adapters can predict, but not be trained: {reason}"):
+        train(ensemble, letter_examples(), TrainConfig(epochs=1), progress=False)
+
+
+def test_a_layer_of_any_library_that_does_both_is_accepted() -> None:
+    ensemble = ensemble_on(rounded_llama(over="token", gradient="through"), LLAMA)
+    result = train(ensemble, letter_examples(), TrainConfig(epochs=2, learning_rate=1e-2), progress=False)
+    assert all(torch.tensor(result.history[-1]["train_loss"]) < torch.tensor(result.history[0]["train_loss"]))
+
+
+def test_layers_below_the_lowest_adapter_need_no_gradient() -> None:
+    base = rounded_llama(over="token", gradient="none")
+    highest = base.model.layers[1].mlp
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        layer = getattr(build(LLAMA).model.layers[1].mlp, name)
+        setattr(highest, name, Rounded(layer, over="token", gradient="through"))
+    adapter = adapter_config(LLAMA)
+    adapter.target_modules, adapter.layers_to_transform = ["gate_proj", "up_proj", "down_proj"], [1]
+    ensemble = LoraEnsemble(base, tokenizer(), num_members=MEMBERS, adapter=adapter)
+    train(ensemble, letter_examples(), TrainConfig(epochs=1), progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_trials_accept_4_bit_layers_in_both_precisions(dtype: torch.dtype) -> None:
+    needs("bitsandbytes")
+    import bitsandbytes
+
+    layer = bitsandbytes.nn.Linear4bit(64, 48, bias=True, compute_dtype=dtype, quant_type="nf4").to("cpu")
+    layer.requires_grad_(False)
+    x = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert rows_together(layer, x) is None
+    assert gradient_missing(layer, x) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "package"),
+    [("torchao", "torchao"), ("gptq", "gptqmodel optimum"), ("compressed-tensors", "compressed-tensors")],
+)
+def test_a_quantised_base_whose_package_is_missing_is_an_error_that_says_how_to_install_it(
+    method: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("torchao", "gptqmodel", "optimum", "compressed_tensors"):
+        if importlib.util.find_spec(module) is not None:
+            pytest.skip(f"{module} is installed")
+        monkeypatch.setitem(sys.modules, module, None)
+    fields = {"torchao": {"quant_type": {}}, "gptq": {"bits": 4}}.get(method, {})
+    with pytest.raises(DataError, match=rf"'embedded' cannot be loaded: it is quantised by {method}.*{package}"):
+        load_base(quantization={"quant_method": method, **fields})
+
+
+def test_the_words_of_the_flag_are_what_bitsandbytes_does() -> None:
+    needs("bitsandbytes")
+    kinds = {}
+    for word, fields in QUANTIZE.items():
+        base, _ = load_base(quantization=fields)
+        kinds[word] = {type(layer).__name__ for layer in quantised_layers(base).values()}
+    assert kinds == {"nf4": {"Linear4bit"}, "int8": {"Linear8bitLt"}}
