@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..disk.layout import names_a_folder
 from ..errors import ConfigError, DataError
 from .gguf import SMOLLM2, SMOLLM2_ON_HUB, dequantised, gguf_file
-from .quantised import loading, method_of
+from .quantised import fields_for, loading, method_of
 from .quiet import without_report
 
 if TYPE_CHECKING:  # the embedded tasks are read without waiting for torch
@@ -53,8 +53,8 @@ def load_base(
         The model, in evaluation mode, and its tokenizer.
 
     Raises:
-        DataError: the model cannot be loaded, a package that a quantised one needs is missing, or a checkpoint
-            for a head holds no weights of its body.
+        DataError: the model cannot be loaded, a package that a quantised one needs is missing, or a
+            checkpoint for a head holds no weights of its body.
         ConfigError: an unknown dtype.
 
     Example:
@@ -163,7 +163,7 @@ def _model(
     if head == "multiple-choice" and type(config) not in modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING:
         head, how = "sequence-classification", how | {"num_labels": 1, "ignore_mismatched_sizes": True}
     if quantization and getattr(config, "quantization_config", None) is None:
-        how = how | {"quantization_config": dict(quantization)}
+        how = how | {"quantization_config": fields_for(config, quantization, dtype=how["dtype"])}
     quiet = without_report(newly_initialised=head != "causal-lm")
     with quiet, loading(name, method_of(config, quantization)):
         model: PreTrainedModel = getattr(transformers, AUTO[head]).from_pretrained(source, **how)

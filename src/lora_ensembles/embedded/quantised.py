@@ -45,8 +45,8 @@ PACKAGES = {
 
 
 def method_of(config: Any, asked: Mapping[str, Any] | None) -> str | None:
-    """The method by which a base is quantised: a checkpoint's own, else that of the fields asked for; None: it
-    is not.
+    """The method by which a base is quantised: a checkpoint's own, else that of the fields asked for; None:
+    it is not.
 
     Example:
         >>> from types import SimpleNamespace
@@ -58,6 +58,21 @@ def method_of(config: Any, asked: Mapping[str, Any] | None) -> str | None:
         return None
     named = fields.get("quant_method") if isinstance(fields, Mapping) else fields.quant_method
     return str(getattr(named, "value", named) or "bitsandbytes")
+
+
+def fields_for(config: Any, asked: Mapping[str, Any], *, dtype: str) -> dict[str, Any]:
+    """The fields asked for, with the base's dtype for the products of a 4-bit base where they name none:
+    transformers would take float32.
+
+    Args:
+        config: of the base.
+        asked: fields of a quantisation config.
+        dtype: in which the base is loaded; "auto": as it is stored.
+    """
+    if not asked.get("load_in_4bit") or "bnb_4bit_compute_dtype" in asked:
+        return dict(asked)
+    stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    return dict(asked) | {"bnb_4bit_compute_dtype": stored if dtype == "auto" else dtype}
 
 
 def same_method(config: Any, asked: Mapping[str, Any]) -> bool:
@@ -85,7 +100,8 @@ def loading(name: str, method: str | None) -> Iterator[None]:
         if method is None or "out of memory" in str(error):
             raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        needed = f"a device that {method} runs on, and pip install {PACKAGES.get(method, method)}"
         raise DataError(
-            f"base model {name!r} cannot be loaded: it is quantised by {method}, and transformers says: {reason} "
-            f"(it needs a device that {method} runs on, and pip install {PACKAGES.get(method, method)})"
+            f"base model {name!r} cannot be loaded: it is quantised by {method}, and transformers says: "
+            f"{reason} (it needs {needed})"
         ) from error

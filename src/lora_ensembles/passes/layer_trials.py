@@ -1,5 +1,5 @@
-"""Quantised linear layers of a base, tried with the inputs of a short pass: whether they treat rows apart, and
-whether they pass a gradient to what is below them.
+"""Quantised linear layers of a base, tried with the inputs of a short pass: whether they treat rows apart,
+and whether they pass a gradient to what is below them.
 
 A plain layer does both, and is not tried. Some kernels have a forward pass only, and some layers round their
 inputs by a scale that they take over all rows of a batch; a list of classes would soon be out of date.
@@ -31,6 +31,12 @@ FOLLOWED = 0.5
 """Share of a change that the gradient may miss. Inputs that are rounded to 8 bits are within 0.1; a gradient
 that passes through a rounding, or through a scale only, misses about all of it."""
 
+STEP_SEED = 7919
+"""Of the step, which must not point along the input: a gradient through a scale alone is right in that
+direction."""
+
+ADVICE = "; load the base quantised in another way (bitsandbytes NF4, say), or not quantised"
+
 Trial = Callable[[nn.Module, Tensor], str | None]
 
 
@@ -43,9 +49,7 @@ def quantised_layers(base: nn.Module) -> dict[str, nn.Module]:
         {}
     """
     return {
-        name: layer
-        for name, layer in linear_layers(base)
-        if is_quantised(layer) or "forward" in vars(layer)
+        name: layer for name, layer in linear_layers(base) if is_quantised(layer) or "forward" in vars(layer)
     }
 
 
@@ -74,14 +78,14 @@ def gradient_missing(layer: nn.Module, x: Tensor) -> str | None:
     With W a layer's weight, y = W x + b, so a step d of the input changes the result by c = W d, and the
     gradient of <c, y> is W^T c, of which <W^T c, d> = |c|^2.
     """
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(STEP_SEED)).to(x)
     step = noise * x.detach().float().std().to(x)
     leaf = x.detach().clone().requires_grad_()
     try:
         with torch.enable_grad():
             y = layer(leaf)
         if not y.requires_grad:
-            return "its result carries no gradient"
+            return f"its result carries no gradient{ADVICE}"
         with torch.no_grad():
             change = layer(leaf.detach() + step) - y.detach()
         (gradient,) = torch.autograd.grad(y, leaf, change)
@@ -89,12 +93,14 @@ def gradient_missing(layer: nn.Module, x: Tensor) -> str | None:
         if ran_out_of_memory(error):
             raise
         said = str(error).partition("\n")[0]
-        return f"its backward pass fails ({type(error).__name__}: {said})"
+        return f"its backward pass fails ({type(error).__name__}: {said}){ADVICE}"
     expected = float(change.double().square().sum())
     got = float((gradient.double() * step.double()).sum())
     if abs(got - expected) <= FOLLOWED * expected:
         return None
-    return f"its gradient is not that of what it computes ({got:.3g} where a step gives {expected:.3g})"
+    return (
+        f"its gradient is not that of what it computes ({got:.3g} where a step gives {expected:.3g}){ADVICE}"
+    )
 
 
 @contextmanager

@@ -153,7 +153,8 @@ def initial_weights(
             wrapped = get_peft_model(base, described)
         except (ValueError, TypeError, AttributeError) as error:
             _take_out(base)
-            raise AdapterError(f"PEFT cannot place the adapter: {error}") from error
+            packed = "; load a base with packed weights by dequantize=True" if _packed(error) else ""
+            raise AdapterError(f"PEFT cannot place the adapter: {error}{packed}") from error
     saved = {
         name.removeprefix(PREFIX): module
         for name, module in wrapped.named_modules()
@@ -201,6 +202,11 @@ def _check_head(name: str, module: nn.Module) -> None:
                 f"name {f'its linear layers {linear}' if linear else 'other modules'} "
                 "in LoraConfig(modules_to_save=[...])"
             )
+
+
+def _packed(error: Exception) -> bool:
+    # compressed-tensors keeps no weight before the first pass.
+    return isinstance(error, AttributeError) and "no attribute 'weight'" in str(error)
 
 
 def _take_out(base: nn.Module) -> None:

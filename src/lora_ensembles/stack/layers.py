@@ -1,8 +1,9 @@
-"""Layers of a base that adapters can stand on: their sizes, whether their weights are quantised, and what PEFT
-makes of them.
+"""Layers of a base that adapters can stand on: their sizes, whether their weights are quantised, and what
+PEFT makes of them.
 
-No table of quantisation methods is kept. A layer is one that takes D_in features to D_out and that PEFT adapts by
-adding s B A x to its result; whether it treats rows apart and has a gradient is tried (`passes.layer_trials`).
+No table of quantisation methods is kept. A layer is one that takes D_in features to D_out and that PEFT
+adapts by adding s B A x to its result; whether it treats rows apart and has a gradient is tried
+(`passes.layer_trials`).
 
 Shapes: D_in, D_out features.
 """
@@ -92,13 +93,15 @@ def check_target(name: str, module: LoraLayer) -> None:
     Raises:
         AdapterError: as it says.
     """
-    layer, matrices = module.get_base_layer(), (module.lora_A, module.lora_B)
+    layer: Any = module.get_base_layer()
+    matrices = (module.lora_A, module.lora_B)
     linear = all("default" in pair and isinstance(pair["default"], nn.Linear) for pair in matrices)
-    wrapper = isinstance(module, peft_layers.ParamWrapper)  # PEFT has it for routers and fused experts
-    if linear and not wrapper and features(layer) is not None:
+    if isinstance(module, peft_layers.ParamWrapper):  # PEFT has it for routers and fused experts
+        linear = False
+    if linear and features(layer) is not None:
         return
     kind = f"a {kind_of(layer)}"
-    if wrapper:
+    if isinstance(module, peft_layers.ParamWrapper):
         kind += f", of which PEFT adapts the bare parameter {module.parameter_name!r}"
     raise AdapterError(
         f"target {name!r} is {kind}; adapters are stacked on nn.Linear, GPT-2's Conv1D and quantised "

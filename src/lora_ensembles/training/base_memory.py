@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 BLOCK, NESTED_BLOCK = 64, 256  # weights with a scale, and scales with a scale in double quantisation
-LEVELS = 16  # of a 4-bit number: float32, kept with each layer
+LEVELS, NESTED_LEVELS = 16, 256  # of a 4-bit number and of a scale in 8 bits: float32, kept with each layer
 
 
 def bytes_saved(base: Any, quantization: Any) -> tuple[int, int]:
@@ -51,5 +51,7 @@ def bytes_saved(base: Any, quantization: Any) -> tuple[int, int]:
 
 def _four_bit(weights: int, *, nested: bool) -> int:
     blocks = -(-weights // BLOCK)
-    scales = blocks + 4 * -(-blocks // NESTED_BLOCK) + 4 if nested else 4 * blocks
+    scales = 4 * blocks
+    if nested:  # scales in 8 bits around an offset, with scales of their own
+        scales = blocks + 4 * (-(-blocks // NESTED_BLOCK) + NESTED_LEVELS + 1)
     return -(-weights // 2) + scales + 4 * LEVELS

@@ -99,8 +99,8 @@ def load_base(
     )
     if asked is not None and not same_method(base.config, asked):
         raise ConfigError(
-            f"--quantize {args.quantize}: {args.base!r} is quantised by {method_of(base.config, None)} already, "
-            "in another way; leave the flag out"
+            f"--quantize {args.quantize}: {args.base!r} is quantised by {method_of(base.config, None)} "
+            "already, in another way; leave the flag out"
         )
     return base, tokenizer
 
