@@ -29,7 +29,7 @@ from .passes.stacked_model import KeptStates, StackedModel
 from .stack.buffers import AdapterStack
 from .stack.capacity import fresh_members
 from .stack.info import EnsembleInfo
-from .stack.layers import keep_differentiable
+from .stack.quantised import keep_differentiable
 from .stack.seeds import check_indices, member_seeds, warn_of_copies, whole_count, whole_seed
 from .stack.sites import MemberWeights
 from .storage import folder

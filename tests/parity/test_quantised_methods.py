@@ -28,8 +28,12 @@ from lora_ensembles import LoraEnsemble, TrainConfig, load_base, predict, train
 from lora_ensembles.data import encode_examples
 from lora_ensembles.embedded.quantised import QUANTIZE
 from lora_ensembles.errors import AdapterError, DataError
-from lora_ensembles.passes.layer_trials import gradient_missing, quantised_layers, rows_together
-from lora_ensembles.stack.layers import keep_differentiable
+from lora_ensembles.stack.quantised import (
+    gradient_missing,
+    keep_differentiable,
+    quantised_layers,
+    rows_together,
+)
 from reference_training import Recipe, assert_same_weights, config_of, train_by_peft
 from tiny_models import adapter_config, build, letter_examples, pad, random_rows, randomise_b, tokenizer
 
@@ -222,7 +226,9 @@ def test_five_steps_of_training_on_a_quantised_base_equal_pefts(method: str, nam
             assert (found.b[site] - b).norm() <= 0.2 * b.norm()
 
 
-@every_method
+@pytest.mark.parametrize(  # of bitsandbytes, test_quantised.py has the others
+    ("method", "name"), [one for one in TRIED if METHODS[one[0]].package != "bitsandbytes" or one[1] == GPT2]
+)
 def test_an_ensemble_on_a_quantised_base_is_loaded_on_the_same_base_and_on_no_other(
     method: str, name: str, bases: Bases, tmp_path: Path
 ) -> None:

@@ -33,8 +33,8 @@ from ..passes.probe import (
 from ..stack.adapters import default_adapter_config, initial_weights
 from ..stack.context import ForwardContext
 from ..stack.head_config import LabelScore
-from ..stack.layers import keep_differentiable
 from ..stack.lora import fold_members, unfold_members
+from ..stack.quantised import keep_differentiable
 from ..stack.seeds import member_seeds, whole_count
 from ..training.config import TrainConfig
 from ..training.loop import run

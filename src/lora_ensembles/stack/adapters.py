@@ -30,8 +30,7 @@ from ..errors import AdapterError, CheckpointError
 from .adapter_options import check_adapter_options
 from .dropout import stream_key
 from .head_config import HeadInit
-from .layers import check_target
-from .sites import MemberWeights, replace_module
+from .sites import MemberWeights, check_target, replace_module
 
 PREFIX = "base_model.model."
 STACKABLE_INITS = (True, False, "gaussian", "orthogonal")

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from ..errors import AdapterError
 from .context import ALL_MEMBERS, ForwardContext
 from .head_layers import HeadStack
-from .int8 import chooses_by_batch, per_member
-from .layers import device_of
 from .lora import StackedLoraLinear
-from .sites import AdapterSite, MemberWeights, adapter_sites, grown, replace_module
+from .quantised import chooses_by_batch, per_member
+from .sites import AdapterSite, MemberWeights, adapter_sites, device_of, grown, replace_module
 
 NOT_REACHED = "a pass over text runs through none of the target modules; choose others"
 

@@ -33,7 +33,7 @@ from ..passes.stacked_model import StackedModel
 from ..stack.adapters import read_adapter, read_adapter_config, write_adapter
 from ..stack.head_config import HeadConfig, LabelScore
 from ..stack.info import EnsembleInfo
-from ..stack.layers import is_plain, is_quantised, linear_layers
+from ..stack.quantised import is_plain, is_quantised, linear_layers
 from ..stack.seeds import MemberSeeds
 from ..stack.sites import MemberWeights
 from .calibration import read_calibration, write_held_out

@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from ..checks import number_between, whole_number
+from ..embedded.quantised import bytes_saved
 from ..errors import AdapterError, ConfigError
 from ..heads.objectives import answer_loss
 from ..passes.answer_positions import Places, logits_at
@@ -35,7 +36,6 @@ from ..passes.shortcuts import ALL, allow
 from ..stack.adapters import PREFIX, check_numbers, check_stackable, default_adapter_config
 from ..stack.buffers import AdapterStack
 from ..stack.sites import MemberWeights
-from .base_memory import bytes_saved
 from .optim import StackedAdamW
 
 if TYPE_CHECKING:

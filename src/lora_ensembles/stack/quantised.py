@@ -1,14 +1,16 @@
-"""Quantised linear layers of a base, tried with the inputs of a short pass: whether they treat rows apart,
-and whether they pass a gradient to what is below them.
+"""Quantised linear layers of a base: which they are, and what is tried on them in a short pass.
 
-A plain layer does both, and is not tried. Some kernels have a forward pass only, and some layers round their
-inputs by a scale that they take over all rows of a batch; a list of classes would soon be out of date.
+A plain layer treats rows apart and passes a gradient to what is below it, and is not tried. Some kernels have
+a forward pass only, and some layers round their inputs by a scale that they take over all rows of a batch; a
+list of classes would soon be out of date.
 
-Shapes: B rows, T tokens, D features.
+Shapes: M members, B rows of a member, T tokens, D features.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,10 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterError
-from ..stack.int8 import chooses_by_batch
-from ..stack.layers import is_quantised, linear_layers
-from .memory import ran_out_of_memory
-from .shortcuts import FAILURES
+from .sites import features
 
 LOUDER = 30.0
 """Times the input of a layer that rows beside it are larger: it moves every scale that is taken over rows."""
@@ -38,6 +37,38 @@ direction."""
 ADVICE = "; load the base quantised in another way (bitsandbytes NF4, say), or not quantised"
 
 Trial = Callable[[nn.Module, Tensor], str | None]
+FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+
+
+def is_plain(weight: object) -> bool:
+    """Whether a weight is a tensor of floating-point numbers of 16 bits or more.
+
+    torchao and quanto have classes of tensors of their own, which say that they are such and are not.
+
+    Example:
+        >>> is_plain(nn.Linear(3, 5).weight), is_plain(torch.zeros(3, dtype=torch.uint8))
+        (True, False)
+    """
+    if not isinstance(weight, torch.Tensor) or type(weight).__module__.partition(".")[0] != "torch":
+        return False
+    return weight.is_floating_point() and weight.dtype.itemsize >= 2
+
+
+def is_quantised(layer: nn.Module) -> bool:
+    """Whether a linear layer keeps its weight in another form than a plain one.
+
+    Example:
+        >>> is_quantised(nn.Linear(3, 5))
+        False
+    """
+    return features(layer) is not None and not is_plain(getattr(layer, "weight", None))
+
+
+def linear_layers(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The linear layers of a base by their names in it, whether it carries a stack or not."""
+    for name, module in base.named_modules():
+        if features(module) is not None and not hasattr(module, "base_layer"):
+            yield name.removesuffix(".base_layer"), module
 
 
 def quantised_layers(base: nn.Module) -> dict[str, nn.Module]:
@@ -53,10 +84,48 @@ def quantised_layers(base: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def rows_together(layer: nn.Module, x: Tensor) -> str | None:
-    """What speaks against a layer's treating rows apart; None: nothing does.
+def keep_differentiable(base: nn.Module) -> None:
+    """Stop bitsandbytes from repacking a 4-bit base for its CPU inference kernel, and undo where it has.
 
-    Layers that are asked member by member anyway (`stack.int8`) are not tried.
+    On CPUs with AVX512-BF16 a layer in evaluation mode is repacked at its first input without gradient, for
+    good; from then on its result carries no gradient. A frozen base is always in evaluation mode here, so the
+    layers below it would silently stop learning.
+    """
+    for module in base.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.state_dict()  # bitsandbytes unpacks a layer whenever its state is asked for
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def chooses_by_batch(module: nn.Module) -> bool:
+    """Whether a layer chooses what it computes in 16 bits over all rows that it sees.
+
+    bitsandbytes' 8-bit layers do where they have a threshold (6 by default in transformers): a feature is an
+    outlier for every row where it is one in any. Source: Dettmers et al. 2022 (arXiv:2208.07339), Sec. 3.
+    """
+    state: Any = getattr(module, "state", None)
+    return type(module).__name__ == "Linear8bitLt" and float(getattr(state, "threshold", 0.0) or 0.0) > 0
+
+
+def per_member(forward: Callable[[Tensor], Tensor], groups: Callable[[], int]) -> Callable[[Tensor], Tensor]:
+    """A layer's `forward` that is called once for each of `groups()` members, whose rows (M * B, ..., D) are
+    member-major.
+    """
+
+    @functools.wraps(forward)
+    def run(x: Tensor) -> Tensor:
+        count = groups()
+        if count == 1 or x.shape[0] % count:
+            return forward(x)
+        return torch.cat([forward(rows) for rows in x.chunk(count)])
+
+    return run
+
+
+def rows_together(layer: nn.Module, x: Tensor) -> str | None:
+    """The reason why a layer does not treat rows apart; None: it does.
+
+    Layers that are asked member by member anyway are not tried.
     """
     if chooses_by_batch(layer):
         return None
@@ -73,10 +142,10 @@ def rows_together(layer: nn.Module, x: Tensor) -> str | None:
 
 
 def gradient_missing(layer: nn.Module, x: Tensor) -> str | None:
-    """What speaks against a layer's passing a gradient to its input; None: nothing does.
+    """The reason why a layer passes no gradient to its input, or a wrong one; None: it passes the right one.
 
     With W a layer's weight, y = W x + b, so a step d of the input changes the result by c = W d, and the
-    gradient of <c, y> is W^T c, of which <W^T c, d> = |c|^2.
+    gradient of <u, y> is W^T u, of which <W^T u, d> = <u, c>; here u points along c.
     """
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(STEP_SEED)).to(x)
     step = noise * x.detach().float().std().to(x)
@@ -88,16 +157,17 @@ def gradient_missing(layer: nn.Module, x: Tensor) -> str | None:
             return f"its result carries no gradient{ADVICE}"
         with torch.no_grad():
             change = layer(leaf.detach() + step) - y.detach()
-        (gradient,) = torch.autograd.grad(y, leaf, change)
+            direction = change / change.abs().amax().clamp(min=1e-6)  # float16 would overflow otherwise
+        (gradient,) = torch.autograd.grad(y, leaf, direction)
+    except torch.OutOfMemoryError:
+        raise
     except FAILURES as error:
-        if ran_out_of_memory(error):
-            raise
         said = str(error).partition("\n")[0]
         return f"its backward pass fails ({type(error).__name__}: {said}){ADVICE}"
-    expected = float(change.double().square().sum())
+    expected = float((direction.double() * change.double()).sum())
     got = float((gradient.double() * step.double()).sum())
-    if abs(got - expected) <= FOLLOWED * expected:
-        return None
+    if not math.isfinite(expected) or abs(got - expected) <= FOLLOWED * expected:
+        return None  # values that are not finite are named by training
     return (
         f"its gradient is not that of what it computes ({got:.3g} where a step gives {expected:.3g}){ADVICE}"
     )
