@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from command_line import call
 from lora_ensembles import LoraEnsemble, TrainConfig, load_base, predict, train
 from lora_ensembles.data import encode_examples
 from lora_ensembles.embedded.quantised import QUANTIZE
@@ -368,6 +370,75 @@ def test_a_quantised_base_whose_package_is_missing_is_an_error_that_says_how_to_
         DataError, match=rf"'embedded' cannot be loaded: it is quantised by {method}.*{package}"
     ):
         load_base(quantization={"quant_method": method, **fields})
+
+
+def awq_llama() -> PreTrainedModel:
+    """A Llama whose query and output projections hold AWQ's 4-bit weights, which it multiplies in 16 bits."""
+    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
+
+    model = build(LLAMA, dtype=torch.float16)
+    for name, layer in list(model.named_modules()):
+        if not name.endswith(("q_proj", "o_proj")):
+            continue
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=False)
+        plain.weight.data = layer.weight.data.float()
+        low, high = (plain.weight.detach().amin(-1), plain.weight.detach().amax(-1))  # one group a row
+        scales = ((high - low) / 15)[:, None]
+        packed = AwqTorchLinear(
+            bits=4,
+            group_size=layer.in_features,
+            sym=False,
+            desc_act=False,
+            in_features=layer.in_features,
+            out_features=layer.out_features,
+            register_buffers=True,
+            dtype=torch.float16,
+        )
+        packed.pack(plain, scales, (-low[:, None] / scales).round().clamp(0, 15))
+        packed.post_init()
+        model.set_submodule(name, packed)
+    return model.eval()
+
+
+def test_logits_and_gradients_on_layers_of_awq_equal_pefts_within_16_bits() -> None:
+    needs("gptqmodel")
+    adapter = adapter_config(LLAMA)
+    adapter.target_modules = ["q_proj", "o_proj", "up_proj"]
+    ensemble = LoraEnsemble(awq_llama(), tokenizer(), num_members=MEMBERS, adapter=copy.deepcopy(adapter))
+    randomise_b(ensemble)
+    ids, mask = pad(random_rows([13, 7, 9], seed=1))
+    logits, totals = ensemble(ids), ensemble.stack.zero_gradients()
+    ensemble.stack.add_gradients((logits.float() * mask[..., None]).square().mean(), totals)
+    for m in range(MEMBERS):
+        reference = get_peft_model(awq_llama(), copy.deepcopy(adapter)).eval()
+        parameters, weights = dict(reference.named_parameters()), ensemble.stack.member(m)
+        for name in weights.a:
+            parameters[f"base_model.model.{name}.lora_A.default.weight"].data.copy_(weights.a[name])
+            parameters[f"base_model.model.{name}.lora_B.default.weight"].data.copy_(weights.b[name])
+        expected = reference(input_ids=ids, attention_mask=mask).logits
+        kept = mask.bool()
+        # PEFT's adapters compute in float32 here, ours in the base's float16, of 11 bits.
+        assert (logits[m] - expected)[kept].norm() <= 2e-3 * expected[kept].norm()
+        (expected.float() * mask[..., None]).square().mean().div(MEMBERS).backward()
+        for site in ensemble.stack.sites:
+            gradient = parameters[f"base_model.model.{site.name}.lora_A.default.weight"].grad
+            assert gradient is not None
+            assert (site.view_a(totals[0])[m] - gradient).norm() <= 2e-2 * gradient.norm()
+
+
+def test_the_command_line_trains_on_a_base_that_it_quantises_and_finds_it_again(
+    tmp_path: Path, capsys: Any
+) -> None:
+    needs("bitsandbytes")
+    few = ("--members", 1, "--epochs", 1, "--limit", 8, "--limit-validation", 8)
+    done = call(capsys, "train", "--task", "world-obqa", "--quantize", "nf4", *few, "--out", tmp_path / "run")
+    assert done.code == 0
+    recorded = json.loads((tmp_path / "run" / "ensemble.json").read_text())["base"]["quantization"]
+    # The embedded base is stored in float32, and so multiplies.
+    assert {name: recorded[name] for name in DOUBLE} == DOUBLE
+    assert recorded["bnb_4bit_compute_dtype"] == "float32"
+    ensemble = LoraEnsemble.from_pretrained(tmp_path / "run")
+    assert {type(layer).__name__ for layer in quantised_layers(ensemble.base).values()} == {"Linear4bit"}
 
 
 def test_the_words_of_the_flag_are_what_bitsandbytes_does() -> None:
