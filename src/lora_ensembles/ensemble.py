@@ -26,10 +26,10 @@ from .heads.task.module import as_task_model
 from .passes import probe
 from .passes.shortcuts import forget
 from .passes.stacked_model import KeptStates, StackedModel
-from .stack.adapters import keep_differentiable
 from .stack.buffers import AdapterStack
 from .stack.capacity import fresh_members
 from .stack.info import EnsembleInfo
+from .stack.quantised import keep_differentiable
 from .stack.seeds import check_indices, member_seeds, warn_of_copies, whole_count, whole_seed
 from .stack.sharding.layout import sharding_of
 from .stack.sites import MemberWeights

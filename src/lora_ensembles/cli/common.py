@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+from ..embedded.quantised import QUANTIZE
 from ..errors import ConfigError
 from ..studies.report.page import Table
 
@@ -198,6 +199,11 @@ def add_model_flags(parser: argparse.ArgumentParser, *, base: str | None) -> Non
         default="auto",
         help="auto takes the GPU where there is one",
     )
+
+
+def add_quantize_flag(parser: argparse._ActionsContainer, meaning: str) -> None:
+    """--quantize."""
+    parser.add_argument("--quantize", choices=tuple(QUANTIZE), help=f"{meaning} (default: as stored)")
 
 
 def add_ensemble_flags(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:

@@ -7,14 +7,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..embedded.quantised import QUANTIZE, method_of
 from ..errors import ConfigError, DataError
 from ..studies.report.page import Table
-from .common import Arguments, above_zero, count, model_name, say
+from .common import Arguments, above_zero, add_quantize_flag, count, model_name, say
 from .flags import settings
 
 SUMMARY = "plan memory and time of a training run"
 EXAMPLES = """examples:
   lora-ensembles plan --base meta-llama/Llama-2-7b-hf --members 5 --batch-size 16 --tokens 100 --memory 24
+  lora-ensembles plan --base meta-llama/Llama-2-7b-hf --quantize nf4 --tokens 100 --memory 24
   lora-ensembles plan --base Qwen/Qwen3-8B --members 8 --tokens 512 --answer-tokens 200 --memory 80 --json
   lora-ensembles plan --base embedded --dtype float32 --examples 400 --epochs 15"""
 GB = 1e9
@@ -34,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="bfloat16",
         help="of the base (default: bfloat16)",
     )
+    add_quantize_flag(parser, "plan the base with its linear layers in 4 or 8 bits by bitsandbytes")
     parser.add_argument("--members", type=count, default=5, metavar="M", help="default: 5")
     parser.add_argument(
         "--batch-size", type=count, default=16, metavar="B", help="rows of a member in a step (default: 16)"
@@ -81,9 +84,11 @@ def run(args: Arguments) -> dict[str, Any]:
             f"the config of {args.base!r} cannot be read: {str(error).splitlines()[0]}; "
             "give a folder or a name on the hub"
         ) from error
+    skeleton = _skeleton(config)
+    _set_quantization(config, args)
     plan = plan_training(
         config,
-        adapter=settings.adapter_config(args, _skeleton(config)),
+        adapter=settings.adapter_config(args, skeleton),
         members=args.members,
         batch_size=args.batch_size,
         tokens=args.tokens,
@@ -103,6 +108,7 @@ def run(args: Arguments) -> dict[str, Any]:
     rows.append(("a step at the limit", f"{seconds:.4g} s at {args.tflops:g} TFLOP/s"))
     summary = {"base": args.base, **plan.to_dict(), "seconds_a_step_at_the_limit": seconds}
     summary["cached_bytes_a_token"] = cached
+    summary["quantize"] = args.quantize
     summary["max_rows"] = plan.rows if plan.parts > 1 else None
     if args.examples is not None:
         steps = -(-args.examples // args.batch_size) * args.epochs
@@ -114,6 +120,21 @@ def run(args: Arguments) -> dict[str, Any]:
     if plan.fits is False:
         say("one row does not fit: take a device with more memory, a base in 4 bits, or shorter rows")
     return summary
+
+
+def _set_quantization(config: Any, args: Arguments) -> None:
+    """Give a config the quantisation that --quantize asks for, and say of a quantised checkpoint what is
+    planned.
+    """
+    method = method_of(config, None)
+    if method is None and args.quantize is not None:
+        config.quantization_config = dict(QUANTIZE[args.quantize])
+    elif method is not None and args.quantize is not None:
+        raise ConfigError(
+            f"--quantize {args.quantize}: {args.base!r} is quantised by {method} already; leave the flag out"
+        )
+    elif method not in (None, "bitsandbytes"):
+        say(f"{args.base!r} is quantised by {method}; its base is planned in {args.dtype}, which is too much")
 
 
 def _skeleton(config: Any) -> Any:

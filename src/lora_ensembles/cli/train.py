@@ -18,6 +18,7 @@ from ..errors import ConfigError, DataError
 from .common import (
     Arguments,
     add_model_flags,
+    add_quantize_flag,
     count,
     metrics_table,
     say,
@@ -128,6 +129,7 @@ def _add_ensemble_arguments(parser: argparse.ArgumentParser) -> None:
         help="what differs between members (default: both)",
     )
     add_model_flags(parser, base="embedded")
+    add_quantize_flag(parser, "load the base with its linear layers in 4 or 8 bits by bitsandbytes")
     heads.add_head_flags(parser, default=None)
     settings.add_adapter_flags(parser)
     parser.add_argument(

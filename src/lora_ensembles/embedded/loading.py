@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..disk.layout import names_a_folder
 from ..errors import ConfigError, DataError
 from .gguf import SMOLLM2, SMOLLM2_ON_HUB, dequantised, gguf_file
+from .quantised import fields_for, loading, method_of
 from .quiet import without_report
 from .sharded import Shard, check_shard, load_sharded
 
@@ -56,7 +57,8 @@ def load_base(
         The model, in evaluation mode, and its tokenizer.
 
     Raises:
-        DataError: the model cannot be loaded, or a checkpoint for a head holds no weights of its body.
+        DataError: the model cannot be loaded, a package that a quantised one needs is missing, or a
+            checkpoint for a head holds no weights of its body.
         ConfigError: an unknown dtype; or `shard` without torchrun, with releases that are too old for it, or
             for a base that cannot be cut so.
 
@@ -78,10 +80,10 @@ def load_base(
     if num_labels is not None:  # a head of another number of classes is not the one that is wanted
         how |= {"num_labels": num_labels, "ignore_mismatched_sizes": True}
     try:
-        base = _model(base_source(name), head, quantization, how, shard=shard)
-    except ConfigError:
+        base = _model(name, head, quantization, how, shard=shard)
+    except (ConfigError, DataError):
         raise
-    except (OSError, ValueError, ImportError) as error:  # the last: what a quantised base needs is missing
+    except (OSError, ValueError, ImportError) as error:
         raise _not_loaded(name, error) from error
     if head != "causal-lm":
         _make_ready_for_heads(base, tokenizer, name)
@@ -157,7 +159,7 @@ def resolve_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTo
 
 
 def _model(
-    source: str,
+    name: str,
     head: str,
     quantization: Mapping[str, Any] | None,
     how: dict[str, Any],
@@ -168,12 +170,14 @@ def _model(
     import transformers
     from transformers.models.auto import modeling_auto
 
+    source = base_source(name)
     config = transformers.AutoConfig.from_pretrained(source, revision=how["revision"])
     if head == "multiple-choice" and type(config) not in modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING:
         head, how = "sequence-classification", how | {"num_labels": 1, "ignore_mismatched_sizes": True}
     if quantization and getattr(config, "quantization_config", None) is None:
-        how = how | {"quantization_config": dict(quantization)}
-    with without_report(newly_initialised=head != "causal-lm"):
+        how = how | {"quantization_config": fields_for(config, quantization, dtype=how["dtype"])}
+    quiet = without_report(newly_initialised=head != "causal-lm")
+    with quiet, loading(name, method_of(config, quantization)):
         auto_class = getattr(transformers, AUTO[head])
         if shard is not None:
             return load_sharded(auto_class, source, config=config, shard=shard, how=how)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ..errors import AdapterError
 from .context import ALL_MEMBERS, ForwardContext
 from .head_layers import HeadStack
-from .int8 import chooses_by_batch, per_member
 from .lora import StackedLoraLinear
+from .quantised import chooses_by_batch, per_member
 from .sharding.flats import Described, member_weights, norms, own_flat, whole_flat
 from .sharding.layout import sharding_of
-from .sites import AdapterSite, MemberWeights, adapter_sites, grown, replace_module
+from .sites import AdapterSite, MemberWeights, adapter_sites, device_of, grown, replace_module
 
 NOT_REACHED = "a pass over text runs through none of the target modules; choose others"
 
@@ -84,7 +84,7 @@ class AdapterStack:
         is computed. Where each rank holds some of the members, these are its own.
         """
         self.heads.set_members(members)
-        device = next(self.layers[0].base_layer.parameters()).device
+        device = device_of(self.layers[0].base_layer)
         count_a = sum(site.rank * site.in_features for site in self.sites)
         count_b = sum(site.rank * site.out_features for site in self.sites)
         self.a = torch.zeros(len(members), count_a, device=device)

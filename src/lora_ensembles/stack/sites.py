@@ -1,4 +1,8 @@
-"""Places of adapters: the adapted layers of a base, and the place of each in a member's flat parameters.
+"""Places of adapters: the layers of a base that can carry them, and the place of each in a member's flat
+parameters.
+
+No table of kinds of layers is kept: a layer is one that takes D_in features to D_out, and that PEFT adapts by
+adding s B A x to its result.
 
 Shapes: M members, D features (of this rank, where a base is tensor-parallel), R rank, P parameters of one
 member.
@@ -11,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from peft.tuners.lora import LoraLayer, layer as peft_layers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -121,16 +127,64 @@ def adapter_sites(
     return sites
 
 
-def _features(name: str, layer: Any) -> tuple[int, int]:
+def _features(name: str, layer: nn.Module) -> tuple[int, int]:
+    sizes = features(layer)
+    if sizes is None:
+        raise AdapterError(
+            f"the adapter has weights for layer {name!r}, which is a {type(layer).__name__} in this base; "
+            "is this its base?"
+        )
+    return sizes
+
+
+def features(layer: Any) -> tuple[int, int] | None:
+    """The numbers of features (D_in, D_out) that a linear layer says it has; None: it says none.
+
+    Example:
+        >>> features(nn.Linear(3, 5))
+        (3, 5)
+    """
     if isinstance(layer, Conv1D):  # GPT-2 keeps its weight transposed
         return layer.nx, layer.nf
     try:  # some models keep these sizes as tensors
         return operator.index(layer.in_features), operator.index(layer.out_features)
     except (AttributeError, TypeError):
-        raise AdapterError(
-            f"the adapter has weights for layer {name!r}, which is a {type(layer).__name__} in this base; "
-            "is this its base?"
-        ) from None
+        return None
+
+
+def device_of(layer: nn.Module) -> torch.device | None:
+    """The device of a layer, whose weights may be buffers; None: it holds no tensor."""
+    tensors = (*layer.parameters(), *layer.buffers())
+    return tensors[0].device if tensors else getattr(layer, "device", None)
+
+
+def check_target(name: str, module: LoraLayer) -> None:
+    """Refuse a layer that PEFT adapted otherwise than by adding s B A x to its result.
+
+    Raises:
+        AdapterError: as it says.
+    """
+    layer: Any = module.get_base_layer()
+    matrices = (module.lora_A, module.lora_B)
+    linear = all("default" in pair and isinstance(pair["default"], nn.Linear) for pair in matrices)
+    if isinstance(module, peft_layers.ParamWrapper):  # PEFT has it for routers and fused experts
+        linear = False
+    if linear and features(layer) is not None:
+        return
+    kind = f"a {_kind_of(layer)}"
+    if isinstance(module, peft_layers.ParamWrapper):
+        kind += f", of which PEFT adapts the bare parameter {module.parameter_name!r}"
+    raise AdapterError(
+        f"target {name!r} is {kind}; adapters are stacked on nn.Linear, GPT-2's Conv1D and quantised "
+        "linear layers that say their in_features and out_features; "
+        f"leave it out by exclude_modules=[{name.rpartition('.')[2]!r}]"
+    )
+
+
+def _kind_of(module: nn.Module) -> str:
+    """The name of a module's class, with its module where the name alone is that of a torch layer."""
+    kind = type(module)
+    return f"{kind.__module__}.{kind.__name__}" if hasattr(nn, kind.__name__) else kind.__name__
 
 
 def grown(flat: Tensor, count: int) -> Tensor:

@@ -33,6 +33,7 @@ from ..passes.stacked_model import StackedModel
 from ..stack.adapters import read_adapter, read_adapter_config, write_adapter
 from ..stack.head_config import HeadConfig, LabelScore
 from ..stack.info import EnsembleInfo
+from ..stack.quantised import is_plain, is_quantised, linear_layers
 from ..stack.seeds import MemberSeeds
 from ..stack.sharding.layout import whole
 from ..stack.sites import MemberWeights
@@ -83,20 +84,23 @@ def fingerprint(base: nn.Module, *, apart_from: Collection[str] = ()) -> str:
     `apart_from` names parameters that the members own, which a base may have in any state.
 
     They cover names, shapes and first values of parameters: the first of those that quantisation leaves alone
-    (one axis, and the embedding), the second of all others. A base loaded in 4 or 8 bits has the first only.
+    (one axis, and the embedding), the second of all others. A quantised base has the first only.
     """
-    embedding = base.get_input_embeddings().weight  # type: ignore[operator]
+    embedding = getattr(base.get_input_embeddings(), "weight", None)  # type: ignore[operator]
+    quantised = {name for name, layer in linear_layers(base) if is_quantised(layer)}
     kept, rounded = hashlib.sha256(), hashlib.sha256()
-    plain = True
-    for name, parameter in base.named_parameters():
-        if ".lora_" in name or ".head_" in name or name.replace(".base_layer", "") in apart_from:
+    plain = not quantised
+    for full_name, parameter in base.named_parameters():
+        name = full_name.replace(".base_layer", "")
+        if ".lora_" in name or ".head_" in name or name in apart_from:
             continue
-        plain = plain and parameter.is_floating_point()
-        sample = whole(parameter.detach()).flatten()[:256].to(torch.bfloat16).float().cpu()
-        digest = kept if parameter.dim() == 1 or parameter is embedding else rounded
-        digest.update(
-            f"{name.replace('.base_layer', '')} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes()
-        )
+        owner, _, own = name.rpartition(".")
+        if not is_plain(parameter):
+            plain = False
+        elif owner not in quantised or own == "bias":  # the others are scales
+            sample = whole(parameter.detach()).flatten()[:256].to(torch.bfloat16).float().cpu()
+            digest = kept if parameter.dim() == 1 or parameter is embedding else rounded
+            digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
     return f"{kept.hexdigest()[:12]}-{rounded.hexdigest()[:12]}" if plain else kept.hexdigest()[:12]
 
 

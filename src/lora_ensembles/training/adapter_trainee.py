@@ -18,6 +18,7 @@ from ..disk.atomic import added_to
 from ..disk.layout import ENSEMBLE_FILE
 from ..ensemble import LoraEnsemble
 from ..passes.decoder import recomputed
+from ..passes.probe import check_gradients
 from ..prediction.orders import in_orders
 from ..stack.dropout import stream_key
 from ..stack.sites import MemberWeights
@@ -58,6 +59,7 @@ class AdapterTrainee(Trainee):
             config.per_member(name, members)  # refused before the base is read
         if ensemble.head.trained:
             config.check_decay("weight_decay_head")
+        check_gradients(ensemble.base, stack, ensemble.whole_pass)
         self.variants = config.option_orders
         self.rows = ensemble.head.training_rows(
             ensemble,

@@ -76,6 +76,7 @@ def train(  # noqa: PLR0913 - the door, of which most calls name two or three
         Losses and metrics of every epoch, and the members after those of `config.snapshot_epochs`.
 
     Raises:
+        AdapterError: a quantised layer of the base passes no gradient to the adapters below it.
         ConfigError: a setting does not fit the number of members, or `resume` comes without `out` or with
             `overwrite`.
         DataError: an example, of `validation` too, cannot be encoded or has no answer; or questions and open
