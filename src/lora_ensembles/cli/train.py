@@ -64,8 +64,6 @@ EXAMPLES = """examples:
   lora-ensembles train --head reward --train pairs.jsonl --base Qwen/Qwen3-0.6B --out runs/reward\
    prompt, chosen and rejected
   lora-ensembles train --config settings.yaml --out runs/again --seed 1
-  torchrun --nproc-per-node 4 -m lora_ensembles train exam.jsonl --base Qwen/Qwen3-32B --shard-base fsdp\
- --members 8 --out runs/large
   lora-ensembles train --task world-cqa --out runs/cqa --resume\
                                                  go on after a break"""
 
