@@ -68,8 +68,6 @@ EXAMPLES = """examples:
   lora-ensembles train --config settings.yaml --out runs/again --seed 1
   lora-ensembles train tickets.csv --members 8 --on ray --workers 4\
              slices of the members on the workers of a Ray cluster
-  torchrun --nproc-per-node 4 -m lora_ensembles train exam.jsonl --base Qwen/Qwen3-32B --shard-base fsdp\
- --members 8 --out runs/large
   lora-ensembles train --task world-cqa --out runs/cqa --resume\
                                                  go on after a break"""
 

@@ -48,15 +48,18 @@ def fresh_members(
             than fit, or a number that does not split over the ranks.
         AdapterError: the adapter cannot be stacked on this base.
     """
-    seeds = [member_seeds(seed, index, vary=vary) for index in indices]
-    own = sharding_of(base).own(seeds)
+    sharding = sharding_of(base)
+    own = sharding.own(indices)
+    first = member_seeds(seed, own[0], vary=vary)
     check_stackable(config, head=head_init is not None)
     check_numbers(config)
     if max(config.r, *(config.rank_pattern or {"": 0}).values()) > USUAL_RANK:
         _check_rank(base, config)
-    weights = [initial_weights(base, config, seed=own[0].init, head_init=head_init)]
+    weights = [initial_weights(base, config, seed=first.init, head_init=head_init)]
     _check_memory(base, parameters_of(weights[0]), len(own), rank=config.r)
-    weights += [initial_weights(base, config, seed=one.init, head_init=head_init) for one in own[1:]]
+    seeds = [member_seeds(seed, index, vary=vary) for index in indices]
+    others = sharding.own(seeds)[1:]
+    weights += [initial_weights(base, config, seed=one.init, head_init=head_init) for one in others]
     return seeds, weights
 
 
