@@ -7,12 +7,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import random
 import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +17,7 @@ import pytest
 import torch
 
 from breadth import EVERY, LONG
+from killing import workers_killed
 from lora_ensembles import LoraEnsemble, TrainConfig, load_base, load_task, train
 from lora_ensembles.data import Completion
 from lora_ensembles.distributed.cluster import cluster
@@ -90,42 +88,6 @@ def of_one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]
     return content(out)
 
 
-@contextmanager
-def workers_killed(times: int, *, seed: int) -> Iterator[list[int]]:
-    """While processes that train a slice are killed, so many, at random moments; yields their ids."""
-    killed: list[int] = []
-    ended = threading.Event()
-    moments = random.Random(seed)
-
-    def kill() -> None:
-        while len(killed) < times and not ended.wait(moments.uniform(0.2, 2.0)):
-            there = [number for number in processes_named("ray::train_members") if number not in killed]
-            if there:
-                os.kill(there[0], signal.SIGKILL)
-                killed.append(there[0])
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        ended.set()
-        thread.join()
-
-
-def processes_named(name: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                title = (entry / "cmdline").read_bytes()
-            except OSError:  # it ended
-                continue
-            if title.startswith(name.encode()):
-                found.append(int(entry.name))
-    return found
-
-
 def check_equal(made: dict[str, bytes], expected: dict[str, bytes]) -> None:
     """Hold two runs' files to each other: all to the bit, but metrics of all members, which are those of
     predictions in passes of other shapes.
@@ -157,7 +119,7 @@ def test_two_workers_write_what_one_process_writes_bit_for_bit(
 def test_members_are_the_same_to_the_bit_where_workers_are_killed(
     of_one_process: dict[str, bytes], tmp_path: Path
 ) -> None:
-    with workers_killed(KILLS, seed=0) as killed:
+    with workers_killed("ray::train_members", KILLS) as killed:
         ensemble = run(tmp_path / "run", workers=2)
     assert len(killed) == KILLS
     check_equal(content(tmp_path / "run"), of_one_process)
