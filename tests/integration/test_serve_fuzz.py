@@ -21,6 +21,7 @@ from schemathesis.specs.openapi.checks import (
 )
 from starlette.testclient import TestClient
 
+from breadth import LONG
 from lora_ensembles.serve.settings import Limits, Settings
 from served import Saved, case, save_all, served_here, text
 
@@ -60,7 +61,7 @@ def models_for(path: str) -> tuple[str, ...]:
     return MODELS["classify"] if path == "/classify" else MODELS["rewards"]
 
 
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", [True, pytest.param(False, marks=LONG)])
 def test_drawn_requests_get_documented_answers(client: TestClient, known: bool) -> None:
     """With a model's name put into the bodies, so that many reach the models, and as they are drawn."""
     schema = schemathesis.openapi.from_dict(client.get("/openapi.json").json())

@@ -21,6 +21,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from breadth import LONG
 from command_line import base_folder
 from lora_ensembles import GeneratedText, LoraEnsemble, generate_text, load_base
 from lora_ensembles.data import Message
@@ -458,6 +459,7 @@ def test_prompts_are_logged_only_when_asked(
     assert "user: Where do otters live?" in asked
 
 
+@LONG
 def test_models_are_reloaded_without_a_lost_request(folder: Path, tmp_path: Path) -> None:
     """While clients ask on, every answer is the old model's or the new one's; a folder that is broken changes
     nothing.

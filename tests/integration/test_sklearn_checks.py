@@ -13,6 +13,7 @@ import pytest
 from sklearn.utils.estimator_checks import check_estimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from breadth import LONG
 from lora_ensembles import LoraEnsembleClassifier
 from lora_ensembles.integrations.sklearn.texts import Texts, read_texts
 from tiny_ensembles import NAMES, PLACES, llama, tokenizer
@@ -119,6 +120,7 @@ def test_checks_that_fail_on_numbers_are_those_of_the_table(settings: dict[str, 
     assert statuses.get("skipped", set()) <= SKIPPED
 
 
+@LONG
 def test_every_check_passes_where_numbers_are_words(settings: dict[str, Any]) -> None:
     statuses = outcome(NumbersAsWords(**settings), {})
     assert statuses.get("failed", set()) == set()

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import breadth
 from lora_ensembles import LoraEnsemble, TrainConfig, train
 from lora_ensembles.data import Completion, EncodedExample, encode_completions
 from lora_ensembles.errors import DataError
@@ -129,7 +130,13 @@ def in_one_piece(recipe: str) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "recipe"), [(1, "none"), (3, "everything"), (20, "none"), (20, "everything")]
+    ("tokens", "recipe"),
+    [
+        (1, "none"),
+        (3, "everything"),
+        pytest.param(20, "none", marks=breadth.LONG),
+        pytest.param(20, "everything", marks=breadth.LONG),
+    ],
 )
 def test_head_in_chunks_equals_head_in_one_piece_and_peft(
     recipe: str, tokens: int, monkeypatch: pytest.MonkeyPatch

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from breadth import tried
 from lora_ensembles import TrainConfig, train
 from lora_ensembles.data import Completion, Example
 from lora_ensembles.errors import CheckpointError
@@ -92,7 +93,7 @@ def kill_in_the_middle(out: Path, kind: str) -> int:
     return int(json.loads(state.read_text())["step"])
 
 
-@pytest.mark.parametrize("kind", ["questions", "open answers", "multiple-choice"])
+@pytest.mark.parametrize("kind", tried(["questions", "open answers", "multiple-choice"], ["questions"]))
 def test_run_resumed_after_kill_9_equals_one_never_killed_bit_for_bit(kind: str, tmp_path: Path) -> None:
     expected_history = run(tmp_path / "whole", kind)
     step = kill_in_the_middle(tmp_path / "killed", kind)

@@ -8,6 +8,7 @@ import numpy
 import pytest
 import torch
 
+from breadth import LONG
 from lora_ensembles.errors import ConfigError, DataError
 from lora_ensembles.prediction.intervals import Interval, bootstrap_interval, paired_difference
 from lora_ensembles.prediction.intervals.shares import t_quantile, wilson
@@ -51,7 +52,7 @@ def test_intervals_of_ece_hold_the_populations_in_the_share_they_claim(size: int
         assert sum(one.low > 0 for one in intervals) > 20
 
 
-@pytest.mark.parametrize(("size", "truth"), [(100, 1.0), (500, 0.5)])
+@pytest.mark.parametrize(("size", "truth"), [(100, 1.0), pytest.param(500, 0.5, marks=LONG)])
 def test_paired_differences_of_ece_hold_the_populations(size: int, truth: float) -> None:
     whole = drawn(200_000, truth=truth, seed=1)
     value = (0.0 if truth == 1 else ece(whole)) - ece(hotter(whole))

@@ -5,6 +5,8 @@ A metric is a function of one whole `Prediction` (M members, N examples, C optio
 mean of its members' probabilities. It sees all N examples at once: a mean over batches would weigh the
 examples of a short last batch more, and the bins of a calibration error would differ between batches.
 Logarithms are natural; absent options have probability exactly 0.
+
+torchmetrics is imported by the functions that call it: it takes two seconds, and a prediction needs none.
 """
 
 from __future__ import annotations
@@ -17,11 +19,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    multiclass_accuracy,
-    multiclass_calibration_error,
-)
 
 from ..errors import ConfigError, DataError
 from .selective import AccuracyCoverage, accuracy_by_doubt
@@ -52,6 +49,8 @@ def accuracy(prediction: Prediction) -> float:
         >>> accuracy(Prediction(torch.tensor([[[0.6, 0.4], [0.9, 0.1]]]).log(), torch.tensor([0, 1])))
         0.5
     """
+    from torchmetrics.functional.classification import multiclass_accuracy
+
     targets = prediction.labelled_targets("accuracy")
     share = multiclass_accuracy(
         prediction.probs, targets, num_classes=prediction.num_options, average="micro"
@@ -119,6 +118,8 @@ def ece(prediction: Prediction) -> float:
         0.3
     """
     targets = prediction.labelled_targets("ece")
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     return multiclass_calibration_error(
         prediction.probs, targets, num_classes=prediction.num_options, n_bins=NUM_BINS, norm="l1"
     ).item()
@@ -226,6 +227,8 @@ def ood_auroc(prediction: Prediction, ood: Prediction) -> float:
             torch.ones(ood.num_examples, dtype=torch.int64),
         ]
     )
+    from torchmetrics.functional.classification import binary_auroc
+
     return binary_auroc(scores, labels).item()
 
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
 
 from ..errors import DataError
 
@@ -78,4 +77,6 @@ def error_auroc(doubt: Tensor, correct: Tensor) -> float:
             "AUROC needs some of both"
         )
     _, ranks = doubt.unique(sorted=True, return_inverse=True)
+    from torchmetrics.functional.classification import binary_auroc
+
     return binary_auroc(ranks.double() / max(1, int(ranks.max())), (~correct).long()).item()
