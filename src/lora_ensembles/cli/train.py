@@ -182,6 +182,8 @@ def _run(args: Arguments, ranks: Ranks) -> dict[str, Any]:
 
     begin = time.monotonic()
     check_worker_flags(args)
+    if args.on is not None:
+        args.device = "cpu"  # of this process, which leaves the GPUs to the workers
     train = _own_file(args)
     if args.out is None:
         raise ConfigError("train: --out DIR is needed; the ensemble is saved there")

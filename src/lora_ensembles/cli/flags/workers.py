@@ -26,7 +26,7 @@ def add_worker_flags(group: argparse._ActionsContainer, *, what: str) -> None:
 
 
 def check_worker_flags(args: Arguments) -> None:
-    """Refuse flags that contradict each other, and leave the devices to the cluster.
+    """Refuse flags that contradict each other.
 
     Raises:
         ConfigError: --workers or --device that does not fit --on.
@@ -35,8 +35,5 @@ def check_worker_flags(args: Arguments) -> None:
     if args.workers is not None and args.on is None:
         raise ConfigError(f"--workers {args.workers} without --on; give --on ray as well")
     check_engine(args.on, args.workers)
-    if args.on is None:
-        return
-    if args.device != "auto":
+    if args.on is not None and args.device != "auto":
         raise ConfigError(f"--device {args.device} beside --on {args.on}, which gives workers their devices")
-    args.device = "cpu"  # of this process, which leaves the GPUs to the workers
