@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 CUT = ("colwise", "rowwise", "embedding_rowwise")  # styles whose weights are cut, also with a suffix
+COPIES = 3  # of a part while it is gathered: itself, its buffer, the buffer of the part before
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -80,13 +81,13 @@ class FrozenWeights:
     def gathered(self) -> int:
         """Bytes of whole weights that a rank of FSDP2 holds at the worst moment beside its own part.
 
-        Weights arrive in one buffer and are copied into their places, and the buffer of one layer is filled
-        while another computes: twice the largest part. Head and last norm stay from the end of the forward
-        pass to the beginning of the backward pass, when no layer is there; embeddings that are the head's too
-        stay throughout.
+        Weights arrive in one buffer and are copied from there to their places; the buffer of the layer before
+        is let go after that: three times the largest part. Head and last norm stay from the end of the
+        forward pass to the beginning of the backward pass, when no layer is there; embeddings that are the
+        head's too stay throughout. Source: `FSDPParamGroup.wait_for_unshard` of torch 2.13.
         """
         tied = self.embeddings == 0
-        return 2 * max(self.layers) + self.kept if tied else 2 * max(*self.layers, self.kept)
+        return COPIES * max(self.layers) + self.kept if tied else COPIES * max(*self.layers, self.kept)
 
     def tensor_parallel(self, ranks: int) -> int:
         """Bytes on each of `ranks` ranks of a tensor-parallel base: what its plan cuts, in parts."""
