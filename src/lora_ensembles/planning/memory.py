@@ -123,7 +123,7 @@ def plan_training(
         >>> plan_training(small, members=4, batch_size=2, tokens=16).adapter_parameters
         4096
     """
-    shapes = _adapter_shapes(config, adapter or default_adapter_config())
+    shapes = adapter_shapes(config, adapter or default_adapter_config())
     _check_sizes(config, members, batch_size, tokens, answer_tokens, memory=memory)
     _check_members(shapes, members, dtype=dtype)
     wanted = _Step(
@@ -272,9 +272,7 @@ class _Step:
         stack.refresh()
 
 
-def _adapter_shapes(
-    config: PretrainedConfig, adapter: LoraConfig
-) -> dict[str, tuple[torch.Size, torch.Size]]:
+def adapter_shapes(config: PretrainedConfig, adapter: LoraConfig) -> dict[str, tuple[torch.Size, torch.Size]]:
     """The sizes of A and B in every layer that PEFT adapts, found on a model without data."""
     check_stackable(adapter)
     check_numbers(adapter)
