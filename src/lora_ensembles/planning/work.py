@@ -95,11 +95,9 @@ def needs(config: PretrainedConfig, work: Work, frozen: FrozenWeights) -> Needs:
     """
     depth = len(frozen.layers)
     if not (frozen.uniform and depth >= DEEP and _can_be_shallow(config, work.adapter)):
-        return _by_rows(*(_plan(config, work, size) for size in (1, work.batch_size)), work)
-    few, some = (
-        _by_rows(*(_plan(_shallow(config, layers), work, size) for size in (1, work.batch_size)), work)
-        for layers in (FEW, SOME)
-    )
+        return _by_rows(_plan(config, work, 1), _plan(config, work, work.batch_size), work)
+    shallow = [_shallow(config, layers) for layers in (FEW, SOME)]
+    few, some = (_by_rows(_plan(one, work, 1), _plan(one, work, work.batch_size), work) for one in shallow)
 
     def at_depth(name: str) -> float:
         low, high = getattr(few, name), getattr(some, name)
