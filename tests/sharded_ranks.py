@@ -229,6 +229,8 @@ TWO_FSDP: dict[str, Case] = {
     ),
     "fsdp_generation": case("gqa", "fsdp", lambda made: {"": made.as_causal_lm()}),
     "fsdp_out_of_memory": with_out("gqa", "fsdp", out_of_memory, "none"),
+    "replicate_gqa": case("gqa", "replicate", logits_and_gradients),
+    "replicate_trained": with_out("gqa", "replicate", trained, "replicate_trained"),
     "fsdp_command_line": command_line,  # the last: it leaves the ranks
 }
 TWO_TP: dict[str, Case] = {

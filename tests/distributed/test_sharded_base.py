@@ -89,6 +89,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
     ("case", "name", "ranks"),
     [
         ("four_fsdp", "gqa", 4),
+        ("replicate_gqa", "gqa", 2),
         ("fsdp_gqa", "gqa", 2),
         ("fsdp_tied", "tied", 2),
         ("fsdp_mixtral", "mixtral", 2),
@@ -144,15 +145,17 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_run_over_the_ranks_of_a_cut_base_writes_what_one_process_writes(folder: Path) -> None:
+def test_a_run_over_ranks_that_share_the_members_writes_what_one_process_writes(folder: Path) -> None:
     expected = sharded_ranks.trained(
         sharded_ranks.ensemble("gqa", folder / "bases"), folder / "alone_trained"
     )
-    for rank in range(2):
-        assert torch.equal(of_rank(folder, "fsdp_trained", rank)["log_probs"], expected["log_probs"])
-    written, of_one = files(folder / "fsdp_trained"), files(folder / "alone_trained")
-    assert written.keys() == of_one.keys()
-    assert [name for name in written if written[name] != of_one[name]] == []
+    of_one = files(folder / "alone_trained")
+    for case in ("replicate_trained", "fsdp_trained"):
+        for rank in range(2):
+            assert torch.equal(of_rank(folder, case, rank)["log_probs"], expected["log_probs"])
+        written = files(folder / case)
+        assert written.keys() == of_one.keys()
+        assert [name for name in written if written[name] != of_one[name]] == []
 
 
 def test_members_above_a_trunk_train_over_the_ranks_of_a_cut_base(folder: Path) -> None:

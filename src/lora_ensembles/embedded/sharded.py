@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..errors import ConfigError
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
     from ..distributed.ranks import Ranks
 
-Shard = Literal["fsdp", "tp"]
-SHARDS = ("fsdp", "tp")
-NEEDED = {
+Shard = Literal["replicate", "fsdp", "tp"]
+SHARDS = ("replicate", "fsdp", "tp")
+NEEDED: dict[str, dict[str, tuple[int, int]]] = {
+    "replicate": {},
     "fsdp": {"torch": (2, 8), "transformers": (5, 14)},
     "tp": {"torch": (2, 8), "transformers": (5, 17)},
 }
@@ -38,9 +39,10 @@ def check_shard(shard: object) -> Shard:
     if shard not in SHARDS:
         raise ConfigError(
             f"shard={shard!r}; it is 'fsdp' (every weight cut over the ranks, members split over them), "
-            "'tp' (every layer computed by all ranks together), or None"
+            "'tp' (every layer computed by all ranks together), 'replicate' (the base whole on each rank, "
+            "members split over them), or None"
         )
-    for package, needed in NEEDED[shard].items():
+    for package, needed in NEEDED[str(shard)].items():
         found = version(package)
         if tuple(int(part) for part in found.split(".")[:2]) < needed:
             least = ".".join(map(str, needed))
@@ -48,7 +50,7 @@ def check_shard(shard: object) -> Shard:
                 f"shard={shard!r} needs {package} {least} or newer, and {found} is installed; "
                 f"pip install '{package}>={least}'"
             )
-    return "fsdp" if shard == "fsdp" else "tp"
+    return cast("Shard", shard)
 
 
 def load_sharded(
@@ -57,7 +59,7 @@ def load_sharded(
     """The model that `auto_class.from_pretrained(source, **how)` loads, cut over the ranks that torchrun
     started; all of them call this.
 
-    By "fsdp", transformers reads of each weight the part of this rank; a model whose layers it has no plan
+    By "replicate" each rank loads all of it. By "fsdp", transformers reads of each weight the part of this rank; a model whose layers it has no plan
     for is loaded whole into each rank's main memory, and cut layer by layer then.
 
     Raises:
@@ -65,8 +67,15 @@ def load_sharded(
             plan, or with heads that the ranks do not share evenly.
     """
     from ..distributed.ranks import join_ranks
-    from ..stack.sharding.layout import QUANTISED_REASON, check_heads
+    from ..stack.sharding.layout import QUANTISED_REASON, REPLICATED, check_heads
 
+    if shard == "replicate":
+        ranks = join_ranks()
+        whole: PreTrainedModel = auto_class.from_pretrained(source, **how)
+        if whole.device != ranks.device:
+            whole.to(ranks.device)  # type: ignore[arg-type]
+        setattr(whole, REPLICATED, ranks)
+        return whole
     if how.get("quantization_config") or getattr(config, "quantization_config", None) is not None:
         raise ConfigError(
             f"shard={shard!r} with a quantised base: {QUANTISED_REASON}; load it in bfloat16, "

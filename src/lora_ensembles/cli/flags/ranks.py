@@ -21,12 +21,13 @@ def add_shard_flag(parser: argparse.ArgumentParser) -> None:
     """--shard-base."""
     group = parser.add_argument_group(
         "several GPUs",
-        "torchrun --nproc-per-node N -m lora_ensembles train ... starts a process for each GPU",
+        "torchrun --nproc-per-node N -m lora_ensembles train ... starts a process for each GPU, which loads "
+        "the base and trains some of the members",
     )
     group.add_argument(
         "--shard-base",
-        choices=("fsdp", "tp"),
-        help="spread a base that is too large for one GPU: fsdp cuts every weight over the GPUs, gathers it "
+        choices=("replicate", "fsdp", "tp"),
+        help="replicate (the default) gives each GPU the whole base; the others spread a base that is too large for one GPU: fsdp cuts every weight over the GPUs, gathers it "
         "for a pass, and each GPU trains some of the members; tp has all GPUs compute each layer together",
     )
 
@@ -34,11 +35,13 @@ def add_shard_flag(parser: argparse.ArgumentParser) -> None:
 @contextlib.contextmanager
 def in_ranks(args: Arguments) -> Iterator[Ranks]:
     """Context in which a verb runs as one of the processes that torchrun started, of which the first alone
-    writes and speaks; without --shard-base, as the only one.
+    writes and speaks; where torchrun did not start several, as the only one.
 
     Raises:
         ConfigError: torchrun did not start it, or started no other; or --device names a device for all.
     """
+    if args.shard_base is None and int(os.environ.get("WORLD_SIZE") or 1) > 1 and args.on is None:
+        args.shard_base = "replicate"
     if args.shard_base is None:
         from ...distributed.ranks import ALONE
 
@@ -49,7 +52,7 @@ def in_ranks(args: Arguments) -> Iterator[Ranks]:
 
     if args.device != "auto":
         raise ConfigError(
-            f"--device {args.device}: with --shard-base each process takes the GPU of its number, "
+            f"--device {args.device}: with several processes each takes the GPU of its number, "
             "or the CPU where there is none; leave it out"
         )
     check_shard(args.shard_base)

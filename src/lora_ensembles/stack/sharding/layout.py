@@ -1,6 +1,6 @@
 """The way in which a base lies over ranks, read from the base itself.
 
-"fsdp" (FSDP2): every weight is cut over the ranks and gathered for a pass, and each rank holds some of the
+"replicate": each rank has the base whole, and some of the members. "fsdp" (FSDP2): every weight is cut over the ranks and gathered for a pass, and each rank holds some of the
 members. "tp" (tensor parallelism): every rank computes a part of each layer, for all members.
 
 Shapes: M members in all, m of this rank, S ranks.
@@ -25,7 +25,7 @@ from ...errors import AdapterError, ConfigError
 from .cut import Cut
 
 Thing = TypeVar("Thing")
-Kind = Literal["none", "fsdp", "tp"]
+Kind = Literal["none", "replicate", "fsdp", "tp"]
 CUT_DIMENSIONS = {"colwise": 0, "rowwise": 1}  # of a linear layer's weight (D_out, D_in)
 QUANTISED = ("Params4bit", "Int8Params")
 QUANTISED_REASON = (
@@ -51,7 +51,7 @@ class Sharding:
     @property
     def splits_members(self) -> bool:
         """Whether each rank holds some of the members, instead of all."""
-        return self.kind == "fsdp"
+        return self.kind in ("replicate", "fsdp")
 
     def members_in_all(self, here: int) -> int:
         """M, where each rank has m = `here` members."""
@@ -149,6 +149,8 @@ class Sharding:
 
 
 WHOLE = Sharding()
+REPLICATED = "_members_over_ranks"
+"""Of a base that is whole on each rank, where the ranks share the members: the attribute that says so."""
 
 
 def sharding_of(base: nn.Module) -> Sharding:
@@ -158,6 +160,9 @@ def sharding_of(base: nn.Module) -> Sharding:
         AdapterError: in a way that members cannot follow: two ways at once, quantised, in pipeline or expert
             parallelism, or by a release or a wrapper that cuts it otherwise.
     """
+    replicated: Ranks | None = vars(base).get(REPLICATED)
+    if replicated is not None:
+        return Sharding("replicate", replicated)
     parameter = _cut_parameter(base)
     if parameter is None:
         _check_no_other(base)
