@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -26,8 +26,9 @@ def workers_killed(
         while len(killed) < times and not ended.wait(moments.uniform(0.2, 2.0)):
             there = [number for number in processes_named(name) if number not in killed]
             if there and ready():
-                os.kill(there[0], signal.SIGKILL)
-                killed.append(there[0])
+                with suppress(ProcessLookupError):  # it ended
+                    os.kill(there[0], signal.SIGKILL)
+                    killed.append(there[0])
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -38,9 +39,9 @@ def workers_killed(
         thread.join()
 
 
-def processes_named(name: str, *, below: int | None = None) -> list[int]:
-    """The ids of the processes whose title begins so, of those that a process started (by default this one),
-    and that these started in turn: other clusters of this machine are left alone.
+def processes_named(name: str) -> list[int]:
+    """The ids of the processes whose title begins so, of those that this one started, and that these started
+    in turn: other clusters of this machine are left alone.
     """
     parents, titles = {}, {}
     for entry in Path("/proc").iterdir():
@@ -52,11 +53,9 @@ def processes_named(name: str, *, below: int | None = None) -> list[int]:
                 continue
             parents[int(entry.name)] = int(status.rpartition(")")[2].split()[1])
 
-    def is_below(number: int) -> bool:
-        while number in parents and number != (below or os.getpid()):
+    def is_own(number: int) -> bool:
+        while number in parents and number != os.getpid():
             number = parents[number]
-        return number == (below or os.getpid())
+        return number == os.getpid()
 
-    return [
-        number for number, title in titles.items() if title.startswith(name.encode()) and is_below(number)
-    ]
+    return [number for number, title in titles.items() if title.startswith(name.encode()) and is_own(number)]

@@ -15,7 +15,7 @@ from ..errors import ConfigError, unknown_name
 from ..studies.kinds import KINDS
 from ..studies.report.page import Table
 from .common import Arguments, add_model_flags, count, load_model, say, words
-from .flags.workers import add_worker_flags, check_worker_flags
+from .flags.workers import add_worker_flags, base_for_workers, check_worker_flags
 
 if TYPE_CHECKING:
     from ..studies.claims.judge import Claim
@@ -86,7 +86,7 @@ def _measure(args: Arguments) -> dict[str, Any]:
         device, base = args.device, args.base
         if workers is not None:  # which may stand in other folders
             device = workers.share.device
-            base = str(Path(base).absolute()) if Path(base).exists() else base
+            base = base_for_workers(base)
             grid = (
                 grid if grid.data is None else dataclasses.replace(grid, data=str(Path(grid.data).absolute()))
             )

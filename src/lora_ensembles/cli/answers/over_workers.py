@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from ...distributed.cluster import Workers
@@ -13,6 +12,7 @@ from ...errors import DataError
 from ..common import Arguments, load_ensemble
 from ..flags.asked import Asked, Part
 from ..flags.guarantees import Guarantees
+from ..flags.workers import base_for_workers
 from ..screen.quiet import hush
 from .part import answered
 
@@ -29,7 +29,8 @@ def answered_over(workers: Workers, args: Arguments, asked: Asked, *, first: int
     own = Arguments(**{name: value for name, value in vars(args).items() if name not in UNUSED})
     share = workers.share
     own.device = share.device
-    own.ensemble, own.base = map(_absolute, (args.ensemble, args.base))
+    own.base = base_for_workers(args.base)
+    own.ensemble = args.ensemble.absolute() if args.ensemble.exists() else args.ensemble  # one of the hub
     row = first
     parts = functools.partial(asked.parts, first)
     for records in map_stream(workers, parts, functools.partial(_loaded, own, asked.keep, share.cpus)):
@@ -37,11 +38,6 @@ def answered_over(workers: Workers, args: Arguments, asked: Asked, *, first: int
             raise DataError(f"the rows from {row} on were not given once and in order; go on by --resume")
         row += len(records)
         yield records
-
-
-def _absolute(place: Any) -> Any:
-    """A path that is the same in every folder; a name of the hub stays as it is."""
-    return type(place)(Path(place).absolute()) if place is not None and Path(place).exists() else place
 
 
 def _loaded(args: Arguments, keep: list[str], threads: int) -> Callable[[Part], Records]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ...distributed.cluster import ENGINES, check_engine
 from ...errors import ConfigError
@@ -37,3 +38,13 @@ def check_worker_flags(args: Arguments) -> None:
     check_engine(args.on, args.workers)
     if args.on is not None and args.device != "auto":
         raise ConfigError(f"--device {args.device} beside --on {args.on}, which gives workers their devices")
+
+
+def base_for_workers(name: str | None) -> str | None:
+    """The name of a base in any folder that a worker may stand in: of a folder or a file its whole path."""
+    from ...embedded import is_embedded
+    from ...embedded.gguf import SMOLLM2
+
+    if name is None or is_embedded(name) or name == SMOLLM2 or not Path(name).exists():
+        return name
+    return str(Path(name).absolute())
