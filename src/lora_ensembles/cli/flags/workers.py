@@ -36,6 +36,8 @@ def check_worker_flags(args: Arguments) -> None:
     if args.workers is not None and args.on is None:
         raise ConfigError(f"--workers {args.workers} without --on; give --on ray as well")
     check_engine(args.on, args.workers)
+    if args.on is not None and getattr(args, "shard_base", None) is not None:
+        raise ConfigError(f"--shard-base {args.shard_base} beside --on {args.on}; give one of them")
     if args.on is not None and args.device != "auto":
         raise ConfigError(f"--device {args.device} beside --on {args.on}, which gives workers their devices")
 
