@@ -95,9 +95,8 @@ def needs(config: PretrainedConfig, work: Work, frozen: FrozenWeights) -> Needs:
     """
     depth = len(frozen.layers)
     if not (frozen.uniform and depth >= DEEP and _can_be_shallow(config, work.adapter)):
-        return _by_rows(_plan(config, work, 1), _plan(config, work, work.batch_size), work)
-    shallow = [_shallow(config, layers) for layers in (FEW, SOME)]
-    few, some = (_by_rows(_plan(one, work, 1), _plan(one, work, work.batch_size), work) for one in shallow)
+        return _by_rows(config, work)
+    few, some = _by_rows(_shallow(config, FEW), work), _by_rows(_shallow(config, SOME), work)
 
     def at_depth(name: str) -> float:
         low, high = getattr(few, name), getattr(some, name)
@@ -113,6 +112,15 @@ def needs(config: PretrainedConfig, work: Work, frozen: FrozenWeights) -> Needs:
     )
 
 
+def _by_rows(config: PretrainedConfig, work: Work) -> Needs:
+    """The needs on a base of any depth, by a step with one row of each member and one with all."""
+    one, whole = _plan(config, work, 1), _plan(config, work, work.batch_size)
+    more = whole.rows - one.rows
+    a_row = (whole.activations - one.activations) / more if more else whole.activations / whole.rows
+    fixed = max(0.0, whole.activations - a_row * whole.rows)
+    return Needs(whole.base, whole.members, fixed, a_row, whole.flops, whole.adapter_parameters)
+
+
 def _plan(config: PretrainedConfig, work: Work, batch_size: int) -> Plan:
     return plan_training(
         config,
@@ -123,14 +131,6 @@ def _plan(config: PretrainedConfig, work: Work, batch_size: int) -> Plan:
         answer_tokens=work.answer_tokens,
         dtype=work.dtype,
     )
-
-
-def _by_rows(one: Plan, whole: Plan, work: Work) -> Needs:
-    """The needs by a step with one row of each member, and one with all."""
-    more = whole.rows - one.rows
-    a_row = (whole.activations - one.activations) / more if more else whole.activations / whole.rows
-    fixed = whole.activations - a_row * whole.rows
-    return Needs(whole.base, whole.members, max(0.0, fixed), a_row, whole.flops, whole.adapter_parameters)
 
 
 def _can_be_shallow(config: PretrainedConfig, adapter: LoraConfig) -> bool:
