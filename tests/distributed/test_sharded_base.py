@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -42,15 +44,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sharded_ranks.register()
     made = tmp_path_factory.mktemp("ranks")
     paths = os.pathsep.join([str(TESTS), *sys.path])
-    done = subprocess.run(
+    ranks = subprocess.Popen(
         [sys.executable, str(TESTS / "sharded_ranks.py"), str(made)],
         env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=TIMEOUT,
+        start_new_session=True,
     )
+    try:
+        _, said = ranks.communicate(timeout=TIMEOUT)
+    finally:
+        with suppress(ProcessLookupError):  # ranks that wait for each other would never end
+            os.killpg(ranks.pid, signal.SIGKILL)
     failed = [path.read_text() for path in sorted(made.glob("*.txt")) if "Traceback" in path.read_text()]
-    assert done.returncode == 0, "\n".join([*failed, done.stderr[-3000:]])
+    assert ranks.returncode == 0, "\n".join([*failed, said[-3000:]])
     return made
 
 

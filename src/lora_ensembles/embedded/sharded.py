@@ -59,8 +59,9 @@ def load_sharded(
     """The model that `auto_class.from_pretrained(source, **how)` loads, cut over the ranks that torchrun
     started; all of them call this.
 
-    By "replicate" each rank loads all of it. By "fsdp", transformers reads of each weight the part of this rank; a model whose layers it has no plan
-    for is loaded whole into each rank's main memory, and cut layer by layer then.
+    By "replicate" each rank loads all of it. By "fsdp", transformers reads of each weight the part of this
+    rank; a model whose layers it has no plan for is loaded whole into each rank's main memory, and cut layer
+    by layer then.
 
     Raises:
         ConfigError: this process is no rank of several; a quantised base; or for "tp", a model without a

@@ -27,8 +27,9 @@ def add_shard_flag(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--shard-base",
         choices=("replicate", "fsdp", "tp"),
-        help="replicate (the default) gives each GPU the whole base; the others spread a base that is too large for one GPU: fsdp cuts every weight over the GPUs, gathers it "
-        "for a pass, and each GPU trains some of the members; tp has all GPUs compute each layer together",
+        help="replicate (the default) gives each GPU the whole base; the others spread a base that is too "
+        "large for one GPU: fsdp cuts every weight over the GPUs and gathers it for a pass; tp has all GPUs "
+        "compute each layer together, for all members",
     )
 
 
