@@ -1,7 +1,8 @@
 """The way in which a base lies over ranks, read from the base itself.
 
 "replicate": each rank has the base whole, and some of the members. "fsdp" (FSDP2): every weight is cut over
-the ranks and gathered for a pass, and each rank holds some of the members. "tp" (tensor parallelism): every rank computes a part of each layer, for all members.
+the ranks and gathered for a pass, and each rank holds some of the members. "tp" (tensor parallelism): every
+rank computes a part of each layer, for all members.
 
 Shapes: M members in all, m of this rank, S ranks.
 """
