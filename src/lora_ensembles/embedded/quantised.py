@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, LoraEnsemblesError
 
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 INT8 = {"quant_method": "bitsandbytes", "load_in_8bit": True}
@@ -96,7 +96,7 @@ def loading(name: str, method: str | None) -> Iterator[None]:
     """
     try:
         yield
-    except DataError:
+    except LoraEnsemblesError:
         raise
     # NameError: transformers uses names of a package that it has found missing.
     except (ImportError, RuntimeError, ValueError, NameError, AttributeError) as error:

@@ -73,14 +73,17 @@ def linear_layers(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def quantised_layers(base: nn.Module) -> dict[str, nn.Module]:
     """The quantised linear layers of a base by name, and those of which a library replaced the forward pass:
-    compressed-tensors rounds what enters a plain layer so.
+    compressed-tensors rounds what enters a plain layer so. A layer that lies over ranks has another forward
+    pass as well, and is never quantised.
 
     Example:
         >>> quantised_layers(nn.Sequential(nn.Linear(3, 5)))
         {}
     """
     return {
-        name: layer for name, layer in linear_layers(base) if is_quantised(layer) or "forward" in vars(layer)
+        name: layer
+        for name, layer in linear_layers(base)
+        if is_quantised(layer) or ("forward" in vars(layer) and not hasattr(layer.weight, "full_tensor"))
     }
 
 
