@@ -1,10 +1,10 @@
 """Slices of 1,000 members on up to 64 workers: `python benchmarks/scale_schedule.py --out
-results/scale/schedule.json`; then `--draw` makes the figure beside the record.
+results/scale/schedule.json`; with the figure beside it.
 
 The scheduler is real: a Ray cluster of this machine that is told to have 64 CPUs, and `map_calls`, with tasks
 that sleep for the time of their slice, scaled to milliseconds a member. Beyond the longest sleep, what passes
 is overhead: submitting, placing, fetching results. The time of a run is arithmetic: each member of
-Llama-2-7B at the limit of an H200, a base that each worker reads once, and the measured overhead.
+Llama-2-7B at the limit of an H200, imports and a base that each worker reads, and the measured overhead.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ WORKERS = (1, 2, 4, 8, 16, 32, 64)
 SLEEP = 0.02  # seconds of a member in the simulation
 REPEATS = 5
 MEMORY = 80e9  # bytes of a worker's GPU
-READ = 2e9  # bytes a second from a worker's disk
+READ = 2e9  # bytes a second from a worker's disk, as is assumed
+IMPORTS = 10.0  # seconds in which a worker's process imports torch and the rest, as is assumed
 EXAMPLES, EPOCHS = 10_000, 3
 PICTURE = Path(__file__).resolve().parent.parent / "results" / "scale" / "schedule.json"
 
@@ -120,7 +121,7 @@ def scheduled() -> dict[str, Any]:
 def arithmetic(measured: dict[str, Any]) -> dict[str, Any]:
     """The time of a run of 1,000 members with each number of workers.
 
-    A worker takes its members in as many rounds as its memory needs, reads the base once, and computes at
+    A worker takes its members in as many rounds as its memory needs, reads the base in each, and computes at
     the limit: operations over the GPU's peak.
     """
     kind, shape = SHAPES["Llama-2-7B"]
@@ -132,17 +133,18 @@ def arithmetic(measured: dict[str, Any]) -> dict[str, Any]:
     member = steps * four.flops / work.members / PEAK_FLOPS
     room = HEADROOM * MEMORY - four.base - four.activations(1)
     fit = int(room // (four.members / work.members))
-    load = four.base / READ
     rows = []
     for row in measured["rows"]:
         most = len(slices(MEMBERS, row["workers"])[0])
+        rounds = math.ceil(most / fit)
+        load = rounds * (IMPORTS + four.base / READ)
         seconds = load + most * member + row["overhead"]
         ideal = MEMBERS * member / row["workers"]
         rows.append(
             {
                 "workers": row["workers"],
                 "members_of_a_worker": most,
-                "rounds": math.ceil(most / fit),
+                "rounds": rounds,
                 "seconds": seconds,
                 "efficiency": ideal / seconds,
                 "lost_to_uneven_slices": most * member - ideal,
@@ -158,6 +160,7 @@ def arithmetic(measured: dict[str, Any]) -> dict[str, Any]:
         "epochs": EPOCHS,
         "peak_flops": PEAK_FLOPS,
         "bytes_read_a_second": READ,
+        "seconds_of_imports": IMPORTS,
         "seconds_a_member": member,
         "members_that_fit": fit,
         "rows": rows,
@@ -180,7 +183,7 @@ def draw(record: dict[str, Any], *, dark: bool) -> Any:
     left.set_yticks([0.5, 1, 2, 5, 10, 20], labels=["0.5", "1", "2", "5", "10", "20"])
     left.minorticks_off()
     right.set_ylim(0, 1.08)
-    for axes, title in ((left, "hours of a run"), (right, "share of even, lossless work")):
+    for axes, title in ((left, "hours of a run"), (right, "efficiency: even, lossless work over the run")):
         axes.set_xscale("log", base=2)
         axes.set_xticks(workers, labels=[str(count) for count in workers])
         axes.minorticks_off()
@@ -195,14 +198,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=PICTURE, help="the record")
-    parser.add_argument("--draw", action="store_true", help="only the figure, from the record that is there")
+    parser.add_argument(
+        "--draw", action="store_true", help="only arithmetic and figure, from what the record measured"
+    )
     arguments = parser.parse_args()
     if not arguments.draw:
         measured = scheduled()
         record = rounded({"members": MEMBERS, "sleep_a_member": SLEEP, "scheduled": measured})
-        record["run"] = rounded(arithmetic(measured))
-        write_record(arguments.out, record)
-    record = json.loads(arguments.out.read_text(encoding="utf-8"))
+        record = write_record(None, record)
+    else:
+        record = json.loads(arguments.out.read_text(encoding="utf-8"))
+    record["run"] = rounded(arithmetic(record["scheduled"]))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     for mode in ("light", "dark"):
         path = arguments.out.with_suffix(f".{mode}.png")
         save_figure(draw(record, dark=mode == "dark"), path)

@@ -184,7 +184,7 @@ class _Asked:
         return dataclasses.replace(self.work, members=len(cut[0]))
 
     def needs(self, share: Work) -> Needs:
-        """What a share needs on a whole base."""
+        """The needs of a share on a whole base."""
         if share.members not in self.measured:
             self.measured[share.members] = needs(self.config, share, self.frozen)
         return self.measured[share.members]
