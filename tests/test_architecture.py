@@ -49,6 +49,7 @@ ROOMS = (
     "serve",
     "__init__",
     "cli",
+    "__main__",
 )
 
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -26,11 +26,12 @@ from .heads.task.module import as_task_model
 from .passes import probe
 from .passes.shortcuts import forget
 from .passes.stacked_model import KeptStates, StackedModel
-from .stack.adapters import keep_differentiable
 from .stack.buffers import AdapterStack
 from .stack.capacity import fresh_members
 from .stack.info import EnsembleInfo
+from .stack.quantised import keep_differentiable
 from .stack.seeds import check_indices, member_seeds, warn_of_copies, whole_count, whole_seed
+from .stack.sharding.layout import sharding_of
 from .stack.sites import MemberWeights
 from .storage import folder
 from .storage.upload import push_to_hub
@@ -151,7 +152,7 @@ class LoraEnsemble(StackedModel):
         """An ensemble of given member weights."""
         check_parts(base, tokenizer)
         probe.check_plain(base)
-        ensemble = cls.__new__(cls)
+        ensemble, weights = cls.__new__(cls), sharding_of(base).own(weights)
         ensemble._attach(base, tokenizer, adapter, weights, info, kept_states)
         return ensemble
 
@@ -166,8 +167,7 @@ class LoraEnsemble(StackedModel):
         check_base: bool = True,
         head: HeadConfig | HeadKind | None = None,
     ) -> LoraEnsemble:
-        """PEFT adapters trained anywhere as one ensemble: equal target modules; ranks and scalings may
-        differ. `head` as for a new one.
+        """PEFT adapters of equal target modules, trained anywhere, as one ensemble; ranks may differ.
 
         Args:
             base: the frozen model.
@@ -271,7 +271,7 @@ class LoraEnsemble(StackedModel):
         base = folder.base_name(self.base) or type(self.base).__name__
         classes = f" of {len(head.classes)} classes" if head.classes else ""
         return (
-            f"LoraEnsemble({self.num_members} members on {base!r}, "
+            f"LoraEnsemble({self.members_in_all} members on {base!r}, "
             f"rank {' to '.join(map(str, {ranks[0]: 0, ranks[-1]: 0}))} on {', '.join(targets)}, "
             f"head {head.kind}{classes}, {self.device})"
         )
@@ -283,11 +283,11 @@ class LoraEnsemble(StackedModel):
 
     def add_members(self, count: int) -> None:
         """Grow by `count` untrained members, those that an ensemble of that size would have had."""
+        self.stack.sharding.check_all_here("add_members")
         count, info, self.calibrated = whole_count(count), self.info, None
-        kept = [self.stack.member(index) for index in range(self.num_members)]
+        grown = kept = [self.stack.member(index) for index in range(self.num_members)]
         self.stack.detach(self.base)
-        grown, init = kept, self.head.init
-        new = range(info.next_index, info.next_index + count)
+        new, init = range(info.next_index, info.next_index + count), self.head.init
         try:
             seeds, weights = fresh_members(
                 self.base, self.adapter, seed=info.seed, indices=new, vary=info.vary, head_init=init
@@ -313,8 +313,9 @@ class LoraEnsemble(StackedModel):
         self.info = dataclasses.replace(info, seeds=(*info.seeds, *seeds), next_index=new.stop)
 
     def to(self, device: torch.device | str) -> LoraEnsemble:
-        """The ensemble itself, with its base and members moved to a device."""
-        members = [self.stack.member(index) for index in range(self.num_members)]
+        """The ensemble itself, with its base, which lies on one device, and members moved to another."""
+        self.stack.sharding.check_one_process("moving an ensemble")
+        members = list(self.stack.every_member())
         self.base.to(device)  # type: ignore[arg-type]
         self.stack.set_members(members)
         return self
@@ -322,7 +323,7 @@ class LoraEnsemble(StackedModel):
     def set_members(self, members: Sequence[MemberWeights]) -> None:
         """Replace the members' weights by as many others, a snapshot's, say; see `TrainResult.restore`."""
         self.calibrated = None
-        self.stack.set_members(members)
+        self.stack.set_members(self.stack.sharding.own(members, here=self.num_members))
 
     def keep_members(self, indices: Sequence[int]) -> None:
         """Keep the members of these indices, in this order, and drop the others.
@@ -330,6 +331,7 @@ class LoraEnsemble(StackedModel):
         Raises:
             ConfigError: no index, one twice, or one that is not there.
         """
+        self.stack.sharding.check_all_here("keeping some members")
         check_indices(indices, self.num_members)
         if not indices:
             raise ConfigError("no members would be left; an ensemble keeps at least 1")
@@ -356,8 +358,8 @@ class LoraEnsemble(StackedModel):
         return as_causal_lm(self)
 
     def as_classifier(self) -> PreTrainedModel:
-        """The ensemble as a Hugging Face classifier or multiple-choice model, whose `.logits` (B, K) are the
-        log of the members' mean probabilities, for `pipeline` and whatever else takes one.
+        """A Hugging Face classifier or multiple-choice model whose `.logits` (B, K) are the log of the
+        members' mean probabilities, for `pipeline` and others.
 
         Raises:
             ConfigError: the members own no such heads.
@@ -365,8 +367,7 @@ class LoraEnsemble(StackedModel):
         return as_task_model(self, rewards=False)
 
     def as_reward_model(self) -> PreTrainedModel:
-        """The ensemble as a Hugging Face sequence classifier of one label, whose `.logits` (B, 1) are the
-        mean of the members' scores, for TRL's trainers and whatever else takes one.
+        """A Hugging Face sequence classifier whose `.logits` (B, 1) are the members' mean score, for TRL.
 
         Raises:
             ConfigError: the members are no reward models.
@@ -395,4 +396,4 @@ class LoraEnsemble(StackedModel):
                 a label cannot be used.
             ConfigError: memory does not hold a single row.
         """
-        return self.head.member_log_probs(self, examples, max_rows=max_rows)
+        return self.stack.sharding.of_all(self.head.member_log_probs(self, examples, max_rows=max_rows))

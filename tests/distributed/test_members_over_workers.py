@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,14 +26,14 @@ from lora_ensembles.distributed.cluster import cluster
 from lora_ensembles.errors import CheckpointError, ConfigError, TrainingError
 
 CONFIG = TrainConfig(
-    epochs=3,
+    epochs=6,
     batch_size=4,
     learning_rate=(1e-3, 2e-3, 3e-3),
     weight_decay_b=20.0,
     kl_weight=0.1,
     dropout=0.2,
     max_grad_norm=1.0,
-    snapshot_epochs=(1, 3),
+    snapshot_epochs=(1, 6),
     checkpoint_every=4,
     log_every=1,
     # A pass holds the members of a slice in both: products of other shapes are rounded in another way.
@@ -91,18 +91,22 @@ def of_one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]
 
 
 @contextmanager
-def workers_killed(times: int, *, seed: int) -> Iterator[list[int]]:
-    """While processes that train a slice are killed, so many, at random moments; yields their ids."""
+def workers_killed(out: Path, times: int) -> Iterator[list[int]]:
+    """While processes that train a slice in `out` are killed, so many, at random moments of the training;
+    yields their ids.
+    """
     killed: list[int] = []
     ended = threading.Event()
-    moments = random.Random(seed)
+    moments = random.Random(0)
 
     def kill() -> None:
-        while len(killed) < times and not ended.wait(moments.uniform(0.2, 2.0)):
-            there = [number for number in processes_named("ray::train_members") if number not in killed]
-            if there:
-                os.kill(there[0], signal.SIGKILL)
-                killed.append(there[0])
+        while len(killed) < times and not ended.wait(0.02):
+            there = sorted(training_now(out) - set(killed))
+            if there and not ended.wait(moments.uniform(0.0, 0.5)):
+                chosen = moments.choice(there)
+                with suppress(ProcessLookupError):  # it was done
+                    os.kill(chosen, signal.SIGKILL)
+                    killed.append(chosen)
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -113,17 +117,13 @@ def workers_killed(times: int, *, seed: int) -> Iterator[list[int]]:
         thread.join()
 
 
-def processes_named(name: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                title = (entry / "cmdline").read_bytes()
-            except OSError:  # it ended
-                continue
-            if title.startswith(name.encode()):
-                found.append(int(entry.name))
-    return found
+def training_now(out: Path) -> set[int]:
+    """The processes that hold the lock of a slice."""
+    found = set()
+    for lock in out.glob("workers/members_*/.lock"):
+        with suppress(OSError, ValueError):  # it is gone, or about to be written
+            found.add(int(lock.read_text().rpartition(" ")[2]))
+    return {number for number in found if Path(f"/proc/{number}").exists()}
 
 
 def check_equal(made: dict[str, bytes], expected: dict[str, bytes]) -> None:
@@ -157,9 +157,9 @@ def test_two_workers_write_what_one_process_writes_bit_for_bit(
 def test_members_are_the_same_to_the_bit_where_workers_are_killed(
     of_one_process: dict[str, bytes], tmp_path: Path
 ) -> None:
-    with workers_killed(KILLS, seed=0) as killed:
+    with workers_killed(tmp_path / "run", KILLS) as killed:
         ensemble = run(tmp_path / "run", workers=2)
-    assert len(killed) == KILLS
+    assert len(set(killed)) == KILLS
     check_equal(content(tmp_path / "run"), of_one_process)
     saved = LoraEnsemble.from_pretrained(tmp_path / "run")
     assert torch.equal(ensemble.stack.a, saved.stack.a)
@@ -199,7 +199,16 @@ def test_open_answers_and_members_with_heads_are_trained_over_workers(tmp_path: 
         for on in (None, "ray"):
             ensemble = LoraEnsemble(base, tokenizer, num_members=2, head=kind)
             out = tmp_path / f"{kind}-{on}"
-            made = train(ensemble, rows, config, validation=rows[:8], out=out, progress=False, on=on)
+            made = train(
+                ensemble,
+                rows,
+                config,
+                validation=rows[:8],
+                out=out,
+                progress=False,
+                on=on,
+                workers=on and 2,  # with a thread each, as this process
+            )
             histories.append(made.history)
             ensemble.unload()
         files = [content(tmp_path / f"{kind}-{on}") for on in (None, "ray")]

@@ -10,7 +10,7 @@ from command_line import base_folder, call
 from lora_ensembles.cli import main
 from lora_ensembles.cli.flags.baseline import BASELINES, OF_AN_ENSEMBLE, OF_LABEL_TOKENS
 
-FEW = ["--limit-train", 16, "--limit", 20, "--epochs", 1, "--size", 2, "--json"]
+FEW = ["--limit-train", 32, "--limit", 20, "--epochs", 2, "--size", 2, "--json"]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+MEMBERS = {"single": 1, "temperature": 1, "temperature-single": 1, "soup": 1, "multi-swag": 6}
+
+
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_baseline_is_measured_on_an_embedded_task(capsys, name):
     done = call(
@@ -51,7 +54,7 @@ def test_every_baseline_is_measured_on_an_embedded_task(capsys, name):
     assert summary["baseline"] == name
     assert summary["ood"] == "world-mmlu-ss"
     assert summary["ensemble"]["num_examples"] == 20
-    assert summary["members"] == (1 if name in ("single", "temperature", "temperature-single") else 2)
+    assert summary["members"] == MEMBERS.get(name, 2)
     assert 0 <= summary["ensemble"]["accuracy"] <= 1
 
 
@@ -88,14 +91,14 @@ def test_baselines_have_heads_of_their_own_where_they_are_asked_for(capsys, name
     ]
     done = call(capsys, "evaluate", "--baseline", name, *words, *FEW)
     assert done.code == 0, done.err
-    assert done.summary["members"] == (1 if name in ("single", "temperature", "temperature-single") else 2)
+    assert done.summary["members"] == MEMBERS.get(name, 2)
 
 
 @pytest.mark.parametrize("name", OF_AN_ENSEMBLE)
 def test_a_saved_ensemble_is_asked_in_another_way(capsys, trained, name):
     done = call(capsys, "evaluate", trained, "--baseline", name, "--limit", 20, "--size", 3, "--json")
     assert done.code == 0, done.err
-    assert done.summary["members"] == (3 if name == "mc-dropout" else 1)
+    assert done.summary["members"] == {"mc-dropout": 3, "tfb": 6}.get(name, 1)
 
 
 def test_a_temperature_is_not_scored_on_what_it_was_fitted_on(capsys, trained):

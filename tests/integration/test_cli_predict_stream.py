@@ -99,7 +99,7 @@ def rows(tmp_path: Path) -> Path:
 @contextmanager
 def stopped_after(parts: int, *, number: int = signal.SIGTERM) -> Iterator[None]:
     """Context in which a signal comes to `predict` once it has written so many parts."""
-    real, seen = verb._answered, itertools.count()
+    real, seen = verb.answered, itertools.count()
 
     def answered(*arguments: Any) -> Any:
         if next(seen) == parts:
@@ -107,7 +107,7 @@ def stopped_after(parts: int, *, number: int = signal.SIGTERM) -> Iterator[None]
         return real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verb, "_answered", answered)
+        patch.setattr(verb, "answered", answered)
         yield
 
 
@@ -271,7 +271,7 @@ def test_rows_that_are_all_there_are_only_given_their_name(capsys, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(partial._Partial, "finish", lambda self: os.kill(os.getpid(), signal.SIGTERM))
         assert call(capsys, "predict", saved, "--in", rows, "--out", out).code == 143
-    monkeypatch.setattr(verb, "_records", None)
+    monkeypatch.setattr(verb, "answered", None)
 
     done = call(capsys, "predict", saved, "--in", rows, "--out", out, "--resume", "--json")
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from command_line import base_folder, call
-from lora_ensembles.studies import check, grid, runner
+from lora_ensembles.studies import check, grid, measuring
 
 TINY = dataclasses.replace(
     grid.QUICK,
@@ -64,7 +64,7 @@ def test_a_study_goes_from_nothing_to_claims_and_costs_nothing_the_second_time(c
 
 def test_a_killed_study_goes_on_where_it_stopped(capsys, tiny, tmp_path, monkeypatch):
     out, measured = tmp_path / "study", []
-    sweep = runner.MEASURES["randomness"]
+    sweep = measuring.MEASURES["randomness"]
 
     def die_on_the_second(*arguments: Any, **settings: Any) -> dict[str, Any]:
         measured.append(1)
@@ -72,7 +72,7 @@ def test_a_killed_study_goes_on_where_it_stopped(capsys, tiny, tmp_path, monkeyp
             raise KeyboardInterrupt
         return sweep(*arguments, **settings)
 
-    monkeypatch.setitem(runner.MEASURES, "randomness", die_on_the_second)
+    monkeypatch.setitem(measuring.MEASURES, "randomness", die_on_the_second)
     words = ["study", "randomness", "--quick", "--seeds", "0,1", "--out", out]
     assert call(capsys, *words).code == 130
     assert len(list(out.glob("*-*.json"))) == 1

@@ -302,6 +302,7 @@ provokes("unstackable-init")(
     lambda folder: made(LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa"))
 )
 provokes("unstackable-target")(lambda folder: made(adapter(targets=["q_proj", "embed_tokens"])))
+provokes("no-quantiser")(lambda folder: load_base(quantization={"quant_method": "hqq"}))
 provokes("head-as-target")(lambda folder: made(adapter(targets=["q_proj", "lm_head"])))
 provokes("unknown-target")(lambda folder: made(adapter(targets=["c_attn"])))
 provokes("base-in-use")(lambda folder: ensemble(base=ensemble().base))
@@ -575,6 +576,32 @@ def _body_of_another(folder: Path) -> object:
     }
     save_tensors(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return load_base(str(folder), head="multiple-choice")
+
+
+def _with_forward(change: Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]) -> LoraEnsemble:
+    """An ensemble on a base with a layer whose forward pass a library replaced."""
+    base = llama()
+    layer = base.model.layers[0].mlp.down_proj
+    plain = type(layer).forward
+    layer.forward = lambda x: plain(layer, change(layer, x))
+    return ensemble(base=base)
+
+
+@provokes("no-gradient")
+def _no_gradient(folder: Path) -> object:
+    return train(_with_forward(lambda layer, x: x.detach()), questions(4), SHORT, progress=False)
+
+
+@provokes("rows-together")
+def _rows_together(folder: Path) -> object:
+    return _with_forward(lambda layer, x: (x / x.abs().max() * 7).round() * x.abs().max() / 7)
+
+
+@provokes("quantised-already")
+def _quantised_already(folder: Path) -> object:
+    config = llama().config.to_dict() | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return run_verb(["plan", "--base", str(folder), "--quantize", "nf4"])
 
 
 @provokes("unstackable-head")

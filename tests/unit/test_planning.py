@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from peft import LoraConfig
 from torch.profiler import ProfilerActivity, profile
 
 from lora_ensembles.data import Example
+from lora_ensembles.embedded.quantised import QUANTIZE
 from lora_ensembles.ensemble import LoraEnsemble
 from lora_ensembles.errors import AdapterError, ConfigError
 from lora_ensembles.planning.memory import plan_training
@@ -129,6 +131,50 @@ def test_base_and_members_are_those_of_the_formulas() -> None:
     )  # weight, gradient, two moments in fp32; a working copy in bf16
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in base.buffers())
     assert plan.base == sum(p.numel() * 2 for p in base.parameters()) + buffers
+
+
+def stored_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all that a model keeps, with the scales that bitsandbytes keeps beside its weights."""
+    tensors: list[Any] = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        four_bit = getattr(weight, "quant_state", None)
+        if four_bit is not None:
+            tensors += [four_bit.absmax, four_bit.code, four_bit.offset]
+            nested = four_bit.state2
+            tensors += [] if nested is None else [nested.absmax, nested.code]
+        tensors += [getattr(part, "SCB", None) for part in (weight, getattr(module, "state", None))]
+    storages = {tensor.untyped_storage() for tensor in tensors if tensor is not None}
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+
+SINGLE = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "quant_method": "bitsandbytes"}
+
+
+@pytest.mark.filterwarnings("ignore:.*(MatMul8bitLt|float16 during quantization).*")
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [("llama", QUANTIZE["nf4"]), ("llama", QUANTIZE["int8"]), ("llama", SINGLE), ("gpt2", QUANTIZE["nf4"])],
+    ids=["nf4", "int8", "nf4-single", "nf4-conv1d"],
+)
+def test_a_quantised_base_is_planned_within_2_percent_of_what_bitsandbytes_keeps(
+    name: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is part of the development extra on Linux only")
+    config = config_of(name)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=dict(fields), dtype=torch.bfloat16
+    )
+    sizes = dict(adapter=adapter_of(name), members=2, batch_size=2, tokens=8)
+    whole = plan_training(config, **sizes)
+    config.quantization_config = dict(fields)
+    plan = plan_training(config, **sizes)
+    assert plan.base == pytest.approx(stored_bytes(base), rel=0.02)
+    assert plan.base < 0.6 * whole.base
+    assert plan.members == whole.members
+    wide = 256 * 640 if name == "llama" else 192 * 768
+    assert plan.activations - whole.activations == 2 * wide  # a weight is unpacked to bf16 to be multiplied
 
 
 def test_operations_of_a_step_are_those_of_the_formula() -> None:

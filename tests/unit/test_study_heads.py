@@ -17,7 +17,7 @@ import tiny_heads
 from lora_ensembles.data import Example, Task
 from lora_ensembles.prediction.evaluation import evaluate
 from lora_ensembles.prediction.prediction import predict
-from lora_ensembles.studies import grid as grids, runner
+from lora_ensembles.studies import grid as grids, measuring
 from lora_ensembles.studies.arms import Arm
 from lora_ensembles.studies.claims.judge import Claim, judge
 from lora_ensembles.studies.grid import ENCODER, Grid, settings_of
@@ -82,7 +82,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     """The folder, the records by kind and the claims of the whole tiny grid."""
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "load_bench", lambda name, *_, **__: a_bench())
+        patch.setattr(measuring, "load_bench", lambda name, *_, **__: a_bench())
         found = run_grid(TINY, folder, load, say=lambda _: None)
     return folder, {kind: list(rows) for kind, rows in found.items()}, judge(found)
 
@@ -211,7 +211,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
     def bench(name: str, grid: Grid, load_model: Any, *, ood: bool, under_way: Any) -> Any:
         return dataclasses.replace(a_bench(), under_way=under_way)
 
-    monkeypatch.setattr(runner, "load_bench", bench)
+    monkeypatch.setattr(measuring, "load_bench", bench)
     return Steps(monkeypatch)
 
 

@@ -42,8 +42,8 @@ from lora_ensembles.studies.kinds.paper import PaperConfig
 from lora_ensembles.studies.kinds.rank import RankConfig
 from lora_ensembles.studies.kinds.strength import StrengthConfig
 from lora_ensembles.studies.measures import cross_scaled
+from lora_ensembles.studies.measuring import MEASURES
 from lora_ensembles.studies.predictions import Sheet, differences
-from lora_ensembles.studies.runner import MEASURES
 from lora_ensembles.studies.setting import Bench, load_bench
 from lora_ensembles.studies.shared import Asking, Shared
 from lora_ensembles.studies.store import cell

@@ -30,10 +30,11 @@ from ..passes.probe import (
     check_targets,
     probe_language_model,
 )
-from ..stack.adapters import default_adapter_config, initial_weights, keep_differentiable
+from ..stack.adapters import default_adapter_config, initial_weights
 from ..stack.context import ForwardContext
 from ..stack.head_config import LabelScore
 from ..stack.lora import fold_members, unfold_members
+from ..stack.quantised import keep_differentiable
 from ..stack.seeds import member_seeds, whole_count
 from ..training.config import TrainConfig
 from ..training.loop import run

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+from ..embedded.quantised import QUANTIZE
 from ..errors import ConfigError
 from ..studies.report.page import Table
 
@@ -200,6 +201,11 @@ def add_model_flags(parser: argparse.ArgumentParser, *, base: str | None) -> Non
     )
 
 
+def add_quantize_flag(parser: argparse._ActionsContainer, meaning: str) -> None:
+    """--quantize."""
+    parser.add_argument("--quantize", choices=tuple(QUANTIZE), help=f"{meaning} (default: as stored)")
+
+
 def add_ensemble_flags(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:
     """The saved ensemble, which of its members, and how it is loaded."""
     parser.add_argument(
@@ -246,15 +252,23 @@ def load_model(
     head: str = "causal-lm",
     num_labels: int | None = None,
     quantization: Mapping[str, Any] | None = None,
+    shard: Any = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A base by name, on a device, and its tokenizer; `head` and what follows as in `load_base`."""
     from ..embedded import device_named, load_base, move
 
     place = device_named(device)
     base, tokenizer = load_base(
-        name, revision=revision, dtype=dtype, head=head, num_labels=num_labels, quantization=quantization
+        name,
+        revision=revision,
+        dtype=dtype,
+        head=head,
+        num_labels=num_labels,
+        quantization=quantization,
+        shard=shard,
     )
-    move(base, place)
+    if shard is None:  # else each rank has its part where it belongs
+        move(base, place)
     return base, tokenizer
 
 

@@ -5,18 +5,19 @@ row a question.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..calibration.kinds import Score
-from ..data.cells import row_id
 from ..data.formats import FORMATS as TEXT_FORMATS
-from ..errors import ConfigError, DataError
+from ..distributed.cluster import Workers, workers_of
+from ..errors import ConfigError
 from ..training.progress import Progress
+from .answers.over_workers import answered_over
+from .answers.part import answered
 from .common import (
     Arguments,
     add_ensemble_flags,
@@ -27,20 +28,18 @@ from .common import (
     say,
     text_words,
 )
-from .flags import heads
-from .flags.asked import Asked, Part, asked_rows, is_pipe
+from .flags.asked import Asked, asked_rows, is_pipe
 from .flags.data import add_column_flags
 from .flags.guarantees import Guarantees, add_guarantee_flags, check_guarantees
 from .flags.memory import Memory, remembered
+from .flags.workers import add_worker_flags, check_worker_flags
 from .screen.outputs import check_output
 from .screen.partial import Output, check_partial, rows_output
 from .screen.parts import ROWS
-from .screen.rows import FORMATS, RowWriter, bad_record, joined
+from .screen.rows import FORMATS, RowWriter
 
 if TYPE_CHECKING:
-    from ..data import Example
-    from ..ensemble import LoraEnsemble
-    from ..prediction.prediction import Prediction
+    from ..calibration.calibrated import HeldOut
 
 SUMMARY = "answer the questions of a file, with probabilities and uncertainty"
 EXAMPLES = """examples:
@@ -52,6 +51,8 @@ EXAMPLES = """examples:
      abstain; after lora-ensembles calibrate
   lora-ensembles predict runs/cqa --in big.parquet --out answers.jsonl --resume\
                  go on after a stop
+  lora-ensembles predict runs/cqa --in big.parquet --out answers.jsonl --on ray --workers 4\
+     on a Ray cluster
   lora-ensembles predict runs/tickets --in pool.csv --top 100 --out label-next.csv\
               worth labelling next
   tail -f questions.jsonl | lora-ensembles predict runs/cqa --in - | jq .prediction"""
@@ -88,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--resume", action="store_true", help="go on with an --out FILE of which a stopped run wrote a part"
     )
+    add_worker_flags(data, what="answer the rows")
     data.add_argument(
         "--top",
         type=count,
@@ -131,6 +133,7 @@ class Counts:
 def run(args: Arguments) -> dict[str, Any]:
     """Read, predict, write, part by part; returns the summary."""
     begin = time.monotonic()
+    check_worker_flags(args)
     format = check_output(args, formats=FORMATS, format=args.format, resume=args.resume)
     if args.json and format == "csv" and args.out == "-":
         raise ConfigError(
@@ -138,6 +141,11 @@ def run(args: Arguments) -> dict[str, Any]:
         )
     if args.resume and is_pipe(args.source):
         raise ConfigError(f"--resume: {args.source} cannot be read again; put the rows into a file")
+    if args.on is not None and is_pipe(args.source):
+        raise ConfigError(
+            f"--on {args.on}: {args.source} is answered as its rows come, in this process; leave --on "
+            "out, or put the rows into a file"
+        )
     if args.resume and args.top is not None:
         raise ConfigError("--resume: with --top nothing is written before the last row; leave it out")
     check_partial(args)
@@ -148,32 +156,34 @@ def run(args: Arguments) -> dict[str, Any]:
     check_guarantees(args, calibrated=memory.calibrated)
     # Before the base is loaded, since most mistakes are here.
     asked = asked_rows(args, memory, labels=format == "csv")
-    with rows_output(args, format=format, total=asked.total) as output:
-        ensemble = load_ensemble(args)
-        kept = ensemble.calibrated
-        guarantees = Guarantees.of(args, kept)
-        counts = _answer_all(args, ensemble, asked, guarantees, output, format=format)
+    with (
+        rows_output(args, format=format, total=asked.total) as output,
+        workers_of(args.on, args.workers) as workers,
+    ):
+        answers = _answers(args, asked, workers, first=output.begun.rows)
+        counts = _write_all(args, answers, asked, output, format=format)
     seconds = round(time.monotonic() - begin, 1)
     outcome = "texts scored" if asked.texts else "questions answered"
     left = f", {counts.bad} bad rows with an error instead" if counts.bad else ""
     before = f", {output.begun.rows} rows of them before" if output.begun.rows else ""
     answered = counts.rows - counts.bad
-    say(f"{answered} {outcome} by {ensemble.num_members} members in {seconds} s{before}{left}")
+    say(f"{answered} {outcome} by {len(answers.members)} members in {seconds} s{before}{left}")
     if args.top is not None:
         end = "lowest" if args.by == "confidence" else "highest"
         say(f"written: the {min(args.top, answered)} rows of the {end} {args.by}")
+    kept = answers.kept
     if kept is not None:
         say(f"calibration: {kept.calibration}")
-    for sentence in guarantees.said():
+    for sentence in answers.guarantees.said():
         say(sentence)
     return {
         "questions": answered,
         "bad_rows": counts.bad,
-        "members": ensemble.num_members,
+        "members": len(answers.members),
         "out": args.out,
         "format": format,
         "calibration": None if kept is None else str(kept.calibration),
-        "guarantees": guarantees.to_dict(),
+        "guarantees": answers.guarantees.to_dict(),
         "seconds": seconds,
     }
 
@@ -186,21 +196,48 @@ def _refuse_open_answers(args: Arguments, memory: Memory) -> None:
         )
 
 
-def _answer_all(
-    args: Arguments,
-    ensemble: LoraEnsemble,
-    asked: Asked,
-    guarantees: Guarantees,
-    output: Output,
-    *,
-    format: str,
-) -> Counts:
-    """Answer the rows that the output does not have yet, each part written before the next is read."""
+@dataclass(frozen=True)
+class Answers:
+    """The answers to the rows that an output does not have yet.
+
+    Attributes:
+        members: the indices of those that are asked.
+        kept: what the ensemble keeps of its held-out rows.
+        records: those of each part, made as they are asked for.
+    """
+
+    members: Sequence[int]
+    kept: HeldOut | None
+    guarantees: Guarantees
+    records: Iterator[list[dict[str, Any]]]
+
+
+def _answers(args: Arguments, asked: Asked, workers: Workers | None, *, first: int) -> Answers:
+    """The answers from a row on, made here or by workers: then the base is not loaded in this process."""
+    from ..storage.folder import read_ensemble
+
+    if workers is None:
+        ensemble = load_ensemble(args)
+        count, kept = ensemble.num_members, ensemble.calibrated
+    else:
+        saved = read_ensemble(args.ensemble, members=args.members)
+        count, kept = len(saved.weights), saved.calibrated
+    guarantees = Guarantees.of(args, kept)
+    records: Iterator[list[dict[str, Any]]]
+    if workers is None:
+        records = (answered(args, ensemble, part, asked.keep, guarantees) for part in asked.parts(first))
+    else:
+        records = answered_over(workers, args, asked, first=first)
+    return Answers(args.members or range(count), kept, guarantees, records)
+
+
+def _write_all(args: Arguments, answers: Answers, asked: Asked, output: Output, *, format: str) -> Counts:
+    """Write the answers, each part before the next is read."""
     begun = output.begun
     counts = Counts(begun.rows, begun.bad)
     writer = RowWriter(
         format,
-        members=args.members or list(range(ensemble.num_members)),
+        members=list(answers.members),
         labels=asked.labels,
         errors=args.skip_bad_rows,
         columns=begun.columns,
@@ -214,8 +251,7 @@ def _answer_all(
         output.write(text, rows=writer.rows - before)
 
     best: list[dict[str, Any]] = []
-    for part in asked.parts(begun.rows):
-        records = _answered(args, ensemble, part, asked.keep, guarantees)
+    for records in answers.records:
         if args.top is None:
             write(records)
         else:
@@ -233,66 +269,3 @@ def _highest(records: Sequence[dict[str, Any]], top: int, *, by: str) -> list[di
     sign = -1 if by == "confidence" else 1
     scored = [record for record in records if "error" not in record]
     return heapq.nlargest(top, scored, key=lambda record: (sign * record[by], -record["row"]))
-
-
-def _answered(
-    args: Arguments, ensemble: LoraEnsemble, part: Part, keep: Sequence[str], guarantees: Guarantees
-) -> list[dict[str, Any]]:
-    """A record for each row of a part, in the order of the file."""
-    records = {bad.number: bad_record(bad, keep) for bad in part.bad}
-    answers = _records(args, ensemble, part, range(len(part.rows)), guarantees) if part.rows else []
-    for place, row, record in zip(part.numbers, part.rows, answers, strict=True):
-        records[place] = joined(record, place, row, keep)
-    return [records[place] for place in sorted(records)]
-
-
-def _records(
-    args: Arguments, ensemble: LoraEnsemble, part: Part, places: range, guarantees: Guarantees
-) -> list[dict[str, Any]]:
-    """The records of some rows; with --skip-bad-rows, a row that cannot be encoded gets an error, and the
-    others are asked without it.
-    """
-    from ..prediction.prediction import predict
-    from ..prediction.rows import prediction_records
-
-    rows = slice(places.start, places.stop)
-    try:
-        examples = [example for example in part.examples[rows] if example is not None]
-        if not examples:
-            return heads.reward_records(ensemble, part.rows[rows], args)
-        # Without targets: nothing is scored here, and rows that served to calibrate may be answered.
-        unlabelled = [dataclasses.replace(example, target=None, target_probs=None) for example in examples]
-        prediction = predict(ensemble, unlabelled, max_rows=args.max_rows, order_passes=args.order_passes)
-        columns = guarantees.columns(prediction, examples)
-        second = _second_confidence(args, ensemble, prediction, unlabelled)
-        return [
-            record | more | beside
-            for record, more, beside in zip(
-                prediction_records(prediction, examples), columns, second, strict=True
-            )
-        ]
-    except DataError as error:
-        if not args.skip_bad_rows:
-            raise
-        if len(places) == 1:
-            return [{"id": row_id(part.rows[places.start]), "error": str(error)}]
-    half = len(places) // 2
-    return [
-        record
-        for some in (places[:half], places[half:])
-        for record in _records(args, ensemble, part, some, guarantees)
-    ]
-
-
-def _second_confidence(
-    args: Arguments, ensemble: LoraEnsemble, prediction: Prediction, examples: Sequence[Example]
-) -> list[dict[str, float]]:
-    """The column of --confidence, for each row."""
-    from ..heads import label_mass
-    from ..prediction.confidence import confidence
-
-    if args.confidence is None:
-        return [{} for _ in examples]
-    mass = label_mass(ensemble, examples, max_rows=args.max_rows) if args.confidence == "mass" else None
-    values = confidence(prediction, kind=args.confidence, label_mass=mass)
-    return [{f"confidence_{args.confidence}": value} for value in values.tolist()]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..disk.atomic import check_writable
+from ..distributed.cluster import workers_of
 from ..errors import ConfigError, unknown_name
 from ..studies.kinds import KINDS
 from ..studies.report.page import Table
 from .common import Arguments, add_model_flags, count, load_model, say, words
+from .flags.workers import add_worker_flags, base_for_workers, check_worker_flags
 
 if TYPE_CHECKING:
     from ..studies.claims.judge import Claim
@@ -25,6 +28,8 @@ EXAMPLES = """examples:
   lora-ensembles study all --out runs/study\
                             the full grid on the embedded base; goes on where it stopped
   lora-ensembles study sweep --tasks world-cqa --out runs/study        one kind of record of the list above
+  lora-ensembles study all --out runs/study --on ray --workers 4\
+           records measured on the workers of a Ray cluster
   lora-ensembles study claims --from runs/study --json                 what the records say of each claim
   lora-ensembles study all --base meta-llama/Llama-2-7b-hf --dtype bfloat16 --data datasets\
  --out runs/llama"""
@@ -52,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="causal-lm",
         help="what members say about a question; see docs/heads.md",
     )
+    add_worker_flags(parser, what="measure each record")
     add_model_flags(parser, base="embedded")
 
 
@@ -59,6 +65,7 @@ def run(args: Arguments) -> dict[str, Any]:
     """Measure what is missing, judge, show; returns the summary."""
     if args.what not in WHAT:
         raise ConfigError(unknown_name("study", args.what, WHAT))
+    check_worker_flags(args)
     if args.what == "claims":
         if args.records is None:
             raise ConfigError("study claims: --from DIR is needed, the folder of the records")
@@ -75,11 +82,16 @@ def _measure(args: Arguments) -> dict[str, Any]:
     grid = _grid(args)
     check_writable(args.out / "record")
     kinds = KINDS if args.what == "all" else (args.what,)
-
-    def load() -> tuple[Any, Any]:
-        return load_model(args.base, dtype=args.dtype, device=args.device, head=args.head)
-
-    measured = run_grid(grid, args.out, load, kinds=kinds, say=say)
+    with workers_of(args.on, args.workers) as workers:
+        device, base = args.device, args.base
+        if workers is not None:  # which may stand in other folders
+            device = workers.share.device
+            base = base_for_workers(base)
+            grid = (
+                grid if grid.data is None else dataclasses.replace(grid, data=str(Path(grid.data).absolute()))
+            )
+        load = functools.partial(load_model, base, dtype=args.dtype, device=device, head=args.head)
+        measured = run_grid(grid, args.out, load, kinds=kinds, say=say, over=workers)
     summary: dict[str, Any] = {
         "out": str(args.out),
         "grid": grid.name,

@@ -18,6 +18,7 @@ from ..errors import ConfigError, DataError
 from .common import (
     Arguments,
     add_model_flags,
+    add_quantize_flag,
     count,
     metrics_table,
     say,
@@ -32,11 +33,13 @@ from .flags import heads, settings
 from .flags.answer import AUTO, chosen_answer, in_answers
 from .flags.data import Source, add_column_flags, source_from_flags
 from .flags.fitting_head import CLASSIFIER, fitting_head, other_way
+from .flags.ranks import add_shard_flag, in_ranks
 from .flags.workers import add_worker_flags, check_worker_flags
 from .screen.first_screen import few_rows, same_file, say_parts, say_read
 
 if TYPE_CHECKING:
     from ..data import CompletionTask, Example, Task
+    from ..distributed.ranks import Ranks
     from ..ensemble import LoraEnsemble
     from ..training.trainee import TrainResult
 
@@ -73,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_data_arguments(parser)
     add_column_flags(parser, auto=True)
     _add_ensemble_arguments(parser)
+    add_shard_flag(parser)
     _add_run_arguments(parser)
 
 
@@ -123,6 +127,7 @@ def _add_ensemble_arguments(parser: argparse.ArgumentParser) -> None:
         help="what differs between members (default: both)",
     )
     add_model_flags(parser, base="embedded")
+    add_quantize_flag(parser, "load the base with its linear layers in 4 or 8 bits by bitsandbytes")
     heads.add_head_flags(parser, default=None)
     settings.add_adapter_flags(parser)
     parser.add_argument(
@@ -168,15 +173,21 @@ expand = settings.expand_config
 
 def run(args: Arguments) -> dict[str, Any]:
     """Train, measure, save; returns the summary."""
+    with in_ranks(args) as ranks:
+        return _run(args, ranks)
+
+
+def _run(args: Arguments, ranks: Ranks) -> dict[str, Any]:
     from ..embedded import is_embedded, resolve_tokenizer
 
     begin = time.monotonic()
     check_worker_flags(args)
+    if args.on is not None:
+        args.device = "cpu"  # of this process, which leaves the GPUs to the workers
     train = _own_file(args)
     if args.out is None:
         raise ConfigError("train: --out DIR is needed; the ensemble is saved there")
-    check_free(args.out, resume=args.resume, overwrite=args.overwrite)
-    check_writable(args.out / RUN_FOLDER)
+    ranks.on_first(lambda: _check_out(args))
     chosen = args.head is None
     if chosen:
         args.head = "causal-lm" if train is None or args.task else fitting_head(args, train)
@@ -215,17 +226,22 @@ def run(args: Arguments) -> dict[str, Any]:
     result = _train(ensemble, task, config, args)
     spread = _record(ensemble, result, args.out)
     if held_out:
-        _calibrate(ensemble, held_out, args)
+        _calibrate(ensemble, held_out, args, ranks)
     say(f"saved to {args.out}; next: lora-ensembles evaluate {args.out}")
     return {
         "out": str(args.out),
         "task": task.name,
-        "members": ensemble.num_members,
+        "members": ensemble.members_in_all,
         "single": spread_to_dict(spread),
         "ensemble": ensemble.info.task["metrics"],
         "calibration": None if ensemble.calibrated is None else str(ensemble.calibrated.calibration),
         "seconds": round(time.monotonic() - begin, 1),
     }
+
+
+def _check_out(args: Arguments) -> None:
+    check_free(args.out, resume=args.resume, overwrite=args.overwrite)
+    check_writable(args.out / RUN_FOLDER)
 
 
 def _own_file(args: Arguments) -> str | None:
@@ -277,7 +293,7 @@ def _train(ensemble: LoraEnsemble, task: Task | CompletionTask, config: Any, arg
     remembered = ensemble.info.task["source"]
     kind = next((words for name, words in KINDS_OF_ROWS.items() if remembered.get(name)), "questions")
     sizes = f"{len(examples)} training and {len(validation)} validation {kind}"
-    say(f"{task.name}: {sizes}, {ensemble.num_members} members on {ensemble.device}")
+    say(f"{task.name}: {sizes}, {ensemble.members_in_all} members on {ensemble.device}")
     return train(
         ensemble,
         examples,
@@ -334,12 +350,13 @@ def _held_out(
     return held_out, dataclasses.replace(task, train=rest)
 
 
-def _calibrate(ensemble: LoraEnsemble, held_out: Sequence[Example], args: Arguments) -> None:
+def _calibrate(ensemble: LoraEnsemble, held_out: Sequence[Example], args: Arguments, ranks: Ranks) -> None:
     from ..calibration.calibrated import calibrate
     from ..storage.calibration import write_calibration
 
     source = f"{args.calibrate:g} of the training rows"
     calibration = calibrate(ensemble, held_out, source=source)
-    assert ensemble.calibrated is not None
-    write_calibration(args.out, ensemble.calibrated)
+    kept = ensemble.calibrated
+    assert kept is not None
+    ranks.on_first(lambda: write_calibration(args.out, kept))
     say(f"calibration: {calibration}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ..errors import ConfigError, MissingExtraError
 ENGINES = ("ray",)
 RETRIES = 20
 """Restarts of one call after its process was lost; an error that the function raises is final."""
+LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # of Ray's own processes, and of its part in this one
 POLL = 0.5  # seconds between two looks at what goes on
 PATIENCE = 120.0  # seconds in which calls that are cancelled may save what they have
 
@@ -79,18 +81,80 @@ def cluster() -> Iterator[Any]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     address = os.environ.get("RAY_ADDRESS")
     try:
-        ray.init(address=address or "local", logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        with _quiet():
+            if address is None:
+                ray.init("local", logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+            else:
+                ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:  # of all kinds, plain `Exception` among them
+        told = first_line(error)
         raise ConfigError(
-            f"no Ray cluster at RAY_ADDRESS={address!r} ({_first_line(error)}); "
+            f"Ray did not start on this machine ({told}); try again when less else runs on it"
+            if address is None
+            else f"no Ray cluster at RAY_ADDRESS={address!r} ({told}); "
             "start one by `ray start --head`, or unset RAY_ADDRESS to use this machine"
         ) from error
+    # Its messages of lost workers would go to standard output, where the rows of an answer may be.
+    ray._private.worker._worker_logs_enabled = False
     try:
         for number, handler in before.items():  # Ray puts its own in place of the program's
             signal.signal(number, handler)
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Context in which Ray starts without a word, and then says nothing of its own on the terminal, unless
+    RAY_BACKEND_LOG_LEVEL is set; its log files are in its own folder.
+    """
+    if os.environ.get(LOG_LEVEL):
+        yield
+        return
+    os.environ[LOG_LEVEL] = "fatal"
+    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)  # its core is no Python, and writes there itself that it has read the level
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(nowhere)
+        del os.environ[LOG_LEVEL]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """So many workers of a connected cluster; `ray` is the module."""
+
+    ray: Any
+    count: int
+
+    @property
+    def share(self) -> Share:
+        """The part of the cluster that each gets."""
+        return share(self.ray, self.count)
+
+    def alone(self) -> Workers:
+        """One worker that has a whole node, where no other computes beside it."""
+        return Workers(self.ray, 1)
+
+
+@contextmanager
+def workers_of(on: str | None, count: int | None) -> Iterator[Workers | None]:
+    """Context of the workers of an engine, as many as `default_workers` without a count; None without one.
+
+    Raises:
+        ConfigError: as `check_engine` and `cluster`.
+        MissingExtraError: Ray is not installed.
+    """
+    check_engine(on, count)
+    if on is None:
+        yield None
+        return
+    with cluster() as ray:
+        yield Workers(ray, count or default_workers(ray))
 
 
 def default_workers(ray: Any) -> int:
@@ -121,14 +185,17 @@ def map_calls(
     calls: Sequence[tuple[Any, ...]],
     *,
     share: Share,
+    at_once: int | None = None,
     watch: Callable[[], None] = lambda: None,
+    begun: Callable[[int], None] = lambda number: None,
     done: Callable[[int, Any], None] = lambda number, result: None,
 ) -> list[Any]:
     """The results of `function(*call)` for each of `calls`, in their order, each computed by a Ray task.
 
     A task whose process or node is lost starts again, up to `RETRIES` times; the function must go on from
     where it was. An error that it raises ends the others: they are asked to stop, as by an interrupt from the
-    keyboard, and may save what they have. `watch` is called twice a second, `done` as each result comes.
+    keyboard, and may save what they have. `watch` is called twice a second, `begun` as each call is given to
+    the cluster, of which at most `at_once` are at a time, `done` as each result comes.
 
     Raises:
         Exception: the first error that a call raised, as itself.
@@ -137,11 +204,17 @@ def map_calls(
     remote = ray.remote(_with_threads).options(
         num_cpus=share.cpus, num_gpus=share.gpus, max_retries=RETRIES, name=function.__name__
     )
-    numbers = {remote.remote(function, share.cpus, *call): number for number, call in enumerate(calls)}
+    left, most = deque(enumerate(calls)), at_once or len(calls)
+    numbers: dict[Any, int] = {}
     results: dict[int, Any] = {}
-    waiting = list(numbers)
+    waiting: list[Any] = []
     try:
-        while waiting:
+        while waiting or left:
+            while left and len(waiting) < most:
+                number, call = left.popleft()
+                begun(number)
+                waiting.append(remote.remote(function, share.cpus, *call))
+                numbers[waiting[-1]] = number
             ready, waiting = ray.wait(waiting, timeout=POLL)
             for reference in ready:
                 results[numbers[reference]] = _result(ray, reference)
@@ -168,7 +241,7 @@ def _result(ray: Any, reference: Any) -> Any:
         raise error.cause from None
     except ray.exceptions.RayError as error:
         raise ConfigError(
-            f"a worker was lost, and again after {RETRIES} restarts ({_first_line(error)}); "
+            f"a worker was lost, and again after {RETRIES} restarts ({first_line(error)}); "
             "give it more memory, or take fewer workers"
         ) from error
 
@@ -180,5 +253,6 @@ def _cancel(ray: Any, waiting: Sequence[Any]) -> None:
         ray.wait(list(waiting), num_returns=len(waiting), timeout=PATIENCE)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error."""
     return next(iter(str(error).splitlines()), type(error).__name__)

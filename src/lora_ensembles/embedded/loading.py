@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ..disk.layout import names_a_folder
 from ..errors import ConfigError, DataError
 from .gguf import SMOLLM2, SMOLLM2_ON_HUB, dequantised, gguf_file
+from .quantised import fields_for, loading, method_of
 from .quiet import without_report
+from .sharded import Shard, check_shard, load_sharded
 
 if TYPE_CHECKING:  # the embedded tasks are read without waiting for torch
     import torch
@@ -33,6 +35,7 @@ def load_base(
     head: str = "causal-lm",
     num_labels: int | None = None,
     quantization: Mapping[str, Any] | None = None,
+    shard: Shard | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A base model by name and its tokenizer.
 
@@ -47,13 +50,17 @@ def load_base(
         num_labels: classes of a sequence classifier; 1: a reward model.
         quantization: fields of a quantisation config of transformers, such as
             `BitsAndBytesConfig(load_in_4bit=True).to_dict()`; a checkpoint that is quantised keeps its own.
+        shard: over the processes that torchrun started, each of which has one GPU and calls this: "fsdp" cuts
+            every weight and splits the members, "tp" has each layer computed by all; None: whole, here.
 
     Returns:
         The model, in evaluation mode, and its tokenizer.
 
     Raises:
-        DataError: the model cannot be loaded, or a checkpoint for a head holds no weights of its body.
-        ConfigError: an unknown dtype.
+        DataError: the model cannot be loaded, a package that a quantised one needs is missing, or a
+            checkpoint for a head holds no weights of its body.
+        ConfigError: an unknown dtype; or `shard` without torchrun, with releases that are too old for it, or
+            for a base that cannot be cut so.
 
     Example:
         >>> base, tokenizer = load_base()
@@ -62,6 +69,8 @@ def load_base(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    if shard is not None:
+        check_shard(shard)
     if not name:
         raise DataError(
             "the ensemble's base was built in code and has no name to load it by; pass base= and tokenizer="
@@ -71,8 +80,10 @@ def load_base(
     if num_labels is not None:  # a head of another number of classes is not the one that is wanted
         how |= {"num_labels": num_labels, "ignore_mismatched_sizes": True}
     try:
-        base = _model(base_source(name), head, quantization, how)
-    except (OSError, ValueError, ImportError) as error:  # the last: what a quantised base needs is missing
+        base = _model(name, head, quantization, how, shard=shard)
+    except (ConfigError, DataError):
+        raise
+    except (OSError, ValueError, ImportError) as error:
         raise _not_loaded(name, error) from error
     if head != "causal-lm":
         _make_ready_for_heads(base, tokenizer, name)
@@ -148,19 +159,29 @@ def resolve_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTo
 
 
 def _model(
-    source: str, head: str, quantization: Mapping[str, Any] | None, how: dict[str, Any]
+    name: str,
+    head: str,
+    quantization: Mapping[str, Any] | None,
+    how: dict[str, Any],
+    *,
+    shard: Shard | None = None,
 ) -> PreTrainedModel:
     """The model that transformers loads with the keywords `how`, of the class that a head asks for."""
     import transformers
     from transformers.models.auto import modeling_auto
 
+    source = base_source(name)
     config = transformers.AutoConfig.from_pretrained(source, revision=how["revision"])
     if head == "multiple-choice" and type(config) not in modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING:
         head, how = "sequence-classification", how | {"num_labels": 1, "ignore_mismatched_sizes": True}
     if quantization and getattr(config, "quantization_config", None) is None:
-        how = how | {"quantization_config": dict(quantization)}
-    with without_report(newly_initialised=head != "causal-lm"):
-        model: PreTrainedModel = getattr(transformers, AUTO[head]).from_pretrained(source, **how)
+        how = how | {"quantization_config": fields_for(config, quantization, dtype=how["dtype"])}
+    quiet = without_report(newly_initialised=head != "causal-lm")
+    with quiet, loading(name, method_of(config, quantization)):
+        auto_class = getattr(transformers, AUTO[head])
+        if shard is not None:
+            return load_sharded(auto_class, source, config=config, shard=shard, how=how)
+        model: PreTrainedModel = auto_class.from_pretrained(source, **how)
     return model
 
 

@@ -105,6 +105,7 @@ def generate_text(
         (3, torch.Size([2, 3]))
     """
     ensemble.check_causal("generation")
+    ensemble.stack.sharding.check_all_here("generation")
     config = checked(config or GenerationConfig(max_new_tokens=DEFAULT_NEW_TOKENS), batch_size)
     window = context_window(ensemble.base)
     room = None if window is None else window - (config.max_new_tokens or 1)

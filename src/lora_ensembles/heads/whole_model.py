@@ -32,7 +32,11 @@ def view_as_model(
 
     Nothing is copied: what is trained, selected or added later is seen by it. It holds the stacked model as
     `ensemble`, and the members that it asks as `ensemble_members`.
+
+    Raises:
+        ConfigError: each rank of the base holds some of the members.
     """
+    model.stack.sharding.check_all_here("a Hugging Face model of the ensemble")
     base: Any = model.base
     base_class: Any = type(base)
     made: Any = object.__new__(_class_on(base_class, run, extra))

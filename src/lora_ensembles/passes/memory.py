@@ -8,6 +8,10 @@ from typing import TypeVar
 
 import torch
 
+from ..distributed.lockstep import ran_out_of_memory
+
+__all__ = ["ran_out_of_memory", "rows_in_flight", "scoring_rows", "with_fewer_rows"]
+
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
@@ -38,14 +42,6 @@ def scoring_rows(
     least 1.
     """
     return max_rows or rows_in_flight(SCORING_ROWS * members, tokens_a_row=tokens_a_row, device=device)
-
-
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device, or the computer, has no memory left."""
-    said = any(words in str(error) for words in ("allocate memory", "bad_alloc"))
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and said
-    )
 
 
 def with_fewer_rows(run: Callable[[int], Result], rows: int) -> Result:

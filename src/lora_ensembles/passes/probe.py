@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import AdapterError, ConfigError, LoraEnsemblesError
-from ..stack.int8 import chooses_by_batch
+from ..stack.quantised import chooses_by_batch, gradient_missing, quantised_layers, rows_together, trying
+from ..stack.sharding.devices import check_one_device
 from .answer_positions import answer_logits, logits_at, read_prefix
 from .branches import Branches
 from .decoder import Places
@@ -34,6 +35,7 @@ _log = logging.getLogger(__name__)
 
 TOKENS, SHARED = 24, 13  # of a tried row, and of these the ones that all rows begin with
 MEMBERS, ROWS, ROW_TOKENS = 2, 3, 5  # of the members' trial: no two products of them are the same
+TOGETHER = "members cannot be stacked"
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,7 @@ def check_plain(base: nn.Module) -> None:
         raise ConfigError(
             f"{type(base).__name__} has no table of token embeddings, so it does not read rows of token ids"
         ) from error
-    devices = {parameter.device for parameter in base.parameters()}
-    if len(devices) > 1:
-        raise AdapterError(
-            f"the base lies on several devices ({', '.join(map(str, devices))}); load it on one"
-        )
+    check_one_device(base)
 
 
 def check_language_model(base: Any) -> None:
@@ -140,7 +138,7 @@ def probe_language_model(base: Any) -> Shortcuts:
     if _has_no_data(base):
         return NONE
     ids = _rows(base)
-    with _reading(base):
+    with _reading(base), trying(base, rows_together, refused=TOGETHER):
         whole: Tensor = base(input_ids=ids, use_cache=False).logits.float()
         beginning = ids[:1, : min(SHARED, ids.shape[1] - 1)]
         alone: Tensor = base(input_ids=beginning, use_cache=False).logits.float()
@@ -185,20 +183,17 @@ def check_members_apart(base: Any, stack: AdapterStack, run: Callable[[Tensor], 
         run: a pass of the base over ids (rows, T), which gives its logits or scores (rows, ...).
 
     Raises:
-        AdapterError: a member's results change with the member beside it, or a layer does not see every row
-            of every member in order.
+        AdapterError: a member's results change with the member beside it, those of a quantised layer change
+            with the rows beside a row, or a layer does not see every row of every member in order.
         ConfigError: the base cannot read plain token ids.
     """
     if _has_no_data(base):
         return
-    members = min(MEMBERS, stack.num_members)
-    ids = token_ids(base, ROWS * ROW_TOKENS).view(ROWS, ROW_TOKENS)
-    end = getattr(base.config, "eos_token_id", None)
-    if isinstance(end, int):
-        ids[:, -1] = end  # some classifiers read the token that ends a text
+    members, ids = min(MEMBERS, stack.num_members), _texts(base)
     with stack.random_b(members), _reading(base, lambda: _without_adapters(stack, run, ids)):
         with (
             stack.learning_rows(),
+            trying(base, rows_together, refused=TOGETHER),
             stack.running(rows=members * ROWS, tokens=members * ids.numel(), members=slice(0, members)),
         ):
             together = run(ids.repeat(members, 1)).float()
@@ -215,6 +210,37 @@ def check_members_apart(base: Any, stack: AdapterStack, run: Callable[[Tensor], 
             "a member's results change with the members beside it, so members cannot be stacked on "
             "it (a layer that sees tokens in front of rows does so); train each member by itself in PEFT"
         )
+
+
+@torch.enable_grad()
+def check_gradients(base: Any, stack: AdapterStack, run: Callable[[Tensor], Tensor]) -> None:
+    """Refuse to train through quantised layers that pass no gradient, or a wrong one, to the adapters below
+    them; a base without such layers is not run.
+
+    Args:
+        base, stack, run: as for `check_members_apart`.
+
+    Raises:
+        AdapterError: as it says.
+    """
+    if not quantised_layers(base) or _has_no_data(base):
+        return
+    ids = _texts(base)
+    with (
+        stack.random_b(1),
+        trying(base, gradient_missing, refused="adapters can predict, but not be trained"),
+        stack.running(rows=ROWS, tokens=ids.numel(), members=slice(0, 1)),
+    ):
+        run(ids)
+
+
+def _texts(base: Any) -> Tensor:
+    """Rows (B, T) of plain tokens that end a text."""
+    ids = token_ids(base, ROWS * ROW_TOKENS).view(ROWS, ROW_TOKENS)
+    end = getattr(base.config, "eos_token_id", None)
+    if isinstance(end, int):
+        ids[:, -1] = end  # some classifiers read the token that ends a text
+    return ids
 
 
 def token_ids(model: Any, count: int) -> Tensor:

@@ -64,7 +64,13 @@ class StackedModel:
 
     @property
     def num_members(self) -> int:
+        """The members that this process computes: all of them, but for a base whose ranks hold some each."""
         return self.stack.num_members
+
+    @property
+    def members_in_all(self) -> int:
+        """The members, those of other ranks included."""
+        return self.stack.sharding.members_in_all(self.num_members)
 
     @property
     def asked(self) -> slice:
@@ -132,11 +138,21 @@ class StackedModel:
         return SharedRows(self.base, self.stack, range(self.num_members), self.trunk, max_rows)
 
     def view(self, members: range) -> StackedModel:
-        """Some members next to each other as a model of their own, for scoring; nothing is copied."""
+        """Some members next to each other as a model of their own, for scoring; nothing is copied.
+
+        Raises:
+            ConfigError: each rank of the base holds some of the members.
+        """
+        self.stack.sharding.check_all_here("a view of some members")
         return _View(self, members)
 
     def repeated(self, member: int, *, passes: int, dropout: float, seed: int) -> StackedModel:
-        """One member as so many, each a pass with other features dropped, for scoring; see `DroppedRows`."""
+        """One member as so many, each a pass with other features dropped, for scoring; see `DroppedRows`.
+
+        Raises:
+            ConfigError: each rank of the base holds some of the members.
+        """
+        self.stack.sharding.check_all_here("one member in several passes")
         return _Dropped(self, member, passes=passes, dropout=dropout, seed=seed)
 
     @functools.cached_property
@@ -249,9 +265,7 @@ def num_trained_parameters(predictor: object, member: int = 0) -> int:
     if isinstance(predictor, StackedModel):
         stack = predictor.stack
         own = sum(site.shape.numel() for site in stack.heads.sites)
-        return own + sum(
-            stack.ranks[member][site.name] * (site.in_features + site.out_features) for site in stack.sites
-        )
+        return own + sum(stack.ranks[member][site.name] * sum(site.whole_features) for site in stack.sites)
     count = getattr(predictor, "num_trained_parameters", None)
     if count is None:
         raise ConfigError(

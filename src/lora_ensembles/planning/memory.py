@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from ..checks import number_between, whole_number
+from ..embedded.quantised import bytes_saved
 from ..errors import AdapterError, ConfigError
 from ..heads.objectives import answer_loss
 from ..passes.answer_positions import Places, logits_at
@@ -103,10 +104,11 @@ def plan_training(
     """The plan of training `members` members with `batch_size` rows of `tokens` tokens each in a step.
 
     Args:
-        config: the base's, from `transformers.AutoConfig`; its weights are not needed.
+        config: the base's, from `transformers.AutoConfig`; its weights are not needed. One with a
+            `quantization_config` of bitsandbytes is planned in 4 or 8 bits.
         adapter: the paper's by default.
         answer_tokens: tokens of an answer, where the head is computed.
-        dtype: of the base.
+        dtype: of the base; of a quantised one, of what is not quantised.
         memory: bytes of the device; where a step does not fit, it is split until it does.
 
     Raises:
@@ -121,7 +123,7 @@ def plan_training(
         >>> plan_training(small, members=4, batch_size=2, tokens=16).adapter_parameters
         4096
     """
-    shapes = _adapter_shapes(config, adapter or default_adapter_config())
+    shapes = adapter_shapes(config, adapter or default_adapter_config())
     _check_sizes(config, members, batch_size, tokens, answer_tokens, memory=memory)
     _check_members(shapes, members, dtype=dtype)
     wanted = _Step(
@@ -236,7 +238,8 @@ class _Step:
             )
         parameters = (stack.a.shape[1] + stack.b.shape[1]) if self.members else 0
         flops = _step_flops(base, parameters, rows * self.tokens, rows * self.answer_tokens, self.tokens)
-        return Plan(_total(kept), _total(own), peak, rows, 1, flops, parameters)
+        saved, unpacked = bytes_saved(base, getattr(self.config, "quantization_config", None))
+        return Plan(_total(kept) - saved, _total(own), peak + unpacked, rows, 1, flops, parameters)
 
     def _group(self, rows: int) -> int:
         """The members whose rows are in flight together: all where there are rows for all, as `split_step`
@@ -269,9 +272,7 @@ class _Step:
         stack.refresh()
 
 
-def _adapter_shapes(
-    config: PretrainedConfig, adapter: LoraConfig
-) -> dict[str, tuple[torch.Size, torch.Size]]:
+def adapter_shapes(config: PretrainedConfig, adapter: LoraConfig) -> dict[str, tuple[torch.Size, torch.Size]]:
     """The sizes of A and B in every layer that PEFT adapts, found on a model without data."""
     check_stackable(adapter)
     check_numbers(adapter)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
-from peft.tuners.lora import LoraLayer, layer as peft_layers
+from peft.tuners.lora import LoraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import ModulesToSaveWrapper, get_pattern_key
 from safetensors import SafetensorError
@@ -30,7 +30,8 @@ from ..errors import AdapterError, CheckpointError
 from .adapter_options import check_adapter_options
 from .dropout import stream_key
 from .head_config import HeadInit
-from .sites import MemberWeights, replace_module
+from .sharding.layout import as_if_whole, whole_copy
+from .sites import MemberWeights, check_target, replace_module
 
 PREFIX = "base_model.model."
 STACKABLE_INITS = (True, False, "gaussian", "orthogonal")
@@ -140,7 +141,7 @@ def initial_weights(
     check_numbers(config)
     described = copy.deepcopy(config)
     described.base_model_name_or_path = None  # PEFT would warn of a base that lies under another name now
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), as_if_whole(base):
         # Between PEFT and transformers, whose property PEFT reads; no caller can act on it.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
         # PEFT says of Conv1D layers that it corrects this field by itself, as it then does.
@@ -152,7 +153,8 @@ def initial_weights(
             wrapped = get_peft_model(base, described)
         except (ValueError, TypeError, AttributeError) as error:
             _take_out(base)
-            raise AdapterError(f"PEFT cannot place the adapter: {error}") from error
+            packed = "; load a base with packed weights by dequantize=True" if _packed(error) else ""
+            raise AdapterError(f"PEFT cannot place the adapter: {error}{packed}") from error
     saved = {
         name.removeprefix(PREFIX): module
         for name, module in wrapped.named_modules()
@@ -179,10 +181,9 @@ def initial_head(base: Any, originals: dict[str, nn.Module], *, seed: int | None
             torch.manual_seed(stream_key(seed, "head"))
         for name, original in originals.items():
             _check_head(name, original)
-            copied = copy.deepcopy(original).cpu().float()
-            for module in copied.modules():
-                if seed is not None:
-                    base._init_weights(module)
+            copied = whole_copy(original).cpu().float()
+            for module in () if seed is None else copied.modules():
+                base._init_weights(module)
             head |= {
                 f"{name}.{own}": parameter.detach().clone() for own, parameter in copied.named_parameters()
             }
@@ -202,17 +203,9 @@ def _check_head(name: str, module: nn.Module) -> None:
             )
 
 
-def keep_differentiable(base: nn.Module) -> None:
-    """Stop bitsandbytes from repacking a 4-bit base for its CPU inference kernel, and undo where it has.
-
-    On CPUs with AVX512-BF16 a layer in evaluation mode is repacked at its first input without gradient, for
-    good; from then on its result carries no gradient. A frozen base is always in evaluation mode here, so the
-    layers below it would silently stop learning.
-    """
-    for module in base.modules():
-        if getattr(module, "support_avx512bf16_for_cpu", False):
-            module.state_dict()  # bitsandbytes unpacks a layer whenever its state is asked for
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+def _packed(error: Exception) -> bool:
+    # compressed-tensors keeps no weight before the first pass.
+    return isinstance(error, AttributeError) and "no attribute 'weight'" in str(error)
 
 
 def _take_out(base: nn.Module) -> None:
@@ -231,30 +224,12 @@ def _read_wrapped(wrapped: nn.Module) -> MemberWeights:
         if not isinstance(module, LoraLayer):
             continue
         name = full_name.removeprefix(PREFIX)
-        _check_layer(name, module)
+        check_target(name, module)
         layer: Any = module  # to a type checker, whatever a module holds is a tensor or a module
         a[name] = layer.lora_A["default"].weight.detach().float().cpu().clone()
         b[name] = layer.lora_B["default"].weight.detach().float().cpu().clone()
         scaling[name] = float(layer.scaling["default"])
     return MemberWeights(a, b, scaling)
-
-
-def _check_layer(name: str, module: LoraLayer) -> None:
-    quantised = type(module).__module__.endswith("lora.bnb")
-    if not (quantised or type(module) is peft_layers.Linear):
-        kind = f"a {_kind_of(module.get_base_layer())}"
-        if isinstance(module, peft_layers.ParamWrapper):  # PEFT has it for routers and fused experts
-            kind += f", of which PEFT adapts the bare parameter {module.parameter_name!r}"
-        raise AdapterError(
-            f"target {name!r} is {kind}; adapters are stacked on nn.Linear, GPT-2's Conv1D and bitsandbytes "
-            f"4-bit and 8-bit linear layers; leave it out by exclude_modules=[{name.rpartition('.')[2]!r}]"
-        )
-
-
-def _kind_of(module: nn.Module) -> str:
-    """The name of a module's class, with its module where the name alone is that of a torch layer."""
-    kind = type(module)
-    return f"{kind.__module__}.{kind.__name__}" if hasattr(nn, kind.__name__) else kind.__name__
 
 
 def write_adapter(

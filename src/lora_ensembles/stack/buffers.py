@@ -5,8 +5,8 @@ Shapes: M members, B rows of a member, D features, R rank, P parameters of one m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from ..errors import AdapterError
 from .context import ALL_MEMBERS, ForwardContext
 from .head_layers import HeadStack
-from .int8 import chooses_by_batch, per_member
 from .lora import StackedLoraLinear
-from .sites import AdapterSite, MemberWeights, adapter_sites, grown, replace_module
+from .quantised import chooses_by_batch, per_member
+from .sharding.flats import Described, member_weights, norms, own_flat, whole_flat
+from .sharding.layout import sharding_of
+from .sites import AdapterSite, MemberWeights, adapter_sites, device_of, grown, replace_module
 
 NOT_REACHED = "a pass over text runs through none of the target modules; choose others"
 
@@ -30,22 +32,28 @@ class AdapterStack:
     into working copies, which are the leaves of autograd; in fp32 master and working copy are the same
     memory. Per member: 16 bytes a parameter in training (weight, gradient, two moments), and the working
     copy.
+
+    On a base that lies over several ranks (`sharding`) the buffers are this rank's part: some of the members,
+    or of each member the parts of the layers that the rank computes.
     """
 
     def __init__(self, base: nn.Module, members: Sequence[MemberWeights], *, dtype: torch.dtype):
         self.context = ForwardContext()
         self.dtype = dtype
+        self.sharding = sharding_of(base)
         modules = dict(base.named_modules())
-        self.sites: list[AdapterSite] = adapter_sites(modules, members)
+        self.sites: list[AdapterSite] = adapter_sites(modules, members, sharding=self.sharding)
         self.layers = [
-            StackedLoraLinear(modules[site.name], name=site.name, index=index, context=self.context)
+            StackedLoraLinear(
+                modules[site.name], name=site.name, index=index, context=self.context, cut=site.cut
+            )
             for index, site in enumerate(self.sites)
         ]
         for site, layer in zip(self.sites, self.layers, strict=True):
             replace_module(base, site.name, layer)
         self.heads = HeadStack(base, members, context=self.context, dtype=dtype)
         self._detached = False
-        self.perturbation_gradient: Tensor | None = None  # (M, P_a), while A is perturbed
+        self.perturbation_gradient: Tensor  # (M, P_a), once A was perturbed
         self._reached: set[int] = set()  # leaves of autograd that had a gradient in this step
         self._apart = [module for module in base.modules() if chooses_by_batch(module)]
         for module in self._apart:
@@ -74,14 +82,15 @@ class AdapterStack:
 
     def set_members(self, members: Sequence[MemberWeights]) -> None:
         """Replace all members; smaller ranks are padded with zeros, which changes nothing that
-        is computed.
+        is computed. Where each rank holds some of the members, these are its own.
 
         Raises:
             AdapterError: they adapt other layers, or layers of another size.
         """
-        self.sites = adapter_sites({layer.name: layer.base_layer for layer in self.layers}, members)
+        modules = {layer.name: layer.base_layer for layer in self.layers}
+        self.sites = adapter_sites(modules, members, sharding=self.sharding)
         self.heads.set_members(members)
-        device = next(self.layers[0].base_layer.parameters()).device
+        device = device_of(self.layers[0].base_layer)
         count_a = sum(site.rank * site.in_features for site in self.sites)
         count_b = sum(site.rank * site.out_features for site in self.sites)
         self.a = torch.zeros(len(members), count_a, device=device)
@@ -99,7 +108,9 @@ class AdapterStack:
 
         Raises:
             AdapterError: they adapt other layers, or layers of another size.
+            ConfigError: each rank holds some of the members.
         """
+        self.sharding.check_all_here("adding members")
         modules = {layer.name: layer.base_layer for layer in self.layers}
         if any(set(weights.a) != set(modules) for weights in members):
             raise AdapterError(
@@ -107,7 +118,7 @@ class AdapterStack:
                 "in every member"
             )
         self.heads.check(members)
-        sites, first = adapter_sites(modules, members), self.num_members
+        sites, first = adapter_sites(modules, members, sharding=self.sharding), self.num_members
         if any(new.rank > old.rank for new, old in zip(sites, self.sites, strict=True)):
             self.set_members([*(self.member(index) for index in range(first)), *members])
             return
@@ -134,9 +145,11 @@ class AdapterStack:
         for site in self.sites:
             view_a, view_b = site.view_a(self.a), site.view_b(self.b)
             for m, weights in enumerate(members, first):
-                rank = weights.a[site.name].shape[0]
-                view_a[m, :rank] = weights.a[site.name].to(self.a.device)
-                view_b[m, :, :rank] = weights.b[site.name].to(self.b.device)
+                a, b = weights.a[site.name], weights.b[site.name]
+                if site.cut is not None:
+                    a, b = site.cut.own_a(a), site.cut.own_b(b)
+                view_a[m, : len(a)] = a.to(self.a.device)
+                view_b[m, :, : len(a)] = b.to(self.b.device)
 
     def _bind(self) -> None:
         same = self.dtype == torch.float32
@@ -171,12 +184,11 @@ class AdapterStack:
         parameters = [parameter for layer in self.layers for parameter in (layer.lora_a, layer.lora_b)]
         perturbed = [layer.perturbation for layer in self.layers if layer.perturbation is not None]
         leaves = [*parameters, *self.heads.parameters, *perturbed]
-        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        with self.sharding.lockstep(nullcontext()):
+            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         views = [view for site in self.sites for view in (site.view_a(totals[0]), site.view_b(totals[1]))]
         views += self.heads.views(totals[-1])
-        if perturbed:
-            assert self.perturbation_gradient is not None
-            views += [site.view_a(self.perturbation_gradient) for site in self.sites]
+        views += [site.view_a(self.perturbation_gradient) for site in self.sites if perturbed]
         for leaf, (view, gradient) in enumerate(zip(views, gradients, strict=True)):
             if gradient is not None:  # None: the pass did not reach this layer
                 view.add_(gradient)
@@ -208,15 +220,61 @@ class AdapterStack:
             [columns for buffer, columns in missed if buffer == number] for number in range(len(self.buffers))
         ]
 
+    def gradient_norms(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Each member's own gradient norm (M,) over all its parameters, wherever they lie."""
+        return norms(self.sharding, self.sites, gradients)
+
+    def whole(self, buffer: int, flat: Tensor) -> Tensor:
+        """The flat parameters (M, P) of all members as one process has them, from what this rank has of the
+        buffer of that number, or of something shaped like it.
+        """
+        return whole_flat(self.sharding, self.sites, buffer, flat)
+
+    def own(self, buffer: int, whole: Tensor) -> Tensor:
+        """This rank's part of flat parameters (M, P) of all members."""
+        return own_flat(self.sharding, self.sites, buffer, whole)
+
     def member(self, index: int) -> MemberWeights:
-        """A copy of one member's adapter and head, in fp32 on the CPU, at the member's own rank."""
-        a, b, scaling = {}, {}, {}
-        for site, scalings in zip(self.sites, self.scaling, strict=True):
-            rank = self.ranks[index][site.name]
-            a[site.name] = site.view_a(self.a)[index, :rank].detach().cpu().clone()
-            b[site.name] = site.view_b(self.b)[index, :, :rank].detach().cpu().clone()
-            scaling[site.name] = scalings[index]
-        return MemberWeights(a, b, scaling, self.heads.member(index))
+        """A copy of one member's adapter and head, in fp32 on the CPU, at the member's own rank; of a layer
+        that lies over several ranks, the whole, for which all of them call this.
+        """
+        one = slice(index, index + 1)
+        a, b = self.a[one], self.b[one]
+        if not self.sharding.splits_members:
+            a, b = self.whole(0, a), self.whole(1, b)
+        return self._weights(a[0], b[0], self.heads.flat[index], self._described(index))
+
+    def every_member(self) -> Iterable[MemberWeights]:
+        """Copies of all members on the first rank, those of the others included; none on the others, which
+        all call this.
+        """
+        ranks, here = self.sharding.ranks, range(self.num_members)
+        if ranks.size == 1:
+            return (self.member(index) for index in here)
+        flats = [self.whole(number, flat) for number, flat in enumerate((self.a, self.b, self.heads.flat))]
+        described = [self._described(index) for index in here]
+        if self.sharding.splits_members:
+            described = [own for part in ranks.told_by_each(described) for own in part]
+        if not ranks.first:
+            return []
+        return [self._weights(*rows) for rows in zip(*flats, described, strict=True)]
+
+    def _weights(self, a: Tensor, b: Tensor, head: Tensor, described: Described) -> MemberWeights:
+        return member_weights(self.sites, a, b, self.heads.weights(head), described)
+
+    def ranks_and_scalings(self) -> dict[str, list[float]]:
+        """The ranks and the scalings that occur in any member, those of other ranks of the base included."""
+        here = [self._described(index) for index in range(self.num_members)]
+        every = [own for part in self.sharding.ranks.told_by_each(here) for own in part]
+        return {
+            name: sorted({value for own in every for value in own[place]})
+            for place, name in enumerate(("ranks", "scalings"))
+        }
+
+    def _described(self, index: int) -> Described:
+        """A member's rank and scaling in each layer."""
+        ranks = [self.ranks[index][site.name] for site in self.sites]
+        return ranks, [scalings[index] for scalings in self.scaling]
 
     def detach(self, base: nn.Module) -> None:
         """Give the base its own layers back; the stack cannot run any more."""
@@ -245,7 +303,7 @@ class AdapterStack:
                 "make or load the ensemble again"
             )
         groups = len(range(self.num_members)[members])
-        return self.context.running(
+        running = self.context.running(
             rows=rows,
             tokens=tokens,
             groups=groups,
@@ -253,6 +311,7 @@ class AdapterStack:
             first_row=first_row,
             row_numbers=row_numbers,
         )
+        return self.sharding.lockstep(running)
 
     def remembered(self) -> AbstractContextManager[None]:
         """Context in which a part of the pass that runs now runs once more, later."""
@@ -263,22 +322,6 @@ class AdapterStack:
         stream for each member.
         """
         return self.context.dropping(probability, keys)
-
-    @contextmanager
-    def perturbed(self, perturbation: Tensor, keys: Sequence[int]) -> Iterator[None]:
-        """Context in which A of every layer is perturbed, (M, P_a), with random signs for each token by the
-        members' keys; `add_gradients` adds the perturbation's gradient to `perturbation_gradient`.
-        """
-        if self.perturbation_gradient is None or self.perturbation_gradient.shape != perturbation.shape:
-            self.perturbation_gradient = torch.zeros_like(perturbation)
-        self.context.sign_keys = keys
-        for site, layer in zip(self.sites, self.layers, strict=True):
-            layer.perturbation = nn.Parameter(site.view_a(perturbation).to(self.dtype))
-        try:
-            yield
-        finally:
-            for layer in self.layers:
-                layer.perturbation = None
 
     @contextmanager
     def repeated(self, member: int, copies: int) -> Iterator[None]:
@@ -353,4 +396,4 @@ class AdapterStack:
 
     def disabled(self) -> AbstractContextManager[None]:
         """Context in which the base computes as if there were no adapters."""
-        return self.context.disabled()
+        return self.sharding.lockstep(self.context.disabled())

@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from .adapters import check_numbers, check_stackable, initial_weights
 from .head_config import HeadInit
 from .seeds import MemberSeeds, member_seeds
+from .sharding.layout import sharding_of
 from .sites import MemberWeights
 
 if TYPE_CHECKING:
@@ -40,22 +41,25 @@ def fresh_members(
     head_init: HeadInit | None,
 ) -> tuple[list[MemberSeeds], list[MemberWeights]]:
     """The seeds and the initial weights of untrained members; refused after the first where memory cannot
-    hold all.
+    hold all. Where each rank of the base holds some of the members, the weights are those of its own.
 
     Raises:
-        ConfigError: a number of the adapter out of its range, a rank beyond every layer's sides, or more
-            members than fit.
+        ConfigError: a number of the adapter out of its range, a rank beyond every layer's sides, more members
+            than fit, or a number that does not split over the ranks.
         AdapterError: the adapter cannot be stacked on this base.
     """
-    first = member_seeds(seed, indices[0], vary=vary)
+    sharding = sharding_of(base)
+    own = sharding.own(indices)
+    first = member_seeds(seed, own[0], vary=vary)
     check_stackable(config, head=head_init is not None)
     check_numbers(config)
     if max(config.r, *(config.rank_pattern or {"": 0}).values()) > USUAL_RANK:
         _check_rank(base, config)
     weights = [initial_weights(base, config, seed=first.init, head_init=head_init)]
-    _check_memory(base, parameters_of(weights[0]), len(indices), rank=config.r)
+    _check_memory(base, parameters_of(weights[0]), len(own), rank=config.r)
     seeds = [member_seeds(seed, index, vary=vary) for index in indices]
-    weights += [initial_weights(base, config, seed=own.init, head_init=head_init) for own in seeds[1:]]
+    others = sharding.own(seeds)[1:]
+    weights += [initial_weights(base, config, seed=one.init, head_init=head_init) for one in others]
     return seeds, weights
 
 

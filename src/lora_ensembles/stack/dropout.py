@@ -38,12 +38,14 @@ def dropout_factors(
     shape: tuple[int, int, int],
     first_row: int = 0,
     row_numbers: Tensor | None = None,
+    first_feature: int = 0,
 ) -> Tensor:
     """Dropout factors (M, B * T, D): 0 with `probability` (M,), else 1 / (1 - probability).
 
     Each factor is a hash of (member's key, row, token, feature), not a draw from a shared generator, so a
     member's mask depends neither on its neighbours nor on padding nor on how a batch is split. Rows count
-    from `first_row`, or are those of `row_numbers` (M, B).
+    from `first_row`, or are those of `row_numbers` (M, B); features from `first_feature`, where a rank of a
+    tensor-parallel base sees some of them.
     """
     rows, tokens, features = shape
     device = keys.device
@@ -54,7 +56,7 @@ def dropout_factors(
     )
     place = _mix(row[..., None] * 0x1F123BB + torch.arange(tokens, device=device)).view(-1, rows * tokens, 1)
     member = _mix(keys)[:, None, None]
-    feature = _mix(torch.arange(features, device=device) + 0x3C6EF372)
+    feature = _mix(torch.arange(first_feature, first_feature + features, device=device) + 0x3C6EF372)
     uniform = _mix(_mix(place ^ member) ^ feature)
     threshold = (probability.double() * 2**32).long().to(device)[:, None, None]
     return (uniform >= threshold) / (1 - probability.to(device)[:, None, None])

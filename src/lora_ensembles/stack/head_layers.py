@@ -161,7 +161,11 @@ class HeadStack:
 
     def member(self, index: int) -> dict[str, Tensor]:
         """A copy of one member's head, in fp32 on the CPU."""
-        return {site.name: site.view(self.flat)[index].detach().cpu().clone() for site in self.sites}
+        return self.weights(self.flat[index])
+
+    def weights(self, flat: Tensor) -> dict[str, Tensor]:
+        """A copy of one member's head by its flat parameters (P,), in fp32 on the CPU."""
+        return {site.name: site.view(flat[None])[0].detach().cpu().clone() for site in self.sites}
 
     def attach(self, base: nn.Module) -> None:
         """Put the stacked layers in the place of the base's own."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import AdapterError, ConfigError
 from .context import ALL_MEMBERS, ForwardContext
 from .dropout import dropout_factors, stream_key
+from .sharding.cut import Cut
 
 
 def fold_members(tensor: Tensor) -> Tensor:
@@ -69,14 +70,26 @@ class StackedLoraLinear(nn.Module):
     R), `scaling` (M,). Two batched products serve all members, so the number of operator calls does not
     depend on M. The arithmetic is done in the dtype of `lora_a`, which is the base's. Source: Hu et al. 2021
     (arXiv:2106.09685), Eq. 3; dropout acts on the update's input as in PEFT.
+
+    `cut` says which part of a tensor-parallel layer is this rank's; D_in and D_out are then those of the
+    part.
     """
 
-    def __init__(self, base_layer: nn.Module, *, name: str, index: int, context: ForwardContext):
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        *,
+        name: str,
+        index: int,
+        context: ForwardContext,
+        cut: Cut | None = None,
+    ):
         super().__init__()
         self.base_layer = base_layer
         self.name = name
         self.index = index
         self.context = context
+        self.cut = cut
         self.lora_a: nn.Parameter
         self.lora_b: nn.Parameter
         self.scaling: Tensor
@@ -84,7 +97,7 @@ class StackedLoraLinear(nn.Module):
         self.by_row = (
             False  # whether it sees rows in front, with any number of tokens; else all tokens of all rows
         )
-        self.perturbation: nn.Parameter | None = None  # (M, R, D_in), of A; see `AdapterStack.perturbed`
+        self.perturbation: nn.Parameter | None = None  # (M, R, D_in), of A; see `add_gradients` of the stack
         self._transposed: tuple[Tensor, Tensor]
 
     def bind(self, lora_a: Tensor, lora_b: Tensor, scaling: Sequence[float]) -> None:
@@ -131,6 +144,8 @@ class StackedLoraLinear(nn.Module):
         low = torch.bmm(grouped, a)
         if self.perturbation is not None:
             low = low + self._perturbed(grouped, x)
+        if self.cut is not None:
+            low = self.cut.exchanged(low)
         if alpha is None:
             low, alpha = low * self.scaling[context.members, None, None], 1.0
         if result.dtype != a.dtype:  # a quantised layer may answer in another precision than the base's
@@ -212,4 +227,5 @@ class StackedLoraLinear(nn.Module):
             shape=(rows, x.numel() // (context.rows * x.shape[-1]), features),
             first_row=context.first_row,
             row_numbers=context.row_numbers,
+            first_feature=0 if self.cut is None else self.cut.first_input,
         ).to(self.lora_a.dtype)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -78,7 +78,13 @@ class _ByOneDNN(TorchFunctionMode):
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
-    plain = weight.dim() == 2 and not weight.requires_grad and weight.device.type == "cpu"
+    # Not a weight that lies over several ranks, which is a tensor of another class.
+    plain = (
+        type(weight) in (Tensor, nn.Parameter)
+        and weight.dim() == 2
+        and not weight.requires_grad
+        and weight.device.type == "cpu"
+    )
     return plain and x.dtype == weight.dtype == torch.float32 and x.numel() >= LEAST_ROWS * weight.shape[1]
 
 

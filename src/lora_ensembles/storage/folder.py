@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,7 +33,9 @@ from ..passes.stacked_model import StackedModel
 from ..stack.adapters import read_adapter, read_adapter_config, write_adapter
 from ..stack.head_config import HeadConfig, LabelScore
 from ..stack.info import EnsembleInfo
+from ..stack.quantised import is_plain, is_quantised, linear_layers
 from ..stack.seeds import MemberSeeds
+from ..stack.sharding.layout import whole
 from ..stack.sites import MemberWeights
 from .calibration import read_calibration, write_held_out
 from .description import FORMAT_VERSION, read_description
@@ -82,20 +84,23 @@ def fingerprint(base: nn.Module, *, apart_from: Collection[str] = ()) -> str:
     `apart_from` names parameters that the members own, which a base may have in any state.
 
     They cover names, shapes and first values of parameters: the first of those that quantisation leaves alone
-    (one axis, and the embedding), the second of all others. A base loaded in 4 or 8 bits has the first only.
+    (one axis, and the embedding), the second of all others. A quantised base has the first only.
     """
-    embedding = base.get_input_embeddings().weight  # type: ignore[operator]
+    embedding = getattr(base.get_input_embeddings(), "weight", None)  # type: ignore[operator]
+    quantised = {name for name, layer in linear_layers(base) if is_quantised(layer)}
     kept, rounded = hashlib.sha256(), hashlib.sha256()
-    plain = True
-    for name, parameter in base.named_parameters():
-        if ".lora_" in name or ".head_" in name or name.replace(".base_layer", "") in apart_from:
+    plain = not quantised
+    for full_name, parameter in base.named_parameters():
+        name = full_name.replace(".base_layer", "")
+        if ".lora_" in name or ".head_" in name or name in apart_from:
             continue
-        plain = plain and parameter.is_floating_point()
-        sample = parameter.detach().flatten()[:256].to(torch.bfloat16).float().cpu()
-        digest = kept if parameter.dim() == 1 or parameter is embedding else rounded
-        digest.update(
-            f"{name.replace('.base_layer', '')} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes()
-        )
+        owner, _, own = name.rpartition(".")
+        if not is_plain(parameter):
+            plain = False
+        elif owner not in quantised or own == "bias":  # the others are scales
+            sample = whole(parameter.detach()).flatten()[:256].to(torch.bfloat16).float().cpu()
+            digest = kept if parameter.dim() == 1 or parameter is embedding else rounded
+            digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
     return f"{kept.hexdigest()[:12]}-{rounded.hexdigest()[:12]}" if plain else kept.hexdigest()[:12]
 
 
@@ -114,15 +119,16 @@ def write_members(
     home: Path | None,
     dtype: torch.dtype = torch.float32,
     kept: HeldOut | None = None,
+    members: Iterable[MemberWeights] | None = None,
 ) -> None:
     """`ensemble.json`, `README.md`, the member folders and the calibration, into an existing folder that will
-    stand at `home`; None: anywhere.
+    stand at `home`; None: anywhere. `members` are those of the ensemble, where they were gathered before.
     """
     config = copy.deepcopy(ensemble.adapter)
     config.base_model_name_or_path = base_name(ensemble.base)
     config.task_type = config.task_type or TASK_TYPES.get(base_kind(ensemble.base))
-    for index in range(ensemble.num_members):
-        write_adapter(folder / member_folder(index), ensemble.stack.member(index), config, dtype=dtype)
+    for index, weights in enumerate(ensemble.stack.every_member() if members is None else members):
+        write_adapter(folder / member_folder(index), weights, config, dtype=dtype)
     calibration = None if kept is None else write_held_out(folder, kept)
     for name, text in _descriptions(ensemble, home, calibration=calibration).items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -135,11 +141,15 @@ def update_info(ensemble: StackedModel, path: Path) -> None:
     Raises:
         CheckpointError: `path` holds no ensemble, or one of another number of members, or cannot be written.
     """
+    ensemble.stack.sharding.ranks.on_first(lambda: _update_info(ensemble, path))
+
+
+def _update_info(ensemble: StackedModel, path: Path) -> None:
     before = read_description(path)
     saved = len(before["members"])
-    if saved != ensemble.num_members:
+    if saved != ensemble.members_in_all:
         raise CheckpointError(
-            f"{path} holds {saved} members, the ensemble has {ensemble.num_members}; "
+            f"{path} holds {saved} members, the ensemble has {ensemble.members_in_all}; "
             "save it to a folder of its own"
         )
     for name, text in _descriptions(ensemble, path, calibration=before.get("calibration")).items():
@@ -177,7 +187,7 @@ def _descriptions(
     content["base"] |= head.pop("base", {})
     content |= head | ({} if calibration is None else {"calibration": calibration})
     return {
-        "README.md": render_model_card(base_name(base), members=ensemble.num_members, task=info.task),
+        "README.md": render_model_card(base_name(base), members=ensemble.members_in_all, task=info.task),
         ENSEMBLE_FILE: json.dumps(content, indent=2) + "\n",
     }
 
@@ -185,13 +195,19 @@ def _descriptions(
 def write_ensemble(
     ensemble: StackedModel, path: Path, *, dtype: torch.dtype = torch.float32, kept: HeldOut | None = None
 ) -> None:
-    """The ensemble at `path`, whole or not at all.
+    """The ensemble at `path`, whole or not at all; of a base over several ranks, all call it, and the first
+    writes.
 
     Raises:
         CheckpointError: `path` exists, or cannot be written.
     """
-    with written_aside(path) as folder:
-        write_members(ensemble, folder, home=path, dtype=dtype, kept=kept)
+    members = ensemble.stack.every_member()
+
+    def write() -> None:
+        with written_aside(path) as folder:
+            write_members(ensemble, folder, home=path, dtype=dtype, kept=kept, members=members)
+
+    ensemble.stack.sharding.ranks.on_first(write)
 
 
 def read_ensemble(path: Path, *, members: Sequence[int] | None = None) -> SavedEnsemble:

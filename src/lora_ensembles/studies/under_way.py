@@ -12,10 +12,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import LoraEnsemblesError
+from ..disk.atomic import cannot_write
+from ..disk.claimed import FolderLock
+from ..errors import CheckpointError, LoraEnsemblesError
 from ..training.checkpoint import KEPT
 from ..training.signals import Interrupted
 
+LOOK = 1.0  # seconds between two looks at a lock
 _SECONDS = "seconds"
 
 
@@ -51,12 +54,40 @@ class UnderWay:
         return before + time.monotonic() - self._begin
 
     @contextmanager
+    def alone(self, *, patience: float) -> Iterator[None]:
+        """Context in which no other process measures the record: one that does is waited for so many seconds.
+
+        Raises:
+            CheckpointError: it still does then, or the folder cannot be written.
+        """
+        lock = self._lock(time.monotonic() + patience)
+        try:
+            yield
+        finally:
+            lock.release()
+            for folder in (self.folder, self.folder.parent):
+                with suppress(OSError):
+                    folder.rmdir()
+
+    def _lock(self, end: float) -> FolderLock:
+        while True:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                return FolderLock(self.folder)
+            except OSError as error:
+                raise cannot_write(self.folder, error) from error
+            except CheckpointError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(LOOK)
+
+    @contextmanager
     def guarded(self) -> Iterator[None]:
         """Context of the measuring: an interruption says how to go on, and is not forgotten in `seconds`."""
         try:
             yield
         except BaseException as error:
-            if self.folder.is_dir():
+            if any(path.is_dir() for path in self.folder.glob("*")):
                 (self.folder / _SECONDS).write_text(f"{self.seconds:.1f}\n")
                 if isinstance(error, LoraEnsemblesError | Interrupted):
                     told = str(error).partition(KEPT)[0]

@@ -19,6 +19,7 @@ from ..disk.layout import ENSEMBLE_FILE
 from ..ensemble import LoraEnsemble
 from ..errors import ConfigError
 from ..passes.decoder import recomputed
+from ..passes.probe import check_gradients
 from ..prediction.orders import in_orders
 from ..stack.dropout import stream_key
 from ..stack.sites import MemberWeights
@@ -51,13 +52,16 @@ class AdapterTrainee(Trainee):
         observer: Observer | None = None,
     ):
         self.ensemble, self.kept_answers, self.observer = ensemble, kept_answers, observer
-        members, stack = ensemble.num_members, ensemble.stack
+        members, stack = ensemble.members_in_all, ensemble.stack
+        self.ranks = stack.sharding.ranks
         ensemble.base.eval()
         kl_weight = config.per_member("kl_weight", members)
         dropout = config.per_member("dropout", members, default=ensemble.adapter.lora_dropout)
         self.decays = DECAYS[: len(stack.buffers)]
         self._anchors = [flat.detach().clone() for flat in stack.buffers] if config.anchored else None
         self._shared_a = config.shared_a
+        if config.shared_a:
+            stack.sharding.check_all_here("shared_a=True")
         if config.shared_a and not bool((stack.a == stack.a[:1]).all()):
             raise ConfigError(
                 "shared_a=True, and the members begin with an A each; make the ensemble with vary=['order']"
@@ -66,6 +70,7 @@ class AdapterTrainee(Trainee):
             config.per_member(name, members)  # refused before the base is read
         if ensemble.head.trained:
             config.check_decay("weight_decay_head")
+        check_gradients(ensemble.base, stack, ensemble.whole_pass)
         self.variants = config.option_orders
         self.rows = ensemble.head.training_rows(
             ensemble,
@@ -73,12 +78,13 @@ class AdapterTrainee(Trainee):
             loss=config.loss,
             label_score=config.label_score,
             overlong=config.overlong,
-            rows=config.max_rows or config.batch_size * members,
+            rows=config.max_rows or config.batch_size * ensemble.num_members,
             with_kl=bool((kl_weight > 0).any()),
             with_dropout=bool((dropout > 0).any()),
         )
-        self.dropout: Tensor | None = dropout.to(ensemble.device) if (dropout > 0).any() else None  # (M,)
-        self.order_seeds = [seeds.order for seeds in ensemble.info.seeds]
+        # (M,); for all members or for none, so that all ranks make the same passes.
+        self.dropout: Tensor | None = self.own(dropout).to(ensemble.device) if (dropout > 0).any() else None
+        self.order_seeds = [seeds.order for seeds in stack.sharding.own(ensemble.info.seeds)]
         self.dtype: torch.dtype = ensemble.base.dtype
         self.tokens_a_row = self.rows.lengths.float().mean().item()
 
@@ -89,6 +95,28 @@ class AdapterTrainee(Trainee):
     @property
     def device(self) -> torch.device:
         return self.ensemble.device
+
+    @property
+    def members_in_all(self) -> int:
+        return self.ensemble.members_in_all
+
+    def own(self, values: Tensor) -> Tensor:
+        own = self.ensemble.stack.sharding.own_members(len(values))
+        return values[own.start : own.stop]
+
+    def of_all(self, values: Tensor) -> Tensor:
+        return self.ensemble.stack.sharding.of_all(values.T).T
+
+    def whole(self, name: str, flat: Tensor) -> Tensor:
+        return self.ensemble.stack.whole(BUFFERS.index(name), flat)
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        return self.ensemble.stack.own(BUFFERS.index(name), whole)
+
+    def gradient_norms(self, gradients: Sequence[Tensor]) -> Tensor:
+        if self.ensemble.stack.sharding.kind != "tp":
+            return super().gradient_norms(gradients)
+        return self.ensemble.stack.gradient_norms(gradients)
 
     def begin_step(self, gradients: Sequence[Tensor], step: int) -> None:
         self.ensemble.stack.begin_step(gradients)
@@ -137,8 +165,7 @@ class AdapterTrainee(Trainee):
         seeds = [[seeds.init, seeds.order] for seeds in ensemble.info.seeds]
         settings["adapter"] = {
             "targets": sorted({site.name.rpartition(".")[2] for site in stack.sites}),
-            "ranks": sorted({rank for ranks in stack.ranks for rank in ranks.values()}),
-            "scalings": sorted({scaling for scalings in stack.scaling for scaling in scalings}),
+            **stack.ranks_and_scalings(),
             "dropout": ensemble.adapter.lora_dropout,
         }
         return {
@@ -175,6 +202,11 @@ class AdapterTrainee(Trainee):
         """Put the ensemble's files beside `training`; `ensemble.json` comes last, so a folder that has it is
         complete.
         """
-        if not (out / ENSEMBLE_FILE).exists():
-            with added_to(out, last=ENSEMBLE_FILE) as aside:
-                write_members(self.ensemble, aside, home=out)
+        members = self.ensemble.stack.every_member()
+
+        def write() -> None:
+            if not (out / ENSEMBLE_FILE).exists():
+                with added_to(out, last=ENSEMBLE_FILE) as aside:
+                    write_members(self.ensemble, aside, home=out, members=members)
+
+        self.ranks.on_first(write)

@@ -77,6 +77,7 @@ def train(  # noqa: PLR0913 - the door, of which most calls name two or three
         Losses and metrics of every epoch, and the members after those of `config.snapshot_epochs`.
 
     Raises:
+        AdapterError: a quantised layer of the base passes no gradient to the adapters below it.
         ConfigError: a setting does not fit the number of members, or `resume` comes without `out` or with
             `overwrite`.
         DataError: an example, of `validation` too, cannot be encoded or has no answer; or questions and open
@@ -90,6 +91,8 @@ def train(  # noqa: PLR0913 - the door, of which most calls name two or three
     config = config or TrainConfig()
     check_options(out=out, resume=resume, overwrite=overwrite)
     check_engine(on, workers)
+    if on is not None and config.shared_a:
+        raise ConfigError(f"shared_a=True with on={on!r}: workers' members cannot share an A; leave on= out")
     if on is not None and out is None:
         raise ConfigError(f"on={on!r} without `out`; pass the folder in which the workers keep their runs")
     examples, validation = prepared(ensemble, examples, validation, config)

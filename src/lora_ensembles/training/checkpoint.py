@@ -19,6 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ..disk.atomic import (
     cannot_write,
@@ -32,6 +33,7 @@ from ..disk.claimed import FolderLock, check_free, clear
 from ..disk.layout import ENSEMBLE_FILE, LOCK_FILE, RUN_FOLDER, WORKERS_FOLDER
 from ..disk.provenance import environment
 from ..disk.schema import anything, check, list_of, number, object_of, read_json, record, whole
+from ..distributed.ranks import ALONE, Ranks
 from ..errors import CheckpointError, LoraEnsemblesError
 from .optim import Optimizer
 from .signals import Interrupted
@@ -74,19 +76,37 @@ _STATE = record(
 class RunFolder:
     """The `training` folder of one run below `out`, which no other process can enter before `close`.
 
+    Several ranks that train together have one folder: all call its methods, and the first writes. What it
+    writes is the state of all, as one process has it, so a run goes on with another number of ranks.
+
     Args:
         out: the folder of the ensemble to be.
         settings: what decides the result; a run goes on only with the settings it had.
         resume: go on with the run that is there, if there is one.
         overwrite: remove the run or the ensemble that is there, if it holds nothing else.
+        ranks: the processes that train together.
 
     Raises:
         CheckpointError: as `claimed.check_free`; or there is no run to go on with, or one of other settings.
     """
 
-    def __init__(self, out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool = False):
-        self.out, self.folder = out, out / RUN_FOLDER
+    def __init__(
+        self,
+        out: Path,
+        settings: dict[str, Any],
+        *,
+        resume: bool,
+        overwrite: bool = False,
+        ranks: Ranks = ALONE,
+    ):
+        self.out, self.folder, self.ranks = out, out / RUN_FOLDER, ranks
         self.saved_step: int | None = None  # of the checkpoint
+        self._made = False
+        self._lock: FolderLock | None = None
+        ranks.on_first(lambda: self._enter(settings, resume=resume, overwrite=overwrite))
+
+    def _enter(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+        out = self.out
         check_free(out, resume=resume, overwrite=overwrite)
         self._made = status(out) is None
         try:
@@ -121,6 +141,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Let other processes in; a folder that was made for this run and holds nothing goes."""
+        if self._lock is None:  # another rank has it
+            return
         self._lock.release()
         if self._made:
             with suppress(OSError):
@@ -150,7 +172,7 @@ class RunFolder:
                     *error.args[1:],
                 )
         elif (
-            status(self.folder / CHECKPOINT) is None
+            self.ranks.first and status(self.folder / CHECKPOINT) is None
         ):  # a checkpoint that could not be read is not ours to remove
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -183,10 +205,15 @@ class RunFolder:
 
     def save(self, trainee: Trainee, optimizer: Optimizer, progress: Progress) -> None:
         """Replace the checkpoint by the present state; the old one stays until the new one is complete."""
-        tensors = {name: tensor.contiguous() for name, tensor in _state(trainee, optimizer).items()}
-        with written_aside(self.folder / CHECKPOINT, replace=True) as aside:
-            save_file(tensors, aside / TENSORS_FILE)
-            (aside / STATE_FILE).write_text(json.dumps(dataclasses.asdict(progress)) + "\n")
+        state = _state(trainee, optimizer)
+        tensors = {name: trainee.whole(_buffer_of(name), part).contiguous() for name, part in state.items()}
+
+        def write() -> None:
+            with written_aside(self.folder / CHECKPOINT, replace=True) as aside:
+                save_file(tensors, aside / TENSORS_FILE)
+                (aside / STATE_FILE).write_text(json.dumps(dataclasses.asdict(progress)) + "\n")
+
+        self.ranks.on_first(write)
         self.saved_step = progress.step
 
     def restore(self, trainee: Trainee, optimizer: Optimizer) -> Progress:
@@ -195,37 +222,53 @@ class RunFolder:
         Raises:
             CheckpointError: the checkpoint is corrupt, or of another ensemble.
         """
+        shapes = {
+            name: (*trainee.whole(_buffer_of(name), part).shape,)
+            for name, part in _state(trainee, optimizer).items()
+        }
+        saved: dict[str, Tensor] = {}
+
+        def read() -> dict[str, Any] | None:
+            progress = self._read(shapes, trainee.members_in_all, into=saved)
+            return None if progress is None else dataclasses.asdict(progress)
+
+        content = self.ranks.on_first(read)
+        if content is None:
+            return Progress()
+        for name, part in _state(trainee, optimizer).items():
+            whole = saved.get(name, part.new_empty(shapes[name], device="cpu"))
+            part.copy_(trainee.part(_buffer_of(name), self.ranks.from_first(whole)))
+        trainee.refresh()
+        optimizer.steps = self.saved_step = content["step"]
+        return Progress(**content)
+
+    def _read(
+        self, shapes: dict[str, tuple[int, ...]], members: int, *, into: dict[str, Tensor]
+    ) -> Progress | None:
+        """The progress of the last checkpoint, whose tensors go `into` a dictionary; None without one."""
         folder = self.folder / CHECKPOINT
         recover(folder)
         if not folder.is_dir():
             self._cut_log(0)
-            return Progress()
+            return None
         try:
             saved = load_file(folder / TENSORS_FILE)
             content = read_json(folder / STATE_FILE)
             check(content, _STATE, file=folder / STATE_FILE, advice="it is no run's")
             sums = content["partial"].get("sums")
-            if sums is not None and [len(row) for row in sums] != [trainee.num_members] * 2:
-                raise CheckpointError(f"partial.sums is not 2 by {trainee.num_members}")
+            if sums is not None and [len(row) for row in sums] != [members] * 2:
+                raise CheckpointError(f"partial.sums is not 2 by {members}")
         except (OSError, SafetensorError, CheckpointError) as error:
             raise CheckpointError(
                 f"the checkpoint {folder} is corrupt or cut short ({error}); remove {self.out} and train anew"
             ) from error
-        progress = Progress(content["step"], content["history"], content["partial"])
-        state = _state(trainee, optimizer)
-        if {name: tensor.shape for name, tensor in saved.items()} != {
-            name: tensor.shape for name, tensor in state.items()
-        }:
+        if {name: (*tensor.shape,) for name, tensor in saved.items()} != shapes:
             raise CheckpointError(
                 f"the checkpoint {folder} is of an ensemble of another shape; train into another folder"
             )
-        for name, tensor in state.items():
-            tensor.copy_(saved[name])
-        trainee.refresh()
-        optimizer.steps = progress.step
-        self._cut_log(progress.step)
-        self.saved_step = progress.step
-        return progress
+        into.update(saved)
+        self._cut_log(content["step"])
+        return Progress(content["step"], content["history"], content["partial"])
 
     def _cut_log(self, step: int) -> None:
         path = self.folder / "log.jsonl"
@@ -250,7 +293,7 @@ class RunFolder:
 
     def save_snapshot(self, trainee: Trainee, epoch: int) -> None:
         path = snapshot_folder(self.out, epoch)
-        if not path.exists():  # a resumed run passes the same epoch with the same weights again
+        if not self.ranks.on_first(path.exists):  # a resumed run passes the same epoch with the same weights
             trainee.save(path)
 
     def snapshots(self, trainee: Trainee) -> dict[int, list[Any]]:
@@ -267,6 +310,11 @@ def snapshot_folders(out: Path) -> dict[int, Path]:
     """The folders of all snapshots in a run's output, by epoch."""
     paths = sorted((out / RUN_FOLDER / "snapshots").glob("epoch_*"))
     return {int(path.name.removeprefix("epoch_")): path for path in paths}
+
+
+def _buffer_of(name: str) -> str:
+    """The buffer whose weights, or moments, a tensor of the state holds."""
+    return name.partition(".")[0]
 
 
 def _state(trainee: Trainee, optimizer: Optimizer) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ..errors import ConfigError, TrainingError
 from ..passes.memory import ran_out_of_memory, rows_in_flight, with_fewer_rows
 from .checkpoint import Progress, RunFolder
 from .config import TrainConfig, schedule_factor
-from .optim import Optimizer, clip_per_member, gradient_norms
+from .optim import Optimizer, clip_per_member
 from .orders import MemberOrders, split_step
 from .reporting import Reporter, StepOutcome
 from .signals import Interrupted, signals_held, word
@@ -93,7 +93,8 @@ def run(
     running = _prepare(trainee, config)
     if out is None:
         return _go(running, None, validation=validation, show=progress)
-    folder = RunFolder(Path(out), trainee.settings(config), resume=resume, overwrite=overwrite)
+    settings, ranks = trainee.settings(config), trainee.ranks
+    folder = RunFolder(Path(out), settings, resume=resume, overwrite=overwrite, ranks=ranks)
     with folder.guarded():
         return _go(running, folder, validation=validation, show=progress)
 
@@ -102,10 +103,15 @@ def _go(run: _Run, folder: RunFolder | None, *, validation: Examples, show: bool
     """The run from where it stands to its end, in memory or in a folder."""
     state = folder.restore(run.trainee, run.optimizer) if folder else Progress()
     snapshots = folder.snapshots(run.trainee) if folder else {}
-    members = run.trainee.num_members
+    members, first = run.trainee.members_in_all, run.trainee.ranks.first
     shown_as = run.trainee.rows.accuracy_name
     reporter = Reporter(
-        folder, total=run.total_steps, first=state.step, members=members, show=show, shown_as=shown_as
+        folder if first else None,
+        total=run.total_steps,
+        first=state.step,
+        members=members,
+        show=show and first,
+        shown_as=shown_as,
     )
     reporter.go_on(state.partial)
     try:
@@ -120,7 +126,7 @@ def _go(run: _Run, folder: RunFolder | None, *, validation: Examples, show: bool
 def _prepare(trainee: Trainee, config: TrainConfig) -> _Run:
     members, device, rows = trainee.num_members, trainee.device, trainee.rows
     vectors = {
-        name: config.per_member(name, members).to(device)
+        name: trainee.own(config.per_member(name, trainee.members_in_all)).to(device)
         for name in ("learning_rate", "kl_weight", *filter(None, trainee.decays))
     }
     buffers = tuple(trainee.buffers.values())
@@ -171,15 +177,13 @@ def _loop(
                     snapshots[row["epoch"]] = run.trainee.members()
                     if folder:
                         folder.save_snapshot(run.trainee, row["epoch"])
-            stopped = held is not None and held.number is not None
-            due = state.step % checkpoint_every == 0 or state.step == run.total_steps or stopped
+            signal = run.trainee.ranks.largest((held.number if held else None) or 0)  # on any rank
+            due = state.step % checkpoint_every == 0 or state.step == run.total_steps or signal > 0
             if folder and due:
                 state.partial = reporter.partial()
                 folder.save(run.trainee, run.optimizer, state)
-            if held is not None and held.number is not None:
-                raise Interrupted(
-                    f"{word(held.number)} after step {state.step} of {run.total_steps}", held.number
-                )
+            if signal:
+                raise Interrupted(f"{word(signal)} after step {state.step} of {run.total_steps}", signal)
 
 
 def _epoch_row(run: _Run, step: int, *, validation: Examples, reporter: Reporter) -> dict[str, Any]:
@@ -220,9 +224,11 @@ def _step(run: _Run, step: int) -> StepOutcome:
     indices = run.orders.batch(step)
     loss, accuracy = _backward(run, indices, step)
     limit = config.max_grad_norm
-    norms = gradient_norms(run.gradients) if limit is None else clip_per_member(run.gradients, limit)
+    norms = trainee.gradient_norms(run.gradients)
+    if limit is not None:
+        clip_per_member(run.gradients, limit, norms=norms)
     # The one place in a step where the CPU waits for a device.
-    loss, accuracy, norms = torch.stack([loss, accuracy, norms]).cpu()
+    loss, accuracy, norms = trainee.of_all(torch.stack([loss, accuracy, norms])).cpu()
     outcome = StepOutcome(loss, accuracy, norms, rows=indices.shape[1])
     _check_finite(run, outcome.loss, step, "loss")
     _check_finite(run, outcome.gradient_norm, step, "gradient")
@@ -263,7 +269,7 @@ def _check_finite(run: _Run, values: Tensor, step: int, quantity: str) -> None:
     wrong = (~values.isfinite()).nonzero().flatten().tolist()
     if not wrong:
         return
-    rate = run.config.per_member("learning_rate", run.trainee.num_members)[wrong[0]].item()
+    rate = run.config.per_member("learning_rate", run.trainee.members_in_all)[wrong[0]].item()
     if step == 0:
         cause = "before any update, so the base itself gives such values; check its weights and its dtype"
     elif run.trainee.dtype == torch.float16:

@@ -133,18 +133,19 @@ def gradient_norms(gradients: Sequence[Tensor]) -> Tensor:
     return sum(others, start=first).sqrt()
 
 
-def clip_per_member(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
+def clip_per_member(gradients: Sequence[Tensor], max_norm: float, *, norms: Tensor | None = None) -> Tensor:
     """Scale each member's gradient in place so that its own norm is at most `max_norm`; returns the norms
     before, (M,).
 
-    A member's result is that of `torch.nn.utils.clip_grad_norm_` on it alone.
+    `norms` are given where the gradients are not all of a member's. A member's result is that of
+    `torch.nn.utils.clip_grad_norm_` on it alone.
 
     Example:
         >>> gradients = torch.tensor([[3.0], [0.1]]), torch.tensor([[4.0], [0.0]])
         >>> clip_per_member(gradients, 1.0).tolist(), gradients[0][1].item() == torch.tensor(0.1).item()
         ([5.0, 0.10000000149011612], True)
     """
-    norms = gradient_norms(gradients)
+    norms = gradient_norms(gradients) if norms is None else norms
     scale = (max_norm / (norms + 1e-6)).clamp(max=1.0)[:, None]
     for gradient in gradients:
         gradient.mul_(scale)

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from ..data import Completion, Example
 from ..disk.atomic import written_aside
+from ..distributed.ranks import ALONE, Ranks
 from ..errors import ConfigError
 from ..heads.base import TrainingRows
 from .config import TrainConfig
-from .optim import Optimizer, StackedAdamW
+from .optim import Optimizer, StackedAdamW, gradient_norms
 
 PARAMETERS_FILE = "parameters.safetensors"
 
@@ -38,6 +39,7 @@ class Trainee(ABC):
         tokens_a_row: token vectors that a row of a pass holds, which says how many rows suit a CPU.
         can_recompute: whether there are layers whose activations can be computed twice, to save memory.
         variants: rows of each example that follow each other, of which a member reads one in an epoch.
+        ranks: the processes that train together; the first writes files, and all make the same passes.
     """
 
     rows: TrainingRows
@@ -47,6 +49,7 @@ class Trainee(ABC):
     tokens_a_row: float
     can_recompute: bool = False
     variants: int = 1
+    ranks: Ranks = ALONE
 
     @property
     @abstractmethod
@@ -75,7 +78,33 @@ class Trainee(ABC):
 
     @property
     def num_members(self) -> int:
+        """M, the members that this process trains."""
         return len(self.order_seeds)
+
+    @property
+    def members_in_all(self) -> int:
+        """The members, those that other ranks train included."""
+        return self.num_members
+
+    def own(self, values: Tensor) -> Tensor:
+        """Of a value for each member in all, those (M,) of this process's."""
+        return values
+
+    def of_all(self, values: Tensor) -> Tensor:
+        """The values (K, members in all) from those (K, M) of this process."""
+        return values
+
+    def whole(self, name: str, flat: Tensor) -> Tensor:
+        """The flat values of all members, from what this process has of them, shaped as the buffer `name`."""
+        return flat
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """The part of such values that this process has: the inverse of `whole`."""
+        return whole
+
+    def gradient_norms(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Each member's own gradient norm over all its parameters: (M,)."""
+        return gradient_norms(gradients)
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +112,7 @@ class Trainee(ABC):
 
     @property
     def kept(self) -> dict[str, Tensor]:
-        """What a checkpoint holds beside the buffers and their moments: tensors that training changes in
+        """Tensors that a checkpoint holds beside the buffers and their moments, and that training changes in
         place.
         """
         return {}

@@ -49,6 +49,7 @@ class WeightPosterior(ABC):
             raise ConfigError(
                 f"{type(self).__name__} needs members of one rank; these have several: take one of them"
             )
+        ensemble.stack.sharding.check_one_process(type(self).__name__)
         self.ensemble = ensemble
         self.samples = whole_number("samples", samples)
         self.seed = whole_seed(seed)

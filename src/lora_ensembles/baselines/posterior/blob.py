@@ -21,6 +21,7 @@ from ...training.config import TrainConfig
 from ...training.trainee import TrainResult
 from .base import WeightPosterior
 from .flat import member_of, normal_rows, scaling_of
+from .flipout import perturbed
 from .trainee import Family, fit
 
 
@@ -165,16 +166,21 @@ class _Entries(Family):
         if keys is not None:
             self._noise = normal_rows(keys, self.buffers["a"], name="A")
             self._keys = [stream_key(key, "signs") for key in keys]
-            if self._stack.perturbation_gradient is not None:
-                self._stack.perturbation_gradient.zero_()
+            if self._gradient is not None:
+                self._gradient.zero_()
 
     def around(self) -> AbstractContextManager[None]:
-        return self._stack.perturbed(self.buffers["rho"].square() * self._noise, self._keys)
+        return perturbed(self._stack, self.buffers["rho"].square() * self._noise, self._keys)
+
+    @property
+    def _gradient(self) -> Tensor | None:
+        """Of the perturbation, (M, P_a); None before the first pass."""
+        return getattr(self._stack, "perturbation_gradient", None)
 
     def carry_over(
         self, weights: Sequence[Tensor], gradients: Sequence[Tensor], totals: Sequence[Tensor]
     ) -> None:
-        of_noise = self._stack.perturbation_gradient
+        of_noise = self._gradient
         assert of_noise is not None
         of = dict(zip(self.buffers, totals, strict=True))
         mean, rho, kl = self.buffers["a"], self.buffers["rho"], self._kl_weight

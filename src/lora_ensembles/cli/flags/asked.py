@@ -132,16 +132,17 @@ def _checked(args: Arguments, memory: Memory, *, labels: bool) -> Asked:
     if reader is None:
         raise _no_rows(args.source, memory)
 
+    source = args.source  # alone: another process that reads the parts has no use for the other flags
+
     def parts(first: int) -> Iterator[Part]:
         number = first  # of a file that grows, the rows that were checked
-        rows = itertools.islice(named_rows(args.source, keep_bad=skip), total)
+        rows = itertools.islice(named_rows(source, keep_bad=skip), total)
         for part in _parts(rows, reader.read, first=first, skip=skip):
             number += len(part)
             yield part
         if number < total:
             raise DataError(
-                f"{args.source}: {number} rows, and {total} when they were checked; "
-                "it was changed, so start anew"
+                f"{source}: {number} rows, and {total} when they were checked; it was changed, so start anew"
             )
 
     return Asked(args.source, keep, isinstance(reader, _Texts), parts, total, tuple(seen))

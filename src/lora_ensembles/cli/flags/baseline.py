@@ -230,7 +230,7 @@ def _posterior(args: Arguments, examples: tuple[Example, ...], task: str | None)
     )
     config = _config(args, task)
     if args.baseline == "ivon":
-        config = dataclasses.replace(config, learning_rate=IVON_RATE)
+        config = dataclasses.replace(config, learning_rate=IVON_RATE, weight_decay_a=0.0, weight_decay_b=0.0)
     if args.baseline == "snapshot":
         config = dataclasses.replace(config, epochs=max(1, config.epochs // args.size) * args.size)
     posterior = getattr(baselines, POSTERIORS[args.baseline])(made, samples=args.size, seed=args.seed)
@@ -247,7 +247,7 @@ def _ensemble(
 
     base, tokenizer = _model(args)
     adapter = settings.adapter_config(args, base)
-    members = 1 if args.baseline in ("single", "mc-dropout", "temperature-single") else args.size
+    members = 1 if args.baseline in ("single", "mc-dropout", "temperature-single", "tfb") else args.size
     made = LoraEnsemble(
         base, tokenizer, num_members=members, adapter=adapter, seed=args.seed, head=head_config(args)
     )

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...embedded.quantised import QUANTIZE, method_of, same_method
 from ...errors import ConfigError
 from ...stack.head_config import HEAD_KINDS, HeadConfig
 from ..common import Arguments, count, load_model
@@ -76,14 +77,33 @@ def head_config(args: Arguments) -> HeadConfig:
 def load_base(
     args: Arguments, head: HeadConfig, labels: Sequence[str] | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base of a new ensemble, loaded as its head needs it."""
+    """The base of a new ensemble, loaded as its head needs it and quantised as --quantize says.
+
+    Raises:
+        ConfigError: the checkpoint is quantised in another way.
+    """
     kind, num_labels = str(head.kind), None
     if kind == "reward":
         kind, num_labels = "sequence-classification", 1
     elif kind == "sequence-classification" and head.init == "fresh":
         assert labels is not None  # a source for classification has them
         num_labels = len(labels)
-    return load_model(args.base, dtype=args.dtype, device=args.device, head=kind, num_labels=num_labels)
+    asked = None if args.quantize is None else QUANTIZE[args.quantize]
+    base, tokenizer = load_model(
+        args.base,
+        dtype=args.dtype,
+        device=args.device,
+        head=kind,
+        num_labels=num_labels,
+        quantization=asked,
+        shard=getattr(args, "shard_base", None),
+    )
+    if asked is not None and not same_method(base.config, asked):
+        raise ConfigError(
+            f"--quantize {args.quantize}: {args.base!r} is quantised by {method_of(base.config, None)} "
+            "already, in another way; leave the flag out"
+        )
+    return base, tokenizer
 
 
 def reward_text(row: Row) -> str:

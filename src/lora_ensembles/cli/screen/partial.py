@@ -35,8 +35,8 @@ from .parts import ROWS
 # Flags that change no row, or whose value is compared in another way; rows that were written before a bad one
 # are the same with --skip-bad-rows.
 NOT_COMPARED = (
-    "base", "ensemble", "format", "json", "no_progress", "out", "overwrite", "parser", "resume",
-    "skip_bad_rows", "source", "verb",
+    "base", "ensemble", "format", "json", "no_progress", "on", "out", "overwrite", "parser", "resume",
+    "skip_bad_rows", "source", "verb", "workers",
 )  # fmt: skip
 NEW = "start anew by --overwrite, or choose another --out"
 

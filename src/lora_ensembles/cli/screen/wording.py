@@ -63,7 +63,10 @@ PHRASES = {
     "in the column mapping": "by its flag",
     "batch_size (--max-rows)": "--max-rows",
 }
-OTHER_NAMES = {"num_members": "members"}  # arguments of the library whose flag has another name
+OTHER_NAMES = {
+    "num_members": "members",
+    "shard": "shard_base",
+}  # arguments of the library whose flag has another name
 _QUOTED = r"""(?<!\w)'[^']*'(?!\w)|(?<!\w)"[^"]*"(?!\w)"""
 
 

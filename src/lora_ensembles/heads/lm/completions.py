@@ -63,6 +63,7 @@ def score_completions(
     length = table.lengths.float().mean().item()
     rows = scoring_rows(ensemble.num_members, tokens_a_row=length, device=ensemble.device, max_rows=max_rows)
     scores = scored_in_parts(lambda rows: _score(ensemble, table, rows), rows)
+    scores = ensemble.stack.sharding.of_all(scores)
     return CompletionScores(scores, counted, tuple(example.id for example in examples))
 
 

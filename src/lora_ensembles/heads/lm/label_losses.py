@@ -35,7 +35,7 @@ from ...stack.head_config import LabelScore
 from ..losses import RowLosses, distribution_losses
 from ..task.table import TextTable
 from .label_plan import label_plan
-from .losses import in_chunks
+from .losses import chunk_sizes, in_chunks
 from .scores import WORTH_SHARING, label_lengths, label_log_probs, score_labels
 from .table import check_answered
 
@@ -305,15 +305,17 @@ def _token_log_probs(ensemble: StackedModel, batch: LabelBatch) -> Tensor:
     bounds.
     """
     base, ids, places = ensemble.base, batch.texts.ids, batch.places
-    at_once = places_at_once(base)
-    if len(places.rows) <= at_once:
+    sizes = chunk_sizes(ensemble, len(places.rows), places_at_once(base))
+    if len(sizes) == 1:
         logits = logits_at(base, ids, places, branches=batch.branches)
         return _chosen(logits, batch.which, batch.tokens)[0]
-    sizes = (batch.which // at_once).bincount().tolist()
+    ends = torch.tensor(sizes, device=batch.which.device).cumsum(0)
+    chunk = torch.bucketize(batch.which, ends, right=True)
+    tokens = chunk.bincount(minlength=len(sizes)).tolist()
     chunks = zip(
-        hidden_at(base, ids, places, branches=batch.branches).split(at_once),
-        (batch.which % at_once).split(sizes),
-        batch.tokens.split(sizes),
+        hidden_at(base, ids, places, branches=batch.branches).split(sizes),
+        (batch.which - (ends - ends.diff(prepend=ends.new_zeros(1)))[chunk]).split(tokens),
+        batch.tokens.split(tokens),
         strict=True,
     )
     return in_chunks(ensemble, _chosen, chunks)[0]

@@ -6,6 +6,7 @@ Shapes: M members, B rows of a member, n answer tokens of a batch, H hidden size
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ...data import EncodedExample
+from ...errors import TrainingError
 from ...passes.answer_positions import head_logits, hidden_at, logits_at, places_at_once
 from ...passes.hooks import one_pass
 from ...passes.memory import with_fewer_rows
@@ -168,14 +170,15 @@ def row_losses(
         ),
         trunk,
     ):
-        if len(tokens.answers) <= at_once:
+        sizes = chunk_sizes(ensemble, len(tokens.answers), at_once)
+        if len(sizes) == 1:
             loss, divergence, right = _terms(
                 logits_at(ensemble.base, ids, tokens.places, extra_hidden=base), tokens.answers
             )
         else:
             hidden = hidden_at(ensemble.base, ids, tokens.places)
             states = hidden if base is None else torch.stack([hidden, base])
-            chunks = zip(states.split(at_once, dim=-2), tokens.answers.split(at_once), strict=True)
+            chunks = zip(states.split(sizes, dim=-2), tokens.answers.split(sizes), strict=True)
             loss, divergence, right = in_chunks(ensemble, _terms, chunks)
     per_row = tokens.per_row
     return RowLosses(
@@ -191,6 +194,28 @@ def _terms(logits: Tensor, answers: Tensor) -> tuple[Tensor, Tensor | None, Tens
         return answer_loss(logits, answers), None, answer_right(logits, answers)
     tuned, base = logits
     return answer_loss(tuned, answers), kl_to_base(tuned, base), answer_right(tuned, answers)
+
+
+def chunk_sizes(ensemble: StackedModel, places: int, at_once: int) -> list[int]:
+    """The places of each chunk in which the head runs over `places` places, at most `at_once` in each; one
+    chunk where they fit.
+
+    Where each rank has rows of its own, all take as many chunks: each is a pass, which they make together.
+
+    Raises:
+        TrainingError: this rank has fewer places than others have chunks.
+    """
+    sharding, count = ensemble.stack.sharding, max(1, math.ceil(places / at_once))
+    if not sharding.splits_members:
+        return [at_once] * (count - 1) + [places - at_once * (count - 1)]
+    count = sharding.ranks.largest(count)
+    if count > max(1, places):
+        raise TrainingError(
+            f"rank {sharding.ranks.rank} has {places} answer tokens in a part of a step and another rank so "
+            f"many that its logits are made in {count} chunks; lower batch_size, or set max_rows lower"
+        )
+    each, more = divmod(places, count)
+    return [each + (number < more) for number in range(count)]
 
 
 def in_chunks(

@@ -60,9 +60,12 @@ class TextRows:
         Raises:
             DataError: there are none, one is no `Example`, cannot be encoded or has no target; or they have
                 not all the same classes.
-            ConfigError: a KL weight, and heads that were newly initialised.
+            ConfigError: a KL weight, and heads that were newly initialised; or a base over several ranks that
+                reads padding, whose ranks would make different numbers of passes.
         """
         head = ensemble.info.head
+        if ensemble.padding_is_read:
+            ensemble.stack.sharding.check_all_here("training on a base that reads the padding of texts")
         if with_kl:
             refuse_divergence(head)
         questions = check_examples(head.kind, examples)

@@ -63,4 +63,5 @@ def predict_rewards(
     )
     with torch.no_grad():
         scores = head.scores(ensemble, table, max_rows=max_rows)[..., 0]
+    scores = ensemble.stack.sharding.of_all(scores)
     return RewardPrediction(scores, tuple(str(number) for number in range(len(texts))))
