@@ -36,7 +36,7 @@ FUNCTIONS = {
     "lora_ensembles.heads.lm.table.Batch.answer_tokens": "data",
     "lora_ensembles.heads.lm.losses._terms": "loss",
     "lora_ensembles.stack.buffers.AdapterStack.add_gradients": "gradients",
-    "lora_ensembles.training.loop.gradient_norms": "optimiser",
+    "lora_ensembles.training.trainee.gradient_norms": "optimiser",
     "lora_ensembles.training.loop.clip_per_member": "optimiser",
     "lora_ensembles.training.optim.StackedAdamW.step": "optimiser",
     "lora_ensembles.stack.buffers.AdapterStack.refresh": "optimiser",
