@@ -1,5 +1,5 @@
-"""Benchmarks of scale: processes side by side run on a minimal shape, and the arithmetic of a thousand members
-is that of its record.
+"""Benchmarks of scale: processes side by side run on a minimal shape, and the arithmetic of a thousand
+members is that of its record.
 """
 
 from __future__ import annotations
