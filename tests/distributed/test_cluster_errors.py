@@ -14,7 +14,7 @@ ray = pytest.importorskip("ray", reason="needs the extra `ray`")
     "error", [ConnectionError("nobody there"), ray.exceptions.AuthenticationError("no token was found")]
 )
 def test_cluster_that_cannot_be_reached_is_refused(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def init(**settings: object) -> None:
+    def init(*words: object, **settings: object) -> None:
         raise error
 
     monkeypatch.setattr(ray, "init", init)
