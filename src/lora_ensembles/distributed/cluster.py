@@ -70,7 +70,7 @@ def cluster() -> Iterator[Any]:
 
     Raises:
         MissingExtraError: Ray is not installed.
-        ConfigError: the cluster of RAY_ADDRESS cannot be reached.
+        ConfigError: the cluster of RAY_ADDRESS cannot be reached, or asks for a token that is not there.
     """
     check_engine("ray", None)
     import ray
@@ -92,7 +92,8 @@ def cluster() -> Iterator[Any]:
             f"Ray did not start on this machine ({told}); try again when less else runs on it"
             if address is None
             else f"no Ray cluster at RAY_ADDRESS={address!r} ({told}); "
-            "start one by `ray start --head`, or unset RAY_ADDRESS to use this machine"
+            "start one by `ray start --head`, or unset RAY_ADDRESS to use this machine; for one that asks "
+            "for a token set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
         ) from error
     # Its messages of lost workers would go to standard output, where the rows of an answer may be.
     ray._private.worker._worker_logs_enabled = False
