@@ -33,7 +33,7 @@ from .flags import heads, settings
 from .flags.answer import AUTO, chosen_answer, in_answers
 from .flags.data import Source, add_column_flags, source_from_flags
 from .flags.fitting_head import CLASSIFIER, fitting_head, other_way
-from .flags.ranks import add_shard_flag, in_ranks
+from .flags.ranks import Alone, add_shard_flag, in_ranks
 from .flags.workers import add_worker_flags, check_worker_flags
 from .screen.first_screen import few_rows, same_file, say_parts, say_read
 
@@ -177,7 +177,7 @@ def run(args: Arguments) -> dict[str, Any]:
         return _run(args, ranks)
 
 
-def _run(args: Arguments, ranks: Ranks) -> dict[str, Any]:
+def _run(args: Arguments, ranks: Ranks | Alone) -> dict[str, Any]:
     from ..embedded import is_embedded, resolve_tokenizer
 
     begin = time.monotonic()
@@ -350,7 +350,9 @@ def _held_out(
     return held_out, dataclasses.replace(task, train=rest)
 
 
-def _calibrate(ensemble: LoraEnsemble, held_out: Sequence[Example], args: Arguments, ranks: Ranks) -> None:
+def _calibrate(
+    ensemble: LoraEnsemble, held_out: Sequence[Example], args: Arguments, ranks: Ranks | Alone
+) -> None:
     from ..calibration.calibrated import calibrate
     from ..storage.calibration import write_calibration
 

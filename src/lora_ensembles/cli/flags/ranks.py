@@ -6,8 +6,8 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from ...errors import ConfigError
 from ..common import Arguments
@@ -15,6 +15,9 @@ from ..screen.streams import send_nowhere
 
 if TYPE_CHECKING:
     from ...distributed.ranks import Ranks
+
+
+Result = TypeVar("Result")
 
 
 def add_shard_flag(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +36,16 @@ def add_shard_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class Alone:
+    """The only process of a verb, which is known before torch is imported."""
+
+    def on_first(self, function: Callable[[], Result]) -> Result:
+        """The result of `function`; see `Ranks.on_first`."""
+        return function()
+
+
 @contextlib.contextmanager
-def in_ranks(args: Arguments) -> Iterator[Ranks]:
+def in_ranks(args: Arguments) -> Iterator[Ranks | Alone]:
     """Context in which a verb runs as one of the processes that torchrun started, of which the first alone
     writes and speaks; where torchrun did not start several, as the only one.
 
@@ -44,9 +55,7 @@ def in_ranks(args: Arguments) -> Iterator[Ranks]:
     if args.shard_base is None and int(os.environ.get("WORLD_SIZE") or 1) > 1 and args.on is None:
         args.shard_base = "replicate"
     if args.shard_base is None:
-        from ...distributed.ranks import ALONE
-
-        yield ALONE
+        yield Alone()
         return
     from ...distributed.ranks import join_ranks, leave_ranks
     from ...embedded.sharded import check_shard
