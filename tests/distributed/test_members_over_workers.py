@@ -39,7 +39,7 @@ CONFIG = TrainConfig(
     # A pass holds the members of a slice in both: products of other shapes are rounded in another way.
     max_rows=8,
 )
-KILLS = 10 if EVERY else 2
+KILLS = 10 if EVERY else 1
 FORKS = multiprocessing.get_context("spawn")  # Ray knows of no forked driver
 TASK = load_task("world-cqa")
 TRAIN, VALIDATION = TASK.train[:40], TASK.validation[:12]

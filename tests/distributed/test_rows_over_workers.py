@@ -60,6 +60,7 @@ def write(path: Path, *, count: int = COUNT, bad: dict[int, str] | None = None) 
     return path
 
 
+@LONG
 def test_a_stream_comes_in_order_and_once_where_workers_are_killed(connected: Any) -> None:
     def things() -> Iterator[int]:
         yield from range(40)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from breadth import LONG
 from command_line import call
 
 TICKETS = {
@@ -38,6 +39,7 @@ def tickets_file(folder: Path, *, rows: int = 200, labelled: bool = True) -> Pat
     return path
 
 
+@LONG
 def test_a_file_of_200_texts_and_label_words_is_learnt_and_answered_by_the_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -162,6 +162,7 @@ def test_answers_to_a_full_device_are_one_line_and_exit_code_2(capsys, saved, ro
     assert done.err.splitlines()[-1].startswith("lora-ensembles: error: no space left to write /dev/full")
 
 
+@LONG
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_answers_to_a_full_standard_output_are_one_line_and_exit_code_2(saved, rows):
     words = f'"{sys.executable}" -m lora_ensembles.cli predict "{saved}" --in "{rows}" >/dev/full'

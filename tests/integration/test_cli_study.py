@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from breadth import LONG
 from command_line import base_folder, call
 from lora_ensembles.studies import check, grid, measuring
 
@@ -35,6 +36,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grid, "QUICK", TINY)
 
 
+@LONG
 def test_a_study_goes_from_nothing_to_claims_and_costs_nothing_the_second_time(capsys, tiny, tmp_path):
     out = tmp_path / "study"
     done = call(capsys, "study", "all", "--quick", "--out", out, "--json")

@@ -54,7 +54,12 @@ ALL = [page for page in sorted(DOCS.rglob("*.md")) if "tutorials" not in page.pa
 WITH_BLOCKS = [page for page in ALL if page.name not in GENERATED and any(blocks(page))]
 
 # The tests of the command line and of quantised bases run what these show, too.
-TAKE_LONG = ("command-line.md", "how-to/distill.md", "how-to/four-bit.md")
+TAKE_LONG = (
+    "command-line.md",
+    "scikit-learn.md",
+    "how-to/distill.md",
+    "how-to/four-bit.md",
+)
 
 
 def name(page: Path) -> str:

@@ -24,6 +24,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from breadth import EVERY
 from command_line import call
 from lora_ensembles import LoraEnsemble, load_base, predict, train
 from lora_ensembles.data import encode_examples
@@ -145,7 +146,8 @@ METHODS = {
     "gptq-4": Method("gptqmodel", gptq),
 }
 # GPT-2's Conv1D is another layer before quantisation; the libraries beside bitsandbytes leave it as it is.
-TRIED = [(method, LLAMA) for method in METHODS] + [("nf4-double", GPT2), ("int8", GPT2)]
+ON_GPT2 = [("nf4-double", GPT2), ("int8", GPT2)] if EVERY else []
+TRIED = [(method, LLAMA) for method in METHODS if EVERY or method != "fp4"] + ON_GPT2
 every_method = pytest.mark.parametrize(("method", "name"), TRIED)
 Bases = Callable[[str, str], PreTrainedModel]
 

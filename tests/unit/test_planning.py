@@ -11,6 +11,7 @@ import transformers
 from peft import LoraConfig
 from torch.profiler import ProfilerActivity, profile
 
+from breadth import LONG
 from lora_ensembles.data import Example
 from lora_ensembles.embedded.quantised import QUANTIZE
 from lora_ensembles.ensemble import LoraEnsemble
@@ -191,6 +192,7 @@ def test_operations_of_a_step_are_those_of_the_formula() -> None:
     assert plan.seconds(1e12) == pytest.approx(expected / 1e12)
 
 
+@LONG
 def test_a_step_that_does_not_fit_is_split_until_it_does() -> None:
     config = config_of("llama")
     whole = plan_training(config, members=4, batch_size=16, tokens=64)

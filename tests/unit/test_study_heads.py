@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 import tiny_heads
+from breadth import LONG
 from lora_ensembles.data import Example, Task
 from lora_ensembles.prediction.evaluation import evaluate
 from lora_ensembles.prediction.prediction import predict
@@ -108,6 +109,7 @@ def test_the_chosen_strength_has_the_lowest_nll_on_questions_that_were_held_out_
     assert (decayed.paper.decay, decayed.paper.decays, decayed.methods.decay) == (0.6, (0.6,), 0.6)
 
 
+@LONG
 def test_records_say_the_head_the_layers_and_where_the_decay_comes_from(
     study: tuple[Path, dict[str, Any], list[Claim]],
 ) -> None:
@@ -136,6 +138,7 @@ def test_records_say_the_head_the_layers_and_where_the_decay_comes_from(
     assert not {"few-shot base", "BatchEnsemble"} & set(records["methods"][0]["result"]["methods"])
 
 
+@LONG
 def test_a_part_of_the_grid_has_the_strength_that_the_whole_grid_chose(
     study: tuple[Path, dict[str, Any], list[Claim]],
 ) -> None:
@@ -147,6 +150,7 @@ def test_a_part_of_the_grid_has_the_strength_that_the_whole_grid_chose(
     assert not run_grid(TINY, folder, load, kinds=("sweep",), tasks=("another",), say=lambda _: None)["sweep"]
 
 
+@LONG
 def test_claims_that_the_head_allows_have_intervals_and_the_others_a_reason(
     study: tuple[Path, dict[str, Any], list[Claim]],
 ) -> None:
@@ -160,6 +164,7 @@ def test_claims_that_the_head_allows_have_intervals_and_the_others_a_reason(
     assert "accuracy, few-shot against single member" in missing
 
 
+@LONG
 def test_every_figure_and_table_but_the_few_shot_one_is_made_of_records_of_heads(
     study: tuple[Path, dict[str, Any], list[Claim]],
 ) -> None:

@@ -78,7 +78,8 @@ def train_over_workers(
                     if held.number is not None:
                         raise Interrupted(word(held.number), held.number)
                     now = max(done, steps_done(jobs))
-                    bar.update(now - done)
+                    if now > done:
+                        bar.update(now - done)
                     done = now
 
                 shared = ray.put((examples, validation))
