@@ -271,7 +271,9 @@ def run_cases(cases: dict[str, Case], *, rank: int, size: int, port: int, folder
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    dist.init_process_group("gloo")
+    # A file, for a port that is free now may be another program's a moment later.
+    store = dist.FileStore(str(folder / f"store_{port}"), size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     for name, run in cases.items():
         problem, result = "", {}
         try:
@@ -317,6 +319,8 @@ def main(folder: Path) -> int:
             try:
                 one_of_four(number, ports, folder)
                 code = 0
+            except BaseException:  # noqa: BLE001 - nobody else would hear of it
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()

@@ -116,6 +116,7 @@ def measured(folder: Path, name: str) -> dict[str, int]:
     return {"base": shards, "members": members, "peak": peak}
 
 
+@LONG
 def test_planned_memory_of_a_cut_base_is_within_15_percent_on_each_rank(tmp_path: Path) -> None:
     for name in SHAPES:
         LlamaForCausalLM(config_of(name)).save_pretrained(tmp_path / name)

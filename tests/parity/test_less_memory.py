@@ -14,7 +14,7 @@ from lora_ensembles.data import encode_examples
 from lora_ensembles.heads.lm.losses import row_losses
 from lora_ensembles.heads.lm.table import TokenTable
 from lora_ensembles.passes.memory import with_fewer_rows
-from lora_ensembles.training import adapters, loop as training_module
+from lora_ensembles.training import adapter_trainee, loop as training_module
 from tiny_ensembles import check_recomputed, no_memory_left
 from tiny_models import TRIED, build, build_ensemble, letter_examples, open_examples, tokenizer
 
@@ -80,13 +80,13 @@ def test_layers_that_compute_again_give_the_same_gradients_for_less_memory(name:
 def test_training_computes_activations_twice_where_not_even_one_row_fits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    expected, uses, real = trained(), [], adapters.recomputed
+    expected, uses, real = trained(), [], adapter_trainee.recomputed
 
     def noted(*arguments):  # type: ignore[no-untyped-def]
         uses.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(adapters, "recomputed", noted)
+    monkeypatch.setattr(adapter_trainee, "recomputed", noted)
     step = training_module._step
 
     def without_room(run, number):  # type: ignore[no-untyped-def]

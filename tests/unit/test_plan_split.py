@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig
 from transformers import GPT2Config, LlamaConfig, MixtralConfig, PretrainedConfig, Qwen3Config
 
+from breadth import LONG
 from lora_ensembles.errors import ConfigError
 from lora_ensembles.planning.advice import reason_of
 from lora_ensembles.planning.communication import (
@@ -128,6 +129,7 @@ def test_tensor_parallelism_sums_activations_of_every_token(of_70b: SplitChoice)
     assert tensor.members == 16 * 80 * 8 * (8192 + 8192 // 8 + 8192 + 1024 // 8) * 18
 
 
+@LONG
 def test_deep_bases_planned_from_shallow_ones_are_those_planned_whole() -> None:
     qwen = Qwen3Config(**small(8).to_dict() | {"model_type": "qwen3", "head_dim": 16})
     for config, work in (
