@@ -13,7 +13,7 @@ import torch.multiprocessing as multiprocessing
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from breadth import tried
+from breadth import LONG, tried
 from lora_ensembles.heads.objectives import answer_loss
 from lora_ensembles.passes.answer_positions import Places, logits_at
 from lora_ensembles.passes.shortcuts import ALL, allow
