@@ -42,7 +42,9 @@ KINDS: dict[str, Callable[[LoraEnsemble], WeightPosterior]] = {
 
 def fitted(kind: str, *, members: int = 1, **settings: Any) -> WeightPosterior:
     posterior = KINDS[kind](ensemble(members=members))
-    config = TrainConfig(**{**CONFIG.to_dict(), "learning_rate": 0.1 if kind == "IVON" else 1e-2, **settings})
+    config = TrainConfig(
+        **{**CONFIG.to_dict(), "learning_rate": 10.0 if kind == "IVON" else 1e-2, **settings}
+    )
     posterior.fit(questions(8), config)
     return posterior
 

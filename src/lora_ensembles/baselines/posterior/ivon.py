@@ -5,7 +5,6 @@ Shapes: M members, P parameters of a member, N examples.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,10 +33,10 @@ class StackedIVON:
         f = ess (h + delta) noise g                       (an estimate of the Hessian's diagonal)
         h <- beta2 h + (1 - beta2) f + (1 - beta2)^2 (h - f)^2 / (2 (h + delta))
         u <- beta1 u + (1 - beta1) g
-        m <- m - lr (h0 + delta) clip((u / (1 - beta1^t) + delta m) / (h + delta))
+        m <- m - lr clip((u / (1 - beta1^t) + delta m) / (h + delta))
 
-    Source: Shen et al. 2024 (arXiv:2402.17641), Alg. 1, with the factor h0 + delta of the authors' code, so
-    that the learning rate has the size of SGD's.
+    Source: Shen et al. 2024 (arXiv:2402.17641), Alg. 1. With `rescale`, lr is multiplied by h0 + delta, as by
+    default in the authors' code, and has the size of SGD's.
 
     Attributes:
         learning_rate: (M, 1).
@@ -46,7 +45,7 @@ class StackedIVON:
         ess: the effective sample size; N for the posterior of the data.
         delta: the prior's precision over ess.
         h0: of the Hessian, at the start.
-        clip: the largest step of a parameter, in multiples of lr (h0 + delta).
+        clip: the largest step of a parameter, in multiples of the rate.
     """
 
     learning_rate: Tensor
@@ -58,6 +57,7 @@ class StackedIVON:
     clip: float
     betas: tuple[float, float]
     steps: int = field(default=0)
+    rescale: bool = True
 
     def step(
         self,
@@ -70,7 +70,7 @@ class StackedIVON:
         """One update in place; see `Optimizer`. Columns without a gradient stay as they are."""
         self.steps += 1
         beta1, beta2 = self.betas
-        rate = self.learning_rate * factor * (self.h0 + self.delta)
+        rate = self.learning_rate * factor * (self.h0 + self.delta if self.rescale else 1.0)
         for number, (mean, gradient, noise, state) in enumerate(
             zip(parameters, gradients, self.noise, self.states, strict=True)
         ):
@@ -94,19 +94,20 @@ class IVON(WeightPosterior):
     (ess (h + delta))).
 
     IVON stands in the place of AdamW, at its cost; see `StackedIVON`. Source: Cong et al. 2024
-    (arXiv:2411.04421), IVON for LoRA. `Differs:` the Hessian's momentum defaults to 0.9995 and the effective
-    sample size to the number of examples; one draw per step; the decays of `TrainConfig` are not read, since
-    `delta` is IVON's.
+    (arXiv:2411.04421), IVON for LoRA; the defaults are of the size of theirs. No parameter moves by more than
+    learning rate * `clip` in a step, as with AdamW by about the learning rate. `Differs:` one draw per step;
+    the decays of `TrainConfig` are not read, since `delta` is IVON's.
 
     Args:
         ensemble: M untrained members; several are trained side by side, and their samples are one mixture.
         samples: S.
         seed: of the samples.
-        ess: the effective sample size; None: the number of training examples. A larger one makes the
-            posterior narrower.
-        hess_init: h0; a smaller one makes it wider.
+        ess: the effective sample size. The number of training examples gives the posterior of the data, which
+            is often too wide to train with; a larger one a narrower, "colder" one.
+        hess_init: h0; a smaller one makes the posterior wider: at the start its standard deviation is
+            1 / sqrt(ess (hess_init + delta)).
         delta: the prior's precision over ess.
-        clip: the largest step of a parameter, in multiples of lr (hess_init + delta).
+        clip: the largest step of a parameter, in multiples of the learning rate.
         betas: of the momentum and of the Hessian.
 
     Raises:
@@ -116,7 +117,7 @@ class IVON(WeightPosterior):
         >>> from lora_ensembles import LoraEnsemble, TrainConfig, load_base, load_task
         >>> task = load_task("world-cqa")
         >>> ivon = IVON(LoraEnsemble(*load_base(), num_members=1), samples=3)
-        >>> trained = ivon.fit(task.train[:64], TrainConfig(epochs=2, learning_rate=0.1))
+        >>> trained = ivon.fit(task.train[:64], TrainConfig(epochs=2, learning_rate=2.0))
         >>> ivon.member_log_probs(task.validation[:4]).shape
         torch.Size([3, 4, 5])
     """
@@ -127,17 +128,17 @@ class IVON(WeightPosterior):
         *,
         samples: int = 10,
         seed: int = 0,
-        ess: float | None = None,
-        hess_init: float = 0.01,
-        delta: float = 1e-4,
-        clip: float = math.inf,
-        betas: tuple[float, float] = (0.9, 0.9995),
+        ess: float = 1e7,
+        hess_init: float = 3e-4,
+        delta: float = 1e-6,
+        clip: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99999),
     ):
         super().__init__(ensemble, samples=samples, seed=seed)
-        self.ess = None if ess is None else number_between("ess", ess, above=0)
+        self.ess = number_between("ess", ess, above=0)
         self.hess_init = number_between("hess_init", hess_init, above=0)
         self.delta = number_between("delta", delta, least=0)
-        self.clip, self.betas = clip, betas
+        self.clip, self.betas = number_between("clip", clip, above=0), betas
         self._family: _Diagonal | None = None
         self._scaling = [scaling_of(ensemble.stack, mode) for mode in range(self.num_modes)]
 
@@ -151,8 +152,8 @@ class IVON(WeightPosterior):
         resume: bool = False,
         progress: bool = False,
     ) -> TrainResult:
-        """Train means and variances, and draw the samples; see `train`. The learning rate is IVON's: 0.03 to
-        0.3 suit most.
+        """Train means and variances, and draw the samples; see `train`. AdamW's learning rate over `clip` suits
+        most.
 
         Raises:
             ConfigError, DataError, CheckpointError, TrainingError: as `train`.
@@ -160,7 +161,7 @@ class IVON(WeightPosterior):
         config = config or TrainConfig()
 
         def family_of(inner: object) -> Family:
-            self._family = _Diagonal(self, ess=self.ess or float(len(examples)))
+            self._family = _Diagonal(self, ess=float(self.ess))
             return self._family
 
         result = fit(
@@ -215,6 +216,7 @@ class _Diagonal(Family):
             h0=own.hess_init,
             clip=own.clip,
             betas=own.betas,
+            rescale=False,
         )
 
     def spreads(self) -> list[Tensor]:

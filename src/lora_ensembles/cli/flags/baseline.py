@@ -48,7 +48,7 @@ POSTERIORS = {
 }
 """Classes that train a distribution over adapters, of which --size samples are the members."""
 MODES = 3  # of multi-swag
-IVON_RATE = 0.1  # IVON's step is scaled by its Hessian's start, so that AdamW's rate does not fit it
+IVON_CLIP = 1e-3  # of a step, in multiples of IVON's rate: AdamW's over it moves parameters as far as AdamW
 OF_LABEL_TOKENS = ("few-shot", "batch-ensemble")  # these are causal language models
 OF_AN_ENSEMBLE = (
     "single",
@@ -230,7 +230,9 @@ def _posterior(args: Arguments, examples: tuple[Example, ...], task: str | None)
     )
     config = _config(args, task)
     if args.baseline == "ivon":
-        config = dataclasses.replace(config, learning_rate=IVON_RATE, weight_decay_a=0.0, weight_decay_b=0.0)
+        assert isinstance(config.learning_rate, float)  # a preset's
+        rate = config.learning_rate / IVON_CLIP
+        config = dataclasses.replace(config, learning_rate=rate, weight_decay_a=0.0, weight_decay_b=0.0)
     if args.baseline == "snapshot":
         config = dataclasses.replace(config, epochs=max(1, config.epochs // args.size) * args.size)
     posterior = getattr(baselines, POSTERIORS[args.baseline])(made, samples=args.size, seed=args.seed)
