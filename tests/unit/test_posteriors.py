@@ -42,9 +42,8 @@ KINDS: dict[str, Callable[[LoraEnsemble], WeightPosterior]] = {
 
 def fitted(kind: str, *, members: int = 1, **settings: Any) -> WeightPosterior:
     posterior = KINDS[kind](ensemble(members=members))
-    config = TrainConfig(
-        **{**CONFIG.to_dict(), "learning_rate": 10.0 if kind == "IVON" else 1e-2, **settings}
-    )
+    rate = 1e-2 / 1e-3 if kind == "IVON" else 1e-2  # IVON's is multiplied by its clip
+    config = TrainConfig(**{**CONFIG.to_dict(), "learning_rate": rate, **settings})
     posterior.fit(questions(8), config)
     return posterior
 

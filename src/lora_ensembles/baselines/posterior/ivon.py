@@ -152,8 +152,8 @@ class IVON(WeightPosterior):
         resume: bool = False,
         progress: bool = False,
     ) -> TrainResult:
-        """Train means and variances, and draw the samples; see `train`. AdamW's learning rate over `clip` suits
-        most.
+        """Train means and variances, and draw the samples; see `train`. AdamW's learning rate over `clip`
+        suits most.
 
         Raises:
             ConfigError, DataError, CheckpointError, TrainingError: as `train`.
