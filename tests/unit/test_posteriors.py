@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from lora_ensembles import LoraEnsemble, TrainConfig, evaluate, predict, train
 from lora_ensembles.baselines import IVON, SWAG, TFB, BLoB, RankMask, ScalaBL, SnapshotEnsemble, Soup
 from lora_ensembles.baselines.posterior.base import WeightPosterior
 from lora_ensembles.baselines.posterior.blob import gaussian_kl
+from lora_ensembles.baselines.posterior.flat import normal_rows, uniform_rows
 from lora_ensembles.baselines.posterior.flipout import perturbed
 from lora_ensembles.baselines.posterior.ivon import StackedIVON
 from lora_ensembles.baselines.posterior.rank_mask import bernoulli_kl
@@ -73,9 +75,25 @@ def test_samples_are_members_that_are_saved_loaded_and_drawn_again(kind: str, tm
     torch.testing.assert_close(posterior.member_log_probs(questions(4))[:1], prediction.member_log_probs[:1])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_is_resumed_gives_the_same_samples(kind: str, tmp_path: Path) -> None:
+    rate = 10.0 if kind == "IVON" else 1e-2
+    config = TrainConfig(**{**CONFIG.to_dict(), "learning_rate": rate, "dropout": 0.1})
+    drawn = []
+    for resume in (False, True):
+        posterior = KINDS[kind](ensemble(members=1))
+        posterior.fit(questions(8), config, out=tmp_path / "run", resume=resume)
+        drawn.append(posterior.draw())
+    for first, again in zip(*drawn, strict=True):
+        assert all(torch.equal(first.a[name], again.a[name]) for name in first.a)
+        assert all(torch.equal(first.b[name], again.b[name]) for name in first.b)
+
+
 def test_nothing_is_drawn_before_fit() -> None:
     with pytest.raises(ConfigError, match="SWAG has no samples before `fit`"):
         SWAG(ensemble(members=1)).draw()
+    with pytest.raises(ConfigError, match="TFB trains nothing; leave `out` and `validation` out"):
+        TFB(ensemble(members=1)).fit(questions(8), out="runs/none")
     with pytest.raises(ConfigError, match="0 weights would be taken in, and 2 are needed"):
         SWAG(ensemble(members=1), every=50).fit(questions(8), CONFIG)
     with pytest.raises(ConfigError, match="epochs=4 do not split into samples=3 cycles"):
@@ -110,7 +128,7 @@ def test_swag_samples_have_the_covariance_of_the_formula() -> None:
 
 def test_ivon_makes_the_published_update_on_a_quadratic() -> None:
     """The update in scalars, from Alg. 1 of arXiv:2402.17641, on 0.5 c (theta - 1)^2."""
-    ess, delta, h0, clip, (beta1, beta2), rate = 50.0, 0.01, 0.1, 0.7, (0.9, 0.95), 0.3
+    ess, delta, h0, clip, (beta1, beta2), rate = 50.0, 0.01, 0.1, 0.7, (0.9, 0.95), 0.03
     curvature = [0.5, 4.0]
     mean = torch.zeros(1, 2)
     state = AdamState(torch.zeros(1, 2), torch.full((1, 2), h0))
@@ -121,7 +139,6 @@ def test_ivon_makes_the_published_update_on_a_quadratic() -> None:
         (state,),
         ess=ess,
         delta=delta,
-        h0=h0,
         clip=clip,
         betas=(beta1, beta2),
     )
@@ -137,7 +154,7 @@ def test_ivon_makes_the_published_update_on_a_quadratic() -> None:
             new_h = beta2 * h + (1 - beta2) * f + 0.5 * (1 - beta2) ** 2 * (h - f) ** 2 / (h + delta)
             u = beta1 * u + (1 - beta1) * g
             direction = (u / (1 - beta1**step) + delta * m) / (new_h + delta)
-            m -= rate * (h0 + delta) * min(clip, max(-clip, direction))
+            m -= rate * min(clip, max(-clip, direction))
             gradients.append(g)
             after.append((m, u, new_h))
         noise.copy_(torch.tensor(drawn) / (ess * (state.second + delta)).sqrt())
@@ -151,7 +168,7 @@ def test_ivon_leaves_columns_without_a_gradient() -> None:
     state = AdamState(torch.zeros(1, 2), torch.ones(1, 2))
     mean, noise = torch.ones(1, 2), torch.ones(1, 2)
     optimizer = StackedIVON(
-        torch.ones(1, 1), [noise], (state,), ess=1.0, delta=0.1, h0=1.0, clip=math.inf, betas=(0.9, 0.9)
+        torch.ones(1, 1), [noise], (state,), ess=1.0, delta=0.1, clip=math.inf, betas=(0.9, 0.9)
     )
     optimizer.step([mean], [torch.ones(1, 2)], unreached=[[slice(1, 2)]])
     assert mean[0, 1] == 1
@@ -215,80 +232,91 @@ def test_the_divergence_of_blob_is_that_of_torch() -> None:
     torch.testing.assert_close(gaussian_kl(mean, spread, 0.2), expected)
 
 
-def test_the_gradients_of_the_divergences_are_those_of_autograd() -> None:
-    for kind in (BLoB, ScalaBL, RankMask):
-        made = ensemble(members=2, trained=True)
-        posterior = kind(made, samples=1, kl_weight=3.0)
-        posterior.fit(questions(4), TrainConfig(epochs=1, batch_size=4, learning_rate=0.0, loss="labels"))
-        family = posterior._family
-        zeros = [torch.zeros_like(flat) for flat in made.stack.zero_gradients()]
-        totals = [torch.zeros_like(flat) for flat in family.buffers.values()]
-        if kind is BLoB:
-            made.stack.perturbation_gradient.zero_()
-        family.carry_over(zeros, zeros, totals)
-        leaves = {name: flat.clone().requires_grad_() for name, flat in family.buffers.items()}
-        if kind is RankMask:
-            prior = Bernoulli(torch.tensor(posterior.prior))
-            kl = kl_divergence(Bernoulli(logits=leaves["logits"]), prior)
-            torch.testing.assert_close(kl.sum(dim=-1), bernoulli_kl(leaves["logits"], posterior.prior))
-        elif kind is BLoB:
-            kl = gaussian_kl(leaves["a"], leaves["rho"].square(), posterior.prior)
-        else:
-            kl = gaussian_kl(leaves["log_mean"].exp(), leaves["log_spread"].exp(), posterior.prior)
-        (posterior.kl_weight / 4 * kl.sum()).backward()
-        for (name, leaf), total in zip(leaves.items(), totals, strict=True):
-            expected = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-5, msg=f"{kind.__name__}, {name}")
+@pytest.mark.parametrize("kind", [BLoB, ScalaBL, RankMask])
+def test_the_gradients_of_the_divergences_are_those_of_autograd(kind: type[Any]) -> None:
+    posterior = kind(ensemble(members=2, trained=True), samples=1, kl_weight=3.0)
+    family = posterior.family(4)
+    zeros = [torch.zeros_like(posterior.ensemble.stack.a)]
+    family.place([zeros[0].clone()], [1, 2])
+    totals = [torch.zeros_like(flat) for flat in family.buffers.values()]
+    family.carry_over(zeros, totals)
+    leaves = {name: flat.clone().requires_grad_() for name, flat in family.buffers.items()}
+    if kind is RankMask:
+        prior = Bernoulli(torch.tensor(posterior.prior))
+        kl = kl_divergence(Bernoulli(logits=leaves["logits"]), prior)
+        torch.testing.assert_close(kl.sum(dim=-1), bernoulli_kl(leaves["logits"], posterior.prior))
+    elif kind is BLoB:
+        kl = gaussian_kl(leaves["mean"], leaves["rho"].square(), posterior.prior)
+    else:
+        kl = gaussian_kl(leaves["log_mean"].exp(), leaves["log_spread"].exp(), posterior.prior)
+    (posterior.kl_weight / 4 * kl.sum()).backward()
+    for (name, leaf), total in zip(leaves.items(), totals, strict=True):
+        expected = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def carried_over(posterior: WeightPosterior) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """A family's buffers as leaves, what it carries over of random gradients of A, and these."""
+    family, a = posterior.family(4), posterior.ensemble.stack.a
+    assert family is not None
+    family.place([a.clone()], [1, 2])
+    gradient = torch.randn(a.shape, generator=torch.Generator().manual_seed(3))
+    totals = {name: torch.zeros_like(flat) for name, flat in family.buffers.items()}
+    family.carry_over([gradient], list(totals.values()))
+    return {name: flat.clone().requires_grad_() for name, flat in family.buffers.items()}, totals, gradient
+
+
+def of_rows(a: Tensor, scales: Tensor, gradient: Tensor, made: LoraEnsemble) -> Tensor:
+    """The loss whose gradient is that of A, where each row of A is scaled."""
+    first, loss = 0, torch.zeros(())
+    for site in made.stack.sites:
+        own = scales[:, first : first + site.rank, None] * site.view_a(a)
+        loss = loss + (own * site.view_a(gradient)).sum()
+        first += site.rank
+    return loss
 
 
 def test_scales_carry_the_gradient_of_a_over_as_autograd_does() -> None:
-    made = ensemble(members=2, trained=True)
-    posterior = ScalaBL(made, samples=1, kl_weight=0.0)
-    posterior.fit(questions(4), TrainConfig(epochs=1, batch_size=4, learning_rate=0.0, loss="labels"))
-    family, stack = posterior._family, made.stack
-    ensemble_again = ensemble(members=2, trained=True)  # the samples took the modes' place
-    family._stack = stack = ensemble_again.stack
-    weights = [torch.zeros_like(flat) for flat in stack.buffers]
-    family.place(weights, [1, 2])
-    gradients = [torch.randn(flat.shape, generator=torch.Generator().manual_seed(3)) for flat in weights]
-    totals = [torch.zeros_like(flat) for flat in family.buffers.values()]
-    family.carry_over(weights, gradients, totals)
-    leaves = {name: flat.clone().requires_grad_() for name, flat in family.buffers.items()}
-    scales = leaves["log_mean"].exp() + leaves["log_spread"].exp() * family._noise
-    first, loss = 0, (leaves["b"] * gradients[1]).sum()
-    for site in stack.sites:
-        own = scales[:, first : first + site.rank, None] * site.view_a(leaves["directions"])
-        loss = loss + (own * site.view_a(gradients[0])).sum()
-        first += site.rank
-    loss.backward()
-    for (name, leaf), total in zip(leaves.items(), totals, strict=True):
-        torch.testing.assert_close(total, leaf.grad, rtol=1e-4, atol=1e-5, msg=name)
+    posterior = ScalaBL(ensemble(members=2, trained=True), samples=1, kl_weight=0.0)
+    leaves, totals, gradient = carried_over(posterior)
+    noise = normal_rows([1, 2], leaves["log_mean"], name="scales")
+    scales = leaves["log_mean"].exp() + leaves["log_spread"].exp() * noise
+    of_rows(leaves["directions"], scales, gradient, posterior.ensemble).backward()
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(totals[name], leaf.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_masks_carry_the_gradient_of_a_over_as_autograd_does() -> None:
-    made = ensemble(members=2, trained=True)
-    posterior = RankMask(made, samples=1, kl_weight=0.0)
-    posterior.fit(questions(4), TrainConfig(epochs=1, batch_size=4, learning_rate=0.0, loss="labels"))
-    family = posterior._family
-    family._stack = stack = ensemble(members=2, trained=True).stack
-    weights = [torch.zeros_like(flat) for flat in stack.buffers]
-    family.place(weights, [1, 2])
-    gradients = [torch.randn(flat.shape, generator=torch.Generator().manual_seed(3)) for flat in weights]
-    totals = [torch.zeros_like(flat) for flat in family.buffers.values()]
-    family.carry_over(weights, gradients, totals)
-    logits, a = (family.buffers[name].clone().requires_grad_() for name in ("logits", "a"))
-    uniform = torch.stack(
-        [torch.rand(logits.shape[1], generator=torch.Generator().manual_seed(key)) for key in (1, 2)]
-    )
-    mask = ((logits + uniform.log() - (1 - uniform).log()) / posterior.temperature).sigmoid()
-    first, loss = 0, torch.zeros(())
-    for site in stack.sites:
-        own = mask[:, first : first + site.rank, None] * site.view_a(a)
-        loss = loss + (own * site.view_a(gradients[0])).sum()
-        first += site.rank
-    loss.backward()
-    torch.testing.assert_close(totals[0], a.grad, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(totals[2], logits.grad, rtol=1e-4, atol=1e-5)
+    posterior = RankMask(ensemble(members=2, trained=True), samples=1, kl_weight=0.0)
+    leaves, totals, gradient = carried_over(posterior)
+    uniform = uniform_rows([1, 2], leaves["logits"], name="mask")
+    mask = ((leaves["logits"] + uniform.log() - (1 - uniform).log()) / posterior.temperature).sigmoid()
+    of_rows(leaves["masked"], mask, gradient, posterior.ensemble).backward()
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(totals[name], leaf.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_draw_of_blob_is_trained_by_the_gradient_of_its_perturbation() -> None:
+    """One row of one token has one sign a feature and rank: then the perturbation is a plain change of A."""
+    posterior = BLoB(ensemble(members=1, trained=True), samples=1, kl_weight=0.0)
+    family, stack = posterior.family(4), posterior.ensemble.stack
+    stack_a = stack.a.clone()
+    family.place([stack_a], [5])
+    layer, site = stack.layers[0], stack.sites[0]
+    x = torch.randn(1, 1, layer.in_features, generator=torch.Generator().manual_seed(0))
+    totals = stack.zero_gradients()
+    with stack.running(rows=1, tokens=1), family.around():
+        loss = layer(x).square().sum()
+        stack.add_gradients(loss, totals)
+        into, out = layer._signs(x, x.shape[-1], "in"), layer._signs(x, site.rank, "out")
+    rho = site.view_a(family.buffers["rho"])[0].clone().requires_grad_()
+    noise = out[0, 0][:, None] * site.view_a(family._noise)[0] * into[0, 0]
+    a = site.view_a(stack.a)[0] + rho.square() * noise
+    update = stack.scaling[0][0] * site.view_b(stack.b)[0] @ a @ x[0, 0]
+    (layer.base_layer(x)[0, 0] + update).square().sum().backward()
+    carried = [torch.zeros_like(flat) for flat in family.buffers.values()]
+    family.carry_over([totals[0]], carried)
+    torch.testing.assert_close(site.view_a(carried[1])[0], rho.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_flipout_has_no_bias_and_rows_of_their_own_noise() -> None:

@@ -53,7 +53,6 @@ class AdapterStack:
             replace_module(base, site.name, layer)
         self.heads = HeadStack(base, members, context=self.context, dtype=dtype)
         self._detached = False
-        self.perturbation_gradient: Tensor  # (M, P_a), once A was perturbed
         self._reached: set[int] = set()  # leaves of autograd that had a gradient in this step
         self._apart = [module for module in base.modules() if chooses_by_batch(module)]
         for module in self._apart:
@@ -183,12 +182,12 @@ class AdapterStack:
             raise AdapterError(f"the loss depends on no adapter: {NOT_REACHED}")
         parameters = [parameter for layer in self.layers for parameter in (layer.lora_a, layer.lora_b)]
         perturbed = [layer.perturbation for layer in self.layers if layer.perturbation is not None]
-        leaves = [*parameters, *self.heads.parameters, *perturbed]
+        parameters += [*self.heads.parameters, *perturbed]
         with self.sharding.lockstep(nullcontext()):
-            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         views = [view for site in self.sites for view in (site.view_a(totals[0]), site.view_b(totals[1]))]
         views += self.heads.views(totals[-1])
-        views += [site.view_a(self.perturbation_gradient) for site in self.sites if perturbed]
+        views += [site.view_a(self.context.sign_gradient) for site in self.sites if perturbed]
         for leaf, (view, gradient) in enumerate(zip(views, gradients, strict=True)):
             if gradient is not None:  # None: the pass did not reach this layer
                 view.add_(gradient)
@@ -242,7 +241,7 @@ class AdapterStack:
         a, b = self.a[one], self.b[one]
         if not self.sharding.splits_members:
             a, b = self.whole(0, a), self.whole(1, b)
-        return self._weights(a[0], b[0], self.heads.flat[index], self._described(index))
+        return self.weights_of(a[0], b[0], self.heads.flat[index], self.described(index))
 
     def every_member(self) -> Iterable[MemberWeights]:
         """Copies of all members on the first rank, those of the others included; none on the others, which
@@ -252,26 +251,27 @@ class AdapterStack:
         if ranks.size == 1:
             return (self.member(index) for index in here)
         flats = [self.whole(number, flat) for number, flat in enumerate((self.a, self.b, self.heads.flat))]
-        described = [self._described(index) for index in here]
+        described = [self.described(index) for index in here]
         if self.sharding.splits_members:
             described = [own for part in ranks.told_by_each(described) for own in part]
         if not ranks.first:
             return []
-        return [self._weights(*rows) for rows in zip(*flats, described, strict=True)]
+        return [self.weights_of(*rows) for rows in zip(*flats, described, strict=True)]
 
-    def _weights(self, a: Tensor, b: Tensor, head: Tensor, described: Described) -> MemberWeights:
+    def weights_of(self, a: Tensor, b: Tensor, head: Tensor, described: Described) -> MemberWeights:
+        """A copy of a member's weights, from its flat A, B and head (P,)."""
         return member_weights(self.sites, a, b, self.heads.weights(head), described)
 
     def ranks_and_scalings(self) -> dict[str, list[float]]:
         """The ranks and the scalings that occur in any member, those of other ranks of the base included."""
-        here = [self._described(index) for index in range(self.num_members)]
+        here = [self.described(index) for index in range(self.num_members)]
         every = [own for part in self.sharding.ranks.told_by_each(here) for own in part]
         return {
             name: sorted({value for own in every for value in own[place]})
             for place, name in enumerate(("ranks", "scalings"))
         }
 
-    def _described(self, index: int) -> Described:
+    def described(self, index: int) -> Described:
         """A member's rank and scaling in each layer."""
         ranks = [self.ranks[index][site.name] for site in self.sites]
         return ranks, [scalings[index] for scalings in self.scaling]

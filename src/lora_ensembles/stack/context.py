@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 ALL_MEMBERS = slice(None)
@@ -30,6 +31,7 @@ class ForwardContext:
     )
     dropout_keys: Sequence[int] = ()  # one random stream per member
     sign_keys: Sequence[int] = ()  # one random stream of signs per member, where A is perturbed
+    sign_gradient: Tensor = field(default_factory=lambda: torch.empty(0))  # (M, P_a) of the perturbation
     first_row: int = 0  # index, in each member's batch, of the first row that the pass holds
     row_numbers: Tensor | None = (
         None  # (M, rows of a member) their indices, where they do not follow each other

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ...checks import number_between
-from ...data import Example
 from ...ensemble import LoraEnsemble
 from ...stack.dropout import stream_key
 from ...stack.sites import MemberWeights
-from ...training.config import TrainConfig
-from ...training.trainee import TrainResult
 from .base import WeightPosterior
-from .flat import member_of, normal_rows, scaling_of
+from .flat import normal_rows, uniform_rows
 from .flipout import perturbed
-from .trainee import Family, fit
+from .trainee import Family
 
 
 class BLoB(WeightPosterior):
@@ -69,55 +65,18 @@ class BLoB(WeightPosterior):
         self.prior = number_between("prior", prior, above=0)
         self.spread = number_between("spread", spread, above=0)
         self.kl_weight = number_between("kl_weight", kl_weight, least=0)
-        self._family: _Entries | None = None
-        self._scaling = [scaling_of(ensemble.stack, mode) for mode in range(self.num_modes)]
 
-    def fit(
-        self,
-        examples: Sequence[Example],
-        config: TrainConfig | None = None,
-        *,
-        validation: Sequence[Example] = (),
-        out: str | Path | None = None,
-        resume: bool = False,
-        progress: bool = False,
-    ) -> TrainResult:
-        """Train mu, rho and B, and draw the samples; see `train`.
-
-        Raises:
-            ConfigError, DataError, CheckpointError, TrainingError: as `train`.
-        """
-        config = config or TrainConfig()
-
-        def family_of(inner: object) -> Family:
-            weight = self.kl_weight / len(examples)
-            self._family = _Entries(self.ensemble, prior=self.prior, spread=self.spread, kl_weight=weight)
-            return self._family
-
-        result = fit(
-            self.ensemble,
-            examples,
-            config,
-            family_of,
-            validation=validation,
-            out=out,
-            resume=resume,
-            progress=progress,
-        )
-        self._samples_drawn()
-        return result
+    def family(self, rows: int) -> Family:
+        return _Entries(self, kl_weight=self.kl_weight / rows)
 
     def sample(self, mode: int, generator: torch.Generator) -> MemberWeights:
-        assert self._family is not None
-        own = {name: flat[mode].cpu() for name, flat in self._family.buffers.items()}
-        a = own["a"] + own["rho"].square() * torch.randn(own["a"].shape, generator=generator)
-        flats = [a, own["b"], *([own["head"]] if "head" in own else [])]
-        return member_of(self.ensemble.stack, flats, self._scaling[mode])
+        own = {name: flat[mode] for name, flat in self.trained.items()}
+        noise = torch.randn(own["mean"].shape, generator=generator)
+        return self.member_of(mode, own | {"a": own["mean"] + own["rho"].square() * noise})
 
     @property
     def num_trained_parameters(self) -> int:
-        stack = self.ensemble.stack
-        return sum(buffer.shape[1] for buffer in stack.buffers) + stack.a.shape[1]
+        return super().num_trained_parameters + self.ensemble.stack.a.shape[1]
 
 
 def gaussian_kl(mean: Tensor, spread: Tensor, prior: float) -> Tensor:
@@ -134,60 +93,34 @@ def gaussian_kl(mean: Tensor, spread: Tensor, prior: float) -> Tensor:
 
 
 class _Entries(Family):
-    """mu and rho of A (M, P_a), beside B and heads."""
+    """mu and rho of A, (M, P_a) each."""
 
-    def __init__(self, ensemble: LoraEnsemble, *, prior: float, spread: float, kl_weight: float):
-        stack = ensemble.stack
-        self._stack, self._prior, self._kl_weight = stack, prior, kl_weight
-        uniform = torch.stack(
-            [
-                torch.rand(stack.a.shape[1], generator=torch.Generator().manual_seed(seeds.init))
-                for seeds in ensemble.info.seeds
-            ]
-        ).to(stack.a)
-        low = spread / 2**0.5
-        self.buffers = {
-            "a": stack.a.detach().clone(),
-            "b": stack.b.detach().clone(),
-            "rho": low + (spread - low) * uniform,
-        }
-        self.decays = ("weight_decay_a", "weight_decay_b", None)
-        if stack.heads.sites:
-            self.buffers["head"] = stack.heads.flat.detach().clone()
-            self.decays += ("weight_decay_head",)
-        self._noise = torch.zeros_like(stack.a)
+    decays = ("weight_decay_a", None)
+
+    def __init__(self, posterior: BLoB, *, kl_weight: float):
+        stack = posterior.ensemble.stack
+        self._stack, self._prior, self._kl_weight = stack, posterior.prior, kl_weight
+        keys = [seeds.init for seeds in posterior.ensemble.info.seeds]
+        low, high = posterior.spread / 2**0.5, posterior.spread
+        rho = low + (high - low) * uniform_rows(keys, stack.a, name="rho")
+        self.buffers = {"mean": stack.a.detach().clone(), "rho": rho}
+        self._noise, self._of_noise = torch.zeros_like(rho), torch.zeros_like(rho)
         self._keys: Sequence[int] = ()
 
     def place(self, weights: Sequence[Tensor], keys: Sequence[int] | None) -> None:
-        weights[0].copy_(self.buffers["a"])
-        weights[1].copy_(self.buffers["b"])
-        if len(weights) > 2:
-            weights[2].copy_(self.buffers["head"])
+        weights[0].copy_(self.buffers["mean"])
         if keys is not None:
-            self._noise = normal_rows(keys, self.buffers["a"], name="A")
+            self._noise = normal_rows(keys, self._noise, name="A")
             self._keys = [stream_key(key, "signs") for key in keys]
-            if self._gradient is not None:
-                self._gradient.zero_()
+            self._of_noise.zero_()
 
     def around(self) -> AbstractContextManager[None]:
-        return perturbed(self._stack, self.buffers["rho"].square() * self._noise, self._keys)
+        noise = self.buffers["rho"].square() * self._noise
+        return perturbed(self._stack, noise, self._keys, gradient=self._of_noise)
 
-    @property
-    def _gradient(self) -> Tensor | None:
-        """Of the perturbation, (M, P_a); None before the first pass."""
-        return getattr(self._stack, "perturbation_gradient", None)
-
-    def carry_over(
-        self, weights: Sequence[Tensor], gradients: Sequence[Tensor], totals: Sequence[Tensor]
-    ) -> None:
-        of_noise = self._gradient
-        assert of_noise is not None
-        of = dict(zip(self.buffers, totals, strict=True))
-        mean, rho, kl = self.buffers["a"], self.buffers["rho"], self._kl_weight
+    def carry_over(self, gradients: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
+        mean, rho, kl = self.buffers["mean"], self.buffers["rho"], self._kl_weight
         spread = rho.square()
-        of["a"].add_(gradients[0] + kl * mean / self._prior**2)
-        of_spread = of_noise * self._noise + kl * (spread / self._prior**2 - 1 / spread)
-        of["rho"].add_(2 * rho * of_spread)
-        of["b"].add_(gradients[1])
-        if "head" in of:
-            of["head"].add_(gradients[2])
+        of_spread = self._of_noise * self._noise + kl * (spread / self._prior**2 - 1 / spread)
+        totals[0].add_(gradients[0] + kl * mean / self._prior**2)
+        totals[1].add_(2 * rho * of_spread)

@@ -15,14 +15,13 @@ from ...stack.buffers import AdapterStack
 
 
 @contextmanager
-def perturbed(stack: AdapterStack, perturbation: Tensor, keys: Sequence[int]) -> Iterator[None]:
+def perturbed(
+    stack: AdapterStack, perturbation: Tensor, keys: Sequence[int], *, gradient: Tensor | None = None
+) -> Iterator[None]:
     """Context in which A of every layer is perturbed, (M, P_a), with random signs for each token by the
-    members' keys (Flipout); `AdapterStack.add_gradients` adds the perturbation's gradient to the stack's
-    `perturbation_gradient`.
+    members' keys (Flipout); `AdapterStack.add_gradients` adds the perturbation's own gradient to `gradient`.
     """
-    before = getattr(stack, "perturbation_gradient", None)
-    if before is None or before.shape != perturbation.shape:
-        stack.perturbation_gradient = torch.zeros_like(perturbation)
+    stack.context.sign_gradient = torch.zeros_like(perturbation) if gradient is None else gradient
     stack.context.sign_keys = keys
     for site, layer in zip(stack.sites, stack.layers, strict=True):
         layer.perturbation = nn.Parameter(site.view_a(perturbation).to(stack.dtype))

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ...checks import number_between
-from ...data import Example
 from ...ensemble import LoraEnsemble
 from ...stack.sites import MemberWeights
-from ...training.config import TrainConfig
+from ...training.adapter_trainee import BUFFERS
 from ...training.optim import AdamState, Optimizer
-from ...training.trainee import TrainResult
 from .base import WeightPosterior
-from .flat import member_of, normal_rows, scaling_of
-from .trainee import Family, fit
+from .flat import normal_rows
+from .trainee import Family
 
 
 @dataclass
@@ -35,8 +32,7 @@ class StackedIVON:
         u <- beta1 u + (1 - beta1) g
         m <- m - lr clip((u / (1 - beta1^t) + delta m) / (h + delta))
 
-    Source: Shen et al. 2024 (arXiv:2402.17641), Alg. 1. With `rescale`, lr is multiplied by h0 + delta, as by
-    default in the authors' code, and has the size of SGD's.
+    Source: Shen et al. 2024 (arXiv:2402.17641), Alg. 1.
 
     Attributes:
         learning_rate: (M, 1).
@@ -44,7 +40,6 @@ class StackedIVON:
         states: u (`first`) and h (`second`) of each buffer.
         ess: the effective sample size; N for the posterior of the data.
         delta: the prior's precision over ess.
-        h0: of the Hessian, at the start.
         clip: the largest step of a parameter, in multiples of the rate.
     """
 
@@ -53,11 +48,9 @@ class StackedIVON:
     states: tuple[AdamState, ...]
     ess: float
     delta: float
-    h0: float
     clip: float
     betas: tuple[float, float]
     steps: int = field(default=0)
-    rescale: bool = True
 
     def step(
         self,
@@ -70,7 +63,7 @@ class StackedIVON:
         """One update in place; see `Optimizer`. Columns without a gradient stay as they are."""
         self.steps += 1
         beta1, beta2 = self.betas
-        rate = self.learning_rate * factor * (self.h0 + self.delta if self.rescale else 1.0)
+        rate = self.learning_rate * factor
         for number, (mean, gradient, noise, state) in enumerate(
             zip(parameters, gradients, self.noise, self.states, strict=True)
         ):
@@ -96,7 +89,8 @@ class IVON(WeightPosterior):
     IVON stands in the place of AdamW, at its cost; see `StackedIVON`. Source: Cong et al. 2024
     (arXiv:2411.04421), IVON for LoRA; the defaults are of the size of theirs. No parameter moves by more than
     learning rate * `clip` in a step, as with AdamW by about the learning rate. `Differs:` one draw per step;
-    the decays of `TrainConfig` are not read, since `delta` is IVON's.
+    the decays of `TrainConfig` are not read, since `delta` is IVON's. AdamW's learning rate over `clip` suits
+    most.
 
     Args:
         ensemble: M untrained members; several are trained side by side, and their samples are one mixture.
@@ -104,8 +98,7 @@ class IVON(WeightPosterior):
         seed: of the samples.
         ess: the effective sample size. The number of training examples gives the posterior of the data, which
             is often too wide to train with; a larger one a narrower, "colder" one.
-        hess_init: h0; a smaller one makes the posterior wider: at the start its standard deviation is
-            1 / sqrt(ess (hess_init + delta)).
+        hess_init: h at the start, where the standard deviation is 1 / sqrt(ess (hess_init + delta)).
         delta: the prior's precision over ess.
         clip: the largest step of a parameter, in multiples of the learning rate.
         betas: of the momentum and of the Hessian.
@@ -140,69 +133,37 @@ class IVON(WeightPosterior):
         self.delta = number_between("delta", delta, least=0)
         self.clip, self.betas = number_between("clip", clip, above=0), betas
         self._family: _Diagonal | None = None
-        self._scaling = [scaling_of(ensemble.stack, mode) for mode in range(self.num_modes)]
 
-    def fit(
-        self,
-        examples: Sequence[Example],
-        config: TrainConfig | None = None,
-        *,
-        validation: Sequence[Example] = (),
-        out: str | Path | None = None,
-        resume: bool = False,
-        progress: bool = False,
-    ) -> TrainResult:
-        """Train means and variances, and draw the samples; see `train`. AdamW's learning rate over `clip`
-        suits most.
-
-        Raises:
-            ConfigError, DataError, CheckpointError, TrainingError: as `train`.
-        """
-        config = config or TrainConfig()
-
-        def family_of(inner: object) -> Family:
-            self._family = _Diagonal(self, ess=float(self.ess))
-            return self._family
-
-        result = fit(
-            self.ensemble,
-            examples,
-            config,
-            family_of,
-            validation=validation,
-            out=out,
-            resume=resume,
-            progress=progress,
-        )
-        self._samples_drawn()
-        return result
+    def family(self, rows: int) -> Family:
+        self._family = _Diagonal(self)
+        return self._family
 
     def sample(self, mode: int, generator: torch.Generator) -> MemberWeights:
         assert self._family is not None
-        flats = [
-            mean[mode].cpu() + spread[mode].cpu() * torch.randn(mean.shape[1], generator=generator)
-            for mean, spread in zip(self._family.buffers.values(), self._family.spreads(), strict=True)
-        ]
-        return member_of(self.ensemble.stack, flats, self._scaling[mode])
+        spreads = dict(zip(self.trained, self._family.spreads(), strict=True))
+        drawn = {
+            name: mean[mode] + spreads[name][mode].cpu() * torch.randn(mean.shape[1], generator=generator)
+            for name, mean in self.trained.items()
+        }
+        return self.member_of(mode, drawn)
 
     @property
     def num_trained_parameters(self) -> int:
-        return 2 * sum(buffer.shape[1] for buffer in self.ensemble.stack.buffers)
+        return 2 * super().num_trained_parameters
 
 
 class _Diagonal(Family):
-    """Means (M, P) of each buffer; their variances are the optimiser's."""
+    """Means (M, P) of all weights; their variances are the optimiser's."""
 
-    def __init__(self, posterior: IVON, *, ess: float):
-        stack = posterior.ensemble.stack
-        names = ("a", "b", "head")[: len(stack.buffers)]
-        self.buffers = {name: flat.detach().clone() for name, flat in zip(names, stack.buffers, strict=True)}
-        self.decays = tuple(f"weight_decay_{name}" for name in names)
-        self.noise = [torch.zeros_like(flat) for flat in self.buffers.values()]
-        self._posterior, self._ess = posterior, ess
-        self.states: tuple[AdamState, ...] = tuple(
-            AdamState(torch.zeros_like(flat), torch.full_like(flat, posterior.hess_init))
-            for flat in self.buffers.values()
+    def __init__(self, posterior: IVON):
+        flats = posterior.ensemble.stack.buffers
+        self.drawn = len(flats)
+        self.buffers = {name: flat.detach().clone() for name, flat in zip(BUFFERS, flats, strict=False)}
+        self.decays = (None,) * self.drawn
+        self.noise = [torch.zeros_like(flat) for flat in flats]
+        self._posterior = posterior
+        self._states = tuple(
+            AdamState(torch.zeros_like(flat), torch.full_like(flat, posterior.hess_init)) for flat in flats
         )
 
     def optimizer(self, *, learning_rate: Tensor, decays: Sequence[Tensor]) -> Optimizer:
@@ -210,29 +171,28 @@ class _Diagonal(Family):
         return StackedIVON(
             learning_rate[:, None],
             self.noise,
-            self.states,
-            ess=self._ess,
+            self._states,
+            ess=own.ess,
             delta=own.delta,
-            h0=own.hess_init,
             clip=own.clip,
             betas=own.betas,
-            rescale=False,
         )
 
+    def unreached(self, columns: Sequence[Sequence[slice]]) -> Sequence[Sequence[slice]]:
+        return columns
+
     def spreads(self) -> list[Tensor]:
-        """Standard deviations (M, P) of each buffer."""
-        return [(self._ess * (state.second + self._posterior.delta)).rsqrt() for state in self.states]
+        """Standard deviations (M, P) of all weights."""
+        own = self._posterior
+        return [(own.ess * (state.second + own.delta)).rsqrt() for state in self._states]
 
     def place(self, weights: Sequence[Tensor], keys: Sequence[int] | None) -> None:
-        for weight, (name, mean), noise, spread in zip(
-            weights, self.buffers.items(), self.noise, self.spreads(), strict=True
-        ):
+        parts = zip(weights, self.buffers.items(), self.noise, self.spreads(), strict=True)
+        for weight, (name, mean), noise, spread in parts:
             if keys is not None:
                 noise.copy_(spread * normal_rows(keys, mean, name=name))
             weight.copy_(mean if keys is None else mean + noise)
 
-    def carry_over(
-        self, weights: Sequence[Tensor], gradients: Sequence[Tensor], totals: Sequence[Tensor]
-    ) -> None:
+    def carry_over(self, gradients: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
         for gradient, total in zip(gradients, totals, strict=True):
             total.add_(gradient)

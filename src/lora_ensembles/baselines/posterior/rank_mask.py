@@ -6,21 +6,16 @@ Shapes: M members, R rank, D features, K ranks of a member in all layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ...checks import number_between
-from ...data import Example
 from ...ensemble import LoraEnsemble
 from ...stack.sites import MemberWeights
-from ...training.config import TrainConfig
-from ...training.trainee import TrainResult
 from .base import WeightPosterior
-from .flat import member_of, rank_starts, scaling_of
-from .scalabl import scaled
-from .trainee import Family, fit
+from .flat import rows_dotted, rows_scaled, uniform_rows
+from .trainee import Family
 
 
 class RankMask(WeightPosterior):
@@ -69,55 +64,20 @@ class RankMask(WeightPosterior):
         self.keep = number_between("keep", keep, above=0, below=1)
         self.temperature = number_between("temperature", temperature, above=0)
         self.kl_weight = number_between("kl_weight", kl_weight, least=0)
-        self._family: _Masks | None = None
-        self._scaling = [scaling_of(ensemble.stack, mode) for mode in range(self.num_modes)]
 
-    def fit(
-        self,
-        examples: Sequence[Example],
-        config: TrainConfig | None = None,
-        *,
-        validation: Sequence[Example] = (),
-        out: str | Path | None = None,
-        resume: bool = False,
-        progress: bool = False,
-    ) -> TrainResult:
-        """Train pi, A and B, and draw the samples; see `train`.
-
-        Raises:
-            ConfigError, DataError, CheckpointError, TrainingError: as `train`.
-        """
-        config = config or TrainConfig()
-
-        def family_of(inner: object) -> Family:
-            self._family = _Masks(self, kl_weight=self.kl_weight / len(examples))
-            return self._family
-
-        result = fit(
-            self.ensemble,
-            examples,
-            config,
-            family_of,
-            validation=validation,
-            out=out,
-            resume=resume,
-            progress=progress,
-        )
-        self._samples_drawn()
-        return result
+    def family(self, rows: int) -> Family:
+        return _Masks(self, kl_weight=self.kl_weight / rows)
 
     def sample(self, mode: int, generator: torch.Generator) -> MemberWeights:
-        assert self._family is not None
-        own = {name: flat[mode].cpu() for name, flat in self._family.buffers.items()}
-        mask = (torch.rand(own["logits"].shape, generator=generator) < own["logits"].sigmoid()).float()
-        a = scaled(own["a"][None], mask[None], self.ensemble.stack)[0]
-        flats = [a, own["b"], *([own["head"]] if "head" in own else [])]
-        return member_of(self.ensemble.stack, flats, self._scaling[mode])
+        own = {name: flat[mode] for name, flat in self.trained.items()}
+        keep = own["logits"].sigmoid()
+        mask = (torch.rand(keep.shape, generator=generator) < keep).float()
+        a = rows_scaled(own["masked"][None], mask[None], self.ensemble.stack)
+        return self.member_of(mode, own | {"a": a[0]})
 
     @property
     def num_trained_parameters(self) -> int:
-        stack = self.ensemble.stack
-        return sum(buffer.shape[1] for buffer in stack.buffers) + sum(site.rank for site in stack.sites)
+        return super().num_trained_parameters + sum(site.rank for site in self.ensemble.stack.sites)
 
 
 def bernoulli_kl(logits: Tensor, prior: float) -> Tensor:
@@ -135,52 +95,32 @@ def bernoulli_kl(logits: Tensor, prior: float) -> Tensor:
 
 
 class _Masks(Family):
-    """pi as logits (M, K), beside A, B and heads."""
+    """A before its mask (M, P_a), and pi as logits (M, K)."""
+
+    decays = ("weight_decay_a", None)
 
     def __init__(self, posterior: RankMask, *, kl_weight: float):
         stack = posterior.ensemble.stack
         self._stack, self._temperature, self._kl_weight = stack, posterior.temperature, kl_weight
-        self._prior = torch.tensor(posterior.prior)
-        count = rank_starts(stack.sites)[-1].stop
+        self._prior = torch.tensor(posterior.prior).logit()
+        count = sum(site.rank for site in stack.sites)
         start = torch.tensor(posterior.keep).logit()
-        self.buffers = {
-            "a": stack.a.detach().clone(),
-            "b": stack.b.detach().clone(),
-            "logits": start.to(stack.a).expand(len(stack.a), count).clone(),
-        }
-        self.decays = ("weight_decay_a", "weight_decay_b", None)
-        if stack.heads.sites:
-            self.buffers["head"] = stack.heads.flat.detach().clone()
-            self.decays += ("weight_decay_head",)
-        self._mask = torch.ones_like(self.buffers["logits"])
+        logits = stack.a.new_full((len(stack.a), count), start.item())
+        self.buffers = {"masked": stack.a.detach().clone(), "logits": logits}
+        self._mask = logits.sigmoid()
 
     def place(self, weights: Sequence[Tensor], keys: Sequence[int] | None) -> None:
         logits = self.buffers["logits"]
-        if keys is None:
-            self._mask = logits.sigmoid()
-        else:
-            uniform = torch.stack(
-                [torch.rand(logits.shape[1], generator=torch.Generator().manual_seed(key)) for key in keys]
-            ).clamp(1e-6, 1 - 1e-6)
-            self._mask = ((logits + uniform.logit().to(logits)) / self._temperature).sigmoid()
-        weights[0].copy_(scaled(self.buffers["a"], self._mask, self._stack))
-        weights[1].copy_(self.buffers["b"])
-        if len(weights) > 2:
-            weights[2].copy_(self.buffers["head"])
+        self._mask = logits.sigmoid()
+        if keys is not None:
+            uniform = uniform_rows(keys, logits, name="mask").clamp(1e-6, 1 - 1e-6)
+            self._mask = ((logits + uniform.logit()) / self._temperature).sigmoid()
+        weights[0].copy_(rows_scaled(self.buffers["masked"], self._mask, self._stack))
 
-    def carry_over(
-        self, weights: Sequence[Tensor], gradients: Sequence[Tensor], totals: Sequence[Tensor]
-    ) -> None:
-        of = dict(zip(self.buffers, totals, strict=True))
-        of_mask = torch.empty_like(self._mask)
-        for site, ranks in zip(self._stack.sites, rank_starts(self._stack.sites), strict=True):
-            gradient = site.view_a(gradients[0])
-            site.view_a(of["a"]).add_(gradient * self._mask[:, ranks, None])
-            of_mask[:, ranks] = (gradient * site.view_a(self.buffers["a"])).sum(dim=-1)
-        logits = self.buffers["logits"]
+    def carry_over(self, gradients: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
+        logits, mask = self.buffers["logits"], self._mask
         keep = logits.sigmoid()
-        relaxed = of_mask * self._mask * (1 - self._mask) / self._temperature
-        of["logits"].add_(relaxed + self._kl_weight * keep * (1 - keep) * (logits - self._prior.logit()))
-        of["b"].add_(gradients[1])
-        if "head" in of:
-            of["head"].add_(gradients[2])
+        of_mask = rows_dotted(gradients[0], self.buffers["masked"], self._stack)
+        of_prior = self._kl_weight * keep * (1 - keep) * (logits - self._prior)
+        totals[0].add_(rows_scaled(gradients[0], mask, self._stack))
+        totals[1].add_(of_mask * mask * (1 - mask) / self._temperature + of_prior)

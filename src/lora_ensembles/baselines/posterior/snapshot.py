@@ -6,18 +6,15 @@ Shapes: M members, S snapshots of each.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from ...checks import whole_number
-from ...data import Example
 from ...ensemble import LoraEnsemble
 from ...errors import ConfigError
 from ...stack.sites import MemberWeights
-from ...training.adapters import train
 from ...training.config import TrainConfig
+from ...training.loop import Examples as Rows
 from ...training.trainee import TrainResult
 from .base import WeightPosterior
 
@@ -50,44 +47,20 @@ class SnapshotEnsemble(WeightPosterior):
         super().__init__(ensemble, samples=samples, seed=seed)
         self._snapshots: list[list[MemberWeights]] = []
 
-    def fit(
-        self,
-        examples: Sequence[Example],
-        config: TrainConfig | None = None,
-        *,
-        validation: Sequence[Example] = (),
-        out: str | Path | None = None,
-        resume: bool = False,
-        progress: bool = False,
-    ) -> TrainResult:
-        """Train in cycles of epochs / S epochs each; see `train`.
-
-        Raises:
-            ConfigError: as `train`; or epochs that do not split into S cycles.
-            DataError, CheckpointError, TrainingError: as `train`.
-        """
-        config = config or TrainConfig()
+    def settings(self, config: TrainConfig, count: int) -> TrainConfig:
         if config.epochs % self.samples:
             raise ConfigError(
                 f"epochs={config.epochs} do not split into samples={self.samples} cycles of whole epochs; "
                 "train for a multiple of them"
             )
-        ends = range(config.epochs // self.samples, config.epochs + 1, config.epochs // self.samples)
-        cyclic = dataclasses.replace(
-            config, schedule="cosine", cycles=self.samples, warmup_steps=0, snapshot_epochs=list(ends)
+        each = config.epochs // self.samples
+        ends = list(range(each, config.epochs + 1, each))
+        return dataclasses.replace(
+            config, schedule="cosine", cycles=self.samples, warmup_steps=0, snapshot_epochs=ends
         )
-        result = train(
-            self.ensemble,
-            examples,
-            cyclic,
-            validation=validation,
-            out=out,
-            resume=resume,
-            progress=progress,
-        )
-        self._snapshots = [result.snapshots[epoch] for epoch in ends]
-        self._samples_drawn()
-        return result
+
+    def take(self, result: TrainResult, examples: Rows) -> None:
+        self._snapshots = [result.snapshots[epoch] for epoch in sorted(result.snapshots)]
 
     def draw(self, samples: int | None = None, *, seed: int | None = None) -> list[MemberWeights]:
         """The snapshots of each member, or its last ones.
@@ -103,7 +76,3 @@ class SnapshotEnsemble(WeightPosterior):
 
     def sample(self, mode: int, generator: torch.Generator) -> MemberWeights:
         return self._snapshots[-1][mode]
-
-    @property
-    def num_trained_parameters(self) -> int:
-        return sum(buffer.shape[1] for buffer in self.ensemble.stack.buffers)

@@ -6,26 +6,20 @@ Shapes: M members, P parameters of a member, K deviations that are kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ...checks import number_between, whole_number
-from ...data import Example
 from ...ensemble import LoraEnsemble
 from ...errors import ConfigError
 from ...stack.sites import MemberWeights
-from ...training.adapter_trainee import AdapterTrainee
-from ...training.adapters import prepared, trained_info
+from ...training.adapter_trainee import BUFFERS, AdapterTrainee
 from ...training.config import TrainConfig
-from ...training.loop import run
+from ...training.loop import Examples as Rows
 from ...training.orders import steps_in_all
-from ...training.trainee import TrainResult
 from .base import WeightPosterior
-from .flat import member_of, scaling_of
 
 MOMENTS = 50  # weights that are taken in where the caller does not say how often
 
@@ -127,25 +121,8 @@ class SWAG(WeightPosterior):
         self.rank = whole_number("rank", rank, least=2)
         self.scale = number_between("scale", scale, least=0)
         self._walk: _Walk | None = None
-        self._scaling = [scaling_of(ensemble.stack, mode) for mode in range(self.num_modes)]
 
-    def fit(
-        self,
-        examples: Sequence[Example],
-        config: TrainConfig | None = None,
-        *,
-        validation: Sequence[Example] = (),
-        out: str | Path | None = None,
-        resume: bool = False,
-        progress: bool = False,
-    ) -> TrainResult:
-        """Train the members, take in their weights, and draw the samples; see `train`.
-
-        Raises:
-            ConfigError: as `train`; or too few steps to take two weights in.
-            DataError, CheckpointError, TrainingError: as `train`.
-        """
-        config = config or TrainConfig()
+    def trainee(self, examples: Rows, config: TrainConfig) -> AdapterTrainee:
         steps = steps_in_all(len(examples), config)
         late = steps - int((1 - self.share) * steps)
         every = self.every or max(1, late // MOMENTS)
@@ -154,22 +131,15 @@ class SWAG(WeightPosterior):
                 f"share={self.share:g} of {steps} steps, every {every}: {late // every} weights would be "
                 "taken in, and 2 are needed; train longer, or take a larger share"
             )
-        read, held_out = prepared(self.ensemble, examples, validation, config)
         self._walk = _Walk.of(self.ensemble, rank=self.rank, first=steps - late, every=every)
-        trainee = AdapterTrainee(self.ensemble, read, config, observer=self._walk)
-        self.ensemble.info = trained_info(self.ensemble, read, config)
-        result = run(trainee, config, validation=held_out, out=out, resume=resume, progress=progress)
-        self._samples_drawn()
-        return result
+        return AdapterTrainee(self.ensemble, examples, config, observer=self._walk)
 
     def sample(self, mode: int, generator: torch.Generator) -> MemberWeights:
         assert self._walk is not None
-        flats = [moments.sample(mode, generator, scale=self.scale) for moments in self._walk.moments.values()]
-        return member_of(self.ensemble.stack, flats, self._scaling[mode])
-
-    @property
-    def num_trained_parameters(self) -> int:
-        return sum(buffer.shape[1] for buffer in self.ensemble.stack.buffers)
+        moments = self._walk.moments
+        return self.member_of(
+            mode, {name: one.sample(mode, generator, scale=self.scale) for name, one in moments.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -182,8 +152,7 @@ class _Walk:
 
     @classmethod
     def of(cls, ensemble: LoraEnsemble, *, rank: int, first: int, every: int) -> _Walk:
-        names = ("a", "b", "head")
-        flats = zip(names, ensemble.stack.buffers, strict=False)
+        flats = zip(BUFFERS, ensemble.stack.buffers, strict=False)
         return cls({name: Moments.like(flat, rank=rank) for name, flat in flats}, first, every)
 
     @property

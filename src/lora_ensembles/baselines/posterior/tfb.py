@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ...checks import number_between, whole_number
 from ...data import Example
-from ...data.inputs import as_examples
 from ...ensemble import LoraEnsemble
 from ...prediction.prediction import predict
 from ...stack.sites import MemberWeights
 from ...training.config import TrainConfig
-from .base import WeightPosterior, hold, noise_like
+from ...training.loop import Examples as Rows
+from ...training.trainee import TrainResult
+from .base import WeightPosterior
 
 LEAST = 1e-6  # beside a singular value of B: a direction that B does not use bears no noise without bound
 
@@ -51,7 +52,7 @@ class TFB(WeightPosterior):
         >>> ensemble = LoraEnsemble(*load_base(), num_members=1)
         >>> _ = train(ensemble, task.train[:64], TrainConfig(epochs=2, learning_rate=2e-3), progress=False)
         >>> tfb = TFB(ensemble, samples=4)
-        >>> tfb.fit(task.train[:32])
+        >>> _ = tfb.fit(task.train[:32])
         >>> tfb.member_log_probs(task.validation[:3]).shape
         torch.Size([4, 3, 5])
     """
@@ -73,44 +74,31 @@ class TFB(WeightPosterior):
         self.betas: list[float] = []
         self._split: list[tuple[MemberWeights, dict[str, Tensor]]] = []
 
-    def fit(self, examples: Sequence[Example], config: TrainConfig | None = None) -> None:
-        """Find each member's beta on labelled examples, those it was trained on, and draw the samples.
+    def trainee(self, examples: Rows, config: TrainConfig) -> None:
+        return None
 
-        `config` is not read: nothing is trained.
-
-        Raises:
-            DataError: an example cannot be encoded or has no answer.
-        """
-        examples = as_examples(examples, self.ensemble.info, labelled=True)
+    def take(self, result: TrainResult, examples: Rows) -> None:
+        questions = [example for example in examples if isinstance(example, Example)]
         members = [self.ensemble.stack.member(index) for index in range(self.num_modes)]
         self._split = [split_by_singular_values(member) for member in members]
-        allowed = (1 + self.tolerance) * self._losses(examples, per=1)
+        allowed = (1 + self.tolerance) * self._losses(questions, per=1)
         low, high = torch.zeros(self.num_modes), torch.full((self.num_modes,), self.largest)
-        self._fitted = True
         for _ in range(self.steps):
             middle = (low + high) / 2
             self.betas = middle.tolist()
-            hold(self.ensemble, self.draw())
-            within = self._losses(examples, per=self.samples) <= allowed
+            self.resample()
+            within = self._losses(questions, per=self.samples) <= allowed
             low, high = torch.where(within, middle, low), torch.where(within, high, middle)
         self.betas = low.tolist()
-        self.resample()
 
     def sample(self, mode: int, generator: torch.Generator) -> MemberWeights:
         member, values = self._split[mode]
         beta = self.betas[mode]
         noisy = {
-            name: a + beta / (values[name] + LEAST)[:, None] * noise_like(a, generator)
+            name: a + beta / (values[name] + LEAST)[:, None] * torch.randn(a.shape, generator=generator)
             for name, a in member.a.items()
         }
         return MemberWeights(noisy, member.b, member.scaling, member.head)
-
-    @property
-    def num_trained_parameters(self) -> int:
-        first = self._split[0][0] if self._split else self.ensemble.stack.member(0)
-        return sum(
-            tensor.numel() for tensors in (first.a, first.b, first.head) for tensor in tensors.values()
-        )
 
     def _losses(self, examples: Sequence[Example], *, per: int) -> Tensor:
         """The negative log-likelihood (M,) of the answers, by the mean probability of `per` members each."""
