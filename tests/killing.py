@@ -6,29 +6,30 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
 def workers_killed(
-    name: str, times: int, *, seed: int = 0, ready: Callable[[], bool] = lambda: True
+    there: Callable[[], Iterable[int]], times: int, *, within: float = 2.0, seed: int = 0
 ) -> Iterator[list[int]]:
-    """While processes of a name that this one's cluster started are killed, so many, at random moments once
-    it is `ready`; yields their ids.
+    """While processes are killed, so many, each at a random moment within so many seconds of being there;
+    yields their ids.
     """
     killed: list[int] = []
     ended = threading.Event()
     moments = random.Random(seed)
 
     def kill() -> None:
-        while len(killed) < times and not ended.wait(moments.uniform(0.2, 2.0)):
-            there = [number for number in processes_named(name) if number not in killed]
-            if there and ready():
+        while len(killed) < times and not ended.wait(0.02):
+            found = sorted(set(there()) - set(killed))
+            if found and not ended.wait(moments.uniform(0.0, within)):
+                chosen = moments.choice(found)
                 with suppress(ProcessLookupError):  # it ended
-                    os.kill(there[0], signal.SIGKILL)
-                    killed.append(there[0])
+                    os.kill(chosen, signal.SIGKILL)
+                    killed.append(chosen)
 
     thread = threading.Thread(target=kill)
     thread.start()

@@ -7,12 +7,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import random
 import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import pytest
 import torch
 
 from breadth import EVERY, LONG
+from killing import workers_killed
 from lora_ensembles import LoraEnsemble, TrainConfig, load_base, load_task, train
 from lora_ensembles.data import Completion
 from lora_ensembles.distributed.cluster import cluster
@@ -90,33 +89,6 @@ def of_one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]
     return content(out)
 
 
-@contextmanager
-def workers_killed(out: Path, times: int) -> Iterator[list[int]]:
-    """While processes that train a slice in `out` are killed, so many, at random moments of the training;
-    yields their ids.
-    """
-    killed: list[int] = []
-    ended = threading.Event()
-    moments = random.Random(0)
-
-    def kill() -> None:
-        while len(killed) < times and not ended.wait(0.02):
-            there = sorted(training_now(out) - set(killed))
-            if there and not ended.wait(moments.uniform(0.0, 0.5)):
-                chosen = moments.choice(there)
-                with suppress(ProcessLookupError):  # it was done
-                    os.kill(chosen, signal.SIGKILL)
-                    killed.append(chosen)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        ended.set()
-        thread.join()
-
-
 def training_now(out: Path) -> set[int]:
     """The processes that hold the lock of a slice."""
     found = set()
@@ -157,7 +129,7 @@ def test_two_workers_write_what_one_process_writes_bit_for_bit(
 def test_members_are_the_same_to_the_bit_where_workers_are_killed(
     of_one_process: dict[str, bytes], tmp_path: Path
 ) -> None:
-    with workers_killed(tmp_path / "run", KILLS) as killed:
+    with workers_killed(lambda: training_now(tmp_path / "run"), KILLS, within=0.5) as killed:
         ensemble = run(tmp_path / "run", workers=2)
     assert len(set(killed)) == KILLS
     check_equal(content(tmp_path / "run"), of_one_process)

@@ -17,7 +17,7 @@ import pytest
 
 from breadth import LONG
 from command_line import Outcome, base_folder, call
-from killing import workers_killed
+from killing import processes_named, workers_killed
 from lora_ensembles import LoraEnsemble, load_base
 from lora_ensembles.cli.screen import partial
 from lora_ensembles.distributed import streams
@@ -73,7 +73,7 @@ def test_a_stream_comes_in_order_and_once_where_workers_are_killed(connected: An
         return squared
 
     seen: list[list[int]] = []
-    with workers_killed(WORKER, 2, ready=lambda: len(seen) > 4) as killed:
+    with workers_killed(lambda: processes_named(WORKER) if len(seen) > 4 else (), 2) as killed:
         for one in map_stream(Workers(connected, 2), things, load):
             seen.append(one)
     assert len(killed) == 2
@@ -171,7 +171,11 @@ def test_rows_of_the_embedded_base_are_the_same_where_a_worker_is_killed(capsys:
     words = ["predict", tmp_path / "run", "--in", rows, "--no-progress"]
     assert call(capsys, *words, "--out", whole).code == 0
     left = Path(f"{out}.partial")
-    with workers_killed(WORKER, 1, ready=lambda: left.exists() and left.stat().st_size > 0) as killed:
+
+    def answering() -> list[int]:
+        return processes_named(WORKER) if left.exists() and left.stat().st_size > 0 else []
+
+    with workers_killed(answering, 1) as killed:
         done = call(capsys, *words, "--out", out, *ON_RAY)
     assert (done.code, len(killed)) == (0, 1)
     assert out.read_bytes() == whole.read_bytes()

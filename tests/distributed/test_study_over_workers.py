@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from breadth import LONG
-from killing import workers_killed
+from killing import processes_named, workers_killed
 from lora_ensembles import load_base
 from lora_ensembles.cli import main
 from lora_ensembles.distributed.cluster import workers_of
@@ -92,7 +92,11 @@ def test_records_over_workers_of_which_one_is_killed_are_those_of_one_process(
     said: list[str] = []
     run = functools.partial(run_grid, TINY, tmp_path, load_base, kinds=KINDS, say=said.append)
     with workers_of("ray", 2) as workers:
-        with workers_killed("ray::measure_record", 1, ready=lambda: checkpoints(tmp_path)) as killed:
+
+        def measuring() -> list[int]:
+            return processes_named("ray::measure_record") if checkpoints(tmp_path) else []
+
+        with workers_killed(measuring, 1) as killed:
             made = run(over=workers)
         assert run(over=workers) == made  # nothing is left to do
     assert len(killed) == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .atomic import cannot_write, status
 from .layout import ENSEMBLE_FILE, LOCK_FILE, RUN_FOLDER, WORKERS_FOLDER, foreign_files
 
 NAMED = 3  # foreign files in a message
+LOOK = 1.0  # seconds between two looks at a lock
 
 
 def check_free(out: Path, *, resume: bool, overwrite: bool) -> None:
@@ -65,6 +67,63 @@ def clear(out: Path) -> None:
                 entry.unlink()
     except OSError as error:
         raise cannot_write(out, error) from error
+
+
+class Claim:
+    """A folder that this process alone trains into, made where it is not there, until `release`.
+
+    Args:
+        out: the folder.
+        resume: go on with what it holds.
+        overwrite: remove what it holds.
+
+    Raises:
+        CheckpointError: as `check_free`; or the folder cannot be made.
+    """
+
+    def __init__(self, out: Path, *, resume: bool, overwrite: bool):
+        check_free(out, resume=resume, overwrite=overwrite)
+        self._out, self._made = out, status(out) is None
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(out, error) from error
+        self._lock = FolderLock(out)
+        try:
+            if not resume and any(entry.name != LOCK_FILE for entry in out.iterdir()):
+                if not overwrite:  # another process was here since it was found free
+                    raise CheckpointError(f"{out} exists already; choose another folder")
+                clear(out)
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Let other processes in; a folder that was made for this one and holds nothing goes."""
+        self._lock.release()
+        if self._made:
+            with suppress(OSError):
+                self._out.rmdir()
+
+
+def lock_waited_for(folder: Path, *, patience: float) -> FolderLock:
+    """The lock of a folder, which is made; another process that has it is waited for so many seconds: where
+    only its node is out of reach, a process that was given up may still run for a while.
+
+    Raises:
+        CheckpointError: it still has it then, or the folder cannot be written.
+    """
+    end = time.monotonic() + patience
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return FolderLock(folder)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        except CheckpointError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(LOOK)
 
 
 class FolderLock:

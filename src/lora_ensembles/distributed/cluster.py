@@ -23,6 +23,8 @@ ENGINES = ("ray",)
 RETRIES = 20
 """Restarts of one call after its process was lost; an error that the function raises is final."""
 LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # of Ray's own processes, and of its part in this one
+LOST = 300.0
+"""Seconds for which a restart waits for a worker that was given up, and may run on where nobody reaches it."""
 POLL = 0.5  # seconds between two looks at what goes on
 PATIENCE = 120.0  # seconds in which calls that are cancelled may save what they have
 
@@ -134,8 +136,16 @@ class Workers:
 
     @property
     def share(self) -> Share:
-        """The part of the cluster that each gets."""
-        return share(self.ray, self.count)
+        """The part of the cluster that each gets: a GPU, or a part of one, where there are any, and as many
+        CPUs as are there for each.
+        """
+        total, nodes = self.ray.cluster_resources(), _alive(self.ray)
+        gpus = total.get("GPU", 0.0)
+        cpus = int(total.get("CPU", 1) // self.count)
+        largest = int(max((node["Resources"].get("CPU", 1) for node in nodes), default=1))
+        # Ray takes whole GPUs, or a fraction of one.
+        each = 1.0 if gpus >= self.count else int(100 * gpus / self.count) / 100
+        return Share(max(1, min(cpus, largest)), min(1.0, each) if gpus else 0.0)
 
     def alone(self) -> Workers:
         """One worker that has a whole node, where no other computes beside it."""
@@ -161,19 +171,6 @@ def workers_of(on: str | None, count: int | None) -> Iterator[Workers | None]:
 def default_workers(ray: Any) -> int:
     """A worker for each GPU of the cluster, or for each node where there is none."""
     return int(ray.cluster_resources().get("GPU", 0)) or max(1, len(_alive(ray)))
-
-
-def share(ray: Any, workers: int) -> Share:
-    """The part of the cluster for each of `workers` workers: a GPU, or a part of one, where there are any,
-    and as many CPUs as are there for each.
-    """
-    total, nodes = ray.cluster_resources(), _alive(ray)
-    gpus = total.get("GPU", 0.0)
-    cpus = int(total.get("CPU", 1) // workers)
-    largest = int(max((node["Resources"].get("CPU", 1) for node in nodes), default=1))
-    # Ray takes whole GPUs, or a fraction of one.
-    each = 1.0 if gpus >= workers else int(100 * gpus / workers) / 100
-    return Share(max(1, min(cpus, largest)), min(1.0, each) if gpus else 0.0)
 
 
 def _alive(ray: Any) -> list[dict[str, Any]]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from ..distributed.cluster import Workers, map_calls
+from ..distributed.cluster import LOST, Workers, map_calls
 from ..errors import CheckpointError
 from ..training.signals import Interrupted, signals_held, word
 from .measuring import RecordJob
-
-LOCKED = 300.0  # seconds for which a record is waited for that a lost worker may still be measuring
 
 
 def measure_over(workers: Workers, jobs: Sequence[RecordJob], *, say: Callable[[str], None]) -> None:
@@ -54,4 +52,4 @@ def measure_over(workers: Workers, jobs: Sequence[RecordJob], *, say: Callable[[
 
 def measure_record(job: RecordJob) -> None:
     """The task of a worker."""
-    job.record(say=lambda: None, patience=LOCKED)
+    job.record(say=lambda: None, patience=LOST)

@@ -12,13 +12,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..disk.atomic import cannot_write
-from ..disk.claimed import FolderLock
-from ..errors import CheckpointError, LoraEnsemblesError
+from ..disk.claimed import lock_waited_for
+from ..errors import LoraEnsemblesError
 from ..training.checkpoint import KEPT
 from ..training.signals import Interrupted
 
-LOOK = 1.0  # seconds between two looks at a lock
 _SECONDS = "seconds"
 
 
@@ -60,7 +58,7 @@ class UnderWay:
         Raises:
             CheckpointError: it still does then, or the folder cannot be written.
         """
-        lock = self._lock(time.monotonic() + patience)
+        lock = lock_waited_for(self.folder, patience=patience)
         try:
             yield
         finally:
@@ -68,18 +66,6 @@ class UnderWay:
             for folder in (self.folder, self.folder.parent):
                 with suppress(OSError):
                     folder.rmdir()
-
-    def _lock(self, end: float) -> FolderLock:
-        while True:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                return FolderLock(self.folder)
-            except OSError as error:
-                raise cannot_write(self.folder, error) from error
-            except CheckpointError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(LOOK)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

@@ -199,14 +199,19 @@ class AdapterTrainee(Trainee):
         return read_ensemble(path).weights
 
     def finish(self, out: Path) -> None:
-        """Put the ensemble's files beside `training`; `ensemble.json` comes last, so a folder that has it is
-        complete.
-        """
-        members = self.ensemble.stack.every_member()
+        finish(self.ensemble, out)
 
-        def write() -> None:
-            if not (out / ENSEMBLE_FILE).exists():
-                with added_to(out, last=ENSEMBLE_FILE) as aside:
-                    write_members(self.ensemble, aside, home=out, members=members)
 
-        self.ranks.on_first(write)
+def finish(ensemble: LoraEnsemble, out: Path) -> None:
+    """Put an ensemble's files beside its run; `ensemble.json` comes last, so a folder that has it is
+    complete, and stays as it is.
+    """
+    stack = ensemble.stack
+    members = stack.every_member()
+
+    def write() -> None:
+        if not (out / ENSEMBLE_FILE).exists():
+            with added_to(out, last=ENSEMBLE_FILE) as aside:
+                write_members(ensemble, aside, home=out, members=members)
+
+    stack.sharding.ranks.on_first(write)

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ from ..disk.atomic import (
     status,
     written_aside,
 )
-from ..disk.claimed import FolderLock, check_free, clear
-from ..disk.layout import ENSEMBLE_FILE, LOCK_FILE, RUN_FOLDER, WORKERS_FOLDER
+from ..disk.claimed import Claim
+from ..disk.layout import ENSEMBLE_FILE, RUN_FOLDER, WORKERS_FOLDER
 from ..disk.provenance import environment
 from ..disk.schema import anything, check, list_of, number, object_of, read_json, record, whole
 from ..distributed.ranks import ALONE, Ranks
@@ -101,31 +101,18 @@ class RunFolder:
     ):
         self.out, self.folder, self.ranks = out, out / RUN_FOLDER, ranks
         self.saved_step: int | None = None  # of the checkpoint
-        self._made = False
-        self._lock: FolderLock | None = None
+        self._claim: Claim | None = None  # the first rank's
         ranks.on_first(lambda: self._enter(settings, resume=resume, overwrite=overwrite))
 
     def _enter(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-        out = self.out
-        check_free(out, resume=resume, overwrite=overwrite)
-        self._made = status(out) is None
+        self._claim = Claim(self.out, resume=resume, overwrite=overwrite)
         try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(out, error) from error
-        self._lock = FolderLock(out)
-        try:
-            self._open(json.loads(json.dumps(settings)), resume=resume, overwrite=overwrite)
+            self._open(json.loads(json.dumps(settings)))
         except BaseException:
             self.close()
             raise
 
-    def _open(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-        check_empty = not resume and any(entry.name != LOCK_FILE for entry in self.out.iterdir())
-        if check_empty:
-            if not overwrite:  # another process was here since it was found free
-                raise CheckpointError(f"{self.out} exists already; choose another folder")
-            clear(self.out)
+    def _open(self, settings: dict[str, Any]) -> None:
         if (self.out / WORKERS_FOLDER).is_dir():
             raise CheckpointError(f"{self.out} holds a run over workers; go on with it by on='ray'")
         if (self.out / ENSEMBLE_FILE).exists() and not (self.folder / "config.json").is_file():
@@ -141,12 +128,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Let other processes in; a folder that was made for this run and holds nothing goes."""
-        if self._lock is None:  # another rank has it
-            return
-        self._lock.release()
-        if self._made:
-            with suppress(OSError):
-                self.out.rmdir()
+        if self._claim is not None:
+            self._claim.release()
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ...disk.atomic import cannot_write, recover, status, written_aside
-from ...disk.claimed import FolderLock, check_free, clear
+from ...disk.atomic import recover, written_aside
+from ...disk.claimed import Claim
 from ...disk.layout import ENSEMBLE_FILE, RUN_FOLDER, WORKERS_FOLDER
 from ...disk.schema import check, list_of, read_json, record, whole
 from ...distributed.slices import slices
@@ -52,17 +52,10 @@ class WorkersFolder:
                 "the base was built in code, so workers cannot load it by name; save it by save_pretrained "
                 "and load it from that folder"
             )
-        self.out, self.folder = out, out / WORKERS_FOLDER
-        check_free(out, resume=resume, overwrite=overwrite)
-        self._made = status(out) is None
+        # Workers stand in other folders, and may be on other machines.
+        self.out, self.folder = out, out.absolute() / WORKERS_FOLDER
+        self._claim = Claim(out, resume=resume, overwrite=overwrite)
         try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(out, error) from error
-        self._lock = FolderLock(out)
-        try:
-            if overwrite:
-                clear(out)
             self.slices = self._open(ensemble, workers)
         except BaseException:
             self.close()
@@ -132,10 +125,7 @@ class WorkersFolder:
 
     def close(self) -> None:
         """Let other processes in; a folder that was made for this run and holds nothing goes."""
-        self._lock.release()
-        if self._made:
-            with suppress(OSError):
-                self.out.rmdir()
+        self._claim.release()
 
 
 def steps_done(jobs: Sequence[SliceJob]) -> int:

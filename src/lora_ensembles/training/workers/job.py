@@ -6,26 +6,23 @@ Shapes: M members, N examples.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...data import Completion, Example
-from ...disk.claimed import check_free
+from ...disk.claimed import lock_waited_for
 from ...disk.layout import ENSEMBLE_FILE
-from ...embedded import load_base, move
-from ...embedded.loading import device_named
+from ...distributed.cluster import LOST
+from ...embedded import device_named, move
 from ...ensemble import LoraEnsemble
 from ...errors import CheckpointError
-from ...storage.folder import base_source, read_ensemble
 from ..adapter_trainee import AdapterTrainee
 from ..config import PER_MEMBER_FIELDS, TrainConfig
 from ..loop import run
 
 ANSWERS = "validation"  # of a slice: what its members answer after each epoch
-LOCKED = 300.0  # seconds for which a lost worker's lock is waited for
 
 
 @dataclass(frozen=True)
@@ -74,17 +71,12 @@ def train_slice(
         )
     if job.done:
         return
-    ensemble = _load(job)
-    trainee = AdapterTrainee(ensemble, examples, config_of(job.config, job.members), kept_answers=job.answers)
-    _wait_for(job.folder)
-    run(
-        trainee,
-        config_of(job.config, job.members),
-        validation=validation,
-        out=job.folder,
-        resume=True,
-        progress=False,
-    )
+    ensemble = LoraEnsemble.from_pretrained(job.start, members=list(job.members))
+    move(ensemble, device_named(job.device))
+    config = config_of(job.config, job.members)
+    trainee = AdapterTrainee(ensemble, examples, config, kept_answers=job.answers)
+    lock_waited_for(job.folder, patience=LOST).release()
+    run(trainee, config, validation=validation, out=job.folder, resume=True, progress=False)
 
 
 def config_of(config: TrainConfig, members: range) -> TrainConfig:
@@ -100,31 +92,3 @@ def config_of(config: TrainConfig, members: range) -> TrainConfig:
         if isinstance(value, list | tuple):
             changed[name] = type(value)(value[index] for index in members)
     return dataclasses.replace(config, **changed)
-
-
-def _load(job: SliceJob) -> LoraEnsemble:
-    saved = read_ensemble(job.start, members=list(job.members))
-    base, tokenizer = load_base(
-        base_source(job.start, saved),
-        revision=saved.base_revision,
-        dtype=saved.dtype,
-        head=saved.base_kind,
-        num_labels=saved.num_labels,
-        quantization=saved.quantization,
-    )
-    move(base, device_named(job.device))
-    return LoraEnsemble.from_pretrained(job.start, base=base, tokenizer=tokenizer, members=list(job.members))
-
-
-def _wait_for(folder: Path) -> None:
-    """Wait until a lost worker's process has let go of a folder: where only its node is out of reach, it may
-    still run for a while.
-    """
-    end = time.monotonic() + LOCKED
-    while True:
-        try:
-            return check_free(folder, resume=True, overwrite=False)
-        except CheckpointError:
-            if time.monotonic() > end or not folder.is_dir():
-                raise
-            time.sleep(1.0)

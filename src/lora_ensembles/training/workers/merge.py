@@ -37,11 +37,13 @@ class MergedRun:
     Attributes:
         jobs: the slices, in the order of their members.
         config: the settings of all members.
+        states: of the slices' last checkpoints.
         history: one row per epoch, as `TrainResult.history`.
     """
 
     jobs: Sequence[SliceJob]
     config: TrainConfig
+    states: Rows
     history: Rows
 
     @classmethod
@@ -56,10 +58,11 @@ class MergedRun:
         Raises:
             CheckpointError: a slice's files cannot be read.
         """
-        rows = _joined([_state(job)["history"] for job in jobs])
+        states = [read_json(job.folder / RUN_FOLDER / CHECKPOINT / STATE_FILE) for job in jobs]
+        rows = _joined([state["history"] for state in states])
         if validation:
             rows = [row | _metrics(jobs, validation, row["epoch"], last=row is rows[-1]) for row in rows]
-        return cls(jobs, config, rows)
+        return cls(jobs, config, states, rows)
 
     def members(self) -> list[MemberWeights]:
         """Every member as it was trained."""
@@ -85,9 +88,9 @@ class MergedRun:
             (aside / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             (aside / CHECKPOINT).mkdir()
             save_file(self._tensors(), aside / CHECKPOINT / TENSORS_FILE)
-            states = [_state(job) for job in self.jobs]
-            sums = [_flat([state["partial"]["sums"][row] for state in states]) for row in range(2)]
-            state = {**states[0], "history": self.history, "partial": {**states[0]["partial"], "sums": sums}}
+            sums = [_flat([state["partial"]["sums"][row] for state in self.states]) for row in range(2)]
+            first = self.states[0]
+            state = {**first, "history": self.history, "partial": {**first["partial"], "sums": sums}}
             (aside / CHECKPOINT / STATE_FILE).write_text(json.dumps(state) + "\n")
 
     def _settings(self) -> dict[str, Any]:
@@ -108,11 +111,6 @@ class MergedRun:
         """Weights and moments (M, P) by name."""
         parts = [load_file(job.folder / RUN_FOLDER / CHECKPOINT / TENSORS_FILE) for job in self.jobs]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _state(job: SliceJob) -> dict[str, Any]:
-    state: dict[str, Any] = read_json(job.folder / RUN_FOLDER / CHECKPOINT / STATE_FILE)
-    return state
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from ...data import Completion, Example
-from ...disk.atomic import added_to
-from ...disk.layout import ENSEMBLE_FILE, RUN_FOLDER
-from ...distributed.cluster import cluster, default_workers, map_calls, share
+from ...disk.layout import RUN_FOLDER
+from ...distributed.cluster import Workers, cluster, default_workers, map_calls
 from ...ensemble import LoraEnsemble
 from ...errors import ConfigError
-from ...storage.folder import write_ensemble, write_members
+from ...storage.folder import write_ensemble
+from ..adapter_trainee import finish
 from ..checkpoint import snapshot_folder
 from ..config import PER_MEMBER_FIELDS, TrainConfig
 from ..orders import steps_in_all
@@ -65,13 +65,13 @@ def train_over_workers(
             overwrite=begin == "overwrite",
         )
         with folder.guarded():
-            part = share(ray, len(folder.slices))
+            part = Workers(ray, len(folder.slices)).share
             jobs = folder.jobs(config, device=part.device)
             waiting = [job for job in jobs if not job.done]
             total = steps_in_all(len(examples), config) * ensemble.num_members
-            bar = Progress(total=total, first=steps_done(jobs), unit="member step", show=progress)
+            done = steps_done(jobs)
+            bar = Progress(total=total, first=done, unit="member step", show=progress)
             with signals_held() as held:
-                done = steps_done(jobs)
 
                 def watch() -> None:
                     nonlocal done
@@ -107,7 +107,5 @@ def _finish(ensemble: LoraEnsemble, merged: MergedRun, out: Path) -> TrainResult
             ensemble.set_members(members)
             write_ensemble(ensemble, path)
     ensemble.set_members(merged.members())
-    if not (out / ENSEMBLE_FILE).exists():
-        with added_to(out, last=ENSEMBLE_FILE) as aside:
-            write_members(ensemble, aside, home=out)
+    finish(ensemble, out)
     return TrainResult(merged.history, snapshots)
