@@ -95,13 +95,13 @@ def run(args: Arguments) -> dict[str, Any]:
             f"the config of {args.base!r} cannot be read: {str(error).splitlines()[0]}; "
             "give a folder or a name on the hub"
         ) from error
-    if several is not None:
-        return _over_gpus(config, several, args)
-    skeleton = _skeleton(config)
+    adapter = settings.adapter_config(args, _skeleton(config))
     _set_quantization(config, args)
+    if several is not None:
+        return _over_gpus(config, adapter, several, args)
     plan = plan_training(
         config,
-        adapter=settings.adapter_config(args, skeleton),
+        adapter=adapter,
         members=args.members,
         batch_size=args.batch_size,
         tokens=args.tokens,
@@ -150,15 +150,9 @@ def _set_quantization(config: Any, args: Arguments) -> None:
         say(f"{args.base!r} is quantised by {method}; its base is planned in {args.dtype}, which is too much")
 
 
-def _over_gpus(config: Any, several: Gpus, args: Arguments) -> dict[str, Any]:
+def _over_gpus(config: Any, adapter: Any, several: Gpus, args: Arguments) -> dict[str, Any]:
     """The plan of each split over several GPUs."""
     import torch
-
-    if args.quantize is not None:
-        raise ConfigError(
-            f"--quantize {args.quantize} beside --gpus: a quantised base is not cut over GPUs; "
-            "plan one GPU by --memory, and give each GPU some of the members"
-        )
 
     from ..planning.split import plan_split
     from ..planning.work import Work
@@ -170,7 +164,7 @@ def _over_gpus(config: Any, several: Gpus, args: Arguments) -> dict[str, Any]:
         args.tokens,
         args.answer_tokens,
         getattr(torch, args.dtype),
-        settings.adapter_config(args, _skeleton(config)),
+        adapter,
     )
     return show_splits(plan_split(config, work, several), work, several, args=args)
 

@@ -24,7 +24,7 @@ RETRIES = 20
 """Restarts of one call after its process was lost; an error that the function raises is final."""
 LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # of Ray's own processes, and of its part in this one
 LOST = 300.0
-"""Seconds for which a restart waits for a worker that was given up, and may run on where nobody reaches it."""
+"""Seconds for which a restart waits for a worker that was given up, and may run on out of reach."""
 POLL = 0.5  # seconds between two looks at what goes on
 PATIENCE = 120.0  # seconds in which calls that are cancelled may save what they have
 
