@@ -50,8 +50,9 @@ def load_base(
         num_labels: classes of a sequence classifier; 1: a reward model.
         quantization: fields of a quantisation config of transformers, such as
             `BitsAndBytesConfig(load_in_4bit=True).to_dict()`; a checkpoint that is quantised keeps its own.
-        shard: over the processes that torchrun started, each of which has one GPU and calls this: "fsdp" cuts
-            every weight and splits the members, "tp" has each layer computed by all; None: whole, here.
+        shard: over the processes that torchrun started, each of which has one GPU and calls this:
+            "replicate" gives each the whole base and some of the members, "fsdp" cuts every weight as well,
+            "tp" has each layer computed by all; None: whole, here.
 
     Returns:
         The model, in evaluation mode, and its tokenizer.
