@@ -15,8 +15,8 @@ from transformers import GenerationConfig
 
 from ..data import Prompt, encode_prompts
 from ..data.inputs import as_prompts
+from ..distributed.lockstep import ran_out_of_memory
 from ..errors import ConfigError, DataError
-from ..passes.memory import ran_out_of_memory
 from ..passes.shared_prefix import context_window
 from ..passes.stacked_model import StackedModel
 from ..passes.texts import pad_rows

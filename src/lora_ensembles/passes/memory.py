@@ -10,8 +10,6 @@ import torch
 
 from ..distributed.lockstep import ran_out_of_memory
 
-__all__ = ["ran_out_of_memory", "rows_in_flight", "scoring_rows", "with_fewer_rows"]
-
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ..distributed.lockstep import ran_out_of_memory
 from ..errors import AdapterError, ConfigError, LoraEnsemblesError
 from ..stack.quantised import chooses_by_batch, gradient_missing, quantised_layers, rows_together, trying
 from ..stack.sharding.devices import check_one_device
 from .answer_positions import answer_logits, logits_at, read_prefix
 from .branches import Branches
 from .decoder import Places
-from .memory import ran_out_of_memory
 from .shared_prefix import context_window
 from .shortcuts import ALL, FAILURES, NONE, Shortcuts, allow, were_tried
 

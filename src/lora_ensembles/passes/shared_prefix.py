@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distributed.lockstep import ran_out_of_memory
 from ..errors import ConfigError
 from ..stack.buffers import AdapterStack
 from ..stack.dropout import stream_key
@@ -20,7 +21,7 @@ from .answer_positions import Prefix, answer_logits, logits_at, read_prefix
 from .branches import Branches, arguments_of, can_branch
 from .decoder import Places, Trunk, in_place_of_trunk
 from .hooks import one_pass
-from .memory import ran_out_of_memory, with_fewer_rows
+from .memory import with_fewer_rows
 
 AnswerLogits = Callable[[Tensor, Tensor], Tensor]  # ids (B, T), positions (B, K) -> logits (M, B, K, V)
 # Prefixes (P, T) -> the logits of B rows that go on from them, B a multiple of P, row by row; None where a

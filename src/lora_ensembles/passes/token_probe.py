@@ -14,9 +14,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from ..distributed.lockstep import ran_out_of_memory
 from .decoder import Places, model_layers
 from .hooks import changed
-from .memory import ran_out_of_memory
 from .probe import Tolerance, token_ids
 from .shortcuts import FAILURES
 from .texts import Texts, Token, text_scores, text_window, token_places

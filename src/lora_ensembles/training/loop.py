@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from ..data import Completion, Example
+from ..distributed.lockstep import ran_out_of_memory
 from ..errors import ConfigError, TrainingError
-from ..passes.memory import ran_out_of_memory, rows_in_flight, with_fewer_rows
+from ..passes.memory import rows_in_flight, with_fewer_rows
 from .checkpoint import Progress, RunFolder
 from .config import TrainConfig, schedule_factor
 from .optim import Optimizer, clip_per_member
