@@ -31,6 +31,8 @@ EXAMPLES = """examples:
   lora-ensembles study all --out runs/study --on ray --workers 4\
            records measured on the workers of a Ray cluster
   lora-ensembles study claims --from runs/study --json                 what the records say of each claim
+  lora-ensembles study methods --budget 15 --out runs/methods\
+          every method at one budget, with tuned settings
   lora-ensembles study all --base meta-llama/Llama-2-7b-hf --dtype bfloat16 --data datasets\
  --out runs/llama"""
 WHAT = ("all", "claims", *KINDS)
@@ -50,6 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--members", type=count, metavar="M", help="members of an ensemble (default: 5)")
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="folder with the paper's datasets, for its six tasks"
+    )
+    parser.add_argument(
+        "--budget",
+        type=count,
+        metavar="P",
+        help="of `methods`: compare all methods after at most P passes of a member over the training data",
+    )
+    parser.add_argument(
+        "--trials",
+        type=count,
+        metavar="N",
+        help="with --budget: settings of each method that are tried on held-out training data (default: 4)",
     )
     parser.add_argument(
         "--head",
@@ -72,7 +86,37 @@ def run(args: Arguments) -> dict[str, Any]:
         return _claims(args.records)
     if args.out is None:
         raise ConfigError(f"study {args.what}: --out DIR is needed; records are kept there")
-    return _measure(args)
+    if args.trials is not None and args.budget is None:
+        raise ConfigError("--trials without --budget: trials are those of `study methods --budget P`")
+    if args.budget is None:
+        return _measure(args)
+    if args.what != "methods" or args.on is not None:
+        raise ConfigError(
+            f"--budget with study {args.what}{' --on ' + args.on if args.on else ''}: "
+            "it compares methods in one process; use `study methods --budget P`, without --on"
+        )
+    return _compare(args)
+
+
+def _compare(args: Arguments) -> dict[str, Any]:
+    from ..studies.comparison.budget import Budget
+    from ..studies.comparison.run import run_comparison
+    from ..studies.report.comparison import comparison_table
+
+    begin, grid = time.monotonic(), _grid(args)
+    check_writable(args.out / "record")
+    budget = Budget(passes=args.budget, rows=grid.shared.members)
+    budget = budget if args.trials is None else dataclasses.replace(budget, trials=args.trials)
+    load = functools.partial(load_model, args.base, dtype=args.dtype, device=args.device, head=args.head)
+    records = run_comparison(grid, budget, args.out, load, say=say)
+    print(comparison_table(records))
+    return {
+        "out": str(args.out),
+        "grid": grid.name,
+        "budget": dataclasses.asdict(budget),
+        "records": {kind: len(rows) for kind, rows in records.items()},
+        "seconds": round(time.monotonic() - begin, 1),
+    }
 
 
 def _measure(args: Arguments) -> dict[str, Any]:

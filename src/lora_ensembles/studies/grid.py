@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data import OOD_PAIRS, PAPER_TASKS
 from .arms import DECAY_PER_STEP
+from .comparison.measure import ComparisonConfig, TrialsConfig
 from .kinds import KINDS
 from .kinds.choice import ChoiceConfig
 from .kinds.initialisation import InitialisationConfig
@@ -26,6 +27,7 @@ PAPER_KINDS = ("sweep", "randomness", "pool", "few_shot")
 WHOLE_KINDS = ("sweep", "few_shot", "last_layer")  # of every task
 OPEN_KINDS = ("methods", "initialisation", "rank", "strength")
 CHOICE = "choice"  # the kind that the others of a grid with a `choice` depend on
+TRIALS, COMPARISON = "trials", "comparison"  # the second depends on the first
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Grid:
             None: those are as given.
         ood: tasks and the out-of-distribution set of each; others have none, nor have kinds but
             `WHOLE_KINDS`.
+        trials, comparison: the settings of the comparison of methods at equal budgets.
         task_decay: tasks whose one strength of decay is another than that of `paper` and `methods`.
     """
 
@@ -62,6 +65,8 @@ class Grid:
     rank: RankConfig = field(default_factory=RankConfig)
     strength: StrengthConfig = field(default_factory=StrengthConfig)
     choice: ChoiceConfig | None = None
+    trials: TrialsConfig = field(default_factory=TrialsConfig)
+    comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
     ood: tuple[tuple[str, str], ...] = tuple(OOD_PAIRS.items())
     task_decay: tuple[tuple[str, float], ...] = ()
 
@@ -241,7 +246,7 @@ def settings_of(grid: Grid, kind: str, task: str, seed: int) -> dict[str, Any]:
         fields |= dataclasses.asdict(grid.heads)
     if grid.asking != Asking():
         fields |= {name: one for name, one in dataclasses.asdict(grid.asking).items() if one is not None}
-    if kind in WHOLE_KINDS and task in dict(grid.ood):
+    if kind in (*WHOLE_KINDS, COMPARISON) and task in dict(grid.ood):
         fields["ood"] = dict(grid.ood)[task]
     if grid.choice and hasattr(own, "decay"):
         fields["decay_chosen_on"] = f"{grid.choice.held_out:g} of the training questions, held out"

@@ -5,6 +5,7 @@ out of distribution, as plain numbers.
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from ..calibration.temperature import best_temperature, scaled_log_probs
 from ..prediction.evaluation import Metrics, evaluate
-from ..prediction.metrics import reliability_bins
+from ..prediction.intervals.ece import debiased_ece
+from ..prediction.metrics import accuracy_coverage, reliability_bins
 from ..prediction.prediction import Prediction
 
 DIGITS = 6
@@ -30,6 +32,7 @@ KEPT = (
     "ood_auroc",
 )
 CONFIDENCE_BINS = 50
+SELECTED = 0.8  # of the questions, the most confident ones, that a selective risk is of
 
 
 def measured(prediction: Prediction, ood: Prediction | None = None) -> dict[str, Any]:
@@ -49,6 +52,20 @@ def measured(prediction: Prediction, ood: Prediction | None = None) -> dict[str,
 def of_ensemble(prediction: Prediction, ood: Prediction | None = None) -> dict[str, float | None]:
     """The ensemble's metrics alone."""
     return _metrics(evaluate(prediction, ood=ood))
+
+
+def compared(prediction: Prediction, ood: Prediction | None = None) -> dict[str, float | None]:
+    """The metrics by which methods are compared: those of `of_ensemble` that say how good answers are, the
+    ECE without the bias of few questions, and the share of wrong answers among the most confident ones.
+    """
+    every = of_ensemble(prediction, ood)
+    kept = {name: every[name] for name in ("accuracy", "nll", "ece", "brier", "ood_auroc")}
+    curve = accuracy_coverage(prediction)
+    answered = math.ceil(SELECTED * prediction.num_examples) - 1
+    return kept | {
+        "ece_debiased": round(debiased_ece(prediction), DIGITS),
+        "selective_risk": round(1 - curve.accuracies[answered].item(), DIGITS),
+    }
 
 
 def described(prediction: Prediction) -> dict[str, Any]:

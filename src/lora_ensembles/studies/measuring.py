@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .grid import CHOICE, WHOLE_KINDS, Grid, settings_of
+from .comparison.measure import comparison, trials
+from .grid import CHOICE, COMPARISON, TRIALS, WHOLE_KINDS, Grid, settings_of
 from .kinds.choice import choice
 from .kinds.initialisation import initialisation
 from .kinds.last_layer import last_layer
@@ -32,8 +33,11 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "rank": rank,
     "strength": strength,
     CHOICE: choice,
+    TRIALS: trials,
+    COMPARISON: comparison,
 }
-TIMED_KINDS = ("methods",)  # their runs are timed, so each is made in one go
+TIMED_KINDS = ("methods", COMPARISON)  # they hold seconds
+WHOLE_RUNS = ("methods",)  # made in one go
 UNFINISHED = "unfinished"
 
 
@@ -103,8 +107,8 @@ class RecordJob:
                     self.task,
                     self.grid,
                     self.load_model,
-                    ood=self.kind in WHOLE_KINDS,
-                    under_way=None if self.timed else under_way,
+                    ood=self.kind in (*WHOLE_KINDS, COMPARISON),
+                    under_way=None if self.kind in WHOLE_RUNS else under_way,
                 )
                 settings = self.grid.settings(self.kind, self.task)
                 with under_way.guarded():

@@ -24,6 +24,7 @@ from ..prediction.prediction import Prediction
 from .measures import (
     DIGITS,
     by_size,
+    compared,
     cross_scaled,
     described,
     mean_row,
@@ -91,6 +92,11 @@ def _scaled(pair: Pair, folds: int, seed: int) -> Values:
     return _row((own, ood)) | {"temperature": round(temperature, DIGITS)}
 
 
+def _compared_scaled(pair: Pair, folds: int, seed: int) -> Values:
+    own, ood, temperature = cross_scaled(*pair, folds=folds, seed=seed)
+    return compared(own, ood) | {"temperature": round(temperature, DIGITS)}
+
+
 def _scaled_members(pair: Pair, folds: int, seed: int) -> Values:
     return mean_row([_scaled(single, folds, seed) for single in _singles(pair)])
 
@@ -134,6 +140,8 @@ BY: dict[str, Callable[..., Values]] = {
     "described": lambda pair: described(pair[0]),
     "wrong_confidence": lambda pair: wrong_confidences(pair[0]),
     "ensemble": lambda pair: of_ensemble(*pair),
+    "compared": lambda pair: compared(*pair),
+    "compared_scaled": _compared_scaled,
     "mean": lambda *pairs: mean_row([_row(pair) for pair in pairs]),
     "members": _of_members,
     "snapshots": _of_snapshots,

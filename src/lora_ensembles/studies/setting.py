@@ -90,11 +90,12 @@ class Bench:
             self.task.train, share=share, seed=seed, trained_on=(*self.task.validation, *self.ood)
         )
 
-    def last_layer(self, *, seed: int) -> LastLayerEnsemble | LastLayerHeads:
-        """An untrained ensemble of output heads on the frozen base."""
+    def last_layer(self, *, seed: int, members: int | None = None) -> LastLayerEnsemble | LastLayerHeads:
+        """An untrained ensemble of output heads on the frozen base, by default as large as the others."""
+        members = self.shared.members if members is None else members
         if self.owned_heads:
-            return LastLayerHeads(*self.model, num_members=self.shared.members, seed=seed, head=self.head)
-        return LastLayerEnsemble(*self.model, num_members=self.shared.members, seed=seed)
+            return LastLayerHeads(*self.model, num_members=members, seed=seed, head=self.head)
+        return LastLayerEnsemble(*self.model, num_members=members, seed=seed)
 
     def train(
         self,

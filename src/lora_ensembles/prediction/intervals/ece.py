@@ -157,6 +157,16 @@ class _Bins:
         return self._scaled(high, sign) * (values > 0)[:, None]
 
 
+def debiased_ece(prediction: Prediction) -> float:
+    """The ECE without the bias of few examples, 0 to 1: the population ECE of which a sample's is as often
+    above as below the measured one; 0 where the measured one is no larger than that of calibrated answers.
+
+    Raises:
+        DataError: the prediction is unlabelled.
+    """
+    return _Bins.of(prediction).debiased
+
+
 def ece_range(prediction: Prediction, *, samples: int, level: float, seed: int) -> tuple[float, float]:
     """The population ECEs that the measured one does not speak against at this level.
 
