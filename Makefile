@@ -41,6 +41,10 @@ help:
 
 install: $(INSTALLED)
 
+# laplace-torch, which a test holds LastLayerLaplace to, and what it imports: without torchvision, which it requires and never needs here.
+# Beside a CPU build of torch the wheel of that breaks torchmetrics ("operator torchvision::nms does not exist").
+LAPLACE := laplace-torch asdfghjkl backpack-for-pytorch curvlinops-for-pytorch einconv einops linear_operator opt_einsum unfoldNd
+
 # torch first, by its pinned version: resolved among the others, an unpinned requirement could bring a newer one of several GB.
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "needs Python 3.11 or newer; this is " + sys.version + "; pass PYTHON=python3.x")'
@@ -48,6 +52,7 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) "$$(grep '^torch==' $(CONSTRAINTS))"
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps -c $(CONSTRAINTS) $(LAPLACE)
 	@touch $@
 
 demo: $(INSTALLED)

@@ -58,7 +58,9 @@ def test_every_baseline_is_measured_on_an_embedded_task(capsys, name):
     assert 0 <= summary["ensemble"]["accuracy"] <= 1
 
 
-@pytest.mark.parametrize("name", ["few-shot", "last-layer", "mc-dropout", "batch-ensemble", "temperature"])
+@pytest.mark.parametrize(
+    "name", ["few-shot", "last-layer", "mc-dropout", "batch-ensemble", "temperature", "laplace"]
+)
 def test_baselines_are_measured_on_real_data(capsys, real_data, name):
     done = call(
         capsys,
@@ -98,7 +100,7 @@ def test_baselines_have_heads_of_their_own_where_they_are_asked_for(capsys, name
 def test_a_saved_ensemble_is_asked_in_another_way(capsys, trained, name):
     done = call(capsys, "evaluate", trained, "--baseline", name, "--limit", 20, "--size", 3, "--json")
     assert done.code == 0, done.err
-    assert done.summary["members"] == {"mc-dropout": 3, "tfb": 6}.get(name, 1)
+    assert done.summary["members"] == {"mc-dropout": 3, "tfb": 6, "laplace": 6}.get(name, 1)
 
 
 def test_a_temperature_is_not_scored_on_what_it_was_fitted_on(capsys, trained):

@@ -6,6 +6,7 @@ from ..calibration.held_out import held_out_split
 from ..calibration.temperature import TemperatureScaled
 from .batch_ensemble import BatchEnsemble
 from .few_shot import FewShot
+from .laplace import LastLayerLaplace
 from .last_layer import LastLayerEnsemble
 from .last_layer_heads import LastLayerHeads
 from .mc_dropout import MCDropout
@@ -28,6 +29,7 @@ __all__ = [
     "FewShot",
     "LastLayerEnsemble",
     "LastLayerHeads",
+    "LastLayerLaplace",
     "MCDropout",
     "RankMask",
     "ScalaBL",

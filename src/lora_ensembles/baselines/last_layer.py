@@ -89,7 +89,7 @@ class LastLayerEnsemble:
         self.label_score: LabelScore = "sum"
         self.label_ids = torch.zeros(0, dtype=torch.int64, device=base.device)
         self.rows = torch.zeros(
-            members, 0, _weight(base).shape[1], device=base.device
+            members, 0, head_weight(base).shape[1], device=base.device
         )  # (M, L, H) fp32 masters
         ensure_probed(base)
         self._plain = True
@@ -141,11 +141,11 @@ class LastLayerEnsemble:
         tokens = sorted({token for example in encoded for label in example.label_ids for token in label})
         labels = torch.tensor(tokens, device=self.base.device)
         states = answer_states(self.base, table, rows=config.max_rows)
-        self._plain = _nothing_behind_head(self.base, len(tokens))
+        self._plain = nothing_behind_head(self.base, len(tokens))
         frozen = _Frozen.of(self.base, labels, states)
         self._check_columns(labels, states, frozen)
         self.overlong, self.label_score, self.label_ids = config.overlong, config.label_score, labels
-        self.rows = _weight(self.base)[labels].detach().float().expand(self.num_members, -1, -1).clone()
+        self.rows = head_weight(self.base)[labels].detach().float().expand(self.num_members, -1, -1).clone()
         rows = _Rows(self, table, states, frozen, bool((kl_weight > 0).any()))
         return run(
             _HeadRowsTrainee(self, rows),
@@ -202,7 +202,7 @@ class LastLayerEnsemble:
         hidden = hidden_at(self.base, ids, Places(rows.flatten(), positions.flatten()))
         logits = head_logits(self.base, hidden).expand(self.num_members, -1, -1)
         if len(self.label_ids):
-            weight = _weight(self.base)
+            weight = head_weight(self.base)
             states = hidden.to(weight.dtype).expand(self.num_members, -1, -1)
             own = self.label_logits(states, self.rows.to(weight.dtype), self.label_ids)
             logits = logits.index_copy(-1, self.label_ids, own.to(logits.dtype))
@@ -212,7 +212,7 @@ class LastLayerEnsemble:
     def _check_columns(self, labels: Tensor, states: Tensor, frozen: _Frozen) -> None:
         # Only columns of the labels are computed from here on, so they must not depend on the others, nor on
         # where they stand.
-        weight = _weight(self.base)
+        weight = head_weight(self.base)
         few = states[:16].to(weight.dtype)
         logits = self.label_logits(few[None], weight[labels][None], labels)[0].float()
         tolerance = (
@@ -285,7 +285,7 @@ class _Rows:
             .clamp(max=len(ensemble.label_ids) - 1)
             .view(count, -1, 1)
         )
-        dtype = _weight(ensemble.base).dtype
+        dtype = head_weight(ensemble.base).dtype
         self.leaf = ensemble.rows.to(dtype, copy=True).requires_grad_()
         logits = ensemble.label_logits(
             self.states[numbers].to(dtype), self.leaf[members], ensemble.label_ids
@@ -341,7 +341,12 @@ def _divergence(logits: Tensor, total: Tensor, base_logits: Tensor, others: Tens
     return (shares * (logits - base_logits)).sum(dim=-1) - total + base_total
 
 
-def _weight(base: PreTrainedModel) -> Tensor:
+def head_weight(base: PreTrainedModel) -> Tensor:
+    """The weight matrix (V, H) of a causal language model's output head.
+
+    Raises:
+        AdapterError: there is none, or it is no plain matrix.
+    """
     head: Any = base.get_output_embeddings()
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
@@ -365,8 +370,8 @@ def _behind_head(base: PreTrainedModel, raw: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _nothing_behind_head(base: PreTrainedModel, labels: int) -> bool:
+def nothing_behind_head(base: PreTrainedModel, labels: int) -> bool:
     """Whether the model passes its head's outputs on as they are, which spares the pass of `_behind_head`."""
-    weight = _weight(base)
+    weight = head_weight(base)
     probe = torch.linspace(-100, 100, 40 * labels, device=weight.device).to(weight.dtype).view(1, 40, labels)
     return torch.equal(_behind_head(base, probe).float(), probe.float())

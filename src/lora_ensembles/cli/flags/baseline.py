@@ -28,6 +28,7 @@ BASELINES = (
     "temperature",
     "temperature-single",
     "tfb",
+    "laplace",
     "soup",
     "swag",
     "multi-swag",
@@ -49,13 +50,15 @@ POSTERIORS = {
 """Classes that train a distribution over adapters, of which --size samples are the members."""
 MODES = 3  # of multi-swag
 IVON_CLIP = 1e-3  # of a step, in multiples of IVON's rate: AdamW's over it moves parameters as far as AdamW
-OF_LABEL_TOKENS = ("few-shot", "batch-ensemble")  # these are causal language models
+OF_LABEL_TOKENS = ("few-shot", "batch-ensemble", "laplace")
+"""Of the questions of a task, these ask causal language models alone."""
 OF_AN_ENSEMBLE = (
     "single",
     "mc-dropout",
     "temperature",
     "temperature-single",
     "tfb",
+    "laplace",
     "soup",
 )  # these ask a trained ensemble in another way
 DROPOUT = 0.1
@@ -128,7 +131,7 @@ def predictor(
         DataError: no training questions, where some are needed.
         ConfigError: a setting that cannot work.
     """
-    from ...baselines import TFB, FewShot, MCDropout, SingleMember, Soup
+    from ...baselines import FewShot, MCDropout, SingleMember, Soup
 
     examples = train[: args.limit_train]
     if ensemble is None and not examples:
@@ -159,14 +162,29 @@ def predictor(
         return SingleMember(ensemble, 0), validation
     if args.baseline == "soup":
         return Soup(ensemble), validation
-    if args.baseline == "tfb":
-        if not examples:
-            raise DataError("--baseline tfb finds its spread on training questions, and there are none")
-        tfb = TFB(ensemble, samples=args.size, seed=args.seed)
-        tfb.fit(examples)
-        say(f"beta {', '.join(f'{beta:.4f}' for beta in tfb.betas)}, found on {len(examples)} questions")
-        return tfb, validation
+    if args.baseline in ("tfb", "laplace"):
+        return _around_members(args, ensemble, examples), validation
     return _tempered(args, ensemble, train, validation)
+
+
+def _around_members(args: Arguments, ensemble: LoraEnsemble, examples: tuple[Example, ...]) -> Predictor:
+    """A distribution around trained members, whose size is found on the training questions."""
+    from ...baselines import TFB, LastLayerLaplace
+
+    if not examples:
+        raise DataError(
+            f"--baseline {args.baseline} finds its spread on training questions, and there are none"
+        )
+    if args.baseline == "laplace":
+        laplace = LastLayerLaplace(ensemble, samples=args.size, seed=args.seed)
+        laplace.fit(examples, max_rows=args.max_rows)
+        taus = ", ".join(f"{tau:.4g}" for tau in laplace.prior_precisions)
+        say(f"prior precision {taus}, of the largest evidence on {len(examples)} questions")
+        return laplace
+    tfb = TFB(ensemble, samples=args.size, seed=args.seed)
+    tfb.fit(examples)
+    say(f"beta {', '.join(f'{beta:.4f}' for beta in tfb.betas)}, found on {len(examples)} questions")
+    return cast("Predictor", tfb)
 
 
 def _tempered(
@@ -249,7 +267,9 @@ def _ensemble(
 
     base, tokenizer = _model(args)
     adapter = settings.adapter_config(args, base)
-    members = 1 if args.baseline in ("single", "mc-dropout", "temperature-single", "tfb") else args.size
+    members = (
+        1 if args.baseline in ("single", "mc-dropout", "temperature-single", "tfb", "laplace") else args.size
+    )
     made = LoraEnsemble(
         base, tokenizer, num_members=members, adapter=adapter, seed=args.seed, head=head_config(args)
     )
