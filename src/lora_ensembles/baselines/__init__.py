@@ -10,6 +10,7 @@ from .laplace import LastLayerLaplace
 from .last_layer import LastLayerEnsemble
 from .last_layer_heads import LastLayerHeads
 from .mc_dropout import MCDropout
+from .posterior.base import WeightPosterior
 from .posterior.blob import BLoB
 from .posterior.ivon import IVON
 from .posterior.rank_mask import RankMask
@@ -17,6 +18,7 @@ from .posterior.scalabl import ScalaBL
 from .posterior.snapshot import SnapshotEnsemble
 from .posterior.swag import SWAG
 from .posterior.tfb import TFB
+from .posterior.trainee import Family
 from .single_member import SingleMember, num_trained_parameters
 from .soup import Soup
 
@@ -26,6 +28,7 @@ __all__ = [
     "TFB",
     "BLoB",
     "BatchEnsemble",
+    "Family",
     "FewShot",
     "LastLayerEnsemble",
     "LastLayerHeads",
@@ -37,6 +40,7 @@ __all__ = [
     "SnapshotEnsemble",
     "Soup",
     "TemperatureScaled",
+    "WeightPosterior",
     "held_out_split",
     "num_trained_parameters",
 ]

@@ -63,6 +63,10 @@ class WeightPosterior(ABC):
         self.trained: dict[str, Tensor] = {}  # (M, P) by name, after training
         self._fitted = False
 
+    def adapted(self, config: TrainConfig) -> TrainConfig:
+        """Settings that suit the method, from those that suit members trained as they are: a preset's."""
+        return config
+
     def settings(self, config: TrainConfig, count: int) -> TrainConfig:
         """The settings of training on `count` examples, checked, or changed where the method has its own."""
         return config

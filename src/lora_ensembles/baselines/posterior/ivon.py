@@ -5,6 +5,7 @@ Shapes: M members, P parameters of a member, N examples.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from ...checks import number_between
 from ...ensemble import LoraEnsemble
 from ...stack.sites import MemberWeights
 from ...training.adapter_trainee import BUFFERS
+from ...training.config import TrainConfig
 from ...training.optim import AdamState, Optimizer
 from .base import WeightPosterior
 from .flat import normal_rows
@@ -133,6 +135,12 @@ class IVON(WeightPosterior):
         self.delta = number_between("delta", delta, least=0)
         self.clip, self.betas = number_between("clip", clip, above=0), betas
         self._family: _Diagonal | None = None
+
+    def adapted(self, config: TrainConfig) -> TrainConfig:
+        """AdamW's rate over `clip`, with which a step moves parameters as far as AdamW does, and no decay."""
+        rate = config.learning_rate
+        rate = [one / self.clip for one in rate] if isinstance(rate, Sequence) else rate / self.clip
+        return dataclasses.replace(config, learning_rate=rate, weight_decay_a=0.0, weight_decay_b=0.0)
 
     def family(self, rows: int) -> Family:
         self._family = _Diagonal(self)

@@ -47,6 +47,11 @@ class SnapshotEnsemble(WeightPosterior):
         super().__init__(ensemble, samples=samples, seed=seed)
         self._snapshots: list[list[MemberWeights]] = []
 
+    def adapted(self, config: TrainConfig) -> TrainConfig:
+        """As many epochs, or fewer, as split into whole cycles; one for each cycle at least."""
+        each = max(1, config.epochs // self.samples)
+        return dataclasses.replace(config, epochs=each * self.samples)
+
     def settings(self, config: TrainConfig, count: int) -> TrainConfig:
         if config.epochs % self.samples:
             raise ConfigError(

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from ...prediction.prediction import Predictor
     from ...training.config import TrainConfig
 
+POSTERIORS = {
+    "swag": "SWAG",
+    "multi-swag": "SWAG",
+    "ivon": "IVON",
+    "snapshot": "SnapshotEnsemble",
+    "scalabl": "ScalaBL",
+    "blob": "BLoB",
+    "rank-mask": "RankMask",
+}
+"""Classes that train a distribution over adapters, of which --size samples are the members."""
 BASELINES = (
     "single",
     "few-shot",
@@ -30,26 +40,9 @@ BASELINES = (
     "tfb",
     "laplace",
     "soup",
-    "swag",
-    "multi-swag",
-    "ivon",
-    "snapshot",
-    "scalabl",
-    "blob",
-    "rank-mask",
+    *POSTERIORS,
 )
-POSTERIORS = {
-    "swag": "SWAG",
-    "multi-swag": "SWAG",
-    "ivon": "IVON",
-    "snapshot": "SnapshotEnsemble",
-    "scalabl": "ScalaBL",
-    "blob": "BLoB",
-    "rank-mask": "RankMask",
-}
-"""Classes that train a distribution over adapters, of which --size samples are the members."""
 MODES = 3  # of multi-swag
-IVON_CLIP = 1e-3  # of a step, in multiples of IVON's rate: AdamW's over it moves parameters as far as AdamW
 OF_LABEL_TOKENS = ("few-shot", "batch-ensemble", "laplace")
 """Of the questions of a task, these ask causal language models alone."""
 OF_AN_ENSEMBLE = (
@@ -246,16 +239,10 @@ def _posterior(args: Arguments, examples: tuple[Example, ...], task: str | None)
     made = LoraEnsemble(
         base, tokenizer, num_members=modes, adapter=adapter, seed=args.seed, head=head_config(args)
     )
-    config = _config(args, task)
-    if args.baseline == "ivon":
-        assert isinstance(config.learning_rate, float)  # a preset's
-        rate = config.learning_rate / IVON_CLIP
-        config = dataclasses.replace(config, learning_rate=rate, weight_decay_a=0.0, weight_decay_b=0.0)
-    if args.baseline == "snapshot":
-        config = dataclasses.replace(config, epochs=max(1, config.epochs // args.size) * args.size)
-    posterior = getattr(baselines, POSTERIORS[args.baseline])(made, samples=args.size, seed=args.seed)
+    kind: type[baselines.WeightPosterior] = getattr(baselines, POSTERIORS[args.baseline])
+    posterior = kind(made, samples=args.size, seed=args.seed)
     say(f"training {args.baseline} on {len(examples)} questions; {args.size} samples of each mode are asked")
-    posterior.fit(examples, config, progress=True)
+    posterior.fit(examples, posterior.adapted(_config(args, task)), progress=True)
     return cast("Predictor", posterior)
 
 

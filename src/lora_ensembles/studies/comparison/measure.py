@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ...data import Example
 from ...errors import ConfigError, DataError, TrainingError
-from ...prediction.prediction import Prediction, predict
+from ...prediction.prediction import Prediction, Predictor, predict
 from ..predictions import Sheet, name_of, predictions_file, read_sheet
 from ..setting import Bench
 from ..store import cell, record_file
@@ -101,7 +101,7 @@ def comparison(config: ComparisonConfig, bench: Bench, sheet: Sheet, *, seed: in
             times.append(now())
             prediction = predict(fitted.predictor, bench.task.validation)
             times.append(now())
-            other = predict(fitted.predictor, bench.ood) if bench.ood else None
+            other = _out_of_distribution(fitted.predictor, bench)
         training, answering = times[1] - times[0], times[2] - times[1]
         kept = f"methods/{name}"
         own.keep(kept, prediction, other)
@@ -154,6 +154,14 @@ def _kept(folder: Path, name: str, measure: Callable[[str, Sheet], dict[str, Any
         again = read_sheet(predictions_file(path))
         own.kept, own.nodes = again.kept, again.nodes
     return record["result"]
+
+
+def _out_of_distribution(predictor: Predictor, bench: Bench) -> Prediction | None:
+    """None where the task has no such set, or one with labels that the predictor knows nothing of."""
+    try:
+        return predict(predictor, bench.ood) if bench.ood else None
+    except DataError:
+        return None
 
 
 def _mean(prediction: Prediction) -> Prediction:

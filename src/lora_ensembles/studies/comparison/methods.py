@@ -38,7 +38,6 @@ from ..arms import PLAIN_DECAY, Arm, stacked_members
 from ..setting import Bench
 from .budget import RATES, Budget, Settings, between, epochs_at
 
-IVON_CLIP = 1e-3  # of a step, in multiples of IVON's rate: AdamW's over it moves parameters as far
 FACTORS_RATE = 2.5  # multiple of the step size of BatchEnsemble, whose parameters are factors and no weights
 HEADS_RATE = 10.0  # that of output heads
 
@@ -232,9 +231,8 @@ def _posterior(kind: type[WeightPosterior], own: str, *, several: bool = False) 
         ensemble = place.untrained(modes)
         named = {own: settings.own} if own else {}
         posterior = kind(ensemble, samples=rows // modes, seed=place.seed, **named)
-        changes = {"weight_decay_a": 0.0, "weight_decay_b": 0.0} if kind is IVON else {}
-        changes = _decayed(settings) if kind is SnapshotEnsemble else changes
-        posterior.fit(examples, place.config(settings, **changes))
+        changes = _decayed(settings) if kind is SnapshotEnsemble else {}
+        posterior.fit(examples, posterior.adapted(place.config(settings, **changes)))
         parameters = modes * posterior.num_trained_parameters
         return Fitted(posterior, parameters, modes * settings.epochs, rows)
 
@@ -311,7 +309,7 @@ METHODS: dict[str, Method] = {
     "MultiSWAG": Method(
         "scale of the spread", (0.1, 3.0), _posterior(SWAG, "scale", several=True), several=True
     ),
-    "IVON": Method("effective sample size", (1e6, 1e9), _posterior(IVON, "ess"), rate=1 / IVON_CLIP),
+    "IVON": Method("effective sample size", (1e6, 1e9), _posterior(IVON, "ess")),
     "BLoB": Method("standard deviation of the prior", (0.02, 1.0), _posterior(BLoB, "prior")),
     "ScalaBL": Method("standard deviation of the prior", (0.1, 10.0), _posterior(ScalaBL, "prior")),
     "rank mask": Method("probability under the prior", (0.2, 0.95), _posterior(RankMask, "prior")),
