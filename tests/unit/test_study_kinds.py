@@ -25,12 +25,14 @@ from lora_ensembles.stack.seeds import member_seeds
 from lora_ensembles.studies.arms import Arm, stacked_members, train_arms
 from lora_ensembles.studies.grid import (
     CHOICE,
+    COMPARISON,
     FULL,
     KINDS,
     OPEN_KINDS,
     PAPER,
     QUICK,
     SMOLLM2,
+    TRIALS,
     Grid,
     cells,
     settings_of,
@@ -156,7 +158,7 @@ def _refuse() -> dict[str, Any]:
 
 
 def test_a_new_kind_is_keyed_by_what_it_depends_on() -> None:
-    assert {*KINDS, CHOICE} == set(MEASURES)
+    assert {*KINDS, CHOICE, TRIALS, COMPARISON} == set(MEASURES)
     assert settings_of(FULL, "rank", "world-cqa", 1) == {
         "kind": "rank",
         "task": "world-cqa",

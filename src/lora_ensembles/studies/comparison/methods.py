@@ -81,7 +81,7 @@ class Place:
         self.carried.append(ensemble)
         return ensemble
 
-    def config(self, settings: Settings, **changes: Any) -> TrainConfig:
+    def config(self, settings: Settings, changes: Mapping[str, Any] | None = None) -> TrainConfig:
         """The training of a trial: plain AdamW, but for what a method changes."""
         plain = {
             "snapshot_epochs": (),
@@ -90,7 +90,7 @@ class Place:
             "weight_decay_a": PLAIN_DECAY,
             "weight_decay_b": PLAIN_DECAY,
         }
-        return dataclasses.replace(self.bench.config, **{**plain, **changes})
+        return dataclasses.replace(self.bench.config, **{**plain, **(changes or {})})
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,12 @@ class Method:
         return ""
 
 
-def _ensemble(place: Place, settings: Settings, examples: Sequence[Example], **changes: Any) -> LoraEnsemble:
+def _ensemble(
+    place: Place, settings: Settings, examples: Sequence[Example], changes: Mapping[str, Any]
+) -> LoraEnsemble:
     one_a = changes.get("shared_a", False)  # members can share an A that they begin with
     ensemble = place.untrained(place.budget.rows, vary=("order",) if one_a else ("init", "order"))
-    train(ensemble, examples, place.config(settings, **changes), progress=False)
+    train(ensemble, examples, place.config(settings, changes), progress=False)
     return ensemble
 
 
@@ -170,7 +172,7 @@ def _of_members(changes: Callable[[Settings, int], Mapping[str, Any]]) -> Fit:
 
     def fit(place: Place, settings: Settings, examples: Sequence[Example]) -> Fitted:
         count = place.budget.rows
-        ensemble = _ensemble(place, settings, examples, **changes(settings, count))
+        ensemble = _ensemble(place, settings, examples, changes(settings, count))
         parameters = count * num_trained_parameters(ensemble)
         return Fitted(ensemble, parameters, count * settings.epochs, count)
 
@@ -183,12 +185,12 @@ def _decayed(settings: Settings) -> dict[str, float]:
 
 def _single(place: Place, settings: Settings, examples: Sequence[Example]) -> Fitted:
     ensemble = place.untrained(1)
-    train(ensemble, examples, place.config(settings, **_decayed(settings)), progress=False)
+    train(ensemble, examples, place.config(settings, _decayed(settings)), progress=False)
     return Fitted(ensemble, num_trained_parameters(ensemble), settings.epochs, 1)
 
 
 def _soup(place: Place, settings: Settings, examples: Sequence[Example]) -> Fitted:
-    ensemble = _ensemble(place, settings, examples, **_decayed(settings))
+    ensemble = _ensemble(place, settings, examples, _decayed(settings))
     passes = place.budget.rows * settings.epochs
     soup = Soup(ensemble)
     return Fitted(soup, soup.num_trained_parameters, passes, 1)
@@ -196,7 +198,7 @@ def _soup(place: Place, settings: Settings, examples: Sequence[Example]) -> Fitt
 
 def _mc_dropout(place: Place, settings: Settings, examples: Sequence[Example]) -> Fitted:
     ensemble, rows = place.untrained(1), place.budget.rows
-    train(ensemble, examples, place.config(settings, dropout=settings.own), progress=False)
+    train(ensemble, examples, place.config(settings, {"dropout": settings.own}), progress=False)
     passes = MCDropout(ensemble, passes=rows, dropout=settings.own, seed=place.seed)
     return Fitted(passes, passes.num_trained_parameters, settings.epochs, rows)
 
@@ -232,7 +234,7 @@ def _posterior(kind: type[WeightPosterior], own: str, *, several: bool = False) 
         named = {own: settings.own} if own else {}
         posterior = kind(ensemble, samples=rows // modes, seed=place.seed, **named)
         changes = _decayed(settings) if kind is SnapshotEnsemble else {}
-        posterior.fit(examples, posterior.adapted(place.config(settings, **changes)))
+        posterior.fit(examples, posterior.adapted(place.config(settings, changes)))
         parameters = modes * posterior.num_trained_parameters
         return Fitted(posterior, parameters, modes * settings.epochs, rows)
 
@@ -242,7 +244,7 @@ def _posterior(kind: type[WeightPosterior], own: str, *, several: bool = False) 
 def _last_layer(place: Place, settings: Settings, examples: Sequence[Example]) -> Fitted:
     heads = place.bench.last_layer(seed=place.seed, members=place.budget.rows)
     # They have no loss over labels.
-    heads.fit(examples, place.config(settings, loss="auto", **_decayed(settings)))
+    heads.fit(examples, place.config(settings, {"loss": "auto", **_decayed(settings)}))
     parameters = heads.num_members * heads.num_trained_parameters
     return Fitted(heads, parameters, heads.num_members * settings.epochs, 1)
 
@@ -253,7 +255,7 @@ def _batch_ensemble(place: Place, settings: Settings, examples: Sequence[Example
         *bench.model, num_members=rows, adapter=bench.adapter, sigma=settings.own, seed=place.seed
     )
     place.carried.append(factors)
-    factors.fit(examples, place.config(settings, loss="auto"))
+    factors.fit(examples, place.config(settings, {"loss": "auto"}))
     parameters = rows * factors.num_trained_parameters
     return Fitted(factors, parameters, rows * settings.epochs, rows)
 
