@@ -69,8 +69,8 @@ def differences_table(records: Records) -> Table:
 
 
 def costs_table(records: Records) -> Table:
-    """The costs of each method, in training and for a question; multiples are of a single member's in the same
-    record.
+    """The costs of each method, in training and for a question; multiples are of a single member's in the
+    same record.
 
     Raises:
         DataError: there is no record of a comparison.
