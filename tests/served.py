@@ -233,7 +233,7 @@ def served(*words: str | Path) -> Iterator[Process]:
 
 
 def _wait_for(made: Process) -> None:
-    for _ in range(600):
+    for _ in range(2400):  # a busy machine takes minutes
         assert made.process.exitcode is None, "\n".join(made.lines)
         try:
             with urllib.request.urlopen(f"{made.url}/ready", timeout=5) as answer:
