@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from decisions import REPOSITORY, RESULTS, SETTINGS, generator
+from pages import with_block
 
 from lora_ensembles import Prediction, conformal_sets, evaluate, risk_threshold
 from lora_ensembles.errors import DataError, LoraEnsemblesError
@@ -250,13 +251,6 @@ def draw(rows: Mapping[str, Sequence[Promise]]) -> Any:
         axes.set_xlabel("risk promised: share of answers that may be wrong")
         axes.set_xticks(RISKS)
     return finish(figure, None, keys, columns=2)
-
-
-def with_block(text: str, name: str, block: str) -> str:
-    """A page with the text between the marks of a block replaced."""
-    begin, end = f"<!-- {name}: measured -->", f"<!-- {name}: end -->"
-    before, rest = text.split(begin)
-    return f"{before}{begin}\n\n{block}\n\n{end}{rest.split(end)[1]}"
 
 
 def page(folder: Path, *, check: bool) -> None:

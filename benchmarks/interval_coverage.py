@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pages import with_block
 from timing import write_record
 from torch import Tensor
 
@@ -36,7 +37,6 @@ from lora_ensembles.studies.report.page import Table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE, RECORD = REPOSITORY / "docs" / "statistics.md", REPOSITORY / "results" / "coverage.json"
-MARKS = "<!-- coverage: written by benchmarks/interval_coverage.py -->", "<!-- end of coverage -->"
 POPULATION = 200_000
 REPEATS = 400
 DRAWS = 1000  # of each interval, as `evaluate --intervals` takes
@@ -335,10 +335,7 @@ def page(text: str, record: dict[str, Any]) -> str:
         f"lie within 0.93 to 0.97, and the lowest is {min(row['covered'] for row in rows)}. "
         "`benchmarks/interval_coverage.py` simulates them again, with the same seeds."
     )
-    before, _, rest = text.partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    parts = [MARKS[0], said, table(rows).to_markdown().strip(), MARKS[1]]
-    return before + "\n\n".join(parts) + after
+    return with_block(text, "coverage", f"{said}\n\n{table(rows).to_markdown().strip()}")
 
 
 def main() -> None:
