@@ -319,6 +319,16 @@ def test_a_draw_of_blob_is_trained_by_the_gradient_of_its_perturbation() -> None
     torch.testing.assert_close(site.view_a(carried[1])[0], rho.grad, rtol=1e-4, atol=1e-5)
 
 
+def test_training_of_blob_carries_the_gradient_of_the_rows_over_to_the_spreads() -> None:
+    """Without the divergence nothing else changes them."""
+    posterior = BLoB(ensemble(members=1), samples=1, kl_weight=0.0)
+    family = posterior.family(8)
+    assert family is not None
+    begin = family.buffers["rho"].clone()
+    posterior.fit(questions(8), CONFIG)
+    assert not torch.equal(posterior.trained["rho"], begin)
+
+
 def test_flipout_has_no_bias_and_rows_of_their_own_noise() -> None:
     """Signs that are drawn again and again average the perturbation away; each row has others."""
     made = ensemble(members=2, trained=True)

@@ -248,19 +248,22 @@ def _backward(run: _Run, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
     members, rows = indices.shape
     loss, accuracy = torch.zeros(2, members, rows, device=run.trainee.device)
     for which, chunk in split_step(members, rows, max(1, run.max_rows // run.trainee.rows.passes)):
-        row_loss, row_accuracy = _row_losses(run, indices[which, chunk], which, chunk.start, step)
-        run.trainee.add_gradients(row_loss.sum() / rows, run.gradients)
+        # The backward pass as well: what the context puts into a pass has gradients of its own, and layers
+        # may compute again.
+        with run.trainee.in_step(step):
+            row_loss, row_accuracy = _row_losses(run, indices[which, chunk], which, chunk.start)
+            run.trainee.add_gradients(row_loss.sum() / rows, run.gradients)
         loss[which, chunk], accuracy[which, chunk] = row_loss.detach(), row_accuracy
     run.trainee.end_gradients(run.gradients)
     return loss.mean(dim=1), accuracy.mean(dim=1)
 
 
-def _row_losses(run: _Run, indices: Tensor, which: slice, first_row: int, step: int) -> tuple[Tensor, Tensor]:
+def _row_losses(run: _Run, indices: Tensor, which: slice, first_row: int) -> tuple[Tensor, Tensor]:
     """The loss and the answer accuracy of each row, (M, B): Eq. 3, plus Eq. 4 where a member has a weight for
     it.
     """
     trainee = run.trainee
-    with trainee.in_step(step), trainee.recomputed() if run.recompute else nullcontext():
+    with trainee.recomputed() if run.recompute else nullcontext():
         rows = trainee.rows.losses(indices, members=which, first_row=first_row)
     loss = rows.loss if rows.divergence is None else rows.loss + run.kl_weight[which, None] * rows.divergence
     return loss, rows.right.float()

@@ -145,7 +145,7 @@ class Trainee(ABC):
         return
 
     def in_step(self, step: int) -> AbstractContextManager[None]:
-        """Context in which passes of a step run: with dropout, say."""
+        """Context in which passes of a step run, forward and backward: with dropout, say."""
         return nullcontext()
 
     def recomputed(self) -> AbstractContextManager[None]:
