@@ -21,7 +21,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def problem(toy: Any) -> Any:
-    return toy.Problem(toy.Settings(data_sets=2, epochs=300, members=60, samples=1000))
+    return toy.Problem(toy.Settings(data_sets=2, epochs=250, members=60, samples=1000))
 
 
 def test_the_exact_posterior_is_that_of_the_rows_as_a_gaussian_process(problem: Any) -> None:
