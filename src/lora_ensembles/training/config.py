@@ -84,7 +84,9 @@ class TrainConfig:
         data_share: share of the examples that each member is trained on, drawn by it for itself; 1: as many
             as there are, with repeats (a bootstrap sample). None: all of them.
         anchored: decays pull weights back to where the member began, not to 0 (anchored ensembles,
-            arXiv:1810.05546).
+            arXiv:1810.05546, whose pull is a part of the loss). AdamW divides gradients by their root mean
+            square r, and no decay, so a decay d of weights that N rows train is as strong as a prior of
+            precision N d r.
         shared_a: all members have one A, with a B each; they must begin with the same A, as they do where
             nothing but the order varies (HydraLoRA, arXiv:2404.19245).
 
