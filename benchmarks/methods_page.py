@@ -58,7 +58,7 @@ def block(base: str, folder: Path) -> str:
         costs_table(records).to_markdown().strip(),
         "The settings that the methods chose, from the lowest to the highest over tasks:",
         chosen_table(records).to_markdown().strip(),
-        f"```sh\n{COMMANDS[base]}\n```",
+        f"<!-- not run: it takes hours -->\n```sh\n{COMMANDS[base]}\n```",
     ]
     return "\n\n".join(parts)
 

@@ -14,6 +14,7 @@ import pytest
 from breadth import LONG
 from command_line import base_folder, call
 from lora_ensembles.studies import check, grid, measuring
+from lora_ensembles.studies.comparison import measure, methods
 
 TINY = dataclasses.replace(
     grid.QUICK,
@@ -83,6 +84,22 @@ def test_a_killed_study_goes_on_where_it_stopped(capsys, tiny, tmp_path, monkeyp
     assert len(list(out.glob("*-*.json"))) == 2
 
 
+def test_methods_are_compared_at_one_budget_and_only_once(capsys, tiny, tmp_path, monkeypatch):
+    few = {name: methods.METHODS[name] for name in ("few-shot", "single member", "ensemble", "BLoB")}
+    monkeypatch.setattr(measure, "METHODS", few)
+    words = ["study", "methods", "--budget", "4", "--trials", "1", "--quick", "--out", tmp_path, "--json"]
+    done = call(capsys, *words)
+    assert done.code == 0
+    assert done.summary["records"] == {"trials": 1, "comparison": 1}
+    assert done.summary["budget"]["passes"] == 4
+    assert [line.split("  ")[0] for line in done.out.splitlines()[1:5]] == list(few)
+    monkeypatch.setattr(measure, "METHODS", {})  # nothing is trained again
+    assert call(capsys, *words).code == 0
+    checked = check.check(tmp_path)
+    assert (checked.records, checked.wrong) == (2, ())
+    assert not (tmp_path / measuring.UNFINISHED).exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -93,6 +110,10 @@ def test_a_killed_study_goes_on_where_it_stopped(capsys, tiny, tmp_path, monkeyp
         (["study", "all", "--out", "x", "--tasks", "world-cqaa"], "did you mean 'world-cqa'"),
         (["study", "all", "--out", "x", "--seeds", "a"], "whole numbers"),
         (["study", "all", "--out", "x", "--members", "1"], "at least 2"),
+        (["study", "methods", "--trials", "2", "--out", "x"], "--trials without --budget"),
+        (["study", "sweep", "--budget", "5", "--out", "x"], "use `study methods --budget P`"),
+        (["study", "methods", "--budget", "5", "--on", "ray", "--out", "x"], "without --on"),
+        (["study", "methods", "--budget", "0", "--out", "x"], "--budget"),
         (["plan", "--base", "gone/model"], "cannot be read"),
         (["plan", "--base", "embedded", "--members", "0"], "--members"),
         (["plan", "--base", "embedded", "--memory", "-1"], "no number above 0"),

@@ -26,7 +26,7 @@ DOCS = REPOSITORY / "docs"
 GENERATED = ("reproduction.md", "models.md", "performance.md", "statistics.md")
 NEEDED = {"four-bit.md": "bitsandbytes"}
 PYTHON_TESTED_ELSEWHERE = ("heads.md", "baselines.md")  # with what they print: tests/unit/test_*_docs.py
-WITH_MEASUREMENTS = ("how-to/choosing-members.md", "methods.md")
+WITH_MEASUREMENTS = ("how-to/choosing-members.md",)
 NOT_OURS = ("pip ", "make ", "python ", "cat ", "torchrun ", "#")  # how a block of other commands may begin
 BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>python|sh)\n(?P<code>.*?)^```$", re.M | re.S

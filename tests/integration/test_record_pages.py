@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from lora_ensembles.studies.check import check
 from lora_ensembles.studies.predictions import differences
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -91,3 +92,15 @@ def test_the_records_of_decisions_are_what_their_predictions_give() -> None:
     pages = script("decisions_page")
     for found in pages.recorded(pages.RESULTS).values():
         assert differences(found.record["result"], found.sheet) == []
+
+
+def test_the_page_of_methods_is_what_its_records_give() -> None:
+    pages = script("methods_page")
+    found = [base for base in pages.COMMANDS if any((pages.RESULTS / base).glob("comparison-*.json"))]
+    assert "embedded" in found
+    text = pages.PAGE.read_text(encoding="utf-8")
+    for base in found:
+        folder = pages.RESULTS / base
+        assert pages.with_block(text, f"methods {base}", pages.block(base, folder)) == text
+        assert (folder / "pareto.png").is_file()
+        assert check(folder).wrong == ()
