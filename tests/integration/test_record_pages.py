@@ -102,5 +102,5 @@ def test_the_page_of_methods_is_what_its_records_give() -> None:
     for base in found:
         folder = pages.RESULTS / base
         assert pages.with_block(text, f"methods {base}", pages.block(base, folder)) == text
-        assert (folder / "pareto.png").is_file()
+        assert (folder / pages.FIGURE).is_file()
         assert check(folder).wrong == ()

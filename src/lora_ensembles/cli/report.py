@@ -35,11 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: Arguments) -> dict[str, Any]:
     """Write the report; returns the summary."""
     from ..studies.claims.judge import judge
+    from ..studies.report.comparison import comparison_table
+    from ..studies.report.comparison_page import is_comparison, write_comparison
     from ..studies.report.write import write_report
     from ..studies.store import by_kind
 
     records = by_kind(args.records)
     check_writable((args.out or args.records) / "report")
+    if is_comparison(records):
+        compared = write_comparison(records, args.out or args.records)
+        print(comparison_table(records))
+        say(f"report: {compared.html}")
+        return compared.to_dict()
     claims = judge(records)
     written = write_report(records, claims, args.out or args.records)
     print(claims_table(claims))

@@ -29,12 +29,6 @@ METRICS = {
     "ood_auroc": "OOD AUROC ↑",
     "selective_risk": "risk at 80 % ↓",
 }
-PARETO = (
-    "Mean NLL of each method over tasks and seeds against the time to answer a question, in multiples of a "
-    "single member's; left as it answers, right scaled by a temperature that was fitted on other questions. "
-    "The line is the Pareto front: no other method is better in one of the two and no worse in the other."
-)
-
 Number = Callable[[Mapping[str, Any]], float | None]  # of a method's part of a record
 
 
