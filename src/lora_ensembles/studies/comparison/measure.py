@@ -45,7 +45,7 @@ class ComparisonConfig:
     """
 
     budget: Budget = field(default_factory=Budget)
-    chosen: Chosen = field(default_factory=dict)
+    chosen: Chosen = field(default_factory=dict, hash=False)  # a grid is a key
 
 
 def trials(config: TrialsConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
