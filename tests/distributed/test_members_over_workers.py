@@ -23,6 +23,7 @@ from lora_ensembles import LoraEnsemble, TrainConfig, load_base, load_task, trai
 from lora_ensembles.data import Completion
 from lora_ensembles.distributed.cluster import cluster
 from lora_ensembles.errors import CheckpointError, ConfigError, TrainingError
+from lora_ensembles.training.checkpoint import CHECKPOINT
 
 CONFIG = TrainConfig(
     epochs=6,
@@ -166,7 +167,7 @@ def test_open_answers_and_members_with_heads_are_trained_over_workers(tmp_path: 
     texts = [Completion(f"q{row}", question.prompt, " the lake") for row, question in enumerate(TRAIN)]
     config = TrainConfig(epochs=2, batch_size=4, max_rows=4)
     for kind, rows in (("causal-lm", texts), ("sequence-classification", TRAIN)):
-        base, tokenizer = load_base(head=kind, num_labels=None if kind == "causal-lm" else 4)
+        base, tokenizer = load_base(head=kind, num_labels=None if kind == "causal-lm" else 5)
         histories = []
         for on in (None, "ray"):
             ensemble = LoraEnsemble(base, tokenizer, num_members=2, head=kind)
@@ -188,11 +189,14 @@ def test_open_answers_and_members_with_heads_are_trained_over_workers(tmp_path: 
         assert histories[0][0].keys() == histories[1][0].keys()
 
 
-def test_an_error_of_a_worker_is_the_callers_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_error_of_a_worker_is_the_callers_and_leaves_only_checkpoints(tmp_path: Path) -> None:
+    """The other worker is stopped: before its first step it leaves nothing, and later what it has."""
     config = replace(CONFIG, learning_rate=1e38, weight_decay_b=0.0, weight_decay_a=0.0)
-    with pytest.raises(TrainingError, match=r"member 0 is nan at step 2: its learning rate 1e\+38"):
+    with pytest.raises(TrainingError, match=r"member 0 is nan at step 2: its learning rate 1e\+38") as raised:
         run(tmp_path / "run", workers=2, config=config)
-    assert not (tmp_path / "run").exists()
+    kept = "checkpoints are kept" in str(raised.value)
+    assert (tmp_path / "run").exists() == kept
+    assert kept == any((tmp_path / "run").rglob(CHECKPOINT))
 
 
 def test_options_that_do_not_fit_workers_are_refused(tmp_path: Path) -> None:

@@ -7,7 +7,14 @@ import dataclasses
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import GPT2Config, LlamaConfig, MixtralConfig, PretrainedConfig, Qwen3Config
+from transformers import (
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    PretrainedConfig,
+    Qwen3Config,
+)
 
 from breadth import LONG
 from lora_ensembles.errors import ConfigError
@@ -119,12 +126,15 @@ def test_operations_are_those_of_the_formula_and_split_over_the_gpus(of_70b: Spl
 def test_tensor_parallelism_sums_activations_of_every_token(of_70b: SplitChoice) -> None:
     tensor = of_70b.plans[2]
     tokens = 16 * 16 * 100
-    sums = 2 * tokens * ((4 * 80 + 1) * 8192 + 80 * 2 * 8)
+    # By the vocabulary; not in every release of transformers.
+    cut = "model.embed_tokens" in LlamaForCausalLM(small(1)).tp_plan
+    sums = 2 * tokens * ((4 * 80 + cut) * 8192 + 80 * 2 * 8)
     logits = 2 * 16 * 16 * 32000
     assert tensor.received == pytest.approx((2 * sums + logits) * 7 / 8)
     assert tensor.seconds(788e12) == pytest.approx(tensor.flops / 788e12 + tensor.received / 450e9)
-    # The norms are whole on each rank, the embeddings cut by the vocabulary.
-    assert tensor.base == pytest.approx(2 * (80 * LAYER_70B + 2 * 32000 * 8192) / 8, rel=1e-3)
+    # The norms are whole on each rank.
+    words = 2 if cut else 1 + 8  # embeddings and head
+    assert tensor.base == pytest.approx(2 * (80 * LAYER_70B + words * 32000 * 8192) / 8, rel=1e-3)
     # A whole, B an eighth, for all 16 members: fp32 weight, gradient, moments; a copy in bf16.
     assert tensor.members == 16 * 80 * 8 * (8192 + 8192 // 8 + 8192 + 1024 // 8) * 18
 

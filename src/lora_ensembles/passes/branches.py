@@ -82,4 +82,7 @@ def can_branch(model: nn.Module, tokens: int) -> bool:
         getattr(text, name, None)
         for name in ("sliding_window", "attention_chunk_size", "max_position_embeddings")
     )
-    return shortcuts_of(model).branches and all(limit is None or tokens <= limit for limit in limits)
+    return shortcuts_of(model).branches and all(
+        not limit or tokens <= limit
+        for limit in limits  # a window of 0 is none, before transformers 5.17
+    )

@@ -232,10 +232,13 @@ class _Step:
             totals = stack.zero_gradients()
             own = _bytes([stack.a, stack.b, stack.working_a, stack.working_b, *totals])
             own |= _bytes([moment for state in optimizer.states for moment in (state.first, state.second)])
-            peak = _peak(
-                lambda: self._run(base, stack, optimizer, totals, rows=rows, group=group),
-                storages={**kept, **own},
-            )
+            with warnings.catch_warnings():
+                # Mixtures of experts ask where their weights lie, which without data is nowhere.
+                warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+                peak = _peak(
+                    lambda: self._run(base, stack, optimizer, totals, rows=rows, group=group),
+                    storages={**kept, **own},
+                )
         parameters = (stack.a.shape[1] + stack.b.shape[1]) if self.members else 0
         flops = _step_flops(base, parameters, rows * self.tokens, rows * self.answer_tokens, self.tokens)
         saved, unpacked = bytes_saved(base, getattr(self.config, "quantization_config", None))
