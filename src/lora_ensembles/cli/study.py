@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=words, metavar="0,1,2", help="seeds (default: 0,1,2)")
     parser.add_argument("--members", type=count, metavar="M", help="members of an ensemble (default: 5)")
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder with the paper's datasets, for its six tasks"
+        "--data", type=Path, metavar="DIR", help="folder with the datasets of tasks that are not embedded"
     )
     parser.add_argument(
         "--budget",
