@@ -45,7 +45,7 @@ class ComparisonConfig:
     """
 
     budget: Budget = field(default_factory=Budget)
-    chosen: Chosen = field(default_factory=dict)
+    chosen: Chosen = field(default_factory=dict, hash=False)
 
     @property
     def folds(self) -> int:
@@ -73,7 +73,7 @@ class ProtocolConfig:
     members: int = 3
     samples: int = 10
     folds: int = 5
-    chosen: Chosen = field(default_factory=dict)
+    chosen: Chosen = field(default_factory=dict, hash=False)
 
     def place(self, bench: Bench, *, seed: int) -> Place:
         """The place in which methods are trained."""
