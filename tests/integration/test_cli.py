@@ -295,6 +295,7 @@ def test_tasks_lists_the_embedded_ones_and_where_the_papers_are(capsys):
     assert done.summary["tasks"]["world-cqa"] == {"train": 400, "validation": 250, "options": [5]}
     assert done.summary["ood"]["world-cqa"] == {"set": "world-mmlu", "questions": 268}
     assert done.summary["named"]["obqa"] == "allenai/openbookqa"
+    assert done.summary["named"]["winogrande-s"] == "allenai/winogrande"
     assert "--data DIR" in done.err
 
 
@@ -308,6 +309,9 @@ def test_tasks_of_the_papers_data_have_its_sizes(capsys, real_data):
         "arcc": (1119, 1172),
         "mmlu-ss": (397, 3077),
         "mmlu-stem": (411, 3018),
+        "arcc-dev": (1119, 299),  # of the published protocol, those that are in the folder
+        "arce-dev": (2251, 570),
+        "obqa-dev": (4957, 500),
     }
     assert (summary["tasks"]["cqa"]["options"], summary["tasks"]["arcc"]["options"]) == ([5], [3, 4, 5])
     assert summary["ood"]["cqa"]["set"] == "mmlu"

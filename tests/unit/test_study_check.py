@@ -23,6 +23,7 @@ def made(sheet: Sheet) -> dict[str, Any]:
     one, other = random_prediction(1), random_prediction(2)
     for name, pair in {"a": (one, other), "b": (one, None)}.items():
         sheet.keep(name, *pair)
+    sheet.keep("c", random_prediction(3, examples=8), of="elsewhere")
     settings, folds = {"sizes": [1, 2], "subsets": 2, "seed": 3}, {"folds": 2, "seed": 3}
     return {
         "arms": {
@@ -36,6 +37,9 @@ def made(sheet: Sheet) -> dict[str, Any]:
         "snapshots": sheet.compute(("snapshots",), "snapshots", "a", "a"),
         "scaled": sheet.compute(("scaled",), "scaled", "a", settings=folds),
         "scaled_members": sheet.compute(("scaled_members",), "scaled_members", "b", settings=folds),
+        "compared": sheet.compute(("compared",), "compared", "a"),
+        "compared_scaled": sheet.compute(("compared_scaled",), "compared_scaled", "a", settings=folds),
+        "compared_elsewhere": sheet.compute(("compared_elsewhere",), "compared_elsewhere", "c", "a"),
         "seconds": 1.5,
     } | sheet.compute((), "wrong_confidence", "b")
 
@@ -52,7 +56,7 @@ def test_every_part_of_a_record_is_computed_again_from_its_predictions(folder: P
     assert (checked.records, checked.wrong, checked.without) == (1, (), ())
     (record,) = folder.glob("*.json")
     sheet = read_sheet(predictions_file(record))
-    assert checked.parts == len(sheet.nodes) == 10
+    assert checked.parts == len(sheet.nodes) == 13
     assert {node.by for node in sheet.nodes} == set(BY)
 
 
@@ -103,7 +107,7 @@ def test_records_without_predictions_are_named_and_an_empty_folder_refused(
     assert check.main([str(folder)]) == 0
     said = capsys.readouterr().out
     assert "1 records keep no predictions" in said
-    assert "1 records, 10 parts computed again, 0 differ" in said
+    assert "1 records, 13 parts computed again, 0 differ" in said
     (tmp_path / "empty").mkdir()
     assert check.main([str(tmp_path / "empty")]) == 2
     assert "holds no records of a study" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from lora_ensembles.prediction.prediction import predict
 from lora_ensembles.stack.seeds import member_seeds
 from lora_ensembles.studies.arms import Arm, stacked_members, train_arms
 from lora_ensembles.studies.grid import (
+    BY_PROTOCOL,
     CHOICE,
     COMPARISON,
     FULL,
@@ -158,7 +159,7 @@ def _refuse() -> dict[str, Any]:
 
 
 def test_a_new_kind_is_keyed_by_what_it_depends_on() -> None:
-    assert {*KINDS, CHOICE, TRIALS, COMPARISON} == set(MEASURES)
+    assert {*KINDS, CHOICE, TRIALS, COMPARISON, BY_PROTOCOL} == set(MEASURES)
     assert settings_of(FULL, "rank", "world-cqa", 1) == {
         "kind": "rank",
         "task": "world-cqa",

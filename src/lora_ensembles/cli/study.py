@@ -33,6 +33,9 @@ EXAMPLES = """examples:
   lora-ensembles study claims --from runs/study --json                 what the records say of each claim
   lora-ensembles study methods --budget 15 --out runs/methods\
           every method at one budget, with tuned settings
+  lora-ensembles study methods --protocol published --base meta-llama/Llama-3.1-8B --dtype bfloat16\
+ --out runs/published\
+                        as papers on Bayesian LoRA compare methods
   lora-ensembles study all --base meta-llama/Llama-2-7b-hf --dtype bfloat16 --data datasets\
  --out runs/llama"""
 WHAT = ("all", "claims", *KINDS)
@@ -51,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=words, metavar="0,1,2", help="seeds (default: 0,1,2)")
     parser.add_argument("--members", type=count, metavar="M", help="members of an ensemble (default: 5)")
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder with the paper's datasets, for its six tasks"
+        "--data", type=Path, metavar="DIR", help="folder with the datasets of tasks that are not embedded"
     )
     parser.add_argument(
         "--budget",
@@ -64,6 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=count,
         metavar="N",
         help="with --budget: settings of each method that are tried on held-out training data (default: 4)",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=("published",),
+        help="of `methods`: compare methods as papers on Bayesian LoRA do, on six tasks at fixed settings; "
+        "--tasks and --seeds narrow it, no other flag changes it",
     )
     parser.add_argument(
         "--head",
@@ -86,6 +95,8 @@ def run(args: Arguments) -> dict[str, Any]:
         return _claims(args.records)
     if args.out is None:
         raise ConfigError(f"study {args.what}: --out DIR is needed; records are kept there")
+    if args.protocol is not None:
+        return _published(args)
     if args.trials is not None and args.budget is None:
         raise ConfigError("--trials without --budget: trials are those of `study methods --budget P`")
     if args.budget is None:
@@ -119,6 +130,56 @@ def _compare(args: Arguments) -> dict[str, Any]:
         "report": str(write_comparison(records, args.out).html),
         "seconds": round(time.monotonic() - begin, 1),
     }
+
+
+def _published(args: Arguments) -> dict[str, Any]:
+    from ..studies import grid as grids
+    from ..studies.comparison.run import run_protocol
+    from ..studies.report.published import METRICS, protocol_table
+
+    _check_protocol(args)
+    begin, grid = time.monotonic(), grids.PUBLISHED.having(shared={"base": args.base})
+    if unknown := [task for task in args.tasks or () if task not in grid.tasks]:
+        raise ConfigError(f"--protocol published: {unknown_name('task', unknown[0], grid.tasks)}")
+    grid = dataclasses.replace(
+        grid.on(args.tasks or grid.tasks),
+        data=None if args.data is None else str(args.data),
+        seeds=_seeds(args) or grid.seeds,
+    )
+    check_writable(args.out / "record")
+    load = functools.partial(load_model, args.base, dtype=args.dtype, device=args.device, head=args.head)
+    records = run_protocol(grid, args.out, load, say=say)
+    for metric in METRICS:
+        print(protocol_table(records, metric), end="\n\n")
+    return {
+        "out": str(args.out),
+        "grid": grid.name,
+        "records": {kind: len(rows) for kind, rows in records.items()},
+        "seconds": round(time.monotonic() - begin, 1),
+    }
+
+
+def _check_protocol(args: Arguments) -> None:
+    """Refuse what --protocol says already, or cannot do."""
+    if args.what != "methods":
+        raise ConfigError(f"--protocol with study {args.what}: use `study methods --protocol published`")
+    others = {
+        "--budget": args.budget,
+        "--trials": args.trials,
+        "--members": args.members,
+        "--quick": args.quick,
+        "--on": args.on,
+        "--head": args.head != "causal-lm",
+    }
+    if given := [flag for flag, value in others.items() if value]:
+        raise ConfigError(
+            f"{', '.join(given)} with --protocol: it fixes all settings, and runs in one process"
+        )
+    if args.base == "embedded":
+        raise ConfigError(
+            "--protocol published: --base NAME is needed, such as meta-llama/Llama-3.1-8B; "
+            "the embedded base does not know such questions"
+        )
 
 
 def _measure(args: Arguments) -> dict[str, Any]:
@@ -159,7 +220,7 @@ def _measure(args: Arguments) -> dict[str, Any]:
 
 
 def _grid(args: Arguments) -> Grid:
-    from ..data import PAPER_TASKS, task_names
+    from ..data import PAPER_TASKS, PUBLISHED_TASKS, task_names
     from ..embedded.gguf import SMOLLM2 as ON_SMOLLM2
     from ..studies.grid import ENCODER, FULL, PAPER, QUICK, SMOLLM2, quick
 
@@ -179,12 +240,10 @@ def _grid(args: Arguments) -> Grid:
             if task not in task_names():
                 raise ConfigError(unknown_name("task", task, task_names()))
         grid = grid.on(args.tasks)
-        if args.data is not None and set(args.tasks) & set(PAPER_TASKS):
+        if args.data is not None and set(args.tasks) & {*PAPER_TASKS, *PUBLISHED_TASKS}:
             changes["data"] = str(args.data)
-    if args.seeds:
-        if not all(seed.isdigit() for seed in args.seeds):
-            raise ConfigError(f"--seeds {','.join(args.seeds)}; whole numbers are needed, such as 0,1,2")
-        changes["seeds"] = tuple(map(int, args.seeds))
+    if seeds := _seeds(args):
+        changes["seeds"] = seeds
     if args.members is not None:
         if args.members < 2:
             raise ConfigError(
@@ -193,6 +252,13 @@ def _grid(args: Arguments) -> Grid:
             )
         grid = grid.having(shared={"members": args.members})
     return dataclasses.replace(grid, **changes)
+
+
+def _seeds(args: Arguments) -> tuple[int, ...]:
+    """The seeds that were given, or none."""
+    if not all(seed.isdigit() for seed in args.seeds or ()):
+        raise ConfigError(f"--seeds {','.join(args.seeds)}; whole numbers are needed, such as 0,1,2")
+    return tuple(map(int, args.seeds or ()))
 
 
 def _claims(folder: Path) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from .common import Arguments, say
 
 SUMMARY = "list the named tasks"
 EXAMPLES = """examples:
-  lora-ensembles tasks                        the embedded tasks, and where the paper's come from
-  lora-ensembles tasks --data datasets        the paper's six, read from files
+  lora-ensembles tasks                        the embedded tasks, and where the others come from
+  lora-ensembles tasks --data datasets        the paper's six, and others that are there, read from files
   lora-ensembles tasks --data datasets --json"""
 
 
@@ -32,7 +32,7 @@ def run(args: Arguments) -> dict[str, Any]:
     Raises:
         DataError: --data is no folder, or none of the tasks can be read from it.
     """
-    from ..data import PAPER_TASKS, task_repository
+    from ..data import PAPER_TASKS, PUBLISHED_TASKS, task_folder, task_repository
 
     if args.data is None:
         from ..data.world.tasks import EMBEDDED_OPEN_TASK, EMBEDDED_TASKS, load_embedded_completions
@@ -41,14 +41,15 @@ def run(args: Arguments) -> dict[str, Any]:
         summary["open_ended"] = {
             EMBEDDED_OPEN_TASK: {"train": len(words.train), "validation": len(words.validation)}
         }
-        summary["named"] = {name: task_repository(name) for name in PAPER_TASKS}
+        summary["named"] = {name: task_repository(name) for name in (*PAPER_TASKS, *PUBLISHED_TASKS)}
     elif not args.data.is_dir():
         raise DataError(
             f"--data {args.data} is no folder; give the one that holds commonsense_qa/, openbookqa/, "
             "ai2_arc/ and mmlu/"
         )
     else:
-        summary = _described(PAPER_TASKS, args.data)
+        others = tuple(name for name in PUBLISHED_TASKS if (args.data / task_folder(name)).is_dir())
+        summary = _described((*PAPER_TASKS, *others), args.data)
         if not summary["tasks"]:
             raise DataError(
                 f"none of the tasks can be read from {args.data}: {next(iter(summary['missing'].values()))}"
@@ -56,7 +57,7 @@ def run(args: Arguments) -> dict[str, Any]:
     print(_table(summary))
     for name, repository in summary.get("named", {}).items():
         say(
-            f"{name:<10} {repository} on the Hugging Face hub: --task {name} reads it over the network, "
+            f"{name:<12} {repository} on the Hugging Face hub: --task {name} reads it over the network, "
             "or from files with --data DIR"
         )
     return summary

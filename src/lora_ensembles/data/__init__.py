@@ -21,9 +21,11 @@ from .files import found_classes, load_file, read_examples, task_from_files
 from .paper_tasks import (
     OOD_PAIRS,
     PAPER_TASKS,
+    PUBLISHED_TASKS,
     load_ood,
     load_task,
     ood_names,
+    task_folder,
     task_names,
     task_repository,
 )
@@ -41,6 +43,7 @@ __all__ = [
     "LETTERS",
     "OOD_PAIRS",
     "PAPER_TASKS",
+    "PUBLISHED_TASKS",
     "ColumnMapping",
     "Completion",
     "CompletionTask",
@@ -69,6 +72,7 @@ __all__ = [
     "read_examples",
     "render_label_prompt",
     "render_prompt",
+    "task_folder",
     "task_from_files",
     "task_names",
     "task_repository",

@@ -81,6 +81,9 @@ OPENBOOKQA = ColumnMapping(
     "question_stem", "choices.text", "answerKey", None, "choices.label", "label", "keep"
 )
 MMLU = ColumnMapping("question", "choices", "answer", answer_form="index", repeated_options="keep")
+WINOGRANDE = ColumnMapping(
+    "sentence", ("option1", "option2"), "answer", answer_form="number", repeated_options="keep"
+)
 LAYOUTS = (ColumnMapping(), COMMONSENSE_QA, OPENBOOKQA, MMLU)
 # Where texts are classified: the column of the text and that of its class, the first of each that is there.
 TEXT_COLUMNS = (

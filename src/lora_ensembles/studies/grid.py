@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..data import OOD_PAIRS, PAPER_TASKS
+from ..data import OOD_PAIRS, PAPER_TASKS, PUBLISHED_TASKS
 from .arms import DECAY_PER_STEP
-from .comparison.measure import ComparisonConfig, TrialsConfig
+from .comparison.measure import ComparisonConfig, ProtocolConfig, TrialsConfig
+from .comparison.protocol import ELSEWHERE, PROTOCOL, RATE
 from .kinds import KINDS
 from .kinds.choice import ChoiceConfig
 from .kinds.initialisation import InitialisationConfig
@@ -28,6 +29,7 @@ WHOLE_KINDS = ("sweep", "few_shot", "last_layer")  # of every task
 OPEN_KINDS = ("methods", "initialisation", "rank", "strength")
 CHOICE = "choice"  # the kind that the others of a grid with a `choice` depend on
 TRIALS, COMPARISON = "trials", "comparison"  # the second depends on the first
+BY_PROTOCOL = "published"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ class Grid:
         ood: tasks and the out-of-distribution set of each; others have none, nor have kinds but
             `WHOLE_KINDS`.
         trials, comparison: the settings of the comparison of methods at equal budgets.
+        published: those of the comparison by a published protocol.
+        elsewhere: tasks and the further sets, of other distributions and with answers, that this one
+            measures methods on.
         task_decay: tasks whose one strength of decay is another than that of `paper` and `methods`.
     """
 
@@ -67,6 +72,8 @@ class Grid:
     choice: ChoiceConfig | None = None
     trials: TrialsConfig = field(default_factory=TrialsConfig)
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
+    published: ProtocolConfig = field(default_factory=ProtocolConfig)
+    elsewhere: tuple[tuple[str, tuple[str, ...]], ...] = ()
     ood: tuple[tuple[str, str], ...] = tuple(OOD_PAIRS.items())
     task_decay: tuple[tuple[str, float], ...] = ()
 
@@ -183,6 +190,15 @@ SMOLLM2 = dataclasses.replace(
     ood=tuple((task, "mmlu") for task in ("arce", "obqa", "arcc", "cqa")),
     task_decay=(),
 )
+PUBLISHED = Grid(
+    "published",
+    tasks=PUBLISHED_TASKS,
+    shared=Shared(base="", members=3, learning_rate=RATE, batch_size=4, snapshots=(1,), limit=(None,) * 3),
+    asking=Asking(loss="labels", batch_size=4, alpha=16),
+    published=PROTOCOL,
+    elsewhere=ELSEWHERE,
+    ood=(),
+)
 QUICK = Grid(
     "quick",
     tasks=("world-cqa", "world-mmlu-stem"),
@@ -250,6 +266,8 @@ def settings_of(grid: Grid, kind: str, task: str, seed: int) -> dict[str, Any]:
         fields |= {name: one for name, one in dataclasses.asdict(grid.asking).items() if one is not None}
     if kind in (*WHOLE_KINDS, COMPARISON) and task in dict(grid.ood):
         fields["ood"] = dict(grid.ood)[task]
+    if kind == BY_PROTOCOL and task in dict(grid.elsewhere):
+        fields["elsewhere"] = dict(grid.elsewhere)[task]
     if grid.choice and hasattr(own, "decay"):
         fields["decay_chosen_on"] = f"{grid.choice.held_out:g} of the training questions, held out"
     return {"kind": kind, "task": task, "seed": seed} | {

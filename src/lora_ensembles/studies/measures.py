@@ -121,8 +121,15 @@ def cross_scaled(
         rows = order[fold::folds]
         scaled[rows] = scaled_log_probs(prediction.take(rows), best_temperature(fitted))
     temperature = best_temperature(prediction)
-    other = None if ood is None else _with(ood, scaled_log_probs(ood, temperature))
+    other = None if ood is None else scaled_elsewhere(ood, prediction)
     return _with(prediction, scaled), other, temperature
+
+
+def scaled_elsewhere(prediction: Prediction, fitted: Prediction) -> Prediction:
+    """An ensemble's answers to other questions, scaled by the temperature that suits those it is `fitted`
+    to.
+    """
+    return _with(prediction, scaled_log_probs(prediction, best_temperature(fitted)))
 
 
 def _with(prediction: Prediction, log_probs: Tensor) -> Prediction:

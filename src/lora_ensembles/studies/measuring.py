@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .comparison.measure import comparison, trials
-from .grid import CHOICE, COMPARISON, TRIALS, WHOLE_KINDS, Grid, settings_of
+from .grid import BY_PROTOCOL, CHOICE, COMPARISON, TRIALS, WHOLE_KINDS, Grid, settings_of
 from .kinds.choice import choice
 from .kinds.initialisation import initialisation
 from .kinds.last_layer import last_layer
@@ -35,8 +35,9 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     CHOICE: choice,
     TRIALS: trials,
     COMPARISON: comparison,
+    BY_PROTOCOL: comparison,
 }
-TIMED_KINDS = ("methods", COMPARISON)  # they hold seconds
+TIMED_KINDS = ("methods", COMPARISON, BY_PROTOCOL)  # they hold seconds
 WHOLE_RUNS = ("methods",)  # made in one go
 UNFINISHED = "unfinished"
 
@@ -107,7 +108,7 @@ class RecordJob:
                     self.task,
                     self.grid,
                     self.load_model,
-                    ood=self.kind in (*WHOLE_KINDS, COMPARISON),
+                    ood=self.kind in (*WHOLE_KINDS, COMPARISON, BY_PROTOCOL),
                     under_way=None if self.kind in WHOLE_RUNS else under_way,
                 )
                 settings = self.grid.settings(self.kind, self.task)

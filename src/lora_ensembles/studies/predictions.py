@@ -30,6 +30,7 @@ from .measures import (
     mean_row,
     measured,
     of_ensemble,
+    scaled_elsewhere,
     wrong_confidences,
 )
 
@@ -97,6 +98,10 @@ def _compared_scaled(pair: Pair, folds: int, seed: int) -> Values:
     return compared(own, ood) | {"temperature": round(temperature, DIGITS)}
 
 
+def _compared_elsewhere(pair: Pair, fitted: Pair) -> Values:
+    return compared(scaled_elsewhere(pair[0], fitted[0]))
+
+
 def _scaled_members(pair: Pair, folds: int, seed: int) -> Values:
     return mean_row([_scaled(single, folds, seed) for single in _singles(pair)])
 
@@ -142,6 +147,7 @@ BY: dict[str, Callable[..., Values]] = {
     "ensemble": lambda pair: of_ensemble(*pair),
     "compared": lambda pair: compared(*pair),
     "compared_scaled": _compared_scaled,
+    "compared_elsewhere": _compared_elsewhere,
     "mean": lambda *pairs: mean_row([_row(pair) for pair in pairs]),
     "members": _of_members,
     "snapshots": _of_snapshots,
@@ -153,18 +159,37 @@ BY: dict[str, Callable[..., Values]] = {
 
 @dataclass
 class Sheet:
-    """The predictions of a record in the making: what is computed by it is computed from what it keeps."""
+    """The predictions of a record in the making: what is computed by it is computed from what it keeps.
+
+    Attributes:
+        kept: by name, each with that of the other distribution.
+        nodes: what was computed from them.
+        sets: the set of questions that a prediction is of, by the prediction's name, where it is not the
+            task's own.
+    """
 
     kept: dict[str, tuple[Half, Half | None]] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
+    sets: dict[str, str] = field(default_factory=dict)
 
-    def keep(self, name: str, prediction: Prediction, ood: Prediction | None = None) -> None:
-        """Keep a prediction, and that of the other distribution, under a name; all of the same questions."""
+    def keep(self, name: str, prediction: Prediction, ood: Prediction | None = None, *, of: str = IN) -> None:
+        """Keep a prediction, and that of the other distribution, under a name; all that are `of` one set are
+        of the same questions.
+        """
         pair = Half.of(prediction), None if ood is None else Half.of(ood)
-        for first, half in zip(next(iter(self.kept.values()), pair), pair, strict=True):
+        before = next((both for other, both in self.kept.items() if self.sets.get(other, IN) == of), pair)
+        for first, half in zip(before, pair, strict=True):
             if first is not None and half is not None and first.ids != half.ids:
                 raise ConfigError(f"predictions of other questions under {name!r} than those before")
         self.kept[name] = pair
+        if of != IN:
+            self.sets[name] = of
+
+    def take_in(self, other: Sheet) -> None:
+        """Keep all that another one does."""
+        self.kept |= other.kept
+        self.nodes += other.nodes
+        self.sets |= other.sets
 
     def compute(self, path: Place, by: str, *of: str, settings: Mapping[str, Any] | None = None) -> Values:
         """A part of the record, computed from predictions that are kept."""
@@ -189,15 +214,16 @@ class Sheet:
         """The file of the predictions."""
         tensors: dict[str, Tensor] = {}
         names: dict[str, Any] = {"nodes": json.dumps([vars(node) for node in self.nodes])}
-        for place, column in zip((IN, OOD), zip(*self.kept.values(), strict=True), strict=True):
-            for name, half in zip(self.kept, column, strict=True):
-                if half is not None:
-                    tensors[f"{place}|{name}"] = half.log_probs.contiguous()
-            first = next((half for half in column if half is not None), None)  # all are of the same questions
-            if first is not None:
-                names[f"ids|{place}"] = json.dumps(list(first.ids))
-                if first.targets is not None:
-                    tensors[f"targets|{place}"] = first.targets.to(torch.int16)
+        for name, pair in self.kept.items():
+            for place, half in zip((self.sets.get(name, IN), OOD), pair, strict=True):
+                if half is None:
+                    continue
+                tensors[f"{place}|{name}"] = half.log_probs.contiguous()
+                if f"ids|{place}" in names:  # all of a place are of the same questions
+                    continue
+                names[f"ids|{place}"] = json.dumps(list(half.ids))
+                if half.targets is not None:
+                    tensors[f"targets|{place}"] = half.targets.to(torch.int16)
         return save(tensors, metadata=names)
 
 
@@ -223,11 +249,14 @@ def read_sheet(path: Path) -> Sheet:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dictionary
         nodes = [Node(**node) for node in json.loads(names["nodes"])]
         sheet = Sheet(nodes=nodes)
-        ids = {place: tuple(json.loads(names.get(f"ids|{place}", "[]"))) for place in (IN, OOD)}
-        for name in sorted({name.partition("|")[2] for name in tensors if not name.startswith("targets|")}):
-            pair = [_half(tensors, ids[place], place, name) for place in (IN, OOD)]
-            assert pair[0] is not None
-            sheet.kept[name] = pair[0], pair[1]
+        ids = {name[4:]: tuple(json.loads(text)) for name, text in names.items() if name.startswith("ids|")}
+        for key in sorted(name for name in tensors if not name.startswith(("targets|", f"{OOD}|"))):
+            place, _, name = key.partition("|")
+            own = _half(tensors, ids[place], place, name)
+            assert own is not None
+            sheet.kept[name] = own, _half(tensors, ids.get(OOD, ()), OOD, name)
+            if place != IN:
+                sheet.sets[name] = place
     except Exception as error:  # readers of broken files raise what they like
         raise CheckpointError(
             f"{path} holds no predictions of a record ({type(error).__name__}); measure it again"

@@ -4,7 +4,7 @@ after chosen epochs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Bench:
     """A task's questions, its out-of-distribution set, the model that is asked, and the settings of all
-    records about it.
+    records about it; `elsewhere` are further sets with answers, of other distributions, by name.
     """
 
     task: Task
@@ -44,6 +44,7 @@ class Bench:
     asking: Asking = field(default_factory=Asking)
     kept_states: KeptStates = field(default_factory=dict, repr=False)  # many runs are asked the questions
     under_way: UnderWay | None = None  # where runs leave checkpoints
+    elsewhere: Mapping[str, tuple[Example, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> TrainConfig:
@@ -66,12 +67,16 @@ class Bench:
 
     @property
     def adapter(self) -> LoraConfig:
-        """The members' adapter: the paper's, on some of the base's layers only where the grid says so."""
+        """The members' adapter: the paper's, with another alpha or on some of the base's layers only where
+        the grid says so.
+        """
         base = self.model[0]
         config = adapter_for(base, resolve_head(base, self.head), None)
         layers = self.heads.layers or self.asking.layers
         if layers:
             config.layers_to_transform = list(layers)
+        if self.asking.alpha is not None:
+            config.lora_alpha = self.asking.alpha
         return config
 
     @property
@@ -143,6 +148,8 @@ class Asked(Protocol):
     def asking(self) -> Asking: ...
     @property
     def ood(self) -> tuple[tuple[str, str], ...]: ...
+    @property
+    def elsewhere(self) -> tuple[tuple[str, tuple[str, ...]], ...]: ...
 
 
 def load_bench(
@@ -153,16 +160,21 @@ def load_bench(
     ood: bool = True,
     under_way: UnderWay | None = None,
 ) -> Bench:
-    """A sample of a task's questions, as many as there may be, and with `ood` of its out-of-distribution set;
-    the same for every seed of members. Runs leave checkpoints where the record is `under_way`.
+    """A sample of a task's questions, as many as there may be, and with `ood` of its out-of-distribution set
+    and of those `elsewhere`; the same for every seed of members. Runs leave checkpoints where the record is
+    `under_way`.
     """
     data, answer, seed = grid.data, grid.asking.answer, grid.shared.sample_seed
     full, (train, validation, most) = load_task(name, data=data, answer=answer), grid.shared.limit
-    other: tuple[Example, ...] = ()
-    if ood and name in dict(grid.ood):
-        other = sample(load_ood(dict(grid.ood)[name], data=data, answer=answer), most, seed=seed)
+
+    def outside(other: str) -> tuple[Example, ...]:
+        return sample(load_ood(other, data=data, answer=answer), most, seed=seed)
+
+    pair = outside(dict(grid.ood)[name]) if ood and name in dict(grid.ood) else ()
+    further = {other: outside(other) for other in (dict(grid.elsewhere).get(name, ()) if ood else ())}
     task = Task(name, sample(full.train, train, seed=seed), sample(full.validation, validation, seed=seed))
-    return Bench(task, other, load_model(), grid.shared, grid.heads, grid.asking, under_way=under_way)
+    shown = grid.shared, grid.heads, grid.asking
+    return Bench(task, pair, load_model(), *shown, under_way=under_way, elsewhere=further)
 
 
 @dataclass(frozen=True)

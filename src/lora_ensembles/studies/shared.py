@@ -65,9 +65,11 @@ class Asking:
         loss: that of `TrainConfig`.
         layers: the base's layers that carry adapters; none named: all.
         batch_size: rows of a step, on every task; None: the paper's for its tasks.
+        alpha: of the adapters; None: the paper's.
     """
 
     answer: Answer = "letter"
     loss: Literal["auto", "vocabulary", "labels"] = "auto"
     layers: tuple[int, ...] = ()
     batch_size: int | None = None
+    alpha: int | None = None

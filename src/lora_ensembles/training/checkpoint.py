@@ -49,6 +49,7 @@ BEFORE = {
     "data_share": None,
     "anchored": False,
     "shared_a": False,
+    "max_steps": None,
 }
 """What runs had before a setting existed, whose files do not name it."""
 

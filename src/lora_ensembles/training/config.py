@@ -27,7 +27,7 @@ PER_MEMBER_FIELDS = (
 OVERLONG = ("error", "left")
 LOSSES = ("auto", "labels", "vocabulary")
 LABEL_SCORES = ("sum", "mean")
-OPTIONAL_COUNTS = ("max_rows", "checkpoint_every", "length_window")
+OPTIONAL_COUNTS = ("max_rows", "max_steps", "checkpoint_every", "length_window")
 SCHEDULES = ("constant", "linear", "cosine")
 PAPER_BATCH_SIZES = {"cqa": 32, "obqa": 16, "arce": 16, "arcc": 16, "mmlu-ss": 8, "mmlu-stem": 8}
 PRESETS = ("paper", "default", "embedded")
@@ -89,6 +89,8 @@ class TrainConfig:
             precision N d r.
         shared_a: all members have one A, with a B each; they must begin with the same A, as they do where
             nothing but the order varies (HydraLoRA, arXiv:2404.19245).
+        max_steps: most optimiser steps: a run that has more in its epochs ends there, within an epoch or not,
+            and schedules fall to zero by then. None: all of them.
 
     Raises:
         ConfigError: a setting is out of its range.
@@ -125,6 +127,7 @@ class TrainConfig:
     data_share: float | None = None
     anchored: bool = False
     shared_a: bool = False
+    max_steps: int | None = None
 
     @classmethod
     def preset(cls, name: str, *, task: str | None = None) -> TrainConfig:

@@ -8,6 +8,7 @@ Shapes: M members, B rows of a member, N examples, P parameters of a member.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from ..passes.memory import rows_in_flight, with_fewer_rows
 from .checkpoint import Progress, RunFolder
 from .config import TrainConfig, schedule_factor
 from .optim import Optimizer, clip_per_member
-from .orders import MemberOrders, split_step
+from .orders import MemberOrders, split_step, steps_in_all
 from .reporting import Reporter, StepOutcome
 from .signals import Interrupted, signals_held, word
 from .trainee import Trainee, TrainResult
@@ -53,7 +54,7 @@ class _Run:
 
     @property
     def total_steps(self) -> int:
-        return self.steps_per_epoch * self.config.epochs
+        return steps_in_all(len(self.orders.lengths), self.config)
 
 
 def check_options(*, out: str | Path | None, resume: bool, overwrite: bool) -> None:
@@ -170,7 +171,7 @@ def _loop(
             outcome = _guarded_step(run, state.step)
             state.step += 1
             reporter.step(state.step, outcome, every=config.log_every)
-            if state.step % run.steps_per_epoch == 0:
+            if state.step % run.steps_per_epoch == 0 or state.step == run.total_steps:
                 row = _epoch_row(run, state.step, validation=validation, reporter=reporter)
                 state.history.append(row)
                 reporter.epoch(row)
@@ -188,7 +189,7 @@ def _loop(
 
 
 def _epoch_row(run: _Run, step: int, *, validation: Examples, reporter: Reporter) -> dict[str, Any]:
-    epoch = step // run.steps_per_epoch
+    epoch = math.ceil(step / run.steps_per_epoch)  # the last one may have been cut short
     row = {"step": step, "epoch": epoch, **reporter.epoch_means()}
     if not validation:
         return row

@@ -34,8 +34,16 @@ def rows_per_epoch(count: int, share: float | None) -> int:
 
 
 def steps_in_all(count: int, config: TrainConfig) -> int:
-    """Steps of a run over `count` examples."""
-    return math.ceil(rows_per_epoch(count, config.data_share) / config.batch_size) * config.epochs
+    """Steps of a run over `count` examples.
+
+    Example:
+        >>> steps_in_all(10, TrainConfig(epochs=3, batch_size=4))
+        9
+        >>> steps_in_all(10, TrainConfig(epochs=3, batch_size=4, max_steps=7))
+        7
+    """
+    steps = math.ceil(rows_per_epoch(count, config.data_share) / config.batch_size) * config.epochs
+    return steps if config.max_steps is None else min(steps, config.max_steps)
 
 
 def own_rows(seed: int, count: int, share: float) -> Tensor:

@@ -23,7 +23,7 @@ from ..predictions import Sheet, name_of, predictions_file, read_sheet
 from ..setting import Bench
 from ..store import cell, record_file
 from .budget import Budget, Settings, places
-from .methods import METHODS, Method, Place
+from .methods import METHODS, VARIANTS, Method, Place
 
 COUNTED = 4  # batches of the fit whose FLOPs are counted
 Chosen = Mapping[str, Mapping[str, Any]]  # settings by method
@@ -46,6 +46,38 @@ class ComparisonConfig:
 
     budget: Budget = field(default_factory=Budget)
     chosen: Chosen = field(default_factory=dict, hash=False)  # a grid is a key
+
+    @property
+    def folds(self) -> int:
+        """Folds of the budget."""
+        return self.budget.folds
+
+    def place(self, bench: Bench, *, seed: int) -> Place:
+        """The place in which methods are trained."""
+        return Place(bench, self.budget, seed)
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """The settings of a comparison by a published protocol: the same steps for every member, and no trials.
+
+    Attributes:
+        steps: of each member or mode.
+        members: of an ensemble.
+        samples: of a posterior, or passes of a prediction.
+        folds: as in `Budget`.
+        chosen: the settings of each method, whose epochs are not read.
+    """
+
+    steps: int = 5000
+    members: int = 3
+    samples: int = 10
+    folds: int = 5
+    chosen: Chosen = field(default_factory=dict, hash=False)
+
+    def place(self, bench: Bench, *, seed: int) -> Place:
+        """The place in which methods are trained."""
+        return Place(bench, Budget(rows=self.samples), seed, members=self.members, steps=self.steps)
 
 
 def trials(config: TrialsConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
@@ -86,27 +118,32 @@ def trials(config: TrialsConfig, bench: Bench, sheet: Sheet, *, seed: int) -> di
     return {**_of_each(bench, sheet, measure, config), "sizes": sizes}
 
 
-def comparison(config: ComparisonConfig, bench: Bench, sheet: Sheet, *, seed: int) -> dict[str, Any]:
+def comparison(
+    config: ComparisonConfig | ProtocolConfig, bench: Bench, sheet: Sheet, *, seed: int
+) -> dict[str, Any]:
     """Every method with its chosen settings, trained on all training questions: metrics as it answers (`raw`)
-    and scaled by a temperature (`scaled`), and costs.
+    and scaled by a temperature (`scaled`), and costs; `elsewhere`, the metrics on further sets, where the
+    temperature is that of the task's own questions.
     """
-    place = Place(bench, config.budget, seed)
+    place = config.place(bench, seed=seed)
 
     def measure(name: str, own: Sheet) -> dict[str, Any]:
         settings = Settings(**config.chosen[name])
         bench.kept_states.clear()
         now = time.process_time if bench.model[0].device.type == "cpu" else time.perf_counter
         times = [now()]
-        with place.fitted(METHODS[name], settings, bench.task.train) as fitted:
+        with place.fitted(_methods()[name], settings, bench.task.train) as fitted:
             times.append(now())
             prediction = predict(fitted.predictor, bench.task.validation)
             times.append(now())
-            other = _out_of_distribution(fitted.predictor, bench)
+            other = _of_others(fitted.predictor, bench.ood)
+            further = {one: _of_others(fitted.predictor, asked) for one, asked in bench.elsewhere.items()}
         training, answering = times[1] - times[0], times[2] - times[1]
         kept = f"methods/{name}"
         own.keep(kept, prediction, other)
-        folds = {"folds": config.budget.folds, "seed": seed}
+        folds = {"folds": config.folds, "seed": seed}
         return {
+            **_elsewhere(name, further, own),
             "raw": own.compute(("methods", name, "raw"), "compared", kept),
             "scaled": own.compute(("methods", name, "scaled"), "compared_scaled", kept, settings=folds),
             "trained_parameters": fitted.parameters,
@@ -117,7 +154,27 @@ def comparison(config: ComparisonConfig, bench: Bench, sheet: Sheet, *, seed: in
         }
 
     sizes = {"train": len(bench.task.train), "validation": len(bench.task.validation), "ood": len(bench.ood)}
+    sizes |= {name: len(examples) for name, examples in bench.elsewhere.items()}
     return {**_of_each(bench, sheet, measure, config, names=config.chosen), "sizes": sizes}
+
+
+def _methods() -> dict[str, Method]:
+    return METHODS | {name: METHODS[of] for name, of in VARIANTS.items() if of in METHODS}
+
+
+def _elsewhere(name: str, further: Mapping[str, Prediction | None], own: Sheet) -> dict[str, Any]:
+    """The part of a method about further sets; nothing where there are none."""
+    parts = {}
+    for other, prediction in further.items():
+        if prediction is None:
+            continue
+        kept, path = f"methods/{name}/{other}", ("methods", name, "elsewhere", other)
+        own.keep(kept, prediction, of=other)
+        parts[other] = {
+            "raw": own.compute((*path, "raw"), "compared", kept),
+            "scaled": own.compute((*path, "scaled"), "compared_elsewhere", kept, f"methods/{name}"),
+        }
+    return {"elsewhere": parts} if further else {}
 
 
 def _of_each(
@@ -132,7 +189,7 @@ def _of_each(
     that is stopped goes on with the next one.
     """
     parts, missing = {}, {}
-    for name, method in METHODS.items():
+    for name, method in _methods().items():
         if name not in names:
             continue
         if reason := method.missing(bench):
@@ -141,8 +198,7 @@ def _of_each(
         folder = bench.under_way.run(config, name) if bench.under_way else None
         own = Sheet()
         parts[name] = measure(name, own) if folder is None else _kept(folder, name, measure, own)
-        sheet.kept |= own.kept
-        sheet.nodes += own.nodes
+        sheet.take_in(own)
     return {"methods": parts, "missing": missing}
 
 
@@ -151,15 +207,14 @@ def _kept(folder: Path, name: str, measure: Callable[[str, Sheet], dict[str, Any
     there = path.exists()
     record = cell(folder, "part", {"method": name}, lambda: measure(name, own), sheet=own)
     if there:
-        again = read_sheet(predictions_file(path))
-        own.kept, own.nodes = again.kept, again.nodes
+        own.take_in(read_sheet(predictions_file(path)))
     return record["result"]
 
 
-def _out_of_distribution(predictor: Predictor, bench: Bench) -> Prediction | None:
-    """None where the task has no such set, or one with labels that the predictor knows nothing of."""
+def _of_others(predictor: Predictor, examples: Sequence[Example]) -> Prediction | None:
+    """None where there are none, or the predictor knows nothing of some of their labels."""
     try:
-        return predict(predictor, bench.ood) if bench.ood else None
+        return predict(predictor, examples) if examples else None
     except DataError:
         return None
 

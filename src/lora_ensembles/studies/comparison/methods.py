@@ -8,6 +8,7 @@ drawn from a range of its own on a scale of logarithms.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ from .budget import RATES, Budget, Settings, between, epochs_at
 
 FACTORS_RATE = 2.5  # multiple of the step size of BatchEnsemble, whose parameters are factors and no weights
 HEADS_RATE = 10.0  # that of output heads
+WARMUP = 0.06  # of the steps, where these are given: as in Wang-ML-Lab/bayesian-peft @bc6a4a7, scripts/
 
 
 @dataclass(frozen=True)
@@ -47,21 +49,33 @@ class Place:
     """The questions, the model and the budget, and the seed of what is trained.
 
     Attributes:
+        members: of an ensemble; None: as many as a question may take rows.
+        steps: of each member, in place of a trial's epochs, with a step size that rises linearly and falls
+            again; None: those of the epochs, at one step size.
         carried: what is on the base.
     """
 
     bench: Bench
     budget: Budget
     seed: int
+    members: int | None = None
+    steps: int | None = None
     carried: list[LoraEnsemble | BatchEnsemble] = field(default_factory=list)
+
+    @property
+    def num_members(self) -> int:
+        """Members of an ensemble."""
+        return self.members or self.budget.rows
 
     @contextmanager
     def fitted(self, method: Method, settings: Settings, examples: Sequence[Example]) -> Iterator[Fitted]:
         """Context with a method trained on examples; the base is itself again afterwards, also after an
         error.
         """
+        settings, share = self.lasting(settings, examples)
         try:
-            yield method.fit(self, settings, examples)
+            fitted = method.fit(self, settings, examples)
+            yield dataclasses.replace(fitted, passes=round(share * fitted.passes, 2)) if share < 1 else fitted
         finally:
             while self.carried:
                 self.carried.pop().unload()
@@ -81,6 +95,14 @@ class Place:
         self.carried.append(ensemble)
         return ensemble
 
+    def lasting(self, settings: Settings, examples: Sequence[Example]) -> tuple[Settings, float]:
+        """The settings with as many epochs as the steps take, and the share of these that is trained."""
+        if self.steps is None:
+            return settings, 1.0
+        in_epoch = math.ceil(len(examples) / self.bench.config.batch_size)
+        epochs = math.ceil(self.steps / in_epoch)
+        return dataclasses.replace(settings, epochs=epochs), self.steps / (epochs * in_epoch)
+
     def config(self, settings: Settings, changes: Mapping[str, Any] | None = None) -> TrainConfig:
         """The training of a trial: plain AdamW, but for what a method changes."""
         plain = {
@@ -90,6 +112,9 @@ class Place:
             "weight_decay_a": PLAIN_DECAY,
             "weight_decay_b": PLAIN_DECAY,
         }
+        if self.steps is not None:
+            warmup = round(WARMUP * self.steps)
+            plain |= {"max_steps": self.steps, "schedule": "linear", "warmup_steps": warmup}
         return dataclasses.replace(self.bench.config, **{**plain, **(changes or {})})
 
 
@@ -106,7 +131,7 @@ class Fitted:
 
     predictor: Predictor
     parameters: int
-    passes: int
+    passes: float
     rows: int
 
 
@@ -162,7 +187,7 @@ def _ensemble(
     place: Place, settings: Settings, examples: Sequence[Example], changes: Mapping[str, Any]
 ) -> LoraEnsemble:
     one_a = changes.get("shared_a", False)  # members can share an A that they begin with
-    ensemble = place.untrained(place.budget.rows, vary=("order",) if one_a else ("init", "order"))
+    ensemble = place.untrained(place.num_members, vary=("order",) if one_a else ("init", "order"))
     train(ensemble, examples, place.config(settings, changes), progress=False)
     return ensemble
 
@@ -171,7 +196,7 @@ def _of_members(changes: Callable[[Settings, int], Mapping[str, Any]]) -> Fit:
     """An ensemble by settings of `TrainConfig`, from those of a trial and the number of members."""
 
     def fit(place: Place, settings: Settings, examples: Sequence[Example]) -> Fitted:
-        count = place.budget.rows
+        count = place.num_members
         ensemble = _ensemble(place, settings, examples, changes(settings, count))
         parameters = count * num_trained_parameters(ensemble)
         return Fitted(ensemble, parameters, count * settings.epochs, count)
@@ -191,7 +216,7 @@ def _single(place: Place, settings: Settings, examples: Sequence[Example]) -> Fi
 
 def _soup(place: Place, settings: Settings, examples: Sequence[Example]) -> Fitted:
     ensemble = _ensemble(place, settings, examples, _decayed(settings))
-    passes = place.budget.rows * settings.epochs
+    passes = place.num_members * settings.epochs
     soup = Soup(ensemble)
     return Fitted(soup, soup.num_trained_parameters, passes, 1)
 
@@ -216,7 +241,10 @@ def _laplace(place: Place, settings: Settings, examples: Sequence[Example]) -> F
     ensemble = place.untrained(1)
     train(ensemble, examples, place.config(settings), progress=False)
     laplace = LastLayerLaplace(
-        ensemble, samples=place.budget.rows, seed=place.seed, prior_precision=settings.own
+        ensemble,
+        samples=place.budget.rows,
+        seed=place.seed,
+        prior_precision=settings.own or None,  # 0: by the evidence
     )
     laplace.fit(examples)
     return Fitted(laplace, num_trained_parameters(ensemble), settings.epochs, 1)
@@ -229,7 +257,7 @@ def _posterior(kind: type[WeightPosterior], own: str, *, several: bool = False) 
 
     def fit(place: Place, settings: Settings, examples: Sequence[Example]) -> Fitted:
         rows = place.budget.rows
-        modes = rows if several else 1
+        modes = place.num_members if several else 1
         ensemble = place.untrained(modes)
         named = {own: settings.own} if own else {}
         posterior = kind(ensemble, samples=rows // modes, seed=place.seed, **named)
@@ -242,7 +270,7 @@ def _posterior(kind: type[WeightPosterior], own: str, *, several: bool = False) 
 
 
 def _last_layer(place: Place, settings: Settings, examples: Sequence[Example]) -> Fitted:
-    heads = place.bench.last_layer(seed=place.seed, members=place.budget.rows)
+    heads = place.bench.last_layer(seed=place.seed, members=place.num_members)
     # They have no loss over labels.
     heads.fit(examples, place.config(settings, {"loss": "auto", **_decayed(settings)}))
     parameters = heads.num_members * heads.num_trained_parameters
@@ -250,7 +278,7 @@ def _last_layer(place: Place, settings: Settings, examples: Sequence[Example]) -
 
 
 def _batch_ensemble(place: Place, settings: Settings, examples: Sequence[Example]) -> Fitted:
-    rows, bench = place.budget.rows, place.bench
+    rows, bench = place.num_members, place.bench
     factors = BatchEnsemble(
         *bench.model, num_members=rows, adapter=bench.adapter, sigma=settings.own, seed=place.seed
     )
@@ -315,4 +343,9 @@ METHODS: dict[str, Method] = {
     "BLoB": Method("standard deviation of the prior", (0.02, 1.0), _posterior(BLoB, "prior")),
     "ScalaBL": Method("standard deviation of the prior", (0.1, 10.0), _posterior(ScalaBL, "prior")),
     "rank mask": Method("probability under the prior", (0.2, 0.95), _posterior(RankMask, "prior")),
+}
+# Rows of a protocol beside the methods: a method at another setting.
+VARIANTS = {
+    "single member, decay of B": "single member",
+    "ensemble, decay of B": "ensemble",
 }

@@ -1,5 +1,5 @@
 """Makes the records of the comparison of methods: first the trials of each task, then, with the settings that
-they choose, one record for each task and seed.
+they choose, one record for each task and seed; by a published protocol, the latter alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..grid import COMPARISON, TRIALS, Grid
+from ..grid import BY_PROTOCOL, COMPARISON, TRIALS, Grid
 from ..measuring import RecordJob
 from .budget import Budget
 from .measure import ComparisonConfig, TrialsConfig
@@ -46,3 +46,22 @@ def run_comparison(
         for seed in grid.seeds:
             made(COMPARISON, task, seed, own)
     return records
+
+
+def run_protocol(
+    grid: Grid, out: Path, load_model: Callable[[], tuple[Any, Any]], *, say: Callable[[str], None]
+) -> Records:
+    """Every record of a grid's tasks and seeds by its protocol, whole seeds first; what is in `out` already
+    is read.
+    """
+    jobs = [
+        RecordJob(BY_PROTOCOL, task, seed, grid, out, load_model)
+        for seed in grid.seeds
+        for task in grid.tasks
+    ]
+    return {
+        BY_PROTOCOL: [
+            job.record(say=functools.partial(say, f"{number} of {len(jobs)}: {job}"))
+            for number, job in enumerate(jobs, start=1)
+        ]
+    }
