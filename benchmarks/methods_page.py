@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from pages import with_block
+from published import published_tables
 
 from lora_ensembles.studies.report.comparison_page import FIGURE, blocks, settings_text, write_comparison
 from lora_ensembles.studies.report.page import Picture
@@ -38,7 +39,8 @@ def block(base: str, folder: Path) -> str:
 
 def page(*, check: bool) -> int:
     """Write the blocks and figures of the records that are there, or compare the blocks."""
-    text = new = PAGE.read_text()
+    text = PAGE.read_text(encoding="utf-8")
+    new = with_block(text, "published", published_tables().strip())
     for base in COMMANDS:
         folder = RESULTS / base
         if any(folder.glob("comparison-*.json")):
@@ -47,7 +49,7 @@ def page(*, check: bool) -> int:
                 write_comparison(by_kind(folder), folder)
     if check:
         return 0 if new == text else _said(f"{PAGE} is not what the records give; run this without --check")
-    PAGE.write_text(new)
+    PAGE.write_text(new, encoding="utf-8")
     return 0
 
 

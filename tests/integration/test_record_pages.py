@@ -99,6 +99,7 @@ def test_the_page_of_methods_is_what_its_records_give() -> None:
     found = [base for base in pages.COMMANDS if any((pages.RESULTS / base).glob("comparison-*.json"))]
     assert "embedded" in found
     text = pages.PAGE.read_text(encoding="utf-8")
+    assert pages.with_block(text, "published", pages.published_tables().strip()) == text
     for base in found:
         folder = pages.RESULTS / base
         assert pages.with_block(text, f"methods {base}", pages.block(base, folder)) == text
