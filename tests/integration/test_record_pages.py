@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from breadth import LONG
 from lora_ensembles.studies.check import check
 from lora_ensembles.studies.predictions import differences
 
@@ -94,6 +95,13 @@ def test_the_records_of_decisions_are_what_their_predictions_give() -> None:
         assert differences(found.record["result"], found.sheet) == []
 
 
+@LONG
+def test_the_records_of_methods_are_what_their_predictions_give() -> None:
+    results = script("methods_page").RESULTS
+    for folder in {path.parent for path in results.glob("*/comparison-*.json")}:
+        assert check(folder).wrong == ()
+
+
 def test_the_page_of_methods_is_what_its_records_give() -> None:
     pages = script("methods_page")
     found = [base for base in pages.COMMANDS if any((pages.RESULTS / base).glob("comparison-*.json"))]
@@ -104,4 +112,3 @@ def test_the_page_of_methods_is_what_its_records_give() -> None:
         folder = pages.RESULTS / base
         assert pages.with_block(text, f"methods {base}", pages.block(base, folder)) == text
         assert (folder / pages.FIGURE).is_file()
-        assert check(folder).wrong == ()
