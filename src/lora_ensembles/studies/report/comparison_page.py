@@ -40,7 +40,7 @@ def settings_text(records: Records) -> str:
     seeds = seeds_of({COMPARISON: records[COMPARISON]})
     held_out = statistics.fmean(record["result"]["sizes"]["held_out"] for record in records[TRIALS])
     return (
-        f"On {base_words(first['settings']['base'])}: {_counted(tasks, 'task')} ({', '.join(tasks)}), "
+        f"On {_short(first['settings']['base'])}: {_counted(tasks, 'task')} ({', '.join(tasks)}), "
         f"{_counted(seeds, 'seed')}, up to {sizes['train']} training and {sizes['validation']} validation "
         f"questions. Every method has at most {budget['passes']} passes of a member over the training "
         f"questions, which the members of an ensemble share, and {budget['rows']} rows of the base for a "
@@ -94,6 +94,11 @@ def write_comparison(records: Records, out: Path) -> Written:
     with file_written_aside(out / MARKDOWN_FILE, replace=True) as file:
         file.write("\n".join([f"# {TITLE}\n\n{intro}\n", *(chapter.to_markdown() for chapter in chapters)]))
     return Written(out / HTML_FILE, out / MARKDOWN_FILE, (out / FIGURE,), {})
+
+
+def _short(base: str) -> str:
+    """A base's name in words, without what is said of it."""
+    return base_words(base).partition(":")[0].partition(",")[0]
 
 
 def _counted(values: list[str] | list[int], word: str) -> str:
