@@ -29,11 +29,13 @@ COMMANDS = {
 
 
 def block(base: str, folder: Path) -> str:
-    """The text of a base: the budget, tables and figure."""
+    """The text of a base: the budget, tables and figure; where there are no records, how to make them."""
+    command = f"<!-- not run: it takes hours -->\n```sh\n{COMMANDS[base]}\n```"
+    if not any(folder.glob("comparison-*.json")):
+        return f"Not measured yet. The command is ready:\n\n{command}"
     records = by_kind(folder)
     picture = Picture(b"", f"NLL against the time to answer, {base}", f"../results/methods/{base}/{FIGURE}")
     shown = [part.to_markdown().strip() for part in blocks(records, picture=picture)]
-    command = f"<!-- not run: it takes hours -->\n```sh\n{COMMANDS[base]}\n```"
     return "\n\n".join([settings_text(records), *shown, command])
 
 
@@ -43,10 +45,9 @@ def page(*, check: bool) -> int:
     new = with_block(text, "published", published_tables().strip())
     for base in COMMANDS:
         folder = RESULTS / base
-        if any(folder.glob("comparison-*.json")):
-            new = with_block(new, f"methods {base}", block(base, folder))
-            if not check:
-                write_comparison(by_kind(folder), folder)
+        new = with_block(new, f"methods {base}", block(base, folder))
+        if not check and any(folder.glob("comparison-*.json")):
+            write_comparison(by_kind(folder), folder)
     if check:
         return 0 if new == text else _said(f"{PAGE} is not what the records give; run this without --check")
     PAGE.write_text(new, encoding="utf-8")
