@@ -22,7 +22,7 @@ import torch
 from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
@@ -206,7 +206,7 @@ class _Step:
         """The memory that a step needs with `rows` rows of all members in flight.
 
         Raises:
-            ConfigError: tensors of more elements than can be addressed.
+            ConfigError: tensors of more elements than can be addressed, or layers that ask for values.
         """
         widest = max(self.tokens, getattr(self.config.get_text_config(), "vocab_size", 1))
         if rows * self.tokens * widest > MOST_ELEMENTS:
@@ -235,10 +235,17 @@ class _Step:
             with warnings.catch_warnings():
                 # Mixtures of experts ask where their weights lie, which without data is nowhere.
                 warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-                peak = _peak(
-                    lambda: self._run(base, stack, optimizer, totals, rows=rows, group=group),
-                    storages={**kept, **own},
-                )
+                try:
+                    peak = _peak(
+                        lambda: self._run(base, stack, optimizer, totals, rows=rows, group=group),
+                        storages={**kept, **own},
+                    )
+                except DataDependentOutputException as error:
+                    raise ConfigError(
+                        f"the memory of a {type(base).__name__} cannot be planned with torch "
+                        f"{torch.__version__}: its layers ask for values, and planning has none; later "
+                        "releases plan mixtures of experts"
+                    ) from error
         parameters = (stack.a.shape[1] + stack.b.shape[1]) if self.members else 0
         flops = _step_flops(base, parameters, rows * self.tokens, rows * self.answer_tokens, self.tokens)
         saved, unpacked = bytes_saved(base, getattr(self.config, "quantization_config", None))
