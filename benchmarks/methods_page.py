@@ -23,7 +23,7 @@ PAGE, RESULTS = REPOSITORY / "docs" / "methods.md", REPOSITORY / "results" / "me
 COMMANDS = {
     "embedded": "lora-ensembles study methods --budget 15 --out results/methods/embedded",
     "smollm2": "make smollm2\n"
-    "lora-ensembles study methods --budget 4 --trials 3 --seeds 0 --base smollm2 --tasks arce,obqa "
+    "lora-ensembles study methods --budget 5 --trials 3 --seeds 0 --base smollm2 --tasks arce,obqa "
     "--data DATA --out results/methods/smollm2",
 }
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from lora_ensembles import TrainConfig
 from lora_ensembles.baselines import IVON, SWAG, TFB, BLoB, RankMask, ScalaBL, SnapshotEnsemble
+from lora_ensembles.baselines.gauss_newton import gauss_newton
 from lora_ensembles.baselines.posterior.base import WeightPosterior
 from lora_ensembles.heads.losses import RowLosses
 from lora_ensembles.stack.buffers import AdapterStack
@@ -193,11 +194,6 @@ class GaussianTFB(TFB):
         return -(row.view(-1, per, row.shape[1]).logsumexp(dim=1) - math.log(per)).mean(dim=1)
 
 
-def begun(problem: Problem, *, members: int = 1) -> Any:
-    """A `Line` in the place of an ensemble."""
-    return Line(problem, members=members)
-
-
 def config_of(settings: Settings, **changed: Any) -> TrainConfig:
     """The settings of training; what every method has, unless it changes it."""
     usual = {
@@ -214,7 +210,7 @@ def config_of(settings: Settings, **changed: Any) -> TrainConfig:
 
 def trained(problem: Problem, *, members: int = 1, **changed: Any) -> Any:
     """Members trained as the members of an ensemble are."""
-    line, rows = begun(problem, members=members), cast(Any, range(problem.settings.rows))
+    line, rows = Line(problem, members=members), cast(Any, range(problem.settings.rows))
     config = config_of(problem.settings, **changed)
     run(AdapterTrainee(line, rows, config), config, progress=False)
     return line
@@ -244,7 +240,7 @@ def ivon(problem: Problem) -> Tensor:
     """ess and delta of the posterior itself; no step is clipped, and the rate is that of Newton's steps."""
     settings = problem.settings
     posterior = IVON(
-        begun(problem),
+        Line(problem),
         ess=settings.rows,
         delta=1 / (settings.rows * settings.prior**2),
         hess_init=0.1,
@@ -256,12 +252,12 @@ def ivon(problem: Problem) -> Tensor:
 
 def blob(problem: Problem) -> Tensor:
     """The prior is the problem's, and AdamW decays nothing."""
-    posterior = BLoB(begun(problem), prior=problem.settings.prior, spread=0.3)
+    posterior = BLoB(Line(problem), prior=problem.settings.prior, spread=0.3)
     return drawn(posterior, problem, weight_decay_a=0.0)
 
 
 def swag(problem: Problem, *, rate: float, modes: int = 1) -> Tensor:
-    return drawn(SWAG(begun(problem, members=modes)), problem, learning_rate=rate, schedule="constant")
+    return drawn(SWAG(Line(problem, members=modes)), problem, learning_rate=rate, schedule="constant")
 
 
 def ensemble(problem: Problem, *, members: int | None = None, **changed: Any) -> Tensor:
@@ -287,14 +283,24 @@ def anchored_formula(problem: Problem) -> Gaussians:
     return problem.mean, problem.covariance @ problem.covariance / problem.settings.prior**2
 
 
+def laplace(problem: Problem) -> Gaussians:
+    """The library's own curvature, of this likelihood, and its inverse beside the prior."""
+    settings = problem.settings
+    hessians = torch.full((settings.rows, 1, 1), settings.noise**-2, dtype=torch.float64)
+    every = torch.eye(settings.features, dtype=torch.float64)[:, None]  # D directions, one output
+    found = [gauss_newton(x.double(), hessians, structure="full") for x in problem.x]
+    spreads = [one.times(every, (one.values + settings.prior**-2).reciprocal())[:, 0] for one in found]
+    return problem.mean, torch.stack(spreads)
+
+
 METHODS: dict[str, Callable[[Problem], Tensor | Gaussians]] = {
-    "Laplace, exact curvature *": lambda problem: (problem.mean, problem.covariance),
+    "Laplace, exact curvature *": laplace,
     "draws of the exact posterior *": exact_draws,
     "best Gaussian without correlations *": without_correlations,
     "IVON": ivon,
     "BLoB": blob,
-    "ScalaBL, rank 1": lambda problem: drawn(ScalaBL(begun(problem)), problem, weight_decay_a=0.0),
-    "rank mask, rank 1": lambda problem: drawn(RankMask(begun(problem)), problem),
+    "ScalaBL, rank 1": lambda problem: drawn(ScalaBL(Line(problem)), problem, weight_decay_a=0.0),
+    "rank mask, rank 1": lambda problem: drawn(RankMask(Line(problem)), problem),
     "TFB, tolerance 1 %": lambda problem: drawn(
         GaussianTFB(trained(problem), samples=100, steps=12), problem
     ),
@@ -302,7 +308,7 @@ METHODS: dict[str, Callable[[Problem], Tensor | Gaussians]] = {
     "SWAG, step size 0.2": lambda problem: swag(problem, rate=0.2),
     "MultiSWAG of 3, step size 0.2": lambda problem: swag(problem, rate=0.2, modes=problem.settings.modes),
     "snapshots of 10 cycles": lambda problem: drawn(
-        SnapshotEnsemble(begun(problem), samples=10), problem, samples=10
+        SnapshotEnsemble(Line(problem), samples=10), problem, samples=10
     ),
     "plain ensemble": lambda problem: ensemble(problem, members=20),
     "bagged ensemble": lambda problem: ensemble(problem, data_share=1.0),
@@ -373,7 +379,6 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="write the record there")
-    parser.add_argument("--only", default="", help="only methods whose name holds this")
     parser.add_argument("--page", action="store_true", help="write the table into docs/methods.md and stop")
     arguments = parser.parse_args()
     if arguments.page:
@@ -382,11 +387,8 @@ def main() -> None:
         return
     torch.set_num_threads(1)  # tensors of some thousand numbers
     settings = Settings()
-    problem, rows = Problem(settings), []
-    for method in METHODS:
-        if arguments.only in method:
-            rows.append(rounded(row_of(method, problem)))
-            print(table(rows[-1:]).rows[0], flush=True)
+    problem = Problem(settings)
+    rows = [rounded(row_of(method, problem)) for method in METHODS]
     record = {"settings": vars(settings) | {"decay": rounded(settings.decay)}, "rows": rows}
     print(table(rows))
     print(json.dumps(write_record(arguments.out, record)))

@@ -114,6 +114,7 @@ def test_methods_are_compared_at_one_budget_and_only_once(capsys, tiny, tmp_path
         (["study", "sweep", "--budget", "5", "--out", "x"], "use `study methods --budget P`"),
         (["study", "methods", "--budget", "5", "--on", "ray", "--out", "x"], "without --on"),
         (["study", "methods", "--budget", "0", "--out", "x"], "--budget"),
+        (["study", "methods", "--budget", "4", "--out", "x"], "a budget of 4 passes for 5 members"),
         (["plan", "--base", "gone/model"], "cannot be read"),
         (["plan", "--base", "embedded", "--members", "0"], "--members"),
         (["plan", "--base", "embedded", "--memory", "-1"], "no number above 0"),

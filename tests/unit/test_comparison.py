@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from lora_ensembles.data import Task
-from lora_ensembles.errors import DataError, TrainingError
+from lora_ensembles.errors import ConfigError, DataError, TrainingError
 from lora_ensembles.studies.comparison import measure as measuring
 from lora_ensembles.studies.comparison.budget import Budget, Settings, between, epochs_at, places
 from lora_ensembles.studies.comparison.measure import ComparisonConfig, TrialsConfig, comparison, trials
 from lora_ensembles.studies.comparison.methods import METHODS, Place
 from lora_ensembles.studies.grid import FULL, settings_of
 from lora_ensembles.studies.predictions import Sheet, differences
+from lora_ensembles.studies.report.claim_tables import signed
 from lora_ensembles.studies.report.comparison import (
     chosen_table,
     comparison_table,
@@ -76,16 +77,20 @@ def records(tried: dict[str, Any], compared: dict[str, Any], *, tasks: int = 2) 
 # The budget
 
 
-@pytest.mark.parametrize("budget", [BUDGET, Budget(), Budget(passes=3, rows=5)])
+@pytest.mark.parametrize("budget", [BUDGET, Budget(), Budget(passes=5, rows=5)])
 @pytest.mark.parametrize("name", METHODS)
 def test_no_trial_spends_more_passes_than_the_budget(name: str, budget: Budget) -> None:
     method = METHODS[name]
     for at in places(64):
         settings = method.settings(at, 1e-3, budget)
         members = budget.rows if method.several else 1
-        least = members * (budget.rows if method.cycles else 1)  # of one epoch, or one cycle
-        assert members * settings.epochs <= max(budget.passes, least)
+        assert members * settings.epochs <= budget.passes
         assert method.range[0] <= settings.own <= method.range[1]
+
+
+def test_a_budget_without_a_pass_for_each_member_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a budget of 4 passes for 5 members"):
+        Budget(passes=4, rows=5)
 
 
 def test_trials_are_the_same_for_every_method_and_cover_their_ranges() -> None:
@@ -137,6 +142,37 @@ def test_a_trial_that_fails_is_kept_with_its_reason_and_not_chosen(monkeypatch: 
     assert first["failed"] == "the loss is not finite"
     assert result["methods"]["single member"]["chosen"]["own"] == second["own"]
     assert not any("lora" in name for name, _ in place.model[0].named_modules())
+
+
+def test_a_method_whose_trials_all_failed_is_not_compared_and_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def fit(*_: object) -> Any:
+        calls.append(1)
+        raise TrainingError("the loss is not finite")
+
+    broken = dataclasses.replace(METHODS["ensemble"], fit=fit)
+    monkeypatch.setattr(measuring, "METHODS", {"ensemble": broken, "few-shot": METHODS["few-shot"]})
+    under_way = UnderWay(tmp_path / "unfinished" / "record")
+    for _ in range(2):  # the second time as after a stop
+        sheet = Sheet()
+        result = trials(TrialsConfig(BUDGET), bench(under_way=under_way), sheet, seed=3)
+        assert "chosen" not in result["methods"]["ensemble"]
+        assert len(calls) == BUDGET.trials
+        assert differences(json.loads(json.dumps(result)), sheet) == []
+
+
+def test_a_set_with_labels_that_a_method_never_saw_leaves_its_metrics_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = METHODS["last-layer Laplace"]
+    five = dataclasses.replace(questions(1, start=40)[0], options=(*"abcd", "forest"), labels=(*"abcd", "Q"))
+    settings = method.settings(places(1)[0], 1e-2, BUDGET).to_dict()
+    config = ComparisonConfig(BUDGET, {"last-layer Laplace": settings})
+    result = comparison(config, bench(ood=(five,)), Sheet(), seed=3)
+    assert result["methods"]["last-layer Laplace"]["raw"]["ood_auroc"] is None
 
 
 def test_methods_that_cannot_be_used_say_why() -> None:
@@ -228,7 +264,7 @@ def test_tables_have_a_row_for_each_method(
         assert table.rows[at][2] == f"{compared[0]['methods']['ensemble'][state]['nll']:.3f}"
     rows = {row[0]: row[1:] for row in differences_table(made).rows}
     both = [compared[0]["methods"][name]["raw"]["nll"] for name in ("soup", "single member")]
-    expected = f"{both[0] - both[1]:+.3f}"
+    expected = signed(both[0] - both[1])
     assert rows["soup"][0] == f"{expected} ({expected} to {expected})"  # four equal tasks
     assert rows["single member"][0] == "-"
     costs = {row[0]: row[1:] for row in costs_table(made).rows}

@@ -84,5 +84,5 @@ def can_branch(model: nn.Module, tokens: int) -> bool:
     )
     return shortcuts_of(model).branches and all(
         not limit or tokens <= limit
-        for limit in limits  # a window of 0 is none, before transformers 5.17
+        for limit in limits  # of transformers 5.14, a window of 0 is none
     )

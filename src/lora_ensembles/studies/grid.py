@@ -163,11 +163,11 @@ ENCODER = dataclasses.replace(
     choice=ChoiceConfig((0.1, 0.3, 0.6, 0.9)),
 )
 # For SmolLM2-135M-Instruct on two cores: answered in the options' words, with adapters on the top six of 30
-# layers, whose trunk is read once. `benchmarks/smollm2.py trial` chose the step size and the epochs on
-# held-out training questions: by then members know their training questions, and their NLL on others has
+# layers, whose trunk is read once. `benchmarks/smollm2.py trial` chose the step size, and the number of steps
+# on held-out training questions: by then members know their training questions, and their NLL on others has
 # risen. The two smaller of the paper's lambdas over sqrt(5,120 / 576), the widths' ratio, take these shares
-# of B a step. A sweep is 35 members x 120 questions x 5 epochs, at 0.13 s of a core each, and 25,000 answers
-# of a member at 0.05 s to measure: about an hour of a core for each task and seed.
+# of B a step. A sweep is 35 members x 120 questions x 5 epochs, at an estimated 0.13 s of a core each, and
+# 25,000 answers of a member at 0.05 s to measure: about an hour of a core for each task and seed.
 SMOLLM2 = dataclasses.replace(
     PAPER.having(
         shared={

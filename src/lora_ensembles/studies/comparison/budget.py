@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from ...errors import ConfigError
 
 SHARES = (0.25, 0.5, 1.0)  # of the epochs that the budget allows
 RATES = (0.25, 4.0)  # multiples of the base's step size
@@ -23,6 +26,9 @@ class Budget:
         trials: settings that are tried on held-out training questions.
         held_out: their share.
         folds: of the validation questions, each scaled by a temperature that was fitted on the others.
+
+    Raises:
+        ConfigError: fewer passes than members to share them.
     """
 
     passes: int = 15
@@ -30,6 +36,13 @@ class Budget:
     trials: int = 4
     held_out: float = 0.2
     folds: int = 5
+
+    def __post_init__(self) -> None:
+        if self.passes < self.rows:
+            raise ConfigError(
+                f"a budget of {self.passes} passes for {self.rows} members, each of which needs one; "
+                f"give --budget {self.rows} or more, or fewer --members"
+            )
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON-able values."""
-        return {"learning_rate": self.learning_rate, "epochs": self.epochs, "own": self.own}
+        return dataclasses.asdict(self)
 
 
 def places(trials: int) -> list[tuple[float, float, float]]:

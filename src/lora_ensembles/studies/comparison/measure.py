@@ -206,7 +206,7 @@ def _kept(folder: Path, name: str, measure: Callable[[str, Sheet], dict[str, Any
     path = folder / f"{record_file('part', {'method': name})}.json"
     there = path.exists()
     record = cell(folder, "part", {"method": name}, lambda: measure(name, own), sheet=own)
-    if there:
+    if there and "predictions" in record:  # none, where every trial failed
         own.take_in(read_sheet(predictions_file(path)))
     return record["result"]
 

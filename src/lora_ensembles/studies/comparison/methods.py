@@ -168,7 +168,7 @@ class Method:
         """The settings at a place of the unit cube."""
         rate, share, own = place
         low, high = (self.rate * base_rate * factor for factor in RATES)
-        most = max(1, budget.passes // budget.rows) if self.several else budget.passes
+        most = budget.passes // budget.rows if self.several else budget.passes
         epochs = epochs_at(share, most)
         if self.cycles:
             epochs = max(1, epochs // budget.rows) * budget.rows

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..claims.judge import interval_of_tasks
 from ..grid import COMPARISON, TRIALS
+from .claim_tables import signed
 from .figures.style import BLACK, BLUE, VERMILION, heading, panels
 from .figures.values import Record, Records, by_task
 from .page import Table
@@ -229,8 +230,8 @@ def _difference(tasks: Mapping[str, Sequence[Record]], name: str, other: str, st
     if name == other or not both:
         return "-"
     interval = interval_of_tasks(both)
-    shown = f"{statistics.fmean(both):+.3f}"
-    return shown if interval is None else f"{shown} ({interval[0]:+.3f} to {interval[1]:+.3f})"
+    shown = signed(statistics.fmean(both))
+    return shown if interval is None else f"{shown} ({' to '.join(map(signed, interval))})"
 
 
 def _flops(records: Records) -> dict[str, float]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from ...disk.atomic import file_written_aside
 from ...prediction.plots.style import save_figure
 from ..grid import COMPARISON, TRIALS
 from .comparison import SCALED, chosen_table, comparison_table, costs_table, differences_table, draw
 from .figures.values import Records, seeds_of
 from .findings import base_words
-from .page import Block, Chapter, Picture, Table, Text, page
-from .write import FIGURES, HTML_FILE, MARKDOWN_FILE, Written, counts, provenance
+from .page import Block, Chapter, Picture, Table, Text
+from .write import FIGURES, Written, counts, provenance, write_pages
 
 TITLE = "Methods at one budget"
 FIGURE = f"{FIGURES}/pareto.png"
@@ -21,9 +20,10 @@ PARETO = (
     "single member's; left as it answers, right scaled by a temperature that was fitted on other questions. "
     "The line is the Pareto front: no other method is better in one of the two and no worse in the other."
 )
-SINGLE = (
+COSTS = (
     "Costs; FLOPs and times are multiples of a single member's with its own settings, so fewer epochs cost "
-    "less. Few-shot prompts are read for every question."
+    "less. The passes in which TFB searches its spread and Laplace its curvature are no training: they are "
+    "in FLOPs and time, and not among the passes."
 )
 
 
@@ -64,7 +64,7 @@ def blocks(records: Records, *, picture: Block) -> tuple[Block, ...]:
             "more:",
             differences_table(records),
         ),
-        (SINGLE, costs_table(records)),
+        (COSTS, costs_table(records)),
         (
             "The settings that each method chose, from the lowest to the highest over tasks:",
             chosen_table(records),
@@ -88,12 +88,7 @@ def write_comparison(records: Records, out: Path) -> Written:
         Chapter("The methods", blocks(records, picture=picture)),
         Chapter("Where the numbers come from", (counts(records), provenance(records))),
     ]
-    intro = settings_text(records)
-    with file_written_aside(out / HTML_FILE, replace=True) as file:
-        file.write(page(TITLE, [chapter.to_section() for chapter in chapters], intro=intro, contents=True))
-    with file_written_aside(out / MARKDOWN_FILE, replace=True) as file:
-        file.write("\n".join([f"# {TITLE}\n\n{intro}\n", *(chapter.to_markdown() for chapter in chapters)]))
-    return Written(out / HTML_FILE, out / MARKDOWN_FILE, (out / FIGURE,), {})
+    return write_pages(TITLE, chapters, out, intro=settings_text(records), figures=(out / FIGURE,))
 
 
 def _short(base: str) -> str:

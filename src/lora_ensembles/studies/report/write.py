@@ -80,13 +80,29 @@ def write_report(records: Records, claims: Sequence[Claim], out: Path) -> Writte
         _open_chapter(records, drawn, left_out),
         _provenance_chapter(records),
     ]
-    intro = _intro(records)
+    paths = tuple(out / FIGURES / f"{name}.png" for name in drawn if name not in left_out)
+    return write_pages(TITLE, chapters, out, intro=_intro(records), figures=paths, left_out=left_out)
+
+
+def write_pages(
+    title: str,
+    chapters: Sequence[Chapter],
+    out: Path,
+    *,
+    intro: str,
+    figures: tuple[Path, ...],
+    left_out: dict[str, str] | None = None,
+) -> Written:
+    """Write chapters as one HTML page and as Markdown, over earlier ones; figures are there already.
+
+    Raises:
+        CheckpointError: `out` cannot be written.
+    """
     with file_written_aside(out / HTML_FILE, replace=True) as file:
-        file.write(page(TITLE, [chapter.to_section() for chapter in chapters], intro=intro, contents=True))
+        file.write(page(title, [chapter.to_section() for chapter in chapters], intro=intro, contents=True))
     with file_written_aside(out / MARKDOWN_FILE, replace=True) as file:
-        file.write("\n".join([f"# {TITLE}\n\n{intro}\n", *(chapter.to_markdown() for chapter in chapters)]))
-    paths = [out / FIGURES / f"{name}.png" for name in drawn if name not in left_out]
-    return Written(out / HTML_FILE, out / MARKDOWN_FILE, tuple(paths), left_out)
+        file.write("\n".join([f"# {title}\n\n{intro}\n", *(chapter.to_markdown() for chapter in chapters)]))
+    return Written(out / HTML_FILE, out / MARKDOWN_FILE, figures, left_out or {})
 
 
 def provenance(records: Records) -> Table:
