@@ -88,6 +88,14 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_members(
         other.fit(examples, config, out=tmp_path / "run")
 
 
+def test_a_batch_ensemble_goes_on_only_with_its_own_spread_and_layers(tmp_path: Path) -> None:
+    one, examples = batch_ensemble()
+    one.fit(examples, CONFIG, out=tmp_path)
+    wider = BatchEnsemble(llama(), tokenizer(), num_members=3, adapter=adapter(), sigma=0.5)
+    with pytest.raises(CheckpointError, match=r"sigma was 0\.05, is 0\.5"):
+        wider.fit(examples, CONFIG, out=tmp_path, resume=True)
+
+
 @pytest.mark.parametrize("build_one", BASELINES)
 def test_snapshots_put_members_back_where_they_were(build_one: Build, tmp_path: Path) -> None:
     baseline, examples = build_one()

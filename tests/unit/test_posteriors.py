@@ -26,7 +26,7 @@ from lora_ensembles.baselines.posterior.rank_mask import bernoulli_kl
 from lora_ensembles.baselines.posterior.swag import Moments
 from lora_ensembles.baselines.posterior.tfb import split_by_singular_values
 from lora_ensembles.baselines.soup import mean_of_members
-from lora_ensembles.errors import ConfigError
+from lora_ensembles.errors import CheckpointError, ConfigError
 from lora_ensembles.training.config import schedule_factor
 from lora_ensembles.training.optim import AdamState
 from tiny_ensembles import ensemble, files_below, llama, questions, tokenizer
@@ -87,6 +87,28 @@ def test_a_run_that_is_resumed_gives_the_same_samples(kind: str, tmp_path: Path)
     for first, again in zip(*drawn, strict=True):
         assert all(torch.equal(first.a[name], again.a[name]) for name in first.a)
         assert all(torch.equal(first.b[name], again.b[name]) for name in first.b)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "named"),
+    [
+        (lambda made: BLoB(made), lambda made: BLoB(made, prior=1.0), r"prior was 0\.2, is 1\.0"),
+        (lambda made: BLoB(made), lambda made: ScalaBL(made), "method was 'BLoB', is 'ScalaBL'; prior"),
+        (lambda made: IVON(made), lambda made: IVON(made, ess=1e5), r"ess was 10000000\.0, is 100000\.0"),
+        (lambda made: ScalaBL(made), lambda made: ScalaBL(made, spread=0.1), r"spread was 0\.05, is 0\.1"),
+        (lambda made: RankMask(made), lambda made: RankMask(made, keep=0.5), r"keep was 0\.9, is 0\.5"),
+        (lambda made: SWAG(made), lambda made: SWAG(made, share=1.0), r"share was 0\.5, is 1\.0"),
+    ],
+)
+def test_a_run_is_not_resumed_as_that_of_another_distribution(
+    one: Callable[[LoraEnsemble], WeightPosterior],
+    other: Callable[[LoraEnsemble], WeightPosterior],
+    named: str,
+    tmp_path: Path,
+) -> None:
+    one(ensemble(members=1)).fit(questions(8), CONFIG, out=tmp_path)
+    with pytest.raises(CheckpointError, match=f"other settings, so it cannot be resumed: {named}"):
+        other(ensemble(members=1)).fit(questions(8), CONFIG, out=tmp_path, resume=True)
 
 
 def test_nothing_is_drawn_before_fit() -> None:

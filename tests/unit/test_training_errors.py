@@ -287,6 +287,24 @@ def test_resuming_with_other_members_adapter_base_or_data_is_refused(tmp_path: P
         train(ensemble(), questions(8, start=1), SHORT, out=out, resume=True, progress=False)
 
 
+def test_a_run_goes_on_only_on_a_base_of_the_same_precision(tmp_path: Path) -> None:
+    """A base in bfloat16 or quantised in another way has the same fingerprint, and gives other weights."""
+    run(ensemble(), out=tmp_path / "out")
+    settings = tmp_path / "out" / "training" / "config.json"
+    with pytest.raises(CheckpointError, match=r"base_precision was .*'float32'.*, is .*'bfloat16'"):
+        run(ensemble(base=llama().to(torch.bfloat16)), out=tmp_path / "out", resume=True)
+    four, eight = llama(), llama()
+    four.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    eight.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    run(ensemble(base=four), out=tmp_path / "quantised")
+    with pytest.raises(CheckpointError, match=r"base_precision was .*load_in_4bit.*, is .*load_in_8bit"):
+        run(ensemble(base=eight), out=tmp_path / "quantised", resume=True)
+    content = json.loads(settings.read_text())
+    del content["base_precision"]  # as older runs, which go on as they did
+    settings.write_text(json.dumps(content))
+    run(ensemble(), out=tmp_path / "out", resume=True)
+
+
 def test_settings_that_change_no_result_may_differ_when_a_run_is_resumed(tmp_path: Path) -> None:
     run(ensemble(), out=tmp_path / "out")
 

@@ -17,8 +17,9 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from ..checks import number_between
 from ..data import Example
-from ..errors import AdapterError, ConfigError
+from ..errors import AdapterError
 from ..heads.lm.scores import PlainPasses, score_examples
 from ..heads.lm.table import TokenTable
 from ..heads.losses import RowLosses
@@ -147,8 +148,7 @@ class BatchEnsemble:
         vary: Sequence[str] = ("init", "order"),
     ):
         members = whole_count(num_members)
-        if not 0 <= sigma < float("inf"):
-            raise ConfigError(f"sigma={sigma}; it is a finite number of at least 0")
+        self.sigma = number_between("sigma", sigma, least=0)
         self.base, self.tokenizer = base, tokenizer
         self.seeds = [member_seeds(seed, index, vary=vary) for index in range(members)]
         self.overlong: Literal["error", "left"] = "error"
@@ -198,12 +198,10 @@ class BatchEnsemble:
         """Train every member's r and s on `examples`, each in an order of its own, by Eq. 3 (and 4) of
         arXiv:2310.00035.
 
-        `validation`, `out`, `resume` and `overwrite` are those of `train`; with `out`, the last checkpoint is
-        the result, and `resume` brings a finished run back.
-
         Args:
             examples: labelled ones to train on.
-            config, validation, out, resume, overwrite, progress: as for `train`.
+            config, validation, out, resume, overwrite, progress: as for `train`; with `out`, the last
+                checkpoint is the result, and `resume` brings a finished run back.
 
         Returns:
             The losses, and the members after the epochs of `config.snapshot_epochs`.
@@ -231,6 +229,7 @@ class BatchEnsemble:
             resume=resume,
             overwrite=overwrite,
             progress=progress,
+            own={"sigma": self.sigma, "targets": [layer.name for layer in self.layers]},
         )
 
     def set_members(self, members: Sequence[dict[str, Tensor]]) -> None:

@@ -20,7 +20,7 @@ from ..passes.memory import SCORING_ROWS
 from ..passes.shared_prefix import context_window
 from ..prediction.prediction import Predictor
 from ..stack.lora import fold_members
-from ..storage.folder import fingerprint
+from ..storage.folder import fingerprint, precision
 from ..training.config import TrainConfig
 from ..training.trainee import Trainee
 from ..training.validation import answers, check_answers, measured
@@ -50,6 +50,7 @@ class BaselineTrainee(Trainee):
             "order_seeds": self.order_seeds,
             "shapes": {name: list(buffer.shape) for name, buffer in self.buffers.items()},
             "base": fingerprint(self.base),
+            "base_precision": precision(self.base),
             "data": self.rows.fingerprint(),
         }
 

@@ -167,8 +167,7 @@ def _descriptions(
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "base": {"name": base_name(base), "revision": _revision(base), "fingerprint": ensemble.fingerprint}
-        | _dtype(base)
-        | _quantization(base),
+        | precision(base),
         "seed": info.seed,
         "vary": list(info.vary),
         "next_index": info.next_index,
@@ -365,17 +364,15 @@ def read_members(
     return configs[0], [read_adapter(path, config) for path, config in zip(folders, configs, strict=True)]
 
 
-def _dtype(base: Any) -> dict[str, str]:
-    """The dtype that a base is loaded in again, where it is one of those that a base can be asked for in."""
+def precision(base: Any) -> dict[str, Any]:
+    """The dtype that a base is loaded in again, where it is one of those that a base can be asked for in, and
+    its quantisation, where it has one.
+    """
     name = str(base.dtype).removeprefix("torch.")
-    return {"dtype": name} if name in ("float32", "bfloat16", "float16") else {}
-
-
-def _quantization(base: Any) -> dict[str, Any]:
-    """The quantisation of a base, where it has one."""
     config = getattr(base.config, "quantization_config", None)
     fields = config if isinstance(config, dict | None) else config.to_dict()
-    return {"quantization": json.loads(json.dumps(fields, default=str))} if fields else {}
+    found = {"dtype": name} if name in ("float32", "bfloat16", "float16") else {}
+    return found | ({"quantization": json.loads(json.dumps(fields, default=str))} if fields else {})
 
 
 def base_name(base: nn.Module) -> str:

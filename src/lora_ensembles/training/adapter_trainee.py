@@ -23,7 +23,7 @@ from ..passes.probe import check_gradients
 from ..prediction.orders import in_orders
 from ..stack.dropout import stream_key
 from ..stack.sites import MemberWeights
-from ..storage.folder import read_ensemble, write_ensemble, write_members
+from ..storage.folder import precision, read_ensemble, write_ensemble, write_members
 from .config import TrainConfig
 from .optim import Optimizer, StackedAdamW
 from .trainee import Observer, Trainee
@@ -172,6 +172,7 @@ class AdapterTrainee(Trainee):
             **settings,
             "member_seeds": seeds,
             "base": ensemble.fingerprint,
+            "base_precision": precision(ensemble.base),
             "data": self.rows.fingerprint(),
         }
 

@@ -52,6 +52,8 @@ BEFORE = {
     "max_steps": None,
 }
 """What runs had before a setting existed, whose files do not name it."""
+UNNAMED = ("base_precision",)
+"""Settings that older files do not name either, and that may have been any."""
 
 
 @dataclass
@@ -168,6 +170,7 @@ class RunFolder:
         except CheckpointError as error:
             raise CheckpointError(f"{file} is corrupt ({error}); remove {self.out} and train anew") from error
         before = {name: BEFORE[name] for name in BEFORE.keys() & settings.keys()} | before
+        before = {name: settings[name] for name in UNNAMED if name in settings} | before
         different = sorted(
             name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name)
         )

@@ -9,7 +9,7 @@ Shapes: M members, B rows of a member, N examples, P parameters of a member.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,9 +78,12 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    own: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train all members on the trainee's rows, each in an order of its own; the trainee's buffers hold the
     result.
+
+    `own` are settings of the method beside those of `config`: a run goes on with the same ones only.
 
     Raises:
         ConfigError: a setting does not fit the number of members, or `resume` comes without `out` or with
@@ -95,7 +98,7 @@ def run(
     running = _prepare(trainee, config)
     if out is None:
         return _go(running, None, validation=validation, show=progress)
-    settings, ranks = trainee.settings(config), trainee.ranks
+    settings, ranks = trainee.settings(config) | dict(own or {}), trainee.ranks
     folder = RunFolder(Path(out), settings, resume=resume, overwrite=overwrite, ranks=ranks)
     with folder.guarded():
         return _go(running, folder, validation=validation, show=progress)

@@ -45,9 +45,15 @@ class WeightPosterior(ABC):
         samples: S.
         seed: of the samples.
 
+    Attributes:
+        trained_by: the attributes that decide, beside the `TrainConfig`, what training gives; a run is
+            resumed with the same ones only.
+
     Raises:
         ConfigError: `samples` below 1, members with ranks of their own, or a base over several ranks.
     """
+
+    trained_by: tuple[str, ...] = ()
 
     def __init__(self, ensemble: LoraEnsemble, *, samples: int = 10, seed: int = 0):
         if any(ranks != ensemble.stack.ranks[0] for ranks in ensemble.stack.ranks):
@@ -135,6 +141,7 @@ class WeightPosterior(ABC):
                 resume=resume,
                 overwrite=overwrite,
                 progress=progress,
+                own={"method": type(self).__name__} | {name: getattr(self, name) for name in self.trained_by},
             )
             self.trained = {name: flat.cpu().clone() for name, flat in trainee.buffers.items()}
         self._fitted = True

@@ -51,6 +51,8 @@ class BLoB(WeightPosterior):
         torch.Size([3, 4, 5])
     """
 
+    trained_by = ("prior", "spread", "kl_weight")
+
     def __init__(
         self,
         ensemble: LoraEnsemble,

@@ -117,6 +117,8 @@ class IVON(WeightPosterior):
         torch.Size([3, 4, 5])
     """
 
+    trained_by = ("ess", "hess_init", "delta", "clip", "betas")
+
     def __init__(
         self,
         ensemble: LoraEnsemble,

@@ -48,6 +48,8 @@ class RankMask(WeightPosterior):
         torch.Size([3, 4, 5])
     """
 
+    trained_by = ("prior", "keep", "temperature", "kl_weight")
+
     def __init__(
         self,
         ensemble: LoraEnsemble,

@@ -47,6 +47,8 @@ class ScalaBL(WeightPosterior):
         torch.Size([3, 4, 5])
     """
 
+    trained_by = ("prior", "spread", "kl_weight")
+
     def __init__(
         self,
         ensemble: LoraEnsemble,

@@ -104,6 +104,8 @@ class SWAG(WeightPosterior):
         torch.Size([6, 4, 5])
     """
 
+    trained_by = ("share", "every", "rank")
+
     def __init__(
         self,
         ensemble: LoraEnsemble,

@@ -129,7 +129,7 @@ class PosteriorTrainee(Trainee):
         return self.inner.recomputed()
 
     def settings(self, config: TrainConfig) -> dict[str, Any]:
-        return {**self.inner.settings(config), "posterior": type(self.family).__name__}
+        return self.inner.settings(config)
 
     def validate(self, examples: Rows, *, epoch: int, max_rows: int | None, last: bool) -> dict[str, Any]:
         return self.inner.validate(examples, epoch=epoch, max_rows=max_rows, last=last)
