@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -51,3 +52,9 @@ def real_data() -> Path:
     if given:
         pytest.fail(f"{DATA_VARIABLE}={given} is not a folder")
     pytest.skip(f"no data sets at ../shared/datasets; set {DATA_VARIABLE} to the folder that holds them")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays to the end: no collection of garbage has to look at it."""
+    gc.collect()
+    gc.freeze()
