@@ -80,7 +80,6 @@ def test_a_stream_comes_in_order_and_once_where_workers_are_killed(connected: An
     assert seen == [[number, number**2] for number in range(40)]
 
 
-@LONG
 def test_an_error_of_a_worker_or_of_the_source_comes_in_its_place(connected: Any) -> None:
     def things() -> Iterator[int]:
         yield from range(3)
@@ -138,7 +137,8 @@ def stopped_after(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partial._Partial, "write", write)
 
 
-@pytest.mark.parametrize("first", [ON_RAY, pytest.param((), marks=LONG)])
+@LONG
+@pytest.mark.parametrize("first", [ON_RAY, ()])
 def test_rows_over_workers_that_are_stopped_go_on_to_the_bytes_of_one_process(
     capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, saved: Path, first: tuple[Any, ...]
 ) -> None:

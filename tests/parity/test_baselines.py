@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from breadth import crossed
 from lora_ensembles import BatchEnsemble, LastLayerEnsemble, LoraEnsemble, MCDropout, TrainConfig
 from lora_ensembles.data import EncodedExample, Example, encode_examples
 from lora_ensembles.stack.dropout import dropout_factors, stream_key
@@ -202,8 +203,7 @@ def check_last_layer(name: str, config: TrainConfig, examples: Sequence[Example]
     assert len(result.history) == config.epochs
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize(("name", "recipe"), crossed(["llama", "gemma2"], RECIPES, usual="everything"))
 def test_last_layer_ensemble_equals_adamw_on_a_copy_of_the_head_s_rows(name: str, recipe: str) -> None:
     check_last_layer(name, RECIPES[recipe], letter_examples())
 

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from breadth import tried
+from breadth import crossed, tried
 from lora_ensembles import LoraEnsemble, load_base
 from lora_ensembles.errors import ConfigError
 from lora_ensembles.heads.whole_model import mean_log_probs
@@ -134,8 +134,7 @@ def slow_tokens(name: str, mode: str) -> list[list[int]]:
     return generated(pair(name)[1], PROMPTS, use_cache=False, **MODES[mode])
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", SIDES)
+@pytest.mark.parametrize(("name", "mode"), crossed(SIDES, MODES, usual="beam_sampling"))
 def test_tokens_equal_the_slow_reference(name: str, mode: str) -> None:
     assert generated(pair(name)[0], PROMPTS, **MODES[mode]) == slow_tokens(name, mode)
 

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import breadth
+from breadth import crossed
 from lora_ensembles import LoraEnsemble, TrainConfig, train
 from lora_ensembles.data import Completion, EncodedExample, encode_completions
 from lora_ensembles.errors import DataError
@@ -105,8 +106,7 @@ def test_the_examples_have_answers_of_many_lengths() -> None:
     }  # one more than words: the end
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize(("name", "recipe"), crossed(["llama", "gemma2"], RECIPES, usual="everything"))
 def test_member_trained_in_stack_equals_member_trained_by_peft(name: str, recipe: str) -> None:
     stacked = run(build_ensemble(name, members=MEMBERS), config_of(RECIPES[recipe]))
     assert_same_weights(stacked[1], by_peft(name, 1, RECIPES[recipe]))
@@ -172,8 +172,10 @@ def test_divergence_from_kept_states_equals_that_from_a_base_asked_in_every_step
         assert_same_weights(one, other)
 
 
-@pytest.mark.parametrize("limits", ["", "head in chunks", "base asked in every step"])
-@pytest.mark.parametrize("max_rows", [8, 4, 3])
+@pytest.mark.parametrize(
+    ("limits", "max_rows"),
+    crossed(["", "head in chunks", "base asked in every step"], [8, 4, 3], usual=3),
+)
 def test_accumulation_over_members_and_rows_equals_the_whole_batch(
     max_rows: int, limits: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from breadth import crossed
 from lora_ensembles import LoraEnsemble, TrainConfig, train
 from lora_ensembles.data import Example, encode_examples
 from lora_ensembles.stack.sites import MemberWeights
@@ -95,8 +96,7 @@ def _without_regulariser(name: str) -> list[MemberWeights]:
     return run(build_ensemble(name, members=MEMBERS), config_of(RECIPES["none"]))
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize(("name", "recipe"), crossed(["llama", "gpt2", "qwen3"], RECIPES, usual="everything"))
 def test_member_trained_in_stack_equals_member_trained_alone_and_by_peft(name: str, recipe: str) -> None:
     stacked = check_against_alone_and_peft(name, RECIPES[recipe])
     if recipe != "none":  # and the setting does something

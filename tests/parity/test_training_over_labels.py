@@ -15,6 +15,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from breadth import crossed
 from lora_ensembles import LoraEnsemble, TrainConfig, predict, train
 from lora_ensembles.data import Example, encode_examples
 from lora_ensembles.heads.lm import label_losses
@@ -72,7 +73,7 @@ def mixed_examples() -> list[Example]:
     ]
 
 
-EXAMPLES = {"letters": letter_examples, "phrases": phrase_examples, "mixed": mixed_examples}
+EXAMPLES = {"mixed": mixed_examples, "letters": letter_examples, "phrases": phrase_examples}
 
 
 def run(
@@ -100,8 +101,7 @@ def test_the_mixed_examples_differ_in_labels_and_in_tokens() -> None:
     assert {len(label) for example in encoded for label in example.label_ids} == {1, 2, 3}
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("kind", EXAMPLES)
+@pytest.mark.parametrize(("kind", "recipe"), crossed(EXAMPLES, RECIPES, usual="everything"))
 def test_member_trained_over_labels_in_a_stack_equals_member_trained_by_peft(kind: str, recipe: str) -> None:
     examples = EXAMPLES[kind]()
     stacked = run(build_ensemble(members=MEMBERS), config_of(RECIPES[recipe]), examples)
