@@ -249,6 +249,7 @@ def test_a_paper_task_scores_one_member_as_evaluate_does(saved: Path, local_task
     assert {metric: scores[f"{metric},none"] for metric in expected} == pytest.approx(expected, abs=CLOSE)
 
 
+@LONG
 def test_the_six_task_files_hold_the_papers_questions_in_its_prompt(real_data: Path):
     manager = TaskManager(
         include_path=str(TASKS_FOLDER), include_defaults=False, metadata={"data": str(real_data)}

@@ -132,8 +132,8 @@ def in_one_piece(recipe: str) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("tokens", "recipe"),
     [
-        (1, "none"),
         (3, "everything"),
+        pytest.param(1, "none", marks=breadth.LONG),
         pytest.param(20, "none", marks=breadth.LONG),
         pytest.param(20, "everything", marks=breadth.LONG),
     ],

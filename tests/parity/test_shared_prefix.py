@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from breadth import crossed
 from lora_ensembles.baselines import FewShot
 from lora_ensembles.data import EncodedExample, Example
 from lora_ensembles.heads.lm import scores as scoring
@@ -132,8 +133,7 @@ def about_states(*, words: bool) -> list[Example]:
     return [*made, Example("lone", "home?", labels, 0), made[0]]  # and one that comes twice
 
 
-@pytest.mark.parametrize("words", [False, True], ids=["letters", "words"])
-@every_architecture
+@pytest.mark.parametrize(("name", "words"), crossed(TRIED, [False, True], usual=True))
 def test_questions_about_one_state_read_it_once(name: str, words: bool) -> None:
     ensemble, examples = build_ensemble(name, members=2, random_b=True), about_states(words=words)
     for rows in (1, 64):

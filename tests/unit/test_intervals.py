@@ -38,7 +38,10 @@ def share_covered(intervals: list[Interval], value: float) -> float:
     return sum(one.low <= value <= one.high for one in intervals) / len(intervals)
 
 
-@pytest.mark.parametrize(("size", "truth"), [(100, 1.0), (100, 0.7), (500, 1.0), (500, 0.7)])
+@pytest.mark.parametrize(
+    ("size", "truth"),
+    [(100, 1.0), (500, 0.7), *(pytest.param(*other, marks=LONG) for other in ((100, 0.7), (500, 1.0)))],
+)
 def test_intervals_of_ece_hold_the_populations_in_the_share_they_claim(size: int, truth: float) -> None:
     # The population's ECE: 0 by construction, or that of a sample so large that chance adds 0.001 to it.
     value = 0.0 if truth == 1 else ece(drawn(200_000, truth=truth, seed=1))
