@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from breadth import EVERY, LONG
+from breadth import LONG
 from killing import workers_killed
 from lora_ensembles import LoraEnsemble, TrainConfig, load_base, load_task, train
 from lora_ensembles.data import Completion
@@ -39,7 +39,7 @@ CONFIG = TrainConfig(
     # A pass holds the members of a slice in both: products of other shapes are rounded in another way.
     max_rows=8,
 )
-KILLS = 10 if EVERY else 1
+KILLS = 10
 FORKS = multiprocessing.get_context("spawn")  # Ray knows of no forked driver
 TASK = load_task("world-cqa")
 TRAIN, VALIDATION = TASK.train[:40], TASK.validation[:12]
@@ -127,6 +127,7 @@ def test_two_workers_write_what_one_process_writes_bit_for_bit(
     check_equal(content(tmp_path / "run"), of_one_process)
 
 
+@LONG
 def test_members_are_the_same_to_the_bit_where_workers_are_killed(
     of_one_process: dict[str, bytes], tmp_path: Path
 ) -> None:
