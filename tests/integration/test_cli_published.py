@@ -62,6 +62,10 @@ def test_the_protocol_goes_from_data_to_tables(capsys: pytest.CaptureFixture[str
     assert (checked.records, checked.wrong) == (2, ())
     assert checked.parts == 2 * (2 + 2 + 2 * 4)
 
+    again = call(capsys, "report", folder / "out")
+    assert (again.code, again.out.strip()) == (0, "\n".join(done.out.splitlines()[:-1]).strip())
+    assert "docs/methods.md has the published numbers" in again.err
+
     before = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*.json")}
     assert call(capsys, *words).code == 0  # what is there is not measured again
     assert len(list((folder / "out").glob("*.json"))) == 3

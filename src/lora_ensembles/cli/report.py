@@ -37,10 +37,15 @@ def run(args: Arguments) -> dict[str, Any]:
     from ..studies.claims.judge import judge
     from ..studies.report.comparison import comparison_table
     from ..studies.report.comparison_page import is_comparison, write_comparison
+    from ..studies.report.published import is_protocol, protocol_text
     from ..studies.report.write import write_report
     from ..studies.store import by_kind
 
     records = by_kind(args.records)
+    if is_protocol(records):
+        print(protocol_text(records))
+        say("these tables are the whole report; docs/methods.md has the published numbers")
+        return {"records": {kind: len(rows) for kind, rows in records.items()}}
     check_writable((args.out or args.records) / "report")
     if is_comparison(records):
         compared = write_comparison(records, args.out or args.records)

@@ -135,7 +135,7 @@ def _compare(args: Arguments) -> dict[str, Any]:
 def _published(args: Arguments) -> dict[str, Any]:
     from ..studies import grid as grids
     from ..studies.comparison.run import run_protocol
-    from ..studies.report.published import METRICS, protocol_table
+    from ..studies.report.published import protocol_text
 
     _check_protocol(args)
     begin, grid = time.monotonic(), grids.PUBLISHED.having(shared={"base": args.base})
@@ -149,8 +149,7 @@ def _published(args: Arguments) -> dict[str, Any]:
     check_writable(args.out / "record")
     load = functools.partial(load_model, args.base, dtype=args.dtype, device=args.device, head=args.head)
     records = run_protocol(grid, args.out, load, say=say)
-    for metric in METRICS:
-        print(protocol_table(records, metric), end="\n\n")
+    print(protocol_text(records))
     return {
         "out": str(args.out),
         "grid": grid.name,

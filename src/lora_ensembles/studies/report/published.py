@@ -45,6 +45,20 @@ def header(metric: str, columns: Sequence[Column] = COLUMNS) -> tuple[str, ...]:
     return (f"method, {METRICS[metric]}", *names)
 
 
+def is_protocol(records: Records) -> bool:
+    """Whether records are those of a comparison by a published protocol, and no others."""
+    return set(records) == {BY_PROTOCOL}
+
+
+def protocol_text(records: Records) -> str:
+    """The table of each metric, one below another.
+
+    Raises:
+        DataError: there is no record by the protocol.
+    """
+    return "\n\n".join(str(protocol_table(records, metric)) for metric in METRICS)
+
+
 def protocol_table(records: Records, metric: str) -> Table:
     """A metric of each method, as it answers and, in rows below, scaled by a temperature ("+ T"); only
     columns that were measured.
