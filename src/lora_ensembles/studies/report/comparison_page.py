@@ -8,7 +8,7 @@ from pathlib import Path
 from ...prediction.plots.style import save_figure
 from ..grid import COMPARISON, TRIALS
 from .comparison import SCALED, chosen_table, comparison_table, costs_table, differences_table, draw
-from .figures.values import Records, seeds_of
+from .figures.values import Records, by_task, seeds_of
 from .findings import base_words
 from .page import Block, Chapter, Picture, Table, Text
 from .write import FIGURES, Written, counts, provenance, write_pages
@@ -36,7 +36,7 @@ def settings_text(records: Records) -> str:
     """The budget, the questions and the trials of a comparison, in words."""
     first = records[COMPARISON][0]
     sizes, budget = first["result"]["sizes"], first["settings"]["budget"]
-    tasks = list(dict.fromkeys(record["settings"]["task"] for record in records[COMPARISON]))
+    tasks = list(by_task(records, COMPARISON))
     seeds = seeds_of({COMPARISON: records[COMPARISON]})
     held_out = statistics.fmean(record["result"]["sizes"]["held_out"] for record in records[TRIALS])
     return (

@@ -21,7 +21,7 @@ from ..claims.judge import LEAST_TASKS, Claim
 from . import open_tables, tables
 from .claim_tables import FIGURES as CLAIM_FIGURES, claims_with_text, finding, parts_table
 from .figures import DRAWINGS, Drawing
-from .figures.values import Records, by_task, check_one_grid, seeds_of, smaller_grid
+from .figures.values import Records, by_task, check_one_grid, seeds_of, smaller_grid, task_order
 from .findings import base_words, findings
 from .page import Beside, Block, Chapter, Code, Heading, Link, Picture, Table, Text, page
 
@@ -135,7 +135,7 @@ def counts(records: Records) -> Table:
     """The number of records of each kind, of which tasks and seeds."""
     rows = []
     for kind, runs in records.items():
-        names = dict.fromkeys(str(record["settings"].get("task", "-")) for record in runs)
+        names = sorted({str(record["settings"].get("task", "-")) for record in runs}, key=task_order)
         seeds = ", ".join(map(str, seeds_of({kind: runs})))
         rows.append((kind, str(len(runs)), ", ".join(names), seeds))
     return Table(("kind", "records", "tasks", "seeds"), tuple(rows), prose=frozenset({2}))
