@@ -106,10 +106,16 @@ def training_flops(shape: Shape, *, length: float, answers: float = 1.0) -> floa
     return 4 * (body(shape) + head(shape) * answers / length) + attention + 6 * lora_parameters(shape)
 
 
-def scoring_flops(shape: Shape, *, length: float, lora: bool = True) -> float:
-    """Of one token of a row of `length` tokens with one answer: the forward half of `training_flops`."""
+def scoring_flops(shape: Shape, *, length: float, lora: bool = True, answers: float = 1.0) -> float:
+    """Of one token of a row of `length` tokens, the logits of some of which are needed: the forward half of
+    `training_flops`.
+    """
     attention = 4 * shape.layers * shape.hidden * length / 2
-    return 2 * (body(shape) + head(shape) / length) + attention + (2 * lora_parameters(shape) if lora else 0)
+    return (
+        2 * (body(shape) + head(shape) * answers / length)
+        + attention
+        + (2 * lora_parameters(shape) if lora else 0)
+    )
 
 
 def decode_seconds(shape: Shape, peak: Peak, *, members: int, rows: int, seen: float, element: int) -> float:

@@ -1,8 +1,9 @@
 """Writes docs/performance.md from the records: `python benchmarks/report.py`; with --check it fails where the
 page is not what they give.
 
-Records: results/performance/cpu.json of `make bench`, breakdown-*.json of `train.py --breakdown`, and any
-other *.json there, which holds rows of `train.py`, `decode.py`, `score.py` or `memory.py` made on a GPU.
+Records: results/performance/cpu.json of `make bench`, cpu-smollm2-*.json of `train.py`, `score.py` and
+`decode.py --profile smollm2`, breakdown-*.json of `train.py --breakdown`, and any other *.json there, which
+holds rows of these or of `memory.py` made on a GPU.
 """
 
 from __future__ import annotations
@@ -71,6 +72,19 @@ stacked layer launches as many for
 only what is around it can be
 saved. A number of one regime says nothing about the other.
 """
+SMOLLM2 = ("train", "score", "decode")
+PRETRAINED = """\
+## A pre-trained model on a CPU
+
+SmolLM2-135M-Instruct (`make smollm2`) in fp32: training and scoring of questions with labels in words, and \
+decoding. In scoring, the arms
+read a row for each label, and the library reads their prompt once. `python benchmarks/train.py --profile \
+smollm2 --out results/performance/cpu-smollm2-train.json`, and so `score.py` and `decode.py`, with \
+OMP_NUM_THREADS=1: {environment}.
+
+{rows}
+
+{said}"""
 LIMITS = """\
 ## The limit
 
@@ -145,12 +159,26 @@ def environment(record: Row) -> str:
 def cpu_section(record: Row) -> str:
     """Every row of `make bench`, and in words where the library wins and where not."""
     rows = record["rows"]
+    return f"## On a CPU\n\n`make bench`: {environment(record)}.\n\n{rows_table(rows)}\n\n{verdicts(rows)}"
+
+
+def rows_table(rows: Sequence[Row]) -> str:
+    """A row of the page for each, with what it must hold."""
     cells = [
         [row["id"], sizes(row), *ratio_cells(row), musts(row), "yes" if row["ok"] else "**no**"]
         for row in rows
     ]
-    head = ["row", "work", *ARMS, "others", "must", "holds"]
-    return f"## On a CPU\n\n`make bench`: {environment(record)}.\n\n{table(head, cells)}\n\n{verdicts(rows)}"
+    return table(["row", "work", *ARMS, "others", "must", "holds"], cells)
+
+
+def pretrained_section(records: dict[str, Row]) -> str:
+    """The rows of SmolLM2 on a CPU, each from a record of its own."""
+    found = {name: records[f"cpu-smollm2-{name}"] for name in SMOLLM2 if f"cpu-smollm2-{name}" in records}
+    if not found:
+        return ""
+    rows = [{**row, "id": name} for name, record in found.items() for row in record["rows"]]
+    made = environment(next(iter(found.values())))
+    return PRETRAINED.format(environment=made, rows=rows_table(rows), said=verdicts(rows))
 
 
 def verdicts(rows: Sequence[Row]) -> str:
@@ -294,6 +322,7 @@ def page() -> str:
         parts += [cpu_section(records["cpu"]), curves_section(records["cpu"]["rows"])]
     else:
         parts.append("## On a CPU\n\nNot measured: run `make bench`.")
+    parts += [section] if (section := pretrained_section(records)) else []
     parts += [
         gpu_section([record for record in records.values() if "rows" in record]),
         breakdown_section(breakdowns),

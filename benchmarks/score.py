@@ -7,6 +7,9 @@ E1, option scoring: the library's `member_log_probs` on N questions, against
   B   PEFT's `adapter_names`: the rows of all members in one batch, else as A'
 each at the fastest of several batch sizes, and C, the least that the arithmetic can take.
 
+smollm2, embedded: E1 on a pre-trained model (`make smollm2` brings SmolLM2-135M-Instruct), with labels in
+words; where they have several tokens, the arms read a row for each, and the library their prompt once.
+
 E2, few shots: `FewShot` on questions that share their demonstrations, against `unshared`, the same prompts
 read whole, as A'. C counts the demonstrations once.
 
@@ -26,15 +29,15 @@ from typing import Any
 import torch
 from limits import peak, scoring_flops
 from peers import Work, put, wrap
+from scoring_arms import Answer, mixed_answer, plain_answer, score, tuned_answer
 from timing import WINDOWS, add_record_flags, end_with, interleaved, ratio_lines, rounded, worst
 from torch import Tensor
 from transformers import PreTrainedModel
-from workloads import SHAPES, Shape, build, questions, scaled, sharing, tokenizer
+from workloads import SHAPES, Shape, build, questions, scaled, shape_of, sharing, tokenizer
 
-from lora_ensembles import FewShot, LoraEnsemble, TrainConfig
+from lora_ensembles import FewShot, LoraEnsemble, TrainConfig, load_base, load_task
 from lora_ensembles.baselines.few_shot import render_demonstration
 from lora_ensembles.data import EncodedExample, Example, encode_examples
-from lora_ensembles.stack.onednn import frozen_products
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats: most difference of log-probabilities
 
@@ -60,13 +63,11 @@ PROFILES = {
     "E2": Profile("1.5B", 1, 512, 60, {"unshared": 4.0}, shots=5),
 }
 SMALL = {  # the same on every device
+    "smollm2": Profile("smollm2", 5, 16, 0, {"A": 1.0, "A'": 1.0}, batches=(16, 64)),
+    "embedded": Profile("embedded", 2, 6, 0, {}, batches=(8, 16)),
     "tiny-E1": Profile("tiny", 2, 4, 8, {}, batches=(2, 4)),
     "tiny-E2": Profile("tiny", 1, 4, 8, {}, shots=2, batches=(2, 4)),
 }
-
-Answer = Callable[
-    [Tensor, Tensor | None, Tensor], Tensor
-]  # ids (B, T), mask or None, last (B,) -> logits (M, B, V)
 
 
 @dataclass
@@ -81,96 +82,20 @@ class Setting:
 
 
 def prepare(profile: Profile, *, small: bool, device: str, dtype: torch.dtype) -> Setting:
-    """Questions on a base of random weights; every label is one token."""
+    """Questions on a base of random weights, every label one token; or of an embedded task in words, on a
+    base with weights of its own.
+    """
+    if profile.shape not in SHAPES:
+        loaded, words = load_base(profile.shape, dtype=str(dtype).removeprefix("torch."))
+        examples = list(load_task("world-obqa", answer="text").validation[: profile.questions])
+        encoded = encode_examples(examples, words)
+        return Setting(shape_of(loaded), loaded.to(device), words, examples, encoded)  # type: ignore[arg-type]
     shape = scaled(SHAPES[profile.shape]) if small else SHAPES[profile.shape]
     words, base = tokenizer(shape.vocabulary), build(shape, dtype=dtype, device=device)
     examples = questions(
         profile.questions, length=profile.length, words=shape.vocabulary, spread=profile.spread
     )
     return Setting(shape, base, words, examples, encode_examples(examples, words))
-
-
-@torch.no_grad()
-def score(
-    encoded: Sequence[EncodedExample], answer: Answer, *, rows: int, tuned: bool, device: torch.device
-) -> Tensor:
-    """log p of each label (M, N, C) by a plain loop: sorted by length and padded on the right, or in order,
-    on the left, with a mask.
-    """
-    order = (
-        sorted(range(len(encoded)), key=lambda n: len(encoded[n].prompt_ids))
-        if tuned
-        else list(range(len(encoded)))
-    )
-    labels = torch.tensor([label[0] for label in encoded[0].label_ids], device=device)
-    parts = []
-    for start in range(0, len(order), rows):
-        batch = [list(encoded[n].prompt_ids) for n in order[start : start + rows]]
-        longest = max(map(len, batch))
-        gaps = [[0] * (longest - len(row)) for row in batch]
-        ids = torch.tensor(
-            [[*row, *gap] if tuned else [*gap, *row] for row, gap in zip(batch, gaps, strict=True)],
-            device=device,
-        )
-        last = torch.tensor([len(row) - 1 if tuned else longest - 1 for row in batch], device=device)
-        mask = torch.tensor(
-            [[0] * len(gap) + [1] * len(row) for row, gap in zip(batch, gaps, strict=True)], device=device
-        )
-        parts.append(
-            answer(ids, None if tuned else mask, last).float()[..., labels].log_softmax(dim=-1).cpu()
-        )
-    return torch.cat(parts, dim=1)[:, torch.tensor(order).argsort()]
-
-
-def plain_answer(model: Any) -> Answer:
-    """As a script has it: a mask, positions from it, the cache that is on by default, the head at the last
-    position.
-    """
-
-    def answer(ids: Tensor, mask: Tensor | None, _last: Tensor) -> Tensor:
-        assert mask is not None
-        positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-        logits: Tensor = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1
-        ).logits
-        return logits[None, :, -1]
-
-    return answer
-
-
-def tuned_answer(body: Any, head: Any) -> Answer:
-    """Without a mask, without a cache, with the head at the last position of each row."""
-
-    def answer(ids: Tensor, _mask: Tensor | None, last: Tensor) -> Tensor:
-        with frozen_products():  # as the library's own passes do; it needs no stacking
-            hidden = body(input_ids=ids, use_cache=False).last_hidden_state
-            logits: Tensor = head(hidden[torch.arange(len(ids), device=ids.device), last])
-        return logits[None]
-
-    return answer
-
-
-def mixed_answer(model: Any, names: Sequence[str]) -> Answer:
-    """The rows of all members in one batch of PEFT's mixed adapters, else as `tuned_answer`."""
-    members, head = len(names), model.get_base_model().lm_head
-
-    def answer(ids: Tensor, _mask: Tensor | None, last: Tensor) -> Tensor:
-        places = last.repeat(members)
-
-        def narrow(_head: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (arguments[0][torch.arange(len(places), device=ids.device), places],)
-
-        handle = head.register_forward_pre_hook(narrow)
-        try:
-            rows = [name for name in names for _ in ids]
-            logits: Tensor = model(
-                input_ids=ids.repeat(members, 1), use_cache=False, adapter_names=rows
-            ).logits
-        finally:
-            handle.remove()
-        return logits.view(members, len(ids), -1)
-
-    return answer
 
 
 class BestBatch:
@@ -256,11 +181,13 @@ def shot_arms(
 
 
 def least_flops(setting: Setting, profile: Profile) -> float:
-    """Of every question for every member, and of the demonstrations once."""
-    tokens = sum(len(one.prompt_ids) for one in setting.encoded)
+    """Of every question for every member, its prompt once for all labels; and of the demonstrations once."""
+    count = len(setting.encoded)
+    beyond = sum(len(label) - 1 for one in setting.encoded for label in one.label_ids)
+    tokens = sum(len(one.prompt_ids) for one in setting.encoded) + beyond
     shared = profile.shots * (profile.length + 1)
-    length = shared + tokens / len(setting.encoded)
-    each = scoring_flops(setting.shape, length=length, lora=profile.shots == 0)
+    length = shared + tokens / count
+    each = scoring_flops(setting.shape, length=length, lora=profile.shots == 0, answers=1 + beyond / count)
     return profile.members * (tokens + shared) * each
 
 
@@ -289,13 +216,14 @@ def measure(name: str, *, windows: int = WINDOWS, small: bool = False) -> dict[s
         "tolerance": TOLERANCE[dtype],
         "ok": all(value <= TOLERANCE[dtype] for value in apart.values()),
     }
-    must = {} if small else profile.must
+    must, count = {} if small else profile.must, len(setting.encoded)
     return {
         "id": name,
         "scaled": small,
         "shape": dict(vars(setting.shape)),
         "dtype": str(dtype).removeprefix("torch."),
-        **{field: getattr(profile, field) for field in ("members", "questions", "length", "spread", "shots")},
+        **{field: getattr(profile, field) for field in ("members", "questions", "spread", "shots")},
+        "length": profile.length or round(sum(len(one.prompt_ids) for one in setting.encoded) / count),
         "seconds": seconds,
         "best_batch": {arm: peers[arm].best for arm in peers},
         "tokens_a_second": profile.members

@@ -97,7 +97,7 @@ def test_training_prints_tokens_limit_memory_operators_and_padding(
         assert words in every_family[2]
 
 
-@pytest.mark.parametrize(("script", "profile"), [("score", "tiny-E2")])
+@pytest.mark.parametrize(("script", "profile"), [("score", "tiny-E2"), ("score", "embedded")])
 def test_a_family_by_itself_ends_with_its_row(
     script: str, profile: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +105,22 @@ def test_a_family_by_itself_ends_with_its_row(
     importlib.import_module(script).main()
     (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert row["exact"]["ok"]
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_plain_arms_score_labels_of_several_tokens_as_the_base_does(tuned: bool) -> None:
+    from scoring_arms import is_single, plain_answer, score, tuned_answer
+
+    from lora_ensembles.data import encode_examples
+    from tiny_models import build_ensemble, phrase_examples, tokenizer
+
+    ensemble, examples = build_ensemble(members=1), phrase_examples()  # before training: the base
+    encoded = encode_examples(examples, tokenizer())
+    assert not is_single(encoded)
+    with ensemble.base_only() as base:
+        answer = tuned_answer(base.model, base.lm_head) if tuned else plain_answer(base)
+        found = score(encoded, answer, rows=5, tuned=tuned, device=base.device)
+    torch.testing.assert_close(found, ensemble.member_log_probs(examples), atol=1e-5, rtol=1e-5)
 
 
 def test_a_base_whose_layers_share_their_weights_loads_adapters_as_one_of_that_shape(tmp_path: Path) -> None:
