@@ -168,6 +168,8 @@ def test_the_full_grids_need_no_note() -> None:
             {"settings": settings_of(grid, "sweep", task, seed)} for task in grid.tasks for seed in grid.seeds
         ]
         assert smaller_grid({"sweep": every}) == ""
+        trial = [{"settings": {"task": "arce", "seed": 0, "members": 3}}]
+        assert smaller_grid({"sweep": every, "trial": trial}) == ""
     assert (
         smaller_grid({"sweep": every[:-1]}) == "17 of 18 sweeps"
     )  # a seed of one task is missing, and another has it

@@ -16,7 +16,8 @@ from typing import Any
 from ....data import PAPER_TASKS
 from ....errors import DataError
 from ....prediction.metrics import ece_floor
-from ...grid import CHOICE, ENCODER, FULL, OPEN_KINDS, PAPER, SMOLLM2, WHOLE_KINDS, Grid
+from ...grid import ENCODER, FULL, OPEN_KINDS, PAPER, SMOLLM2, WHOLE_KINDS, Grid
+from ...kinds import KINDS
 
 Record = Mapping[str, Any]
 Records = Mapping[str, Sequence[Record]]
@@ -214,12 +215,8 @@ def smaller_grid(records: Records) -> str:
         >>> smaller_grid({"sweep": [{"settings": settings}]})
         '1 of 6 tasks, 1 of 3 seeds, 3 of 5 members, 2 of 10 epochs'
     """
-    settings = [
-        one["settings"]
-        for kind, runs in records.items()
-        for one in runs
-        if kind != CHOICE and "task" in one["settings"]
-    ]
+    records = {kind: runs for kind, runs in records.items() if kind in KINDS}  # a trial is of no grid
+    settings = [one["settings"] for runs in records.values() for one in runs if "task" in one["settings"]]
     own = FULL.shared.base
     bases = {one.get("base", own) for one in settings}
     full = FULL if bases <= {own} else SMOLLM2 if bases == {SMOLLM2.shared.base} else PAPER
