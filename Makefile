@@ -25,7 +25,7 @@ help:
 	@echo "make install   the package, its extras and its tools, in $(VENV)"
 	@echo "make demo      train, compare and report on the embedded base, into OUT=$(OUT)"
 	@echo "make test      the tests, the doctests included; one file: make test ARGS=tests/test_architecture.py"
-	@echo "make test-all  the same with every architecture, where make test has one of each kind, and with the tests that take long; an hour"
+	@echo "make test-all  the same with every architecture, where make test has one of each kind, and with the tests that take long"
 	@echo "make fuzz      files, ensemble.json, settings and flags changed at random, EXAMPLES of each kind; 10 minutes"
 	@echo "make test-oldest, make test-newest   the same with the oldest (constraints-oldest.txt) and the newest releases of what"
 	@echo "               the package depends on, in $(OLDEST) and $(NEWEST)"

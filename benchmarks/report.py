@@ -80,7 +80,9 @@ SmolLM2-135M-Instruct (`make smollm2`) in fp32: training and scoring of question
 decoding. In scoring, the arms
 read a row for each label, and the library reads their prompt once. `python benchmarks/train.py --profile \
 smollm2 --out results/performance/cpu-smollm2-train.json`, and so `score.py` and `decode.py`, with \
-OMP_NUM_THREADS=1: {environment}.
+OMP_NUM_THREADS=1:
+
+{environments}
 
 {rows}
 
@@ -150,10 +152,8 @@ def environment(record: Row) -> str:
     """Where a record comes from."""
     made = record["environment"]
     versions = ", ".join(f"{name} {made['versions'][name]}" for name in ("torch", "transformers", "peft"))
-    return (
-        f"{made['device']}, {made['threads']} threads, {made['platform']}, {versions}, "
-        f"commit {made['commit']}"
-    )
+    threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}"
+    return f"{made['device']}, {threads}, {made['platform']}, {versions}, commit {made['commit']}"
 
 
 def cpu_section(record: Row) -> str:
@@ -177,8 +177,8 @@ def pretrained_section(records: dict[str, Row]) -> str:
     if not found:
         return ""
     rows = [{**row, "id": name} for name, record in found.items() for row in record["rows"]]
-    made = environment(next(iter(found.values())))
-    return PRETRAINED.format(environment=made, rows=rows_table(rows), said=verdicts(rows))
+    made = "\n".join(f"- {name}: {environment(record)}" for name, record in found.items())
+    return PRETRAINED.format(environments=made, rows=rows_table(rows), said=verdicts(rows))
 
 
 def verdicts(rows: Sequence[Row]) -> str:

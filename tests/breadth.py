@@ -1,5 +1,5 @@
-"""The breadth of the suite: some known architectures in `make test`; each of them, and what takes long and is
-tried in another way too, in `make test-all`.
+"""The breadth of the suite: some known architectures in `make test`; each of them, and what takes long, in
+`make test-all`.
 """
 
 from __future__ import annotations

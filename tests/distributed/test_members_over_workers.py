@@ -26,14 +26,14 @@ from lora_ensembles.errors import CheckpointError, ConfigError, TrainingError
 from lora_ensembles.training.checkpoint import CHECKPOINT
 
 CONFIG = TrainConfig(
-    epochs=4,
+    epochs=6,
     batch_size=4,
     learning_rate=(1e-3, 2e-3, 3e-3),
     weight_decay_b=20.0,
     kl_weight=0.1,
     dropout=0.2,
     max_grad_norm=1.0,
-    snapshot_epochs=(1, 4),
+    snapshot_epochs=(1, 6),
     checkpoint_every=4,
     log_every=1,
     # A pass holds the members of a slice in both: products of other shapes are rounded in another way.

@@ -65,6 +65,9 @@ def test_the_protocol_goes_from_data_to_tables(capsys: pytest.CaptureFixture[str
     again = call(capsys, "report", folder / "out")
     assert (again.code, again.out.strip()) == (0, "\n".join(done.out.splitlines()[:-1]).strip())
     assert "docs/methods.md has the published numbers" in again.err
+    elsewhere = call(capsys, "report", folder / "out", "--out", folder / "page")
+    assert (elsewhere.code, (folder / "page").exists()) == (2, False)
+    assert "have tables and no page" in elsewhere.err
 
     before = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*.json")}
     assert call(capsys, *words).code == 0  # what is there is not measured again

@@ -5,6 +5,7 @@ fewer rows.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,17 @@ def test_a_batch_ensemble_goes_on_only_with_its_own_spread_and_layers(tmp_path: 
     wider = BatchEnsemble(llama(), tokenizer(), num_members=3, adapter=adapter(), sigma=0.5)
     with pytest.raises(CheckpointError, match=r"sigma was 0\.05, is 0\.5"):
         wider.fit(examples, CONFIG, out=tmp_path, resume=True)
+    # Of the same shapes as the first one's layers, q_proj and v_proj.
+    elsewhere = BatchEnsemble(
+        llama(), tokenizer(), num_members=3, adapter=adapter(targets=("o_proj", "k_proj"))
+    )
+    with pytest.raises(CheckpointError, match=r"targets was \[.*q_proj.*\], is \[.*k_proj"):
+        elsewhere.fit(examples, CONFIG, out=tmp_path, resume=True)
+    settings = tmp_path / "training" / "config.json"
+    content = json.loads(settings.read_text())
+    del content["sigma"], content["targets"]  # as older runs, which go on as they did
+    settings.write_text(json.dumps(content))
+    batch_ensemble()[0].fit(examples, CONFIG, out=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("build_one", BASELINES)

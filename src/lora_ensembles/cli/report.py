@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..disk.atomic import check_writable
+from ..errors import ConfigError
 from .common import Arguments, say
 from .study import claims_table
 
@@ -43,6 +44,10 @@ def run(args: Arguments) -> dict[str, Any]:
 
     records = by_kind(args.records)
     if is_protocol(records):
+        if args.out is not None:
+            raise ConfigError(
+                "--out: records by the published protocol have tables and no page; leave it out"
+            )
         print(protocol_text(records))
         say("these tables are the whole report; docs/methods.md has the published numbers")
         return {"records": {kind: len(rows) for kind, rows in records.items()}}

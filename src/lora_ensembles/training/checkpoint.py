@@ -52,7 +52,7 @@ BEFORE = {
     "max_steps": None,
 }
 """What runs had before a setting existed, whose files do not name it."""
-UNNAMED = ("base_precision",)
+UNNAMED = ("base_precision", "sigma", "targets")
 """Settings that older files do not name either, and that may have been any."""
 
 
@@ -169,8 +169,8 @@ class RunFolder:
             check(before, object_of(anything), file=file, advice="it is no run's")
         except CheckpointError as error:
             raise CheckpointError(f"{file} is corrupt ({error}); remove {self.out} and train anew") from error
-        before = {name: BEFORE[name] for name in BEFORE.keys() & settings.keys()} | before
-        before = {name: settings[name] for name in UNNAMED if name in settings} | before
+        unnamed = settings.keys() & {*BEFORE, *UNNAMED}
+        before = {name: BEFORE.get(name, settings[name]) for name in unnamed} | before
         different = sorted(
             name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name)
         )
