@@ -47,9 +47,12 @@ TRAIN, VALIDATION = TASK.train[:40], TASK.validation[:12]
 
 @pytest.fixture(scope="module", autouse=True)
 def started() -> Iterator[None]:
-    """One cluster of this machine for all tests."""
+    """One cluster of this machine for all tests, and one thread here, as its workers have: it rounds sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with cluster():
         yield
+    torch.set_num_threads(threads)
 
 
 def build(members: int = 3) -> LoraEnsemble:

@@ -40,7 +40,7 @@ from lora_ensembles.studies.report.figures import (
     reliability,
     strength,
 )
-from lora_ensembles.studies.report.figures.style import level_line, panels
+from lora_ensembles.studies.report.figures.style import heading, level_line, panels
 from lora_ensembles.studies.report.figures.values import (
     Level,
     check_one_grid,
@@ -369,7 +369,10 @@ def test_guessing_evenly_is_one_in_c_and_ln_c(records: Records) -> None:
     floor = statistics.fmean(ece_floor(one["confidences"], list(map(int, one["counts"]))) for one in bins)
     assert level_of(records, "world-cqa", "ece") == Level("calibrated", pytest.approx(floor))
     assert level_of({"sweep": []}, "world-cqa", "nll") is None
-    _, ((axes,),) = panels(1, 1, height=2)
+    for counts, options in (([3, 4], 4), ([3, 4, 5], 4), ([5], 5)):
+        runs = [{"settings": {"task": "a"}, "result": {"sizes": {"options": counts}}}]
+        assert level_of({"sweep": runs}, "a", "accuracy") == Level("chance", 1 / options)
+    figure, ((axes,),) = panels(1, 1, height=2)
     axes.set_ylim(0.5, 0.7)
     level_line(axes, Level("chance", 0.45))
     assert axes.lines[-1].get_ydata() == [0.45, 0.45]
@@ -377,6 +380,21 @@ def test_guessing_evenly_is_one_in_c_and_ln_c(records: Records) -> None:
     assert axes.texts[-1].get_text() == "chance 0.10 \N{DOWNWARDS ARROW}"
     level_line(axes, None)
     assert (len(axes.lines), len(axes.texts)) == (1, 1)
+    heading(axes, "a task")
+    figure.draw_without_rendering()
+    (said,) = axes.texts
+    assert said.get_window_extent().y0 >= axes.get_window_extent().y1
+    assert said.get_window_extent().y1 <= axes._left_title.get_window_extent().y0
+
+
+def test_a_taller_panel_has_the_same_ticks() -> None:
+    ticks = []
+    for height in (1.2, 1.6, 4.0):
+        figure, ((axes,),) = panels(1, 1, height=height)
+        axes.plot([1, 5], [0.437, 0.518])
+        figure.draw_without_rendering()
+        ticks.append(axes.get_yticks().tolist())
+    assert ticks[0] == ticks[1] == ticks[2]
 
 
 def test_the_strength_of_decay_is_named_and_every_one_where_tasks_differ() -> None:

@@ -16,7 +16,7 @@ CAPTION = (
     "Accuracy (share of right answers), negative log-likelihood (nats) and expected calibration error (15 "
     "bins) on the validation questions over the epochs, without a regulariser and with decay of B of one "
     "strength. Solid: single member (mean of the members' own metrics); dashed: ensemble. Lines: mean over "
-    "the seeds; bands: from the lowest to the highest seed. Dotted, or named at the edge of a panel: "
+    "the seeds; bands: from the lowest to the highest seed. Dotted, or named over a panel: "
     "guessing evenly (1/C, ln C), and the ECE that the plain ensemble would show at the end if it were "
     "calibrated."
 )

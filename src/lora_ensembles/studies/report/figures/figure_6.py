@@ -30,8 +30,8 @@ CAPTION = (
     "members M, without a regulariser and with decay of B. Dashed: ensembles of M members drawn at random "
     "from one pool, the mean over the random subsets of all seeds; bands: one standard deviation over "
     "subsets and seeds each way (the whole pool is one subset, so that its band is over seeds alone). "
-    "Solid: the level of the single member (M = 1, every member of the pool). Dotted, or named at the edge "
-    "of a panel: guessing evenly (1/C, ln C), and the ECE that the plain ensemble would show at the end if "
+    "Solid: the level of the single member (M = 1, every member of the pool). Dotted, or named over a "
+    "panel: guessing evenly (1/C, ln C), and the ECE that the plain ensemble would show at the end if "
     "it were calibrated."
 )
 PAPER = (

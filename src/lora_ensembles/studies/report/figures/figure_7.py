@@ -32,7 +32,7 @@ CAPTION = (
     "and with decay of B. Filled: single member (mean of the members' own metrics); open: ensemble; the "
     "arrow between them is what the members' diversity gains. Markers: mean over the seeds; whiskers: from "
     "the lowest to the highest seed, solid for the single member and dashed for the ensemble. Dotted, or "
-    "named at the edge of a panel: guessing evenly (1/C, ln C), and the ECE that the plain ensemble would "
+    "named over a panel: guessing evenly (1/C, ln C), and the ECE that the plain ensemble would "
     "show at the end if it were calibrated."
 )
 PAPER = (

@@ -25,7 +25,7 @@ CAPTION = (
     "Accuracy, NLL (nats) and ECE on the validation questions over the epochs, with decay of one strength "
     "on A alone, on B alone and on both, and without. Solid: single member (mean of the members' own "
     "metrics); dashed: ensemble. Lines: mean over the seeds; bands: from the lowest to the highest seed. "
-    "Dotted, or named at the edge of a panel: guessing evenly (1/C, ln C), and the ECE that the plain "
+    "Dotted, or named over a panel: guessing evenly (1/C, ln C), and the ECE that the plain "
     "ensemble would show at the end if it were calibrated."
 )
 PAPER = (

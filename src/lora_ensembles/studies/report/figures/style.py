@@ -41,9 +41,13 @@ class Key:
 
 def panels(rows: int, columns: int, *, height: float, sharex: bool = True) -> tuple[Figure, list[list[Axes]]]:
     """A figure as wide as the text, of rows of axes that are `height` inches high, with small print."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure((WIDTH, rows * height + 0.7), rows=rows, columns=columns, dpi=DPI, sharex=sharex)
     for axes in figure.axes:
         small_print(axes)
+        # as many ticks at every height: else a layout that changes it can cut off the wider labels of others
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     return figure, [figure.axes[row * columns : (row + 1) * columns] for row in range(rows)]
 
 
@@ -60,8 +64,9 @@ def task_panels(
 
 
 def heading(axes: Axes, text: str, *, below: str = "") -> None:
-    """A panel's title, at its left, and a second line in smaller print."""
-    axes.set_title(text, loc="left", fontsize=TEXT, fontweight="bold", pad=12 if below else 4)
+    """A panel's title, at its left, above a second line in smaller print and the name of a level."""
+    pad = 12 if below or axes.texts else 4
+    axes.set_title(text, loc="left", fontsize=TEXT, fontweight="bold", pad=pad)
     if below:
         line = axes.text(
             0, 1.02, below, transform=axes.transAxes, fontsize=SMALL - 0.5, color="0.3", va="bottom"
@@ -134,8 +139,8 @@ def band(
 
 
 def level_line(axes: Axes, level: Level | None) -> None:
-    """A grey dotted line at a level, where the panel's values reach it; else its name at the edge it lies
-    beyond.
+    """A grey dotted line at a level, where the panel's values reach it; else, over the panel, its name and
+    whether it lies above or below.
     """
     if level is None:
         return
@@ -144,14 +149,13 @@ def level_line(axes: Axes, level: Level | None) -> None:
     if low - room <= level.at <= high + room:
         axes.axhline(level.at, color="0.55", linestyle=":", linewidth=0.9, zorder=0)
         return
-    above = level.at > high
     axes.text(
-        0.985,
-        0.97 if above else 0.03,
-        f"{level.name} {level.at:.2f} {'↑' if above else '↓'}",
+        1.0,
+        1.01,
+        f"{level.name} {level.at:.2f} {'↑' if level.at > high else '↓'}",
         transform=axes.transAxes,
         ha="right",
-        va="top" if above else "bottom",
+        va="bottom",
         fontsize=SMALL - 1.5,
         color="0.45",
     )

@@ -155,9 +155,9 @@ class Level:
 
 
 def level_of(records: Records, task: str, metric: str) -> Level | None:
-    """Guessing evenly: 1 / C in accuracy and ln C in NLL, C the number of options that most questions of the
-    task have; in ECE what the plain ensemble would show at the end if it were calibrated. None for other
-    metrics, and where no record says how many.
+    """Guessing evenly: 1 / C in accuracy and ln C in NLL, C the middle one of the numbers of options that
+    questions of the task have, the larger of two; in ECE what the plain ensemble would show at the end if it
+    were calibrated. None for other metrics, and where no record says how many.
     """
     if metric == "ece":
         return _floor(records, task)
@@ -169,7 +169,7 @@ def level_of(records: Records, task: str, metric: str) -> Level | None:
     if not sizes or metric not in ("accuracy", "nll"):
         return None
     counts = sizes[0]["options"]
-    options = statistics.median_low(counts) if isinstance(counts, list) else counts
+    options = statistics.median_high(counts) if isinstance(counts, list) else counts
     return Level("chance", 1 / options if metric == "accuracy" else math.log(options))
 
 
