@@ -14,10 +14,9 @@ from torch import Tensor
 from ..data import Example, encode_examples
 from ..errors import ConfigError, DataError
 from ..heads.lm.scores import score_labels
-from ..passes.answer_positions import answer_logits, read_prefix
 from ..passes.memory import SCORING_ROWS
 from ..passes.probe import ensure_probed
-from ..passes.shared_prefix import AnswerLogits, context_window, scored_in_parts
+from ..passes.shared_prefix import BaseRows, context_window, scored_in_parts
 from ..stack.head_config import LabelScore
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class FewShot:
 
     Each of the `draws` sets of demonstrations counts as one member, so a metric averaged over members is the
     paper's average over 10 draws (Sec. 5.1 of arXiv:2310.00035). `shots=0` asks the bare question, once. The
-    demonstrations of a draw are read once, and their keys and values stand before every question.
+    demonstrations of a draw are read once for many questions.
     `label_score` says how labels of several tokens count: see `TrainConfig`.
 
     Example:
@@ -85,22 +84,16 @@ class FewShot:
 
     def _score(self, prefix: str, examples: Sequence[Example], rows: int) -> Tensor:
         shown = [dataclasses.replace(example, prompt=prefix + example.prompt) for example in examples]
+        passes = BaseRows(self.base, rows)
         return score_labels(
             encode_examples(shown, self.tokenizer, max_length=context_window(self.base)),
-            lambda ids, positions: answer_logits(self.base, ids, positions)[None],
+            passes.answer_logits,
             pad_id=self.tokenizer.pad_token_id or 0,
-            rows_per_batch=rows,
+            rows_per_batch=passes.rows,
             device=self.base.device,
-            read_prefix=self._read_prefix,
+            read_prefix=passes.read_prefix,
+            read_branches=passes.read_branches,
             label_score=self.label_score,
-        )
-
-    def _read_prefix(self, ids: Tensor) -> AnswerLogits | None:
-        prefix = read_prefix(self.base, ids)
-        return (
-            None
-            if prefix is None
-            else lambda rows, positions: answer_logits(self.base, rows, positions, after=prefix)[None]
         )
 
 

@@ -43,6 +43,36 @@ def context_window(base: nn.Module) -> int | None:
     return None
 
 
+
+@dataclass(frozen=True)
+class BaseRows:
+    """The passes of a base without adapters, as those of one member."""
+
+    base: nn.Module
+    rows: int
+
+    def answer_logits(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Next-token logits (1, B, K, V) at `positions` (B, K) of right-padded `ids` (B, T)."""
+        return answer_logits(self.base, ids, positions)[None]
+
+    def read_prefix(self, ids: Tensor) -> AnswerLogits | None:
+        """The logits of rows that go on from `ids` (B, T); see `ReadPrefix`."""
+        prefix = read_prefix(self.base, ids)
+        return (
+            None
+            if prefix is None
+            else lambda rows, positions: answer_logits(self.base, rows, positions, after=prefix)[None]
+        )
+
+    def read_branches(self, ids: Tensor, places: Places, branches: Branches) -> Tensor | None:
+        """The logits (1, n, V) at places of rows `ids` (B, T) that hold several continuations; see
+        `ReadBranches`.
+        """
+        if not can_branch(self.base, ids.shape[1]):
+            return None
+        return logits_at(self.base, ids, places, branches=branches)[None]
+
+
 # A pass's B rows by names that tell them from others, in whatever batch they are read.
 Names = Callable[[], Sequence[Sequence[int]]]
 

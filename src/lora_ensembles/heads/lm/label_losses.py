@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from ...data import EncodedExample
-from ...passes.answer_positions import answer_logits, hidden_at, logits_at, places_at_once
+from ...passes.answer_positions import hidden_at, logits_at, places_at_once
 from ...passes.branches import Branches, arguments_of, can_branch
 from ...passes.decoder import Places
 from ...passes.hooks import one_pass
 from ...passes.memory import with_fewer_rows
+from ...passes.shared_prefix import BaseRows
 from ...passes.stacked_model import StackedModel
 from ...passes.texts import Texts
 from ...passes.trunk_states import TrunkStates
@@ -239,12 +240,15 @@ class LabelRows:
 
         def base_log_probs(at_once: int) -> Tensor:
             with torch.no_grad(), ensemble.base_only() as base:
+                passes = BaseRows(base, at_once)
                 return score_labels(
                     encoded,
-                    lambda ids, positions: answer_logits(base, ids, positions)[None],
+                    passes.answer_logits,
                     pad_id=ensemble.pad_id,
-                    rows_per_batch=at_once,
+                    rows_per_batch=passes.rows,
                     device=ensemble.device,
+                    read_prefix=passes.read_prefix,
+                    read_branches=passes.read_branches,
                     label_score=label_score,
                 )[0]
 
