@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from breadth import crossed
+from lora_ensembles import LastLayerEnsemble, TrainConfig
 from lora_ensembles.baselines import FewShot
 from lora_ensembles.data import EncodedExample, Example
 from lora_ensembles.heads.lm import scores as scoring
@@ -147,6 +148,26 @@ def test_questions_about_one_state_read_it_once(name: str, words: bool) -> None:
         torch.testing.assert_close(found, expected, **TOLERANCE)
         if shortcuts_of(ensemble.base).branches:
             assert many > 1.5 * few
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_a_last_layer_ensemble_reads_a_question_once_for_all_its_labels(words: bool) -> None:
+    baseline, examples = (
+        LastLayerEnsemble(build("llama"), tokenizer(), num_members=2),
+        about_states(words=words),
+    )
+    baseline.fit(examples, TrainConfig(epochs=3, batch_size=4, learning_rate=1e-2))
+    for rows in (1, 64):
+        found, few = tokens_read(
+            baseline.base, lambda rows=rows: baseline.member_log_probs(examples, max_rows=rows)
+        )
+        expected, many = tokens_read(
+            baseline.base,
+            lambda rows=rows: without_sharing(lambda: baseline.member_log_probs(examples, max_rows=rows)),
+        )
+        torch.testing.assert_close(found, expected, **TOLERANCE)
+        assert many > 1.5 * few
+    assert not torch.allclose(found[0], found[1])
 
 
 @pytest.mark.parametrize("rows", [1, 6, 64])

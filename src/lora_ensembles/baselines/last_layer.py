@@ -21,6 +21,7 @@ from ..heads.lm.scores import PlainPasses, score_examples
 from ..heads.lm.table import TokenTable
 from ..heads.losses import RowLosses
 from ..passes.answer_positions import Places, head_logits, hidden_at, places_at_once
+from ..passes.branches import Branches, can_branch
 from ..passes.hooks import changed
 from ..passes.memory import SCORING_ROWS
 from ..passes.probe import ensure_probed
@@ -178,7 +179,7 @@ class LastLayerEnsemble:
         """
         return score_examples(
             examples,
-            lambda rows: PlainPasses(self._score_batch, rows),
+            lambda rows: PlainPasses(self._score_batch, rows, self._score_branches),
             base=self.base,
             tokenizer=self.tokenizer,
             copies=1,
@@ -199,14 +200,23 @@ class LastLayerEnsemble:
 
     def _score_batch(self, ids: Tensor, positions: Tensor) -> Tensor:
         rows = torch.arange(ids.shape[0], device=ids.device)[:, None].expand_as(positions)
-        hidden = hidden_at(self.base, ids, Places(rows.flatten(), positions.flatten()))
+        places = Places(rows.flatten(), positions.flatten())
+        return self._logits(hidden_at(self.base, ids, places)).unflatten(1, positions.shape)
+
+    def _score_branches(self, ids: Tensor, places: Places, branches: Branches) -> Tensor | None:
+        if not can_branch(self.base, ids.shape[1]):
+            return None
+        return self._logits(hidden_at(self.base, ids, places, branches=branches))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Logits (M, n, V) of last hidden states (n, H) of the frozen base."""
         logits = head_logits(self.base, hidden).expand(self.num_members, -1, -1)
         if len(self.label_ids):
             weight = head_weight(self.base)
             states = hidden.to(weight.dtype).expand(self.num_members, -1, -1)
             own = self.label_logits(states, self.rows.to(weight.dtype), self.label_ids)
             logits = logits.index_copy(-1, self.label_ids, own.to(logits.dtype))
-        return logits.unflatten(1, positions.shape)
+        return logits
 
     @torch.no_grad()
     def _check_columns(self, labels: Tensor, states: Tensor, frozen: _Frozen) -> None:

@@ -43,7 +43,6 @@ def context_window(base: nn.Module) -> int | None:
     return None
 
 
-
 @dataclass(frozen=True)
 class BaseRows:
     """The passes of a base without adapters, as those of one member."""

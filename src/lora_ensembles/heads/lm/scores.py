@@ -60,16 +60,19 @@ class Passes(Protocol):
 
 @dataclass(frozen=True)
 class PlainPasses:
-    """Passes of a predictor without shared prefixes."""
+    """Passes of a predictor without shared prefixes; `branches` reads rows that hold several continuations,
+    where it can.
+    """
 
     answer_logits: AnswerLogits
     rows: int
+    branches: ReadBranches | None = None
 
     def read_prefix(self, ids: Tensor) -> AnswerLogits | None:
         return None
 
     def read_branches(self, ids: Tensor, places: Places, branches: Branches) -> Tensor | None:
-        return None
+        return None if self.branches is None else self.branches(ids, places, branches)
 
 
 def score_examples(
