@@ -322,11 +322,13 @@ def test_a_claim_without_records_is_not_applicable() -> None:
     assert judged["C1"].verdict == "supported"
 
 
-def test_a_claim_names_the_clauses_that_have_no_record() -> None:
+def test_a_claim_with_clauses_that_have_no_record_is_open_and_names_them() -> None:
     found = records()
     del found["few_shot"]
     (judged,) = (claim for claim in judge(found) if claim.id == "C11")
-    assert judged.verdict == "supported"
+    assert judged.verdict == "inconclusive"
+    assert judged.deciding is not None
+    assert judged.deciding.verdict == "supported"
     assert "no record holds ECE, few-shot against single member, " in judged.reason
 
 

@@ -9,7 +9,8 @@ all its clauses, one is decided wrongly in at most one study of twenty.
 
 A clause is supported if its p is below 0.05 and its difference lies where the claim says, contradicted if it
 lies where it says not, and inconclusive otherwise; below `LEAST_TASKS` tasks always. A claim is supported if
-every clause that could be judged is, contradicted if any is, and inconclusive otherwise.
+every clause of it is, contradicted if any is, and inconclusive otherwise: also where records for a clause are
+missing.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ def _claim(name: str, text: str, contrasts: Sequence[Contrast], *, heads: bool) 
         verdict = "not applicable"
     elif any(part.verdict == "contradicted" for part in able):
         verdict = "contradicted"
-    elif all(part.verdict == "supported" for part in able):
+    elif all(part.verdict == "supported" for part in clauses):
         verdict = "supported"
     return Claim(
         name,

@@ -33,8 +33,8 @@ def deciding_cells(claim: Claim) -> tuple[str, ...]:
 
 
 def counted(claim: Claim) -> str:
-    """The number of clauses that are supported, of those that could be judged."""
-    clauses = [part for part in claim.parts if part.verdict not in ("shown", "not applicable")]
+    """The number of clauses that are supported, of all that the claim has."""
+    clauses = [part for part in claim.parts if part.verdict != "shown"]
     return f"{sum(part.verdict == 'supported' for part in clauses)} of {len(clauses)}"
 
 

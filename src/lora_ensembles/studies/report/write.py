@@ -174,8 +174,8 @@ READING = (
     "test of the side that is expected, is adjusted for the other clauses of the claim by Holm's method. A "
     "clause is supported if p is below 0.05 and the difference lies where the claim says, contradicted if "
     f"it lies elsewhere, and inconclusive otherwise; with fewer than {LEAST_TASKS} tasks always. A claim is "
-    "supported if all its clauses are, contradicted if one is. Rows without an expectation are shown "
-    "beside the clauses and decide nothing."
+    "supported if all its clauses are, contradicted if one is; a clause without records leaves it open. Rows "
+    "without an expectation are shown beside the clauses and decide nothing."
 )
 
 
