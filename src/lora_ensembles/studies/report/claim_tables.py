@@ -78,7 +78,8 @@ def finding(claim: Claim) -> str:
     if part is None or part.difference is None:
         return f"{words}: {claim.reason}." if claim.reason else f"{words}."
     if part.interval is None:
-        return f"{words}: {part.name}, {signed(part.difference)} on {part.tasks} tasks, which are too few."
+        few = "1 task, which is" if part.tasks == 1 else f"{part.tasks} tasks, which are"
+        return f"{words}: {part.name}, {signed(part.difference)} on {few} too few."
     which = "deciding" if claim.verdict == "contradicted" else "least certain"
     return (
         f"{words} ({counted(claim)} clauses supported). The {which} clause is \u201c{part.name}\u201d: "
