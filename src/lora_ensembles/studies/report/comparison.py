@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RAW, SCALED = "raw", "scaled"
+GAP = 0.03  # between labels of points, as a share of the height
 FIRST = "single member"  # what differences and costs are held against
 METRICS = {
     "accuracy": "accuracy ↑",
@@ -151,6 +152,26 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return kept
 
 
+def apart(values: Mapping[str, float], gap: float) -> dict[str, float]:
+    """The values, moved as little as possible (least squares) so that no two are nearer than `gap`: isotonic
+    regression of what lies over i gaps, i a value's rank.
+
+    Example:
+        >>> apart({"a": 1.0, "b": 1.0, "c": 5.0}, 1.0)
+        {'a': 0.5, 'b': 1.5, 'c': 5.0}
+    """
+    names = sorted(values, key=lambda name: values[name])
+    blocks: list[tuple[float, int]] = []  # the mean of as many neighbours
+    for rank, name in enumerate(names):
+        mean, count = values[name] - rank * gap, 1
+        while blocks and blocks[-1][0] > mean:
+            before, more = blocks.pop()
+            mean, count = (mean * count + before * more) / (count + more), count + more
+        blocks.append((mean, count))
+    means = [mean for mean, count in blocks for _ in range(count)]
+    return {name: mean + rank * gap for rank, (name, mean) in enumerate(zip(names, means, strict=True))}
+
+
 def draw(records: Records) -> Figure:
     """NLL against the time to answer.
 
@@ -174,18 +195,25 @@ def draw(records: Records) -> Figure:
             points[name] = cost, loss
         best = front(points)
         axes.plot(*zip(*(points[name] for name in best), strict=True), color=BLUE, linewidth=1.0, zorder=1)
-        for number, name in enumerate(names, start=1):
+        axes.set_xscale("log")
+        axes.margins(x=0.08)
+        for name in names:
             colour = VERMILION if name in best else BLACK
             axes.plot(*points[name], "o", color=colour, markersize=3.5, zorder=2)
+        low, high = axes.get_ylim()
+        places = apart({name: loss for name, (_, loss) in points.items()}, GAP * (high - low))
+        for number, name in enumerate(names, start=1):
+            left = name in best[:-1]  # the line of the front leaves them to the right
             axes.annotate(
                 str(number),
                 points[name],
-                xytext=(3, 2),
-                textcoords="offset points",
+                xytext=(points[name][0] * (0.95 if left else 1.05), places[name]),
+                ha="right" if left else "left",
+                va="center",
                 fontsize=6.5,
-                color=colour,
+                color=VERMILION if name in best else BLACK,
+                arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "0.6", "shrinkA": 0, "shrinkB": 2},
             )
-        axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
