@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lora_ensembles.data import EncodedExample, encode_examples
-from lora_ensembles.heads.lm.scores import score_labels
+from lora_ensembles.heads.lm.scores import PlainPasses, score_labels
 from lora_ensembles.passes.answer_positions import answer_logits
 from lora_ensembles.passes.texts import pad_rows
 from lora_ensembles.stack.head_config import LabelScore
@@ -55,9 +55,8 @@ def scored(
 ) -> torch.Tensor:
     return score_labels(
         encoded,
-        lambda ids, places: answer_logits(model, ids, places)[None],
+        PlainPasses(lambda ids, places: answer_logits(model, ids, places)[None], rows),
         pad_id=0,
-        rows_per_batch=rows,
         label_score=score,
     )
 
@@ -110,7 +109,7 @@ def test_rows_are_scored_longest_first_so_that_little_is_padded_and_a_lack_of_me
         return answer_logits(model, ids, places)[None]
 
     with torch.no_grad():
-        score_labels(SINGLE, counted, pad_id=0, rows_per_batch=1)
+        score_labels(SINGLE, PlainPasses(counted, 1), pad_id=0)
 
     assert lengths == sorted((len(example.prompt_ids) for example in SINGLE), reverse=True)
 
@@ -123,7 +122,7 @@ def test_every_member_is_scored_by_its_own_logits() -> None:
 
     for encoded in (SINGLE, SEVERAL):
         with torch.no_grad():
-            scores = score_labels(encoded, stacked, pad_id=0, rows_per_batch=2)
+            scores = score_labels(encoded, PlainPasses(stacked, 2), pad_id=0)
         for member, model in enumerate(models):
             torch.testing.assert_close(scores[member], scored(encoded, model, rows=2)[0], rtol=0, atol=1e-6)
 

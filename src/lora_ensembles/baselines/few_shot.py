@@ -84,15 +84,11 @@ class FewShot:
 
     def _score(self, prefix: str, examples: Sequence[Example], rows: int) -> Tensor:
         shown = [dataclasses.replace(example, prompt=prefix + example.prompt) for example in examples]
-        passes = BaseRows(self.base, rows)
         return score_labels(
             encode_examples(shown, self.tokenizer, max_length=context_window(self.base)),
-            passes.answer_logits,
+            BaseRows(self.base, rows),
             pad_id=self.tokenizer.pad_token_id or 0,
-            rows_per_batch=passes.rows,
             device=self.base.device,
-            read_prefix=passes.read_prefix,
-            read_branches=passes.read_branches,
             label_score=self.label_score,
         )
 

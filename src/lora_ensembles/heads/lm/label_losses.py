@@ -240,15 +240,11 @@ class LabelRows:
 
         def base_log_probs(at_once: int) -> Tensor:
             with torch.no_grad(), ensemble.base_only() as base:
-                passes = BaseRows(base, at_once)
                 return score_labels(
                     encoded,
-                    passes.answer_logits,
+                    BaseRows(base, at_once),
                     pad_id=ensemble.pad_id,
-                    rows_per_batch=passes.rows,
                     device=ensemble.device,
-                    read_prefix=passes.read_prefix,
-                    read_branches=passes.read_branches,
                     label_score=label_score,
                 )[0]
 

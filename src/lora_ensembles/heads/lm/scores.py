@@ -21,7 +21,6 @@ from ...passes.memory import scoring_rows
 from ...passes.shared_prefix import (
     AnswerLogits,
     ReadBranches,
-    ReadPrefix,
     context_window,
     scored_in_parts,
 )
@@ -99,15 +98,11 @@ def score_examples(
     length = sum(len(example.prompt_ids) for example in encoded) / max(1, len(encoded))
 
     def score(rows: int) -> Tensor:
-        reading = passes(rows)
         return score_labels(
             encoded,
-            reading.answer_logits,
+            passes(rows),
             pad_id=tokenizer.pad_token_id or 0,
-            rows_per_batch=reading.rows,
             device=base.device,
-            read_prefix=reading.read_prefix,
-            read_branches=reading.read_branches,
             label_score=label_score,
         )
 
@@ -117,13 +112,10 @@ def score_examples(
 
 def score_labels(
     encoded: Sequence[EncodedExample],
-    answer_logits: AnswerLogits,
+    passes: Passes,
     *,
     pad_id: int,
-    rows_per_batch: int,
     device: torch.device | str = "cpu",
-    read_prefix: ReadPrefix | None = None,
-    read_branches: ReadBranches | None = None,
     label_score: LabelScore | None = "sum",
 ) -> Tensor:
     """log p(label | prompt) normalised over each example's labels (M, N, C), float32; -inf where an example
@@ -132,15 +124,15 @@ def score_labels(
     A label of several tokens counts with the sum of their log-probabilities, or with their mean
     (`label_score`), which does not favour short labels; see `label_log_probs`. None gives the sums as they
     are, over the full vocabulary. Rows are sorted by length, so that batches hold little padding, the longest
-    first, so that memory that is too small shows at once; the result is in the order given. With
-    `read_prefix`, what rows have in common is read once where that pays: the beginning of all prompts
+    first, so that memory that is too small shows at once; the result is in the order given. What
+    rows have in common is read once where that pays and `passes` can: the beginning of all prompts
     (demonstrations, instructions), that of some (questions about one state), or a prompt that several labels
     follow; the latter two in one row with what follows where `read_branches` can. Source: Eq. 1 of
     arXiv:2310.00035.
     """
-    batches = _Batches(answer_logits, pad_id, rows_per_batch, device, read_branches, label_score is None)
+    batches = _Batches(passes, pad_id, device, whole=label_score is None)
     single = all(len(label) == 1 for example in encoded for label in example.label_ids)
-    flat = None if read_prefix is None else _score_shared(encoded, batches, read_prefix, single=single)
+    flat = _score_shared(encoded, batches, single=single)
     if flat is None:
         flat = (_score_single if single else _score_sequences)(encoded, batches)
     lengths = label_lengths(encoded)
@@ -179,21 +171,21 @@ def label_log_probs(sums: Tensor, lengths: Tensor, label_score: LabelScore) -> T
 
 @dataclass(frozen=True)
 class _Batches:
-    """The way from rows to logits: by what, padded with what, how many at once, and where; and whether labels
-    of one token are scored over the whole vocabulary, which changes nothing between them.
+    """The way from rows to logits: by which passes, padded with what, and where; and whether labels of one
+    token are scored over the whole vocabulary, which changes nothing between them.
     """
 
-    answer_logits: AnswerLogits
+    passes: Passes
     pad_id: int
-    rows: int
     device: torch.device | str
-    read_branches: ReadBranches | None = None
-    whole: bool = False
+    whole: bool
+
+    def after(self, answer_logits: AnswerLogits) -> _Batches:
+        """The same for rows that go on from what was read."""
+        return dataclasses.replace(self, passes=PlainPasses(answer_logits, self.passes.rows))
 
 
-def _score_shared(
-    encoded: Sequence[EncodedExample], batches: _Batches, read_prefix: ReadPrefix, *, single: bool
-) -> Tensor | None:
+def _score_shared(encoded: Sequence[EncodedExample], batches: _Batches, *, single: bool) -> Tensor | None:
     """Scores with what rows share read once, or None where that saves little or the model cannot do it."""
     prompts = [len(example.prompt_ids) for example in encoded]
     if min(prompts) < 2:
@@ -206,9 +198,9 @@ def _score_shared(
         "beginning": whole - common * (sum(copies) - 1),
         "prompts": math.inf if single else labels + sum(prompts) + sum(copies),
     }
-    groups = by_beginning(encoded) if batches.read_branches is not None else []
+    groups = by_beginning(encoded)
     grouped = WORTH_SHARING * sum(group.tokens for group in groups)
-    if groups and grouped <= min(whole, *costs.values()):
+    if grouped <= min(whole, *costs.values()):
         scores = _score_groups(encoded, batches, groups)
         if scores is not None:
             return scores
@@ -217,14 +209,12 @@ def _score_shared(
         return None
     if kind == "prompts":
         branched = _score_groups(encoded, batches, by_prompt(encoded))
-        return branched if branched is not None else _score_by_prompt(encoded, batches, read_prefix)
-    after = read_prefix(torch.tensor([encoded[0].prompt_ids[:common]], device=batches.device))
+        return branched if branched is not None else _score_by_prompt(encoded, batches)
+    after = batches.passes.read_prefix(torch.tensor([encoded[0].prompt_ids[:common]], device=batches.device))
     if after is None:
         return None
     rest = [dataclasses.replace(example, prompt_ids=example.prompt_ids[common:]) for example in encoded]
-    return (_score_single if single else _score_sequences)(
-        rest, dataclasses.replace(batches, answer_logits=after)
-    )
+    return (_score_single if single else _score_sequences)(rest, batches.after(after))
 
 
 def _common_prefix(encoded: Sequence[EncodedExample]) -> int:
@@ -240,21 +230,17 @@ def _score_groups(
     encoded: Sequence[EncodedExample], batches: _Batches, groups: Sequence[Group]
 ) -> Tensor | None:
     """Scores from one row for each group; None where such rows cannot be read."""
-    if batches.read_branches is None:
-        return None
     return score_groups(
         encoded,
         groups,
-        batches.read_branches,
+        batches.passes.read_branches,
         pad_id=batches.pad_id,
-        rows=batches.rows,
+        rows=batches.passes.rows,
         device=batches.device,
     )
 
 
-def _score_by_prompt(
-    encoded: Sequence[EncodedExample], batches: _Batches, read_prefix: ReadPrefix
-) -> Tensor | None:
+def _score_by_prompt(encoded: Sequence[EncodedExample], batches: _Batches) -> Tensor | None:
     # Prompts of one length together: nothing is padded before a label, so no model needs to be told where a
     # prompt ended.
     groups: dict[tuple[int, int], list[int]] = {}
@@ -262,17 +248,17 @@ def _score_by_prompt(
         groups.setdefault((len(example.prompt_ids), len(example.label_ids)), []).append(n)
     scores = _Scores(encoded)
     for (_, labels), members in sorted(groups.items(), reverse=True):
-        at_once = max(1, batches.rows // labels)
+        at_once = max(1, batches.passes.rows // labels)
         for start in range(0, len(members), at_once):
             numbers = members[start : start + at_once]
-            after = read_prefix(
+            after = batches.passes.read_prefix(
                 torch.tensor([encoded[n].prompt_ids[:-1] for n in numbers], device=batches.device)
             )
             if after is None:
                 return None
             pairs = [(n, c) for n in numbers for c in range(labels)]
             rows = [(encoded[n].prompt_ids[-1:], encoded[n].label_ids[c]) for n, c in pairs]
-            scores.put(pairs, _sequence_log_probs(rows, dataclasses.replace(batches, answer_logits=after)))
+            scores.put(pairs, _sequence_log_probs(rows, batches.after(after)))
     return scores.all
 
 
@@ -301,11 +287,11 @@ def _score_single(encoded: Sequence[EncodedExample], batches: _Batches) -> Tenso
     options = max(len(example.label_ids) for example in encoded)
     order = sorted(range(len(encoded)), key=lambda n: -len(encoded[n].prompt_ids))
     parts = []
-    for start in range(0, len(order), batches.rows):
-        batch = [encoded[n] for n in order[start : start + batches.rows]]
+    for start in range(0, len(order), batches.passes.rows):
+        batch = [encoded[n] for n in order[start : start + batches.passes.rows]]
         ids = pad_rows([example.prompt_ids for example in batch], batches.pad_id, device=device)
         last = torch.tensor([[len(example.prompt_ids) - 1] for example in batch], device=device)
-        logits = batches.answer_logits(ids, last)[
+        logits = batches.passes.answer_logits(ids, last)[
             :, :, 0
         ].float()  # (M, B, V); float32 before any probability
         logits = logits.log_softmax(dim=-1) if batches.whole else logits
@@ -325,8 +311,8 @@ def _score_sequences(encoded: Sequence[EncodedExample], batches: _Batches) -> Te
     pairs = [(n, c) for n, example in enumerate(encoded) for c in range(len(example.label_ids))]
     pairs.sort(key=lambda pair: -len(encoded[pair[0]].prompt_ids) - len(encoded[pair[0]].label_ids[pair[1]]))
     scores = _Scores(encoded)
-    for start in range(0, len(pairs), batches.rows):
-        batch = pairs[start : start + batches.rows]
+    for start in range(0, len(pairs), batches.passes.rows):
+        batch = pairs[start : start + batches.passes.rows]
         scores.put(
             batch,
             _sequence_log_probs(
@@ -344,6 +330,6 @@ def _sequence_log_probs(rows: Sequence[tuple[Sequence[int], Sequence[int]]], bat
     first = torch.tensor([[len(prompt) - 1] for prompt, _ in rows], device=device)
     steps = torch.arange(answers.shape[1], device=device)
     positions = (first + steps).clamp(max=ids.shape[1] - 1)
-    log_probs = batches.answer_logits(ids, positions).float().log_softmax(dim=-1)
+    log_probs = batches.passes.answer_logits(ids, positions).float().log_softmax(dim=-1)
     wanted = answers.clamp(min=0).expand(log_probs.shape[0], -1, -1)[..., None]
     return log_probs.gather(3, wanted)[..., 0].masked_fill(answers < 0, 0.0).sum(dim=-1).cpu()
