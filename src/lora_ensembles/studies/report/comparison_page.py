@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
 
 from ...prediction.plots.style import save_figure
@@ -35,18 +34,20 @@ def is_comparison(records: Records) -> bool:
 def settings_text(records: Records) -> str:
     """The budget, the questions and the trials of a comparison, in words."""
     first = records[COMPARISON][0]
-    sizes, budget = first["result"]["sizes"], first["settings"]["budget"]
+    budget = first["settings"]["budget"]
     tasks = list(by_task(records, COMPARISON))
     seeds = seeds_of({COMPARISON: records[COMPARISON]})
-    held_out = statistics.fmean(record["result"]["sizes"]["held_out"] for record in records[TRIALS])
+    every = [record["result"]["sizes"] for record in records[COMPARISON]]
+    most, judged = (max(one[part] for one in every) for part in ("train", "validation"))
+    held_out = sorted({record["result"]["sizes"]["held_out"] for record in records[TRIALS]})
     return (
         f"On {_short(first['settings']['base'])}: {_counted(tasks, 'task')} ({', '.join(tasks)}), "
-        f"{_counted(seeds, 'seed')}, up to {sizes['train']} training and {sizes['validation']} validation "
+        f"{_counted(seeds, 'seed')}, up to {most} training and {judged} validation "
         f"questions. Every method has at most {budget['passes']} passes of a member over the training "
         f"questions, which the members of an ensemble share, and {budget['rows']} rows of the base for a "
         f"question. Every method has the same {budget['trials']} trials of step size, epochs and one setting "
-        f"of its own, trained without {held_out:.0f} of the training questions, and takes the one with the "
-        "lowest NLL on these."
+        f"of its own, trained without {' or '.join(map(str, held_out))} of the training questions, and takes "
+        "the one with the lowest NLL on these."
     )
 
 
