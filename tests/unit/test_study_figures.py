@@ -385,6 +385,12 @@ def test_guessing_evenly_is_one_in_c_and_ln_c(records: Records) -> None:
     (said,) = axes.texts
     assert said.get_window_extent().y0 >= axes.get_window_extent().y1
     assert said.get_window_extent().y1 <= axes._left_title.get_window_extent().y0
+    _, ((axes,),) = panels(1, 1, height=2)
+    axes.annotate("1", (0.5, 0.5))  # in the panel: the title stays close to it
+    heading(axes, "a task")
+    _, ((bare,),) = panels(1, 1, height=2)
+    heading(bare, "a task")
+    assert axes.titleOffsetTrans.get_matrix()[1, 2] == bare.titleOffsetTrans.get_matrix()[1, 2]
 
 
 def test_a_taller_panel_has_the_same_ticks() -> None:

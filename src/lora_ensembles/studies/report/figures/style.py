@@ -25,6 +25,7 @@ Line = Literal["-", "--", ":", ""]
 LINES: dict[str, Line] = {MEMBER: "-", ENSEMBLE: "--"}
 NAMES = {MEMBER: "single member", ENSEMBLE: "ensemble"}
 METRICS = {"accuracy": "accuracy ↑", "nll": "NLL (nats) ↓", "ece": "ECE ↓", "ood_auroc": "AUROC"}
+LEVEL = "level"  # the gid of a level's name over its panel
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def task_panels(
 
 def heading(axes: Axes, text: str, *, below: str = "") -> None:
     """A panel's title, at its left, above a second line in smaller print and the name of a level."""
-    pad = 12 if below or axes.texts else 4
+    named = any(one.get_gid() == LEVEL for one in axes.texts)
+    pad = 12 if below or named else 4
     axes.set_title(text, loc="left", fontsize=TEXT, fontweight="bold", pad=pad)
     if below:
         line = axes.text(
@@ -158,6 +160,7 @@ def level_line(axes: Axes, level: Level | None) -> None:
         va="bottom",
         fontsize=SMALL - 1.5,
         color="0.45",
+        gid=LEVEL,
     )
 
 
