@@ -1,4 +1,4 @@
-"""Where the time of training the embedded demo goes, part by part, from torch's profiler.
+"""Where the time of training goes, part by part, from torch's profiler.
 
 Modules of the base and a few functions of the loop are marked; an operator counts for the innermost mark
 around it. One of the backward pass counts for the mark of the forward operator that it belongs to, by
@@ -13,6 +13,7 @@ import importlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -24,7 +25,6 @@ from training_rows import Place, Profile, Setting, prepare
 
 from lora_ensembles.stack.lora import StackedLoraLinear
 
-PROFILE = Profile("embedded", 5, (16,), 0, {}, steps=12, kind="demo")
 MARK = "part: "
 BACKWARD = "autograd::engine::evaluate_function"
 STEP = "embedding"  # the mark that begins a pass
@@ -45,12 +45,11 @@ FUNCTIONS = {
 }
 
 
-def measure(*, windows: int, steps: int = PROFILE.steps) -> dict[str, Any]:
+def measure(name: str, described: Profile, *, windows: int, data: Path | None = None) -> dict[str, Any]:
     """Milliseconds a step of each part, forward and backward, of the library's own training loop."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    described = Profile(**{**vars(PROFILE), "steps": steps})
-    place = Place(device, torch.float32, small=False, windows=windows)
-    setting = prepare("demo", described, place, batch=described.batch[0], members=described.members)
+    place = Place(device, torch.float32, small=False, windows=windows, data=data)
+    setting = prepare(name, described, place, batch=described.batch[0], members=described.members)
     seconds = interleaved({"step": setting.stacked}, windows=windows, device=device)["step"]
     parts, missing = _profiled(setting)
     whole = sum(sum(times.values()) for times in parts.values())
@@ -60,7 +59,8 @@ def measure(*, windows: int, steps: int = PROFILE.steps) -> dict[str, Any]:
     }
     return {
         "id": "breakdown",
-        "task": "world-cqa",
+        "profile": name,
+        "task": setting.task,
         "members": described.members,
         "batch": described.batch[0],
         "milliseconds_a_step": 1000 * seconds,

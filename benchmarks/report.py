@@ -2,8 +2,8 @@
 page is not what they give.
 
 Records: results/performance/cpu.json of `make bench`, cpu-smollm2-*.json of `train.py`, `score.py` and
-`decode.py --profile smollm2`, breakdown-*.json of `train.py --breakdown`, and any other *.json there, which
-holds rows of these or of `memory.py` made on a GPU.
+`decode.py --profile smollm2`, breakdown-*.json of `train.py --breakdown --profile demo` and `smollm2`, and
+any other *.json there, which holds rows of these or of `memory.py` made on a GPU.
 """
 
 from __future__ import annotations
@@ -135,6 +135,8 @@ def sizes(row: Row) -> str:
         return ""
     shape = row["shape"]
     said = f"{shape['layers']} layers of {shape['hidden']}, M = {row['members']}"
+    if row.get("task"):
+        said = f"{row['task']}, {said}"
     for name, words in (
         ("batch", "b"),
         ("rows", "B"),
@@ -289,9 +291,16 @@ def gpu_section(records: Sequence[Row]) -> str:
 
 
 def breakdown_section(records: dict[str, Row]) -> str:
-    """Where the time of training the embedded demo goes, a column a record."""
-    if not records:
-        return "## Parts of a step\n\nNot measured."
+    """Where the time of training goes: of the embedded demo, a column a record, and of SmolLM2."""
+    parts = []
+    for title, wanted in (("the embedded demo", False), ("SmolLM2-135M-Instruct", True)):
+        found = {name: one for name, one in records.items() if name.endswith("smollm2") == wanted}
+        parts += [parts_of(title, found)] if found else []
+    return "\n\n".join(["## Parts of a step", *(parts or ["Not measured."])])
+
+
+def parts_of(title: str, records: dict[str, Row]) -> str:
+    """The parts of a training step, a column a record."""
     names = sorted(records, key=lambda name: (not name.endswith("before"), name))
     parts = list(dict.fromkeys(part for name in names for part in records[name]["parts"]))
     cells = []
@@ -304,13 +313,11 @@ def breakdown_section(records: dict[str, Row]) -> str:
     made = "\n".join(f"- {name.removeprefix('breakdown-')}: {environment(records[name])}" for name in names)
     first = records[names[0]]
     what = (
-        f"Training the embedded demo, {first['members']} members, {first['batch']} rows each: "
+        f"Training {title} on {first['task']}, {first['members']} members, {first['batch']} rows each: "
         "ms a step, forward + backward."
     )
-    return (
-        f"## Parts of a step\n\n{what}\n\n"
-        f"{table(['part', *(name.removeprefix('breakdown-') for name in names)], cells)}\n\n{made}"
-    )
+    head = ["part", *(name.removeprefix("breakdown-") for name in names)]
+    return f"{what}\n\n{table(head, cells)}\n\n{made}"
 
 
 def page() -> str:

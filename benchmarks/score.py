@@ -8,7 +8,8 @@ E1, option scoring: the library's `member_log_probs` on N questions, against
 each at the fastest of several batch sizes, and C, the least that the arithmetic can take.
 
 smollm2, embedded: E1 on a pre-trained model (`make smollm2` brings SmolLM2-135M-Instruct), with labels in
-words; where they have several tokens, the arms read a row for each, and the library their prompt once.
+words, of OpenBookQA with --data; where they have several tokens, the arms read a row for each, and the
+library their prompt once.
 
 E2, few shots: `FewShot` on questions that share their demonstrations, against `unshared`, the same prompts
 read whole, as A'. C counts the demonstrations once.
@@ -24,18 +25,28 @@ import argparse
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from limits import peak, scoring_flops
 from peers import Work, put, wrap
 from scoring_arms import Answer, mixed_answer, plain_answer, score, tuned_answer
-from timing import WINDOWS, add_record_flags, end_with, interleaved, ratio_lines, rounded, worst
+from timing import (
+    WINDOWS,
+    add_data_flag,
+    add_record_flags,
+    end_with,
+    interleaved,
+    ratio_lines,
+    rounded,
+    worst,
+)
 from torch import Tensor
 from transformers import PreTrainedModel
-from workloads import SHAPES, Shape, build, questions, scaled, shape_of, sharing, tokenizer
+from workloads import SHAPES, Shape, build, in_words, questions, scaled, shape_of, sharing, tokenizer
 
-from lora_ensembles import FewShot, LoraEnsemble, TrainConfig, load_base, load_task
+from lora_ensembles import FewShot, LoraEnsemble, TrainConfig, load_base
 from lora_ensembles.baselines.few_shot import render_demonstration
 from lora_ensembles.data import EncodedExample, Example, encode_examples
 
@@ -74,6 +85,7 @@ SMALL = {  # the same on every device
 class Setting:
     """The plain base, the questions, and their tokens."""
 
+    task: str | None  # None: random tokens
     shape: Shape
     base: PreTrainedModel
     words: Any
@@ -81,21 +93,23 @@ class Setting:
     encoded: list[EncodedExample]
 
 
-def prepare(profile: Profile, *, small: bool, device: str, dtype: torch.dtype) -> Setting:
-    """Questions on a base of random weights, every label one token; or of an embedded task in words, on a
-    base with weights of its own.
+def prepare(profile: Profile, *, small: bool, device: str, dtype: torch.dtype, data: Path | None) -> Setting:
+    """Questions on a base of random weights, every label one token; or those of a task in words, on a base
+    with weights of its own.
     """
     if profile.shape not in SHAPES:
         loaded, words = load_base(profile.shape, dtype=str(dtype).removeprefix("torch."))
-        examples = list(load_task("world-obqa", answer="text").validation[: profile.questions])
+        task = in_words(data)
+        examples = list(task.validation[: profile.questions])
         encoded = encode_examples(examples, words)
-        return Setting(shape_of(loaded), loaded.to(device), words, examples, encoded)  # type: ignore[arg-type]
+        base = loaded.to(device)  # type: ignore[arg-type]
+        return Setting(task.name, shape_of(loaded), base, words, examples, encoded)
     shape = scaled(SHAPES[profile.shape]) if small else SHAPES[profile.shape]
     words, base = tokenizer(shape.vocabulary), build(shape, dtype=dtype, device=device)
     examples = questions(
         profile.questions, length=profile.length, words=shape.vocabulary, spread=profile.spread
     )
-    return Setting(shape, base, words, examples, encode_examples(examples, words))
+    return Setting(None, shape, base, words, examples, encode_examples(examples, words))
 
 
 class BestBatch:
@@ -191,7 +205,9 @@ def least_flops(setting: Setting, profile: Profile) -> float:
     return profile.members * (tokens + shared) * each
 
 
-def measure(name: str, *, windows: int = WINDOWS, small: bool = False) -> dict[str, Any]:
+def measure(
+    name: str, *, windows: int = WINDOWS, small: bool = False, data: Path | None = None
+) -> dict[str, Any]:
     """The row of a profile."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     small = (small or device == "cpu") and name in PROFILES
@@ -199,7 +215,7 @@ def measure(name: str, *, windows: int = WINDOWS, small: bool = False) -> dict[s
     if small:
         profile = replace(profile, questions=64, length=min(profile.length, 48))
     dtype = torch.bfloat16 if device == "cuda" and name in PROFILES else torch.float32
-    setting = prepare(profile, small=small, device=device, dtype=dtype)
+    setting = prepare(profile, small=small, device=device, dtype=dtype, data=data)
     library, peers = (shot_arms if profile.shots else option_arms)(setting, profile, device)
     found: list[Tensor] = []
 
@@ -219,6 +235,7 @@ def measure(name: str, *, windows: int = WINDOWS, small: bool = False) -> dict[s
     must, count = {} if small else profile.must, len(setting.encoded)
     return {
         "id": name,
+        "task": setting.task,
         "scaled": small,
         "shape": dict(vars(setting.shape)),
         "dtype": str(dtype).removeprefix("torch."),
@@ -274,9 +291,13 @@ def main() -> None:
         help="a small model of the same architecture; the default without a GPU",
     )
     parser.add_argument("--windows", type=int, default=WINDOWS, help="interleaved runs of every arm")
+    add_data_flag(parser)
     add_record_flags(parser)
     arguments = parser.parse_args()
-    row = rounded(measure(arguments.profile, windows=arguments.windows, small=arguments.scaled))
+    measured = measure(
+        arguments.profile, windows=arguments.windows, small=arguments.scaled, data=arguments.data
+    )
+    row = rounded(measured)
     print(shown(row))
     end_with({"rows": [row]}, arguments, device="cuda" if torch.cuda.is_available() else "cpu")
 

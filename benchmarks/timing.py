@@ -116,6 +116,15 @@ def write_record(
     return whole
 
 
+def add_data_flag(parser: argparse.ArgumentParser) -> None:
+    """--data, of the benchmarks that ask SmolLM2."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="a folder with the data sets: smollm2 is asked OpenBookQA (default: the embedded world-obqa)",
+    )
+
+
 def add_record_flags(parser: argparse.ArgumentParser) -> None:
     """--out and --json, which `end_with` reads."""
     parser.add_argument("--out", type=Path, help="write the record there")

@@ -7,18 +7,19 @@ Set-up, compilation and the first step of every run are left out. Each arm's tra
 the stack's in the same run. T0 to T5 and T7 are the sizes of large models; without a GPU, or with --scaled,
 they run on a small model of the same architecture, which the output says. T5 is training with KL to the base,
 its states cached against live; T7 the curve over M; `tokens` that over tokens in a
-step; `smollm2` trains SmolLM2-135M-Instruct (`make smollm2`) on answers in words. --breakdown says
-where the time of the embedded demo's steps goes.
+step; `smollm2` trains SmolLM2-135M-Instruct (`make smollm2`) on answers in words, those of OpenBookQA with
+--data. --breakdown says where the time of the steps of `demo` or `smollm2` goes.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import breakdown
 import torch
-from timing import WINDOWS, add_record_flags, end_with, rounded
+from timing import WINDOWS, add_data_flag, add_record_flags, end_with, rounded
 from training_rows import Place, Profile, rows_of, shown
 
 PROFILES = {
@@ -40,10 +41,16 @@ SMALL = {  # the same on every device
     "tiny-T5": Profile("tiny", 2, (2,), 8, {}, steps=3, kind="kl"),
     "tiny-T7": Profile("tiny", 2, (2,), 8, {}, steps=3, kind="members"),
 }
+BROKEN_DOWN = ("demo", "smollm2")
 
 
 def measure(
-    name: str, *, windows: int = WINDOWS, small: bool = False, length: int | None = None
+    name: str,
+    *,
+    windows: int = WINDOWS,
+    small: bool = False,
+    length: int | None = None,
+    data: Path | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of a profile, with numbers cut to four digits."""
     profile = {**PROFILES, **SMALL}[name]
@@ -53,7 +60,7 @@ def measure(
     if small:
         length = length or 32
         profile = Profile(**{**vars(profile), "length": min(profile.length, length)})
-    return [rounded(row) for row in rows_of(name, profile, Place(device, dtype, small, windows))]
+    return [rounded(row) for row in rows_of(name, profile, Place(device, dtype, small, windows, data))]
 
 
 def main() -> None:
@@ -68,15 +75,19 @@ def main() -> None:
     )
     parser.add_argument("--windows", type=int, default=WINDOWS, help="interleaved runs of every arm")
     parser.add_argument(
-        "--breakdown", action="store_true", help="where the time of the embedded demo's steps goes"
+        "--breakdown", action="store_true", help="where the time of a step goes, of `demo` or `smollm2`"
     )
+    add_data_flag(parser)
     add_record_flags(parser)
     arguments = parser.parse_args()
+    name, windows, data = arguments.profile, arguments.windows, arguments.data
     if arguments.breakdown:
-        record = rounded(breakdown.measure(windows=arguments.windows))
+        if name not in BROKEN_DOWN:
+            parser.error(f"--breakdown: --profile {name}: give {' or '.join(BROKEN_DOWN)}")
+        record = rounded(breakdown.measure(name, SMALL[name], windows=windows, data=data))
         print(breakdown.shown(record))
     else:
-        rows = measure(arguments.profile, windows=arguments.windows, small=arguments.scaled)
+        rows = measure(name, windows=windows, small=arguments.scaled, data=data)
         record = {"rows": rows}
         print("\n".join(map(shown, rows)))
     end_with(record, arguments, device="cuda" if torch.cuda.is_available() else "cpu")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,7 +22,7 @@ from timing import clocked, interleaved, ratio_lines, worst
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from workloads import SHAPES, Shape, build, questions, scaled, shape_of, sharing, tokenizer
+from workloads import SHAPES, Shape, build, in_words, questions, scaled, shape_of, sharing, tokenizer
 
 from lora_ensembles import LoraEnsemble, TrainConfig, load_base, load_task, train
 from lora_ensembles.data import Example, encode_examples
@@ -59,6 +60,7 @@ class Setting:
     """
 
     name: str
+    task: str | None  # None: random tokens
     shape: Shape
     base: PreTrainedModel
     ensemble: LoraEnsemble
@@ -80,12 +82,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how a row is measured."""
+    """Where and how a row is measured; `data` is a folder with the data sets, for questions in words."""
 
     device: str
     dtype: torch.dtype
     small: bool
     windows: int
+    data: Path | None = None
 
     @functools.cached_property
     def peak(self) -> Peak:
@@ -109,16 +112,14 @@ def prepare(
     )
     count = batch * profile.steps
     words: Any
-    if profile.kind == "demo":
-        loaded, words = load_base()
-        base = loaded.to(place.device)  # type: ignore[arg-type]
-        shape, examples = shape_of(loaded), list(load_task("world-cqa").train[:count])
-        config = replace(TrainConfig.preset("embedded"), epochs=1, batch_size=batch)
-    elif profile.kind == "words":
+    task = None
+    if profile.kind in ("demo", "words"):
         base, words = load_base(profile.shape, dtype=str(place.dtype).removeprefix("torch."))
         base = base.to(place.device)  # type: ignore[arg-type]
-        shape, config = shape_of(base), replace(config, loss="vocabulary")
-        examples = list(load_task("world-obqa", answer="text").train[:count])
+        described = in_words(place.data) if profile.kind == "words" else load_task("world-cqa")
+        task, shape, examples = described.name, shape_of(base), list(described.train[:count])
+        demo = replace(TrainConfig.preset("embedded"), epochs=1, batch_size=batch)
+        config = replace(config, loss="vocabulary") if profile.kind == "words" else demo
     else:
         shape = scaled(SHAPES[profile.shape]) if place.small else SHAPES[profile.shape]
         base, words = (
@@ -130,6 +131,7 @@ def prepare(
     ensemble = LoraEnsemble(sharing(base), words, num_members=members)
     return Setting(
         name,
+        task,
         shape,
         base,
         ensemble,
@@ -228,6 +230,7 @@ def describe(setting: Setting, place: Place, seconds: float) -> dict[str, Any]:
     least = tokens * flops / place.peak.flops
     return {
         "id": setting.name,
+        "task": setting.task,
         "scaled": setting.small,
         "shape": dict(vars(setting.shape)),
         "dtype": str(setting.base.dtype).removeprefix("torch."),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from lora_ensembles import Example
+from lora_ensembles import Example, load_task
+from lora_ensembles.data import Task
 
 WINDOW = 4096
 LABELS = (" yes", " no")
@@ -68,6 +70,11 @@ def shape_of(base: PreTrainedModel) -> Shape:
         config.num_key_value_heads,
     )
     return Shape("llama", *sizes, config.vocab_size, config.tie_word_embeddings)
+
+
+def in_words(data: Path | None) -> Task:
+    """OpenBookQA from a folder with the data sets, answered in words; without one the embedded world-obqa."""
+    return load_task("world-obqa" if data is None else "obqa", data=data, answer="text")
 
 
 def scaled(shape: Shape) -> Shape:

@@ -145,8 +145,11 @@ def test_a_base_whose_layers_share_their_weights_loads_adapters_as_one_of_that_s
 
 def test_breakdown_holds_the_whole_step() -> None:
     import breakdown
+    from train import SMALL
 
-    record = breakdown.measure(windows=1, steps=3)
+    described = dataclasses.replace(SMALL["demo"], steps=3)
+    record = breakdown.measure("demo", described, windows=1)
+    assert record["task"] == "world-cqa"
     assert record["not_found"] == []
     assert {"base linears", "LoRA", "attention", "head", "optimiser", "data", "logging"} <= record[
         "parts"
