@@ -23,13 +23,12 @@ from lora_ensembles.studies.report.claim_tables import FIGURES, counted, finding
 from lora_ensembles.studies.report.figures.values import (
     Records,
     by_task,
-    named_decay,
     seeds_of,
     smaller_grid,
 )
 from lora_ensembles.studies.report.findings import base_words
 from lora_ensembles.studies.report.page import Table
-from lora_ensembles.studies.report.write import READING, SHARED
+from lora_ensembles.studies.report.write import READING, SHARED, SIDE_BY_SIDE
 from lora_ensembles.studies.store import by_kind, records as records_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -126,7 +125,7 @@ def page(bases: Sequence[Base], sentences: Sentences) -> str:
     for place, (name, text, _) in enumerate(CLAIMS):
         parts += claim_section([one.claims[place] for one in measured], text, sentences[name], measured)
     parts += trial_section(sentences)
-    parts += ["## Methods and tasks"]
+    parts += ["## Methods and tasks", SIDE_BY_SIDE]
     for one in measured:
         parts += [f"### {one.base.name}: methods side by side", made(tables.side_by_side, one.records)]
         parts += [
@@ -144,7 +143,7 @@ def trial_section(sentences: Sentences) -> list[str]:
     found = list(records_of(TRIALS, "trial"))
     if not found:
         return []
-    parts = ["## Fine-tuning makes a language model overconfident", sentences["trial"]["text"]]
+    parts = ["## Training for longer makes members overconfident", sentences["trial"]["text"]]
     for record in found:
         settings = record["settings"]
         title = (
@@ -177,7 +176,7 @@ def bases_table(measured: Sequence[Measured]) -> Table:
     rows = [("LLaMA-13B", "in the paper", "6", "-", "5", "20", "λ 1e2 or 1e3", "-")]
     for one in measured:
         settings = one.settings
-        train, validation, _ = settings["limit"]
+        train, validation, other = settings["limit"]
         rows.append(
             (
                 one.base.name,
@@ -186,8 +185,8 @@ def bases_table(measured: Sequence[Measured]) -> Table:
                 ", ".join(map(str, seeds_of({"sweep": one.records["sweep"]}))),
                 str(settings["members"]),
                 str(settings["snapshots"][-1]),
-                named_decay(one.records["sweep"]).removeprefix("decay of B, "),
-                f"{train} to train on, {validation} to judge by"
+                f"{', '.join(f'{share:g}' for share in shares_of(one))} of B at each step",
+                f"{train} to train on, {validation} to evaluate on, {other} of another distribution"
                 + (f"; smaller than planned: {smaller}" if (smaller := smaller_grid(one.records)) else ""),
             )
         )
@@ -202,6 +201,11 @@ def bases_table(measured: Sequence[Measured]) -> Table:
         "questions, at most",
     )
     return Table(header, tuple(rows))
+
+
+def shares_of(measured: Measured) -> list[float]:
+    """The strengths of decay that the figures show."""
+    return sorted({record["settings"]["decay"] for record in measured.records["sweep"]})
 
 
 def verdicts(measured: Sequence[Measured]) -> Table:
@@ -230,7 +234,8 @@ def claim_section(
         parts += [f"Why: {sentences['why']}"]
     parts += [clauses_table(claims, names).to_markdown()]
     figure = FIGURES.get(claims[0].id)
-    return parts + (picture(figure, measured[0].base) if figure else [])
+    drawn = (picture(figure, one.base) for one in measured) if figure else ()
+    return parts + next((one for one in drawn if one), [])
 
 
 def clauses_table(claims: Sequence[Claim], names: Sequence[str]) -> Table:

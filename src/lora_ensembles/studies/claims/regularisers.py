@@ -98,7 +98,9 @@ def _either_way(view: View, who: str, called: str) -> list[Contrast]:
 
 
 def c3(view: View) -> list[Contrast]:
-    """NLL over the epochs without a regulariser, and at the end with decay, the ensemble, and both."""
+    """NLL over the epochs without a regulariser, and at the end with decay, the ensemble, and both; that over
+    the epochs with decay beside them.
+    """
     early = view.epochs[min(1, len(view.epochs) - 1)]
     end = {
         (arm, who): view.values("nll", arm=arm, who=who)
@@ -106,13 +108,13 @@ def c3(view: View) -> list[Contrast]:
         for who in ("member", "ensemble")
     }
     grown = {
-        who: minus(end["none", who], view.values("nll", arm="none", who=who, epoch=early))
-        for who in ("member", "ensemble")
+        (arm, who): minus(value, view.values("nll", arm=arm, who=who, epoch=early))
+        for (arm, who), value in end.items()
     }
     both, name = end[view.decay, "ensemble"], view.decay
     return [
-        Contrast(f"NLL at the end minus after epoch {early}, single member", grown["member"], 1),
-        Contrast(f"NLL at the end minus after epoch {early}, ensemble", grown["ensemble"], 1),
+        Contrast(f"NLL at the end minus after epoch {early}, single member", grown["none", "member"], 1),
+        Contrast(f"NLL at the end minus after epoch {early}, ensemble", grown["none", "ensemble"], 1),
         Contrast(
             f"NLL, {name} against none, single member",
             minus(end[name, "member"], end["none", "member"]),
@@ -124,6 +126,15 @@ def c3(view: View) -> list[Contrast]:
             -1,
         ),
         Contrast(f"NLL, {name} and ensemble against decay alone", minus(both, end[name, "member"]), -1),
+        *(
+            Contrast(
+                f"NLL at the end minus after epoch {early}, {words}, {name}",
+                grown[name, who],
+                -1,
+                judged=False,
+            )
+            for who, words in (("member", "single member"), ("ensemble", "ensemble"))
+        ),
     ]
 
 

@@ -77,12 +77,18 @@ def finding(claim: Claim) -> str:
     part = claim.deciding
     if part is None or part.difference is None:
         return f"{words}: {claim.reason}." if claim.reason else f"{words}."
+    missing = sum(one.verdict == "not applicable" for one in claim.parts)
+    held = f"{counted(claim)} clauses supported"
+    if missing:
+        held += f", {missing} not judged: {claim.reason}"
+    if part.verdict == "supported":
+        return f"{words} ({held})."
     if part.interval is None:
         few = "1 task, which is" if part.tasks == 1 else f"{part.tasks} tasks, which are"
         return f"{words}: {part.name}, {signed(part.difference)} on {few} too few."
     which = "deciding" if claim.verdict == "contradicted" else "least certain"
     return (
-        f"{words} ({counted(claim)} clauses supported). The {which} clause is \u201c{part.name}\u201d: "
+        f"{words} ({held}). The {which} clause is \u201c{part.name}\u201d: "
         f"{signed(part.difference)} (95 % interval {interval(part)}), "
         f"where the claim expects a value {part.expected}."
     )

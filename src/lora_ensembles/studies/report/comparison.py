@@ -49,7 +49,7 @@ def comparison_table(records: Records, *, state: str = RAW) -> Table:
 
 
 def differences_table(records: Records) -> Table:
-    """The NLL of each method less that of a single member, and less that of the ensemble, scaled and not.
+    """The NLL of each method minus that of a single member, and minus that of the ensemble, scaled and not.
 
     Raises:
         DataError: there is no record of a comparison.
@@ -60,7 +60,7 @@ def differences_table(records: Records) -> Table:
     for name in method_names(records):
         cells = [_difference(tasks, name, other, state) for state, other in columns]
         rows.append((name, *cells))
-    titles = [f"NLL less the {other}'s{', scaled' if state == SCALED else ''}" for state, other in columns]
+    titles = [f"NLL minus the {other}'s{', scaled' if state == SCALED else ''}" for state, other in columns]
     return Table(("method", *titles), tuple(rows))
 
 
@@ -115,8 +115,11 @@ def chosen_table(records: Records) -> Table:
         chosen = [part["chosen"] for part in parts if "chosen" in part]
         if not chosen:
             continue
-        cells = [_range([one[field] for one in chosen]) for field in ("learning_rate", "epochs", "own")]
-        rows.append((name, parts[0]["own"], *cells))
+        trained = any(one["epochs"] for one in chosen)
+        cells = [_range([one[field] for one in chosen]) for field in ("learning_rate", "epochs")]
+        whole = parts[0]["own"] == "shots"
+        own = [round(one["own"]) if whole else one["own"] for one in chosen]
+        rows.append((name, parts[0]["own"], *(cells if trained else ("-", "-")), _range(own)))
     return Table(("method", "own setting", "step size", "epochs", "its value"), tuple(rows))
 
 

@@ -118,7 +118,7 @@ def correlation(records: Records) -> Table:
         for metric, one in associations.items()
         if one is not None
     ]
-    return Table(("correlation with", "Spearman's rho", "95 % interval", "settings"), tuple(rows))
+    return Table(("correlation with", "Spearman's rho", "95 % interval", "tasks and seeds"), tuple(rows))
 
 
 TABLES: dict[str, Callable[[Records], Table]] = {

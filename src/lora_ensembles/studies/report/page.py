@@ -239,7 +239,7 @@ class Chapter:
 
 @dataclass(frozen=True)
 class Link:
-    """A sentence that leads to an anchor of the page; plain in Markdown."""
+    """A sentence that leads to an anchor of the page; nothing in Markdown, which has no such anchors."""
 
     text: str
     anchor: str
@@ -248,7 +248,7 @@ class Link:
         return f'<p><a href="#{self.anchor}">{html.escape(self.text)}</a></p>'
 
     def to_markdown(self) -> str:
-        return f"{self.text}\n"
+        return ""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ its result are shown as well.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from .figures.values import (
     Spread,
     by_task,
     last_row,
+    options_of,
     spread,
     task_order,
     value,
@@ -143,6 +145,7 @@ def methods(records: Records) -> dict[str, Method]:
     sweeps = [record for runs in by_task(records, "sweep").values() for record in runs]
     few = records.get("few_shot", ())
     by_method: dict[str, Method] = {
+        "guessing evenly": {_setting(record): guess for record in sweeps if (guess := _evenly(record))},
         "zero-shot base": {
             _setting(record): _metrics(record["result"]["zero_shot"], MEMBER)
             for record in few
@@ -152,7 +155,7 @@ def methods(records: Records) -> dict[str, Method]:
         "single member": _arm(sweeps, "none", MEMBER),
         "single member, scaled": _beside(sweeps, "scaled_members"),
         "single member, decay of B": _arm(sweeps, "decay of B", MEMBER),
-        "ensemble of its snapshots": _beside(sweeps, "snapshots"),
+        "snapshots of one member": _beside(sweeps, "snapshots"),
         "MC dropout": {
             _setting(record): _metrics({"members": passes}, MEMBER)
             for record in sweeps
@@ -310,6 +313,18 @@ def _setting(record: Record) -> Setting:
 
 def _metrics(row: Mapping[str, Any], who: str) -> dict[str, float]:
     return {metric: number for metric in METRICS if (number := value(row, metric, who)) is not None}
+
+
+def _evenly(record: Record) -> dict[str, float]:
+    """The metrics of equal probabilities, 1 / C, ln C and 1 - 1 / C; empty where the record does not say how
+    many options there are.
+    """
+    options = options_of({"sweep": [record]}, _setting(record)[0])
+    return (
+        {}
+        if options is None
+        else {"accuracy": 1 / options, "nll": math.log(options), "brier": 1 - 1 / options}
+    )
 
 
 def _beside(sweeps: Sequence[Record], name: str) -> Method:

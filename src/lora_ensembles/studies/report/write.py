@@ -170,12 +170,14 @@ SHARED = (
 )
 READING = (
     "Each verdict follows from the records alone. A clause is a difference in every setting (task and "
-    "seed); its interval is the 95 % t interval over tasks, each the mean over its seeds; its p, of a t "
-    "test of the side that is expected, is adjusted for the other clauses of the claim by Holm's method. A "
-    "clause is supported if p is below 0.05 and the difference lies where the claim says, contradicted if "
-    f"it lies elsewhere, and inconclusive otherwise; with fewer than {LEAST_TASKS} tasks always. A claim is "
-    "supported if all its clauses are, contradicted if one is; a clause without records leaves it open. Rows "
-    "without an expectation are shown beside the clauses and decide nothing."
+    "seed); its interval is the 95 % t interval over tasks, each the mean over its seeds; its p, of a "
+    "two-sided t test (for “within 0.1 of 0”, of the distance to the nearer edge), is adjusted for the other "
+    "clauses of the claim by Holm's method. The intervals are not adjusted, so one may leave out 0 although "
+    "its clause is inconclusive. A clause is supported if p is below 0.05 and the difference lies where the "
+    "claim says, contradicted if it lies elsewhere, and inconclusive otherwise; with fewer than "
+    f"{LEAST_TASKS} tasks always. A claim is supported if all its clauses are, contradicted if one is; a "
+    "clause without records leaves it open. Rows without a verdict are shown beside the clauses and decide "
+    "nothing."
 )
 
 
@@ -216,18 +218,22 @@ def _drawn(
 
 DIVERSITY = (
     "Agreement: share of equal answers, mean over pairs. Correlation: of the probabilities of the right "
-    "option, mean over pairs. Change: ensemble minus single member. Means over tasks ± standard deviation "
-    "over seeds of that mean."
+    "option, mean over pairs. Change: ensemble minus single member. Means over tasks; where there are "
+    "several seeds, ± the standard deviation over seeds of that mean."
 )
 SIDE_BY_SIDE = (
-    "Means over the tasks and seeds that all methods have, ± standard deviation over seeds of the mean over "
-    "tasks. Few-shot: mean over draws; single member: mean of the members' own metrics; MC dropout: as many "
-    "passes as the ensemble has members, mean over the members."
+    "Means over the tasks and seeds that all methods have; where there are several seeds, ± the standard "
+    "deviation over seeds of the mean over tasks. Guessing evenly: each of a question's options is equally "
+    "likely. Few-shot: mean over draws; single member: mean of the members' own metrics; scaled: with a "
+    "temperature that was fitted on other validation questions; snapshots: the states of one member after "
+    "each of the measured epochs, as members; MC dropout: as many passes as the ensemble has members, mean "
+    "over the members. AUROC: telling the validation questions from those of another distribution by the "
+    "largest probability; where these have fewer options, values below 0.5 may say no more than that."
 )
 
 
 def _tables_chapter(records: Records, left_out: dict[str, str]) -> Chapter:
-    cells = "Means over seeds ± standard deviation."
+    cells = "Means over seeds; where there are several, ± their standard deviation."
     blocks = [
         *_table(
             "Table 1: LoRA ensemble against last-layer ensemble",
@@ -243,7 +249,8 @@ def _tables_chapter(records: Records, left_out: dict[str, str]) -> Chapter:
         ),
         *_table(
             "Table 2: the tasks' sizes",
-            "Questions used here, and those of the paper's task.",
+            "Questions used here, and those of the paper's task. Its 8741 training questions of cqa are "
+            "taken for a slip: the data set has 9741.",
             functools.partial(tables.table_2, records),
             left_out,
         ),
@@ -301,8 +308,8 @@ def _open_chapter(records: Records, drawn: Mapping[str, list[Block]], left_out: 
 
 
 OPEN = (
-    "Means over the tasks ± standard deviation over seeds of the mean over tasks. Single: mean of the "
-    "members' own metrics."
+    "Means over the tasks; where there are several seeds, ± the standard deviation over seeds of that mean. "
+    "Single: mean of the members' own metrics."
 )
 SECONDS = (
     "Seconds as they were measured in each record, one method after another: on a CPU those that the "
@@ -336,7 +343,10 @@ def _table(title: str, reading: str, make: Callable[[], Table], left_out: dict[s
 
 def _provenance_chapter(records: Records) -> Chapter:
     smaller = smaller_grid(records)
-    how = "lora-ensembles study all --out DIR\nlora-ensembles report DIR"
+    settings = records["sweep"][0]["settings"]
+    asked = "".join(f" --{name} {settings[name]}" for name in ("base", "head") if name in settings)
+    data = "" if settings.get("base", "embedded") == "embedded" else " --data DATA"
+    how = f"lora-ensembles study all{asked}{data} --out DIR\nlora-ensembles report DIR"
     grid = f"Smaller than the full grid: {smaller}." if smaller else "The full grid."
     return Chapter(
         "Where the numbers come from",

@@ -15,6 +15,7 @@ from .values import (
     Spread,
     by_task,
     last_row,
+    level_of,
     spread,
     value,
 )
@@ -31,7 +32,8 @@ CAPTION = (
     "dropout on (MC dropout, mean over the members), and the ensemble. Single members: mean of the members' "
     "own metrics. Markers: mean over the seeds; whiskers: from the lowest to the highest seed, solid for "
     "one member's weights and dashed for an ensemble. Dotted: the single member trained without dropout, "
-    "which is what the paper compares with."
+    "which is what the paper compares with. Thick grey: guessing evenly, 1 / C and ln C, and the ECE that a "
+    "calibrated ensemble would show."
 )
 PAPER = (
     "MC dropout with 5 passes is only slightly better than a single model; the LoRA ensemble of 5 gains "
@@ -59,7 +61,9 @@ def draw(records: Records) -> Figure:
         raise DataError("no record of a sweep holds MC dropout")
     figure, grid = panels(1, len(SHOWN), height=0.8 * len(sweeps) + 0.4, sharex=False)
     for axes, metric in zip(grid[0], SHOWN, strict=True):
-        for row, runs in enumerate(sweeps.values()):
+        for row, (name, runs) in enumerate(sweeps.items()):
+            if level := level_of(records, name, metric):
+                axes.plot([level.at] * 2, [row - 0.4, row + 0.4], color="0.82", linewidth=2.5, zorder=0)
             for place, (key, values) in enumerate(zip(KEYS, compared(runs, metric), strict=True)):
                 whisker(axes, row + 0.16 * (place - 2), values, key, vertical=False)
                 if not place:

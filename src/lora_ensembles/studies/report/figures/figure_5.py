@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ....errors import DataError
-from .style import DECAY, NONE, arms_keys, finish, heading, task_rows
-from .values import Records, by_task, epochs_of, named_decay
+from .style import DECAY, NONE, arms_keys, finish, heading, level_line, task_rows
+from .values import Records, by_task, epochs_of, guessing, named_decay
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,8 +16,9 @@ NEEDS = ("sweep",)
 CAPTION = (
     "Accuracy, NLL (nats) and ECE on questions of another distribution (named above each row as trained on "
     "→ asked about) over the epochs, and AUROC of telling them from the validation questions by the largest "
-    "probability (0.5, the grey line, is chance). Solid: single member (mean of the members' own metrics); "
-    "dashed: ensemble. Lines: mean over the seeds; bands: from the lowest to the highest seed."
+    "probability (0.5, the grey line, is chance). Dotted grey: guessing evenly. Solid: single "
+    "member (mean of the members' own metrics); dashed: ensemble. Lines: mean over the seeds; bands: from "
+    "the lowest to the highest seed."
 )
 PAPER = (
     "From cqa to mmlu, ensembling does not undo the forgetting, and improves NLL and ECE out of "
@@ -25,6 +26,8 @@ PAPER = (
     "row, read here as the two mmlu subsets, where accuracy out of distribution rises with fine-tuning."
 )
 METRICS = ("accuracy", "nll", "ece", "ood_auroc")
+# Of the questions that are only asked about.
+OPTIONS = {"mmlu": 4, "world-mmlu": 5, "world-mmlu-ss": 4, "world-mmlu-stem": 4}
 
 
 def draw(records: Records) -> Figure:
@@ -46,5 +49,8 @@ def draw(records: Records) -> Figure:
     figure, grid = task_rows(sweeps, arms, METRICS, height=1.45, where="ood")
     for axes, (name, runs) in zip(grid, sweeps.items(), strict=True):
         axes[-1].axhline(0.5, color="0.5", linewidth=1, zorder=0)
-        heading(axes[0], f"{name} → {runs[0]['settings'].get('ood', 'another')}")
+        other = runs[0]["settings"].get("ood", "another")
+        for one, metric in zip(axes, METRICS, strict=True):
+            level_line(one, guessing(OPTIONS.get(other), metric))
+        heading(axes[0], f"{name} → {other}")
     return finish(figure, records, arms_keys(arms), columns=2)

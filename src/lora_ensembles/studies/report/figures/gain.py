@@ -51,7 +51,7 @@ def draw(records: Records) -> Figure:
             _line(axes, view, path, COLOURS[family])
         axes.axhline(0, color="0.7", linewidth=0.8)
         axes.margins(0.08)
-        axes.set_xlabel("NLL of the single member")
+        axes.set_xlabel("NLL of the single member (nats)")
         axes.set_ylabel("" if place % COLUMNS else "gain in NLL (nats)")
         heading(axes, name)
     keys = [

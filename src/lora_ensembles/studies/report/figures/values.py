@@ -155,22 +155,32 @@ class Level:
 
 
 def level_of(records: Records, task: str, metric: str) -> Level | None:
-    """Guessing evenly: 1 / C in accuracy and ln C in NLL, C the middle one of the numbers of options that
-    questions of the task have, the larger of two; in ECE what the plain ensemble would show at the end if it
-    were calibrated. None for other metrics, and where no record says how many.
+    """Guessing evenly, in accuracy and NLL; in ECE what the plain ensemble would show at the end if it were
+    calibrated. None for other metrics, and where no record says how many options there are.
     """
-    if metric == "ece":
-        return _floor(records, task)
+    return _floor(records, task) if metric == "ece" else guessing(options_of(records, task), metric)
+
+
+def guessing(options: int | None, metric: str) -> Level | None:
+    """Guessing evenly among C options: 1 / C in accuracy and ln C in NLL; None for other metrics."""
+    if options is None or metric not in ("accuracy", "nll"):
+        return None
+    return Level("chance", 1 / options if metric == "accuracy" else math.log(options))
+
+
+def options_of(records: Records, task: str) -> int | None:
+    """The middle one of the numbers of options that questions of a task have, the larger of two; None where
+    no record says how many.
+    """
     sizes = [
         record["result"]["sizes"]
         for record in records.get("sweep", ())
         if str(record["settings"]["task"]) == task and "options" in record["result"].get("sizes", {})
     ]
-    if not sizes or metric not in ("accuracy", "nll"):
+    if not sizes:
         return None
     counts = sizes[0]["options"]
-    options = statistics.median_high(counts) if isinstance(counts, list) else counts
-    return Level("chance", 1 / options if metric == "accuracy" else math.log(options))
+    return statistics.median_high(counts) if isinstance(counts, list) else int(counts)
 
 
 def _floor(records: Records, task: str) -> Level | None:
