@@ -152,7 +152,7 @@ print("".join((folder / "tickets.csv").read_text(encoding="utf-8").splitlines(ke
 # %%
 classes = sorted(WORDINGS)
 task = task_from_files(folder / "tickets.csv", labels=classes, validation_share=0.45)
-print(f"{len(task.train)} rows to learn from, {len(task.validation)} to judge by")
+print(f"{len(task.train)} rows to learn from, {len(task.validation)} to evaluate on")
 
 # %% [markdown]
 # ## Train

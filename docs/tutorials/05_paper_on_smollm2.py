@@ -73,7 +73,7 @@ decay_b = 30.0
 # %%
 task = load_task(task_name, data=data, answer=answer)
 train_part, test_part = task.train[:train_questions], task.validation[:test_questions]
-print(f"{len(train_part)} questions to learn from, {len(test_part)} to judge by\n")
+print(f"{len(train_part)} questions to learn from, {len(test_part)} to evaluate on\n")
 print(test_part[0].prompt)
 for index, label in enumerate(test_part[0].labels):
     print("  ", label.strip(), "<- right" if index == test_part[0].target else "")

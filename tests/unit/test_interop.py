@@ -279,10 +279,10 @@ def test_things_say_in_a_line_what_they_are() -> None:
     )
     assert repr(prediction) == "Prediction(2 members, 2 examples, 2 options, accuracy 1.0000)"
     assert repr(Prediction(LOG_PROBS)) == "Prediction(2 members, 2 examples, 2 options, without targets)"
-    assert repr(task) == "Task('animals', 5 to train on, 2 to judge by)"
+    assert repr(task) == "Task('animals', 5 to train on, 2 to evaluate on)"
     assert (
         repr(CompletionTask("talk", (talk,), (talk,)))
-        == "CompletionTask('talk', 1 to train on, 1 to judge by)"
+        == "CompletionTask('talk', 1 to train on, 1 to evaluate on)"
     )
 
 

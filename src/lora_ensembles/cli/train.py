@@ -100,7 +100,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--train", metavar="FILE", help="the same, as a flag")
     data.add_argument(
-        "--validation", metavar="FILE", help="the rows to judge by (default: a fifth of FILE is held out)"
+        "--validation", metavar="FILE", help="the rows to evaluate on (default: a fifth of FILE is held out)"
     )
     for flag, rows in (("--limit", "training"), ("--limit-validation", "validation")):
         data.add_argument(

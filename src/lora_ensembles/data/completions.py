@@ -60,7 +60,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class CompletionTask:
-    """Completions to train on and completions to judge by.
+    """Completions to train on and completions to evaluate on.
 
     Example:
         >>> row = Completion("1", "Q: Where do otters live?\\nA:", " In rivers.")
@@ -75,7 +75,7 @@ class CompletionTask:
     def __repr__(self) -> str:
         return (
             f"CompletionTask({self.name!r}, {len(self.train)} to train on, {len(self.validation)} "
-            "to judge by)"
+            "to evaluate on)"
         )
 
 
@@ -163,7 +163,7 @@ def completions_from_files(
     seed: int = 0,
     name: str | None = None,
 ) -> CompletionTask:
-    """A task of open answers from a file to train on and, where there is one, a file to judge by; else a
+    """A task of open answers from a file to train on and, where there is one, a file to evaluate on; else a
     share as in `task_from_files`.
 
     Args:

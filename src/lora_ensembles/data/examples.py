@@ -75,7 +75,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """Examples to train on and examples to judge by.
+    """Examples to train on and examples to evaluate on.
 
     Example:
         >>> question = Example(id="1", prompt="Is the sun a star?", labels=(" yes", " no"), target=0)
@@ -88,7 +88,7 @@ class Task:
     validation: tuple[Example, ...]
 
     def __repr__(self) -> str:
-        return f"Task({self.name!r}, {len(self.train)} to train on, {len(self.validation)} to judge by)"
+        return f"Task({self.name!r}, {len(self.train)} to train on, {len(self.validation)} to evaluate on)"
 
     @property
     def options(self) -> list[int]:

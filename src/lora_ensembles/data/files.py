@@ -102,7 +102,7 @@ def task_from_files(
     name: str | None = None,
     answer: Answer = "letter",
 ) -> Task:
-    """A task from a file to train on and, where there is one, a file to judge by.
+    """A task from a file to train on and, where there is one, a file to evaluate on.
 
     Without a validation file, `validation_share` of the training file's rows (at least one) are drawn for it
     by `seed`: of a classification with every class in its share, else a function of the number of rows alone.

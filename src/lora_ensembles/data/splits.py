@@ -31,7 +31,7 @@ def classes_of(examples: Sequence[object]) -> tuple[str, ...] | None:
 def split_rows(
     rows: Sequence[Kind], *, share: float, seed: int, name: str, stratified: bool = True
 ) -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:
-    """Rows to train on and rows to judge by, as `task_from_files` says; `name` stands in errors.
+    """Rows to train on and rows to evaluate on, as `task_from_files` says; `name` stands in errors.
 
     Raises:
         ConfigError: a share that is not between 0 and 1.
