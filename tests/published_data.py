@@ -71,7 +71,7 @@ def write_rows(file: Path, rows: Rows) -> None:
 
 
 def write_published(folder: Path) -> None:
-    """Write every dataset of the protocol: 8 questions to train on, 6 to evaluate on, 3 of each MMLU subject."""
+    """Write every dataset of the protocol: 8 training questions, 6 to evaluate on, 3 of each MMLU subject."""
     for place, rows in FOLDERS.items():
         ids = [{**row, "id": f"v-{row['id']}"} if "id" in row else row for row in rows]
         write_rows(folder / place / "train.jsonl", rows)

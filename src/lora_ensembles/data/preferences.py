@@ -119,8 +119,8 @@ def preferences_from_files(
     validation_share: float = VALIDATION_SHARE,
     seed: int = 0,
 ) -> Task:
-    """A task of pairs from a file to train on and, where there is one, a file to evaluate on; else a share as in
-    `task_from_files`.
+    """A task of pairs from a file to train on and, where there is one, a file to evaluate on; else a share as
+    in `task_from_files`.
 
     Args:
         train: a file, or 'hub:owner/name:split'.
