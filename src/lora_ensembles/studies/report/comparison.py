@@ -199,7 +199,7 @@ def draw(records: Records) -> Figure:
         best = front(points)
         axes.plot(*zip(*(points[name] for name in best), strict=True), color=BLUE, linewidth=1.0, zorder=1)
         axes.set_xscale("log")
-        axes.margins(x=0.08)
+        axes.margins(x=0.12)
         for name in names:
             colour = VERMILION if name in best else BLACK
             axes.plot(*points[name], "o", color=colour, markersize=3.5, zorder=2)
@@ -210,12 +210,12 @@ def draw(records: Records) -> Figure:
             axes.annotate(
                 str(number),
                 points[name],
-                xytext=(points[name][0] * (0.95 if left else 1.05), places[name]),
+                xytext=(points[name][0] * (0.9 if left else 1.2), places[name]),
                 ha="right" if left else "left",
                 va="center",
                 fontsize=6.5,
                 color=VERMILION if name in best else BLACK,
-                arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "0.6", "shrinkA": 0, "shrinkB": 2},
+                arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "0.55", "shrinkA": 1, "shrinkB": 2},
             )
         axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20]))
         axes.xaxis.set_minor_locator(NullLocator())

@@ -29,8 +29,8 @@ CAPTION = (
     "weight of the KL divergence from the base, and share of B that decay takes away in a step, both after "
     "the last epoch on a logarithmic axis; and the epoch at which training without a regulariser stops. "
     "Solid: single member (mean of the members' own metrics); dashed: ensemble. Lines: mean over the seeds; "
-    "bands: from the lowest to the highest seed. Thin lines beside those of the epochs: without a "
-    "regulariser after the last epoch."
+    "bands: from the lowest to the highest seed. Thin lines: without a regulariser after the last "
+    "epoch."
 )
 PAPER = (
     "The paper has three strengths of each in its Figure 2: KL 0.01 to 0.1, decay of B by 0.005 to 0.05 a "
@@ -74,7 +74,8 @@ def draw(records: Records) -> Figure:
         for colour, name in zip(COLOURS, tasks, strict=False)
         for who, line in LINES.items()
     ]
-    return finish(figure, {"strength": records["strength"]}, keys, columns=2)
+    keys.append(Key("thin: no regulariser, last epoch", "0.4", "-", ""))
+    return finish(figure, {"strength": records["strength"]}, keys, columns=3)
 
 
 def by_strength(runs: Sequence[Record], prefix: str, metric: str, who: str) -> dict[float, Spread]:
