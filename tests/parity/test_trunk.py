@@ -5,7 +5,7 @@ running them each time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -102,6 +102,30 @@ def test_training_keeps_what_the_trunk_makes_of_each_row_with_the_same_weights(n
     torch.testing.assert_close(
         found, trained(without_trunk(on_top(name))), atol=2e-5, rtol=0
     )  # nine steps of Adam
+
+
+@pytest.mark.parametrize("loss", ["vocabulary", "labels"])
+def test_models_that_share_kept_states_train_on_what_one_of_them_has_read(
+    loss: Literal["vocabulary", "labels"],
+) -> None:
+    def run(kept: dict[str, trunk_states.TrunkStates | None] | None) -> tuple[Tensor, int]:
+        ensemble = on_top()
+        ensemble.kept_states = kept
+        assert ensemble.trunk is not None  # tried here, and not counted below
+        config = TrainConfig(epochs=2, batch_size=4, learning_rate=2e-3, loss=loss)
+        _, rows = rows_of_first_layer(
+            ensemble, lambda: train(ensemble, letter_examples(), config, progress=False)
+        )
+        return torch.cat([ensemble.stack.a, ensemble.stack.b], dim=1), sum(rows)
+
+    alone, each = run(None)
+    kept: dict[str, trunk_states.TrunkStates | None] = {}
+    first, read = run(kept)
+    second, again = run(kept)
+    assert each == read == len(letter_examples())
+    assert again == 0
+    assert torch.equal(first, alone)
+    assert torch.equal(second, alone)
 
 
 def test_one_row_is_enough_to_train_on() -> None:

@@ -6,8 +6,9 @@ Shapes: M members, B rows of a member, T tokens, K answer positions, V vocabular
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,11 @@ from ..stack.lora import fold_members, rows_of_members, unfold_members
 from .answer_positions import answer_logits
 from .decoder import Trunk, trunk_below_adapters
 from .hooks import one_pass
+from .memory import with_fewer_rows
 from .reader import Reader
 from .shared_prefix import DroppedRows, SharedRows
 from .texts import Token
-from .trunk_states import KeptStates
+from .trunk_states import KeptStates, TrunkStates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -164,6 +166,30 @@ class StackedModel:
             return None  # what it makes of a row depends on the rows that are read together
         with self.base_only() as base:
             return trunk_below_adapters(base, self.whole_pass)
+
+    def trunk_states(
+        self, texts: str, lengths: Tensor, *, rows: int, read: Callable[[Tensor], object]
+    ) -> TrunkStates | None:
+        """The trunk's states of texts of so many tokens (W,), read at most `rows` at a time; `read` as in
+        `TrunkStates.of`.
+
+        Where the model keeps such states, `kept_states`, texts of one fingerprint, `texts`, are read once,
+        whichever of the models that share them asks.
+        """
+
+        def states() -> TrunkStates | None:
+            return with_fewer_rows(
+                lambda some: TrunkStates.of(self.trunk, lengths, rows=some, read=read), rows
+            )
+
+        kept = self.kept_states
+        if self.trunk is None or kept is None:
+            return states()
+        key = f"{len(self.trunk.layers)} layers, {texts}"
+        if key not in kept:
+            kept[key] = states()
+        found = kept[key]
+        return None if found is None else dataclasses.replace(found, trunk=self.trunk)
 
     @functools.cached_property
     def token_read(self) -> Token | None:

@@ -249,10 +249,8 @@ class LabelRows:
                 )[0]
 
         at_once = rows * table.rows.width
-        trunk = with_fewer_rows(
-            lambda some: TrunkStates.of(ensemble.trunk, table.rows.text_lengths, rows=some, read=read),
-            at_once,
-        )
+        texts = f"labels{' in one row' if branched else ''} {table.fingerprint()}"
+        trunk = ensemble.trunk_states(texts, table.rows.text_lengths, rows=at_once, read=read)
         base = with_fewer_rows(base_log_probs, at_once) if with_kl else None
         return cls(ensemble, table, base, trunk, label_score)
 

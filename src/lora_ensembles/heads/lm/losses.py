@@ -110,9 +110,7 @@ class AnswerRows:
             with_fewer_rows(lambda some: BaseStates.of(ensemble, table, rows=some), rows)
             if with_kl
             else None,
-            with_fewer_rows(
-                lambda some: TrunkStates.of(ensemble.trunk, table.lengths, rows=some, read=read), rows
-            ),
+            ensemble.trunk_states(f"answers {table.fingerprint()}", table.lengths, rows=rows, read=read),
         )
 
     @property

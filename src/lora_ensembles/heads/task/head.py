@@ -14,12 +14,10 @@ from torch import Tensor, nn
 
 from ...data import Completion, Example
 from ...errors import ConfigError
-from ...passes.memory import with_fewer_rows
 from ...passes.reader import Reader, TextReader
 from ...passes.shared_prefix import scored_in_parts
 from ...passes.stacked_model import StackedModel
 from ...passes.texts import Texts, text_scores
-from ...passes.trunk_states import TrunkStates
 from ...stack.head_config import HeadConfig, LabelScore
 from ...stack.lora import unfold_members
 from ..base import Head
@@ -131,23 +129,16 @@ def states_above_trunk(model: StackedModel, table: TextTable) -> Callable[[Texts
     Where the model keeps them, `kept_states`, the trunk reads each text of a table once, however often the
     table is scored.
     """
-    trunk, base, kept = model.trunk, model.base, model.kept_states
+    trunk, base = model.trunk, model.base
     if trunk is None:
         return lambda _: None
-    if kept is not None:
-        key = f"{len(trunk.layers)} layers, {table.fingerprint()}"
-        if key not in kept:
-
-            def read(rows: int) -> TrunkStates | None:
-                return TrunkStates.of(
-                    trunk,
-                    table.text_lengths,
-                    rows=rows,
-                    read=lambda numbers: text_scores(base, table.texts(numbers)),
-                )
-
-            kept[key] = with_fewer_rows(read, table.rows_in_flight(1, max_rows=None))
-        states = kept[key]
+    if model.kept_states is not None:
+        states = model.trunk_states(
+            table.fingerprint(),
+            table.text_lengths,
+            rows=table.rows_in_flight(1, max_rows=None),
+            read=lambda numbers: text_scores(base, table.texts(numbers)),
+        )
         if states is not None:
             return lambda texts: states.of_rows(texts.numbers, texts.ids.shape[1])
     return lambda texts: trunk.states(lambda: text_scores(base, texts))

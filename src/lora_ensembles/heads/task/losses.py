@@ -74,11 +74,11 @@ class TextRows:
         check_labelled(table)
         at_once = rows * table.width
 
-        def read(numbers: Tensor) -> object:
-            return text_scores(ensemble.base, table.texts(numbers))
-
-        trunk = with_fewer_rows(
-            lambda rows: TrunkStates.of(ensemble.trunk, table.text_lengths, rows=rows, read=read), at_once
+        trunk = ensemble.trunk_states(
+            table.fingerprint(),
+            table.text_lengths,
+            rows=at_once,
+            read=lambda numbers: text_scores(ensemble.base, table.texts(numbers)),
         )
         losses = cls(ensemble, table, None, trunk)
         return (
