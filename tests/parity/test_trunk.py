@@ -128,6 +128,35 @@ def test_models_that_share_kept_states_train_on_what_one_of_them_has_read(
     assert torch.equal(second, alone)
 
 
+def test_models_that_share_kept_states_score_what_one_of_them_has_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def asked(ensemble: LoraEnsemble) -> list[Tensor]:
+        one = SingleMember(ensemble, 1).member_log_probs(letter_examples())
+        return [
+            one,
+            ensemble.member_log_probs(letter_examples()),
+            score_completions(ensemble, open_examples()).member_log_probs,
+        ]
+
+    def run(kept: dict[str, trunk_states.TrunkStates | None] | None) -> tuple[list[Tensor], int]:
+        ensemble = on_top()
+        ensemble.kept_states = kept
+        assert ensemble.trunk is not None  # tried here, and not counted below
+        found, rows = rows_of_first_layer(ensemble, lambda: asked(ensemble))
+        return found, sum(rows)
+
+    expected, each = run(None)
+    kept: dict[str, trunk_states.TrunkStates | None] = {}
+    assert run(kept)[1] < each
+    found, again = run(kept)
+    assert again == 0
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    monkeypatch.setattr(trunk_states, "TRUNK_CACHE_BYTES", 0)
+    assert run({})[1] == each
+
+
 def test_one_row_is_enough_to_train_on() -> None:
     ensemble = on_top()
     train(ensemble, letter_examples()[:1], TrainConfig(epochs=1), progress=False)

@@ -22,6 +22,7 @@ from .branches import Branches, arguments_of, can_branch
 from .decoder import Places, Trunk, in_place_of_trunk
 from .hooks import one_pass
 from .memory import with_fewer_rows
+from .trunk_states import KeptStates, states_of_pass
 
 AnswerLogits = Callable[[Tensor, Tensor], Tensor]  # ids (B, T), positions (B, K) -> logits (M, B, K, V)
 # Prefixes (P, T) -> the logits of B rows that go on from them, B a multiple of P, row by row; None where a
@@ -81,7 +82,7 @@ class SharedRows:
     """The passes in which all members read the same rows, at most `members_at_once` of them at a time.
 
     `members` are those that read. Where there is a `trunk`, below the first adapted layer, it reads the rows
-    once for all members.
+    once for all members, and once for all passes over the same rows where its states are `kept`.
     """
 
     base: nn.Module
@@ -89,6 +90,7 @@ class SharedRows:
     members: range
     trunk: Trunk | None
     members_at_once: int
+    kept: KeptStates | None
 
     @property
     def rows(self) -> int:
@@ -122,7 +124,12 @@ class SharedRows:
         model. `names` tell rows apart where members differ in what they drop.
         """
         if self.trunk is not None and states is None:
-            states = self.trunk.states(lambda: one_pass(self.base, {"input_ids": ids, "use_cache": False}))
+            states = states_of_pass(
+                self.trunk,
+                self.kept,
+                (ids,),
+                lambda: one_pass(self.base, {"input_ids": ids, "use_cache": False}),
+            )
         parts = []
         for group in self.groups():
             count = len(group)
@@ -156,7 +163,12 @@ class SharedRows:
         states = None
         if self.trunk is not None:
             more = {"use_cache": False, **arguments_of(branches, self.base)}
-            states = self.trunk.states(lambda: one_pass(self.base, {"input_ids": ids, **more}))
+            states = states_of_pass(
+                self.trunk,
+                self.kept,
+                (ids, branches.branch, branches.positions),
+                lambda: one_pass(self.base, {"input_ids": ids, **more}),
+            )
 
         def run(rows: Tensor, count: int) -> Tensor:
             firsts = len(ids) * torch.arange(count, device=ids.device)[:, None]

@@ -137,7 +137,8 @@ class StackedModel:
         """Passes that read the same rows with all members, at most `max_rows` rows (members * examples) at a
         time.
         """
-        return SharedRows(self.base, self.stack, range(self.num_members), self.trunk, max_rows)
+        members = range(self.num_members)
+        return SharedRows(self.base, self.stack, members, self.trunk, max_rows, self.kept_states)
 
     def view(self, members: range) -> StackedModel:
         """Some members next to each other as a model of their own, for scoring; nothing is copied.
@@ -233,7 +234,7 @@ class _View(StackedModel):
         return slice(self._members.start, self._members.stop)
 
     def shared_rows(self, max_rows: int) -> SharedRows:
-        return SharedRows(self.base, self.stack, self._members, self.trunk, max_rows)
+        return SharedRows(self.base, self.stack, self._members, self.trunk, max_rows, self.kept_states)
 
     @property
     def trunk(self) -> Trunk | None:
@@ -269,6 +270,7 @@ class _Dropped(_View):
             self._members,
             self.trunk,
             max_rows,
+            self.kept_states,
             member=self._member,
             dropout=self._dropout,
             seed=self._seed,

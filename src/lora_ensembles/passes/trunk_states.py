@@ -1,11 +1,13 @@
-"""Outputs of the layers below the adapters for each training row, kept over the epochs.
+"""Outputs of the layers below the adapters, kept for rows that are read again: in the epochs of a training,
+or by several models that are asked the same.
 
 Shapes: W rows that are read (prompts, or texts), T tokens of the longest, B rows of a pass, H hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -65,3 +67,26 @@ class TrunkStates:
 
 
 KeptStates = dict[str, TrunkStates | None]
+
+
+def states_of_pass(
+    trunk: Trunk, kept: KeptStates | None, inputs: Sequence[Tensor], run: Callable[[], object]
+) -> Tensor:
+    """The trunk's states (B, T, H) of the pass that `run` begins; `inputs` are all that it reads.
+
+    They come from what is kept, where it has them, and are kept there while all of it takes less memory than
+    `TRUNK_CACHE_BYTES`.
+    """
+    if kept is None:
+        return trunk.states(run)
+    digest = hashlib.sha256()
+    for values in inputs:
+        digest.update(f"{tuple(values.shape)}".encode() + values.cpu().numpy().tobytes())
+    key = f"{len(trunk.layers)} layers, pass {digest.hexdigest()[:16]}"
+    found = kept.get(key)
+    if found is None:
+        found = TrunkStates(trunk, trunk.states(run))
+        held = sum(one.kept.nbytes for one in kept.values() if one is not None)
+        if held + found.kept.nbytes <= TRUNK_CACHE_BYTES:
+            kept[key] = found
+    return found.kept
