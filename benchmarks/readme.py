@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lora_ensembles.studies.claims.judge import judge
@@ -26,17 +26,22 @@ BASES = {
     "embedded": ("embedded base", "lora-ensembles study all --out results/embedded"),
 }
 OVERFIT = ("guessing evenly", "single member", "ensemble", "single member, scaled", "ensemble, scaled")
-GAINS = {"accuracy": "accuracy", "NLL": "NLL, nats", "ECE": "ECE"}
+GAINS = {"accuracy": "accuracy ↑", "NLL": "NLL (nats) ↓", "ECE": "ECE ↓"}
 GIGABYTE = 1e9
 
 
 def table() -> str:
-    """The table in Markdown: what is measured, the numbers, and the command that makes them; and the NLL of
-    SmolLM2 beside that of guessing evenly.
+    """The tables in Markdown, each row with the command that makes it: what an ensemble gains on each base,
+    and what it costs; between them the NLL of SmolLM2 beside that of guessing evenly.
     """
-    rows = [*gains(), *costs()]
-    head = ["| what | single member -> ensemble | made by |", "|---|---|---|"]
-    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows), "", overfit()]) + "\n"
+    gained = markdown(("ensemble of 5 minus single member", *GAINS.values(), "made by"), gains())
+    cost = markdown(("5 members", "cost", "made by"), costs())
+    return "\n\n".join([gained, overfit(), cost]) + "\n"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def overfit() -> str:
@@ -52,27 +57,27 @@ def overfit() -> str:
     )
 
 
-def gains() -> Iterator[tuple[str, str, str]]:
+def gains() -> Iterator[tuple[str, ...]]:
     """Differences of metrics on each base, from the records of its study."""
     for folder, (base, command) in BASES.items():
         (claim,) = (claim for claim in judge(by_kind(RESULTS / folder)) if claim.id == "C1")
-        for metric, shown in GAINS.items():
-            (part,) = (part for part in claim.parts if part.name == f"{metric}, no regulariser")
-            text = f"{signed(part.difference)} ({interval(part)}), {part.tasks} tasks"
-            yield f"{shown}, 5 members, {base}", text, f"`{command}`"
+        parts = {part.name: part for part in claim.parts}
+        found = [parts[f"{metric}, no regulariser"] for metric in GAINS]
+        cells = (f"{signed(part.difference)} ({interval(part)})" for part in found)
+        yield f"{base}, {found[0].tasks} tasks", *cells, f"`{command}`"
 
 
 def costs() -> Iterator[tuple[str, str, str]]:
     """Time and memory, from the benchmarks' records and the memory plans."""
     for name, words, peer in (
-        ("train", "training of", "5 runs of PEFT with the Trainer"),
-        ("decode", "decoding with", "5 PEFT models in turn"),
+        ("train", "training", "5 runs of PEFT with the Trainer"),
+        ("decode", "decoding", "5 PEFT models in turn"),
     ):
         record = json.loads((RESULTS / "performance" / f"cpu-smollm2-{name}.json").read_text())
         ratios = record["rows"][0]["ratios"]  # arms of docs/performance.md
         data = " --data DIR" if record["rows"][0].get("task") == "obqa" else ""
         yield (
-            f"{words} 5 members, SmolLM2-135M, one CPU core",
+            f"{words}, SmolLM2-135M, one CPU core",
             f"{ratios['A']:.1f} times as fast as {peer}, {ratios['B']:.1f} times as fast as PEFT's mixed "
             "batch",
             f"`python benchmarks/{name}.py --profile smollm2{data}`",
@@ -84,7 +89,7 @@ def costs() -> Iterator[tuple[str, str, str]]:
     )
     base, members = plan["base"] / GIGABYTE, plan["members"] / GIGABYTE
     yield (
-        "memory of 5 members in training, Llama-2-7B",
+        "memory in training, Llama-2-7B",
         f"{members:.2f} GB of adapters, gradients and optimiser state in addition to a base of {base:.1f} "
         f"GB; {'fits' if plan['fits'] else 'does not fit'} {plan['memory_gb']} GB",
         "`python benchmarks/plans.py --out results/plans.json`",
