@@ -124,7 +124,7 @@ def test_the_page_says_what_the_base_is_and_what_a_figure_shows(report: Path) ->
     assert "a transformer of 1.3 million parameters" in text.partition("## ")[0]
     figure_2 = text.partition("### Figure 2")[2].partition("### ")[0]
     said = (
-        "C1 supported (1 of 1 clauses supported). "
+        "C1 supported (clauses: 1 of 1 hold). "
         "The least certain clause is \u201caccuracy\u201d: +0.010 (95 % "
     )
     assert f"**Here.** {said}" in figure_2
@@ -158,7 +158,7 @@ def test_provenance_holds_versions_commit_seeds_and_grid(report: Path) -> None:
 def test_claims_show_verdict_interval_and_settings() -> None:
     table = claims_with_text(CLAIMS)
     numbers = ("above 0", "+0.010", "\N{MINUS SIGN}0.005 to +0.020", "0.012", "4 (2)")
-    assert table.rows[0] == ("C1", "Claim <C1> | holds.", "supported", "1 of 1", "accuracy", *numbers)
+    assert table.rows[0] == ("C1", "Claim <C1> | holds.", "supported", "1 of 1 hold", "accuracy", *numbers)
     assert table.rows[3][2:] == ("not applicable", *("-",) * 7)
     assert (table.chosen, table.against) == ({(0, 2)}, {(1, 2)})
     assert "Claim &lt;C1&gt; | holds." in table.to_html()

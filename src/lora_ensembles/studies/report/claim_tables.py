@@ -33,9 +33,19 @@ def deciding_cells(claim: Claim) -> tuple[str, ...]:
 
 
 def counted(claim: Claim) -> str:
-    """The number of clauses that are supported, of all that the claim has."""
-    clauses = [part for part in claim.parts if part.verdict != "shown"]
-    return f"{sum(part.verdict == 'supported' for part in clauses)} of {len(clauses)}"
+    """The number of clauses that are supported, of all that the claim has, and of those not judged.
+
+    Example:
+        >>> from ..claims.judge import Part
+        >>> verdicts = ("supported", "inconclusive", "not applicable", "shown")
+        >>> parts = tuple(Part("", "", None, None, None, one, 0, 0) for one in verdicts)
+        >>> counted(Claim("C1", "", 0, 0, "inconclusive", parts[1], "", parts))
+        '1 of 3 hold, 1 not judged'
+    """
+    verdicts = [part.verdict for part in claim.parts if part.verdict != "shown"]
+    missing = verdicts.count("not applicable")
+    held = f"{verdicts.count('supported')} of {len(verdicts)} hold"
+    return f"{held}, {missing} not judged" if missing else held
 
 
 def numbers(part: Part) -> tuple[str, str, str, str]:
@@ -77,11 +87,8 @@ def finding(claim: Claim) -> str:
     part = claim.deciding
     if part is None or part.difference is None:
         return f"{words}: {claim.reason}." if claim.reason else f"{words}."
-    missing = sum(one.verdict == "not applicable" for one in claim.parts)
-    held = f"{counted(claim)} clauses supported"
-    if missing:
-        held += f", {missing} not judged: {claim.reason}"
-    if part.verdict == "supported":
+    held = f"clauses: {counted(claim)}{f': {claim.reason}' if claim.reason else ''}"
+    if part.verdict == "supported" != claim.verdict:  # what is not judged leaves it open
         return f"{words} ({held})."
     if part.interval is None:
         few = "1 task, which is" if part.tasks == 1 else f"{part.tasks} tasks, which are"
