@@ -76,8 +76,9 @@ SMOLLM2 = ("train", "score", "decode")
 PRETRAINED = """\
 ## A pre-trained model on a CPU
 
-SmolLM2-135M-Instruct (`make smollm2`) in fp32: training and scoring of questions with labels in words, and \
-decoding. In scoring, the arms
+SmolLM2-135M-Instruct (`make smollm2`) in fp32: training and scoring of questions with labels in words, of \
+OpenBookQA with `--data DIR`
+and else of the embedded world-obqa, and decoding. In scoring, the arms
 read a row for each label, and the library reads their prompt once. `python benchmarks/train.py --profile \
 smollm2 --out results/performance/cpu-smollm2-train.json`, and so `score.py` and `decode.py`, with \
 OMP_NUM_THREADS=1:
@@ -203,8 +204,10 @@ def verdicts(rows: Sequence[Row]) -> str:
 def reason(row: Row, ratio: float) -> str:
     """What the share of the limit says of a ratio."""
     share = row["ratios"].get("C", 0.0)
+    padding = row.get("padding", 0.0)
+    padded = f", with {padding:.0%} of what is read padding" if padding > EVEN else ""
     if ratio >= 1 + EVEN:
-        return f"; {share:.0%} of the limit."
+        return f"; {share:.0%} of the limit{padded}."
     even = "even" if ratio >= 1 - EVEN else "slower"
     if share >= 0.3:
         return f": {even}. At {share:.0%} of the limit the work is arithmetic that every arm has to do."

@@ -124,8 +124,7 @@ def test_the_page_says_what_the_base_is_and_what_a_figure_shows(report: Path) ->
     assert "a transformer of 1.3 million parameters" in text.partition("## ")[0]
     figure_2 = text.partition("### Figure 2")[2].partition("### ")[0]
     said = (
-        "C1 supported (clauses: 1 of 1 hold). "
-        "The least certain clause is \u201caccuracy\u201d: +0.010 (95 % "
+        "C1 supported (clauses: 1 of 1 hold). The least certain clause is \u201caccuracy\u201d: +0.010 (95 % "
     )
     assert f"**Here.** {said}" in figure_2
     rank = text.partition("### The rank of the adapters\n")[2]
