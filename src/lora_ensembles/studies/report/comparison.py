@@ -7,7 +7,7 @@ in the same task, with its 95 % t interval over tasks, where there are four or m
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..claims.judge import interval_of_tasks
@@ -18,10 +18,13 @@ from .figures.values import Record, Records, by_task
 from .page import Table
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 RAW, SCALED = "raw", "scaled"
 GAP = 0.03  # between labels of points, as a share of the height
+NEAR = 1.3  # a ratio of costs up to which labels would meet
+MOST = 1.5  # times the lowest NLL: points above stand at the upper edge, with their NLL
 FIRST = "single member"  # what differences and costs are held against
 METRICS = {
     "accuracy": "accuracy ↑",
@@ -155,13 +158,14 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return kept
 
 
-def apart(values: Mapping[str, float], gap: float) -> dict[str, float]:
-    """The values, moved as little as possible (least squares) so that no two are nearer than `gap`: isotonic
-    regression of what lies over i gaps, i a value's rank.
+def apart(values: Mapping[str, float], gap: float, *, low: float, high: float) -> dict[str, float]:
+    """The values, moved as little as possible (least squares) so that no two are nearer than `gap`, and all
+    lie between `low` and `high`: isotonic regression within bounds of what lies over i gaps, i a value's
+    rank.
 
     Example:
-        >>> apart({"a": 1.0, "b": 1.0, "c": 5.0}, 1.0)
-        {'a': 0.5, 'b': 1.5, 'c': 5.0}
+        >>> apart({"a": 1.0, "b": 1.0, "c": 5.0}, 1.0, low=0.0, high=4.0)
+        {'a': 0.5, 'b': 1.5, 'c': 4.0}
     """
     names = sorted(values, key=lambda name: values[name])
     blocks: list[tuple[float, int]] = []  # the mean of as many neighbours
@@ -171,7 +175,8 @@ def apart(values: Mapping[str, float], gap: float) -> dict[str, float]:
             before, more = blocks.pop()
             mean, count = (mean * count + before * more) / (count + more), count + more
         blocks.append((mean, count))
-    means = [mean for mean, count in blocks for _ in range(count)]
+    highest = high - gap * (len(names) - 1)
+    means = [max(low, min(mean, highest)) for mean, count in blocks for _ in range(count)]
     return {name: mean + rank * gap for rank, (name, mean) in enumerate(zip(names, means, strict=True))}
 
 
@@ -196,27 +201,9 @@ def draw(records: Records) -> Figure:
             assert cost is not None
             assert loss is not None
             points[name] = cost, loss
-        best = front(points)
-        axes.plot(*zip(*(points[name] for name in best), strict=True), color=BLUE, linewidth=1.0, zorder=1)
         axes.set_xscale("log")
         axes.margins(x=0.12)
-        for name in names:
-            colour = VERMILION if name in best else BLACK
-            axes.plot(*points[name], "o", color=colour, markersize=3.5, zorder=2)
-        low, high = axes.get_ylim()
-        places = apart({name: loss for name, (_, loss) in points.items()}, GAP * (high - low))
-        for number, name in enumerate(names, start=1):
-            left = name in best[:-1]  # the line of the front leaves them to the right
-            axes.annotate(
-                str(number),
-                points[name],
-                xytext=(points[name][0] * (0.9 if left else 1.2), places[name]),
-                ha="right" if left else "left",
-                va="center",
-                fontsize=6.5,
-                color=VERMILION if name in best else BLACK,
-                arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "0.55", "shrinkA": 1, "shrinkB": 2},
-            )
+        _draw_points(axes, points)
         axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -227,6 +214,50 @@ def draw(records: Records) -> Figure:
     lines = ["   ".join(key[first : first + 6]) for first in range(0, len(key), 6)]
     figure.supxlabel("\n".join(lines), fontsize=6.5, color="0.2")
     return figure
+
+
+def _draw_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """The points (cost, loss), each with its number beside it, and the line of the front."""
+    best = front(points)
+    axes.plot(*zip(*(points[name] for name in best), strict=True), color=BLUE, linewidth=1.0, zorder=1)
+    most = MOST * min(loss for _, loss in points.values())
+    drawn = {name: (cost, min(loss, most)) for name, (cost, loss) in points.items()}
+    for name, at in drawn.items():
+        colour, marker = VERMILION if name in best else BLACK, "^" if points[name][1] > most else "o"
+        axes.plot(*at, marker, color=colour, markersize=3.5, zorder=2)
+    edge = max(cost for cost, _ in points.values()) / NEAR
+    # The line of the front leaves its points to the right, and a label at the edge would leave the panel.
+    left = {*best[:-1], *(name for name, (cost, _) in points.items() if cost > edge)}
+    places = _label_heights(drawn, left, axes.get_ylim())
+    for number, (name, (cost, loss)) in enumerate(points.items(), start=1):
+        axes.annotate(
+            f"{number}  {loss:.2f} ↑" if loss > most else str(number),
+            drawn[name],
+            xytext=(cost * (0.9 if name in left else 1.2), places[name]),
+            ha="right" if name in left else "left",
+            va="center",
+            fontsize=6.5,
+            color=VERMILION if name in best else BLACK,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "0.55", "shrinkA": 1, "shrinkB": 2},
+        )
+
+
+def _label_heights(
+    points: Mapping[str, tuple[float, float]], left: Collection[str], limits: tuple[float, float]
+) -> dict[str, float]:
+    """The heights of the labels of points: those on one side of points of about the same cost stand apart."""
+    low, high = limits
+    gap = GAP * (high - low)
+    columns: list[list[str]] = []
+    for name in sorted(points, key=lambda name: (name in left, points[name][0])):
+        last = columns[-1][-1] if columns else None
+        if last is None or (last in left) != (name in left) or points[name][0] > NEAR * points[last][0]:
+            columns.append([])
+        columns[-1].append(name)
+    heights: dict[str, float] = {}
+    for column in columns:
+        heights |= apart({name: points[name][1] for name in column}, gap, low=low + gap, high=high)
+    return heights
 
 
 def _names(tasks: Mapping[str, Sequence[Record]]) -> list[str]:

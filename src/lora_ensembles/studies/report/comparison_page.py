@@ -17,7 +17,8 @@ FIGURE = f"{FIGURES}/pareto.png"
 PARETO = (
     "Mean NLL of each method over tasks and seeds against the time to answer a question, in multiples of a "
     "single member's; left as it answers, right scaled by a temperature that was fitted on other questions. "
-    "The line is the Pareto front: no other method is better in one of the two and no worse in the other."
+    "The line is the Pareto front: no other method is better in one of the two and no worse in the other. "
+    "Triangles lie above the panel, at the NLL beside them."
 )
 COSTS = (
     "Costs; FLOPs and times are multiples of a single member's with its own settings, so fewer epochs cost "
