@@ -128,21 +128,28 @@ def test_an_ignored_hang_up_stays_ignored():
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
+SAYS_WHEN_IT_IMPORTS = """
+import sys
+from lora_ensembles.cli import main
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "lora_ensembles.cli.program":
+            print("up", flush=True)
+
+sys.meta_path.insert(0, Finder())
+sys.exit(main(["tasks"]))
+"""
+
+
 def test_ctrl_c_at_any_moment_of_the_first_second_shows_no_traceback():
-    """Sent as soon as Python runs the program's own code, and at moments while its modules are imported."""
+    """Sent as soon as `main` imports its first module, and at moments while its modules are imported."""
     for delay in (0.0, 0.01, 0.03, 0.06, 0.1):
-        code = (
-            "import sys; print('up', flush=True); from lora_ensembles.cli import main; "
-            "sys.exit(main(['tasks']))"
-        )
-        # The import of the package's front is the one thing before `main`; it is made first, then the signal
-        # comes.
-        code = code.replace(
-            "print('up', flush=True); from lora_ensembles.cli import main",
-            "from lora_ensembles.cli import main; print('up', flush=True)",
-        )
         process = subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", SAYS_WHEN_IT_IMPORTS],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
