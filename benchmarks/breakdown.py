@@ -1,4 +1,4 @@
-"""Where the time of training goes, part by part, from torch's profiler.
+"""The time of the parts of a training step, from torch's profiler.
 
 Modules of the base and a few functions of the loop are marked; an operator counts for the innermost mark
 around it. One of the backward pass counts for the mark of the forward operator that it belongs to, by

@@ -7,12 +7,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from lora_ensembles.studies.claims.judge import judge
 from lora_ensembles.studies.report import tables
 from lora_ensembles.studies.report.claim_tables import interval, signed
+from lora_ensembles.studies.report.page import Table
 from lora_ensembles.studies.store import by_kind
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -34,18 +35,13 @@ def table() -> str:
     """The tables in Markdown, each row with the command that makes it: what an ensemble gains on each base,
     and what it costs; between them the NLL of SmolLM2 beside that of guessing evenly.
     """
-    gained = markdown(("ensemble of 5 minus single member", *GAINS.values(), "made by"), gains())
-    cost = markdown(("5 members", "cost", "made by"), costs())
-    return "\n\n".join([gained, overfit(), cost]) + "\n"
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+    gained = Table(("ensemble of 5 minus single member", *GAINS.values(), "made by"), tuple(gains()))
+    cost = Table(("5 members", "cost", "made by"), tuple(costs()))
+    return "\n".join([gained.to_markdown(), f"{overfit()}\n", cost.to_markdown()])
 
 
 def overfit() -> str:
-    """What a reader has to know beside the gains: how good the members are, and what a temperature does."""
+    """The NLL of members and ensemble beside that of guessing evenly, and with a temperature."""
     shown = tables.side_by_side(by_kind(RESULTS / "smollm2"))
     column = next(place for place, name in enumerate(shown.header) if name.startswith("NLL"))
     by_name = {row[0]: row[column] for row in shown.rows}
@@ -53,7 +49,8 @@ def overfit() -> str:
     return (
         "Members are overfit on SmolLM2-135M and MiniLM, as the paper's are. NLL on SmolLM2-135M: "
         f"{', '.join(losses)}. So calibrate as well: `train --calibrate 0.2` and `calibrate` fit a "
-        "temperature. The embedded base was kept as a test bed because ensembles help on it."
+        "temperature, or what else is better. The embedded base was kept as a test bed because ensembles "
+        "help on it."
     )
 
 

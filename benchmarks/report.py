@@ -202,7 +202,7 @@ def verdicts(rows: Sequence[Row]) -> str:
 
 
 def reason(row: Row, ratio: float) -> str:
-    """What the share of the limit says of a ratio."""
+    """The reason that the share of the limit gives for a ratio."""
     share = row["ratios"].get("C", 0.0)
     padding = row.get("padding", 0.0)
     padded = f", with {padding:.0%} of what is read padding" if padding > EVEN else ""
@@ -294,7 +294,7 @@ def gpu_section(records: Sequence[Row]) -> str:
 
 
 def breakdown_section(records: dict[str, Row]) -> str:
-    """Where the time of training goes: of the embedded demo, a column a record, and of SmolLM2."""
+    """The parts of a training step: of the embedded demo, a column a record, and of SmolLM2."""
     parts = []
     for title, wanted in (("the embedded demo", False), ("SmolLM2-135M-Instruct", True)):
         found = {name: one for name, one in records.items() if name.endswith("smollm2") == wanted}

@@ -23,6 +23,7 @@ from lora_ensembles.studies.report.claim_tables import FIGURES, counted, finding
 from lora_ensembles.studies.report.figures.values import (
     Records,
     by_task,
+    named_decay,
     seeds_of,
     smaller_grid,
 )
@@ -185,7 +186,7 @@ def bases_table(measured: Sequence[Measured]) -> Table:
                 ", ".join(map(str, seeds_of({"sweep": one.records["sweep"]}))),
                 str(settings["members"]),
                 str(settings["snapshots"][-1]),
-                f"{', '.join(f'{share:g}' for share in shares_of(one))} of B at each step",
+                named_decay(one.records["sweep"]).removeprefix("decay of B, "),
                 f"{train} to train on, {validation} to evaluate on, {other} of another distribution"
                 + (f"; smaller than planned: {smaller}" if (smaller := smaller_grid(one.records)) else ""),
             )
@@ -197,15 +198,10 @@ def bases_table(measured: Sequence[Measured]) -> Table:
         "seeds",
         "members",
         "epochs",
-        "decay of B in figures",
+        "share of B that decay removes, in figures",
         "questions, at most",
     )
     return Table(header, tuple(rows))
-
-
-def shares_of(measured: Measured) -> list[float]:
-    """The strengths of decay that the figures show."""
-    return sorted({record["settings"]["decay"] for record in measured.records["sweep"]})
 
 
 def verdicts(measured: Sequence[Measured]) -> Table:

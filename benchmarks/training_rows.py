@@ -82,7 +82,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how a row is measured; `data` is a folder with the data sets, for questions in words."""
+    """The device, dtype and windows of a row; `data`, a folder of data sets, is for questions in words."""
 
     device: str
     dtype: torch.dtype

@@ -249,8 +249,8 @@ class LabelRows:
                 )[0]
 
         at_once = rows * table.rows.width
-        texts = f"labels{' in one row' if branched else ''} {table.fingerprint()}"
-        trunk = ensemble.trunk_states(texts, table.rows.text_lengths, rows=at_once, read=read)
+        lengths = table.rows.text_lengths
+        trunk = ensemble.trunk_states(table.fingerprint(), lengths, rows=at_once, read=read)
         base = with_fewer_rows(base_log_probs, at_once) if with_kl else None
         return cls(ensemble, table, base, trunk, label_score)
 

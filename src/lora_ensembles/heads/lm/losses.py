@@ -110,7 +110,7 @@ class AnswerRows:
             with_fewer_rows(lambda some: BaseStates.of(ensemble, table, rows=some), rows)
             if with_kl
             else None,
-            ensemble.trunk_states(f"answers {table.fingerprint()}", table.lengths, rows=rows, read=read),
+            ensemble.trunk_states(table.fingerprint(), table.lengths, rows=rows, read=read),
         )
 
     @property

@@ -88,11 +88,11 @@ def finding(claim: Claim) -> str:
     if part is None or part.difference is None:
         return f"{words}: {claim.reason}." if claim.reason else f"{words}."
     held = f"clauses: {counted(claim)}{f': {claim.reason}' if claim.reason else ''}"
-    if part.verdict == "supported" != claim.verdict:  # what is not judged leaves it open
+    if part.verdict == "supported" and claim.verdict != "supported":  # what is not judged leaves it open
         return f"{words} ({held})."
     if part.interval is None:
         few = "1 task, which is" if part.tasks == 1 else f"{part.tasks} tasks, which are"
-        return f"{words}: {part.name}, {signed(part.difference)} on {few} too few."
+        return f"{words} ({held}): {part.name}, {signed(part.difference)} on {few} too few."
     which = "deciding" if claim.verdict == "contradicted" else "least certain"
     return (
         f"{words} ({held}). The {which} clause is \u201c{part.name}\u201d: "

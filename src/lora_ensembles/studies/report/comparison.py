@@ -118,11 +118,11 @@ def chosen_table(records: Records) -> Table:
         chosen = [part["chosen"] for part in parts if "chosen" in part]
         if not chosen:
             continue
-        trained = any(one["epochs"] for one in chosen)
-        cells = [_range([one[field] for one in chosen]) for field in ("learning_rate", "epochs")]
-        whole = parts[0]["own"] == "shots"
-        own = [round(one["own"]) if whole else one["own"] for one in chosen]
-        rows.append((name, parts[0]["own"], *(cells if trained else ("-", "-")), _range(own)))
+        if parts[0]["own"] == "shots":  # nothing is trained
+            cells = ["-", "-", _range([round(one["own"]) for one in chosen])]
+        else:
+            cells = [_range([one[field] for one in chosen]) for field in ("learning_rate", "epochs", "own")]
+        rows.append((name, parts[0]["own"], *cells))
     return Table(("method", "own setting", "step size", "epochs", "its value"), tuple(rows))
 
 

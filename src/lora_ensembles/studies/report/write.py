@@ -157,7 +157,6 @@ def _claims_chapter(claims: Sequence[Claim]) -> Chapter:
     for claim in claims:
         figure = CLAIM_FIGURES.get(claim.id)
         blocks += [Heading(f"{claim.id}. {claim.text}", claim.id.lower()), Text(finding(claim))]
-        blocks += [Text(f"Not judged: {claim.reason}.")] if claim.reason and claim.deciding else []
         blocks += [parts_table(claim)]
         blocks += [Link("The figure", figure)] if figure else []
     return Chapter("The claims", tuple(blocks))
@@ -350,5 +349,12 @@ def _provenance_chapter(records: Records) -> Chapter:
     grid = f"Smaller than the full grid: {smaller}." if smaller else "The full grid."
     return Chapter(
         "Where the numbers come from",
-        (Text(grid), Text(SHARED), counts(records), provenance(records), Text("Made with:"), Code(how)),
+        (
+            Text(grid),
+            Text(SHARED),
+            counts(records),
+            provenance(records),
+            Text("Records of this kind are made with:"),
+            Code(how),
+        ),
     )

@@ -74,7 +74,7 @@ def draw(records: Records) -> Figure:
         for colour, name in zip(COLOURS, tasks, strict=False)
         for who, line in LINES.items()
     ]
-    keys.append(Key("thin: no regulariser, last epoch", "0.4", "-", ""))
+    keys.append(Key("thin: no regulariser, last epoch", "0.4"))
     return finish(figure, {"strength": records["strength"]}, keys, columns=3)
 
 
