@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,26 @@ def test_provenance_holds_versions_commit_seeds_and_grid(report: Path) -> None:
     ):
         assert row in text
     assert "| pool | 2 | world-cqa | 0, 1 |" in text
+
+
+def test_records_of_another_base_are_made_with_its_command(tmp_path: Path) -> None:
+    records = study_records()
+    for one in (found for runs in records.values() for found in runs):
+        one["settings"] |= {"base": "some/encoder", "head": "multiple-choice"}
+    write_report(records, CLAIMS, tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    asked = "--base some/encoder --head multiple-choice --data DATA"
+    assert f"lora-ensembles study all {asked} --out DIR\n" in text
+
+
+def test_a_finding_says_which_clauses_were_not_judged_and_why() -> None:
+    held, missing = made("C4", "supported").parts[0], made("C4", "not applicable").parts[0]
+    claim = Claim("C4", "", 4, 8, "inconclusive", held, "no record of it", (held, missing))
+    assert finding(claim) == "C4 inconclusive (clauses: 1 of 2 hold, 1 not judged: no record of it)."
+    few = replace(held, interval=None, verdict="inconclusive", tasks=1)
+    claim = replace(claim, deciding=few, parts=(few, missing))
+    said = "clauses: 0 of 2 hold, 1 not judged: no record of it"
+    assert finding(claim) == f"C4 inconclusive ({said}): accuracy, +0.010 on 1 task, which is too few."
 
 
 def test_claims_show_verdict_interval_and_settings() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tiny_heads
 from lora_ensembles import HeadConfig, LoraEnsemble, TrainConfig, score_completions, train
-from lora_ensembles.baselines import MCDropout, SingleMember
+from lora_ensembles.baselines import TFB, MCDropout, SingleMember
 from lora_ensembles.passes import trunk_states
 from lora_ensembles.passes.decoder import model_layers
 from tiny_models import (
@@ -155,6 +155,20 @@ def test_models_that_share_kept_states_score_what_one_of_them_has_read(
         assert torch.equal(one, other)
     monkeypatch.setattr(trunk_states, "TRUNK_CACHE_BYTES", 0)
     assert run({})[1] == each
+
+
+def test_the_search_of_tfb_reads_its_questions_once_with_the_same_spread() -> None:
+    found = {}
+    for way in ("once", "each"):
+        ensemble = on_top() if way == "once" else without_trunk(on_top())
+        assert (ensemble.trunk is None) == (way == "each")  # tried here, and not counted below
+        tfb = TFB(ensemble, samples=2, tolerance=0.05, steps=4)
+        _, rows = rows_of_first_layer(ensemble, lambda tfb=tfb: tfb.fit(letter_examples()))
+        found[way] = tfb.betas
+        assert ensemble.kept_states is None
+        assert (sum(rows) == len(letter_examples())) == (way == "once")
+    assert found["once"] == pytest.approx(found["each"])
+    assert max(found["once"]) > 0
 
 
 def test_one_row_is_enough_to_train_on() -> None:

@@ -5,6 +5,7 @@ a record holds.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lora_ensembles.studies.grid import FULL, settings_of
 from lora_ensembles.studies.predictions import Sheet, differences
 from lora_ensembles.studies.report.claim_tables import signed
 from lora_ensembles.studies.report.comparison import (
+    _draw_points,
     chosen_table,
     comparison_table,
     costs_table,
@@ -28,6 +30,7 @@ from lora_ensembles.studies.report.comparison import (
     draw,
     front,
 )
+from lora_ensembles.studies.report.figures.style import panels
 from lora_ensembles.studies.setting import Bench
 from lora_ensembles.studies.shared import Asking, Shared
 from lora_ensembles.studies.under_way import UnderWay
@@ -278,6 +281,23 @@ def test_tables_have_a_row_for_each_method(
 def test_the_front_holds_what_nothing_beats() -> None:
     points = {"a": (1.0, 0.9), "b": (1.0, 0.8), "c": (3.0, 0.85), "d": (4.0, 0.7)}
     assert front(points) == ["b", "d"]
+
+
+def test_numbers_of_points_stay_in_their_panel_and_apart() -> None:
+    Text = pytest.importorskip("matplotlib.text").Text  # its extent is without the line to the point
+    figure, ((axes,),) = panels(1, 1, height=3.6)
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    points = {f"m{number}": (2.0 + 0.01 * number, 1.0 + 0.001 * number) for number in range(12)}
+    _draw_points(axes, {**points, "alone": (1.0, 1.2), "far": (14.0, 4.0)})
+    figure.draw_without_rendering()
+    inside, boxes = axes.get_window_extent(), [Text.get_window_extent(one) for one in axes.texts]
+    assert all(inside.y0 <= box.y0 and box.y1 <= inside.y1 + 3 for box in boxes)
+    assert all(inside.x0 <= box.x0 and box.x1 <= inside.x1 for box in boxes)
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes[:12], 2))
+    assert axes.texts[-1].get_text() == "14  4.00 ↑"
+    triangles = [line for line in axes.lines if line.get_marker() == "^"]
+    assert [float(line.get_ydata()[0]) for line in triangles] == [1.5]
 
 
 def test_the_figure_has_every_method_in_both_panels(

@@ -393,6 +393,29 @@ def test_guessing_evenly_is_one_in_c_and_ln_c(records: Records) -> None:
     assert axes.titleOffsetTrans.get_matrix()[1, 2] == bare.titleOffsetTrans.get_matrix()[1, 2]
 
 
+def test_guessing_evenly_is_a_row_beside_the_methods(records: Records) -> None:
+    rows = {row[0]: row[1:] for row in tables.side_by_side(records).rows}
+    assert rows["guessing evenly"] == ("0.250 ± 0.000", "1.386 ± 0.000", "-", "0.750 ± 0.000", "-")
+    unsaid = copy.deepcopy(records)
+    for record in unsaid["sweep"]:
+        del record["result"]["sizes"]["options"]
+    assert "guessing evenly" not in {row[0] for row in tables.side_by_side(unsaid).rows}
+
+
+def test_figures_4_and_5_have_levels_to_hold_values_against(records: Records) -> None:
+    accuracy = figure_4.draw(records).axes[0]
+    thick = [line for line in accuracy.lines if line.get_linewidth() == 2.5]
+    assert [list(line.get_xdata()) for line in thick] == [[0.25, 0.25]] * len(accuracy.get_yticks())
+    panels_of = [
+        axes for axes in figure_5.draw(records).axes if axes.get_ylabel().startswith(("accuracy", "NLL"))
+    ]
+    assert len(panels_of) == 4
+    for axes in panels_of:
+        lines = [line for line in axes.lines if line.get_linestyle() == ":"]
+        named = [text for text in axes.texts if text.get_text().startswith("chance")]
+        assert len(lines) + len(named) == 1
+
+
 def test_a_taller_panel_has_the_same_ticks() -> None:
     ticks = []
     for height in (1.2, 1.6, 4.0):

@@ -168,6 +168,16 @@ class StackedModel:
         with self.base_only() as base:
             return trunk_below_adapters(base, self.whole_pass)
 
+    @contextmanager
+    def keeping_states(self) -> Iterator[None]:
+        """Context in which the trunk reads the same rows once, however often they are asked about."""
+        before = self.kept_states
+        self.kept_states = {} if before is None else before
+        try:
+            yield
+        finally:
+            self.kept_states = before
+
     def trunk_states(
         self, texts: str, lengths: Tensor, *, rows: int, read: Callable[[Tensor], object]
     ) -> TrunkStates | None:

@@ -81,6 +81,10 @@ class TFB(WeightPosterior):
         questions = [example for example in examples if isinstance(example, Example)]
         members = [self.ensemble.stack.member(index) for index in range(self.num_modes)]
         self._split = [split_by_singular_values(member) for member in members]
+        with self.ensemble.keeping_states():
+            self.betas = self._largest_within(questions)
+
+    def _largest_within(self, questions: Sequence[Example]) -> list[float]:
         allowed = (1 + self.tolerance) * self._losses(questions, per=1)
         low, high = torch.zeros(self.num_modes), torch.full((self.num_modes,), self.largest)
         for _ in range(self.steps):
@@ -89,7 +93,7 @@ class TFB(WeightPosterior):
             self.resample()
             within = self._losses(questions, per=self.samples) <= allowed
             low, high = torch.where(within, middle, low), torch.where(within, high, middle)
-        self.betas = low.tolist()
+        return low.tolist()
 
     def sample(self, mode: int, generator: torch.Generator) -> MemberWeights:
         member, values = self._split[mode]
