@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from lora_ensembles.data.paper_tasks import OOD_PAIRS
 from lora_ensembles.errors import DataError, MissingExtraError
 from lora_ensembles.prediction.metrics import ece_floor
 from lora_ensembles.prediction.plots.density import density_on_unit_interval
@@ -308,6 +309,10 @@ def test_figure_5_draws_the_other_distribution_and_names_both(records: Records) 
             for epoch in SMALL.shared.snapshots
         ]
     )
+
+
+def test_figure_5_knows_what_guessing_evenly_gives_on_every_other_distribution() -> None:
+    assert set(OOD_PAIRS.values()) == set(figure_5.OPTIONS)
 
 
 def test_figure_5_without_another_distribution_says_so(records: Records) -> None:

@@ -27,7 +27,14 @@ PAPER = (
 )
 METRICS = ("accuracy", "nll", "ece", "ood_auroc")
 # Of the questions that are only asked about.
-OPTIONS = {"mmlu": 4, "world-mmlu": 5, "world-mmlu-ss": 4, "world-mmlu-stem": 4}
+OPTIONS = {
+    "mmlu": 4,
+    "mmlu-not-ss": 4,
+    "mmlu-not-stem": 4,
+    "world-mmlu": 5,
+    "world-mmlu-ss": 4,
+    "world-mmlu-stem": 4,
+}
 
 
 def draw(records: Records) -> Figure:
