@@ -88,9 +88,9 @@ on LLaMA-13B, against what was measured here on other bases, claim by claim, and
 open."""
 CHECKED = """\
 Member log-probabilities lie beside every record, so that everything on this page can be computed again from \
-them: `python -m lora_ensembles.studies.check results/embedded` does it for the records, and the commands \
-below for the rest. The page of a base, with every figure and table, is `report.md` or `report.html` in its \
-folder."""
+them: `python -m lora_ensembles.studies.check results/embedded` does it for the records and for the page of \
+that base, which is `report.md` or `report.html` in its folder and has every figure and table; the commands \
+below do it for the rest."""
 # What the paper leaves open: the question, its tables, and the kind of records.
 OPEN: dict[str, tuple[str, dict[str, Make]]] = {
     "methods": (
