@@ -164,13 +164,13 @@ class Line:
     def training_rows(self, *_: object, **_settings: object) -> Line:
         return self
 
-    def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
+    def losses(self, indices: Tensor, *, members: slice, row_numbers: Tensor | None = None) -> RowLosses:
         """(y - x w)^2 / (2 noise^2) of the rows (M, B) of the data sets whose members these are."""
         places = torch.arange(self.num_members)[members, None]
         places = places // (self.num_members // len(self.problem.x))
         x, y = self.problem.x[places, indices], self.problem.y[places, indices]
         rows = indices.numel()
-        with self.stack.running(rows=rows, tokens=rows, members=members, first_row=first_row):
+        with self.stack.running(rows=rows, tokens=rows, members=members, row_numbers=row_numbers):
             said = self.base(x.flatten(0, 1)).view_as(y)
         loss = (y - said).square() / (2 * self.problem.settings.noise**2)
         return RowLosses(loss, None, torch.zeros_like(loss, dtype=torch.bool))
@@ -190,7 +190,7 @@ class GaussianTFB(TFB):
     def _losses(self, examples: Sequence[Any], *, per: int) -> Tensor:
         line: Any = self.ensemble
         every = torch.arange(len(line.lengths)).expand(line.num_members, -1)
-        row = -line.losses(every, members=slice(None), first_row=0).loss
+        row = -line.losses(every, members=slice(None)).loss
         return -(row.view(-1, per, row.shape[1]).logsumexp(dim=1) - math.log(per)).mean(dim=1)
 
 

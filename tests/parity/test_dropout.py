@@ -27,9 +27,13 @@ def trained(ensemble: LoraEnsemble, config: TrainConfig = CONFIG, *, validated: 
 
 
 def factors(
-    probability: list[float], *, keys: list[int], shape: tuple[int, int, int], first_row: int = 0
+    probability: list[float],
+    *,
+    keys: list[int],
+    shape: tuple[int, int, int],
+    row_numbers: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    return dropout_factors(torch.tensor(keys), torch.tensor(probability), shape=shape, first_row=first_row)
+    return dropout_factors(torch.tensor(keys), torch.tensor(probability), shape=shape, row_numbers=row_numbers)
 
 
 def test_dropout_drops_its_share_and_keeps_the_expected_input() -> None:
@@ -74,7 +78,7 @@ def test_masks_of_members_rows_tokens_and_steps_are_not_related() -> None:
 def test_a_mask_does_not_depend_on_padding_neighbours_or_the_split_of_rows() -> None:
     whole = factors([0.3, 0.4], keys=[5, 6], shape=(4, 9, 16)).view(2, 4, 9, 16)
     short = factors([0.4], keys=[6], shape=(4, 7, 16)).view(4, 7, 16)
-    later = factors([0.4], keys=[6], shape=(2, 9, 16), first_row=2).view(2, 9, 16)
+    later = factors([0.4], keys=[6], shape=(2, 9, 16), row_numbers=torch.tensor([[2, 3]])).view(2, 9, 16)
     assert torch.equal(whole[1, :, :7], short)
     assert torch.equal(whole[1, 2:], later)
 

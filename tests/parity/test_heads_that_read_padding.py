@@ -138,7 +138,7 @@ def passes_of(ensemble: LoraEnsemble, kind: str) -> list[torch.Size]:
     handle = ensemble.base.get_input_embeddings().register_forward_hook(
         lambda _module, arguments, _result: seen.append(arguments[0].shape)
     )
-    rows.losses(torch.tensor([[0, 1, 2], [3, 4, 5], [0, 5, 9]]), members=slice(None), first_row=0)
+    rows.losses(torch.tensor([[0, 1, 2], [3, 4, 5], [0, 5, 9]]), members=slice(None))
     handle.remove()
     return seen
 

@@ -16,6 +16,7 @@ from breadth import crossed
 from lora_ensembles import LoraEnsemble, TrainConfig, train
 from lora_ensembles.data import Example, encode_examples
 from lora_ensembles.stack.sites import MemberWeights
+from lora_ensembles.training import trainee
 from reference_training import (
     Recipe,
     assert_different_weights,
@@ -163,6 +164,24 @@ def test_accumulation_over_members_and_rows_equals_the_whole_batch(recipe: str, 
     split = run(build_ensemble(), replace(config, max_rows=max_rows))
     for m in range(MEMBERS):
         assert_same_weights(split[m], whole[m])
+
+
+@pytest.mark.parametrize("recipe", ["none", "everything"])
+def test_a_step_read_in_parts_by_length_equals_the_whole(
+    recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config_of(RECIPES[recipe]), epochs=3)
+    weights, passes = [], []
+    for cost in (10**9, 0):
+        monkeypatch.setattr(trainee, "PASS_TOKENS", cost)
+        ensemble = build_ensemble()
+        made = []
+        ensemble.base.get_decoder().register_forward_pre_hook(lambda *_, made=made: made.append(1))
+        weights.append(run(ensemble, config))
+        passes.append(len(made))
+    assert passes[1] > passes[0] >= 9  # steps
+    for one, other in zip(*weights, strict=True):
+        assert_same_weights(one, other)
 
 
 def test_in_bf16_the_masters_stay_fp32_and_the_loss_stays_close() -> None:

@@ -4,13 +4,16 @@ how a step is split.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from lora_ensembles.data import EncodedExample
 from lora_ensembles.errors import DataError
 from lora_ensembles.heads.lm.table import TokenTable
-from lora_ensembles.training.orders import MemberOrders, by_length, epoch_order, split_step
+from lora_ensembles.training.orders import MemberOrders, by_length, cut_by_length, epoch_order, split_step
 
 PAD = 0
 SHORT = EncodedExample(prompt_ids=(5, 6), label_ids=((7,), (8,)), target=1)  # 5 6 | 8
@@ -176,20 +179,51 @@ def test_members_read_their_long_rows_in_the_same_steps_so_that_a_step_holds_lit
 
 @pytest.mark.parametrize("members", [1, 3, 5])
 @pytest.mark.parametrize("rows", [1, 4, 7])
-@pytest.mark.parametrize("max_rows", [None, 1, 2, 3, 5, 8, 21, 100])
+@pytest.mark.parametrize("max_rows", [1, 2, 3, 5, 8, 21, 100])
+@pytest.mark.parametrize("pass_tokens", [None, 0.0, 5.0, 1000.0])
 def test_split_covers_every_row_of_every_member_exactly_once_within_the_limit(
-    members: int, rows: int, max_rows: int | None
+    members: int, rows: int, max_rows: int, pass_tokens: float | None
 ) -> None:
+    lengths = torch.randint(1, 20, (members, rows), generator=torch.Generator().manual_seed(rows))
     times = torch.zeros(members, rows, dtype=torch.int64)
-    for which, chunk in split_step(members, rows, max_rows):
-        times[which, chunk] += 1
-        assert times[which, chunk].numel() <= (max_rows or members * rows)
+    for which, numbers in split_step(lengths, max_rows=max_rows, pass_tokens=pass_tokens):
+        read = torch.arange(rows).expand_as(times[which]) if numbers is None else numbers
+        times[which] += torch.zeros_like(times[which]).scatter(1, read, 1)
+        assert read.numel() <= max_rows
 
     assert bool((times == 1).all())
 
 
 def test_step_that_fits_is_not_split() -> None:
-    assert split_step(5, 4, 20) == split_step(5, 4, None) == [(slice(0, 5), slice(0, 4))]
+    lengths = torch.tensor([[3, 9, 3, 3]]).expand(5, 4)
+    whole = [(slice(0, 5), None)]
+    assert split_step(lengths, max_rows=20) == split_step(lengths, max_rows=100, pass_tokens=91) == whole
+
+
+def test_rows_are_cut_by_length_where_that_spares_more_than_a_pass_costs() -> None:
+    lengths = torch.tensor([[3, 9, 3, 3]]).expand(5, 4)
+    (_, short), (_, long) = split_step(lengths, max_rows=20, pass_tokens=89)  # a pass more spares 5 * 3 * 6
+    assert short.tolist() == [[0, 2, 3]] * 5
+    assert long.tolist() == [[1]] * 5
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("most", [3, 7])
+def test_no_other_cut_reads_less(seed: int, most: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 30, (7,), generator=generator).sort().values.tolist()
+
+    def read(sizes: Sequence[int]) -> float:
+        ends = list(itertools.accumulate(sizes))
+        return sum(size * lengths[end - 1] + 12.5 for size, end in zip(sizes, ends, strict=True))
+
+    every = [
+        [end - begin for begin, end in itertools.pairwise((0, *ends, 7))]
+        for count in range(7)
+        for ends in itertools.combinations(range(1, 7), count)
+    ]
+    allowed = [sizes for sizes in every if max(sizes) <= most]
+    assert read(cut_by_length(lengths, most=most, pass_tokens=12.5)) == min(map(read, allowed))
 
 
 def test_answer_tokens_of_a_batch_come_without_padding_and_know_their_place_in_the_table() -> None:

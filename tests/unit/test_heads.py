@@ -410,9 +410,7 @@ def test_the_number_of_operators_of_a_step_does_not_depend_on_the_number_of_memb
         rows = AdapterTrainee(ensemble, examples_for(kind), CONFIG).rows
         for _ in range(2):  # what a first pass in a process tries and keeps is not counted
             with _Counted() as counted:
-                loss = rows.losses(
-                    torch.arange(4).expand(members, -1), members=slice(None), first_row=0
-                ).loss.sum()
+                loss = rows.losses(torch.arange(4).expand(members, -1), members=slice(None)).loss.sum()
                 ensemble.stack.add_gradients(loss, ensemble.stack.zero_gradients())
         counts.append(counted.calls)
     assert counts[0] == counts[1] > 100

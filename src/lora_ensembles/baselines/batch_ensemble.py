@@ -305,7 +305,7 @@ class _Rows:
     def fingerprint(self) -> str:
         return self.table.fingerprint()
 
-    def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
+    def losses(self, indices: Tensor, *, members: slice, row_numbers: Tensor | None = None) -> RowLosses:
         batch = self.table.gather(indices)
         tokens = batch.answer_tokens()
         base_states = None if self.states is None else self.states[tokens.numbers]

@@ -283,7 +283,7 @@ class _Rows:
     def fingerprint(self) -> str:
         return self.table.fingerprint()
 
-    def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
+    def losses(self, indices: Tensor, *, members: slice, row_numbers: Tensor | None = None) -> RowLosses:
         ensemble, frozen = self.ensemble, self.frozen
         batch = self.table.gather(indices)
         count, rows, steps = batch.numbers.shape

@@ -289,7 +289,7 @@ class _Rows:
     def fingerprint(self) -> str:
         return self.table.fingerprint()
 
-    def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
+    def losses(self, indices: Tensor, *, members: slice, row_numbers: Tensor | None = None) -> RowLosses:
         batch = self.table.gather(indices)
         features = self.features[batch.numbers.to(self.features.device)]
         return choice_losses(

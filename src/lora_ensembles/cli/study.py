@@ -114,6 +114,7 @@ def _compare(args: Arguments) -> dict[str, Any]:
     from ..studies.comparison.run import run_comparison
     from ..studies.report.comparison import comparison_table
     from ..studies.report.comparison_page import write_comparison
+    from ..studies.store import by_kind
 
     begin, grid = time.monotonic(), _grid(args)
     check_writable(args.out / "record")
@@ -127,7 +128,7 @@ def _compare(args: Arguments) -> dict[str, Any]:
         "grid": grid.name,
         "budget": dataclasses.asdict(budget),
         "records": {kind: len(rows) for kind, rows in records.items()},
-        "report": str(write_comparison(records, args.out).html),
+        "report": str(write_comparison(by_kind(args.out), args.out).html),
         "seconds": round(time.monotonic() - begin, 1),
     }
 

@@ -48,9 +48,9 @@ class TrainingRows(Protocol):
         """A short hash of the data, to notice when a run is continued on other data."""
         ...
 
-    def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
-        """Losses of the rows `indices` (M, B) of these members; `first_row` says where they stand in the
-        members' batches.
+    def losses(self, indices: Tensor, *, members: slice, row_numbers: Tensor | None = None) -> RowLosses:
+        """Losses of the rows `indices` (M, B) of these members; `row_numbers` (M, B) say where they stand in
+        the members' batches, where these are not the whole of them in order.
         """
         ...
 

@@ -17,6 +17,8 @@ SCORING_ROWS = 64
 """Rows of a member in flight in scoring where the caller sets no limit: small beside any base on a GPU."""
 CPU_TOKENS = 2048
 """Token vectors that a pass on a CPU holds: enough for its matrix products, few enough for its caches."""
+PASS_TOKENS = 128
+"""Token vectors that take a CPU about as long as what each pass costs beside them."""
 
 
 def rows_in_flight(rows: int, *, tokens_a_row: float, device: torch.device) -> int:

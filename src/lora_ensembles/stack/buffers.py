@@ -291,11 +291,10 @@ class AdapterStack:
         rows: int,
         tokens: int,
         members: slice = ALL_MEMBERS,
-        first_row: int = 0,
         row_numbers: Tensor | None = None,
     ) -> AbstractContextManager[None]:
         """Context in which a forward pass over `rows` rows of `tokens` tokens in all, those of `members`,
-        runs.
+        runs; `row_numbers` (M, rows of a member) say where they stand in the members' batches.
         """
         if self._detached:  # the plain base would answer for every member
             raise AdapterError(
@@ -308,7 +307,6 @@ class AdapterStack:
             tokens=tokens,
             groups=groups,
             members=members,
-            first_row=first_row,
             row_numbers=row_numbers,
         )
         return self.sharding.lockstep(running)

@@ -32,9 +32,8 @@ class ForwardContext:
     dropout_keys: Sequence[int] = ()  # one random stream per member
     sign_keys: Sequence[int] = ()  # one random stream of signs per member, where A is perturbed
     sign_gradient: Tensor = field(default_factory=lambda: torch.empty(0))  # (M, P_a) of the perturbation
-    first_row: int = 0  # index, in each member's batch, of the first row that the pass holds
     row_numbers: Tensor | None = (
-        None  # (M, rows of a member) their indices, where they do not follow each other
+        None  # (M, rows of a member) where they stand in the members' batches; None: from 0, in order
     )
 
     def running(
@@ -44,13 +43,12 @@ class ForwardContext:
         tokens: int,
         groups: int,
         members: slice = ALL_MEMBERS,
-        first_row: int = 0,
         row_numbers: Tensor | None = None,
     ) -> AbstractContextManager[None]:
         """Context in which a forward pass over `rows` rows of `tokens` tokens in all runs, those of `groups`
         members.
         """
-        return _Running(self, (rows, tokens, members, first_row, groups, row_numbers))
+        return _Running(self, (rows, tokens, members, groups, row_numbers))
 
     @contextmanager
     def dropping(self, probability: Tensor, keys: Sequence[int]) -> Iterator[None]:
@@ -99,12 +97,10 @@ class _Running:
     def _swap(self) -> None:
         context, new = self.context, self.described
         self.described = (
-            context.rows, context.tokens, context.members, context.first_row, context.groups,
-            context.row_numbers,
+            context.rows, context.tokens, context.members, context.groups, context.row_numbers,
         )  # fmt: skip
         (
-            context.rows, context.tokens, context.members, context.first_row, context.groups,
-            context.row_numbers,
+            context.rows, context.tokens, context.members, context.groups, context.row_numbers,
         ) = new  # fmt: skip
 
     def __enter__(self) -> None:

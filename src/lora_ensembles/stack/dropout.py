@@ -36,7 +36,6 @@ def dropout_factors(
     probability: Tensor,
     *,
     shape: tuple[int, int, int],
-    first_row: int = 0,
     row_numbers: Tensor | None = None,
     first_feature: int = 0,
 ) -> Tensor:
@@ -44,16 +43,12 @@ def dropout_factors(
 
     Each factor is a hash of (member's key, row, token, feature), not a draw from a shared generator, so a
     member's mask depends neither on its neighbours nor on padding nor on how a batch is split. Rows count
-    from `first_row`, or are those of `row_numbers` (M, B); features from `first_feature`, where a rank of a
+    from 0, or are those of `row_numbers` (M, B); features count from `first_feature`, where a rank of a
     tensor-parallel base sees some of them.
     """
     rows, tokens, features = shape
     device = keys.device
-    row = (
-        torch.arange(first_row, first_row + rows, device=device)[None]
-        if row_numbers is None
-        else row_numbers.to(device)
-    )
+    row = torch.arange(rows, device=device)[None] if row_numbers is None else row_numbers.to(device)
     place = _mix(row[..., None] * 0x1F123BB + torch.arange(tokens, device=device)).view(-1, rows * tokens, 1)
     member = _mix(keys)[:, None, None]
     feature = _mix(torch.arange(first_feature, first_feature + features, device=device) + 0x3C6EF372)

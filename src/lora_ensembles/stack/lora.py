@@ -225,7 +225,6 @@ class StackedLoraLinear(nn.Module):
             torch.tensor(keys, device=x.device),
             probability,
             shape=(rows, x.numel() // (context.rows * x.shape[-1]), features),
-            first_row=context.first_row,
             row_numbers=context.row_numbers,
             first_feature=0 if self.cut is None else self.cut.first_input,
         ).to(self.lora_a.dtype)

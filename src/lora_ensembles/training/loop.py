@@ -251,24 +251,40 @@ def _backward(run: _Run, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
     run.trainee.begin_step(run.gradients, step)
     members, rows = indices.shape
     loss, accuracy = torch.zeros(2, members, rows, device=run.trainee.device)
-    for which, chunk in split_step(members, rows, max(1, run.max_rows // run.trainee.rows.passes)):
+    for which, numbers in _passes(run, indices):
+        own = indices[which] if numbers is None else indices[which].gather(1, numbers)
         # The backward pass as well: what the context puts into a pass has gradients of its own, and layers
         # may compute again.
         with run.trainee.in_step(step):
-            row_loss, row_accuracy = _row_losses(run, indices[which, chunk], which, chunk.start)
+            row_loss, row_accuracy = _row_losses(run, own, which, numbers)
             run.trainee.add_gradients(row_loss.sum() / rows, run.gradients)
-        loss[which, chunk], accuracy[which, chunk] = row_loss.detach(), row_accuracy
+        places = torch.arange(rows)[None] if numbers is None else numbers
+        places = places.expand_as(own).to(loss.device, non_blocking=True)
+        loss[which].scatter_(1, places, row_loss.detach())
+        accuracy[which].scatter_(1, places, row_accuracy)
     run.trainee.end_gradients(run.gradients)
     return loss.mean(dim=1), accuracy.mean(dim=1)
 
 
-def _row_losses(run: _Run, indices: Tensor, which: slice, first_row: int) -> tuple[Tensor, Tensor]:
+def _passes(run: _Run, indices: Tensor) -> list[tuple[slice, Tensor | None]]:
+    """The passes of a step over rows (M, B), as `split_step` gives them."""
+    trainee, passes = run.trainee, run.trainee.rows.passes
+    return split_step(
+        run.orders.lengths[indices // trainee.variants],
+        max_rows=max(1, run.max_rows // passes),
+        pass_tokens=None if trainee.pass_tokens is None else trainee.pass_tokens / passes,
+    )
+
+
+def _row_losses(
+    run: _Run, indices: Tensor, which: slice, row_numbers: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The loss and the answer accuracy of each row, (M, B): Eq. 3, plus Eq. 4 where a member has a weight for
     it.
     """
     trainee = run.trainee
     with trainee.recomputed() if run.recompute else nullcontext():
-        rows = trainee.rows.losses(indices, members=which, first_row=first_row)
+        rows = trainee.rows.losses(indices, members=which, row_numbers=row_numbers)
     loss = rows.loss if rows.divergence is None else rows.loss + run.kl_weight[which, None] * rows.divergence
     return loss, rows.right.float()
 

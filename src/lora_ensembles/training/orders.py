@@ -139,21 +139,60 @@ class MemberOrders:
         )
 
 
-def split_step(members: int, rows: int, max_rows: int | None) -> list[tuple[slice, slice]]:
-    """The split of a step of `members` * `rows` rows so that at most `max_rows` are in flight: over members,
-    then over rows.
+def split_step(
+    lengths: Tensor, *, max_rows: int, pass_tokens: float | None = None
+) -> list[tuple[slice, Tensor | None]]:
+    """The split of a step into passes: of each the members, and which rows of their batches (M, b) it reads,
+    None for all of them in order.
+
+    At most `max_rows` rows are in flight: the split is over members, then over rows. With `pass_tokens`, rows
+    are read in the order of their `lengths` (M, B), and in as many passes as make the least of what is read:
+    the tokens, padding included, and `pass_tokens` for each pass.
 
     Example:
-        >>> split_step(4, 8, 16)
-        [(slice(0, 2, None), slice(0, 8, None)), (slice(2, 4, None), slice(0, 8, None))]
-        >>> split_step(1, 8, 5)
-        [(slice(0, 1, None), slice(0, 5, None)), (slice(0, 1, None), slice(5, 8, None))]
+        >>> [members for members, rows in split_step(torch.ones(4, 8), max_rows=16)]
+        [slice(0, 2, None), slice(2, 4, None)]
+        >>> lengths = torch.tensor([[9, 30, 9, 8], [9, 8, 29, 9]])
+        >>> [rows.tolist() for _, rows in split_step(lengths, max_rows=8, pass_tokens=10)]
+        [[[3, 0, 2], [1, 0, 3]], [[1], [2]]]
     """
-    limit = max_rows or members * rows
-    group = max(1, min(members, limit // rows))
-    chunk = rows if limit >= rows else limit
-    return [
-        (slice(m, min(m + group, members)), slice(b, min(b + chunk, rows)))
-        for m in range(0, members, group)
-        for b in range(0, rows, chunk)
-    ]
+    members, rows = lengths.shape
+    group, most = max(1, min(members, max_rows // rows)), min(rows, max_rows)
+    parts: list[tuple[slice, Tensor | None]] = []
+    for first in range(0, members, group):
+        which = slice(first, min(first + group, members))
+        own = lengths[which]
+        if pass_tokens is None:
+            order = torch.arange(rows).expand(len(own), rows)
+            sizes = [min(most, rows - begin) for begin in range(0, rows, most)]
+        else:
+            order = own.argsort(dim=1, stable=True)
+            longest = own.gather(1, order).amax(dim=0).tolist()
+            sizes = cut_by_length(longest, most=most, pass_tokens=pass_tokens / len(own))
+        parts += [(which, part) for part in order.split(sizes, dim=1)] if len(sizes) > 1 else [(which, None)]
+    return parts
+
+
+def cut_by_length(lengths: Sequence[float], *, most: int, pass_tokens: float) -> list[int]:
+    """The sizes of the parts, of at most `most` rows, into which rows of rising lengths are cut so that the
+    sum of (rows * the longest of them + `pass_tokens`) over the parts is least.
+
+    Example:
+        >>> cut_by_length([8, 9, 9, 30], most=4, pass_tokens=10)
+        [3, 1]
+        >>> cut_by_length([8, 9, 9, 30], most=4, pass_tokens=100)
+        [4]
+    """
+    least, begins = [0.0], [0]
+    for end, longest in enumerate(lengths, start=1):
+        cost, begin = min(
+            (least[begin] + (end - begin) * longest + pass_tokens, begin)
+            for begin in range(max(0, end - most), end)
+        )
+        least.append(cost)
+        begins.append(begin)
+    sizes, end = [], len(lengths)
+    while end:
+        sizes.append(end - begins[end])
+        end = begins[end]
+    return sizes[::-1]

@@ -22,6 +22,7 @@ from ..disk.atomic import written_aside
 from ..distributed.ranks import ALONE, Ranks
 from ..errors import ConfigError
 from ..heads.base import TrainingRows
+from ..passes.memory import PASS_TOKENS
 from .config import TrainConfig
 from .optim import Optimizer, StackedAdamW, gradient_norms
 
@@ -80,6 +81,13 @@ class Trainee(ABC):
     def num_members(self) -> int:
         """M, the members that this process trains."""
         return len(self.order_seeds)
+
+    @property
+    def pass_tokens(self) -> int | None:
+        """The token vectors that a pass more must spare in padding; None: a step is read in no more passes
+        than memory asks for. So on other devices than a CPU, and where ranks make the same passes.
+        """
+        return PASS_TOKENS if self.device.type == "cpu" and self.ranks.size == 1 else None
 
     @property
     def members_in_all(self) -> int:

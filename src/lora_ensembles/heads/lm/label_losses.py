@@ -265,12 +265,10 @@ class LabelRows:
     def fingerprint(self) -> str:
         return self.table.fingerprint()
 
-    def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
+    def losses(self, indices: Tensor, *, members: slice, row_numbers: Tensor | None = None) -> RowLosses:
         ensemble, batch, probs = self.ensemble, self.table.gather(indices), self.table.rows.target_probs
         texts, kept = batch.texts, self.trunk_states
-        numbers = (
-            batch.slots + first_row * self.passes
-        )  # so a member's rows are the same alone and beside others
+        numbers = self.table.rows.text_numbers(batch.slots, row_numbers)
         trunk = nullcontext() if kept is None else kept.in_place_of_trunk(texts.numbers, texts.ids.shape[1])
         with (
             ensemble.stack.running(

@@ -124,14 +124,14 @@ class AnswerRows:
     def fingerprint(self) -> str:
         return self.table.fingerprint()
 
-    def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
+    def losses(self, indices: Tensor, *, members: slice, row_numbers: Tensor | None = None) -> RowLosses:
         return row_losses(
             self.ensemble,
             self.table.gather(indices),
             base_states=self.base_states,
             trunk_states=self.trunk_states,
             members=members,
-            first_row=first_row,
+            row_numbers=row_numbers,
         )
 
 
@@ -142,13 +142,13 @@ def row_losses(
     base_states: BaseStates | None = None,
     trunk_states: TrunkStates | None = None,
     members: slice = slice(None),
-    first_row: int = 0,
+    row_numbers: Tensor | None = None,
 ) -> RowLosses:
     """Losses of a batch's rows; with `base_states`, the divergence from the base as well (Eq. 3 and 4, summed
     over a row's tokens).
 
     `trunk_states` spare the layers below the adapters. `members` says which members the batch holds,
-    `first_row` where its rows stand in theirs. Where the logits are more than
+    `row_numbers` (M, B) where its rows stand in theirs. Where the logits are more than
     `answer_positions.LOGIT_BUDGET`, the head and the losses run over chunks of tokens, and again in the
     backward pass, so that the logits of one chunk are all that there is at a time.
     """
@@ -164,7 +164,7 @@ def row_losses(
     )
     with (
         ensemble.stack.running(
-            rows=count * rows, tokens=batch.ids.numel(), members=members, first_row=first_row
+            rows=count * rows, tokens=batch.ids.numel(), members=members, row_numbers=row_numbers
         ),
         trunk,
     ):

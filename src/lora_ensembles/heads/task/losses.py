@@ -110,10 +110,9 @@ class TextRows:
             )
         return log_probs(self.table.per_example(scores))[0]
 
-    def losses(self, indices: Tensor, *, members: slice, first_row: int) -> RowLosses:
+    def losses(self, indices: Tensor, *, members: slice, row_numbers: Tensor | None = None) -> RowLosses:
         batch = self.table.gather(indices)
-        # So a member's rows are the same alone and beside others.
-        rows = batch.slots + first_row * self.table.width
+        rows = self.table.text_numbers(batch.slots, row_numbers)
         if self.ensemble.padding_is_read:
             scores = self._scores_by_length(batch, rows, members)
         else:

@@ -174,6 +174,17 @@ class TextTable:
         chosen = torch.where(there, numbers.gather(1, order), self.text_lengths.argmin())
         return chosen, torch.where(there, order, rows * self.width), present
 
+    def text_numbers(self, slots: Tensor, row_numbers: Tensor | None) -> Tensor:
+        """The places (M, R) of texts at `slots` (M, R) among all texts of their members' batches: what is
+        drawn for a text is the same alone and beside others. `row_numbers` (M, B) are the places of the
+        examples; None: they are the whole batch.
+        """
+        if row_numbers is None:
+            return slots
+        behind = row_numbers.amax(dim=1, keepdim=True) + 1  # what only fills up
+        examples = torch.cat([row_numbers, behind], dim=1).to(slots.device)
+        return examples.gather(1, slots // self.width) * self.width + slots % self.width
+
     def per_example(self, scores: Tensor) -> Tensor:
         """Scores (M, W, K) of all texts by example: (M, N, C), -inf where an example has fewer options."""
         if not self.choices:
