@@ -147,7 +147,10 @@ class _GivenDropout(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shape = (1, x.shape[-2], x.shape[-1])
         factors = dropout_factors(
-            torch.tensor([self.key]), torch.tensor([self.probability]), shape=shape, row_numbers=torch.tensor([[self.row]])
+            torch.tensor([self.key]),
+            torch.tensor([self.probability]),
+            shape=shape,
+            row_numbers=torch.tensor([[self.row]]),
         )
         return x * factors.float().view(x.shape)
 

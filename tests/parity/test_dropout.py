@@ -33,7 +33,9 @@ def factors(
     shape: tuple[int, int, int],
     row_numbers: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    return dropout_factors(torch.tensor(keys), torch.tensor(probability), shape=shape, row_numbers=row_numbers)
+    return dropout_factors(
+        torch.tensor(keys), torch.tensor(probability), shape=shape, row_numbers=row_numbers
+    )
 
 
 def test_dropout_drops_its_share_and_keeps_the_expected_input() -> None:
