@@ -179,7 +179,11 @@ def pretrained_section(records: dict[str, Row]) -> str:
     found = {name: records[f"cpu-smollm2-{name}"] for name in SMOLLM2 if f"cpu-smollm2-{name}" in records}
     if not found:
         return ""
-    rows = [{**row, "id": name} for name, record in found.items() for row in record["rows"]]
+    rows = [
+        {**row, "id": name + row["id"].partition("smollm2")[2]}
+        for name, record in found.items()
+        for row in record["rows"]
+    ]
     made = "\n".join(f"- {name}: {environment(record)}" for name, record in found.items())
     return PRETRAINED.format(environments=made, rows=rows_table(rows), said=verdicts(rows))
 

@@ -8,15 +8,17 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_ensembles.disk.provenance import environment
+from lora_ensembles.stack.buffers import AdapterStack
 
 WINDOWS = 7  # an odd number, of which the median is a measured one
 
@@ -54,8 +56,8 @@ def wait(device: torch.device | str) -> None:
 
 
 class StepClock:
-    """The time of all steps of a run but the first, taken where the base begins a pass: set-up and the first
-    step do not count.
+    """The time of all steps of a run but the first, taken where a step or a pass of it begins: set-up and the
+    first step do not count.
     """
 
     def __init__(self, device: torch.device | str):
@@ -72,14 +74,11 @@ class StepClock:
         else:
             self.marks.append(time.perf_counter())
 
-    def seconds_a_step(self, steps: int, *, passes: int | None = None) -> float:
-        """The mean over steps 2 to `steps` of a run whose steps make `passes` passes each; the last mark is
-        the run's end.
-
-        Without `passes`, as many as all steps can have made: right where a run begins with fewer passes of
-        another kind than it has steps.
+    def seconds_a_step(self, steps: int) -> float:
+        """The mean over steps 2 to `steps` of a run whose steps have equally many marks; the last mark is the
+        run's end. A run may begin with fewer marks of another kind than it has steps.
         """
-        passes = passes or (len(self.marks) - 1) // steps
+        passes = (len(self.marks) - 1) // steps
         if steps < 2 or not passes or len(self.marks) < steps * passes + 1:
             raise ValueError(
                 f"{len(self.marks)} marks of a run of {steps} steps; at least 2 steps are needed, "
@@ -102,6 +101,22 @@ def clocked(base: nn.Module, device: torch.device | str) -> Iterator[StepClock]:
         yield clock
     finally:
         handle.remove()
+    clock.mark()
+
+
+@contextmanager
+def clocked_steps(stack: AdapterStack, device: torch.device | str) -> Iterator[StepClock]:
+    """A clock that is marked at every training step of a stack, whose passes may be more or fewer, and at the
+    end.
+    """
+    clock, begin_step = StepClock(device), stack.begin_step
+
+    def marked(gradients: Sequence[Tensor]) -> None:
+        clock.mark()
+        begin_step(gradients)
+
+    with mock.patch.object(stack, "begin_step", marked):
+        yield clock
     clock.mark()
 
 

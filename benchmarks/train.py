@@ -36,7 +36,7 @@ SMALL = {  # the same on every device
     "hidden512": Profile("hidden512", 8, (4,), 32, {"A": 1.5, "A'": 1.0}, steps=4),
     "tokens": Profile("toy", 8, (1, 2, 4, 8, 16), 16, {}, steps=8, kind="tokens"),
     "demo": Profile("embedded", 5, (16,), 0, {"A'": 1.5}, steps=8, kind="demo"),
-    "smollm2": Profile("smollm2", 5, (4,), 0, {"A": 1.5, "A'": 1.0}, steps=4, kind="words"),
+    "smollm2": Profile("smollm2", 5, (4, 16), 0, {"A": 1.5, "A'": 1.0}, steps=4, kind="words"),
     "tiny": Profile("tiny", 2, (2,), 8, {}, steps=3),
     "tiny-T5": Profile("tiny", 2, (2,), 8, {}, steps=3, kind="kl"),
     "tiny-T7": Profile("tiny", 2, (2,), 8, {}, steps=3, kind="members"),

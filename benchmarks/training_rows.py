@@ -18,7 +18,7 @@ import torch
 from limits import Peak, member_bytes, peak, training_flops
 from memory import peak_bytes
 from peers import HuggingFaceTrainer, MixedBatch, TunedPeft, Work, answer_of, difference
-from timing import clocked, interleaved, ratio_lines, worst
+from timing import clocked_steps, interleaved, ratio_lines, worst
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -27,6 +27,8 @@ from workloads import SHAPES, Shape, build, in_words, questions, scaled, shape_o
 from lora_ensembles import LoraEnsemble, TrainConfig, load_base, load_task, train
 from lora_ensembles.data import Example, encode_examples
 from lora_ensembles.heads.lm import losses as answer_losses
+from lora_ensembles.passes.memory import PASS_TOKENS, rows_in_flight
+from lora_ensembles.training.orders import split_step
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 """Most difference of weights, as a part of the way that training went. fp32 arms differ by the order of sums
@@ -72,12 +74,12 @@ class Setting:
     def device(self) -> torch.device:
         return self.base.device
 
-    def stacked(self, *, passes: int | None = None) -> float:
+    def stacked(self) -> float:
         """Seconds a step of the library's own loop, all members."""
         self.ensemble.stack.set_members(self.work.initial)
-        with clocked(self.ensemble.base, self.device) as clock:
+        with clocked_steps(self.ensemble.stack, self.device) as clock:
             train(self.ensemble, self.examples, self.work.config, progress=False)
-        return clock.seconds_a_step(self.work.steps, passes=passes)
+        return clock.seconds_a_step(self.work.steps)
 
 
 @dataclass(frozen=True)
@@ -223,8 +225,8 @@ def describe(setting: Setting, place: Place, seconds: float) -> dict[str, Any]:
     work, members = setting.work, setting.ensemble.num_members
     answers = torch.tensor([len(answer_of(one)) for one in work.encoded])
     lengths = torch.tensor([len(one.prompt_ids) for one in work.encoded]) + answers - 1
-    read, held = padding(lengths, work)
     mean = float(lengths.float().mean())
+    read, held = padding(lengths, work, setting.device)
     tokens = read / work.steps
     flops = training_flops(setting.shape, length=mean, answers=float(answers.float().mean()))
     least = tokens * flops / place.peak.flops
@@ -247,15 +249,21 @@ def describe(setting: Setting, place: Place, seconds: float) -> dict[str, Any]:
     }
 
 
-def padding(lengths: Tensor, work: Work) -> tuple[int, int]:
-    """Tokens that all members read in a window, and places in batches that are as long as the longest row of
+def padding(lengths: Tensor, work: Work, device: torch.device) -> tuple[int, int]:
+    """Tokens that all members read in a window, and places in passes that are as long as the longest row of
     any member.
     """
-    steps = [
-        torch.stack([lengths[work.indices(m, step)] for m in range(len(work.initial))])
-        for step in range(work.steps)
-    ]
-    return sum(int(one.sum()) for one in steps), sum(int(one.max()) * one.numel() for one in steps)
+    members, mean = len(work.initial), float(lengths.float().mean())
+    rows = rows_in_flight(members * work.config.batch_size, tokens_a_row=mean, device=device)
+    pass_tokens = PASS_TOKENS if device.type == "cpu" else None
+    read, held = 0, 0
+    for step in range(work.steps):
+        own = torch.stack([lengths[work.indices(m, step)] for m in range(members)])
+        read += int(own.sum())
+        for which, numbers in split_step(own, max_rows=rows, pass_tokens=pass_tokens):
+            part = own[which] if numbers is None else own[which].gather(1, numbers)
+            held += int(part.max()) * part.numel()
+    return read, held
 
 
 @functools.cache
@@ -272,14 +280,14 @@ def kl_row(name: str, profile: Profile, place: Place) -> dict[str, Any]:
     setting = prepare(name, profile, place, batch=profile.batch[0], members=profile.members)
     found: dict[str, Any] = {}
 
-    def run(arm: str, passes: int) -> float:
+    def run(arm: str) -> float:
         limit = answer_losses.BASE_CACHE_BYTES if arm == "cached" else 0
         with mock.patch.object(answer_losses, "BASE_CACHE_BYTES", limit):
-            seconds = setting.stacked(passes=passes)
+            seconds = setting.stacked()
         found[arm] = [setting.ensemble.stack.member(member) for member in range(profile.members)]
         return seconds
 
-    arms = {arm: functools.partial(run, arm, passes) for arm, passes in (("cached", 1), ("live", 2))}
+    arms = {arm: functools.partial(run, arm) for arm in ("cached", "live")}
     seconds = interleaved(arms, windows=place.windows, device=place.device)
     row = describe(setting, place, seconds["cached"])
     pairs = zip(found["cached"], found["live"], setting.work.initial, strict=True)
