@@ -82,6 +82,17 @@ def test_train_ends_with_its_metrics_and_stores_them(capsys, tmp_path):
     assert (used["epochs"], used["weight_decay_b"]) == (1, [0.01, 20.0])
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [([], True), (["--learning-rate", 1e-3], False), (["--preset", "default"], False)],
+)
+def test_train_says_that_a_small_base_needs_a_larger_learning_rate(capsys, tmp_path, given, says):
+    words = ["--task", "world-cqa", "--base", base_folder(), "--limit", 4, "--limit-validation", 4, *FEW]
+    done = call(capsys, "train", *words, *given, "--out", tmp_path / "run")
+    assert done.code == 0
+    assert ("if it hardly learns, try --learning-rate 0.002" in done.err) == says
+
+
 def test_members_that_train_wrote_open_in_peft(trained):
     for member in ("member_000", "member_001"):
         base = transformers.AutoModelForCausalLM.from_pretrained(base_folder())

@@ -219,6 +219,8 @@ def _run(args: Arguments, ranks: Ranks | Alone) -> dict[str, Any]:
             source, task = dataclasses.replace(source, answer=answer), in_answers(task, answer)
             held_out = rendered(held_out, answer)
         ensemble = _build(args, source, task, (base, tokenizer))
+        if not is_embedded(args.base):
+            settings.say_small_base(args, base)
     except DataError as error:  # such as a base of which transformers has no classifier
         raise DataError(
             f"{error}. {other_way(train, source.labels)}" if chosen and train else str(error)

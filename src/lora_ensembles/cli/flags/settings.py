@@ -25,6 +25,7 @@ from ..common import (
     number,
     numbers,
     probability_below_one,
+    say,
     whole,
     words,
 )
@@ -32,7 +33,9 @@ from ..common import (
 if TYPE_CHECKING:
     from peft import LoraConfig
     from torch import nn
+    from transformers import PreTrainedModel
 
+LEAST_PARAMETERS = 3e8  # of a base for which the preset "default" was chosen
 TRAIN_FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
 ADAPTER_FIELDS = ("r", "lora_alpha", "target_modules", "lora_dropout", "use_rslora", "modules_to_save")
 
@@ -113,6 +116,18 @@ def preset_config(args: Arguments, *, default: str, task: str | None) -> TrainCo
     """
     config = TrainConfig.preset(args.preset or default, task=task)
     return config if args.head in (None, "causal-lm") else dataclasses.replace(config, loss="auto")
+
+
+def say_small_base(args: Arguments, base: PreTrainedModel) -> None:
+    """Say that the preset "default" may hardly move a base as small as this, where nothing else was given."""
+    if args.preset is not None or args.given(("learning_rate",)) or base.num_parameters() >= LEAST_PARAMETERS:
+        return
+    rate = TrainConfig.preset("default").per_member("learning_rate", 1).item()
+    say(
+        f"note: this base has {base.num_parameters() / 1e6:,.1f} million parameters, and the learning rate "
+        f"{rate:g} of the preset default suits 0.5B and more; if it hardly learns, try --learning-rate "
+        f"{10 * rate:g}"
+    )
 
 
 def adapter_config(args: Arguments, base: nn.Module) -> LoraConfig:
