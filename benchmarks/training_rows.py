@@ -19,16 +19,13 @@ from limits import Peak, member_bytes, peak, training_flops
 from memory import peak_bytes
 from peers import HuggingFaceTrainer, MixedBatch, TunedPeft, Work, answer_of, difference
 from timing import clocked_steps, interleaved, ratio_lines, worst
-from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from workloads import SHAPES, Shape, build, in_words, questions, scaled, shape_of, sharing, tokenizer
+from workloads import SHAPES, Shape, build, in_words, padding, questions, scaled, shape_of, sharing, tokenizer
 
 from lora_ensembles import LoraEnsemble, TrainConfig, load_base, load_task, train
 from lora_ensembles.data import Example, encode_examples
 from lora_ensembles.heads.lm import losses as answer_losses
-from lora_ensembles.passes.memory import PASS_TOKENS, rows_in_flight
-from lora_ensembles.training.orders import split_step
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 """Most difference of weights, as a part of the way that training went. fp32 arms differ by the order of sums
@@ -226,7 +223,10 @@ def describe(setting: Setting, place: Place, seconds: float) -> dict[str, Any]:
     answers = torch.tensor([len(answer_of(one)) for one in work.encoded])
     lengths = torch.tensor([len(one.prompt_ids) for one in work.encoded]) + answers - 1
     mean = float(lengths.float().mean())
-    read, held = padding(lengths, work, setting.device)
+    steps = [
+        torch.stack([lengths[work.indices(m, step)] for m in range(members)]) for step in range(work.steps)
+    ]
+    read, held = padding(steps, setting.device)
     tokens = read / work.steps
     flops = training_flops(setting.shape, length=mean, answers=float(answers.float().mean()))
     least = tokens * flops / place.peak.flops
@@ -247,23 +247,6 @@ def describe(setting: Setting, place: Place, seconds: float) -> dict[str, Any]:
         "operators_per_layer": operators_per_layer(members),
         "peak": place.peak.to_dict(),
     }
-
-
-def padding(lengths: Tensor, work: Work, device: torch.device) -> tuple[int, int]:
-    """Tokens that all members read in a window, and places in passes that are as long as the longest row of
-    any member.
-    """
-    members, mean = len(work.initial), float(lengths.float().mean())
-    rows = rows_in_flight(members * work.config.batch_size, tokens_a_row=mean, device=device)
-    pass_tokens = PASS_TOKENS if device.type == "cpu" else None
-    read, held = 0, 0
-    for step in range(work.steps):
-        own = torch.stack([lengths[work.indices(m, step)] for m in range(members)])
-        read += int(own.sum())
-        for which, numbers in split_step(own, max_rows=rows, pass_tokens=pass_tokens):
-            part = own[which] if numbers is None else own[which].gather(1, numbers)
-            held += int(part.max()) * part.numel()
-    return read, held
 
 
 @functools.cache

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -25,6 +27,8 @@ from transformers import (
 
 from lora_ensembles import Example, load_task
 from lora_ensembles.data import Task
+from lora_ensembles.passes.memory import PASS_TOKENS, rows_in_flight
+from lora_ensembles.training.orders import split_step
 
 WINDOW = 4096
 LABELS = (" yes", " no")
@@ -146,3 +150,18 @@ def questions(count: int, *, length: int, words: int, spread: float = 0.0, seed:
         ids = drawn.choices(range(3, words), k=size)
         made.append(Example(f"q{number}", " ".join(f"w{token}" for token in ids), LABELS, ids[0] % 2))
     return made
+
+
+def padding(steps: Sequence[Tensor], device: torch.device) -> tuple[int, int]:
+    """Tokens of the rows of steps, whose lengths are (M, B) each, and places in the passes that read them,
+    which are as long as the longest row of any member.
+    """
+    rows = sum(lengths.numel() for lengths in steps)
+    read, held = sum(int(lengths.sum()) for lengths in steps), 0
+    pass_tokens = PASS_TOKENS if device.type == "cpu" else None
+    for lengths in steps:
+        most = rows_in_flight(lengths.numel(), tokens_a_row=read / rows, device=device)
+        for which, numbers in split_step(lengths, max_rows=most, pass_tokens=pass_tokens):
+            part = lengths[which] if numbers is None else lengths[which].gather(1, numbers)
+            held += int(part.max()) * part.numel()
+    return read, held

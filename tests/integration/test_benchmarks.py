@@ -252,22 +252,13 @@ def test_limits_are_those_of_llama_8b() -> None:
 
 
 def test_padding_is_what_rows_lack_to_the_longest_of_their_step() -> None:
-    from types import SimpleNamespace
+    from workloads import padding
 
-    from training_rows import padding
-
-    lengths = torch.tensor([3, 5, 4, 1])
-    steps = [[torch.tensor([0, 1]), torch.tensor([2, 3])], [torch.tensor([3, 2]), torch.tensor([1, 0])]]
-    work: Any = SimpleNamespace(
-        initial=[0, 1],
-        steps=2,
-        indices=lambda member, step: steps[member][step],
-        config=SimpleNamespace(batch_size=2),
-    )
-    # Step 0 holds rows of 3, 5, 1 and 4 tokens, step 1 of 4, 1, 5 and 3.
-    assert padding(lengths, work, torch.device("cpu")) == (26, 4 * 5 + 4 * 5)
-    assert padding(100 * lengths, work, torch.device("cpu")) == (2600, 2 * (300 + 500) + 2 * (300 + 500))
-    assert padding(100 * lengths, work, torch.device("cuda")) == (2600, 4 * 500 + 4 * 500)
+    steps = [torch.tensor([[3, 5], [1, 4]]), torch.tensor([[4, 1], [5, 3]])]
+    long = [100 * lengths for lengths in steps]
+    assert padding(steps, torch.device("cpu")) == (26, 4 * 5 + 4 * 5)
+    assert padding(long, torch.device("cpu")) == (2600, 2 * (300 + 500) + 2 * (300 + 500))
+    assert padding(long, torch.device("cuda")) == (2600, 4 * 500 + 4 * 500)
 
 
 def test_page_is_what_the_records_give() -> None:

@@ -97,6 +97,13 @@ def test_methods_are_compared_at_one_budget_and_only_once(capsys, tiny, tmp_path
     assert call(capsys, *words).code == 0
     checked = check.check(tmp_path)
     assert (checked.records, checked.wrong) == (2, ())
+    page = tmp_path / "report.md"
+    lines = page.read_text(encoding="utf-8").splitlines()
+    number = next(at for at, line in enumerate(lines) if line.startswith("| single member | 0."))
+    other = lines[number].replace("0.", "1.", 1)
+    page.write_text("\n".join([*lines[:number], other, *lines[number + 1 :]]), encoding="utf-8")
+    said = f"report.md, line {number + 1}: {other!r}, where the records give {lines[number]!r}"
+    assert check.check(tmp_path).wrong == (said,)
     assert not (tmp_path / measuring.UNFINISHED).exists()
 
 

@@ -15,12 +15,10 @@ import pytest
 from breadth import LONG
 from command_line import call
 from lora_ensembles.errors import DataError
-from lora_ensembles.studies.check import check
-from lora_ensembles.studies.claims.judge import Claim, Part, judge
+from lora_ensembles.studies.claims.judge import Claim, Part
 from lora_ensembles.studies.report.claim_tables import claims_with_text, finding, parts_table
 from lora_ensembles.studies.report.figures import DRAWINGS
 from lora_ensembles.studies.report.write import write_report
-from lora_ensembles.studies.store import by_kind
 from study_records import study_records
 
 pytest.importorskip("matplotlib")
@@ -191,22 +189,6 @@ def test_claims_show_verdict_interval_and_settings() -> None:
         ("NLL", "shown", "-", "\N{MINUS SIGN}0.200", "-", "-", "3 (1)"),
     )
     assert finding(CLAIMS[3]) == "C5 not applicable: no record of it."
-
-
-def test_a_report_that_says_something_else_than_its_records_is_found(tmp_path: Path) -> None:
-    folder = save(tmp_path / "study", study_records())
-    write_report(records := by_kind(folder), judge(records), folder)
-    checked = check(folder)
-    page = folder / "report.md"
-    lines = page.read_text(encoding="utf-8").splitlines()
-    assert (checked.wrong, checked.lines) == ((), len(lines))
-    number = next(at for at, line in enumerate(lines) if line.startswith("| single member | "))
-    page.write_text("\n".join([*lines[:number], lines[number].replace("0.", "1.", 1), *lines[number + 1 :]]))
-    (wrong,) = check(folder).wrong
-    assert wrong.startswith(f"report.md, line {number + 1}: '| single member | 1.")
-    assert wrong.endswith(f"where the records give {lines[number]!r}")
-    page.write_text("\n".join(lines[:-1]))
-    assert check(folder).wrong == (f"report.md, line {len(lines)}: '', where the records give {lines[-1]!r}",)
 
 
 def test_records_without_a_sweep_or_of_two_grids_are_refused(tmp_path: Path) -> None:
