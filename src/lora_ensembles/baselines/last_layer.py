@@ -323,6 +323,7 @@ class _HeadRowsTrainee(BaselineTrainee):
 
     decays = ("weight_decay_b",)
     tokens_a_row = 1.0  # the base ran before
+    pass_tokens = None  # and read what padding there was
 
     def __init__(self, ensemble: LastLayerEnsemble, rows: _Rows):
         self.predictor, self.base, self.rows, self._rows = ensemble, ensemble.base, rows, rows

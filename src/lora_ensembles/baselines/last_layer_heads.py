@@ -306,6 +306,7 @@ class _HeadsTrainee(BaselineTrainee):
 
     decays = ("weight_decay_head",)
     tokens_a_row = 1.0  # the base ran before
+    pass_tokens = None  # and read what padding there was
 
     def __init__(self, ensemble: LastLayerHeads, rows: _Rows):
         self.predictor, self.base, self.rows, self.heads = ensemble, ensemble.base, rows, ensemble.heads

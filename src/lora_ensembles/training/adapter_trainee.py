@@ -97,6 +97,11 @@ class AdapterTrainee(Trainee):
         return self.ensemble.device
 
     @property
+    def pass_tokens(self) -> int | None:  # where heads read padding, passes hold texts of one length anyway
+        alone = self.ensemble.head.trained and self.ensemble.padding_is_read
+        return None if alone else super().pass_tokens
+
+    @property
     def members_in_all(self) -> int:
         return self.ensemble.members_in_all
 

@@ -85,7 +85,8 @@ class Trainee(ABC):
     @property
     def pass_tokens(self) -> int | None:
         """The token vectors that a pass more must spare in padding; None: a step is read in no more passes
-        than memory asks for. So on other devices than a CPU, and where ranks make the same passes.
+        than memory asks for. So on other devices than a CPU, where ranks make the same passes, and where no
+        padding is read.
         """
         return PASS_TOKENS if self.device.type == "cpu" and self.ranks.size == 1 else None
 

@@ -95,6 +95,10 @@ class PosteriorTrainee(Trainee):
     def device(self) -> torch.device:
         return self.inner.device
 
+    @property
+    def pass_tokens(self) -> int | None:
+        return self.inner.pass_tokens
+
     def optimizer(self, *, learning_rate: Tensor, decays: Sequence[Tensor]) -> Optimizer:
         own = self.family.optimizer(learning_rate=learning_rate, decays=decays)
         return own or super().optimizer(learning_rate=learning_rate, decays=decays)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-LEAST_PARAMETERS = 3e8  # of a base for which the preset "default" was chosen
+LEAST_PARAMETERS = 4e8  # of a base that the preset "default" suits: 0.5B is a rounded name
 TRAIN_FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
 ADAPTER_FIELDS = ("r", "lora_alpha", "target_modules", "lora_dropout", "use_rslora", "modules_to_save")
 
